@@ -1,0 +1,1 @@
+"""What we run: a plan on torch.distributed, and what was measured."""

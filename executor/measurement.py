@@ -1,0 +1,97 @@
+"""What a run taught: types of the run file. Torch-free, so that reports can read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.plan import Plan
+from planner.prediction import Prediction, Span
+from profiles.artifacts import STRICT
+from profiles.model import WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossCheck:
+    """The first losses against one device; `status` is passed, failed, exempt (lossy codec) or skipped."""
+
+    __pydantic_config__ = STRICT
+
+    status: str
+    reason: str
+    tolerance_fraction: float
+    largest_difference_fraction: float | None = None
+    reference_losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One plan as it ran.
+
+    `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
+    they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
+    first; `spans` of one step, in seconds from its start.
+    """
+
+    __pydantic_config__ = STRICT
+
+    num_warmup_steps: int
+    step_seconds: tuple[float, ...]
+    seconds: dict[str, float | None]
+    peak_bytes: tuple[float, ...]
+    peak_kind: str
+    losses: tuple[float, ...]
+    loss_check: LossCheck
+    tokens_per_second: float
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where and how a run took place."""
+
+    __pydantic_config__ = STRICT
+
+    device: str
+    num_devices: int
+    num_cores: int
+    torch: str
+    python: str
+    backend: str
+    commit: str
+    started: str
+    fingerprint: str
+    oversubscribed: bool
+    command: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRun:
+    """One plan with the prediction made before it ran and the measurement."""
+
+    __pydantic_config__ = STRICT
+
+    rank: int
+    plan: Plan
+    prediction: Prediction
+    measurement: Measurement
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFile:
+    """What `execute -o` writes and `compare` reads."""
+
+    __pydantic_config__ = STRICT
+
+    model_name: str
+    workload: WorkloadSpec
+    num_parameters: int
+    machine_name: str
+    machine_fingerprint: str
+    global_batch_size: int
+    sequence_length: int
+    seed: int
+    runs: tuple[PlanRun, ...]
+    environment: Environment
+    notes: tuple[str, ...] = ()

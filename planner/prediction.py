@@ -1,0 +1,100 @@
+"""What a plan would take: the vocabulary that predictions share with measurements, and the plan file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.plan import Plan
+from profiles.artifacts import STRICT
+from profiles.model import WorkloadSpec
+
+# Seconds of a step by source; they add up to the step.
+PARTS: tuple[str, ...] = (
+    "compute",
+    "recompute",
+    "bubble",
+    "tensor_comm",
+    "data_comm",
+    "pipeline_comm",
+    "codec",
+    "optimizer",
+    "host",
+)
+# Bytes of the fullest rank by kind; they add up to the peak.
+KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One action on the timeline of a step: F, B or the name of a collective; `microbatch` is -1 where it has none."""
+
+    __pydantic_config__ = STRICT
+
+    stage: int
+    action: str
+    microbatch: int
+    start_seconds: float
+    stop_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Step time and memory of one plan; `low_seconds` to `high_seconds` is a band of about 90 %."""
+
+    __pydantic_config__ = STRICT
+
+    step_seconds: float
+    low_seconds: float
+    high_seconds: float
+    seconds: dict[str, float]
+    bytes_per_rank: dict[str, float]
+    peak_bytes: float
+    stage_peak_bytes: tuple[float, ...]
+    fits: bool
+    tokens_per_second: float
+    mfu: float
+    mfu_denominator: str
+    method: str
+    assumptions: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan of the table: `verdict` says in a few words why it won, lost, or cannot run."""
+
+    __pydantic_config__ = STRICT
+
+    rank: int
+    plan: Plan
+    prediction: Prediction
+    verdict: str
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile:
+    """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
+
+    `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model_name: str
+    workload: WorkloadSpec
+    num_layers: int
+    num_parameters: int
+    machine_name: str
+    machine_origin: str
+    machine_device_kind: str
+    machine_fingerprint: str
+    num_devices: int
+    global_batch_size: int
+    sequence_length: int
+    candidates: tuple[Candidate, ...]
+    baseline: int
+    num_legal: int
+    rejected: dict[str, int]
+    notes: tuple[str, ...] = ()
+    created: str = ""

@@ -1,0 +1,157 @@
+"""A machine as the planner sees it: curves of kernels and links, each with its samples and its origin. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from profiles.artifacts import STRICT
+
+Origin = Literal["measured", "datasheet"]
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive"]
+COLLECTIVES: tuple[Collective, ...] = (
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "all_to_all",
+    "send_receive",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measured point: what was timed (`dims`), the median seconds and the spread (interquartile range / median)."""
+
+    __pydantic_config__ = STRICT
+
+    dims: tuple[float, ...]
+    seconds: float
+    spread_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCurve:
+    """Seconds of one kind of kernel: latency + flops / flops_per_second + bytes / bytes_per_second.
+
+    `kind` is matmul, attention_forward, attention_backward, memory, optimizer or codec; `name` narrows it (the matmul's
+    layout, the memory-bound operator, the codec) and "" is the general curve. Sample dims: matmul (batch, m, n, k);
+    attention (batch, heads, queries, keys, head size); memory and codec (bytes moved); optimizer (parameters).
+    A rate of 0 means that the term does not apply.
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: str
+    name: str = ""
+    precision: str
+    latency_seconds: float
+    flops_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    error_fraction: float
+    origin: Origin
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkCurve:
+    """Seconds of one collective over one group: latency + bytes / bytes_per_second, and the samples it was fitted to.
+
+    Bytes are of the whole tensor: all-reduce and all-to-all the input, all-gather the output, reduce-scatter the input,
+    send/receive the message; sample dims are (bytes,). `span` tells whether the group stays within a node.
+    """
+
+    __pydantic_config__ = STRICT
+
+    collective: Collective
+    group_size: int
+    span: Literal["node", "network"]
+    latency_seconds: float
+    bytes_per_second: float
+    error_fraction: float
+    origin: Origin
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTiming:
+    """One real layer timed on one device: forward and backward seconds of one micro-batch, without communication."""
+
+    __pydantic_config__ = STRICT
+
+    workload: str
+    layer: str
+    precision: str
+    micro_batch_size: int
+    sequence_length: int
+    tensor_parallel: int
+    forward_seconds: float
+    backward_seconds: float
+    spread_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """How much slower compute and communication run while both run (0 = undisturbed)."""
+
+    __pydantic_config__ = STRICT
+
+    compute_slowdown_fraction: float
+    communication_slowdown_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What a measurement depends on; a plan made on another fingerprint is flagged."""
+
+    __pydantic_config__ = STRICT
+
+    device: str
+    num_cores: int
+    memory_bytes: int
+    torch: str
+    python: str
+    backend: str
+    threads_per_rank: int
+    topology: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineProfile:
+    """Everything a prediction may know of a machine. Bandwidth is uni-directional per device.
+
+    `memory_bytes` is what one rank may use. `parallel_linear_seconds` is the host time DTensor adds to one
+    tensor-parallel linear, forward and backward; `pipeline_action_seconds` what the pipeline runtime adds to one
+    forward or backward of one micro-batch. `oversubscription_factor` is the measured slow-down with twice as many
+    ranks as cores, 0 where it was not measured. Prices are US dollars per device and hour, lowest and highest seen.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    origin: Origin
+    device_kind: Literal["cpu", "cuda"]
+    device_name: str
+    num_devices: int
+    devices_per_node: int
+    memory_bytes: float
+    peak_flops_per_second: dict[str, float]
+    peak_source: str
+    memory_bytes_per_second: float
+    launch_seconds: float
+    parallel_linear_seconds: float
+    pipeline_action_seconds: float
+    oversubscription_factor: float
+    kernels: tuple[KernelCurve, ...]
+    links: tuple[LinkCurve, ...]
+    overlap: Overlap
+    layer_timings: tuple[LayerTiming, ...] = ()
+    fingerprint: Fingerprint | None = None
+    price_per_hour: tuple[float, float] | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+    created: str = ""

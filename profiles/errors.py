@@ -1,0 +1,69 @@
+"""The error tree. Every error says what is wrong, where, and what to do, and knows its exit code.
+
+TrainwrightError          1   (a bug, or something unforeseen)
+  InputError              2   also a ValueError
+    ArtifactError             a file that cannot be read: damaged, foreign, unknown key, old schema
+    PlanError                 a plan that breaks a rule
+    UnknownNameError          a name that is not in the catalogue; suggests the nearest
+  NoFeasiblePlanError     3   counts by reason and the nearest miss
+  ToleranceError          4   measured outside the tolerance asked for, or losses that differ
+  EnvironmentFailure      5   hardware or optional dependency missing, disk full, port taken
+    RankFailure               a rank that died or hung
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrainwrightError(Exception):
+    """Base of all errors meant for the user."""
+
+    exit_code = 1
+
+
+class InputError(TrainwrightError, ValueError):
+    """The user's input cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ArtifactError(InputError):
+    """A file is not what it should be."""
+
+
+class PlanError(InputError):
+    """A plan breaks a rule of its model or machine."""
+
+
+class UnknownNameError(InputError):
+    """A name is not among the known ones."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        super().__init__(f"unknown {what} '{name}': {hint}known are {', '.join(names)}")
+
+
+class NoFeasiblePlanError(TrainwrightError):
+    """No plan is legal and fits."""
+
+    exit_code = 3
+
+
+class ToleranceError(TrainwrightError):
+    """A measurement lies outside the tolerance asked for."""
+
+    exit_code = 4
+
+
+class EnvironmentFailure(TrainwrightError):
+    """The machine lacks something the command needs."""
+
+    exit_code = 5
+
+
+class RankFailure(EnvironmentFailure):
+    """A process of the job died or hung."""

@@ -1,0 +1,378 @@
+"""What is trained, as torch modules: an ordered list of layers from a transformers configuration or a user's factory.
+
+A layer maps hidden states to hidden states; the first takes token ids (batch, sequence), the last gives logits. Layers
+are built one at a time and seeded by position, so that every rank of every layout starts from the same weights and no
+rank holds more than its own. Dropout is off: layouts could not be compared otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from profiles.errors import InputError, UnknownNameError
+from profiles.model import WorkloadSpec
+
+Style = Literal["colwise", "colwise_qkv", "rowwise"]
+LLAMA_STYLE: dict[str, Style] = {
+    "self_attn.q_proj": "colwise",
+    "self_attn.k_proj": "colwise",
+    "self_attn.v_proj": "colwise",
+    "self_attn.o_proj": "rowwise",
+    "mlp.gate_proj": "colwise",
+    "mlp.up_proj": "colwise",
+    "mlp.down_proj": "rowwise",
+}
+GPT2_STYLE: dict[str, Style] = {
+    "attn.c_attn": "colwise_qkv",
+    "attn.c_proj": "rowwise",
+    "mlp.c_fc": "colwise",
+    "mlp.c_proj": "rowwise",
+}
+# Families whose blocks have the names above and take rotary position embeddings.
+LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One layer position: `build` makes the module, `styles` says how tensor parallel splits its linears."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    styles: dict[str, Style] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model to train: its layers in order and what the planner asks about its sizes."""
+
+    spec: WorkloadSpec
+    layers: tuple[LayerSpec, ...]
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    max_sequence_length: int
+    tied_embeddings: bool
+    example_input: Callable[[int, int], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def can_tensor_parallel(self) -> bool:
+        """Whether any layer says how to split its linears."""
+        return any(layer.styles for layer in self.layers)
+
+    @property
+    def can_pipeline(self) -> bool:
+        """Whether the model is a sequence that can be cut; a tied embedding would sit on two stages."""
+        return len(self.layers) > 1 and not self.tied_embeddings
+
+    def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
+        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone."""
+        modules = nn.Sequential()
+        for position in range(start, stop):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed * 100_003 + position)
+                modules.append(self.layers[position].build())
+                _initialise(modules[-1])
+        if self.tied_embeddings and start == 0 and stop == len(self.layers):
+            modules[-1].projection.weight = modules[0].tokens.weight
+        return modules
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in fp32. Shapes: logits (batch, sequence, vocabulary), targets (batch, sequence)."""
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def load_spec(model: str) -> WorkloadSpec:
+    """The workload that `model` names: a config.json, its folder, or `package.module:factory`.
+
+    Raises: InputError where the file or the factory cannot be used.
+    """
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json":
+        try:
+            config = json.loads(path.read_text())
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}): give a Hugging Face config.json") from error
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise InputError(f"{path} has no model_type: give a Hugging Face config.json")
+        name = path.parent.resolve().name if path.name == "config.json" else path.stem
+        return WorkloadSpec(kind="transformers", name=name, config=config)
+    return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
+
+
+def load_workload(spec: WorkloadSpec) -> Workload:
+    """The workload of `spec`.
+
+    Raises: InputError where the family is not supported or the factory does not give a module.
+    """
+    return _from_factory(spec) if spec.kind == "module" else _from_config(spec)
+
+
+def _from_config(spec: WorkloadSpec) -> Workload:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoConfig
+
+    fields = dict(spec.config)
+    family = str(fields.pop("model_type", ""))
+    if family not in (*LLAMA_FAMILIES, "gpt2"):
+        raise UnknownNameError("model_type", family, (*LLAMA_FAMILIES, "gpt2"))
+    try:
+        config = AutoConfig.for_model(family, **fields)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
+    config._attn_implementation = "sdpa"  # documented as attn_implementation of from_pretrained; no weights here
+    layers = _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family)
+    heads = int(config.num_attention_heads)
+    return Workload(
+        spec=spec,
+        layers=layers,
+        hidden_size=int(config.hidden_size),
+        num_heads=heads,
+        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        ffn_size=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
+        vocab_size=int(config.vocab_size),
+        max_sequence_length=int(config.max_position_embeddings),
+        tied_embeddings=bool(config.tie_word_embeddings),
+        example_input=functools.partial(_token_ids, int(config.vocab_size)),
+        loss=next_token_loss,
+    )
+
+
+def _token_ids(vocab_size: int, batch: int, sequence: int) -> Tensor:
+    return torch.randint(0, vocab_size, (batch, sequence))
+
+
+def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    prefix = family.capitalize()
+    block = getattr(module, f"{prefix}DecoderLayer")
+    rotary = getattr(module, f"{prefix}RotaryEmbedding")
+    norm = getattr(module, f"{prefix}RMSNorm")
+    if getattr(config, "sliding_window", None):
+        raise InputError("sliding-window attention is not supported yet: set sliding_window to null in the config")
+    return (
+        LayerSpec(name="embedding", build=lambda: Embedding(config.vocab_size, config.hidden_size, 0)),
+        *(
+            LayerSpec(
+                name="block",
+                build=functools.partial(lambda i: RotaryBlock(block(config, i), rotary(config)), index),
+                styles={f"block.{path}": style for path, style in LLAMA_STYLE.items()},
+            )
+            for index in range(config.num_hidden_layers)
+        ),
+        LayerSpec(
+            name="head",
+            build=lambda: Head(
+                norm(config.hidden_size, eps=config.rms_norm_eps), config.hidden_size, config.vocab_size
+            ),
+        ),
+    )
+
+
+def _gpt2_layers(config: Any) -> tuple[LayerSpec, ...]:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    return (
+        LayerSpec(
+            name="embedding",
+            build=lambda: Embedding(config.vocab_size, config.hidden_size, config.max_position_embeddings),
+        ),
+        *(
+            LayerSpec(
+                name="block",
+                build=functools.partial(lambda i: PlainBlock(linears_for_conv1d(GPT2Block(config, i))), index),
+                styles={f"block.{path}": style for path, style in GPT2_STYLE.items()},
+            )
+            for index in range(config.num_hidden_layers)
+        ),
+        LayerSpec(
+            name="head",
+            build=lambda: Head(
+                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon), config.hidden_size, config.vocab_size
+            ),
+        ),
+    )
+
+
+class Embedding(nn.Module):
+    """Token embedding, plus learned positions where `num_positions` is not 0."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, num_positions: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, hidden_size)
+        self.positions = nn.Embedding(num_positions, hidden_size) if num_positions else None
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Token ids (batch, sequence) to hidden states (batch, sequence, hidden)."""
+        hidden: Tensor = self.tokens(token_ids)
+        if self.positions is not None:
+            hidden = hidden + self.positions(torch.arange(token_ids.shape[1], device=token_ids.device))
+        return hidden
+
+
+class RotaryBlock(nn.Module):
+    """A transformers decoder layer with its own rotary embedding, so that it can stand on any stage."""
+
+    def __init__(self, block: nn.Module, rotary: nn.Module) -> None:
+        super().__init__()
+        self.block, self.rotary = block, rotary
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (batch, sequence, hidden) to the same shape; attention is causal."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        output = self.block(hidden, position_embeddings=self.rotary(hidden, positions), position_ids=positions)
+        return _hidden_of(output)
+
+
+class PlainBlock(nn.Module):
+    """A transformers block that needs nothing but hidden states."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (batch, sequence, hidden) to the same shape; attention is causal."""
+        output = self.block(hidden)
+        return _hidden_of(output)
+
+
+class Head(nn.Module):
+    """Final norm and projection to the vocabulary."""
+
+    def __init__(self, norm: nn.Module, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.projection = nn.Linear(hidden_size, vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (batch, sequence, hidden) to logits (batch, sequence, vocabulary)."""
+        logits: Tensor = self.projection(self.norm(hidden))
+        return logits
+
+
+def _hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    # Blocks return a tensor or a tuple whose first item it is, by transformers version.
+    return output[0] if isinstance(output, tuple) else output
+
+
+def linears_for_conv1d(module: nn.Module) -> nn.Module:
+    """Replace transformers' Conv1D (a linear with a transposed weight) by nn.Linear, which DTensor can split."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, child in module.named_children():
+        if isinstance(child, Conv1D):
+            setattr(module, name, nn.Linear(child.weight.shape[0], child.weight.shape[1]))
+        else:
+            linears_for_conv1d(child)
+    return module
+
+
+def shrink_to_shard(layer: nn.Module, styles: dict[str, Style], degree: int) -> nn.Module:
+    """A copy of `layer` with each linear of `styles` cut to the size one tensor-parallel rank holds (new weights)."""
+    layer = copy.deepcopy(layer)
+    for path, style in styles.items() if degree > 1 else ():
+        parent_path, _, name = path.rpartition(".")
+        parent = layer.get_submodule(parent_path)
+        linear = layer.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        rows, columns = linear.out_features, linear.in_features
+        rows, columns = (rows, columns // degree) if style == "rowwise" else (rows // degree, columns)
+        setattr(parent, name, nn.Linear(columns, rows, bias=linear.bias is not None, dtype=linear.weight.dtype))
+        set_local_split(parent, style, degree)
+    return layer
+
+
+def set_local_split(parent: nn.Module, style: Style, degree: int) -> None:
+    """Tell an attention that cuts a fused query-key-value into parts that each part is now 1/`degree` as wide."""
+    if style == "colwise_qkv":
+        parent.split_size = parent.split_size // degree
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2's initialisation: normal weights of deviation 0.02, biases 0, norms 1."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+
+
+def _from_factory(spec: WorkloadSpec) -> Workload:
+    """A user's module: an nn.Sequential can be cut into stages; its attributes may add to what is known of it.
+
+    Optional attributes: `vocab_size`, `loss(output, targets)`, `example_input(batch, sequence)`,
+    `tensor_parallel_styles` ({layer index: {linear path: "colwise" or "rowwise"}}), `num_heads`, `max_sequence_length`.
+    """
+    factory = _import_factory(spec.factory)
+    with torch.device("meta"):
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec.factory} gave a {type(model).__name__}: the factory must return an nn.Module")
+    children = list(model) if isinstance(model, nn.Sequential) else [model]
+    styles = getattr(model, "tensor_parallel_styles", {})
+    vocab_size = int(getattr(model, "vocab_size", 0) or _first_embedding_size(model, spec.factory))
+    heads = int(getattr(model, "num_heads", 1))
+    return Workload(
+        spec=spec,
+        layers=tuple(
+            LayerSpec(
+                name=type(child).__name__,
+                build=functools.partial(_build_child, factory, index),
+                styles=dict(styles.get(index, {})),
+            )
+            for index, child in enumerate(children)
+        ),
+        hidden_size=int(getattr(model, "hidden_size", 0)),
+        num_heads=heads,
+        num_kv_heads=int(getattr(model, "num_kv_heads", heads)),
+        ffn_size=int(getattr(model, "ffn_size", 0)),
+        vocab_size=vocab_size,
+        max_sequence_length=int(getattr(model, "max_sequence_length", 0)),
+        tied_embeddings=False,
+        example_input=getattr(model, "example_input", functools.partial(_token_ids, vocab_size)),
+        loss=getattr(model, "loss", next_token_loss),
+    )
+
+
+def _import_factory(path: str) -> Callable[[], nn.Module]:
+    module_name, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import {path}: {error}; give package.module:factory") from error
+    return factory
+
+
+def _build_child(factory: Callable[[], nn.Module], index: int) -> nn.Module:
+    model = factory()
+    return model[index] if isinstance(model, nn.Sequential) else model
+
+
+def _first_embedding_size(model: nn.Module, where: str) -> int:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            return module.num_embeddings
+    raise InputError(f"{where}: the module has no nn.Embedding; set its attribute vocab_size")

@@ -1,0 +1,1 @@
+"""What we learned: how prediction and measurement compare. Never imports torch."""
