@@ -62,7 +62,7 @@ class Plan:
         words += [self.schedule] if self.schedule != "none" else []
         words += [f"zero{self.zero_stage}"] if self.zero_stage else []
         words += ["recompute"] if self.recompute == "full" else []
-        words += [self.codec] if self.codec != "none" else []
+        words += [f"grad-{self.codec}"] if self.codec != "none" else []
         words.append(self.precision)
         words += ["order-" + "-".join(axis[0] for axis in self.axis_order)] if self.axis_order != AXES else []
         return " ".join(words)
@@ -92,3 +92,8 @@ class Plan:
             raise PlanError(
                 f"plan schedule={self.schedule} with {self.pipeline_parallel} stages: only one stage has none"
             )
+
+
+def is_recomputed(position: int, num_layers: int) -> bool:
+    """Whether full recomputation covers the layer at `position`: all but the first and the last."""
+    return 0 < position < num_layers - 1

@@ -43,9 +43,15 @@ def artifact_kind(path: Path) -> str | None:
 
 
 def dump(artifact: str, value: Any) -> str:
-    """The file text of `value`: JSON with the artifact's word and schema version first."""
-    fields = _adapter(type(value)).dump_python(value, mode="json")
-    return json.dumps({"artifact": artifact, "schema": SCHEMA_VERSION, **fields}, indent=1) + "\n"
+    """The file text of `value`: JSON with the artifact's word and schema version first, defaults left out."""
+    fields = _adapter(type(value)).dump_python(value, mode="json", exclude_defaults=True)
+    # A model profile holds thousands of small numbers that nobody reads one to a line.
+    indent = None if artifact == "model-profile" else 1
+    separators = (",", ":") if indent is None else None
+    return (
+        json.dumps({"artifact": artifact, "schema": SCHEMA_VERSION, **fields}, indent=indent, separators=separators)
+        + "\n"
+    )
 
 
 def write(path: Path, artifact: str, value: Any) -> None:

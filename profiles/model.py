@@ -50,8 +50,9 @@ class Message:
 class LayerProfile:
     """One distinct layer at one precision.
 
-    `num_parameters` are per tensor-parallel shard. `saved_bytes` stay between forward and backward of one micro-batch;
-    `forward_peak_bytes` and `backward_peak_bytes` are the most that lives beside what other layers saved.
+    `num_parameters` are per tensor-parallel shard; `matrix_sides` sums rows and columns of its
+    matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
+    `backward_peak_bytes` are the most that lives beside what other layers saved.
     """
 
     __pydantic_config__ = STRICT
@@ -59,6 +60,8 @@ class LayerProfile:
     name: str
     num_parameters: Polynomial
     num_parameter_tensors: int
+    matrix_sides: Polynomial = ()
+    num_vector_parameters: Polynomial = ()
     num_parallel_linears: int = 0
     operators: tuple[Operator, ...]
     input_bytes: Polynomial

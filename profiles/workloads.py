@@ -7,7 +7,6 @@ rank holds more than its own. Dropout is off: layouts could not be compared othe
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import json
@@ -88,7 +87,7 @@ class Workload:
                 modules.append(self.layers[position].build())
                 _initialise(modules[-1])
         if self.tied_embeddings and start == 0 and stop == len(self.layers):
-            modules[-1].projection.weight = modules[0].tokens.weight
+            modules[-1].get_submodule("projection").weight = modules[0].get_parameter("tokens.weight")
         return modules
 
 
@@ -289,8 +288,7 @@ def linears_for_conv1d(module: nn.Module) -> nn.Module:
 
 
 def shrink_to_shard(layer: nn.Module, styles: dict[str, Style], degree: int) -> nn.Module:
-    """A copy of `layer` with each linear of `styles` cut to the size one tensor-parallel rank holds (new weights)."""
-    layer = copy.deepcopy(layer)
+    """`layer` itself, each linear of `styles` replaced by one of the size a tensor-parallel rank holds (new weights)."""
     for path, style in styles.items() if degree > 1 else ():
         parent_path, _, name = path.rpartition(".")
         parent = layer.get_submodule(parent_path)
@@ -306,7 +304,7 @@ def shrink_to_shard(layer: nn.Module, styles: dict[str, Style], degree: int) -> 
 def set_local_split(parent: nn.Module, style: Style, degree: int) -> None:
     """Tell an attention that cuts a fused query-key-value into parts that each part is now 1/`degree` as wide."""
     if style == "colwise_qkv":
-        parent.split_size = parent.split_size // degree
+        parent.__dict__["split_size"] //= degree
 
 
 def _initialise(module: nn.Module) -> None:

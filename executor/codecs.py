@@ -1,0 +1,101 @@
+"""How gradients are averaged over the data axis: DDP communication hooks, one per codec.
+
+Every codec, none included, is a hook, because the hook sees when a bucket is ready; that is where exposed
+communication starts. DDP checks a hook's annotations at run time, so they must not be postponed to strings here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.recorder import Recorder
+from profiles.codecs import codec
+
+# The first steps send gradients as they are: the buckets are rebuilt after the first one, and error feedback needs one.
+FIRST_POWERSGD_STEP = 2
+Hook = Callable[["Reduction", dist.GradBucket], Future[Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """What a hook needs: the ranks that average, and who notes the times."""
+
+    group: dist.ProcessGroup
+    recorder: Recorder
+    powersgd: PowerSGDState | None = None
+
+
+def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Recorder) -> None:
+    """Let `module` average its gradients over `group` with the codec called `name`."""
+    rank = codec(name).rank
+    state = None
+    hook: Hook = average_bf16 if name == "bf16" else average
+    if rank:
+        hook = average_low_rank
+        state = PowerSGDState(
+            process_group=group, matrix_approximation_rank=rank, start_powerSGD_iter=FIRST_POWERSGD_STEP
+        )
+    module.register_comm_hook(Reduction(group=group, recorder=recorder, powersgd=state), hook)
+
+
+def average(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Mean of the gradients in fp32."""
+    ready = reduction.recorder.bucket_ready()
+    buffer = bucket.buffer().div_(reduction.group.size())
+    future = _all_reduce(buffer, reduction.group)
+
+    def finish(done: Future[Tensor]) -> Tensor:
+        reduction.recorder.note("all_reduce", -1, ready)
+        return _tensor_of(done)
+
+    return future.then(finish)
+
+
+def average_bf16(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Mean of the gradients, sent as bf16; torch's own hook of this kind refuses gloo."""
+    recorder = reduction.recorder
+    begun = recorder.now()
+    compressed = bucket.buffer().to(torch.bfloat16).div_(reduction.group.size())
+    ready = recorder.bucket_ready()
+    recorder.note("encode", -1, begun, ready)
+    future = _all_reduce(compressed, reduction.group)
+
+    def finish(done: Future[Tensor]) -> Tensor:
+        arrived = recorder.now()
+        recorder.note("all_reduce", -1, ready, arrived)
+        result = bucket.buffer().copy_(_tensor_of(done))
+        recorder.note("decode", -1, arrived)
+        return result
+
+    return future.then(finish)
+
+
+def average_low_rank(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Low-rank approximation of the mean, with error feedback (torch's PowerSGD)."""
+    assert reduction.powersgd is not None
+    ready = reduction.recorder.bucket_ready()
+
+    def finish(done: Future[Tensor]) -> Tensor:
+        reduction.recorder.note("all_reduce", -1, ready)
+        return _tensor_of(done)
+
+    return powerSGD_hook(reduction.powersgd, bucket).then(finish)
+
+
+def _all_reduce(tensor: Tensor, group: dist.ProcessGroup) -> Future[Tensor]:
+    work = dist.all_reduce(tensor, group=group, async_op=True)
+    assert work is not None
+    future: Future[Tensor] = work.get_future()
+    return future
+
+
+def _tensor_of(done: Future[Tensor]) -> Tensor:
+    # A list of one tensor on some backends, the tensor itself on others.
+    value = done.value()
+    return value[0] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,67 @@
+"""Peak memory of a rank on CPU, in the sense of CUDA's allocator counter: bytes of all live tensors.
+
+What the process holds (RSS) would not do: it includes the interpreter, the libraries and what the C allocator keeps.
+Every tensor that comes into being while the counter is on is counted once, by storage, until the storage dies.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode  # the documented extension point, though underscored
+from torch.utils._pytree import tree_iter
+
+Key = int
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of storages made under it. Ignores: workspaces inside a kernel, and other threads' temporaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._storages: dict[Key, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operator and count what it returns."""
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            # A wrapper such as DTensor goes first; its operators on plain tensors come back here.
+            return NotImplemented
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            # Fake tensors, by which DTensor works out shapes, are a class of their own and hold nothing.
+            if type(value) in (Tensor, nn.Parameter):
+                self._count(value)
+        return result
+
+    def reset_peak(self) -> None:
+        """Start looking for the peak from what lives now."""
+        self.peak_bytes = self.live_bytes
+
+    def _count(self, tensor: Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        # torch keeps one Python object per storage for as long as the storage lives, so its id is a good key.
+        key, num_bytes = id(storage), storage.nbytes()
+        if key in self._storages or not num_bytes:
+            return
+
+        def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
+            _, freed = self._storages.pop(key)
+            self.live_bytes -= freed
+
+        self._storages[key] = (weakref.ref(storage, forget), num_bytes)
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)

@@ -1,0 +1,83 @@
+"""One plan in one process: built once, stepped many times; each step gives its loss and what was noted of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.mesh import Coordinates, coordinates
+from executor.parallelize import average_gradients, build_optimizer, build_stage
+from executor.pipeline import Pipeline
+from executor.recorder import Recorder, StepTrace
+from planner.plan import Plan
+from profiles.rank import Rank
+from profiles.workloads import Workload
+
+
+class Trainer:
+    """This rank's part of a plan; without a mesh, a plan for one device. All ranks must step the same plans in order."""
+
+    def __init__(self, plan: Plan, workload: Workload, rank: Rank, seed: int, mesh: DeviceMesh | None) -> None:
+        self.plan, self.workload, self.device = plan, workload, rank.device
+        self.place: Coordinates = coordinates(plan, rank.rank)
+        self.recorder = Recorder(device=rank.device)
+        stage = build_stage(workload, plan, self.place.pipeline, seed, rank.device, mesh)
+        self.module: nn.Module = stage if mesh is None else average_gradients(stage, plan, mesh, self.recorder)
+        self.pipeline: Pipeline | None = None
+        if mesh is not None and plan.pipeline_parallel > 1:
+            group = mesh["pipeline"].get_group()
+            self.pipeline = Pipeline(self.module, plan, self.place.pipeline, group, workload.loss, self.recorder)
+        self.optimizer = build_optimizer(self.module)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, StepTrace]:
+        """One optimizer step on this replica's slice of the global batch.
+
+        The loss is the replica's mean, a tensor on the device; None on stages that do not compute it.
+        Shapes: both (global batch, sequence).
+        """
+        inputs, targets = self._own_slice(inputs), self._own_slice(targets)
+        self.recorder.begin()
+        if self.pipeline is not None:
+            loss = self.pipeline.step(inputs, targets)
+        else:
+            loss = accumulate(self.module, inputs, targets, self.plan, self.workload.loss, self.recorder)
+        start = self.recorder.now()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recorder.note("optimizer", -1, start)
+        return loss, self.recorder.finish()
+
+    def _own_slice(self, samples: Tensor) -> Tensor:
+        size = self.plan.micro_batch_size * self.plan.num_microbatches
+        return samples[self.place.data * size : (self.place.data + 1) * size].to(self.device)
+
+
+def accumulate(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Plan,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    recorder: Recorder,
+) -> Tensor:
+    """Forward and backward of consecutive micro-batches; gradients are averaged over ranks in the last one only."""
+    total = torch.zeros((), device=inputs.device)
+    pairs = zip(inputs.split(plan.micro_batch_size), targets.split(plan.micro_batch_size), strict=True)
+    for index, (tokens, wanted) in enumerate(pairs):
+        last = index == plan.num_microbatches - 1
+        waits = isinstance(module, DistributedDataParallel) and not last
+        with module.no_sync() if waits else contextlib.nullcontext():
+            start = recorder.now()
+            # Nothing here holds the logits while the backward pass runs.
+            share = loss(module(tokens), wanted) / plan.num_microbatches
+            middle = recorder.now()
+            recorder.note("F", index, start, middle)
+            share.backward()  # type: ignore[no-untyped-call]
+            recorder.note("B", index, middle)
+        total += share.detach()
+    return total

@@ -1,0 +1,176 @@
+"""`plan`: parses, searches, prints the table and writes the plan file."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiles import console
+
+if TYPE_CHECKING:
+    from planner.prediction import PlanFile
+    from planner.search import Search
+
+app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+DEFAULT_SAMPLES_PER_DEVICE = 8
+DEFAULT_SEQUENCE_LENGTH = 4096
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Shipped alias, config.json or its folder, or package.module:factory.")],
+    gpus: Annotated[int, typer.Option(help="Number of devices; CPU ranks where the machine has no GPU.")],
+    global_batch: Annotated[int | None, typer.Option(help="Samples per optimizer step [8 per device].")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens per sample [the model's, at most 4096].")] = None,
+    machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
+    device: Annotated[str | None, typer.Option(help="Shipped device to plan for, such as h100-sxm.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, or both: fp32,bf16 [bf16 on GPUs].")] = None,
+    codecs: Annotated[str, typer.Option(help="Gradient codecs to consider.")] = "none,bf16,powersgd-1,powersgd-4",
+    top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
+) -> None:
+    """Predict every legal layout of MODEL on GPUS devices and rank them by step time.
+
+    The best plan comes first; every other line says what it loses to the best.
+    """
+    from planner.search import Choices, search
+    from profiles.artifacts import dump, write_text
+    from profiles.library import load_machine, load_model
+
+    profile = load_model(model)
+    target, which = load_machine(machine, device, gpus)
+    notes = [f"planned for {which}"]
+    if sequence_length is None:
+        sequence_length = min(profile.max_sequence_length or 512, DEFAULT_SEQUENCE_LENGTH)
+        notes.append(f"sequence length assumed: {sequence_length} tokens")
+    if global_batch is None:
+        global_batch = DEFAULT_SAMPLES_PER_DEVICE * gpus
+        notes.append(f"global batch assumed: {global_batch} samples")
+    if precision is None:
+        precision = "bf16" if target.device_kind == "cuda" else "fp32"
+    found = search(
+        target,
+        profile,
+        Choices(
+            num_devices=gpus,
+            global_batch_size=global_batch,
+            sequence_length=sequence_length,
+            precisions=tuple(precision.split(",")),
+            codecs=_codecs(codecs),
+            # On a measured machine the plans are to be run: offer what the executor runs.
+            zero_stages=(0,) if target.origin == "measured" else (0, 1, 2, 3),
+        ),
+    )
+    result = _plan_file(found, top, (*notes, *_warnings(found)))
+    text = dump("plan", result)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    _show(result, console.console(json_output), output)
+
+
+def _codecs(text: str) -> tuple[str, ...]:
+    from profiles.codecs import codec
+
+    names = tuple(codec(name.strip()).name for name in text.split(","))
+    return names if "none" in names else ("none", *names)
+
+
+def _warnings(search: Search) -> list[str]:
+    """What the reader must know before trusting the table."""
+    from profiles.fingerprint import describe_difference
+
+    machine, count = search.machine, search.choices.num_devices
+    warnings = []
+    if machine.device_kind == "cpu":
+        warnings.append(f"no GPU: {count} devices are {count} CPU ranks of one thread each")
+    if machine.fingerprint is not None:
+        difference = describe_difference(machine.fingerprint)
+        if difference:
+            warnings.append(f"the machine was profiled elsewhere or with other versions ({difference})")
+        if machine.device_kind == "cpu" and count > machine.fingerprint.num_cores:
+            warnings.append(
+                f"{count} ranks share {machine.fingerprint.num_cores} cores: step times are not judged "
+                f"(measured slow-down {machine.oversubscription_factor:.2g}x)"
+            )
+    return warnings
+
+
+def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
+    from planner.explain import candidates
+    from planner.prediction import PlanFile
+
+    chosen, baseline = candidates(search, top)
+    model, machine = search.model, search.machine
+    return PlanFile(
+        model_name=model.name,
+        workload=model.workload,
+        num_layers=model.num_layers,
+        num_parameters=model.num_parameters,
+        machine_name=machine.name,
+        machine_origin=machine.origin,
+        machine_device_kind=machine.device_kind,
+        machine_fingerprint=machine.fingerprint.digest if machine.fingerprint else "",
+        num_devices=search.choices.num_devices,
+        global_batch_size=search.choices.global_batch_size,
+        sequence_length=search.choices.sequence_length,
+        candidates=chosen,
+        baseline=baseline,
+        num_legal=search.num_legal,
+        rejected=search.rejected,
+        notes=notes,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _show(result: PlanFile, out: console.Console, output: Path | None) -> None:
+    from rich.table import Table
+
+    from profiles.units import format_bytes, format_count, format_percent, format_seconds
+
+    best = result.candidates[0]
+    out.print(
+        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {result.num_devices} x "
+        f"{result.machine_name}, global batch {result.global_batch_size} x {result.sequence_length} tokens"
+    )
+    for note in result.notes:
+        out.print(f"note: {note}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("#", "right"), ("plan", "left"), ("step", "right"), ("tok/s", "right"), ("MFU", "right")):
+        table.add_column(name, justify=justify, no_wrap=name != "plan")  # type: ignore[arg-type]
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("why", min_width=20)
+    for candidate in result.candidates:
+        prediction = candidate.prediction
+        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
+        table.add_row(
+            str(candidate.rank),
+            candidate.plan.id,
+            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
+            format_count(prediction.tokens_per_second),
+            format_percent(prediction.mfu),
+            f"{prediction.peak_bytes / 2**30:.3g}",
+            candidate.verdict + ("" if candidate.executable else " (simulate only)"),
+        )
+    out.print(table)
+    out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
+    kinds = ", ".join(
+        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
+    )
+    out.print(f"memory of the best plan's fullest rank: {kinds}")
+    rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
+    out.print(
+        f"{result.num_legal} legal plans priced" + (f"; not considered or not fitting: {rejected}" if rejected else "")
+    )
+    if output is not None:
+        out.print(f"written to {output}; run it with: execute {output}")
+
+
+def main() -> None:
+    """The console script `plan`."""
+    console.run(app)

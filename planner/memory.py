@@ -1,0 +1,71 @@
+"""Bytes of each rank by kind: model states by ZeRO stage, what micro-batches in flight keep, and what lies beside."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.schedules import SCHEDULES
+from planner.stages import StageCosts
+from planner.table import SCHEDULE_NAMES, PlanTable
+from profiles.cluster import MachineProfile
+from profiles.codecs import codec
+
+Array = NDArray[np.float64]
+
+# fp32 parameters and gradients, and AdamW's two fp32 moments, at either precision (bf16 is autocast over fp32).
+PARAMETER_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4.0, 4.0, 8.0
+# PyTorch's caching allocator reserves 3 to 9 % more than it hands out (43 published runs on B200); its context and the
+# communicators lie outside. A CPU has neither.
+CUDA_SLACK_FRACTION, CUDA_CONTEXT_BYTES = 0.06, 1.5 * 2**30
+
+
+def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -> dict[str, Array]:
+    """Bytes per kind on each stage. Shapes: (stage, plan); keys as in prediction.KINDS."""
+    data, zero = table.data_parallel.astype(np.float64), table.zero_stage
+    parameters = PARAMETER_BYTES * stages.num_parameters / np.where(zero >= 3, data, 1)
+    gradients = GRADIENT_BYTES * stages.num_parameters / np.where(zero >= 2, data, 1)
+    optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
+    in_flight = _in_flight(table, len(stages.forward))
+    activations = (in_flight - 1) * stages.kept_bytes + stages.working_bytes
+    buffers = _codec_bytes(table, stages) + _pipeline_bytes(table, stages)
+    held = parameters + gradients + optimizer + activations + buffers
+    slack = held * CUDA_SLACK_FRACTION + CUDA_CONTEXT_BYTES if machine.device_kind == "cuda" else np.zeros_like(held)
+    return {
+        "parameters": parameters,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": activations,
+        "buffers": buffers,
+        "slack": slack,
+    }
+
+
+def _in_flight(table: PlanTable, num_stages: int) -> Array:
+    result = np.ones((num_stages, len(table)))
+    for index, name in enumerate(SCHEDULE_NAMES):
+        rows = np.flatnonzero(table.schedule == index)
+        if name == "none" or len(rows) == 0:
+            continue
+        for count in np.unique(table.num_microbatches[rows]):
+            where = rows[table.num_microbatches[rows] == count]
+            held = [SCHEDULES[name].in_flight(stage, num_stages, int(count)) for stage in range(num_stages)]
+            result[:, where] = np.array(held, dtype=np.float64)[:, None]
+    return result
+
+
+def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:
+    result = np.zeros_like(stages.num_parameters)
+    for index, name in enumerate(table.codec_names):
+        where = table.codec == index
+        held = codec(name).state_bytes(stages.num_parameters[:, where], stages.matrix_sides[:, where])
+        result[:, where] = held
+    return result
+
+
+def _pipeline_bytes(table: PlanTable, stages: StageCosts) -> Array:
+    """Receive buffers, which torch.distributed.pipelining allots once for every micro-batch of a step."""
+    num_stages = len(stages.forward)
+    stage = np.arange(num_stages)[:, None]
+    received = np.where(stage > 0, stages.input_bytes, 0.0) + np.where(stage < num_stages - 1, stages.output_bytes, 0.0)
+    return np.asarray(received * np.where(num_stages > 1, table.num_microbatches, 0))

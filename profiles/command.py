@@ -1,0 +1,168 @@
+"""`profile machine` and `profile model`: parse, measure or trace, write, and show the essentials."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiles import console
+
+if TYPE_CHECKING:
+    from profiles.cluster import MachineProfile
+    from profiles.model import ModelProfile
+
+app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the profile on standard output.")]
+
+
+@app.command()
+def model(
+    model: Annotated[str, typer.Argument(help="Shipped alias, config.json or its folder, or package.module:factory.")],
+    sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the table shown.")] = 512,
+    json_output: JsonOption = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
+) -> None:
+    """Trace MODEL into layers of operators, without weights and without a device."""
+    from profiles.artifacts import dump, write_text
+    from profiles.library import trace_model
+
+    profile = trace_model(model)
+    text = dump("model-profile", profile)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    _show_model(profile, sequence_length, console.console(json_output), output)
+
+
+@app.command()
+def machine(
+    gpus: Annotated[int, typer.Option(min=1, help="Devices to measure at once; CPU ranks where there is no GPU.")] = 1,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Measure this model's own shapes and layers too; may be repeated.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the model's shapes.")] = 128,
+    micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes of the model's shapes.")] = "1,2,4,8",
+    precision: Annotated[str, typer.Option(help="Precisions to measure.")] = "fp32,bf16",
+    json_output: JsonOption = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
+) -> None:
+    """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
+    from profiles.artifacts import dump, write_text
+    from profiles.fingerprint import current_device_kind
+    from profiles.library import load_model, stored_machine_path
+    from profiles.measure import measure_machine
+
+    profiles = [load_model(name) for name in model or ()]
+    out = console.console(json_output)
+    kind = current_device_kind()
+    out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
+    with console.progress(out, "measuring") as on_progress:
+        measured = measure_machine(
+            num_ranks=gpus,
+            device_kind=kind,
+            workload_specs=[profile.workload for profile in profiles],
+            sequence_length=sequence_length,
+            micro_batch_sizes=_numbers(micro_batches, "--micro-batches"),
+            tensor_degrees=_tensor_degrees(profiles, gpus),
+            precisions=tuple(precision.split(",")),
+            on_progress=on_progress,
+        )
+    text = dump("machine-profile", measured)
+    write_text(stored_machine_path(), text)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    _show_machine(measured, out, output or stored_machine_path())
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    from profiles.errors import InputError
+
+    try:
+        numbers = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError as error:
+        raise InputError(f"{option} {text}: give whole numbers with commas between, such as 1,2,4") from error
+    if numbers[0] < 1:
+        raise InputError(f"{option} {text}: must be at least 1")
+    return numbers
+
+
+def _tensor_degrees(profiles: list[ModelProfile], num_ranks: int) -> tuple[int, ...]:
+    """The tensor-parallel degrees that these ranks and models could use."""
+    able = [profile for profile in profiles if profile.can_tensor_parallel]
+    return tuple(
+        degree
+        for degree in range(1, num_ranks + 1)
+        if num_ranks % degree == 0
+        and (degree == 1 or (able and all(profile.num_kv_heads % degree == 0 for profile in able)))
+    )
+
+
+def _show_model(profile: ModelProfile, sequence: int, out: console.Console, output: Path | None) -> None:
+    from rich.table import Table
+
+    from profiles.operators import evaluate
+    from profiles.units import format_bytes, format_count
+
+    out.print(
+        f"{profile.name}: {format_count(profile.num_parameters)} parameters, {profile.num_layers} layers "
+        f"({len(set(profile.structure))} distinct), traced with {profile.traced_with}"
+    )
+    table = Table(title=f"one micro-batch of 1 x {sequence} tokens", title_justify="left", box=None, pad_edge=False)
+    for name in ("layer", "count", "precision", "parameters", "operators", "forward", "backward", "saved"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for precision, layers in profile.layers.items():
+        for index, layer in enumerate(layers):
+            table.add_row(
+                layer.name,
+                str(profile.structure.count(index)),
+                precision,
+                format_count(float(evaluate(layer.num_parameters, 1, sequence, 1))),
+                str(len(layer.operators)),
+                format_count(float(evaluate(layer.flops("forward"), 1, sequence, 1))) + "FLOP",
+                format_count(float(evaluate(layer.flops("backward"), 1, sequence, 1))) + "FLOP",
+                format_bytes(float(evaluate(layer.saved_bytes, 1, sequence, 1))),
+            )
+    out.print(table)
+    if output is not None:
+        out.print(f"written to {output}")
+
+
+def _show_machine(measured: MachineProfile, out: console.Console, path: Path) -> None:
+    from rich.table import Table
+
+    from profiles.units import GB, format_percent, format_seconds
+
+    out.print(f"{measured.name}: {measured.num_devices} x {measured.device_name}, {measured.created or _now()}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("what", "value", "fit error"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for precision, peak in measured.peak_flops_per_second.items():
+        table.add_row(f"best matmul {precision}", f"{peak / 1e9:.4g} GFLOP/s", "")
+    table.add_row("memory bandwidth", f"{measured.memory_bytes_per_second / GB:.3g} GB/s", "")
+    table.add_row("host launch", format_seconds(measured.launch_seconds), "")
+    for link in measured.links:
+        words = f"{link.collective.replace('_', '-')} over {link.group_size} ({link.span})"
+        value = f"{format_seconds(link.latency_seconds)} + {link.bytes_per_second / GB:.3g} GB/s"
+        table.add_row(words, value, format_percent(link.error_fraction))
+    slow = measured.overlap
+    table.add_row("compute slower while communicating", format_percent(slow.compute_slowdown_fraction), "")
+    table.add_row("communication slower while computing", format_percent(slow.communication_slowdown_fraction), "")
+    table.add_row("layers timed", str(len(measured.layer_timings)), "")
+    out.print(table)
+    out.print(f"written to {path}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def main() -> None:
+    """The console script `profile`."""
+    console.run(app)

@@ -1,0 +1,55 @@
+"""Which job this process belongs to, told from its environment: torchrun's, Slurm's, or none. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+
+DEFAULT_PORT = 29500
+
+
+def in_job() -> bool:
+    """Whether this process was started as one rank of a job, by torchrun or by Slurm's srun."""
+    return _in_torchrun() or _in_slurm()
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and talks to the user: rank 0 of a job, or a process outside any job."""
+    if _in_torchrun():
+        return os.environ["RANK"] == "0"
+    return not _in_slurm() or os.environ["SLURM_PROCID"] == "0"
+
+
+def join_slurm() -> None:
+    """Translate Slurm's variables to the ones that torch.distributed reads; nothing where torchrun has set them."""
+    if _in_torchrun() or not _in_slurm():
+        return
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+        MASTER_ADDR=os.environ.get("MASTER_ADDR") or _slurm_master(),
+        # One port per job, so that two jobs of one node do not meet.
+        MASTER_PORT=os.environ.get("MASTER_PORT") or str(DEFAULT_PORT + job % 1000),
+    )
+
+
+def _in_torchrun() -> bool:
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+
+
+def _in_slurm() -> bool:
+    # A batch script has SLURM_PROCID=0 as well, though it is no rank; only srun's own processes belong to a step.
+    return all(name in os.environ for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
+
+
+def _slurm_master() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    return first_host(nodes) or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list such as `gpu[003-007,9],login1`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    return match.group(1) + (match.group(2) or "") if match else ""

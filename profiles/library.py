@@ -1,0 +1,85 @@
+"""Finds what a command line names: a model by alias, file or factory; a machine by file, device or what is stored here.
+
+Aliases are traced profiles that ship with the program, so that planning a known model needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from profiles.artifacts import artifact_kind, parse, read
+from profiles.cluster import MachineProfile
+from profiles.devices import device_names, load_device, machine_of
+from profiles.errors import InputError, UnknownNameError
+from profiles.model import ModelProfile
+
+MODELS = Path(__file__).parent / "catalog" / "models"
+
+
+def model_names() -> list[str]:
+    """The aliases of all shipped models."""
+    return sorted(path.stem for path in MODELS.glob("*.json"))
+
+
+def load_model(model: str) -> ModelProfile:
+    """The profile of `model`: an alias, a profile file, a Hugging Face config.json or its folder, or module:factory.
+
+    Raises: UnknownNameError with the nearest alias; InputError where the file or the factory cannot be used.
+    """
+    if model in model_names():
+        path = MODELS / f"{model}.json"
+        return parse(json.loads(path.read_text()), "model-profile", ModelProfile, str(path))
+    path = Path(model)
+    if path.is_file() and artifact_kind(path) is not None:
+        return read(path, "model-profile", ModelProfile)
+    if not path.exists() and ":" not in model:
+        if path.suffix == ".json" or os.sep in model:
+            raise InputError(f"model {model}: no such file")
+        raise UnknownNameError("model", model, model_names())
+    return trace_model(model)
+
+
+def trace_model(model: str) -> ModelProfile:
+    """Trace `model` afresh: a config.json, its folder, module:factory, or an alias through the sizes it was made from.
+
+    Raises: InputError where it cannot be built or traced.
+    """
+    # Only a trace needs torch, which takes seconds to import.
+    from profiles.trace import trace
+    from profiles.workloads import load_spec, load_workload
+
+    spec = load_model(model).workload if model in model_names() else load_spec(model)
+    return trace(load_workload(spec))
+
+
+def stored_machine_path() -> Path:
+    """Where the profile of this machine is kept: under TRAINWRIGHT_HOME, else the user's cache folder."""
+    home = os.environ.get("TRAINWRIGHT_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(home) if home else (Path(cache) if cache else Path.home() / ".cache") / "trainwright"
+    return folder / "machine.json"
+
+
+def load_machine(machine: str | None, device: str | None, num_devices: int) -> tuple[MachineProfile, str]:
+    """The machine to plan for, and a sentence that says which it is.
+
+    Raises: InputError where none is named and none is stored; UnknownNameError for an unknown device.
+    """
+    if machine is not None and device is not None:
+        raise InputError("give either --machine FILE or --device NAME, not both")
+    if machine is not None:
+        profile = read(Path(machine), "machine-profile", MachineProfile)
+        return profile, f"machine {profile.name} ({profile.origin}), from {machine}"
+    if device is not None:
+        profile = machine_of(load_device(device), num_devices)
+        return profile, f"device {device}, shipped data sheet: not measured, so the bands are wide"
+    stored = stored_machine_path()
+    if not stored.exists():
+        raise InputError(
+            f"no machine is known here: run `profile machine --gpus {num_devices}`, give --machine FILE, "
+            f"or plan for a shipped device with --device ({', '.join(device_names())})"
+        )
+    profile = read(stored, "machine-profile", MachineProfile)
+    return profile, f"this machine, {profile.name}, as measured {profile.created or 'before'}"

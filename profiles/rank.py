@@ -1,0 +1,176 @@
+"""Inside one process of a job: joining the process group, pinning, reporting progress, and leaving a word on failure.
+
+One rank is one process, one device and (on CPU) one thread on its own core: two threads per core, or ranks that wander
+between cores, make times random. A failure is written to a file, since the process itself may be gone when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from profiles.errors import EnvironmentFailure, TrainwrightError
+
+FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
+PROGRESS_FILE = "progress.jsonl"
+TIMEOUT_SECONDS = 300.0
+# Processes that reach each other by loopback; the agent's store lives there too.
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """This process's place in the job."""
+
+    rank: int
+    local_rank: int
+    num_ranks: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rank ended: `error` is the exception's class, `message` its first line."""
+
+    rank: int
+    error: str
+    message: str
+    is_ours: bool
+    is_lost_peer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Something that rank 0 tells whoever watches: how far it is, what it does, or a line for the log."""
+
+    fraction: float
+    text: str
+    line: str = ""
+
+
+@contextlib.contextmanager
+def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Rank]:
+    """Join the job's process group (gloo on cpu, nccl on cuda) and leave it at the end.
+
+    Raises: EnvironmentFailure where the group cannot be formed.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu") if device_kind == "cpu" else torch.device("cuda", local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+        pin(local_rank)
+    try:
+        dist.init_process_group(
+            "gloo" if device_kind == "cpu" else "nccl",
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
+    yield Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
+    # Only after success: leaving a group whose other ranks are gone or stuck would wait for them.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def pin(local_rank: int) -> None:
+    """Keep this process on one core of those it may use; ranks beyond the number of cores share them evenly."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
+
+
+def report(fraction: float, text: str, line: str = "") -> None:
+    """Tell the watching process how far the job is; of rank 0 only, the others' reports are dropped."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and os.environ.get("RANK", "0") == "0":
+        with Path(folder, PROGRESS_FILE).open("a") as stream:
+            stream.write(json.dumps(asdict(Report(fraction=fraction, text=text, line=line))) + "\n")
+
+
+def call_entry(entry: str, payload: Any) -> Any:
+    """Call `package.module:function` on the payload."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)(payload)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it dies, even by SIGKILL (Linux)."""
+    death_signal_option = 1  # PR_SET_PDEATHSIG of prctl(2)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(death_signal_option, signal.SIGKILL)
+
+
+def describe(rank: int, kind: type[BaseException], error: BaseException) -> Failure:
+    """What is said of an exception that ended `rank`."""
+    ours = issubclass(kind, TrainwrightError)
+    while error.__cause__ is not None and not ours:
+        # The libraries wrap what went wrong in what they were doing at the time.
+        error = error.__cause__
+        kind = type(error)
+    message = _first_line(error)
+    lost = issubclass(kind, dist.DistError) or any(
+        word in message.lower() for word in ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
+    )
+    return Failure(rank=rank, error=kind.__name__, message=message, is_ours=ours, is_lost_peer=lost and not ours)
+
+
+def failure_path(folder: Path, rank: int) -> Path:
+    """Where `rank` leaves its Failure."""
+    return folder / f"failure-{rank}.json"
+
+
+def result_path(folder: Path, rank: int) -> Path:
+    """Where `rank` leaves what its entry returned; its presence says that the rank came to its end."""
+    return folder / f"result-{rank}.json"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def main() -> None:
+    """Run one rank: arguments are the entry, the payload's file and the job's folder."""
+    die_with_parent()
+    entry, payload_file, folder_name = sys.argv[1:]
+    folder, rank = Path(folder_name), int(os.environ["RANK"])
+
+    def leave_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # The log first: the launcher may end this process as soon as it knows of any failure.
+        # Not to sys.stderr, which torch.distributed's own hook, around this one, has replaced by a buffer.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, kind, error))))
+        if isinstance(error, RuntimeError):
+            # A peer's death shows here first; its own account is better, so let the launcher see that one as well.
+            time.sleep(0.05)
+        # The interpreter's own exit would wait for the threads of a broken process group.
+        os._exit(1)
+
+    sys.excepthook = leave_word
+    value = call_entry(entry, json.loads(Path(payload_file).read_text()))
+    path = result_path(folder, rank)
+    path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None))
+    path.with_suffix(".part").replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Timing of any callable: warm up, repeat, keep the median and the spread, with all ranks busy at the same time.
+
+Several callables are timed in turns, so that a slow moment of the machine falls on all of them alike. Every rank makes
+the same decisions (how many calls make one sample), since they are taken from numbers that the ranks agreed on, and
+the slowest rank's median is what counts: a step waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Median seconds of one call and the spread (interquartile range / median)."""
+
+    seconds: float
+    spread_fraction: float
+
+
+def summarise(samples: Sequence[float]) -> Timing:
+    """Median and spread of `samples` in seconds."""
+    low, median, high = np.percentile(samples, (25, 50, 75))
+    return Timing(seconds=float(median), spread_fraction=float((high - low) / median) if median > 0 else 0.0)
+
+
+class Timer(Protocol):
+    """Anything that tells how long a call takes."""
+
+    def seconds(self, action: Action, calls: int = 1) -> float:
+        """Mean seconds of one of `calls` calls made one after the other."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTimer:
+    """A clock of the host; `synchronise` waits for the device, so that its work is in the time."""
+
+    clock: Callable[[], float] = time.perf_counter
+    synchronise: Action = lambda: None
+
+    def seconds(self, action: Action, calls: int = 1) -> float:
+        """Mean seconds of one of `calls` calls made one after the other."""
+        self.synchronise()
+        start = self.clock()
+        for _ in range(calls):
+            action()
+        self.synchronise()
+        return (self.clock() - start) / calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaTimer:
+    """CUDA events on the current stream: what the device takes, whatever the host does meanwhile."""
+
+    def seconds(self, action: Action, calls: int = 1) -> float:
+        """Mean seconds of one of `calls` calls made one after the other."""
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            action()
+        stop.record()
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3 / calls
+
+
+def device_timer(device: torch.device) -> Timer:
+    """The timer of kernels on `device`."""
+    return CudaTimer() if device.type == "cuda" else HostTimer()
+
+
+def host_timer(device: torch.device) -> HostTimer:
+    """A timer of everything until `device` has finished, the host's part included."""
+    return HostTimer(synchronise=torch.cuda.synchronize) if device.type == "cuda" else HostTimer()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """The other ranks of the job, who measure the same at the same time; without a process group there are none."""
+
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks measure together."""
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        if self.num_ranks > 1:
+            dist.barrier()
+
+    def gather(self, values: Sequence[float]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """Every rank's `values`. Shapes: (values,) to (ranks, values)."""
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.num_ranks)]
+        if self.num_ranks > 1:
+            dist.all_gather(rows, mine)
+        else:
+            rows = [mine]
+        return torch.stack(rows).cpu().numpy()
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks' values, element by element."""
+        return [float(value) for value in self.gather(values).max(axis=0)]
+
+    def slowest(self, timings: Sequence[Timing]) -> list[Timing]:
+        """For each timing that of the rank with the largest median."""
+        seconds = self.gather([timing.seconds for timing in timings])
+        spreads = self.gather([timing.spread_fraction for timing in timings])
+        ranks = seconds.argmax(axis=0)
+        return [
+            Timing(seconds=float(seconds[rank, column]), spread_fraction=float(spreads[rank, column]))
+            for column, rank in enumerate(ranks)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """How things are timed: `repeats` samples of at least `sample_seconds` each, `max_calls` calls at most."""
+
+    timer: Timer
+    peers: Peers
+    repeats: int = 5
+    sample_seconds: float = 2e-3
+    max_calls: int = 100
+
+    @property
+    def device(self) -> torch.device:
+        """Where the work runs."""
+        return self.peers.device
+
+    def time(self, actions: Sequence[Action]) -> list[Timing]:
+        """Time `actions` in turns, all ranks at once; of each the slowest rank's median seconds."""
+        if not actions:
+            return []
+        calls = [self._calls(seconds) for seconds in self._warm_up(actions)]
+        samples: list[list[float]] = [[] for _ in actions]
+        for _ in range(self.repeats):
+            self.peers.meet()
+            for action, count, kept in zip(actions, calls, samples, strict=True):
+                kept.append(self.timer.seconds(action, count))
+        return self.peers.slowest([summarise(kept) for kept in samples])
+
+    def time_one(self, action: Action) -> Timing:
+        """Time a single action."""
+        return self.time([action])[0]
+
+    def _warm_up(self, actions: Sequence[Action]) -> list[float]:
+        self.peers.meet()
+        # The first call also pays for memory and for choosing kernels; the second says how many calls make a sample.
+        for action in actions:
+            action()
+        return self.peers.largest([self.timer.seconds(action) for action in actions])
+
+    def _calls(self, seconds: float) -> int:
+        return max(1, min(self.max_calls, math.ceil(self.sample_seconds / max(seconds, 1e-9))))

@@ -1,0 +1,46 @@
+"""The timeline of a step: what a span is, and how much of the pipeline stands idle. Torch-free and plot-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from planner.prediction import Span
+
+SpanKind = Literal["forward", "backward", "communication"]
+SPAN_KINDS: tuple[SpanKind, ...] = ("forward", "backward", "communication")
+
+
+def kind_of_action(action: str) -> SpanKind:
+    """Forward for F, backward for B and its split halves I and W, communication for the name of a collective."""
+    if action == "F":
+        return "forward"
+    return "backward" if action in ("B", "I", "W") else "communication"
+
+
+def bubble_fraction(spans: Sequence[Span]) -> float | None:
+    """Share of the stages' time between the first and the last compute action that is spent computing nothing.
+
+    None with fewer than two stages, where there is no pipeline.
+    """
+    compute = [span for span in spans if kind_of_action(span.action) != "communication"]
+    stages = {span.stage for span in compute}
+    if len(stages) < 2:
+        return None
+    window = max(span.stop_seconds for span in compute) - min(span.start_seconds for span in compute)
+    if window <= 0:
+        return None
+    busy = sum(
+        busy_seconds((span.start_seconds, span.stop_seconds) for span in compute if span.stage == stage)
+        for stage in stages
+    )
+    return 1 - busy / (len(stages) * window)
+
+
+def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
+    """Seconds covered by at least one interval (start, stop)."""
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
