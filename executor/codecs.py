@@ -6,6 +6,7 @@ communication starts. DDP checks a hook's annotations at run time, so they must 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,12 +15,25 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from executor.actions import ALL_REDUCE, DECODE, ENCODE
 from executor.recorder import Recorder
 from profiles.codecs import codec
 
 # The first steps send gradients as they are: the buckets are rebuilt after the first one, and error feedback needs one.
 FIRST_POWERSGD_STEP = 2
-Hook = Callable[["Reduction", dist.GradBucket], Future[Tensor]]
+
+if TYPE_CHECKING:
+
+    class GradBucket(Protocol):
+        """What torch's type stubs leave out of a gradient bucket."""
+
+        def buffer(self) -> Tensor:
+            """All gradients of the bucket, one after the other."""
+
+else:
+    from torch.distributed import GradBucket
+
+Hook = Callable[["Reduction", GradBucket], Future[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,45 +58,45 @@ def register(module: DistributedDataParallel, name: str, group: dist.ProcessGrou
     module.register_comm_hook(Reduction(group=group, recorder=recorder, powersgd=state), hook)
 
 
-def average(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+def average(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     """Mean of the gradients in fp32."""
     ready = reduction.recorder.bucket_ready()
     buffer = bucket.buffer().div_(reduction.group.size())
     future = _all_reduce(buffer, reduction.group)
 
     def finish(done: Future[Tensor]) -> Tensor:
-        reduction.recorder.note("all_reduce", -1, ready)
+        reduction.recorder.note(ALL_REDUCE, -1, ready)
         return _tensor_of(done)
 
     return future.then(finish)
 
 
-def average_bf16(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+def average_bf16(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     """Mean of the gradients, sent as bf16; torch's own hook of this kind refuses gloo."""
     recorder = reduction.recorder
     begun = recorder.now()
     compressed = bucket.buffer().to(torch.bfloat16).div_(reduction.group.size())
     ready = recorder.bucket_ready()
-    recorder.note("encode", -1, begun, ready)
+    recorder.note(ENCODE, -1, begun, ready)
     future = _all_reduce(compressed, reduction.group)
 
     def finish(done: Future[Tensor]) -> Tensor:
         arrived = recorder.now()
-        recorder.note("all_reduce", -1, ready, arrived)
+        recorder.note(ALL_REDUCE, -1, ready, arrived)
         result = bucket.buffer().copy_(_tensor_of(done))
-        recorder.note("decode", -1, arrived)
+        recorder.note(DECODE, -1, arrived)
         return result
 
     return future.then(finish)
 
 
-def average_low_rank(reduction: Reduction, bucket: dist.GradBucket) -> Future[Tensor]:
+def average_low_rank(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     """Low-rank approximation of the mean, with error feedback (torch's PowerSGD)."""
     assert reduction.powersgd is not None
     ready = reduction.recorder.bucket_ready()
 
     def finish(done: Future[Tensor]) -> Tensor:
-        reduction.recorder.note("all_reduce", -1, ready)
+        reduction.recorder.note(ALL_REDUCE, -1, ready)
         return _tensor_of(done)
 
     return powerSGD_hook(reduction.powersgd, bucket).then(finish)
@@ -97,5 +111,5 @@ def _all_reduce(tensor: Tensor, group: dist.ProcessGroup) -> Future[Tensor]:
 
 def _tensor_of(done: Future[Tensor]) -> Tensor:
     # A list of one tensor on some backends, the tensor itself on others.
-    value = done.value()
-    return value[0] if isinstance(value, (list, tuple)) else value
+    value: Tensor | list[Tensor] = done.value()
+    return value if isinstance(value, Tensor) else value[0]

@@ -19,10 +19,13 @@ Key = int
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of storages made under it. Ignores: workspaces inside a kernel, and other threads' temporaries."""
+    """Counts the bytes of storages made under it, in `live_bytes` and `peak_bytes`.
+
+    Ignores: workspaces inside a kernel, and what other threads make.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
         self._storages: dict[Key, tuple[weakref.ref[torch.UntypedStorage], int]] = {}

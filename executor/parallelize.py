@@ -1,4 +1,4 @@
-"""One rank's share of the model: its layers, split over the tensor axis, recomputed or not, averaged over the data axis.
+"""One rank's share of the model: its layers, split over the tensor axis, recomputed or not, gradients averaged.
 
 Every rank builds its layers from the seed and their positions, so nothing has to be sent before the first step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from executor.codecs import register
 from executor.recorder import Recorder
-from planner.plan import Plan
-from profiles.workloads import Style, Workload, set_local_split
+from planner.plan import Plan, is_recomputed
+from profiles.blocks import Style, set_local_split
+from profiles.workloads import Workload
 
 QKV_PARTS = 3
 LEARNING_RATE = 1e-3
@@ -31,7 +33,7 @@ class Stage(nn.Module):
         super().__init__()
         self.layers = layers
         self.recomputed = [
-            plan.recompute == "full" and 0 < position < num_layers - 1
+            plan.recompute == "full" and is_recomputed(position, num_layers)
             for position in range(first, first + len(layers))
         ]
         self.precision, self.device_kind = plan.precision, device_kind
@@ -107,7 +109,15 @@ def average_gradients(module: nn.Module, plan: Plan, mesh: DeviceMesh, recorder:
     return wrapped
 
 
-def _keep_buffers() -> dict[str, bool]:
+def paused(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """While entered, backward passes add to the gradients and do not average them."""
+    if isinstance(module, DistributedDataParallel):
+        manager: contextlib.AbstractContextManager[None] = module.no_sync()
+        return manager
+    return contextlib.nullcontext()
+
+
+def _keep_buffers() -> dict[str, Any]:
     """The option that stops DDP from sending buffers at every forward; torch renamed it after 2.11."""
     names = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}

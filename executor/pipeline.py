@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
-from torch.nn.parallel import DistributedDataParallel
 
+from executor.actions import BACKWARD, FORWARD
+from executor.parallelize import paused
 from executor.recorder import Recorder
 from planner.plan import Plan
 
@@ -32,14 +32,14 @@ class RecordedStage(PipelineStage):
         """Run and note one forward."""
         start = self.recorder.now()
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-        self.recorder.note("F", fwd_chunk_id, start)
+        self.recorder.note(FORWARD, fwd_chunk_id, start)
         return output
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Run and note one backward."""
         start = self.recorder.now()
         result = super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
-        self.recorder.note("B", bwd_chunk_id, start)
+        self.recorder.note(BACKWARD, bwd_chunk_id, start)
         return result
 
 
@@ -66,7 +66,7 @@ class Pipeline:
 
     def _share_of_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         share = self.loss(logits, targets) / self.num_microbatches
-        self.recorder.extend("F")
+        self.recorder.extend(FORWARD)
         return share
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -76,8 +76,7 @@ class Pipeline:
         target = targets if self.stage.is_last else None
         # The first step starts with a trial run by which torch learns shapes; DDP must not take it for a step. The
         # last real backward averages the gradients all the same, because the stage asks DDP for it explicitly.
-        quiet = self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else contextlib.nullcontext()
-        with quiet:
+        with paused(self.module):
             # Without return_outputs=False torch would keep the logits of every micro-batch.
             self.schedule.step(*arguments, target=target, losses=losses, return_outputs=False)
         return torch.stack([loss.detach() for loss in losses]).sum() if self.stage.is_last else None

@@ -12,36 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from executor.actions import Action, StepTrace
+
 Mark = float | torch.cuda.Event
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """One thing a rank did; times are seconds on the rank's clock."""
-
-    name: str
-    microbatch: int
-    start_seconds: float
-    stop_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTrace:
-    """One step of one rank. `ready_seconds` is when the last gradient bucket had been handed over, if any was."""
-
-    start_seconds: float
-    stop_seconds: float
-    actions: tuple[Action, ...]
-    ready_seconds: float | None
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the step on this rank."""
-        return self.stop_seconds - self.start_seconds
-
-    def named(self, *names: str) -> list[Action]:
-        """The actions of these names, in the order in which they were noted."""
-        return [action for action in self.actions if action.name in names]
 
 
 @dataclass(slots=True)

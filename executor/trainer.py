@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
+from executor.actions import BACKWARD, FORWARD, OPTIMIZER, StepTrace
 from executor.mesh import Coordinates, coordinates
-from executor.parallelize import average_gradients, build_optimizer, build_stage
+from executor.parallelize import average_gradients, build_optimizer, build_stage, paused
 from executor.pipeline import Pipeline
-from executor.recorder import Recorder, StepTrace
+from executor.recorder import Recorder
 from planner.plan import Plan
 from profiles.rank import Rank
 from profiles.workloads import Workload
 
 
 class Trainer:
-    """This rank's part of a plan; without a mesh, a plan for one device. All ranks must step the same plans in order."""
+    """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order."""
 
     def __init__(self, plan: Plan, workload: Workload, rank: Rank, seed: int, mesh: DeviceMesh | None) -> None:
         self.plan, self.workload, self.device = plan, workload, rank.device
@@ -49,7 +49,7 @@ class Trainer:
         start = self.recorder.now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.recorder.note("optimizer", -1, start)
+        self.recorder.note(OPTIMIZER, -1, start)
         return loss, self.recorder.finish()
 
     def _own_slice(self, samples: Tensor) -> Tensor:
@@ -70,14 +70,13 @@ def accumulate(
     pairs = zip(inputs.split(plan.micro_batch_size), targets.split(plan.micro_batch_size), strict=True)
     for index, (tokens, wanted) in enumerate(pairs):
         last = index == plan.num_microbatches - 1
-        waits = isinstance(module, DistributedDataParallel) and not last
-        with module.no_sync() if waits else contextlib.nullcontext():
+        with contextlib.nullcontext() if last else paused(module):
             start = recorder.now()
             # Nothing here holds the logits while the backward pass runs.
             share = loss(module(tokens), wanted) / plan.num_microbatches
             middle = recorder.now()
-            recorder.note("F", index, start, middle)
-            share.backward()  # type: ignore[no-untyped-call]
-            recorder.note("B", index, middle)
+            recorder.note(FORWARD, index, start, middle)
+            share.backward()
+            recorder.note(BACKWARD, index, middle)
         total += share.detach()
     return total

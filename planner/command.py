@@ -11,6 +11,8 @@ import typer
 from profiles import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from planner.prediction import PlanFile
     from planner.search import Search
 
@@ -128,7 +130,7 @@ def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
     )
 
 
-def _show(result: PlanFile, out: console.Console, output: Path | None) -> None:
+def _show(result: PlanFile, out: Console, output: Path | None) -> None:
     from rich.table import Table
 
     from profiles.units import format_bytes, format_count, format_percent, format_seconds

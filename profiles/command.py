@@ -11,6 +11,8 @@ import typer
 from profiles import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from profiles.cluster import MachineProfile
     from profiles.model import ModelProfile
 
@@ -104,7 +106,7 @@ def _tensor_degrees(profiles: list[ModelProfile], num_ranks: int) -> tuple[int, 
     )
 
 
-def _show_model(profile: ModelProfile, sequence: int, out: console.Console, output: Path | None) -> None:
+def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path | None) -> None:
     from rich.table import Table
 
     from profiles.operators import evaluate
@@ -134,7 +136,7 @@ def _show_model(profile: ModelProfile, sequence: int, out: console.Console, outp
         out.print(f"written to {output}")
 
 
-def _show_machine(measured: MachineProfile, out: console.Console, path: Path) -> None:
+def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     from rich.table import Table
 
     from profiles.units import GB, format_percent, format_seconds

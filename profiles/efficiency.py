@@ -133,9 +133,9 @@ def link_seconds(curve: LinkCurve, num_bytes: ArrayLike) -> Array:
     return np.asarray(np.where(num_bytes < knots[0], below, np.where(num_bytes > knots[-1], above, inside)))
 
 
-def _per(amount: Array, rate: float) -> Array | float:
+def _per(amount: Array, rate: float) -> Array:
     # A rate of 0 means that the term does not apply.
-    return amount / rate if rate > 0 else 0.0
+    return amount / rate if rate > 0 else np.zeros_like(amount)
 
 
 def _terms(curve: KernelCurve, flops: Array, num_bytes: Array) -> Array:

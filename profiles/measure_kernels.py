@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from profiles.artifacts import STRICT
 from profiles.cluster import KernelCurve, Sample
 from profiles.efficiency import fit_kernel, kernel_seconds, work_of
 from profiles.model import ModelProfile
@@ -45,6 +46,8 @@ TURNS = 12
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """Which shapes are measured; `model_seconds` is the time spent on the models' own shapes per precision and kind."""
+
+    __pydantic_config__ = STRICT
 
     tokens: tuple[int, ...] = TOKENS
     features: tuple[tuple[int, int], ...] = FEATURES

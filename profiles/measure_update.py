@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, which the type checker does not see
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from profiles.cluster import KernelCurve
@@ -88,7 +89,7 @@ def _powersgd_maker(rank: int, group: dist.ProcessGroup, device: torch.device) -
     """PowerSGD in a group of this rank alone, so that nothing but its local work remains."""
 
     def make(count: int) -> Action:
-        bucket = cast(dist.GradBucket, _Bucket(count, device))
+        bucket = cast(GradBucket, _Bucket(count, device))
         state = PowerSGDState(group, matrix_approximation_rank=rank, start_powerSGD_iter=2, min_compression_rate=2)
         state.iter = 2  # past the first steps, which send plain gradients
         return lambda: powerSGD_hook(state, bucket).wait()

@@ -56,6 +56,7 @@ class Recording:
     saved: set[int] = field(default_factory=set)
     peaks: dict[Phase, tuple[int, frozenset[int]]] = field(default_factory=dict)
     linears: list[tuple[str, int, int]] = field(default_factory=list)
+    adopted: list[int] = field(default_factory=list)
 
 
 class Recorder(TorchDispatchMode):
@@ -74,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     def adopt(self, tensor: Tensor) -> None:
         """Count a tensor made elsewhere (the layer's input, the incoming gradient) among the layer's storages."""
-        self._number(tensor)
+        self.recording.adopted.append(self._number(tensor))
         self._note_peak()
 
     def forget(self, tensors: Iterable[Tensor | None]) -> None:
@@ -177,7 +178,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _storage_id(tensor: Tensor) -> int:
-    return StorageWeakRef(tensor.untyped_storage()).cdata
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
 
 
 def _bytes(tensor: Tensor) -> int:

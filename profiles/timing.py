@@ -132,13 +132,18 @@ class Peers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """How things are timed: `repeats` samples of at least `sample_seconds` each, `max_calls` calls at most."""
+    """How things are timed: `repeats` samples of at least `sample_seconds` each, `max_calls` calls at most.
+
+    While the spread exceeds `calm_fraction`, up to twice as many samples again are taken within `patience_seconds`.
+    """
 
     timer: Timer
     peers: Peers
     repeats: int = 5
     sample_seconds: float = 2e-3
     max_calls: int = 100
+    calm_fraction: float = 0.1
+    patience_seconds: float = 0.3
 
     @property
     def device(self) -> torch.device:
@@ -151,15 +156,26 @@ class Bench:
             return []
         calls = [self._calls(seconds) for seconds in self._warm_up(actions)]
         samples: list[list[float]] = [[] for _ in actions]
-        for _ in range(self.repeats):
+        start = 0.0
+        for count in range(3 * self.repeats):
+            if count == self.repeats:
+                start = time.perf_counter()
+            if count >= self.repeats and not self._is_noisy(samples, time.perf_counter() - start):
+                break
             self.peers.meet()
-            for action, count, kept in zip(actions, calls, samples, strict=True):
-                kept.append(self.timer.seconds(action, count))
+            for action, times, kept in zip(actions, calls, samples, strict=True):
+                kept.append(self.timer.seconds(action, times))
         return self.peers.slowest([summarise(kept) for kept in samples])
 
     def time_one(self, action: Action) -> Timing:
         """Time a single action."""
         return self.time([action])[0]
+
+    def _is_noisy(self, samples: Sequence[Sequence[float]], waited_seconds: float) -> bool:
+        """Whether any rank's median deserves more samples and there is time for them, as all ranks see it."""
+        spread = max(summarise(kept).spread_fraction for kept in samples)
+        worst_spread, longest_wait = self.peers.largest([spread, waited_seconds])
+        return worst_spread > self.calm_fraction and longest_wait < self.patience_seconds
 
     def _warm_up(self, actions: Sequence[Action]) -> list[float]:
         self.peers.meet()

@@ -12,16 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from difflib import SequenceMatcher
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private path of a class torch documents for such use
 
+from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
 from profiles.model import LayerProfile, Message, ModelProfile
 from profiles.operators import Operator, Phase, Polynomial, Term, add
 from profiles.recorder import RecordedOperator, Recorder, Recording
-from profiles.workloads import LayerSpec, Workload, shrink_to_shard
+from profiles.workloads import LayerSpec, Workload
 
 Size = tuple[int, int, int]  # micro-batch, sequence length, tensor-parallel degree
 Outcome = tuple[Recording, Tensor, nn.Module]
@@ -141,11 +144,11 @@ def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str,
 
 def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[Outcome]) -> LayerProfile:
     """One LayerProfile from the recordings of one layer at all sizes."""
-    recordings = [recording for recording, _, _ in outcomes]
-    signatures = [[op.signature for op in recording.operators] for recording in recordings]
-    if any(other != signatures[0] for other in signatures[1:]):
-        raise InputError(f"layer {name} runs other kernels at another size: it cannot be traced")
-    base = recordings[0]
+    base = outcomes[0][0]
+    recordings = [
+        base if index == 0 else _aligned(name, base, other, size[2])
+        for index, ((other, _, _), size) in enumerate(zip(outcomes, sizes, strict=True))
+    ]
     storages = tuple(
         fit(sizes, values) for values in zip(*(recording.storage_bytes for recording in recordings), strict=True)
     )
@@ -176,6 +179,40 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
         backward_peak_bytes=peaks["backward"],
         messages=_messages(spec, sizes, recordings),
     )
+
+
+def _aligned(name: str, base: Recording, other: Recording, degree: int) -> Recording:
+    """`other` with the kernels and storages of `base`, so that the two can be compared number by number.
+
+    A shard with a single key-value head skips a few copies that the whole layer makes: those are taken to shrink with
+    the degree. At another micro-batch or sequence length nothing may differ.
+    """
+    ours, theirs = ([op.signature for op in recording.operators] for recording in (base, other))
+    if ours == theirs and len(base.storage_bytes) == len(other.storage_bytes):
+        return other
+    if degree == 1:
+        raise InputError(f"layer {name} runs other kernels at another size: it cannot be traced")
+    partner = {
+        block.a + offset: block.b + offset
+        for block in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+        for offset in range(block.size)
+    }
+    storages = [num_bytes // degree for num_bytes in base.storage_bytes]
+    for mine, its in zip(base.adopted, other.adopted, strict=True):
+        storages[mine] = other.storage_bytes[its]
+    operators = []
+    for index, op in enumerate(base.operators):
+        if index in partner:
+            match = other.operators[partner[index]]
+            for mine, its in zip(op.outputs, match.outputs, strict=False):
+                storages[mine] = other.storage_bytes[its]
+            operators.append(match)
+        else:
+            dims = (*op.dims[:1], *(dim // degree for dim in op.dims[1:2]), *op.dims[2:])
+            operators.append(
+                replace(op, dims=dims, read_bytes=op.read_bytes // degree, written_bytes=op.written_bytes // degree)
+            )
+    return replace(other, operators=operators, storage_bytes=storages)
 
 
 def _sides(shapes: Sequence[torch.Size]) -> int:
@@ -209,7 +246,7 @@ def _messages(spec: LayerSpec, sizes: tuple[Size, ...], recordings: list[Recordi
             continue
         phase: Phase = "forward" if style == "rowwise" else "backward"
         column = 2 if style == "rowwise" else 1
-        num_bytes = fit(sizes, [version[column] for version in versions])  # type: ignore[misc]
+        num_bytes = fit(sizes, [version[column] for version in versions])
         messages.append(Message(phase=phase, collective="all_reduce", num_bytes=num_bytes))
     return tuple(messages)
 

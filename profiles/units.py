@@ -6,19 +6,26 @@ KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 
+def three_digits(value: float) -> str:
+    """A number with three significant digits, never as a power of ten: `0.12`, `1.25`, `18.4`, `1020`."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    text = f"{value:.{digits}f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds as text with three significant digits: `1.25 s`, `18.4 ms`, `3.2 us`."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if abs(seconds) >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return "0 s" if seconds == 0 else f"{seconds / 1e-9:.3g} ns"
+            return f"{three_digits(seconds / scale)} {unit}"
+    return "0 s" if seconds == 0 else f"{three_digits(seconds / 1e-9)} ns"
 
 
 def format_bytes(num_bytes: float) -> str:
     """Bytes as text in binary units: `1.50 GiB`, `320 MiB`."""
     for scale, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(num_bytes) >= scale:
-            return f"{num_bytes / scale:.3g} {unit}"
+            return f"{three_digits(num_bytes / scale)} {unit}"
     return f"{num_bytes:.0f} B"
 
 
@@ -26,8 +33,8 @@ def format_count(count: float) -> str:
     """A count as text: `25.4 M`, `8.03 B`."""
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.3g}"
+            return f"{three_digits(count / scale)} {unit}"
+    return three_digits(count)
 
 
 def format_percent(fraction: float, signed: bool = False) -> str:

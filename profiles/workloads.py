@@ -15,15 +15,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from profiles.blocks import Embedding, Head, PlainBlock, RotaryBlock, Style, linears_for_conv1d
 from profiles.errors import InputError, UnknownNameError
 from profiles.model import WorkloadSpec
 
-Style = Literal["colwise", "colwise_qkv", "rowwise"]
 LLAMA_STYLE: dict[str, Style] = {
     "self_attn.q_proj": "colwise",
     "self_attn.k_proj": "colwise",
@@ -213,100 +213,6 @@ def _gpt2_layers(config: Any) -> tuple[LayerSpec, ...]:
     )
 
 
-class Embedding(nn.Module):
-    """Token embedding, plus learned positions where `num_positions` is not 0."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, num_positions: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocab_size, hidden_size)
-        self.positions = nn.Embedding(num_positions, hidden_size) if num_positions else None
-
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Token ids (batch, sequence) to hidden states (batch, sequence, hidden)."""
-        hidden: Tensor = self.tokens(token_ids)
-        if self.positions is not None:
-            hidden = hidden + self.positions(torch.arange(token_ids.shape[1], device=token_ids.device))
-        return hidden
-
-
-class RotaryBlock(nn.Module):
-    """A transformers decoder layer with its own rotary embedding, so that it can stand on any stage."""
-
-    def __init__(self, block: nn.Module, rotary: nn.Module) -> None:
-        super().__init__()
-        self.block, self.rotary = block, rotary
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (batch, sequence, hidden) to the same shape; attention is causal."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        output = self.block(hidden, position_embeddings=self.rotary(hidden, positions), position_ids=positions)
-        return _hidden_of(output)
-
-
-class PlainBlock(nn.Module):
-    """A transformers block that needs nothing but hidden states."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (batch, sequence, hidden) to the same shape; attention is causal."""
-        output = self.block(hidden)
-        return _hidden_of(output)
-
-
-class Head(nn.Module):
-    """Final norm and projection to the vocabulary."""
-
-    def __init__(self, norm: nn.Module, hidden_size: int, vocab_size: int) -> None:
-        super().__init__()
-        self.norm = norm
-        self.projection = nn.Linear(hidden_size, vocab_size, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (batch, sequence, hidden) to logits (batch, sequence, vocabulary)."""
-        logits: Tensor = self.projection(self.norm(hidden))
-        return logits
-
-
-def _hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    # Blocks return a tensor or a tuple whose first item it is, by transformers version.
-    return output[0] if isinstance(output, tuple) else output
-
-
-def linears_for_conv1d(module: nn.Module) -> nn.Module:
-    """Replace transformers' Conv1D (a linear with a transposed weight) by nn.Linear, which DTensor can split."""
-    from transformers.pytorch_utils import Conv1D
-
-    for name, child in module.named_children():
-        if isinstance(child, Conv1D):
-            setattr(module, name, nn.Linear(child.weight.shape[0], child.weight.shape[1]))
-        else:
-            linears_for_conv1d(child)
-    return module
-
-
-def shrink_to_shard(layer: nn.Module, styles: dict[str, Style], degree: int) -> nn.Module:
-    """`layer` itself, each linear of `styles` replaced by one of the size a tensor-parallel rank holds (new weights)."""
-    for path, style in styles.items() if degree > 1 else ():
-        parent_path, _, name = path.rpartition(".")
-        parent = layer.get_submodule(parent_path)
-        linear = layer.get_submodule(path)
-        assert isinstance(linear, nn.Linear)
-        rows, columns = linear.out_features, linear.in_features
-        rows, columns = (rows, columns // degree) if style == "rowwise" else (rows // degree, columns)
-        setattr(parent, name, nn.Linear(columns, rows, bias=linear.bias is not None, dtype=linear.weight.dtype))
-        set_local_split(parent, style, degree)
-    return layer
-
-
-def set_local_split(parent: nn.Module, style: Style, degree: int) -> None:
-    """Tell an attention that cuts a fused query-key-value into parts that each part is now 1/`degree` as wide."""
-    if style == "colwise_qkv":
-        parent.__dict__["split_size"] //= degree
-
-
 def _initialise(module: nn.Module) -> None:
     """GPT-2's initialisation: normal weights of deviation 0.02, biases 0, norms 1."""
     for name, parameter in module.named_parameters():
@@ -323,8 +229,11 @@ def _from_factory(spec: WorkloadSpec) -> Workload:
     `tensor_parallel_styles` ({layer index: {linear path: "colwise" or "rowwise"}}), `num_heads`, `max_sequence_length`.
     """
     factory = _import_factory(spec.factory)
-    with torch.device("meta"):
-        model = factory()
+    try:
+        with torch.device("meta"):
+            model = factory()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{spec.factory} failed on the meta device: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec.factory} gave a {type(model).__name__}: the factory must return an nn.Module")
     children = list(model) if isinstance(model, nn.Sequential) else [model]

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 
-from planner.prediction import PARTS
 from reports.comparison import Row
 
 CALIBRATED_PARTS: Final = ("compute", "tensor_comm", "data_comm", "pipeline_comm", "codec", "optimizer")
@@ -113,14 +112,14 @@ def _with_step_factor(others: Sequence[Row], row: Row) -> float:
 
 def _with_part_factors(others: Sequence[Row], row: Row) -> float:
     factors = {correction.part: correction.factor for correction in part_corrections(others)}
-    change = sum((factors.get(part, 1.0) - 1) * row.part_seconds(part)[0] for part in PARTS)
+    change = sum((factors.get(part, 1.0) - 1) * row.comparable_seconds(part)[0] for part in CALIBRATED_PARTS)
     return row.predicted_seconds + change
 
 
 def _ratios(part: str, rows: Sequence[Row]) -> list[float]:
     ratios = []
     for row in rows:
-        predicted, measured = row.part_seconds(part)
+        predicted, measured = row.comparable_seconds(part)
         if measured is not None and predicted >= SMALLEST_SHARE * row.predicted_seconds:
             ratios.append(measured / predicted)
     return ratios

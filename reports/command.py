@@ -48,7 +48,7 @@ def compare(
     show(report, screen)
     screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
     if json_output:
-        typer.echo(json.dumps(report.to_json(), allow_nan=False))
+        console.print_json(json.dumps(report.to_json(), allow_nan=False))
     if tolerance is not None:
         check_tolerance(report.summary, tolerance)
 

@@ -115,9 +115,18 @@ class Row:
         """Predicted and measured seconds of one part of the step."""
         return self.run.prediction.seconds.get(part, 0.0), self.run.measurement.seconds.get(part)
 
+    def comparable_seconds(self, part: str) -> tuple[float, float | None]:
+        """Predicted and measured seconds of the same work.
+
+        Recomputation runs inside the backward pass; where it is not observed by itself, measured compute holds it.
+        """
+        predicted, measured = self.part_seconds(part)
+        recompute, observed = self.part_seconds("recompute")
+        return (predicted + recompute, measured) if part == "compute" and observed is None else (predicted, measured)
+
     def part_difference_seconds(self, part: str) -> float | None:
         """Predicted minus measured seconds of one part."""
-        predicted, measured = self.part_seconds(part)
+        predicted, measured = self.comparable_seconds(part)
         return None if measured is None else predicted - measured
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from reports.figures import axis, base_layout, time_unit
 from reports.frames import MEASURED, PREDICTED
 from reports.timeline import SPAN_KINDS
 
-HUES: Final = {"forward": (0, 114, 178), "backward": (213, 94, 0), "communication": (0, 158, 115)}
+HUES: Final = {
+    "forward": (0, 114, 178),
+    "backward": (213, 94, 0),
+    "communication": (123, 79, 163),
+    "codec": (204, 121, 167),
+    "optimizer": (0, 158, 115),
+}
+# These can run beside a stage's compute, so they have a lane of their own below it.
+SIDE_LANE: Final = ("communication", "codec")
 MAX_LABELLED_SPANS: Final = 240
 
 
@@ -56,18 +64,17 @@ def _heading(side: str, spans: pandas.DataFrame, bubbles: dict[str, float | None
 
 
 def _bars(group: pandas.DataFrame, kind: str, scale: float, unit: str, show_legend: bool) -> go.Bar:
-    is_communication = kind == "communication"
+    is_aside = kind in SIDE_LANE
     start = group["start_seconds"] / scale
     length = (group["stop_seconds"] - group["start_seconds"]) / scale
     count = int(group["microbatch"].max()) + 1
     shades = [_shade(kind, microbatch, count) for microbatch in group["microbatch"]]
-    is_labelled = not is_communication and len(group) <= MAX_LABELLED_SPANS
+    is_labelled = not is_aside and len(group) <= MAX_LABELLED_SPANS
     return go.Bar(
         base=start.tolist(),
         x=length.tolist(),
-        # Communication runs in a lane of its own below the stage's compute, since both can run at once.
-        y=(group["stage"] + (0.38 if is_communication else -0.06)).tolist(),
-        width=0.16 if is_communication else 0.62,
+        y=(group["stage"] + (0.38 if is_aside else -0.06)).tolist(),
+        width=0.16 if is_aside else 0.62,
         orientation="h",
         name=kind,
         legendgroup=kind,

@@ -69,7 +69,9 @@ def render(report: Report) -> str:
             tables.memory_table(report.rows),
         ),
         timelines=timelines,
-        calibrations=[(learnt, tables.calibration_table(learnt)) for learnt in report.calibrations],
+        calibrations=[
+            (tables.calibration_sentence(learnt), tables.calibration_table(learnt)) for learnt in report.calibrations
+        ],
         environments=[(source, environment_facts(source)) for source in report.sources],
         assumptions=frames.assumptions(report.rows),
         data=Markup(_script_free_json(report.to_json())),

@@ -32,7 +32,8 @@ class Summary:
     """Errors over the judged rows; fields are None where nothing was judged or there is nothing to compare with.
 
     `bias_fraction` is the mean signed error; `inside_band_fraction` the share of measured medians in the predicted
-    band; `median_spread_fraction` the usual interquartile range / median of one plan's steps.
+    band; `median_spread_fraction` the usual interquartile range / median of one plan's steps. Memory and losses do not
+    depend on the number of cores, so they count for all rows.
     """
 
     num_runs: int

@@ -11,7 +11,7 @@ from reports.calibration import Calibration
 from reports.comparison import Row
 from reports.figures import KIND_STYLES, PART_STYLES
 from reports.frames import byte_text, labels_of
-from reports.timeline import bubble_fraction, busy_seconds, kind_of_action
+from reports.timeline import SPAN_KINDS, bubble_fraction, busy_seconds, kind_of_action
 
 UNOBSERVED = "not observable"
 
@@ -53,7 +53,8 @@ def parts_table(rows: Sequence[Row]) -> Table:
     """Predicted and measured seconds of each part that occurs, and predicted minus measured in brackets."""
     present = [part for part in PARTS if any(any(row.part_seconds(part)) for row in rows)]
     return Table(
-        caption="Predicted / measured seconds by part; in brackets predicted minus measured",
+        caption="Predicted / measured seconds by part; in brackets predicted minus measured. Recomputation that "
+        "was not observed by itself is compared within compute.",
         header=("plan", *(PART_STYLES[part].name for part in present)),
         rows=tuple(
             (label, *(_part_cell(row, part) for part in present))
@@ -95,13 +96,12 @@ def timeline_table(row: Row) -> Table:
     lines = []
     for side, spans in sides:
         for stage in sorted({span.stage for span in spans}):
-            kinds = ("forward", "backward", "communication")
-            lines.append((f"{side}, stage {stage}", *(_busy(spans, stage, kind) for kind in kinds)))
+            lines.append((f"{side}, stage {stage}", *(_busy(spans, stage, kind) for kind in SPAN_KINDS)))
         bubble = bubble_fraction(spans)
-        lines.append((f"{side}, bubble", "" if bubble is None else format_percent(bubble), "", ""))
+        lines.append((f"{side}, bubble", "" if bubble is None else format_percent(bubble), "", "", "", ""))
     return Table(
         caption="Busy time of each stage, and the share of all stages' time spent idle (bubble)",
-        header=("side and stage", "forward", "backward", "communication"),
+        header=("side and stage", *SPAN_KINDS),
         rows=tuple(lines),
     )
 
@@ -131,4 +131,20 @@ def calibration_table(calibration: Calibration) -> Table:
             )
             for correction in calibration.parts
         ),
+    )
+
+
+def calibration_sentence(calibration: Calibration) -> str:
+    """What the corrections would have done to runs that were left out of the fit."""
+    name, after_step = calibration.machine_name, calibration.error_fraction_after_step_factor
+    after_parts = calibration.error_fraction_after_part_factors
+    if after_step is None or after_parts is None:
+        return f"One run on {name}: too few to tell whether a correction would help others."
+    before = format_percent(calibration.error_fraction_before)
+    helps = "would help" if calibration.is_helpful else "would not help; the errors have no common cause"
+    return (
+        f"On {name}, {calibration.num_runs} runs had a median error of {before}. Each run corrected by what the others "
+        f"teach would have {format_percent(after_step)} with one factor for the whole step "
+        f"({calibration.step_factor:.3f} over all runs) and {format_percent(after_parts)} with a factor for each part. "
+        f"A correction {helps}."
     )

@@ -7,23 +7,30 @@ from typing import Literal
 
 from planner.prediction import Span
 
-SpanKind = Literal["forward", "backward", "communication"]
-SPAN_KINDS: tuple[SpanKind, ...] = ("forward", "backward", "communication")
+SpanKind = Literal["forward", "backward", "communication", "codec", "optimizer"]
+SPAN_KINDS: tuple[SpanKind, ...] = ("forward", "backward", "communication", "codec", "optimizer")
+KINDS_BY_ACTION: dict[str, SpanKind] = {
+    "F": "forward",
+    "B": "backward",
+    # The halves of a split backward pass: gradients of inputs and of weights.
+    "I": "backward",
+    "W": "backward",
+    "codec": "codec",
+    "optimizer": "optimizer",
+}
 
 
 def kind_of_action(action: str) -> SpanKind:
-    """Forward for F, backward for B and its split halves I and W, communication for the name of a collective."""
-    if action == "F":
-        return "forward"
-    return "backward" if action in ("B", "I", "W") else "communication"
+    """What an action is; the name of a collective is communication."""
+    return KINDS_BY_ACTION.get(action, "communication")
 
 
 def bubble_fraction(spans: Sequence[Span]) -> float | None:
-    """Share of the stages' time between the first and the last compute action that is spent computing nothing.
+    """Share of the stages' time between the first forward and the last backward in which they do neither.
 
     None with fewer than two stages, where there is no pipeline.
     """
-    compute = [span for span in spans if kind_of_action(span.action) != "communication"]
+    compute = [span for span in spans if kind_of_action(span.action) in ("forward", "backward")]
     stages = {span.stage for span in compute}
     if len(stages) < 2:
         return None

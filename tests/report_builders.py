@@ -28,6 +28,7 @@ def simulate_pipeline(
     for stage in range(num_stages):
         warm_up = num_microbatches if schedule == "gpipe" else min(num_stages - stage, num_microbatches)
         order = [("F", index) for index in range(warm_up)]
+        # Without a pipeline ("none") the order is 1F1B's: forward and backward of one micro-batch after the other.
         for index in range(num_microbatches):
             order.append(("B", index))
             if warm_up + index < num_microbatches:
@@ -62,6 +63,19 @@ def simulate_pipeline(
             done[action, stage, index] = free[stage] = stop
             next_step[stage] += 1
     return tuple(spans)
+
+
+def with_tail(spans: tuple[Span, ...], tail: dict[str, float]) -> tuple[Span, ...]:
+    """`spans` and then, on every stage, the actions of `tail` one after the other with their seconds."""
+    end = max(span.stop_seconds for span in spans)
+    result = list(spans)
+    for action, seconds in tail.items():
+        for stage in sorted({span.stage for span in spans}):
+            result.append(
+                Span(stage=stage, action=action, microbatch=-1, start_seconds=end, stop_seconds=end + seconds)
+            )
+        end += seconds
+    return tuple(result)
 
 
 def prediction(seconds: dict[str, float], mebibytes: dict[str, float], spans: tuple[Span, ...] = ()) -> Prediction:
@@ -108,7 +122,7 @@ def measurement(
             largest_difference_fraction=2e-5,
             reference_losses=(10.8, 10.1),
         ),
-        tokens_per_second=8192 / sorted(step_seconds)[len(step_seconds) // 2] if step_seconds else 0.0,
+        tokens_per_second=8192 * len(step_seconds) / (sum(step_seconds) or 1.0),
         spans=spans,
     )
 
@@ -195,11 +209,16 @@ def demo_run_file(seed: int = 0) -> RunFile:
     noise = random.Random(seed)
     runs = []
     for rank, (plan, seconds, slower) in enumerate(demo_plans(), start=1):
-        spans: tuple[Span, ...] = ()
-        measured_spans: tuple[Span, ...] = ()
-        if plan.pipeline_parallel > 1:
-            spans = simulate_pipeline(plan.schedule, 2, 4, 0.13, 0.27, 0.01)
-            measured_spans = simulate_pipeline(plan.schedule, 2, 4, 0.12, 0.26, 0.014)
+        tail = {
+            action: seconds[part]
+            for action, part in (("codec", "codec"), ("all_reduce", "data_comm"), ("optimizer", "optimizer"))
+            if part in seconds
+        }
+        stages, count = plan.pipeline_parallel, plan.num_microbatches
+        forward, message = (0.13, 0.01) if stages > 1 else (seconds["compute"] / 3, 0.0)
+        spans = with_tail(simulate_pipeline(plan.schedule, stages, count, forward, 2 * forward, message), tail)
+        measured = simulate_pipeline(plan.schedule, stages, count, 0.95 * forward, 1.95 * forward, 1.4 * message)
+        measured_spans = with_tail(measured, tail)
         step = slower * sum(seconds.values())
         is_observed = {"compute": True, "optimizer": True, "codec": plan.codec != "none"}
         parts = {

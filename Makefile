@@ -1,0 +1,54 @@
+# make demo: profile, plan, execute, compare on this machine.   make test: the test suite.   make help: the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out
+# The demo's job: big enough to be worth splitting, small enough for two cores.
+MODEL := llama-26m
+RANKS := 2
+BATCH := 16
+SEQUENCE := 128
+
+.PHONY: help install demo test test-all lint bench accuracy clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and pinned: a later, looser requirement must not pull in another build of several gigabytes.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+install: $(VENV)/installed  ## Set up .venv.
+
+demo: install  ## Profile this machine, plan, execute the best plans and the baseline, compare.
+	mkdir -p $(OUT)
+	$(BIN)/profile machine --gpus $(RANKS) --model $(MODEL) --sequence-length $(SEQUENCE) --precision fp32 \
+		-o $(OUT)/machine.json
+	$(BIN)/plan --model $(MODEL) --gpus $(RANKS) --global-batch $(BATCH) --sequence-length $(SEQUENCE) \
+		--machine $(OUT)/machine.json -o $(OUT)/plan.json
+	$(BIN)/execute $(OUT)/plan.json --top 7 --with-baseline --steps 10 -o $(OUT)/run.json
+	$(BIN)/compare $(OUT)/run.json -o $(OUT)/report.html
+
+test: install  ## Run the tests.
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install  ## Run the tests with the long grids.
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: install  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## Time the program itself.
+	$(BIN)/python -m tests.bench
+
+accuracy: demo  ## Predicted against measured on this machine: the numbers of the last demo.
+	$(BIN)/compare $(OUT)/run.json
+
+clean:  ## Remove what the demo wrote.
+	rm -rf $(OUT)

@@ -1,0 +1,6 @@
+"""`python -m executor` is `execute`."""
+
+from executor.command import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What was noted of a step, as values: actions with their times, per rank. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Names of actions. ENCODE and DECODE are a codec's work before and after the all-reduce of one gradient bucket.
+FORWARD, BACKWARD = "F", "B"
+ENCODE, ALL_REDUCE, DECODE, OPTIMIZER = "encode", "all_reduce", "decode", "optimizer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One thing a rank did; times are seconds on the rank's clock."""
+
+    name: str
+    microbatch: int
+    start_seconds: float
+    stop_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.stop_seconds - self.start_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTrace:
+    """One step of one rank. `ready_seconds` is when the last gradient bucket had been handed over, if any was."""
+
+    start_seconds: float
+    stop_seconds: float
+    actions: tuple[Action, ...]
+    ready_seconds: float | None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the step on this rank."""
+        return self.stop_seconds - self.start_seconds
+
+    def named(self, *names: str) -> list[Action]:
+        """The actions of these names by their start."""
+        return sorted((a for a in self.actions if a.name in names), key=lambda a: a.start_seconds)

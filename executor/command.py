@@ -1,0 +1,141 @@
+"""`execute`: checks a plan file, runs its best plans, writes the run file, prints predicted against measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiles import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from executor.measurement import PlanRun, RunFile
+    from planner.prediction import PlanFile
+    from profiles.rank import Report
+
+app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def execute(
+    plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
+    steps: Annotated[int, typer.Option(min=1, help="Timed optimizer steps per plan.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them; at least 3 are taken.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many of the file's best plans to run, in turns.")] = 1,
+    with_baseline: Annotated[bool, typer.Option(help="Run plain data parallel as well, where it is legal.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Text to train on [the help topics of Python].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of the data.")] = 0,
+    oversubscribe: Annotated[bool, typer.Option(help="Allow more CPU ranks than cores.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
+) -> None:
+    """Run the best plans of PLAN on real processes and measure what was predicted.
+
+    Starts the ranks on this machine, or joins them where torchrun or srun started this command.
+    """
+    from executor.prepare import prepare
+    from executor.runfile import run_file
+    from profiles.artifacts import dump, write_text
+    from profiles.errors import ToleranceError
+    from profiles.job import is_main_process
+    from profiles.launcher import launch
+
+    out = console.console(json_output)
+    job = prepare(plan, steps, warmup, top, with_baseline, data, seed, oversubscribe)
+    if is_main_process():
+        for note in job.notes:
+            out.print(f"note: {note}", markup=False)
+    with console.progress(out, f"{len(job.order.chosen)} plans") as advance:
+
+        def follow(report: Report) -> None:
+            advance(report.fraction, report.text)
+            if verbose and report.line:
+                out.print(report.line, markup=False)
+
+        fields = launch(
+            "executor.session:run_order",
+            job.payload,
+            job.file.num_devices,
+            job.order.device_kind,
+            on_report=follow,
+        )
+    if fields is None:
+        # One rank of a job that torchrun or Slurm started; rank 0 writes.
+        return
+    result = run_file(job, fields)
+    text = dump("run", result)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    _show(result, job.file, out, output)
+    failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
+    if failed:
+        raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+
+
+def _show(result: RunFile, file: PlanFile, out: Console, output: Path | None) -> None:
+    from rich.table import Table
+
+    from profiles.units import format_count
+
+    out.print(
+        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {file.num_devices} x "
+        f"{result.environment.device}, {result.environment.backend}, torch {result.environment.torch}; global batch "
+        f"{result.global_batch_size} x {result.sequence_length} tokens",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("plan")
+    for name in ("predicted", "measured", "error", "tok/s", "GiB predicted", "GiB measured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("losses", min_width=16)
+    for run in result.runs:
+        table.add_row(*_row(run))
+    out.print(table)
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False)
+    if output is not None:
+        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
+
+
+def _row(run: PlanRun) -> tuple[str, ...]:
+    import statistics
+
+    from profiles.units import format_count, format_percent, format_seconds
+
+    measured, predicted = run.measurement, run.prediction
+    middle = statistics.median(measured.step_seconds)
+    check = measured.loss_check
+    difference = check.largest_difference_fraction
+    return (
+        str(run.rank),
+        run.plan.id + (" (baseline)" if run.is_baseline else ""),
+        format_seconds(predicted.step_seconds),
+        f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
+        format_percent(predicted.step_seconds / middle - 1, signed=True),
+        format_count(measured.tokens_per_second),
+        f"{predicted.peak_bytes / 2**30:.3g}",
+        f"{max(measured.peak_bytes) / 2**30:.3g}",
+        check.status + ("" if difference is None else f" ({difference:.0e})"),
+    )
+
+
+def _spread_fraction(seconds: tuple[float, ...]) -> float:
+    """Half the distance between the quartiles over the median."""
+    import statistics
+
+    if len(seconds) < 2:
+        return 0.0
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (quartiles[2] - quartiles[0]) / 2 / quartiles[1]
+
+
+def main() -> None:
+    """The console script `execute`."""
+    console.run(app)

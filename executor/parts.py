@@ -1,0 +1,143 @@
+"""From what the ranks noted to a measurement's parts: where the step's time went, on the rank that was busiest.
+
+A pipeline stage waits for two reasons that look alike: the neighbour is not done (bubble), or its result is under way
+(transfer and runtime). The ranks of one machine share a clock, so the neighbour's own notes tell which it was.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from executor.actions import ALL_REDUCE, BACKWARD, DECODE, ENCODE, FORWARD, OPTIMIZER, Action, StepTrace
+from executor.mesh import Coordinates
+from planner.plan import Plan
+from planner.prediction import PARTS, Span
+from profiles.codecs import codec
+
+# Names under which the report draws what the recorder notes; a decode lies within the wait for its all-reduce.
+SPAN_NAMES = {FORWARD: "F", BACKWARD: "B", ENCODE: "codec", ALL_REDUCE: "all_reduce", OPTIMIZER: "optimizer"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankTraces:
+    """All timed steps of one rank; `tensor_comm_seconds` per step, None where it was not observed."""
+
+    place: Coordinates
+    steps: tuple[StepTrace, ...]
+    tensor_comm_seconds: float | None
+
+
+def step_seconds(ranks: Sequence[RankTraces]) -> tuple[float, ...]:
+    """Seconds of each timed step, slowest rank each."""
+    return tuple(max(trace.seconds for trace in traces) for traces in _by_step(ranks))
+
+
+def median_parts(plan: Plan, ranks: Sequence[RankTraces], on_cuda: bool) -> dict[str, float | None]:
+    """Seconds by part, medians over the timed steps of the busiest rank; None where a part cannot be observed."""
+    rows = [_parts_of_step(plan, ranks, step, on_cuda) for step in range(len(ranks[0].steps))]
+    result: dict[str, float | None] = {}
+    for part in PARTS:
+        values = [row[part] for row in rows]
+        known = [value for value in values if value is not None]
+        result[part] = statistics.median(known) if len(known) == len(values) else None
+    return result
+
+
+def median_spans(ranks: Sequence[RankTraces]) -> tuple[Span, ...]:
+    """Actions of the step nearest to the median, of one replica's stages, in seconds from the step's start."""
+    totals = step_seconds(ranks)
+    middle = statistics.median(totals)
+    index = min(range(len(totals)), key=lambda step: abs(totals[step] - middle))
+    chosen = [rank for rank in ranks if rank.place.data == 0 and rank.place.tensor == 0]
+    origin = min(rank.steps[index].start_seconds for rank in chosen)
+    return tuple(
+        Span(
+            stage=rank.place.pipeline,
+            action=SPAN_NAMES[action.name],
+            microbatch=action.microbatch,
+            start_seconds=max(0.0, action.start_seconds - origin),
+            stop_seconds=max(0.0, action.stop_seconds - origin),
+        )
+        for rank in sorted(chosen, key=lambda rank: rank.place.pipeline)
+        for action in rank.steps[index].named(*SPAN_NAMES)
+    )
+
+
+def _by_step(ranks: Sequence[RankTraces]) -> list[tuple[StepTrace, ...]]:
+    return list(zip(*(rank.steps for rank in ranks), strict=True))
+
+
+def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: bool) -> dict[str, float | None]:
+    total = max(rank.steps[step].seconds for rank in ranks)
+    busiest = max(ranks, key=lambda rank: _busy_seconds(rank.steps[step]))
+    trace = busiest.steps[step]
+    data_comm, codec_seconds = _gradient_seconds(trace)
+    tensor_comm = 0.0 if plan.tensor_parallel == 1 else busiest.tensor_comm_seconds
+    bubble, pipeline_comm = 0.0, 0.0
+    if plan.pipeline_parallel > 1:
+        neighbours = {
+            rank.place.pipeline: rank.steps[step]
+            for rank in ranks
+            if (rank.place.data, rank.place.tensor) == (busiest.place.data, busiest.place.tensor)
+        }
+        bubble, pipeline_comm = _waits(neighbours, busiest.place.pipeline)
+        bubble += total - trace.seconds
+    compute = _busy_seconds(trace) - data_comm - codec_seconds - (tensor_comm or 0.0)
+    optimizer = sum(action.seconds for action in trace.named(OPTIMIZER))
+    seconds: dict[str, float | None] = {
+        "compute": max(0.0, compute),
+        # Recomputation runs inside the backward pass and is counted as compute.
+        "recompute": None if plan.recompute == "full" else 0.0,
+        "bubble": bubble,
+        "tensor_comm": tensor_comm,
+        "data_comm": data_comm,
+        "pipeline_comm": pipeline_comm,
+        "codec": _codec_part(plan, codec_seconds, on_cuda),
+        "optimizer": optimizer,
+    }
+    seconds["host"] = max(0.0, total - sum(value for value in seconds.values() if value is not None))
+    return seconds
+
+
+def _codec_part(plan: Plan, seconds: float, on_cuda: bool) -> float | None:
+    # PowerSGD works in callbacks of the all-reduce: its time is in data_comm. On CUDA a codec runs beside the backward.
+    return None if codec(plan.codec).rank or (on_cuda and codec(plan.codec).lossy) else seconds
+
+
+def _busy_seconds(trace: StepTrace) -> float:
+    return sum(action.seconds for action in trace.named(FORWARD, BACKWARD))
+
+
+def _gradient_seconds(trace: StepTrace) -> tuple[float, float]:
+    """Exposed seconds of the gradients' all-reduce, and the seconds that a codec took from the compute thread.
+
+    Model: exposed from the last bucket handed over until the backward pass returns, less the decoding in that time.
+    """
+    encoded = sum(action.seconds for action in trace.named(ENCODE))
+    if trace.ready_seconds is None:
+        return 0.0, encoded
+    end = max(action.stop_seconds for action in trace.named(BACKWARD))
+    tail = [action for action in trace.named(DECODE) if action.start_seconds >= trace.ready_seconds]
+    decoded = sum(min(action.stop_seconds, end) - min(action.start_seconds, end) for action in tail)
+    return max(0.0, end - trace.ready_seconds - decoded), encoded + decoded
+
+
+def _waits(stages: dict[int, StepTrace], stage: int) -> tuple[float, float]:
+    """Seconds that `stage` waited for a neighbour to finish, and for the transfer and the runtime after that."""
+    own = stages[stage]
+    done = {
+        (index, action.name, action.microbatch): action.stop_seconds
+        for index, trace in stages.items()
+        for action in trace.named(FORWARD, BACKWARD)
+    }
+    idle, transfer, reached = 0.0, 0.0, own.start_seconds
+    for action in own.named(FORWARD, BACKWARD):
+        before = done.get((stage - 1 if action.name == FORWARD else stage + 1, action.name, action.microbatch))
+        waited = max(0.0, action.start_seconds - reached)
+        blocked = 0.0 if before is None else min(waited, max(0.0, before - reached))
+        idle, transfer = idle + blocked, transfer + waited - blocked
+        reached = action.stop_seconds
+    following: list[Action] = own.named(OPTIMIZER)
+    return idle, transfer + max(0.0, following[0].start_seconds - reached)

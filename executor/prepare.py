@@ -1,0 +1,115 @@
+"""From a plan file and options to a checked order: whatever can be refused is refused here, before a rank starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from executor.checks import check_data, check_devices, check_plan
+from executor.data import default_text, load_text
+from executor.session import Order
+from planner.plan import Plan
+from planner.prediction import PlanFile
+from profiles import artifacts
+from profiles.errors import PlanError
+from profiles.fingerprint import current_device_kind, current_fingerprint
+from profiles.workloads import load_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A checked order and what is to be said about it."""
+
+    file: PlanFile
+    order: Order
+    data_name: str
+    oversubscribed: bool
+    notes: tuple[str, ...]
+    started: str
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What the ranks are given, JSON-able."""
+        return {"file": asdict(self.file), "order": asdict(self.order)}
+
+
+def prepare(
+    plan_path: Path,
+    num_steps: int,
+    num_warmup_steps: int,
+    top: int,
+    with_baseline: bool,
+    data: Path | None,
+    seed: int,
+    oversubscribe: bool,
+) -> Job:
+    """Read and check everything.
+
+    Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
+    """
+    file = artifacts.read(plan_path, "plan", PlanFile)
+    chosen, notes = _choose(file, top, with_baseline)
+    device_kind = current_device_kind()
+    workload = load_workload(file.workload)
+    for index in chosen:
+        check_plan(file.candidates[index].plan, file, workload)
+    check_data(file, workload)
+    path = default_text() if data is None else data
+    load_text(path, file.sequence_length, seed)
+    oversubscribed = check_devices(file.num_devices, device_kind, oversubscribe)
+    if oversubscribed:
+        notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
+    notes += _machine_notes(file, device_kind)
+    return Job(
+        file=file,
+        order=Order(
+            chosen=chosen,
+            num_steps=num_steps,
+            num_warmup_steps=num_warmup_steps,
+            seed=seed,
+            data_file=str(path.resolve()),
+            device_kind=device_kind,
+        ),
+        data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),
+        oversubscribed=oversubscribed,
+        notes=tuple(notes),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
+    """Indices of the plans to run, best first, and what is left out."""
+    best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
+    runnable = [index for index in best if file.candidates[index].executable]
+    if not runnable:
+        raise PlanError("no plan of this file can be run, all are planned only: make one with zero_stage 0")
+    chosen = runnable[:top]
+    worst = file.candidates[chosen[-1]].rank
+    left_out = [file.candidates[index] for index in best if file.candidates[index].rank < worst and index not in chosen]
+    notes = [f"plan {candidate.plan.id} is planned only and left out" for candidate in left_out]
+    if with_baseline:
+        baseline = file.baseline
+        if baseline < 0:
+            notes.append("there is no baseline: plain data parallel is not legal here")
+        elif not 0 <= baseline < len(file.candidates):
+            raise PlanError(f"plan file baseline={baseline}: there are {len(file.candidates)} candidates")
+        elif baseline not in chosen:
+            chosen = [*chosen, baseline]
+    return tuple(chosen), notes
+
+
+def _machine_notes(file: PlanFile, device_kind: str) -> list[str]:
+    if device_kind != file.machine_device_kind:
+        return [f"planned for {file.machine_name} ({file.machine_device_kind}), run on {device_kind}: not comparable"]
+    if not file.machine_fingerprint:
+        return [f"planned for {file.machine_name} from its datasheet, not from a measurement of this machine"]
+    if file.machine_fingerprint != current_fingerprint(device_kind).digest:
+        return ["planned on another machine or with other versions: run `profile machine` here and plan again"]
+    return []
+
+
+def is_baseline(file: PlanFile, plan: Plan) -> bool:
+    """Whether `plan` is the file's baseline."""
+    return file.baseline >= 0 and file.candidates[file.baseline].plan == plan

@@ -1,0 +1,75 @@
+"""The run file: measurements beside the predictions made before them, and where and how it took place."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from executor.measurement import Environment, Measurement, PlanRun, RunFile
+from executor.prepare import Job, is_baseline
+from profiles import artifacts
+from profiles.fingerprint import current_fingerprint
+
+
+def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
+    """The run file of a job from what its rank 0 gave, one set of fields per plan in the order they were chosen."""
+    runs = []
+    for index, fields in zip(job.order.chosen, measurements, strict=True):
+        candidate = job.file.candidates[index]
+        runs.append(
+            PlanRun(
+                rank=candidate.rank,
+                plan=candidate.plan,
+                prediction=candidate.prediction,
+                measurement=artifacts.validate(fields, Measurement, "the measurement"),
+                is_baseline=is_baseline(job.file, candidate.plan),
+            )
+        )
+    return RunFile(
+        model_name=job.file.model_name,
+        workload=job.file.workload,
+        num_parameters=job.file.num_parameters,
+        machine_name=job.file.machine_name,
+        machine_fingerprint=job.file.machine_fingerprint,
+        global_batch_size=job.file.global_batch_size,
+        sequence_length=job.file.sequence_length,
+        seed=job.order.seed,
+        runs=tuple(runs),
+        environment=_environment(job),
+        notes=job.notes,
+    )
+
+
+def _environment(job: Job) -> Environment:
+    here = current_fingerprint(job.order.device_kind)
+    return Environment(
+        device=here.device,
+        num_devices=job.file.num_devices,
+        num_cores=here.num_cores,
+        torch=version("torch"),
+        python=platform.python_version(),
+        backend=here.backend,
+        commit=_commit(),
+        started=job.started,
+        fingerprint=here.digest,
+        oversubscribed=job.oversubscribed,
+        command=shlex.join(["execute", *sys.argv[1:]]),
+        data=job.data_name,
+    )
+
+
+def _commit() -> str:
+    """The commit of this source tree; "" where it is not a checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

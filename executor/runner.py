@@ -1,0 +1,120 @@
+"""One plan through its stages in one process: memory, warm-up, timed blocks, a profiled step, and what came of them."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from executor.actions import StepTrace
+from executor.data import Text
+from executor.memory import LiveTensors
+from executor.mesh import Coordinates, Meshes
+from executor.parts import RankTraces
+from executor.trainer import Trainer
+from planner.plan import Plan
+from profiles.codecs import codec
+from profiles.rank import Rank
+from profiles.workloads import Workload
+
+# The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
+# send gradients as they are, its third makes its factors.
+TRACKED_STEPS, TRACKED_STEPS_LOW_RANK = 2, 4
+PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one rank has to tell of one plan; a loss is None where this rank does not compute it."""
+
+    place: Coordinates
+    traces: RankTraces
+    losses: tuple[float | None, ...]
+    peak_bytes: float
+
+
+class Runner:
+    """A plan being run on this rank; all ranks call the same methods in the same order."""
+
+    def __init__(self, plan: Plan, workload: Workload, rank: Rank, text: Text, meshes: Meshes) -> None:
+        self.plan, self.workload, self.rank, self.text = plan, workload, rank, text
+        self.mesh = meshes.of(plan)
+        self.losses: list[Tensor | None] = []
+        self.traces: list[StepTrace] = []
+        self.peak_bytes = 0.0
+        self.num_warmup_steps = 0
+
+    def prepare(self, num_warmup_steps: int) -> None:
+        """Build the model, measure memory over the first steps, and step until things are as they will stay."""
+        tracked = TRACKED_STEPS_LOW_RANK if codec(self.plan.codec).rank else TRACKED_STEPS
+        self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
+        if self.rank.device.type == "cuda":
+            torch.cuda.empty_cache()
+            self._build_and_step(tracked - 1)
+            torch.cuda.reset_peak_memory_stats()
+            self._step()
+            self.peak_bytes = float(torch.cuda.max_memory_allocated())
+        else:
+            with LiveTensors() as live:
+                self._build_and_step(tracked - 1)
+                live.reset_peak()
+                self._step()
+            self.peak_bytes = float(live.peak_bytes)
+        for _ in range(self.num_warmup_steps - tracked):
+            self._step()
+
+    def run_block(self, num_steps: int) -> None:
+        """Timed steps; a barrier before each lets all ranks start together."""
+        gc.collect()
+        # A collection in the middle of a step would be timed with it.
+        gc.disable()
+        try:
+            for _ in range(num_steps):
+                self.traces.append(self._step(wait=True))
+        finally:
+            gc.enable()
+
+    def latest_loss(self) -> float | None:
+        """The newest loss as rank 0's log shows it: this replica's where this rank has it."""
+        return None if self.losses[-1] is None else float(self.losses[-1])
+
+    def finish(self) -> Outcome:
+        """What this rank has to tell; the model is gone afterwards."""
+        num_steps = len(self.losses)
+        tensor_comm = self._tensor_comm_seconds() if self.plan.tensor_parallel > 1 else 0.0
+        losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
+        place = self.trainer.place
+        del self.trainer
+        gc.collect()
+        traces = RankTraces(place=place, steps=tuple(self.traces), tensor_comm_seconds=tensor_comm)
+        return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes)
+
+    def _build_and_step(self, num_steps: int) -> None:
+        self.trainer = Trainer(self.plan, self.workload, self.rank, self.text.seed, self.mesh)
+        for _ in range(num_steps):
+            self._step()
+
+    def _step(self, wait: bool = False) -> StepTrace:
+        batch = self.text.batch(len(self.losses), self.plan.global_batch_size)
+        if wait:
+            dist.barrier()
+        loss, trace = self.trainer.step(*batch)
+        self.losses.append(loss)
+        return trace
+
+    def _tensor_comm_seconds(self) -> float | None:
+        """Seconds that one step spends in tensor-parallel collectives, from one more step under the profiler.
+
+        Ignores: on CUDA, where collectives run beside the host's calls, nothing is told.
+        """
+        if self.rank.device.type != "cpu":
+            return None
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            self._step(wait=True)
+        # DTensor alone uses functional collectives; DDP and pipelines call the process group directly.
+        spent = [event for event in profiler.key_averages() if event.key.startswith("_c10d_functional::")]
+        return sum(float(event.self_cpu_time_total) for event in spent) * 1e-6

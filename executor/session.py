@@ -1,0 +1,194 @@
+"""All plans of one launch, on one rank: in turns, so that a slow moment of the machine falls on all plans alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+from executor.data import Text, load_text
+from executor.measurement import Measurement
+from executor.mesh import Meshes
+from executor.parts import median_parts, median_spans, step_seconds
+from executor.reference import check_losses, reference_losses
+from executor.runner import PEAK_KINDS, Outcome, Runner
+from planner.plan import Plan
+from planner.prediction import Candidate, PlanFile
+from profiles import artifacts
+from profiles.errors import ToleranceError
+from profiles.rank import Rank, join_group, report
+from profiles.workloads import Workload, load_workload
+
+BLOCK_STEPS = 5
+# One device works off the reference while the others wait for it.
+TIMEOUT_SECONDS = 1200.0
+ROOM_FRACTION = 0.5
+FLOPS_PER_PARAMETER_AND_TOKEN = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a launch is asked to do; `chosen` are indices of the plan file's candidates."""
+
+    __pydantic_config__ = artifacts.STRICT
+
+    chosen: tuple[int, ...]
+    num_steps: int
+    num_warmup_steps: int
+    seed: int
+    data_file: str
+    device_kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What all plans of the launch share on this rank."""
+
+    file: PlanFile
+    order: Order
+    workload: Workload
+    text: Text
+    rank: Rank
+    meshes: Meshes
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates to run, in their order."""
+        return [self.file.candidates[index] for index in self.order.chosen]
+
+
+def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The entry of every rank: run the order on the plan file; rank 0 gives the measurements as JSON-able fields."""
+    file = artifacts.validate(payload["file"], PlanFile, "the plan")
+    order = artifacts.validate(payload["order"], Order, "the order")
+    with join_group(order.device_kind, TIMEOUT_SECONDS) as rank:
+        session = Session(
+            file=file,
+            order=order,
+            workload=load_workload(file.workload),
+            text=load_text(Path(order.data_file), file.sequence_length, order.seed),
+            rank=rank,
+            meshes=Meshes(order.device_kind),
+        )
+        references = _references(session)
+        measurements = _run_all(session, references)
+    return [asdict(measurement) for measurement in measurements] if rank.rank == 0 else None
+
+
+def _references(session: Session) -> dict[str, tuple[float, ...]]:
+    """First losses on one device by precision, on rank 0; the others wait."""
+    references = {}
+    plans = [candidate.plan for candidate in session.candidates]
+    for precision in sorted({plan.precision for plan in plans}):
+        same = [plan for plan in plans if plan.precision == precision]
+        if session.rank.rank == 0:
+            report(0.0, f"reference losses in {precision} on one device")
+            references[precision] = reference_losses(
+                session.workload, same, session.text, session.rank, session.file.num_parameters
+            )
+    dist.barrier()
+    return references
+
+
+def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
+    measurements: list[Measurement] = []
+    for group in _groups(session.candidates, session.order.device_kind):
+        runners = [
+            Runner(candidate.plan, session.workload, session.rank, session.text, session.meshes) for candidate in group
+        ]
+        for index, runner in enumerate(runners):
+            done = len(measurements) / len(session.order.chosen)
+            report(done + 0.4 * index / len(session.order.chosen), f"warming up {runner.plan.id}")
+            runner.prepare(session.order.num_warmup_steps)
+        _run_in_turns(session, runners, len(measurements))
+        for runner in runners:
+            measurements += _measurement(session, runner, references)
+        del runners, runner
+        gc.collect()
+    report(1.0, "done")
+    return measurements
+
+
+def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Candidate]]:
+    """Plans that are held in memory together: on CUDA one, on CPU as many as half of what is free can hold."""
+    groups: list[list[Candidate]] = []
+    # All ranks must agree, so rank 0's view of the memory counts.
+    room = [ROOM_FRACTION * float(psutil.virtual_memory().available)]
+    dist.broadcast_object_list(room)
+    held = 0.0
+    for candidate in candidates:
+        need = sum(candidate.prediction.stage_peak_bytes) or candidate.prediction.peak_bytes
+        need *= candidate.plan.num_devices / max(1, len(candidate.prediction.stage_peak_bytes))
+        if not groups or device_kind != "cpu" or held + need > room[0]:
+            groups.append([])
+            held = 0.0
+        groups[-1].append(candidate)
+        held += need
+    return groups
+
+
+def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
+    order = session.order
+    for start in range(0, order.num_steps, BLOCK_STEPS):
+        block = min(BLOCK_STEPS, order.num_steps - start)
+        for index, runner in enumerate(runners):
+            runner.run_block(block)
+            share = (start + block * (index + 1) / len(runners)) / order.num_steps
+            fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
+            report(min(fraction, 1.0), runner.plan.id, _log_line(session, runner, block))
+
+
+def _log_line(session: Session, runner: Runner, block: int) -> str:
+    """A block of steps in the words of a training log. `tflops` counts six FLOPs per parameter and token."""
+    seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
+    tokens = runner.plan.global_batch_size * session.file.sequence_length / seconds
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
+    loss = runner.latest_loss()
+    return (
+        f"{runner.plan.id}  step: {len(runner.losses)}  loss: {'on the last stage' if loss is None else f'{loss:.4f}'}"
+        f"  memory: {runner.peak_bytes / 2**30:.2f}GiB  tps: {tokens:,.0f}  tflops: {flops / 1e12:.3f}"
+    )
+
+
+def _measurement(session: Session, runner: Runner, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
+    """The plan's measurement from all ranks' outcomes,; the references, and so the check, are rank 0's."""
+    own = runner.finish()
+    outcomes: list[Any] = [None] * session.rank.num_ranks
+    dist.all_gather_object(outcomes, own)
+    ranks = [outcome.traces for outcome in outcomes]
+    seconds = step_seconds(ranks)
+    losses = _global_losses(runner.plan, outcomes)
+    tokens = runner.plan.global_batch_size * session.file.sequence_length
+    return [
+        Measurement(
+            num_warmup_steps=runner.num_warmup_steps,
+            step_seconds=seconds,
+            seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
+            peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
+            peak_kind=PEAK_KINDS[session.order.device_kind],
+            losses=losses,
+            loss_check=check_losses(runner.plan, losses, references.get(runner.plan.precision, ())),
+            tokens_per_second=tokens * len(seconds) / sum(seconds),
+            spans=median_spans(ranks),
+        )
+    ]
+
+
+def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+    """Mean over the replicas, as the last stage of each computed them."""
+    last = [
+        outcome.losses
+        for outcome in outcomes
+        if outcome.place.pipeline == plan.pipeline_parallel - 1 and outcome.place.tensor == 0
+    ]
+    means = tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))
+    for step, mean in enumerate(means):
+        if not math.isfinite(mean):
+            raise ToleranceError(f"plan {plan.id}: the loss of step {step + 1} is {mean}: training diverged")
+    return means

@@ -1,0 +1,272 @@
+"""Measures a machine: starts the ranks, lets all of them measure the same at once, and assembles a MachineProfile.
+
+What is measured, in order: overheads of the software, collectives, overlap, kernels per precision, the optimizer and
+the codecs, and the models' own layers. Effort says how much of each; tests ask for little.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import torch
+
+from profiles.artifacts import STRICT, dump, parse, validate
+from profiles.cluster import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
+from profiles.efficiency import work_of
+from profiles.errors import InputError
+from profiles.fingerprint import current_fingerprint
+from profiles.job import in_job
+from profiles.launcher import launch
+from profiles.measure_kernels import Grid, measure_attention, measure_matmuls
+from profiles.measure_layers import Case, measure_layers
+from profiles.measure_links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links, measure_overlap
+from profiles.measure_memory import SIZES, measure_memory_operators
+from profiles.measure_runtime import (
+    measure_launch_seconds,
+    measure_parallel_linear_seconds,
+    measure_pipeline_action_seconds,
+)
+from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
+from profiles.model import ModelProfile, Precision, WorkloadSpec
+from profiles.rank import join_group, report
+from profiles.timing import Bench, Peers, device_timer
+from profiles.trace import trace
+from profiles.workloads import load_workload
+
+OnProgress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is measured: shapes, sizes in bytes or elements, repeats, and the seconds that layers may take."""
+
+    __pydantic_config__ = STRICT
+
+    grid: Grid = field(default_factory=Grid)
+    memory_elements: tuple[int, ...] = SIZES
+    parameter_counts: tuple[int, ...] = PARAMETER_COUNTS
+    gradient_elements: tuple[int, ...] = GRADIENT_ELEMENTS
+    message_bytes: tuple[int, ...] = MESSAGE_BYTES
+    overlap_bytes: int = OVERLAP_BYTES
+    repeats: int = 5
+    # Collectives of small messages wait for threads to wake, which takes 0.1 or 4 ms: samples of many calls tell.
+    link_repeats: int = 7
+    link_sample_seconds: float = 8e-3
+    layer_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every rank is told."""
+
+    __pydantic_config__ = STRICT
+
+    num_ranks: int
+    device_kind: Literal["cpu", "cuda"]
+    sequence_length: int
+    micro_batch_sizes: tuple[int, ...]
+    tensor_degrees: tuple[int, ...]
+    precisions: tuple[Precision, ...]
+    fingerprint: Fingerprint
+    effort: Effort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What the software adds on the host, and how compute and communication slow each other."""
+
+    launch_seconds: float
+    parallel_linear_seconds: float
+    pipeline_action_seconds: float
+    overlap: Overlap
+
+
+def measure_machine(
+    num_ranks: int,
+    device_kind: str,
+    workload_specs: Sequence[WorkloadSpec] = (),
+    sequence_length: int = 128,
+    micro_batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    tensor_degrees: Sequence[int] = (1,),
+    precisions: Sequence[str] = ("fp32", "bf16"),
+    on_progress: OnProgress | None = None,
+    *,
+    models: Sequence[ModelProfile] = (),
+    effort: Effort | None = None,
+    with_oversubscription: bool = False,
+) -> MachineProfile:
+    """Measure this machine with `num_ranks` ranks busy at once.
+
+    Workloads are traced unless their profiles are given as `models`; their shapes and layers are measured at every
+    micro-batch size and tensor degree. `with_oversubscription` starts twice as many ranks as cores afterwards.
+    Raises: InputError for a precision, a degree or a model that cannot be; EnvironmentFailure where ranks cannot start.
+    """
+    unknown = set(precisions) - {"fp32", "bf16"}
+    if unknown or not precisions:
+        raise InputError(f"precision {', '.join(sorted(unknown)) or 'list is empty'}: give fp32, bf16 or both")
+    traced = {model.workload.digest for model in models}
+    missing = [spec for spec in workload_specs if spec.digest not in traced]
+    profiles = [*models, *(trace(load_workload(spec), tuple(precisions)) for spec in missing)]
+    settings = {
+        "num_ranks": num_ranks,
+        "device_kind": device_kind,
+        "sequence_length": sequence_length,
+        "micro_batch_sizes": sorted(set(micro_batch_sizes)),
+        "tensor_degrees": sorted(set(tensor_degrees)),
+        "precisions": list(precisions),
+        "fingerprint": asdict(current_fingerprint(device_kind)),
+        "effort": asdict(effort or Effort()),
+    }
+    payload = {"settings": settings, "models": [json.loads(dump("model-profile", model)) for model in profiles]}
+    said = on_progress or (lambda fraction, text: None)
+    share = 0.9 if with_oversubscription else 1.0
+    data = launch(
+        "profiles.measure:measure_rank",
+        payload,
+        num_ranks,
+        device_kind,
+        on_report=lambda news: said(share * news.fraction, news.text),
+    )
+    profile = parse(data, "machine-profile", MachineProfile, "the measurement")
+    if with_oversubscription and device_kind == "cpu" and not in_job():
+        said(share, "twice as many ranks as cores")
+        ranks = 2 * (os.cpu_count() or 1)
+        factor = launch("profiles.measure_runtime:oversubscription_rank", None, ranks, device_kind)
+        profile = replace(profile, oversubscription_factor=float(factor))
+    said(1.0, "done")
+    return profile
+
+
+def measure_rank(payload: dict[str, Any]) -> dict[str, Any]:
+    """Measure as one rank of the job; the machine profile as JSON-able fields, the same on every rank."""
+    settings = validate(payload["settings"], Settings, "the settings")
+    models = [parse(model, "model-profile", ModelProfile, "the model profile") for model in payload["models"]]
+    with join_group(settings.device_kind) as place:
+        torch.manual_seed(place.rank)
+        profile = _measure(settings, models, Peers(device=place.device))
+    fields: dict[str, Any] = json.loads(dump("machine-profile", profile))
+    return fields
+
+
+def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -> MachineProfile:
+    effort = settings.effort
+    bench = Bench(timer=device_timer(peers.device), peers=peers, repeats=effort.repeats)
+    report(0.0, "host overheads")
+    links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
+    overheads = Overheads(
+        launch_seconds=measure_launch_seconds(bench),
+        parallel_linear_seconds=measure_parallel_linear_seconds(links_bench),
+        pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
+        overlap=measure_overlap(bench, effort.overlap_bytes),
+    )
+    report(0.1, "collectives")
+    links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.1 + 0.15 * done, "collectives"))
+    kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
+    kernels += measure_codecs(bench, effort.gradient_elements)
+    report(0.6, "layers of the models")
+    memory_bytes = _memory_bytes(settings, peers)
+    cases = [
+        Case(precision=precision, micro_batch_size=batch, sequence_length=sequence, tensor_parallel=degree)
+        for batch, sequence, degree in _sizes(settings)
+        for precision in settings.precisions
+    ]
+    timings, left_out = measure_layers(
+        bench, models, cases, memory_bytes, effort.layer_seconds, lambda done: report(0.6 + 0.4 * done, "layers")
+    )
+    return _assemble(settings, memory_bytes, overheads, links, kernels, timings, left_out)
+
+
+def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -> list[KernelCurve]:
+    grid, sizes = settings.effort.grid, _sizes(settings)
+    kernels: list[KernelCurve] = []
+    for position, precision in enumerate(settings.precisions):
+        for part, words in enumerate(("matrix products", "attention", "memory-bound operators")):
+            report(0.25 + 0.3 * (position + part / 3) / len(settings.precisions), f"{words} in {precision}")
+            if part == 0:
+                kernels += measure_matmuls(bench, precision, grid, models, sizes)
+            elif part == 1:
+                kernels += measure_attention(bench, precision, grid, models, sizes)
+            else:
+                kernels += measure_memory_operators(bench, precision, models, settings.effort.memory_elements)
+    if "fp32" not in settings.precisions:
+        # Training in bf16 keeps norms, losses and parameters in fp32.
+        kernels += measure_memory_operators(bench, "fp32", models, settings.effort.memory_elements)
+    report(0.55, "optimizer and codecs")
+    return kernels
+
+
+def _sizes(settings: Settings) -> tuple[tuple[int, int, int], ...]:
+    batches, degrees = settings.micro_batch_sizes, settings.tensor_degrees
+    return tuple((b, settings.sequence_length, t) for b, t in itertools.product(batches, degrees))
+
+
+def _memory_bytes(settings: Settings, peers: Peers) -> float:
+    """Bytes that one rank may use: the whole memory of a GPU, an equal share of a host's."""
+    if peers.device.type == "cuda":
+        return float(torch.cuda.get_device_properties(peers.device).total_memory)
+    return settings.fingerprint.memory_bytes / _ranks_per_node(settings)
+
+
+def _ranks_per_node(settings: Settings) -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", settings.num_ranks))
+
+
+def _assemble(
+    settings: Settings,
+    memory_bytes: float,
+    overheads: Overheads,
+    links: list[LinkCurve],
+    kernels: list[KernelCurve],
+    timings: list[LayerTiming],
+    left_out: int,
+) -> MachineProfile:
+    fingerprint, num_ranks = settings.fingerprint, settings.num_ranks
+    unit = "GPU" if settings.device_kind == "cuda" else "CPU rank"
+    sources = {"all": "measured with every rank busy; medians of the slowest rank"}
+    if left_out:
+        sources["layer_timings"] = f"{left_out} settings were left out for memory or time; their kernels are summed"
+    return MachineProfile(
+        name=f"this machine, {num_ranks} {unit}{'s' if num_ranks > 1 else ''}",
+        origin="measured",
+        device_kind=settings.device_kind,
+        device_name=fingerprint.device,
+        num_devices=num_ranks,
+        devices_per_node=_ranks_per_node(settings),
+        memory_bytes=memory_bytes,
+        peak_flops_per_second={precision: _best_matmul(kernels, precision) for precision in settings.precisions},
+        peak_source="best matmul measured",
+        memory_bytes_per_second=_copy_rate(kernels),
+        launch_seconds=overheads.launch_seconds,
+        parallel_linear_seconds=overheads.parallel_linear_seconds,
+        pipeline_action_seconds=overheads.pipeline_action_seconds,
+        oversubscription_factor=0.0,
+        kernels=tuple(kernels),
+        links=tuple(links),
+        overlap=overheads.overlap,
+        layer_timings=tuple(timings),
+        fingerprint=fingerprint,
+        sources=sources,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _best_matmul(kernels: Sequence[KernelCurve], precision: str) -> float:
+    return max(
+        float(work_of("matmul", sample.dims, precision)[0]) / sample.seconds
+        for curve in kernels
+        if (curve.kind, curve.precision) == ("matmul", precision)
+        for sample in curve.samples
+    )
+
+
+def _copy_rate(kernels: Sequence[KernelCurve]) -> float:
+    """Bytes per second of the largest plain copy, which no cache holds."""
+    copies = [sample for curve in kernels if (curve.kind, curve.name) == ("memory", "") for sample in curve.samples]
+    largest = max(copies, key=lambda sample: sample.dims)
+    return largest.dims[0] / largest.seconds

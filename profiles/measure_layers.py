@@ -1,0 +1,170 @@
+"""Times a workload's real layers, forward and backward apart, as one micro-batch of a training step runs them.
+
+Layers are timed in context: all distinct ones in turns and a repeated one as a chain of several instances, so that
+weights are no hotter in the caches than in training. Gradients accumulate into existing ones, as they do for every
+micro-batch but the first and, in DDP's buckets, for that one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from profiles.blocks import shrink_to_shard
+from profiles.cluster import LayerTiming
+from profiles.model import LayerProfile, ModelProfile
+from profiles.operators import PHASES, evaluate
+from profiles.timing import Action, Bench
+from profiles.workloads import Workload, load_workload
+
+LONGEST_CHAIN = 4
+# A layer's time is used as it is, so it is worth waiting for a calm moment.
+PATIENCE_SECONDS = 3.0
+# What a rank's memory may be filled to by a chain and its activations.
+MEMORY_FRACTION = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One setting in which all distinct layers are timed."""
+
+    precision: str
+    micro_batch_size: int
+    sequence_length: int
+    tensor_parallel: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """What the sizes of a LayerProfile are functions of."""
+        return self.micro_batch_size, self.sequence_length, self.tensor_parallel
+
+
+@dataclass(slots=True, kw_only=True)
+class Segment:
+    """A chain of instances of one layer with the input it gets; the last forward's output waits for its backward."""
+
+    modules: list[nn.Module]
+    value: Tensor
+    target: Tensor | None
+    loss: Callable[[Tensor, Tensor], Tensor]
+    precision: str
+    output: Tensor = field(init=False)
+    gradient: Tensor = field(init=False)
+
+    def forward(self) -> None:
+        """Run the chain and, in the last layer, the loss."""
+        value = self.value
+        with _autocast(value.device, self.precision):
+            for module in self.modules:
+                value = module(value)
+            self.output = value if self.target is None else self.loss(value, self.target)
+
+    def backward(self) -> None:
+        """Run the chain backward from a gradient that was made before."""
+        self.output.backward(self.gradient)
+
+
+def measure_layers(
+    bench: Bench,
+    models: Sequence[ModelProfile],
+    cases: Sequence[Case],
+    memory_bytes: float,
+    seconds: float,
+    on_case: Callable[[float], None] = lambda _: None,
+) -> tuple[list[LayerTiming], int]:
+    """Timings of every distinct layer in every case, and how many cases were left out: by memory, or past `seconds`.
+
+    `on_case` hears the fraction done.
+    """
+    bench = replace(bench, max_calls=1, patience_seconds=PATIENCE_SECONDS)
+    timings: list[LayerTiming] = []
+    left_out = 0
+    spent = 0.0
+    for number, model in enumerate(models):
+        workload = load_workload(model.workload)
+        for position, case in enumerate(cases):
+            on_case((number + position / len(cases)) / len(models))
+            if not _can_split(workload, case.tensor_parallel) or case.precision not in model.layers:
+                continue
+            if _needed_bytes(model, case) > MEMORY_FRACTION * memory_bytes or spent > seconds:
+                left_out += 1
+                continue
+            found, taken = _time_case(bench, workload, model, case)
+            timings += found
+            spent += taken
+    return timings, left_out
+
+
+def _time_case(bench: Bench, workload: Workload, model: ModelProfile, case: Case) -> tuple[list[LayerTiming], float]:
+    layers = model.layers[case.precision]
+    segments = list(_segments(workload, model, case, bench.device))
+    actions: list[Action] = [segment.forward for segment in segments]
+    actions += [segment.backward for segment in reversed(segments)]
+    times = bench.time(actions)
+    found = [
+        LayerTiming(
+            workload=workload.spec.digest,
+            layer=layer.name,
+            precision=case.precision,
+            micro_batch_size=case.micro_batch_size,
+            sequence_length=case.sequence_length,
+            tensor_parallel=case.tensor_parallel,
+            forward_seconds=forward.seconds / len(segment.modules),
+            backward_seconds=backward.seconds / len(segment.modules),
+            spread_fraction=max(forward.spread_fraction, backward.spread_fraction),
+        )
+        for layer, segment, forward, backward in zip(layers, segments, times, reversed(times), strict=False)
+    ]
+    return found, sum(time.seconds for time in times) * 2 * bench.repeats
+
+
+def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch.device) -> Iterator[Segment]:
+    """A segment per distinct layer, each fed with what the layer before it gives."""
+    outputs: dict[int, Tensor] = {-1: workload.example_input(case.micro_batch_size, case.sequence_length).to(device)}
+    structure = (-1, *model.structure)
+    for index in range(len(model.layers[case.precision])):
+        position = model.structure.index(index)
+        spec = workload.layers[position]
+        is_last = position == model.num_layers - 1
+        repeats = any(pair == (index, index) for pair in pairwise(structure))
+        count = min(LONGEST_CHAIN, model.structure.count(index)) if repeats else 1
+        value = outputs[structure[position]].detach().clone()
+        segment = Segment(
+            modules=[shrink_to_shard(spec.build(), spec.styles, case.tensor_parallel).to(device) for _ in range(count)],
+            value=value.requires_grad_(value.is_floating_point()),
+            target=outputs[-1] if is_last else None,
+            loss=workload.loss,
+            precision=case.precision,
+        )
+        segment.forward()
+        segment.gradient = torch.ones_like(segment.output)
+        outputs[index] = segment.output.detach()
+        yield segment
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _can_split(workload: Workload, degree: int) -> bool:
+    splits = workload.can_tensor_parallel and workload.num_heads % degree == 0 and workload.num_kv_heads % degree == 0
+    return degree == 1 or splits
+
+
+def _needed_bytes(model: ModelProfile, case: Case) -> float:
+    """Bytes of all chains at once: parameters and gradients, and what forward leaves for backward."""
+
+    def of_layer(index: int, layer: LayerProfile) -> float:
+        kept = 8.0 * evaluate(layer.num_parameters, *case.size) + evaluate(layer.saved_bytes, *case.size)
+        return min(LONGEST_CHAIN, model.structure.count(index)) * float(kept)
+
+    layers = model.layers[case.precision]
+    peak = max(
+        float(evaluate(getattr(layer, f"{phase}_peak_bytes"), *case.size)) for layer in layers for phase in PHASES
+    )
+    return sum(of_layer(index, layer) for index, layer in enumerate(layers)) + peak
