@@ -6,11 +6,11 @@ communication starts. DDP checks a hook's annotations at run time, so they must 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -56,6 +56,18 @@ def register(module: DistributedDataParallel, name: str, group: dist.ProcessGrou
             process_group=group, matrix_approximation_rank=rank, start_powerSGD_iter=FIRST_POWERSGD_STEP
         )
     module.register_comm_hook(Reduction(group=group, recorder=recorder, powersgd=state), hook)
+
+
+def bucket_options(name: str, module: nn.Module) -> dict[str, Any]:
+    """DDP's options for the codec called `name`.
+
+    PowerSGD starts its second all-reduce when the first has come back; with several buckets under way, gloo's threads
+    would start them in another order on every rank, which ends the job. It gets a single bucket.
+    """
+    if not codec(name).rank:
+        return {}
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    return {"bucket_cap_mb": num_bytes // 2**20 + 1}
 
 
 def average(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:

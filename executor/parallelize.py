@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from executor.codecs import register
+from executor.codecs import bucket_options, register
 from executor.recorder import Recorder
 from planner.plan import Plan, is_recomputed
 from profiles.blocks import Style, set_local_split
@@ -104,6 +104,7 @@ def average_gradients(module: nn.Module, plan: Plan, mesh: DeviceMesh, recorder:
         # Ranks start equal by construction, see build_stage, and buffers never change.
         init_sync=False,
         **_keep_buffers(),
+        **bucket_options(plan.codec, module),
     )
     register(wrapped, plan.codec, data.get_group(), recorder)
     return wrapped

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.collectives import collective_seconds, exposed_seconds, group_of
+from planner.collectives import Group, collective_seconds, exposed_seconds, group_of
 from planner.layer_costs import find_curve
 from planner.stages import StageCosts
 from planner.table import PlanTable
@@ -19,8 +19,6 @@ Array = NDArray[np.float64]
 
 # DistributedDataParallel's default bucket_cap_mb.
 BUCKET_BYTES = 25 * 2**20
-# Bytes that AccumulateGrad moves per parameter for each further micro-batch: two reads and a write of fp32.
-ACCUMULATE_BYTES = 12.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,43 +38,55 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
     Ignores: the order in which layers fill buckets.
     """
     exposed, coding = np.zeros(len(table)), np.zeros(len(table))
-    inner = np.where(table.axis_order == 0, 1, table.pipeline_parallel) * table.tensor_parallel
-    keys = np.stack([table.data_parallel, table.zero_stage, table.codec, inner], axis=1)
+    stride = np.where(table.axis_order == 0, 1, table.pipeline_parallel) * table.tensor_parallel
+    keys = np.stack([table.data_parallel, table.zero_stage, table.codec, stride], axis=1)
     distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
-    for index, (degree, zero, code, stride) in enumerate(distinct):
-        where = np.flatnonzero(inverse.reshape(-1) == index)
+    for index, (degree, zero, code, step) in enumerate(distinct):
+        rows = np.flatnonzero(inverse.reshape(-1) == index)
         if degree == 1:
             continue
-        group = group_of(int(degree), int(stride), machine.devices_per_node)
+        group = group_of(int(degree), int(step), machine.devices_per_node)
         name = table.codec_names[code]
-        wire = codec(name).wire_bytes(
-            stages.num_parameters[:, where], stages.matrix_sides[:, where], stages.num_vectors[:, where]
+        buckets = _Buckets(machine, group, stages.num_parameters[:, rows])
+        encode = _codec_seconds(machine, name, stages.num_parameters[:, rows], buckets.count)
+        wire = np.asarray(
+            codec(name).wire_bytes(
+                stages.num_parameters[:, rows], stages.matrix_sides[:, rows], stages.num_vectors[:, rows]
+            )
         )
-        backward = stages.backward_busy[:, where]
-        num_buckets = np.maximum(1.0, np.ceil(GRADIENT_BYTES * stages.num_parameters[:, where] / BUCKET_BYTES))
-
-        def bucketed(collective: Collective, num_bytes: Array, count: Array = num_buckets, group=group) -> Array:  # type: ignore[no-untyped-def]
-            return count * collective_seconds(machine, collective, num_bytes / count, group)[0]
-
-        encode = _codec_seconds(machine, name, stages.num_parameters[:, where], num_buckets)
-        if zero == 0:
-            total = bucketed("all_reduce", np.asarray(wire))
-            tail = total / num_buckets
-            added = tail + exposed_seconds(machine, total - tail, backward * (1 - 1 / num_buckets))
-        else:
-            reduce = bucketed("reduce_scatter", np.asarray(wire))
-            gather = bucketed("all_gather", GRADIENT_BYTES * stages.num_parameters[:, where])
-            tail = reduce / num_buckets
-            added = tail + exposed_seconds(machine, reduce - tail, backward * (1 - 1 / num_buckets))
-            if zero < 3:
-                added = added + gather
-            else:
-                busy = (stages.forward_busy[:, where] + backward) * table.num_microbatches[where]
-                gathers = 2 * gather * table.num_microbatches[where]
-                added = added + exposed_seconds(machine, gathers, busy) + gather / num_buckets
-        exposed[where] = (added + encode).max(axis=0) - encode.max(axis=0)
-        coding[where] = encode.max(axis=0)
+        backward = stages.backward_busy[:, rows]
+        added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
+        if zero in (1, 2):
+            added = added + buckets.seconds("all_gather", wire)
+        elif zero == 3:
+            gather = buckets.seconds("all_gather", wire)
+            count = table.num_microbatches[rows]
+            busy = (stages.forward_busy[:, rows] + backward) * count
+            # The first layers' parameters are there before anything can run.
+            added = added + exposed_seconds(machine, 2 * gather * count, busy) + gather / buckets.count
+        exposed[rows] = (added + encode).max(axis=0) - encode.max(axis=0)
+        coding[rows] = encode.max(axis=0)
     return Exchange(exposed=exposed, codec=coding)
+
+
+class _Buckets:
+    """Collectives over gradients of `num_parameters`, cut into DDP's buckets. Shapes: (stage, plan)."""
+
+    def __init__(self, machine: MachineProfile, group: Group, num_parameters: Array) -> None:
+        self.machine, self.group = machine, group
+        self.count = np.maximum(1.0, np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES))
+
+    def seconds(self, collective: Collective, num_bytes: Array) -> Array:
+        """Seconds of all buckets, one after the other."""
+        return np.asarray(
+            self.count * collective_seconds(self.machine, collective, num_bytes / self.count, self.group)[0]
+        )
+
+    def hidden_behind(self, backward: Array, collective: Collective, num_bytes: Array) -> Array:
+        """Seconds that the buckets add to `backward`, during which all but the last may go out."""
+        total = self.seconds(collective, num_bytes)
+        last = total / self.count
+        return last + exposed_seconds(self.machine, total - last, backward * (1 - 1 / self.count))
 
 
 def _codec_seconds(machine: MachineProfile, name: str, num_parameters: Array, num_buckets: Array) -> Array:
@@ -89,12 +99,9 @@ def _codec_seconds(machine: MachineProfile, name: str, num_parameters: Array, nu
 
 
 def optimizer_seconds(machine: MachineProfile, table: PlanTable, num_parameters: Array) -> Array:
-    """Seconds of one AdamW step over a rank's `num_parameters`, sharded where ZeRO shards it, and of accumulation."""
+    """Seconds of one AdamW step over a rank's `num_parameters`, sharded where ZeRO shards it."""
     held = num_parameters / np.where(table.zero_stage >= 1, table.data_parallel, 1)
     curve = find_curve(machine, "optimizer", "", "fp32")
     if curve is None:
-        step = held * ADAMW_BYTES_PER_PARAMETER / machine.memory_bytes_per_second
-    else:
-        step = kernel_seconds(curve, 0.0, held * ADAMW_BYTES_PER_PARAMETER, [held])
-    accumulated = (table.num_microbatches - 1) * num_parameters * ACCUMULATE_BYTES
-    return np.asarray(step + accumulated / machine.memory_bytes_per_second)
+        return np.asarray(held * ADAMW_BYTES_PER_PARAMETER / machine.memory_bytes_per_second)
+    return kernel_seconds(curve, 0.0, held * ADAMW_BYTES_PER_PARAMETER, [held])

@@ -18,6 +18,8 @@ from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import PHASES, Operator, Phase, Polynomial, evaluate
 
 Array = NDArray[np.float64]
+# Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
+ACCUMULATE_BYTES = 12.0
 CONCRETE_KIND = {("attention", "forward"): "attention_forward", ("attention", "backward"): "attention_backward"}
 # What a band must allow for beside the measured spread: what a timed layer, kernels run alone, and a data sheet miss.
 TIMED_ERROR_FRACTION, CURVE_ERROR_FRACTION, DATASHEET_ERROR_FRACTION = 0.05, 0.15, 0.30
@@ -125,6 +127,9 @@ def _phase_seconds(
             columns = range(len(members[0].dims))
             dims = [np.stack([evaluate(op.dims[i], batches, sequence, degrees) for op in members]) for i in columns]
         total = total + kernel_seconds(curve, flops, moved, dims).sum(axis=0)
+    if phase == "backward":
+        held = evaluate(layer.num_parameters, batches, sequence, degrees)
+        total = total + held * ACCUMULATE_BYTES / machine.memory_bytes_per_second
     host = np.zeros_like(batches)
     if machine.device_kind != "cpu":
         host = np.maximum(0.0, len(operators) * machine.launch_seconds - total)

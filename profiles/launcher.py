@@ -211,11 +211,12 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
 def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> TrainwrightError:
     """The first cause: a rank killed from outside, then a rank's own error, then one that left early or lost a peer."""
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
-    for rank, number in killed.items():
-        hint = " (out of memory?)" if number == signal.SIGKILL else ""
-        return RankFailure(
-            f"rank {rank} of {num_ranks} was killed by {signal.Signals(number).name}{hint}; run it again"
-        )
+    # A library may abort a rank because another one failed: that one's own word comes first.
+    aborted = {rank for rank, number in killed.items() if number == signal.SIGABRT}
+    for rank in killed.keys() - aborted:
+        hint = " (out of memory?)" if killed[rank] == signal.SIGKILL else ""
+        name = signal.Signals(killed[rank]).name
+        return RankFailure(f"rank {rank} of {num_ranks} was killed by {name}{hint}{_keep_log(folder, rank)}")
     words = [Failure(**json.loads(path.read_text())) for path in sorted(folder.glob("failure-*.json"))]
     for word in sorted(words, key=lambda word: (word.is_lost_peer, not word.is_ours, word.rank)):
         if word.is_ours:
@@ -224,6 +225,8 @@ def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> Trainwright
             kept = _keep_log(folder, word.rank)
             cause = f"{word.error}: {word.message}" if word.message else word.error
             return RankFailure(f"rank {word.rank} of {num_ranks} failed: {cause}{kept}")
+    for rank in aborted:
+        return RankFailure(f"rank {rank} of {num_ranks} was aborted by a library{_keep_log(folder, rank)}")
     said = {word.rank for word in words}
     for rank in range(num_ranks):
         code = codes.get(rank, 0)
@@ -244,7 +247,7 @@ def _ours(word: Failure) -> TrainwrightError:
 
 def _keep_log(folder: Path, rank: int) -> str:
     logs = sorted(folder.glob(f"**/{rank}/stderr.log"))
-    if not logs:
+    if not logs or not logs[-1].stat().st_size:
         return ""
     kept = Path(tempfile.gettempdir(), f"trainwright-rank{rank}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
     shutil.copyfile(logs[-1], kept)

@@ -124,7 +124,12 @@ def measure_machine(
         "effort": asdict(effort or Effort()),
     }
     payload = {"settings": settings, "models": [json.loads(dump("model-profile", model)) for model in profiles]}
-    said = on_progress or (lambda fraction, text: None)
+    return _launch(payload, on_progress or (lambda fraction, text: None), with_oversubscription)
+
+
+def _launch(payload: dict[str, Any], said: OnProgress, with_oversubscription: bool) -> MachineProfile:
+    settings = payload["settings"]
+    num_ranks, device_kind = settings["num_ranks"], settings["device_kind"]
     share = 0.9 if with_oversubscription else 1.0
     data = launch(
         "profiles.measure:measure_rank",
@@ -136,7 +141,7 @@ def measure_machine(
     profile = parse(data, "machine-profile", MachineProfile, "the measurement")
     if with_oversubscription and device_kind == "cpu" and not in_job():
         said(share, "twice as many ranks as cores")
-        ranks = 2 * (os.cpu_count() or 1)
+        ranks = 2 * settings["fingerprint"]["num_cores"]
         factor = launch("profiles.measure_runtime:oversubscription_rank", None, ranks, device_kind)
         profile = replace(profile, oversubscription_factor=float(factor))
     said(1.0, "done")
@@ -156,7 +161,12 @@ def measure_rank(payload: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -> MachineProfile:
     effort = settings.effort
-    bench = Bench(timer=device_timer(peers.device), peers=peers, repeats=effort.repeats)
+    bench = Bench(
+        timer=device_timer(peers.device),
+        peers=peers,
+        repeats=effort.repeats,
+        has_own_core=_ranks_per_node(settings) <= settings.fingerprint.num_cores,
+    )
     report(0.0, "host overheads")
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
     overheads = Overheads(

@@ -73,15 +73,15 @@ def measure_overlap(bench: Bench, num_bytes: int = OVERLAP_BYTES) -> Overlap:
     columns: list[list[float]] = [[], [], [], []]
     for _ in range(bench.repeats):
         bench.peers.meet()
-        columns[0].append(bench.timer.seconds(multiply, calls))
+        columns[0].append(bench.timer.read(multiply, calls).seconds)
         bench.peers.meet()
-        columns[1].append(bench.timer.seconds(lambda: dist.all_reduce(message)))
+        columns[1].append(bench.timer.read(lambda: dist.all_reduce(message)).seconds)
         bench.peers.meet()
         work = dist.all_reduce(message, async_op=True)
-        columns[2].append(bench.timer.seconds(multiply, calls))
+        columns[2].append(bench.timer.read(multiply, calls).seconds)
         work.wait()
         bench.peers.meet()
-        columns[3].append(bench.timer.seconds(communicate_beside_products))
+        columns[3].append(bench.timer.read(communicate_beside_products).seconds)
     compute, communication, compute_beside, communication_beside = (
         timing.seconds for timing in bench.peers.slowest([summarise(column) for column in columns])
     )

@@ -85,14 +85,18 @@ def oversubscription_rank(_: None) -> float:
         peers = Peers(device=place.device)
         matrix = torch.randn(OVERSUBSCRIBED_SIZE, OVERSUBSCRIBED_SIZE)
         num_cores = min(peers.num_ranks, os.cpu_count() or 1)
+
+        def multiply() -> Tensor:
+            return torch.mm(matrix, matrix)
+
         alone: list[float] = []
         together: list[float] = []
         for repeat in range(1 + OVERSUBSCRIBED_REPEATS):
             # The first ranks stand on a core each (pinning goes round); the others wait at the next meeting.
             for kept, busy in ((alone, place.rank < num_cores), (together, True)):
                 peers.meet()
-                seconds = HostTimer().seconds(lambda: torch.mm(matrix, matrix), OVERSUBSCRIBED_CALLS) if busy else 0.0
-                kept += [seconds] if repeat else []
+                reading = HostTimer().read(multiply, OVERSUBSCRIBED_CALLS) if busy else None
+                kept += [reading.seconds if reading else 0.0] if repeat else []
         slowest = [peers.largest([summarise(kept).seconds])[0] for kept in (alone, together)]
     return slowest[1] / slowest[0]
 

@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 
 Action = Callable[[], object]
+# A sample with less of the core than this was disturbed; fewer undisturbed ones than this make no median.
+OWN_FRACTION = 0.97
+FEWEST_OWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,19 @@ def summarise(samples: Sequence[float]) -> Timing:
     return Timing(seconds=float(median), spread_fraction=float((high - low) / median) if median > 0 else 0.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Seconds of one call, and the fraction of them that this process was on the processor (1 where unknown)."""
+
+    seconds: float
+    own_fraction: float = 1.0
+
+
 class Timer(Protocol):
     """Anything that tells how long a call takes."""
 
-    def seconds(self, action: Action, calls: int = 1) -> float:
-        """Mean seconds of one of `calls` calls made one after the other."""
+    def read(self, action: Action, calls: int = 1) -> Reading:
+        """The mean of `calls` calls made one after the other."""
         ...
 
 
@@ -48,30 +59,32 @@ class HostTimer:
 
     clock: Callable[[], float] = time.perf_counter
     synchronise: Action = lambda: None
+    own_clock: Callable[[], float] = time.process_time
 
-    def seconds(self, action: Action, calls: int = 1) -> float:
-        """Mean seconds of one of `calls` calls made one after the other."""
+    def read(self, action: Action, calls: int = 1) -> Reading:
+        """The mean of `calls` calls made one after the other."""
         self.synchronise()
-        start = self.clock()
+        start, own_start = self.clock(), self.own_clock()
         for _ in range(calls):
             action()
         self.synchronise()
-        return (self.clock() - start) / calls
+        seconds, own_seconds = self.clock() - start, self.own_clock() - own_start
+        return Reading(seconds=seconds / calls, own_fraction=own_seconds / seconds if seconds > 0 else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaTimer:
     """CUDA events on the current stream: what the device takes, whatever the host does meanwhile."""
 
-    def seconds(self, action: Action, calls: int = 1) -> float:
-        """Mean seconds of one of `calls` calls made one after the other."""
+    def read(self, action: Action, calls: int = 1) -> Reading:
+        """The mean of `calls` calls made one after the other."""
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(calls):
             action()
         stop.record()
         stop.synchronize()
-        return float(start.elapsed_time(stop)) / 1e3 / calls
+        return Reading(seconds=float(start.elapsed_time(stop)) / 1e3 / calls)
 
 
 def device_timer(device: torch.device) -> Timer:
@@ -135,6 +148,7 @@ class Bench:
     """How things are timed: `repeats` samples of at least `sample_seconds` each, `max_calls` calls at most.
 
     While the spread exceeds `calm_fraction`, up to twice as many samples again are taken within `patience_seconds`.
+    Where a rank `has_own_core`, samples during which another process took it are left out if enough others remain.
     """
 
     timer: Timer
@@ -143,7 +157,8 @@ class Bench:
     sample_seconds: float = 2e-3
     max_calls: int = 100
     calm_fraction: float = 0.1
-    patience_seconds: float = 0.3
+    patience_seconds: float = 0.2
+    has_own_core: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -155,25 +170,29 @@ class Bench:
         if not actions:
             return []
         calls = [self._calls(seconds) for seconds in self._warm_up(actions)]
-        samples: list[list[float]] = [[] for _ in actions]
+        readings: list[list[Reading]] = [[] for _ in actions]
         start = 0.0
         for count in range(3 * self.repeats):
             if count == self.repeats:
                 start = time.perf_counter()
-            if count >= self.repeats and not self._is_noisy(samples, time.perf_counter() - start):
+            if count >= self.repeats and not self._is_noisy(readings, time.perf_counter() - start):
                 break
             self.peers.meet()
-            for action, times, kept in zip(actions, calls, samples, strict=True):
-                kept.append(self.timer.seconds(action, times))
-        return self.peers.slowest([summarise(kept) for kept in samples])
+            for action, times, kept in zip(actions, calls, readings, strict=True):
+                kept.append(self.timer.read(action, times))
+        return self.peers.slowest([summarise(self._usable(kept)) for kept in readings])
 
     def time_one(self, action: Action) -> Timing:
         """Time a single action."""
         return self.time([action])[0]
 
-    def _is_noisy(self, samples: Sequence[Sequence[float]], waited_seconds: float) -> bool:
+    def _usable(self, readings: Sequence[Reading]) -> list[float]:
+        own = [reading.seconds for reading in readings if reading.own_fraction > OWN_FRACTION]
+        return own if self.has_own_core and len(own) >= FEWEST_OWN else [reading.seconds for reading in readings]
+
+    def _is_noisy(self, readings: Sequence[Sequence[Reading]], waited_seconds: float) -> bool:
         """Whether any rank's median deserves more samples and there is time for them, as all ranks see it."""
-        spread = max(summarise(kept).spread_fraction for kept in samples)
+        spread = max(summarise(self._usable(kept)).spread_fraction for kept in readings)
         worst_spread, longest_wait = self.peers.largest([spread, waited_seconds])
         return worst_spread > self.calm_fraction and longest_wait < self.patience_seconds
 
@@ -182,7 +201,7 @@ class Bench:
         # The first call also pays for memory and for choosing kernels; the second says how many calls make a sample.
         for action in actions:
             action()
-        return self.peers.largest([self.timer.seconds(action) for action in actions])
+        return self.peers.largest([self.timer.read(action).seconds for action in actions])
 
     def _calls(self, seconds: float) -> int:
         return max(1, min(self.max_calls, math.ceil(self.sample_seconds / max(seconds, 1e-9))))

@@ -33,11 +33,10 @@ def imports(tree: ast.AST, *, top_level_only: bool) -> list[str]:
                 names.extend(alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom) and child.module:
                 names.append(child.module)
-            elif (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)) or (
-                top_level_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            ):
-                continue
-            visit(child)
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            type_checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if not type_checking and not (top_level_only and is_function):
+                visit(child)
 
     visit(tree)
     return names

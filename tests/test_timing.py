@@ -43,7 +43,7 @@ def test_the_timer_divides_by_the_calls_and_waits_for_the_device():
     clock = FakeClock()
     # Twice the device is waited for; only the second wait lies between the two readings of the clock.
     timer = HostTimer(clock=clock, synchronise=clock.work(100.0, 1.0))
-    assert timer.seconds(clock.work(2.0), calls=4) == pytest.approx((4 * 2.0 + 1.0) / 4)
+    assert timer.read(clock.work(2.0), calls=4).seconds == pytest.approx((4 * 2.0 + 1.0) / 4)
 
 
 def test_warm_up_calls_do_not_count():
@@ -102,6 +102,23 @@ def test_noise_is_answered_with_more_samples_up_to_three_times_as_many():
 
     bench(clock, repeats=4, patience_seconds=60.0).time_one(action)
     assert len(calls) == 2 + 3 * 4
+
+
+def test_samples_in_which_another_process_had_the_core_are_left_out():
+    clock, own = FakeClock(), FakeClock()
+    durations, index = [1.0, 1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 5.0], iter(range(99))
+
+    def action():
+        seconds = durations[min(next(index), len(durations) - 1)]
+        clock.now += seconds
+        own.now += 1.0  # it is the other process that made it take 5
+
+    timer = HostTimer(clock=clock, own_clock=own)
+    setting = {"timer": timer, "peers": CPU, "repeats": 6, "patience_seconds": 0.0}
+    assert Bench(**setting, has_own_core=False).time_one(action).seconds == 5.0
+    index = iter(range(99))
+    durations[6] = 1.0
+    assert Bench(**setting, has_own_core=True).time_one(action).seconds == 1.0
 
 
 def test_alone_the_slowest_rank_is_this_one():

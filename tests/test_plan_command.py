@@ -1,0 +1,107 @@
+"""`plan` as its user meets it: the table, the file, JSON alone on standard output, and one sentence for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.prediction import PlanFile
+from profiles import artifacts
+from tests.machine_builders import machine
+from tests.workload_builders import LLAMA
+
+
+def plan(*arguments: str, home: Path, columns: int = 200) -> subprocess.CompletedProcess[str]:
+    """Run `plan` in a process of its own."""
+    environment = {**os.environ, "TRAINWRIGHT_HOME": str(home), "COLUMNS": str(columns)}
+    command = [sys.executable, "-m", "planner", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+H100 = ("--model", "llama-3.1-8b", "--gpus", "64", "--device", "h100-sxm")
+
+
+def test_table_and_file_agree(tmp_path):
+    output = tmp_path / "plan.json"
+    done = plan(*H100, "--top", "4", "-o", str(output), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = artifacts.read(output, "plan", PlanFile)
+    assert written.candidates[written.baseline].plan.data_parallel == 64
+    assert [c.rank for c in written.candidates[:4]] == [1, 2, 3, 4]
+    for candidate in written.candidates:
+        assert candidate.plan.id.split()[0] in done.stdout
+        assert candidate.plan.num_devices == 64
+        assert candidate.plan.global_batch_size == written.global_batch_size
+    assert "not measured" in done.stdout
+    assert "sequence length assumed: 4096" in done.stdout
+    assert "TFLOP/s bf16 per device" in done.stdout
+
+
+def test_json_stands_alone_on_standard_output(tmp_path):
+    done = plan(*H100, "--json", home=tmp_path)
+    data = json.loads(done.stdout)
+    assert data["artifact"] == "plan"
+    assert "fastest" in done.stderr
+    assert data == json.loads(plan(*H100, "--json", home=tmp_path).stdout) | {"created": data["created"]}
+
+
+def test_eighty_columns_keep_every_column(tmp_path):
+    done = plan(*H100, home=tmp_path, columns=80)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for word in ("step", "tok/s", "MFU", "GiB", "why"):
+        assert word in done.stdout
+
+
+def test_the_stored_machine_is_used_and_another_fingerprint_is_flagged(tmp_path):
+    from profiles.fingerprint import current_fingerprint
+
+    elsewhere = dict(zip(("torch", "python"), ("1.0", "3.0"), strict=True))
+    here = current_fingerprint("cpu")
+    changed = type(here)(**{f: getattr(here, f) for f in type(here).__slots__} | elsewhere)
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine(fingerprint=here))
+    done = plan("--model", "llama-26m", "--gpus", "2", home=tmp_path)
+    assert "planned for this machine" in done.stdout
+    assert "no GPU: 2 devices are 2 CPU ranks" in done.stdout
+    assert "profiled elsewhere" not in done.stdout
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine(fingerprint=changed))
+    done = plan("--model", "llama-26m", "--gpus", "2", home=tmp_path)
+    assert "profiled elsewhere or with other versions (torch 1.0 there" in " ".join(done.stdout.split())
+
+
+def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA.config))
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
+    for name in (folder, folder / "config.json"):
+        done = plan("--model", str(name), "--gpus", "2", "--json", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["model_name"] == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("--model", "llama-3.1-8", "--gpus", "2", "--device", "h100-sxm"), 2, "did you mean 'llama-3.1-8b'"),
+        (("--model", "llama-26m", "--gpus", "2", "--device", "h100"), 2, "did you mean 'h100-sxm'"),
+        (("--model", "llama-26m", "--gpus", "2"), 2, "run `profile machine --gpus 2`"),
+        (("--model", "llama-26m", "--gpus", "0", "--device", "l40s"), 2, "--gpus 0: must be at least 1"),
+        ((*H100, "--machine", "x.json"), 2, "either --machine FILE or --device NAME"),
+        ((*H100, "--codecs", "zip"), 2, "unknown codec 'zip'"),
+        ((*H100, "--precision", "fp4"), 2, "unknown precision 'fp4'"),
+        (("--model", "llama-3.1-70b", "--gpus", "1", "--device", "l40s"), 3, "does not fit in memory.*nearest:"),
+        (("--model", "gpt2-small", "--gpus", "7", "--global-batch", "8", "--device", "l40s"), 3, "not divisible by"),
+        ((*H100, "-o", "/proc/x/plan.json"), 5, "nothing was written"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_the_right_exit_code(arguments, code, sentence, tmp_path):
+    import re
+
+    done = plan(*arguments, home=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert re.search(sentence, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
