@@ -44,8 +44,15 @@ class Reduction:
     recorder: Recorder
     powersgd: PowerSGDState | None = None
 
+    @property
+    def held_tensors(self) -> list[Tensor]:
+        """What the codec keeps from step to step: error feedback and factors."""
+        state = self.powersgd
+        memories = () if state is None else (state.error_dict, state.p_memory_dict, state.q_memory_dict)
+        return [tensor for memory in memories for tensor in memory.values()]
 
-def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Recorder) -> None:
+
+def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Recorder) -> Reduction:
     """Let `module` average its gradients over `group` with the codec called `name`."""
     rank = codec(name).rank
     state = None
@@ -55,7 +62,9 @@ def register(module: DistributedDataParallel, name: str, group: dist.ProcessGrou
         state = PowerSGDState(
             process_group=group, matrix_approximation_rank=rank, start_powerSGD_iter=FIRST_POWERSGD_STEP
         )
-    module.register_comm_hook(Reduction(group=group, recorder=recorder, powersgd=state), hook)
+    reduction = Reduction(group=group, recorder=recorder, powersgd=state)
+    module.register_comm_hook(reduction, hook)
+    return reduction
 
 
 def bucket_options(name: str, module: nn.Module) -> dict[str, Any]:

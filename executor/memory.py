@@ -7,7 +7,7 @@ Every tensor that comes into being while the counter is on is counted once, by s
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class LiveTensors(TorchDispatchMode):
             if type(value) in (Tensor, nn.Parameter):
                 self._count(value)
         return result
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made elsewhere."""
+        for tensor in tensors:
+            self._count(tensor)
 
     def reset_peak(self) -> None:
         """Start looking for the peak from what lives now."""

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from executor.codecs import bucket_options, register
+from executor.codecs import Reduction, bucket_options, register
 from executor.recorder import Recorder
 from planner.plan import Plan, is_recomputed
 from profiles.blocks import Style, set_local_split
@@ -92,10 +92,10 @@ def _interleave_parts(linear: nn.Module, degree: int) -> None:
             parameter.copy_(parts.transpose(0, 1).reshape(parameter.shape).clone())
 
 
-def average_gradients(module: nn.Module, plan: Plan, mesh: DeviceMesh, recorder: Recorder) -> nn.Module:
-    """`module` with its gradients averaged over the data axis, or as it is where that has one rank."""
-    if plan.data_parallel == 1:
-        return module
+def average_gradients(
+    module: nn.Module, plan: Plan, mesh: DeviceMesh, recorder: Recorder
+) -> tuple[nn.Module, Reduction]:
+    """`module` with its gradients averaged over the data axis, and what averages them."""
     data = mesh["data"]
     wrapped = DistributedDataParallel(
         module,
@@ -106,8 +106,7 @@ def average_gradients(module: nn.Module, plan: Plan, mesh: DeviceMesh, recorder:
         **_keep_buffers(),
         **bucket_options(plan.codec, module),
     )
-    register(wrapped, plan.codec, data.get_group(), recorder)
-    return wrapped
+    return wrapped, register(wrapped, plan.codec, data.get_group(), recorder)
 
 
 def paused(module: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -61,6 +61,7 @@ class Runner:
         else:
             with LiveTensors() as live:
                 self._build_and_step(tracked - 1)
+                live.add(self.trainer.held_tensors)
                 live.reset_peak()
                 self._step()
             self.peak_bytes = float(live.peak_bytes)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from executor.actions import BACKWARD, FORWARD, OPTIMIZER, StepTrace
+from executor.codecs import Reduction
 from executor.mesh import Coordinates, coordinates
 from executor.parallelize import average_gradients, build_optimizer, build_stage, paused
 from executor.pipeline import Pipeline
@@ -27,7 +28,10 @@ class Trainer:
         self.place: Coordinates = coordinates(plan, rank.rank)
         self.recorder = Recorder(device=rank.device)
         stage = build_stage(workload, plan, self.place.pipeline, seed, rank.device, mesh)
-        self.module: nn.Module = stage if mesh is None else average_gradients(stage, plan, mesh, self.recorder)
+        self.module: nn.Module = stage
+        self.reduction: Reduction | None = None
+        if mesh is not None and plan.data_parallel > 1:
+            self.module, self.reduction = average_gradients(stage, plan, mesh, self.recorder)
         self.pipeline: Pipeline | None = None
         if mesh is not None and plan.pipeline_parallel > 1:
             group = mesh["pipeline"].get_group()
@@ -51,6 +55,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.recorder.note(OPTIMIZER, -1, start)
         return loss, self.recorder.finish()
+
+    @property
+    def held_tensors(self) -> list[Tensor]:
+        """Tensors that outlive a step and come from other threads, which no counter on this thread sees."""
+        return [] if self.reduction is None else self.reduction.held_tensors
 
     def _own_slice(self, samples: Tensor) -> Tensor:
         size = self.plan.micro_batch_size * self.plan.num_microbatches

@@ -58,6 +58,11 @@ def run(app: typer.Typer) -> NoReturn:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted: nothing was written", INTERRUPTED)
+    except SystemExit as end:
+        # Typer itself turns an interrupt into this exit, without a word.
+        if end.code == INTERRUPTED:
+            _fail("interrupted: nothing was written", INTERRUPTED)
+        raise
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): that is no error, and nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from profiles.model import ModelProfile, Precision, WorkloadSpec
 from profiles.rank import join_group, report
 from profiles.timing import Bench, Peers, device_timer
 from profiles.trace import trace
+from profiles.units import format_percent
 from profiles.workloads import load_workload
 
 OnProgress = Callable[[float, str], None]
@@ -58,7 +60,7 @@ class Effort:
     # Collectives of small messages wait for threads to wake, which takes 0.1 or 4 ms: samples of many calls tell.
     link_repeats: int = 7
     link_sample_seconds: float = 8e-3
-    layer_seconds: float = 60.0
+    layer_seconds: float = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,11 @@ def _assemble(
 ) -> MachineProfile:
     fingerprint, num_ranks = settings.fingerprint, settings.num_ranks
     unit = "GPU" if settings.device_kind == "cuda" else "CPU rank"
-    sources = {"all": "measured with every rank busy; medians of the slowest rank"}
+    sources = {
+        "all": "measured with every rank busy; medians of the slowest rank",
+        "spread": f"half the kernels' samples spread by less than {_median_spread(kernels)}, "
+        f"the collectives' by {_median_spread(links)}",
+    }
     if left_out:
         sources["layer_timings"] = f"{left_out} settings were left out for memory or time; their kernels are summed"
     return MachineProfile(
@@ -273,6 +279,11 @@ def _best_matmul(kernels: Sequence[KernelCurve], precision: str) -> float:
         if (curve.kind, curve.precision) == ("matmul", precision)
         for sample in curve.samples
     )
+
+
+def _median_spread(curves: Sequence[KernelCurve] | Sequence[LinkCurve]) -> str:
+    spreads = [sample.spread_fraction for curve in curves for sample in curve.samples]
+    return format_percent(statistics.median(spreads)) if spreads else "nothing"
 
 
 def _copy_rate(kernels: Sequence[KernelCurve]) -> float:

@@ -23,7 +23,8 @@ from profiles.timing import Action, Bench
 
 aten = torch.ops.aten
 WIDTH = 1024
-SIZES = (2**12, 2**16, 2**20, 2**23)
+# Dense where operands leave the caches: between there the rate falls several times.
+SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
 ALL_TRUE = [True, True, True]
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, which the type checker does not see
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from profiles.cluster import KernelCurve
 from profiles.efficiency import fit_kernel
 from profiles.measure_kernels import sample
 from profiles.timing import Action, Bench
+
+if TYPE_CHECKING:
+    # dist.GradBucket, under the only name that the type checker sees.
+    from torch._C._distributed_c10d import GradBucket
 
 PARAMETER_COUNTS = (2**14, 2**18, 2**21, 2**24)
 GRADIENT_ELEMENTS = (2**18, 2**20, 2**22, 3 * 2**21)  # the last is DDP's bucket of 25 MB
@@ -89,7 +92,7 @@ def _powersgd_maker(rank: int, group: dist.ProcessGroup, device: torch.device) -
     """PowerSGD in a group of this rank alone, so that nothing but its local work remains."""
 
     def make(count: int) -> Action:
-        bucket = cast(GradBucket, _Bucket(count, device))
+        bucket = cast("GradBucket", _Bucket(count, device))
         state = PowerSGDState(group, matrix_approximation_rank=rank, start_powerSGD_iter=2, min_compression_rate=2)
         state.iter = 2  # past the first steps, which send plain gradients
         return lambda: powerSGD_hook(state, bucket).wait()

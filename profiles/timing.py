@@ -157,7 +157,7 @@ class Bench:
     sample_seconds: float = 2e-3
     max_calls: int = 100
     calm_fraction: float = 0.1
-    patience_seconds: float = 0.2
+    patience_seconds: float = 0.1
     has_own_core: bool = False
 
     @property

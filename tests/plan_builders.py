@@ -38,6 +38,7 @@ GPT2 = WorkloadSpec(
     },
 )
 NUM_LAYERS = 6
+SEED, SEQUENCE, NUM_STEPS, GLOBAL_BATCH = 3, 32, 3, 8
 
 
 def make_prediction() -> Prediction:

@@ -1,0 +1,43 @@
+"""What the ranks of the launcher tests run."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from profiles.errors import PlanError
+from profiles.rank import join_group, report
+
+
+def add_up(payload: dict[str, Any]) -> dict[str, Any]:
+    with join_group("cpu") as rank:
+        total = torch.tensor([float(rank.rank + 1)])
+        dist.all_reduce(total)
+        report(0.5, "half way", "a line")
+        cores: list[Any] = [None] * rank.num_ranks
+        dist.all_gather_object(cores, sorted(os.sched_getaffinity(0)))
+    return {"total": total.item(), "payload": payload, "threads": torch.get_num_threads(), "cores": cores}
+
+
+def fail(how: str) -> None:
+    with join_group("cpu") as rank:
+        dist.barrier()
+        if rank.rank == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "left":
+                os._exit(0)
+            if how == "ours":
+                raise PlanError("plan colour=blue: not a field")
+            raise ZeroDivisionError("first line\nsecond line")
+        # The others wait in a collective, as they would in training.
+        dist.barrier()
+
+
+def sleep(_: object) -> None:
+    with join_group("cpu"):
+        report(0.1, "asleep")
+        time.sleep(120)

@@ -1,0 +1,128 @@
+"""What the ranks of the parity tests run: plans through the executor's own trainer, and gradients through its hooks."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.codecs import bucket_options, register
+from executor.data import default_text, load_text
+from executor.memory import LiveTensors
+from executor.mesh import Meshes
+from executor.recorder import Recorder
+from executor.trainer import Trainer
+from planner.plan import Plan
+from profiles.artifacts import validate
+from profiles.model import WorkloadSpec
+from profiles.rank import Rank, join_group
+from profiles.workloads import load_workload
+from tests.plan_builders import GPT2, LLAMA, NUM_STEPS, SEED, SEQUENCE
+
+SPECS = {"llama": LLAMA, "gpt2": GPT2}
+
+
+def run_plans(cases: list[tuple[str, dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """Per case, each rank's place, losses, sums of squares of its layers' parameters, and actions."""
+    text = load_text(default_text(), SEQUENCE, SEED)
+    results = []
+    with join_group("cpu") as rank:
+        meshes = Meshes("cpu")
+        for name, fields in cases:
+            plan = validate(fields, Plan, "the test")
+            own = _train(plan, SPECS[name], rank, meshes, text)
+            everyone: list[Any] = [None] * rank.num_ranks
+            dist.all_gather_object(everyone, own)
+            results.append(everyone)
+    return results
+
+
+def _train(plan: Plan, spec: WorkloadSpec, rank: Rank, meshes: Meshes, text: Any) -> dict[str, Any]:
+    trainer = Trainer(plan, load_workload(spec), rank, SEED, meshes.of(plan))
+    losses, actions = [], []
+    for step in range(NUM_STEPS):
+        loss, trace = trainer.step(*text.batch(step, plan.global_batch_size))
+        losses.append(None if loss is None else float(loss))
+        actions = [(action.name, action.microbatch) for action in trace.actions]
+    return {
+        "data": trainer.place.data,
+        "tensor": trainer.place.tensor,
+        "pipeline": trainer.place.pipeline,
+        "losses": losses,
+        "squares": _squares(trainer.module),
+        "actions": actions,
+    }
+
+
+def _squares(module: nn.Module) -> list[float]:
+    """Sum of squares per parameter; a DTensor counts with its local shard."""
+    result = []
+    for parameter in module.parameters():
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        result.append(float(local.detach().double().pow(2).sum()))
+    return result
+
+
+class Weights(nn.Module):
+    """A matrix and a vector whose gradients are what is fed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(48, 32))
+        self.vector = nn.Parameter(torch.zeros(32))
+
+    def forward(self, matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        return (self.matrix * matrix).sum() + (self.vector * vector).sum()
+
+
+def average_with_hooks(names: list[str]) -> dict[str, list[float]]:
+    """Per codec, the largest relative error of the matrix's and the vector's averaged gradients after four steps."""
+    errors = {}
+    with join_group("cpu") as rank:
+        group = dist.group.WORLD
+        assert group is not None
+        for name in names:
+            torch.manual_seed(rank.rank)
+            # Of rank one, over all ranks too: PowerSGD with rank 1 must then lose nothing.
+            matrix = torch.outer(torch.arange(1.0, 49.0), torch.linspace(-1, 1, 32)) * (rank.rank + 1)
+            vector = torch.randn(32)
+            weights = Weights()
+            module = DistributedDataParallel(weights, gradient_as_bucket_view=True, **bucket_options(name, weights))
+            register(module, name, group, Recorder(device=rank.device))
+            for _ in range(4):
+                module.zero_grad()
+                module(matrix, vector).backward()
+            errors[name] = [
+                _relative_error(weights.matrix.grad, matrix, rank.num_ranks),
+                _relative_error(weights.vector.grad, vector, rank.num_ranks),
+            ]
+    return errors
+
+
+def _relative_error(found: torch.Tensor | None, own: torch.Tensor, num_ranks: int) -> float:
+    exact = own.double()
+    dist.all_reduce(exact)
+    exact /= num_ranks
+    assert found is not None
+    return float((found.double() - exact).abs().max() / exact.abs().max())
+
+
+def count_bytes(codecs: list[str]) -> list[dict[str, float]]:
+    """Live bytes of a data-parallel plan after it was built and after its fourth step, per codec."""
+    with join_group("cpu") as rank:
+        return [_count_bytes(codec, rank) for codec in codecs]
+
+
+def _count_bytes(codec: str, rank: Rank) -> dict[str, float]:
+    plan = Plan(data_parallel=rank.num_ranks, micro_batch_size=1, codec=codec)
+    text = load_text(default_text(), SEQUENCE, SEED)
+    with LiveTensors() as live:
+        trainer = Trainer(plan, load_workload(LLAMA), rank, SEED, Meshes("cpu").of(plan))
+        built = live.live_bytes
+        for step in range(4):
+            live.reset_peak()
+            trainer.step(*text.batch(step, plan.global_batch_size))
+            live.add(trainer.held_tensors)
+    num_parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
+    return {"parameters": num_parameters, "built": built, "held": live.live_bytes, "peak": live.peak_bytes}

@@ -1,0 +1,201 @@
+"""`execute` from the outside: what it refuses, what it writes, and what it leaves behind when it is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from executor.checks import check_devices
+from executor.command import app
+from executor.measurement import RunFile
+from executor.prepare import prepare
+from planner.plan import Plan
+from profiles import artifacts
+from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
+from tests.plan_builders import LLAMA, write_plan_file
+
+SOURCE = Path(__file__).parent.parent
+DATA = Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2)
+STAGES = Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3), micro_batch_size=2, num_microbatches=4)
+SPLIT = Plan(tensor_parallel=2, micro_batch_size=4, num_microbatches=2)
+
+
+def execute(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "executor", *arguments], cwd=SOURCE, capture_output=True, text=True, check=False
+    )
+
+
+def checked(path: Path, **options: object) -> object:
+    values: dict[str, object] = {
+        "num_steps": 1,
+        "num_warmup_steps": 1,
+        "top": 1,
+        "with_baseline": False,
+        "data": None,
+        "seed": 0,
+        "oversubscribe": False,
+    }
+    return prepare(path, **{**values, **options})  # type: ignore[arg-type]
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys\nfrom executor.command import app\napp(['--help'], standalone_mode=False)\n"
+    code += "assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, check=False).returncode == 0
+    assert app.info is not None
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(data_parallel=2, zero_stage=1), "no plan of this file can be run"),
+        (Plan(data_parallel=2, precision="fp8"), "plan precision=fp8"),
+        (Plan(tensor_parallel=2, codec="bf16"), "plan codec=bf16 with data_parallel=1"),
+        (Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3)), "plan num_microbatches=1: 1f1b needs"),
+        (Plan(pipeline_parallel=2, schedule="gpipe", stage_bounds=(0, 9)), "plan stage_bounds"),
+        (Plan(pipeline_parallel=2, schedule="none", stage_bounds=(0, 3)), "plan schedule=none"),
+        (Plan(tensor_parallel=4), "plan tensor_parallel=4: num_kv_heads=2"),
+        (Plan(data_parallel=2, axis_order=("data", "data", "tensor")), "plan axis_order"),
+    ],
+)
+def test_refuses_by_name_before_anything_starts(tmp_path: Path, plan: Plan, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        checked(write_plan_file(tmp_path / "plan.json", plan), oversubscribe=True)
+
+
+def test_refuses_a_file_that_does_not_fit_its_plan(tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path / "plan.json", DATA, global_batch_size=9)
+    with pytest.raises(PlanError, match="takes 8 samples per step, its file 9"):
+        checked(path)
+    path = write_plan_file(tmp_path / "plan.json", DATA, num_devices=3)
+    with pytest.raises(PlanError, match="is for 2 devices, its file for 3"):
+        checked(path)
+    path = write_plan_file(tmp_path / "plan.json", DATA, sequence=500)
+    with pytest.raises(InputError, match="500 tokens are longer than the 128"):
+        checked(path)
+    (tmp_path / "plan.json").write_text(path.read_text()[:-20])
+    with pytest.raises(ArtifactError, match="is not JSON"):
+        checked(path)
+
+
+def test_refuses_what_the_text_cannot_be(tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path / "plan.json", DATA)
+    with pytest.raises(InputError, match="cannot read the data"):
+        checked(path, data=tmp_path / "missing.txt")
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(InputError, match="has 5 bytes"):
+        checked(path, data=tmp_path / "short.txt")
+    small = LLAMA.__class__(kind="transformers", name="small", config={**LLAMA.config, "vocab_size": 100})
+    with pytest.raises(InputError, match="vocabulary of 100"):
+        checked(write_plan_file(tmp_path / "plan.json", DATA, spec=small))
+
+
+def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentFailure, match="--oversubscribe"):
+        check_devices(10_000, "cpu", oversubscribe=False)
+    assert check_devices(10_000, "cpu", oversubscribe=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(EnvironmentFailure, match="needs 2 GPUs, this machine has 1"):
+        check_devices(2, "cuda", oversubscribe=True)
+
+
+def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
+    path = write_plan_file(
+        tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4, zero_stage=1), DATA, STAGES
+    )
+    job = checked(path, top=1)
+    assert job.order.chosen == (1,)  # type: ignore[attr-defined]
+    assert any("planned only" in note for note in job.notes)  # type: ignore[attr-defined]
+
+
+@pytest.mark.gloo
+def test_runs_measures_and_writes(tmp_path: Path) -> None:
+    plan, run = tmp_path / "plan.json", tmp_path / "run.json"
+    write_plan_file(plan, STAGES, SPLIT, DATA, baseline=2)
+    done = execute(str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(run.read_text())
+    assert "tps:" in done.stderr
+    result = artifacts.read(run, "run", RunFile)
+    assert [item.plan for item in result.runs] == [STAGES, SPLIT, DATA]
+    assert [item.is_baseline for item in result.runs] == [False, False, True]
+    for item in result.runs:
+        measured = item.measurement
+        assert measured.loss_check.status == "passed", measured.loss_check
+        assert len(measured.step_seconds) == 6
+        assert len(measured.losses) == 6 + measured.num_warmup_steps
+        assert len(measured.peak_bytes) == 2
+        known = [value for value in measured.seconds.values() if value is not None]
+        # Parts are medians, each of its own step: their sum is near the median step, not equal to it.
+        assert 0 < sum(known) < 1.5 * max(measured.step_seconds)
+        assert {span.action for span in measured.spans} >= {"F", "B", "optimizer"}
+        assert all(0 <= span.start_seconds <= span.stop_seconds for span in measured.spans)
+    stages, split, data = (item.measurement for item in result.runs)
+    assert stages.seconds["bubble"]
+    assert split.seconds["tensor_comm"]
+    assert data.seconds["data_comm"]
+    assert stages.losses == pytest.approx(split.losses, rel=1e-4)
+    assert {span.stage for span in stages.spans} == {0, 1}
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("what", ["interrupted", "rank killed"])
+def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
+    plan, run = tmp_path / "plan.json", tmp_path / "run.json"
+    write_plan_file(plan, DATA)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "executor", str(plan), "--steps", "100000", "-v", "-o", str(run)],
+        cwd=SOURCE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while "tps:" not in process.stdout.readline():
+        assert process.poll() is None
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    if what == "interrupted":
+        process.send_signal(signal.SIGINT)
+        code, sentence = 130, "error: interrupted: nothing was written"
+    else:
+        next(rank for rank in ranks if "profiles.rank" in " ".join(rank.cmdline())).kill()
+        code, sentence = 5, "was killed by SIGKILL"
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == code
+    assert sentence in errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+    assert not run.exists()
+    assert not list(tmp_path.glob(".run.json*"))
+
+
+@pytest.mark.gloo
+def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from executor import command
+    from executor.reference import check_losses
+    from profiles import launcher
+    from profiles.errors import ToleranceError
+
+    plan, run = tmp_path / "plan.json", tmp_path / "run.json"
+    write_plan_file(plan, DATA)
+    real = launcher.launch
+
+    def spoilt(*arguments: object, **options: object) -> object:
+        fields = real(*arguments, **options)  # type: ignore[arg-type]
+        check = check_losses(DATA, [loss * 1.01 for loss in fields[0]["losses"]], fields[0]["losses"][:3])
+        fields[0]["loss_check"] |= {"status": check.status, "reason": check.reason}
+        return fields
+
+    monkeypatch.setattr(launcher, "launch", spoilt)
+    with pytest.raises(ToleranceError, match="differ from one device") as caught:
+        command.app([str(plan), "--steps", "1", "-o", str(run)], standalone_mode=False)
+    assert caught.value.exit_code == 4
+    assert artifacts.read(run, "run", RunFile).runs[0].measurement.loss_check.status == "failed"

@@ -1,0 +1,98 @@
+"""Where the time of a step went, from traces written by hand, and the loss check."""
+
+import pytest
+
+from executor.actions import Action, StepTrace
+from executor.mesh import Coordinates, coordinates
+from executor.parts import RankTraces, median_parts, median_spans, step_seconds
+from executor.reference import check_losses
+from planner.plan import Plan
+
+
+def action(name: str, microbatch: int, start: float, stop: float) -> Action:
+    return Action(name=name, microbatch=microbatch, start_seconds=start, stop_seconds=stop)
+
+
+def trace(stop: float, *actions: Action, ready: float | None = None) -> StepTrace:
+    return StepTrace(start_seconds=100.0, stop_seconds=stop, actions=actions, ready_seconds=ready)
+
+
+def rank(step: StepTrace, stage: int = 0, tensor_comm: float | None = 0.0) -> RankTraces:
+    place = Coordinates(tensor=0, data=0, pipeline=stage)
+    return RankTraces(place=place, steps=(step,), tensor_comm_seconds=tensor_comm)
+
+
+def test_pipeline_waits_are_told_apart() -> None:
+    # Stage 1 starts a second after stage 0 is done with its micro-batch: one second of transfer each way.
+    first = trace(
+        112.0,
+        action("F", 0, 100, 102),
+        action("B", 0, 107, 110),
+        action("optimizer", -1, 110.5, 111.5),
+    )
+    second = trace(108.0, action("F", 0, 103, 104), action("B", 0, 104, 106), action("optimizer", -1, 106, 107))
+    plan = Plan(pipeline_parallel=2, schedule="gpipe", stage_bounds=(0, 1))
+    ranks = [rank(first, 0), rank(second, 1)]
+    assert step_seconds(ranks) == (12.0,)
+    parts = median_parts(plan, ranks, on_cuda=False)
+    # Stage 0 is busiest: 2 + 3 of compute; from 102 to 107 it waits for 106, then a second of transfer and 0.5 more.
+    assert parts["compute"] == pytest.approx(5)
+    assert parts["bubble"] == pytest.approx(4)
+    assert parts["pipeline_comm"] == pytest.approx(1.5)
+    assert parts["optimizer"] == pytest.approx(1)
+    assert parts["host"] == pytest.approx(0.5)
+    assert sum(value for value in parts.values() if value is not None) == pytest.approx(12)
+    spans = median_spans(ranks)
+    assert [(span.stage, span.action, span.start_seconds) for span in spans][:2] == [(0, "F", 0.0), (0, "B", 7.0)]
+
+
+def test_exposed_gradient_exchange_and_codec() -> None:
+    step = trace(
+        110.0,
+        action("F", 0, 100, 102),
+        action("B", 0, 102, 109),
+        action("encode", -1, 105, 106),
+        action("all_reduce", -1, 106, 108),
+        action("decode", -1, 108, 108.5),
+        action("optimizer", -1, 109, 110),
+        ready=106.0,
+    )
+    parts = median_parts(Plan(data_parallel=2, codec="bf16"), [rank(step)], on_cuda=False)
+    assert parts["codec"] == pytest.approx(1.5)
+    assert parts["data_comm"] == pytest.approx(2.5)
+    assert parts["compute"] == pytest.approx(5)
+    # PowerSGD's work is inside its exchange and cannot be told apart.
+    assert median_parts(Plan(data_parallel=2, codec="powersgd-1"), [rank(step)], on_cuda=False)["codec"] is None
+
+
+def test_unobserved_parts_are_null() -> None:
+    step = trace(103.0, action("F", 0, 100, 101), action("B", 0, 101, 102), action("optimizer", -1, 102, 103))
+    parts = median_parts(Plan(tensor_parallel=2, recompute="full"), [rank(step, tensor_comm=None)], on_cuda=True)
+    assert parts["recompute"] is None
+    assert parts["tensor_comm"] is None
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (("tensor", "data", "pipeline"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1)]),
+        (("pipeline", "tensor", "data"), [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (0, 1, 0)]),
+    ],
+)
+def test_coordinates_vary_fastest_along_the_innermost_axis(
+    order: tuple[str, ...], expected: list[tuple[int, int, int]]
+) -> None:
+    plan = Plan(data_parallel=2, tensor_parallel=2, pipeline_parallel=2, axis_order=order)
+    places = [coordinates(plan, rank) for rank in range(5)]
+    assert [(place.tensor, place.data, place.pipeline) for place in places] == expected
+
+
+def test_loss_check() -> None:
+    exact = (5.0, 4.0, 3.0)
+    assert check_losses(Plan(), (5.0, 4.0001, 3.0, 2.0), exact).status == "passed"
+    failed = check_losses(Plan(), (5.0, 4.01, 3.0), exact)
+    assert failed.status == "failed"
+    assert failed.largest_difference_fraction == pytest.approx(0.0025)
+    assert check_losses(Plan(precision="bf16"), (5.0, 4.01, 3.0), exact).status == "passed"
+    assert check_losses(Plan(data_parallel=2, codec="bf16"), (5.0, 9.0, 3.0), exact).status == "exempt"
+    assert check_losses(Plan(), exact, ()).status == "skipped"
