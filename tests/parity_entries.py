@@ -1,5 +1,7 @@
 """What the ranks of the parity tests run: plans through the executor's own trainer, and gradients through its hooks."""
 
+import gc
+import time
 from typing import Any
 
 import torch
@@ -124,5 +126,8 @@ def _count_bytes(codec: str, rank: Rank) -> dict[str, float]:
             live.reset_peak()
             trainer.step(*text.batch(step, plan.global_batch_size))
             live.add(trainer.held_tensors)
+    # The communication library's threads let go of their last tensors in their own time.
+    gc.collect()
+    time.sleep(0.5)
     num_parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
     return {"parameters": num_parameters, "built": built, "held": live.live_bytes, "peak": live.peak_bytes}

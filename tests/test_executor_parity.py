@@ -128,7 +128,9 @@ def check(name: str, plan: Plan, ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.gloo
 @pytest.mark.parametrize(("num_ranks", "plans"), [(2, TWO_RANKS), (4, FOUR_RANKS)], ids=["2 ranks", "4 ranks"])
 def test_layouts_train_the_same_model(num_ranks: int, plans: list[Plan]) -> None:
-    cases = [(name, plan) for name in SPECS for plan in plans]
+    # The models differ in how their linears are split; what else a plan may ask for is tried on one of them.
+    plain = [plan for plan in plans if plan.recompute == "none" and plan.precision == "fp32"]
+    cases = [("llama", plan) for plan in plans] + [("gpt2", plan) for plan in plain]
     results = launch("tests.parity_entries:run_plans", [(name, asdict(plan)) for name, plan in cases], num_ranks, "cpu")
     for (name, plan), ranks in zip(cases, results, strict=True):
         check(name, plan, ranks)
