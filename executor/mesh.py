@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from planner.plan import Plan
+from profiles.rank import unpinned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,5 +48,6 @@ class Meshes:
         outermost_first = tuple((axis, degrees(plan)[axis]) for axis in reversed(plan.axis_order))
         if outermost_first not in self._meshes:
             names, shape = zip(*outermost_first, strict=True)
-            self._meshes[outermost_first] = init_device_mesh(self._device_kind, shape, mesh_dim_names=names)
+            with unpinned():
+                self._meshes[outermost_first] = init_device_mesh(self._device_kind, shape, mesh_dim_names=names)
         return self._meshes[outermost_first]

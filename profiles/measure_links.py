@@ -18,6 +18,7 @@ from torch import Tensor
 from profiles.cluster import COLLECTIVES, Collective, LinkCurve, Overlap, Sample
 from profiles.efficiency import fit_link
 from profiles.measure_kernels import sample
+from profiles.rank import unpinned
 from profiles.timing import Action, Bench, Peers, summarise
 
 MESSAGE_BYTES = tuple(4096 * 4**step for step in range(8))  # 4 KiB to 64 MiB
@@ -124,7 +125,8 @@ def _group_of_size(size: int, peers: Peers) -> dist.ProcessGroup | None:
     mine = None
     for start in range(0, peers.num_ranks - size + 1, size):
         members = list(range(start, start + size))
-        group = dist.new_group(members)
+        with unpinned():
+            group = dist.new_group(members)
         if peers.rank in members:
             mine = group
     return mine

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from profiles.rank import join_group
+from profiles.rank import join_group, unpinned
 from profiles.timing import Action, Bench, HostTimer, Peers, host_timer, summarise
 
 TINY_WIDTH = 16
@@ -40,7 +40,8 @@ def measure_parallel_linear_seconds(bench: Bench) -> float:
     if num_ranks == 1:
         return 0.0
     width = TINY_WIDTH * num_ranks
-    mesh = init_device_mesh(bench.device.type, (num_ranks,))
+    with unpinned():
+        mesh = init_device_mesh(bench.device.type, (num_ranks,))
     pair = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)).to(bench.device)
     parallel = parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
     plain = nn.Sequential(nn.Linear(width, TINY_WIDTH), nn.Linear(TINY_WIDTH, width)).to(bench.device)

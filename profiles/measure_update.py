@@ -13,6 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from profiles.cluster import KernelCurve
 from profiles.efficiency import fit_kernel
 from profiles.measure_kernels import sample
+from profiles.rank import unpinned
 from profiles.timing import Action, Bench
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def measure_codecs(bench: Bench, elements: Sequence[int] = GRADIENT_ELEMENTS) ->
     """Encode and decode of fp32 gradients without the communication between them, per byte of gradient."""
     codecs: dict[str, Callable[[int], Action]] = {"bf16": lambda count: _bf16(count, bench)}
     if dist.is_initialized():
-        alone, _ = dist.new_subgroups(group_size=1)
+        with unpinned():
+            alone, _ = dist.new_subgroups(group_size=1)
         codecs |= {f"powersgd-{rank}": _powersgd_maker(rank, alone, bench.device) for rank in (1, 4)}
     curves = []
     for name, make in codecs.items():

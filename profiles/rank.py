@@ -1,7 +1,9 @@
 """Inside one process of a job: joining the process group, pinning, reporting progress, and leaving a word on failure.
 
-One rank is one process, one device and (on CPU) one thread on its own core: two threads per core, or ranks that wander
-between cores, make times random. A failure is written to a file, since the process itself may be gone when it is read.
+One rank is one process, one device and (on CPU) one computing thread on its own core: two such threads per core, or
+ranks that wander between cores, make times random. The threads that move messages stay free to run on any core: bound
+to the same one, they would wait for a scheduler tick of 4 ms behind the computing thread in every collective.
+A failure is written to a file, since the process itself may be gone when it is read.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import functools
 import importlib
 import json
 import os
@@ -76,7 +79,6 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
-        pin(local_rank)
     try:
         dist.init_process_group(
             "gloo" if device_kind == "cpu" else "nccl",
@@ -85,17 +87,35 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
+    if device.type == "cpu":
+        pin(local_rank)
     yield Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
     # Only after success: leaving a group whose other ranks are gone or stuck would wait for them.
     dist.barrier()
     dist.destroy_process_group()
 
 
+@functools.cache
+def _own_cores() -> tuple[int, ...]:
+    """The cores this process was given, as they were when first asked for, before any pinning."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
 def pin(local_rank: int) -> None:
-    """Keep this process on one core of those it may use; ranks beyond the number of cores share them evenly."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
-        os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
+    """Keep the calling thread on one core of the process's; ranks beyond the number of cores share them evenly."""
+    cores = _own_cores()
+    os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
+
+
+@contextlib.contextmanager
+def unpinned() -> Iterator[None]:
+    """While entered, threads that start (those of a new process group) may run on any core of the process's."""
+    cores, pinned = _own_cores(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, pinned)
 
 
 def report(fraction: float, text: str, line: str = "") -> None:
