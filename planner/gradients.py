@@ -12,13 +12,10 @@ from planner.layer_costs import find_curve
 from planner.stages import StageCosts
 from planner.table import PlanTable
 from profiles.cluster import Collective, MachineProfile
-from profiles.codecs import GRADIENT_BYTES, codec
+from profiles.codecs import BUCKET_BYTES, GRADIENT_BYTES, codec
 from profiles.efficiency import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 
 Array = NDArray[np.float64]
-
-# DistributedDataParallel's default bucket_cap_mb.
-BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +44,7 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
             continue
         group = group_of(int(degree), int(step), machine.devices_per_node)
         name = table.codec_names[code]
-        buckets = _Buckets(machine, group, stages.num_parameters[:, rows])
+        buckets = _Buckets(machine, group, stages.num_parameters[:, rows], codec(name).is_bucketed)
         encode = _codec_seconds(machine, name, stages.num_parameters[:, rows], buckets.count)
         wire = np.asarray(
             codec(name).wire_bytes(
@@ -72,9 +69,10 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
 class _Buckets:
     """Collectives over gradients of `num_parameters`, cut into DDP's buckets. Shapes: (stage, plan)."""
 
-    def __init__(self, machine: MachineProfile, group: Group, num_parameters: Array) -> None:
+    def __init__(self, machine: MachineProfile, group: Group, num_parameters: Array, bucketed: bool) -> None:
         self.machine, self.group = machine, group
-        self.count = np.maximum(1.0, np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES))
+        needed = np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES)
+        self.count = np.maximum(1.0, needed) if bucketed else np.ones_like(num_parameters)
 
     def seconds(self, collective: Collective, num_bytes: Array) -> Array:
         """Seconds of all buckets, one after the other."""

@@ -28,6 +28,7 @@ def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -
     optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
     in_flight = _in_flight(table, len(stages.forward))
     activations = (in_flight - 1) * stages.kept_bytes + stages.working_bytes
+    gradients, activations = _at_the_peak(table, in_flight, gradients, activations)
     buffers = _codec_bytes(table, stages) + _pipeline_bytes(table, stages)
     held = parameters + gradients + optimizer + activations + buffers
     slack = held * CUDA_SLACK_FRACTION + CUDA_CONTEXT_BYTES if machine.device_kind == "cuda" else np.zeros_like(held)
@@ -52,6 +53,19 @@ def _in_flight(table: PlanTable, num_stages: int) -> Array:
             held = [SCHEDULES[name].in_flight(stage, num_stages, int(count)) for stage in range(num_stages)]
             result[:, where] = np.array(held, dtype=np.float64)[:, None]
     return result
+
+
+def _at_the_peak(table: PlanTable, in_flight: Array, gradients: Array, activations: Array) -> tuple[Array, Array]:
+    """Gradients and activations at the moment when they hold most together.
+
+    DDP's buckets hold gradients all the time, and so does accumulation from its second micro-batch on. Otherwise a step
+    starts without gradients, and they grow while backward frees activations: the larger of the two is the peak.
+    Ignores: the activations of the layer that backward is at when it ends.
+    """
+    one_pass = (table.data_parallel == 1) & (in_flight >= table.num_microbatches)
+    forward_ends_fullest = one_pass & (activations >= gradients)
+    backward_ends_fullest = one_pass & (activations < gradients)
+    return np.where(forward_ends_fullest, 0.0, gradients), np.where(backward_ends_fullest, 0.0, activations)
 
 
 def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:

@@ -173,7 +173,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
     overheads = Overheads(
         launch_seconds=measure_launch_seconds(bench),
-        parallel_linear_seconds=measure_parallel_linear_seconds(links_bench),
+        parallel_linear_seconds=measure_parallel_linear_seconds(replace(links_bench, repeats=15, sample_seconds=2e-2)),
         pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
         overlap=measure_overlap(bench, effort.overlap_bytes),
     )
