@@ -7,7 +7,7 @@ OUT ?= out
 # The demo's job: big enough to be worth splitting, small enough for two cores.
 MODEL := llama-26m
 RANKS := 2
-BATCH := 16
+BATCH := 8
 SEQUENCE := 128
 
 .PHONY: help install demo test test-all lint bench accuracy clean

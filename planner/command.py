@@ -108,6 +108,10 @@ def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
     from planner.prediction import PlanFile
 
     chosen, baseline = candidates(search, top)
+    if baseline > 0 and chosen[baseline].prediction.step_seconds <= chosen[0].prediction.high_seconds:
+        gain = chosen[baseline].prediction.step_seconds / chosen[0].prediction.step_seconds - 1
+        plain = chosen[baseline].plan.id
+        notes += (f"the gain over plain data parallel ({gain:.1%}) lies within the band: {plain} is as good a choice",)
     model, machine = search.model, search.machine
     return PlanFile(
         model_name=model.name,
