@@ -102,11 +102,12 @@ def measure_machine(
     models: Sequence[ModelProfile] = (),
     effort: Effort | None = None,
     with_oversubscription: bool = False,
-) -> MachineProfile:
+) -> MachineProfile | None:
     """Measure this machine with `num_ranks` ranks busy at once.
 
     Workloads are traced unless their profiles are given as `models`; their shapes and layers are measured at every
-    micro-batch size and tensor degree. `with_oversubscription` starts twice as many ranks as cores afterwards.
+    micro-batch size and tensor degree. `with_oversubscription` starts twice as many ranks as cores afterwards. None is
+    what the other ranks of a job get that torchrun or Slurm started: rank 0 has the profile.
     Raises: InputError for a precision, a degree or a model that cannot be; EnvironmentFailure where ranks cannot start.
     """
     unknown = set(precisions) - {"fp32", "bf16"}
@@ -129,7 +130,7 @@ def measure_machine(
     return _launch(payload, on_progress or (lambda fraction, text: None), with_oversubscription)
 
 
-def _launch(payload: dict[str, Any], said: OnProgress, with_oversubscription: bool) -> MachineProfile:
+def _launch(payload: dict[str, Any], said: OnProgress, with_oversubscription: bool) -> MachineProfile | None:
     settings = payload["settings"]
     num_ranks, device_kind = settings["num_ranks"], settings["device_kind"]
     share = 0.9 if with_oversubscription else 1.0
@@ -140,6 +141,8 @@ def _launch(payload: dict[str, Any], said: OnProgress, with_oversubscription: bo
         device_kind,
         on_report=lambda news: said(share * news.fraction, news.text),
     )
+    if data is None:
+        return None
     profile = parse(data, "machine-profile", MachineProfile, "the measurement")
     if with_oversubscription and device_kind == "cpu" and not in_job():
         said(share, "twice as many ranks as cores")

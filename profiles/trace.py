@@ -106,7 +106,9 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
             layer = shrink_to_shard(spec.build(), spec.styles, degree)
             shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters())
             last = position == len(workload.layers) - 1
-            key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, last)
+            # The data needs no gradient, what a layer hands on does; the last layer has the loss.
+            value.requires_grad_(position > 0 and value.is_floating_point())
+            key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, value.requires_grad, last)
             if key not in distinct:
                 distinct[key] = len(outcomes)
                 try:
@@ -121,7 +123,6 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
 
 
 def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str, last: bool) -> Outcome:
-    value = value.detach().requires_grad_(value.is_floating_point())
     recorder = Recorder(layer)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
     target = torch.zeros(value.shape[:2], dtype=torch.long)

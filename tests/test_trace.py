@@ -92,6 +92,21 @@ def test_saved_bytes_equal_those_of_a_real_forward_pass(traced, precision):
     assert loss.isfinite()
 
 
+def test_a_module_that_is_no_sequence_is_traced_as_one_layer():
+    spec = WorkloadSpec(kind="module", name="picture", factory="tests.workload_builders:Picture")
+    workload = load_workload(spec)
+    profile = trace(workload, ["fp32"])
+    assert profile.structure == (0,)
+    assert not profile.can_pipeline
+    module = workload.build(0, 1, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        output = module(workload.example_input(BATCH, SEQUENCE))
+        workload.loss(output, output).backward()
+    layer = profile.layers["fp32"][0]
+    ours = [float(evaluate(layer.flops(phase), BATCH, SEQUENCE, 1)) for phase in ("forward", "backward")]
+    assert sum(ours) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
 def test_repeated_layers_are_recognised_once(traced):
     spec, profile = traced
     blocks = 2 if spec.kind == "module" else 3

@@ -49,3 +49,23 @@ class Residual(nn.Module):
 def own_model() -> nn.Module:
     """What a user's factory may look like."""
     return nn.Sequential(nn.Embedding(256, 32), Residual(32), Residual(32), nn.Linear(32, 256))
+
+
+class Picture(nn.Module):
+    """A model that is no sequence and no language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.mix = nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+        self.vocab_size = 10
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.mix(torch.relu(self.stem(image)))).mean(dim=(2, 3)))
+
+    def example_input(self, batch: int, sequence: int) -> torch.Tensor:
+        return torch.randn(batch, 3, 32, sequence)
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return output.float().pow(2).mean()
