@@ -108,10 +108,11 @@ def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
     from planner.prediction import PlanFile
 
     chosen, baseline = candidates(search, top)
-    if baseline > 0 and chosen[baseline].prediction.step_seconds <= chosen[0].prediction.high_seconds:
-        gain = chosen[baseline].prediction.step_seconds / chosen[0].prediction.step_seconds - 1
-        plain = chosen[baseline].plan.id
-        notes += (f"the gain over plain data parallel ({gain:.1%}) lies within the band: {plain} is as good a choice",)
+    best, plain = chosen[0].prediction, chosen[baseline].prediction
+    if baseline > 0 and plain.fits and plain.step_seconds <= best.high_seconds:
+        gain = plain.step_seconds / best.step_seconds - 1
+        name = chosen[baseline].plan.id
+        notes += (f"the gain over plain data parallel ({gain:.1%}) lies within the band: {name} is as good a choice",)
     model, machine = search.model, search.machine
     return PlanFile(
         model_name=model.name,
@@ -171,7 +172,7 @@ def _show(result: PlanFile, out: Console, output: Path | None) -> None:
     out.print(f"memory of the best plan's fullest rank: {kinds}")
     rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
     out.print(
-        f"{result.num_legal} legal plans priced" + (f"; not considered or not fitting: {rejected}" if rejected else "")
+        f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
     )
     if output is not None:
         out.print(f"written to {output}; run it with: execute {output}")
