@@ -39,12 +39,14 @@ def execute(
     """
     from executor.prepare import prepare
     from executor.runfile import run_file
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump, ensure_writable, write_text
     from profiles.errors import ToleranceError
     from profiles.job import is_main_process
     from profiles.launcher import launch
 
     out = console.console(json_output)
+    if output is not None:
+        ensure_writable(output)
     job = prepare(plan, steps, warmup, top, with_baseline, data, seed, oversubscribe)
     if is_main_process():
         for note in job.notes:

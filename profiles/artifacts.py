@@ -62,6 +62,19 @@ def write(path: Path, artifact: str, value: Any) -> None:
     write_text(path, dump(artifact, value))
 
 
+def ensure_writable(path: Path) -> None:
+    """Try that a file can be made beside `path`, before hours are spent on what shall go there.
+
+    Raises: EnvironmentFailure where the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot write {path}: {error.strerror or error}; nothing was started") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all (temporary file in the same folder, then rename)."""
     temporary = None

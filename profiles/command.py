@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,11 +56,13 @@ def machine(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump, ensure_writable, write_text
     from profiles.fingerprint import current_device_kind
     from profiles.library import load_model, stored_machine_path
     from profiles.measure import measure_machine
 
+    for path in (stored_machine_path(), *([output] if output else [])):
+        ensure_writable(path)
     profiles = [load_model(name) for name in model or ()]
     out = console.console(json_output)
     kind = current_device_kind()
@@ -147,7 +148,7 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
 
     from profiles.units import GB, format_percent, format_seconds
 
-    out.print(f"{measured.name}: {measured.num_devices} x {measured.device_name}, {measured.created or _now()}")
+    out.print(f"{measured.num_devices} x {measured.device_name}, {measured.created}")
     table = Table(box=None, pad_edge=False)
     for name in ("what", "value", "fit error"):
         table.add_column(name, justify="left" if name == "what" else "right")
@@ -165,10 +166,6 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     table.add_row("layers timed", str(len(measured.layer_timings)), "")
     out.print(table)
     out.print(f"written to {path}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def console(json_output: bool = False) -> Console:
     """The console for people: standard output, or standard error where JSON has the former."""
     stream = sys.stderr if json_output else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
-    return Console(stderr=json_output, width=width, highlight=False, soft_wrap=False)
+    return Console(stderr=json_output, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
 def print_json(text: str) -> None:
@@ -73,5 +73,5 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {sentence}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"error: {sentence}", markup=False)
     raise SystemExit(exit_code)

@@ -242,7 +242,6 @@ def _assemble(
     left_out: int,
 ) -> MachineProfile:
     fingerprint, num_ranks = settings.fingerprint, settings.num_ranks
-    unit = "GPU" if settings.device_kind == "cuda" else "CPU rank"
     sources = {
         "all": "measured with every rank busy; medians of the slowest rank",
         "spread": f"half the kernels' samples spread by less than {_median_spread(kernels)}, "
@@ -251,7 +250,7 @@ def _assemble(
     if left_out:
         sources["layer_timings"] = f"{left_out} settings were left out for memory or time; their kernels are summed"
     return MachineProfile(
-        name=f"this machine, {num_ranks} {unit}{'s' if num_ranks > 1 else ''}",
+        name=fingerprint.device,
         origin="measured",
         device_kind=settings.device_kind,
         device_name=fingerprint.device,

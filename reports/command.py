@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN.JSON", help="Run files that `execute` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML report to write.")] = Path("report.html"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable result on standard output.")] = False,
     tolerance: Annotated[
         float | None,
@@ -31,22 +31,26 @@ def compare(
         Path | None, typer.Option(help="Machine profile, to draw the memory that one rank may use.")
     ] = None,
 ) -> None:
-    """Compare predictions with measurements; writes one HTML file that works offline."""
+    """Compare predictions with measurements; with -o as one HTML file that works offline."""
     import json
 
     from profiles import artifacts
     from profiles.cluster import MachineProfile
-    from reports.html import render
     from reports.report import build
     from reports.terminal import show
 
-    _check_output(output, [*runs, *([machine] if machine else [])])
+    if output is not None:
+        _check_output(output, [*runs, *([machine] if machine else [])])
     sources = read_sources(runs)
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
-    artifacts.write_text(output, render(report))
     screen = console.console(json_output)
+    if output is not None:
+        from reports.html import render
+
+        artifacts.write_text(output, render(report))
     show(report, screen)
-    screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+    if output is not None:
+        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
     if json_output:
         console.print_json(json.dumps(report.to_json(), allow_nan=False))
     if tolerance is not None:

@@ -77,3 +77,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(written, monkeypatch):
     assert caught.value.exit_code == 5
     assert written.read_text() == before
     assert list(written.parent.iterdir()) == [written]
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFailure, match="nothing was started"):
+        artifacts.ensure_writable(tmp_path / "file" / "run.json")
+    artifacts.ensure_writable(tmp_path / "new" / "run.json")
+    assert list((tmp_path / "new").iterdir()) == []
