@@ -157,7 +157,7 @@ def _log_line(session: Session, runner: Runner, block: int) -> str:
 
 
 def _measurement(session: Session, runner: Runner, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
-    """The plan's measurement from all ranks' outcomes,; the references, and so the check, are rank 0's."""
+    """The plan's measurement from all ranks' outcomes; the references, and so the check, are rank 0's."""
     own = runner.finish()
     outcomes: list[Any] = [None] * session.rank.num_ranks
     dist.all_gather_object(outcomes, own)

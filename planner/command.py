@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from planner.prediction import PlanFile
     from planner.search import Search
+    from profiles.cluster import MachineProfile
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEFAULT_SAMPLES_PER_DEVICE = 8
@@ -46,6 +47,9 @@ def plan(
     profile = load_model(model)
     target, which = load_machine(machine, device, gpus)
     notes = [f"planned for {which}"]
+    if target.device_kind == "cpu" and gpus > target.num_devices:
+        notes.append(f"measured with {target.num_devices} ranks: what larger groups take is carried over from those")
+        target = _with_more_ranks(target, gpus)
     if sequence_length is None:
         sequence_length = min(profile.max_sequence_length or 512, DEFAULT_SEQUENCE_LENGTH)
         notes.append(f"sequence length assumed: {sequence_length} tokens")
@@ -76,6 +80,18 @@ def plan(
     _show(result, console.console(json_output), output)
 
 
+def _with_more_ranks(machine: MachineProfile, num_ranks: int) -> MachineProfile:
+    """A profile of CPU ranks for more of them on the same host, which then share its memory."""
+    from dataclasses import replace
+
+    return replace(
+        machine,
+        num_devices=num_ranks,
+        devices_per_node=num_ranks,
+        memory_bytes=machine.memory_bytes * machine.num_devices / num_ranks,
+    )
+
+
 def _codecs(text: str) -> tuple[str, ...]:
     from profiles.codecs import codec
 
@@ -96,9 +112,10 @@ def _warnings(search: Search) -> list[str]:
         if difference:
             warnings.append(f"the machine was profiled elsewhere or with other versions ({difference})")
         if machine.device_kind == "cpu" and count > machine.fingerprint.num_cores:
+            factor = machine.oversubscription_factor
+            measured = f" (twice as many ranks as cores were {factor:.2g} times slower)" if factor else ""
             warnings.append(
-                f"{count} ranks share {machine.fingerprint.num_cores} cores: step times are not judged "
-                f"(measured slow-down {machine.oversubscription_factor:.2g}x)"
+                f"{count} ranks share {machine.fingerprint.num_cores} cores: step times are not judged{measured}"
             )
     return warnings
 
