@@ -27,8 +27,7 @@ def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -
     gradients = GRADIENT_BYTES * stages.num_parameters / np.where(zero >= 2, data, 1)
     optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
     in_flight = _in_flight(table, len(stages.forward))
-    activations = (in_flight - 1) * stages.kept_bytes + stages.working_bytes
-    gradients, activations = _at_the_peak(table, in_flight, gradients, activations)
+    gradients, activations = _at_the_peak(table, in_flight, stages, gradients)
     buffers = _codec_bytes(table, stages) + _pipeline_bytes(table, stages)
     held = parameters + gradients + optimizer + activations + buffers
     slack = held * CUDA_SLACK_FRACTION + CUDA_CONTEXT_BYTES if machine.device_kind == "cuda" else np.zeros_like(held)
@@ -55,17 +54,21 @@ def _in_flight(table: PlanTable, num_stages: int) -> Array:
     return result
 
 
-def _at_the_peak(table: PlanTable, in_flight: Array, gradients: Array, activations: Array) -> tuple[Array, Array]:
+def _at_the_peak(table: PlanTable, in_flight: Array, stages: StageCosts, gradients: Array) -> tuple[Array, Array]:
     """Gradients and activations at the moment when they hold most together.
 
-    DDP's buckets hold gradients all the time, and so does accumulation from its second micro-batch on. Otherwise a step
-    starts without gradients, and they grow while backward frees activations: the larger of the two is the peak.
-    Ignores: the activations of the layer that backward is at when it ends.
+    DDP's buckets hold gradients all the time, and so does a stage that goes forward again after its first backward.
+    Otherwise a step starts without gradients; the first micro-batch's backward makes them and frees what it had kept:
+    the peak lies before or after that.
     """
+    activations = (in_flight - 1) * stages.kept_bytes + stages.working_bytes
     one_pass = (table.data_parallel == 1) & (in_flight >= table.num_microbatches)
-    forward_ends_fullest = one_pass & (activations >= gradients)
-    backward_ends_fullest = one_pass & (activations < gradients)
-    return np.where(forward_ends_fullest, 0.0, gradients), np.where(backward_ends_fullest, 0.0, activations)
+    before_backward = one_pass & (gradients <= stages.kept_bytes)
+    after_first_backward = one_pass & ~before_backward
+    return (
+        np.where(before_backward, 0.0, gradients),
+        np.where(after_first_backward, activations - stages.kept_bytes, activations),
+    )
 
 
 def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:

@@ -1,0 +1,94 @@
+"""Committed runs on real machines, predicted again from the machine profile of the same session: errors must not grow.
+
+Each file pair in golden/ is what one `make demo` wrote: MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
+"""
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from executor.measurement import RunFile
+from planner.explain import plan_of, predict
+from planner.plan import Plan
+from planner.prediction import Prediction
+from planner.search import Choices, Search, search
+from profiles import artifacts
+from profiles.cluster import MachineProfile
+from profiles.library import load_model
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = sorted(path.name.removesuffix(".run.json") for path in GOLDEN.glob("*.run.json"))
+# Tighter than the goals for such a machine (15 %), wider than what the README reports, so that growth shows.
+MEDIAN_ERROR, MEMORY_ERROR, REGRET = 0.10, 0.10, 0.05
+
+
+def predict_again(found: Search, plan: Plan) -> Prediction:
+    for priced in found.priced:
+        table = priced.table
+        same = np.flatnonzero(
+            (table.data_parallel == plan.data_parallel)
+            & (table.tensor_parallel == plan.tensor_parallel)
+            & (table.pipeline_parallel == plan.pipeline_parallel)
+            & (table.micro_batch_size == plan.micro_batch_size)
+        )
+        for row in same:
+            if plan_of(priced, int(row)) == plan:
+                return predict(found, priced, int(row))
+    raise AssertionError(f"{plan.id} is no longer among the legal plans")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def session(request) -> tuple[RunFile, list[Prediction]]:
+    run = artifacts.read(GOLDEN / f"{request.param}.run.json", "run", RunFile)
+    machine = artifacts.read(GOLDEN / f"{request.param}.machine.json", "machine-profile", MachineProfile)
+    found = search(
+        machine,
+        load_model(run.model_name),
+        Choices(
+            num_devices=run.environment.num_devices,
+            global_batch_size=run.global_batch_size,
+            sequence_length=run.sequence_length,
+            precisions=("fp32",),
+            zero_stages=(0,),
+        ),
+    )
+    return run, [predict_again(found, item.plan) for item in run.runs]
+
+
+def _measured(run: RunFile) -> list[float]:
+    return [statistics.median(item.measurement.step_seconds) for item in run.runs]
+
+
+def test_there_are_at_least_six_plans_of_three_kinds(session):
+    run, _ = session
+    kinds = {
+        tuple(d > 1 for d in (r.plan.data_parallel, r.plan.tensor_parallel, r.plan.pipeline_parallel)) for r in run.runs
+    }
+    assert len(run.runs) >= 6
+    assert len(kinds) >= 3
+
+
+def test_step_times(session):
+    run, predictions = session
+    errors = [abs(p.step_seconds / seconds - 1) for p, seconds in zip(predictions, _measured(run), strict=True)]
+    assert statistics.median(errors) <= MEDIAN_ERROR
+
+
+def test_the_first_choice_is_among_the_fastest(session):
+    run, predictions = session
+    measured = _measured(run)
+    first = min(range(len(measured)), key=lambda i: predictions[i].step_seconds)
+    assert measured[first] <= min(measured) * (1 + REGRET)
+
+
+def test_peak_memory(session):
+    run, predictions = session
+    for item, prediction in zip(run.runs, predictions, strict=True):
+        assert prediction.peak_bytes == pytest.approx(max(item.measurement.peak_bytes), rel=MEMORY_ERROR)
+
+
+def test_losses_were_those_of_one_device(session):
+    run, _ = session
+    assert {item.measurement.loss_check.status for item in run.runs} <= {"passed", "exempt"}
