@@ -131,10 +131,8 @@ def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
     best, plain = chosen[0].prediction, chosen[baseline].prediction
     gain = plain.step_seconds / best.step_seconds - 1
     if baseline > 0 and plain.fits and gain <= REPEAT_FRACTION:
-        notes += (
-            f"the gain over plain data parallel ({gain:.1%}) is no larger than steps of one plan differ: "
-            f"{chosen[baseline].plan.id} is as good a choice",
-        )
+        words = f"the gain over plain data parallel ({gain:.1%}) is no larger than steps of one plan differ"
+        notes = (*notes, f"{words}: {chosen[baseline].plan.id} is as good a choice")
     model, machine = search.model, search.machine
     return PlanFile(
         model_name=model.name,
