@@ -50,7 +50,7 @@ def session(request) -> tuple[RunFile, list[Prediction]]:
             num_devices=run.environment.num_devices,
             global_batch_size=run.global_batch_size,
             sequence_length=run.sequence_length,
-            precisions=("fp32",),
+            precisions=tuple(sorted({item.plan.precision for item in run.runs})),
             zero_stages=(0,),
         ),
     )
