@@ -36,7 +36,7 @@ demo: install  ## Profile this machine, plan, execute the best plans and the bas
 test: install  ## Run the tests.
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: install  ## Run the tests with the long grids.
+test-all: install  ## Run the tests with those marked slow.
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: install  ## Check style and types.

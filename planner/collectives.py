@@ -18,6 +18,7 @@ from profiles.errors import InputError
 # Share of a two-rank collective's latency that each further pair of ring steps adds: 45, 53 and 77 us measured for
 # all-reduces of 2, 4 and 8 A100 over NVLink (vTrain's published tables).
 LATENCY_GROWTH = 0.12
+# Assumed for a group size or span that was not measured itself.
 CARRIED_ERROR_FRACTION = 0.35
 
 

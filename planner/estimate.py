@@ -23,6 +23,10 @@ from profiles.model import ModelProfile
 from profiles.operators import PHASES
 
 Array = NDArray[np.float64]
+# Half of a 90 % band in standard errors of a normal distribution.
+BAND_WIDTH = 1.64
+# Assumed: how much of a collective compute hides is less certain than how long it takes alone.
+LEAST_COMM_ERROR_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +179,6 @@ def message_seconds(machine: MachineProfile, table: PlanTable, stages: StageCost
 def _error(shared: Pricing, seconds: dict[str, Array], step: Array) -> Array:
     """Half-width of the band: parts of one origin err together, those of different origins independently."""
     compute = seconds["compute"] + seconds["recompute"] + seconds["bubble"] + seconds["host"] + seconds["optimizer"]
-    comm_error = max(shared.costs.comm_error_fraction, shared.costs.error_fraction, 0.2)
+    comm_error = max(shared.costs.comm_error_fraction, shared.costs.error_fraction, LEAST_COMM_ERROR_FRACTION)
     comm = seconds["tensor_comm"] + seconds["data_comm"] + seconds["pipeline_comm"] + seconds["codec"]
-    return np.asarray(1.64 * np.hypot(compute * shared.costs.error_fraction, comm * comm_error) / step)
+    return np.asarray(BAND_WIDTH * np.hypot(compute * shared.costs.error_fraction, comm * comm_error) / step)

@@ -10,6 +10,7 @@ from planner.plan import Plan
 from planner.prediction import Candidate, Prediction, Span
 from planner.replay import replay
 from planner.search import EXECUTABLE_ZERO_STAGES, Priced, Search
+from planner.table import SCHEDULE_NAMES
 from profiles.codecs import codec
 from profiles.errors import NoFeasiblePlanError
 from profiles.units import format_bytes, format_seconds
@@ -180,7 +181,7 @@ def _spans(priced: Priced, row: int) -> tuple[Span, ...]:
     backward = [float(value) + action for value in stages.backward_busy[:, 0]]
     if num_stages > 1:
         message = float(message_seconds(shared.machine, table.take(rows), stages)[0])
-        name = ("none", "gpipe", "1f1b")[table.schedule[row]]
+        name = SCHEDULE_NAMES[table.schedule[row]]
         end, spans = replay(name, forward, backward, message, count)
     else:
         spans = _one_after_the_other(forward[0], backward[0], count)

@@ -89,9 +89,9 @@ class _Buckets:
 
 def _codec_seconds(machine: MachineProfile, name: str, num_parameters: Array, num_buckets: Array) -> Array:
     """Seconds to encode and decode the gradients; they run on the device that computes, so nothing hides them."""
-    curve = None if name == "none" else find_curve(machine, "codec", name, "fp32")
-    if curve is None:
+    if name == "none":
         return np.zeros_like(num_parameters)
+    curve = find_curve(machine, "codec", name, "fp32")
     num_bytes = GRADIENT_BYTES * num_parameters / num_buckets
     return np.asarray(num_buckets * kernel_seconds(curve, 0.0, num_bytes, [num_bytes]))
 
@@ -100,6 +100,4 @@ def optimizer_seconds(machine: MachineProfile, table: PlanTable, num_parameters:
     """Seconds of one AdamW step over a rank's `num_parameters`, sharded where ZeRO shards it."""
     held = num_parameters / np.where(table.zero_stage >= 1, table.data_parallel, 1)
     curve = find_curve(machine, "optimizer", "", "fp32")
-    if curve is None:
-        return np.asarray(held * ADAMW_BYTES_PER_PARAMETER / machine.memory_bytes_per_second)
     return kernel_seconds(curve, 0.0, held * ADAMW_BYTES_PER_PARAMETER, [held])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from planner.collectives import Group, collective_seconds
 from profiles.cluster import KernelCurve, LayerTiming, MachineProfile
 from profiles.efficiency import kernel_seconds
+from profiles.errors import InputError
 from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import PHASES, Operator, Phase, Polynomial, evaluate
 
@@ -21,8 +22,9 @@ Array = NDArray[np.float64]
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
 ACCUMULATE_BYTES = 12.0
 CONCRETE_KIND = {("attention", "forward"): "attention_forward", ("attention", "backward"): "attention_backward"}
-# Standard error of compute from timed layers (root mean square of 8 % over the README's runs on two CPU ranks), from
-# kernels run alone, and from a data sheet; the latter two are assumed until runs tell.
+# Standard error of compute. From timed layers: 7.7 % root mean square over the README's five runs on two CPU ranks,
+# rounded up, so that how many of those lie inside their band is in sample. From kernels run alone and from a data
+# sheet: assumed.
 TIMED_ERROR_FRACTION, CURVE_ERROR_FRACTION, DATASHEET_ERROR_FRACTION = 0.08, 0.15, 0.30
 
 
@@ -93,14 +95,20 @@ def layer_costs(
     )
 
 
-def find_curve(machine: MachineProfile, kind: str, name: str, precision: str) -> KernelCurve | None:
-    """The machine's curve for a kernel: by name and precision, else the general one, else None."""
-    curves = [curve for curve in machine.kernels if curve.kind == kind]
+def find_curve(machine: MachineProfile, kind: str, name: str, precision: str) -> KernelCurve:
+    """The machine's curve for a kernel: by name and precision, else the general one of its kind, else that of fp32.
+
+    Raises: InputError where the machine has neither; another kernel's curve would be a guess.
+    """
+    curves = {(curve.name, curve.precision): curve for curve in machine.kernels if curve.kind == kind}
     for wanted in ((name, precision), ("", precision), (name, "fp32"), ("", "fp32")):
-        for curve in curves:
-            if (curve.name, curve.precision) == wanted:
-                return curve
-    return curves[0] if curves else None
+        if wanted in curves:
+            return curves[wanted]
+    known = ", ".join(sorted({word or "general" for word, _ in curves})) or "none"
+    raise InputError(
+        f"machine {machine.name} was not measured for {kind} {name or 'kernels'} in {precision} (measured: {known}): "
+        "profile it again, or leave this choice out"
+    )
 
 
 def _phase_seconds(
@@ -118,8 +126,6 @@ def _phase_seconds(
     total = np.zeros_like(batches)
     for (kind, name, dtype), members in groups.items():
         curve = find_curve(machine, kind, name, dtype)
-        if curve is None:
-            continue
         flops = np.stack([evaluate(op.flops, batches, sequence, degrees) for op in members])
         moved = np.stack([evaluate(op.moved_bytes, batches, sequence, degrees) for op in members])
         if kind == "memory":
@@ -159,9 +165,11 @@ def _message_seconds(
         group = Group(int(degree), int(min(degree, machine.devices_per_node)))
         for row, layer in enumerate(layers):
             for message in layer.messages if degree > 1 else ():
+                if message.phase != phase:
+                    continue
                 num_bytes = evaluate(message.num_bytes, batches[where], sequence, degree)
                 seconds, error = collective_seconds(machine, "all_reduce", num_bytes, group)
-                result[row, where] += seconds if message.phase == phase else 0.0
+                result[row, where] += seconds
                 worst = max(worst, error)
     return result, worst
 

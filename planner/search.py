@@ -181,7 +181,7 @@ def _enumerate(
 
 def _variants(machine: MachineProfile, choices: Choices, item: Degrees) -> Iterator[tuple[int, ...]]:
     """Schedule, ZeRO stage, recomputation, codec and axis order that make sense for these degrees."""
-    schedules = [SCHEDULE_NAMES.index("none")] if item.pipeline == 1 else [1, 2]
+    schedules = [i for i, name in enumerate(SCHEDULE_NAMES) if (name == "none") == (item.pipeline == 1)]
     several_nodes = choices.num_devices > machine.devices_per_node
     orders = (0, 1) if several_nodes and item.data > 1 and item.pipeline > 1 else (0,)
     for zero in choices.zero_stages if item.data > 1 else (0,):

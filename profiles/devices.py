@@ -14,9 +14,11 @@ FOLDER = Path(__file__).parent / "catalog" / "devices"
 MICROSECOND = 1e-6
 # Datasheet links and kernels as they are: what a band must allow for.
 UNMEASURED_ERROR_FRACTION = 0.35
-# Memory-bound kernels reach about this share of the data sheet's bandwidth (STREAM-like copies on A100 and H100).
+# Assumed until measured: shares of the data sheet's rates that memory-bound kernels, fused attention and codecs (which
+# read and write a gradient about three times) reach.
 MEMORY_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = {"attention_forward": 0.65, "attention_backward": 0.50}
+CODEC_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def _kernels(device: Device) -> tuple[KernelCurve, ...]:
         curves += [_kernel(kind, precision, latency, rate, bandwidth) for kind, rate in rates.items()]
         curves.append(_kernel("memory", precision, latency, 0.0, bandwidth))
     curves.append(_kernel("optimizer", "fp32", latency, 0.0, bandwidth))
-    curves.append(_kernel("codec", "fp32", latency, 0.0, bandwidth / 3))
+    curves.append(_kernel("codec", "fp32", latency, 0.0, bandwidth / CODEC_PASSES))
     return tuple(curves)
 
 

@@ -68,9 +68,10 @@ def test_files_and_functions_fit_in_the_head(path):
     text = path.read_text()
     assert text.count("\n") <= MAX_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
     for node in ast.walk(ast.parse(text)):
-        # A command's options are its signature: they are read as a list, not as logic.
-        if isinstance(node, ast.FunctionDef) and path.name != "command.py":
-            length = (node.end_lineno or 0) - node.lineno + 1
+        if isinstance(node, ast.FunctionDef):
+            # A command's options are its signature: they are read as a list, not as logic.
+            start = node.body[0].lineno if path.name == "command.py" else node.lineno
+            length = (node.end_lineno or 0) - start + 1
             assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno} {node.name} has {length} lines"
 
 
