@@ -21,6 +21,7 @@ from profiles.operators import Kind, Phase
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 INPUT = -1
+UNNUMBERED = -1
 LOOKUPS = ("embedding", "nll_loss_forward")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
@@ -80,7 +81,7 @@ class Recorder(TorchDispatchMode):
 
     def forget(self, tensors: Iterable[Tensor | None]) -> None:
         """Leave out storages that other accounts hold (the parameters' gradients)."""
-        gone = {self._index.get(_storage_id(tensor), -1) for tensor in tensors if tensor is not None}
+        gone = {self._living(tensor) for tensor in tensors if tensor is not None}
         for phase, (_, members) in self.recording.peaks.items():
             kept = members - gone
             self.recording.peaks[phase] = (sum(self.recording.storage_bytes[i] for i in kept), kept)
@@ -119,9 +120,10 @@ class Recorder(TorchDispatchMode):
         indices = tuple(self._number(tensor) for tensor in made)
         if name in ALLOCATIONS:
             return
-        sources = {self._producer.get(_storage_id(tensor), INPUT) for tensor in inputs} - {INPUT}
+        sources = {self._producer.get(self._living(tensor), INPUT) for tensor in inputs} - {INPUT}
         for tensor in outputs:
-            self._producer[_storage_id(tensor)] = len(self.recording.operators)
+            self._producer[self._living(tensor)] = len(self.recording.operators)
+        self._producer.pop(UNNUMBERED, None)  # parameters and buffers: no kernel of the layer makes them
         kind, layout, dims = _classify(name, args)
         written = sum(map(_bytes, made or outputs))
         read = sum(map(_bytes, inputs))
@@ -143,10 +145,15 @@ class Recorder(TorchDispatchMode):
             )
         )
 
+    def _living(self, tensor: Tensor) -> int:
+        # An address alone does not name a storage: a new one may be given the place of a dead one.
+        index = self._index.get(_storage_id(tensor), UNNUMBERED)
+        return index if index in self._alive else UNNUMBERED
+
     def _number(self, tensor: Tensor) -> int:
         reference = StorageWeakRef(tensor.untyped_storage())
-        index = self._index.get(reference.cdata)
-        if index is None or index not in self._alive:  # a new storage may reuse the address of a dead one
+        index = self._living(tensor)
+        if index == UNNUMBERED:
             index = len(self.recording.storage_bytes)
             self.recording.storage_bytes.append(tensor.untyped_storage().nbytes())
             self._index[reference.cdata] = index

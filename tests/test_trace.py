@@ -10,6 +10,7 @@ from profiles.errors import InputError
 from profiles.library import load_model, model_names, trace_model
 from profiles.model import ModelProfile, WorkloadSpec
 from profiles.operators import evaluate
+from profiles.recorder import Recorder
 from profiles.trace import trace
 from profiles.workloads import load_workload
 from tests.workload_builders import GPT2, LLAMA
@@ -208,3 +209,14 @@ def test_unsupported_family_is_named():
 def test_models_that_cannot_be_found(name, sentence):
     with pytest.raises(InputError, match=sentence):
         load_model(name)
+
+
+def test_a_storage_in_the_place_of_a_dead_one_has_no_part_in_its_producer():
+    recorder = Recorder(torch.nn.Identity())
+    ones = torch.ones(8)
+    with recorder.watch():
+        for _ in range(50):  # the allocator hands the address of the product, dead at once, to the new tensor
+            ones.mul(2)
+            torch.empty(8).add(1)
+    assert len({index for op in recorder.recording.operators for index in op.outputs}) == 100
+    assert all(op.inputs == () for op in recorder.recording.operators)
