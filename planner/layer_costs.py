@@ -169,7 +169,7 @@ def _message_seconds(
                     continue
                 num_bytes = evaluate(message.num_bytes, batches[where], sequence, degree)
                 seconds, error = collective_seconds(machine, "all_reduce", num_bytes, group)
-                result[row, where] += seconds
+                result[row, where] += seconds + num_bytes * machine.parallel_message_seconds_per_byte
                 worst = max(worst, error)
     return result, worst
 

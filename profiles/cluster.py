@@ -126,7 +126,8 @@ class MachineProfile:
     """Everything a prediction may know of a machine. Bandwidth is uni-directional per device.
 
     `memory_bytes` is what one rank may use. `parallel_linear_seconds` is the host time DTensor adds to one
-    tensor-parallel linear, forward and backward; `pipeline_action_seconds` what the pipeline runtime adds to one
+    tensor-parallel linear, forward and backward, and `parallel_message_seconds_per_byte` what its messages take longer
+    in the midst of training than `links` say; `pipeline_action_seconds` what the pipeline runtime adds to one
     forward or backward of one micro-batch. `oversubscription_factor` is the measured slow-down with twice as many
     ranks as cores, 0 where it was not measured. Prices are US dollars per device and hour, lowest and highest seen.
     """
@@ -152,6 +153,7 @@ class MachineProfile:
     overlap: Overlap
     layer_timings: tuple[LayerTiming, ...] = ()
     fingerprint: Fingerprint | None = None
+    parallel_message_seconds_per_byte: float = 0.0
     price_per_hour: tuple[float, float] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     created: str = ""

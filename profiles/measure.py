@@ -30,7 +30,7 @@ from profiles.measure_links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links, 
 from profiles.measure_memory import SIZES, measure_memory_operators
 from profiles.measure_runtime import (
     measure_launch_seconds,
-    measure_parallel_linear_seconds,
+    measure_parallel_linears,
     measure_pipeline_action_seconds,
 )
 from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
@@ -85,6 +85,7 @@ class Overheads:
 
     launch_seconds: float
     parallel_linear_seconds: float
+    parallel_message_seconds_per_byte: float
     pipeline_action_seconds: float
     overlap: Overlap
 
@@ -172,16 +173,18 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         repeats=effort.repeats,
         has_own_core=_ranks_per_node(settings) <= settings.fingerprint.num_cores,
     )
-    report(0.0, "host overheads")
+    report(0.0, "collectives")
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
+    links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.15 * done, "collectives"))
+    report(0.15, "host overheads")
+    per_linear, per_byte = measure_parallel_linears(replace(links_bench, repeats=15, sample_seconds=2e-2), links)
     overheads = Overheads(
         launch_seconds=measure_launch_seconds(bench),
-        parallel_linear_seconds=measure_parallel_linear_seconds(replace(links_bench, repeats=15, sample_seconds=2e-2)),
+        parallel_linear_seconds=per_linear,
+        parallel_message_seconds_per_byte=per_byte,
         pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
         overlap=measure_overlap(bench, effort.overlap_bytes),
     )
-    report(0.1, "collectives")
-    links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.1 + 0.15 * done, "collectives"))
     kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
     kernels += measure_codecs(bench, effort.gradient_elements)
     report(0.6, "layers of the models")
@@ -262,6 +265,7 @@ def _assemble(
         memory_bytes_per_second=_copy_rate(kernels),
         launch_seconds=overheads.launch_seconds,
         parallel_linear_seconds=overheads.parallel_linear_seconds,
+        parallel_message_seconds_per_byte=overheads.parallel_message_seconds_per_byte,
         pipeline_action_seconds=overheads.pipeline_action_seconds,
         oversubscription_factor=0.0,
         kernels=tuple(kernels),

@@ -6,18 +6,22 @@ Also how much slower a rank computes when it has to share its core with another.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from profiles.cluster import LinkCurve
+from profiles.efficiency import link_seconds
 from profiles.rank import join_group, unpinned
 from profiles.timing import Action, Bench, HostTimer, Peers, host_timer, summarise
 
+# Tokens, and width per rank, of the linears that are split: nothing but overhead, and a message of a megabyte or two.
+PARALLEL_SHAPES = ((4, 16), (1024, 192))
 TINY_WIDTH = 16
 TINY_BATCH = 4
 PIPELINE_MICROBATCHES = 16
@@ -30,32 +34,34 @@ def measure_launch_seconds(bench: Bench) -> float:
     return replace(bench, timer=HostTimer(), max_calls=1000).time_one(lambda: torch.add(x, x)).seconds
 
 
-def measure_parallel_linear_seconds(bench: Bench) -> float:
-    """Host seconds that DTensor adds to one tensor-parallel linear, forward and backward.
+def measure_parallel_linears(bench: Bench, links: Sequence[LinkCurve]) -> tuple[float, float]:
+    """Seconds that DTensor adds to one tensor-parallel linear, forward and backward, and seconds per message byte.
 
-    Model: a column-wise and a row-wise linear of tiny width, less the same pair as plain modules with two all-reduces,
-    per linear; 0 without a second rank.
+    Model: a column-wise and a row-wise linear, less the same pair as plain modules and less what `links`, the
+    collectives run by themselves in a loop, give for their two messages; per linear, at a tiny and at a common size.
+    The second number is what a message costs more in the midst of training: into fresh memory, between ranks that
+    come late. (0, 0) without a second rank.
     """
     num_ranks = bench.peers.num_ranks
     if num_ranks == 1:
-        return 0.0
-    width = TINY_WIDTH * num_ranks
+        return 0.0, 0.0
+    all_reduce = next(link for link in links if (link.collective, link.group_size) == ("all_reduce", num_ranks))
     with unpinned():
         mesh = init_device_mesh(bench.device.type, (num_ranks,))
-    pair = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)).to(bench.device)
-    parallel = parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
-    plain = nn.Sequential(nn.Linear(width, TINY_WIDTH), nn.Linear(TINY_WIDTH, width)).to(bench.device)
-    message = torch.zeros(TINY_BATCH, width, device=bench.device)
-    plain_forward_backward = _train(plain, message)
-
-    def with_all_reduces() -> None:
-        dist.all_reduce(message)
-        plain_forward_backward()
-        dist.all_reduce(message)
-
-    actions = [_train(parallel, message), with_all_reduces]
-    with_dtensor, without = replace(bench, timer=host_timer(bench.device)).time(actions)
-    return max(0.0, with_dtensor.seconds - without.seconds) / 2
+    bench = replace(bench, timer=host_timer(bench.device))
+    sizes, added = [], []
+    for tokens, width in PARALLEL_SHAPES:
+        width *= num_ranks
+        pair = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)).to(bench.device)
+        parallel = parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        shard = width // num_ranks
+        plain = nn.Sequential(nn.Linear(width, shard), nn.Linear(shard, width)).to(bench.device)
+        message = torch.zeros(tokens, width, device=bench.device)
+        with_dtensor, without = bench.time([_train(parallel, message), _train(plain, message)])
+        sizes.append(message.nbytes)
+        alone = float(link_seconds(all_reduce, message.nbytes))
+        added.append(max(0.0, (with_dtensor.seconds - without.seconds) / 2 - alone))
+    return added[0], max(0.0, added[1] - added[0]) / (sizes[1] - sizes[0])
 
 
 def measure_pipeline_action_seconds(bench: Bench) -> float:

@@ -91,6 +91,7 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     assert machine.memory_bytes == machine.fingerprint.memory_bytes / 2
     assert 0 < machine.launch_seconds < 1e-2
     assert min(machine.parallel_linear_seconds, machine.pipeline_action_seconds) >= 0
+    assert 0 <= machine.parallel_message_seconds_per_byte < 1e-7  # slower than 10 MB/s would be a mistake
     assert (machine.num_devices, machine.devices_per_node, machine.oversubscription_factor) == (2, 2, 0.0)
 
 
