@@ -1,0 +1,1 @@
+"""Jobs on anybody's cluster, priced in columns from their configuration: sizes, layout, hardware, software."""

@@ -1,0 +1,111 @@
+"""Seconds of a training step by part: work and messages, overlapped and pipelined as the job's software does it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.jobs.axes import pipeline
+from planner.jobs.factors import Factors
+from planner.jobs.ingredients import Ingredients
+from planner.jobs.passes import Pass, edge_pass, exposed, layer_pass
+from profiles.transformer import Array
+from profiles.units import GB
+
+PARTS = (
+    "compute", "recompute", "bubble", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "data_comm",
+    "offload", "optimizer", "host", "stragglers",
+)  # fmt: skip
+KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
+ADAM_STATE_BYTES = 12.0
+
+
+def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
+    """Seconds of a step by PARTS, which add up to the step. Shapes: one entry per job in every array."""
+    jobs = made.jobs
+    layer = {
+        kind: layer_pass(made, factors, "forward", kind) + layer_pass(made, factors, "backward", kind) for kind in KINDS
+    }
+    first = edge_pass(made, factors, "embedding")
+    last = edge_pass(made, factors, "head")
+    alone = jobs.pipeline == 1
+    stages = []
+    for place in range(3):
+        stage = layer["dense"].times(made.layers.dense[place]) + layer["moe"].times(made.layers.moe[place])
+        stage = stage + first.times(np.where(alone | (place == 0), 1.0, 0.0))
+        stages.append(stage + last.times(np.where(alone | (place == 2), 1.0, 0.0)))
+    totals = np.stack([stage.total for stage in stages])
+    slowest = totals.max(axis=0)
+    which = totals.argmax(axis=0)
+    model = jobs.model
+    everything = (
+        layer["dense"].total * (model.num_layers - model.num_moe_layers)
+        + layer["moe"].total * model.num_moe_layers + first.total + last.total
+    )  # fmt: skip
+    parts = {
+        name: np.choose(which, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches
+        for name in Pass.__slots__
+    }
+    parts["bubble"] = pipeline.idle_seconds(jobs, everything, slowest)
+    parts["pipeline_comm"] = _pipeline_comm(made, factors)
+    parts["data_comm"] = parts["data_comm"] + _exchange_comm(made, factors, stages, which)
+    parts["optimizer"] = _optimizer(made, factors)
+    parts["offload"] = _offload(made)
+    parts["host"] = parts["host"] + made.rules.host_step_ms * 1e-3
+    busy = sum(parts.values())
+    parts["stragglers"] = busy * factors.straggling * np.log2(made.num_nodes)
+    return {name: parts[name] for name in PARTS}
+
+
+def _pipeline_comm(made: Ingredients, factors: Factors) -> Array:
+    """Messages between stages: on the way through the pipeline once, and per micro-batch where nothing hides them."""
+    jobs = made.jobs
+    chunks = np.maximum(jobs.chunks, 1.0)
+    filling = 2 * (jobs.pipeline - 1)
+    steady = 2 * jobs.num_microbatches * chunks * np.where(jobs.overlap_pipeline, 0.0, 1.0)
+    return (filling + steady) * made.message * factors.pipeline_comm
+
+
+def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], which: NDArray[np.intp]) -> Array:
+    """Gradients and parameters exchanged once a step, behind the last backward and the first forward if overlapped."""
+    jobs = made.jobs
+    gradients = made.exchange.gradients * factors.data_comm
+    parameters = made.exchange.parameters * factors.data_comm
+    # Of a stage's pass over one micro-batch a third is forward.
+    passing = np.choose(which, [stage.compute + stage.recompute for stage in stages])
+    hidden_gradients = exposed(gradients, passing * 2 / 3, factors)
+    hidden_parameters = exposed(parameters, passing / 3, factors)
+    return np.asarray(
+        np.where(jobs.overlap_grad, hidden_gradients, gradients)
+        + np.where(jobs.overlap_param, hidden_parameters, parameters)
+    )
+
+
+def _optimizer_parameters(made: Ingredients) -> Array:
+    """Parameters one rank updates."""
+    jobs, held = made.jobs, made.held
+    replicas = jobs.data * jobs.context
+    expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
+    split = jobs.zero_stage > 0
+    share = np.where(jobs.zero_stage == 3, jobs.shard, replicas)
+    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, expert_replicas, 1.0))
+
+
+def _optimizer(made: Ingredients, factors: Factors) -> Array:
+    """Update of the rank's share of the parameters, on the device or, offloaded, at the pace of the host link."""
+    updated = _optimizer_parameters(made) * made.rules.optimizer_bytes
+    return np.asarray(updated / (made.memory_rate * factors.optimizer_fraction))
+
+
+def _offload(made: Ingredients) -> Array:
+    """States that cross the link to the host: optimizer states once each way, checkpoints once each way."""
+    jobs = made.jobs
+    rate = np.maximum(made.host_link_rate, GB)
+    states = np.where(jobs.optimizer_offload, _optimizer_parameters(made) * ADAM_STATE_BYTES * 2 / rate, 0.0)
+    per_layer = jobs.tokens * jobs.model.hidden_size * 2.0
+    layers = jobs.model.num_layers / jobs.pipeline
+    kept = np.where(jobs.activation_offload, per_layer * layers * jobs.num_microbatches * 2 / rate, 0.0)
+    # Half of it is assumed to hide behind compute.
+    return np.asarray((states + kept) / 2)
