@@ -109,6 +109,9 @@ def find_device(text: str, memory_gib: float | None = None) -> Device:
     if exact is not None and (stated is not None or memory_gib is None):
         return exact
     candidates = _families().get(family, ())
+    if not candidates and exact is not None:
+        # The memory stands in the name, but not as a word: "A100SXM480GB", "A100 80 GB".
+        return exact
     if not candidates:
         raise UnknownNameError("device", text, catalogue_names())
     return min(candidates, key=lambda device: _memory_distance(device, wanted))

@@ -1,12 +1,13 @@
 """Seconds of a GPU's matrix products and attention at any shape, by a law of few constants fitted to published tables.
 
 Torch-free, in columns. The constants of each generation lie in catalog/kernels.toml; `python -m profiles.fit_kernels`
-fits them again.
+fits them again. By construction more work is never faster, a higher peak or bandwidth never slower, and nothing
+exceeds the peak.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -18,46 +19,68 @@ from profiles.artifacts import STRICT, read_toml
 
 Array = NDArray[np.float64]
 Layout = Literal["TN", "NN", "NT"]
+Phase = Literal["forward", "backward"]
 PATH = Path(__file__).parent / "catalog" / "kernels.toml"
-# A product is cut into tiles that multiprocessors work off in waves; rows and columns of a tile.
-TILE_ROWS, TILE_COLUMNS = 128.0, 256.0
-# Rows of queries that one block of fused attention works on: with a causal mask the last block works longest.
-QUERY_BLOCK = 128.0
-# Without a table of its own a generation is taken for its nearest relative.
+# Rows and columns of the tiles that a product may be cut into; the fastest is taken, as the libraries do.
+TILES = ((256.0, 128.0), (128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 128.0), (64.0, 64.0))
+LARGEST = 1 / TILES[0][0] + 1 / TILES[0][1]
+# Inner sizes are padded to a slice of so many bytes. A product of less than a wave is split along its inner size down
+# to SPLIT.
+SLICE_BYTES, SPLIT = 128.0, 1024.0
+# Constants that stand for a time are stated in inner size at this width: narrower operands pass faster.
+REFERENCE_BYTES = 2.0
+# Bytes moved per element of a result: written in 16 bits, or added to what stands in fp32.
+RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
+# Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
 RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
-# Speed of other attention kernels against the one that the tables timed: FlashAttention 2 on Ampere, cuDNN on
-# Blackwell; on Hopper "flash2" reaches 0.55 of what "flash3" does. Source: Dao 2023 (arXiv 2307.08691), Shah et al.
-# 2024 (arXiv 2407.08608).
-KERNEL_SPEED = {"flash1": 0.55, "flash": 1.0, "flash2": 0.85, "flash3": 1.0, "cudnn": 1.0}
-HOPPER_FLASH2_SPEED = 0.7
-FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2.0, 5.0
+STRANGER = "ampere"
+PRODUCTS: dict[Phase, float] = {"forward": 2.0, "backward": 5.0}
+# Tensors of the size of queries or keys that pass through memory.
+ATTENTION_PASSES: dict[Phase, float] = {"forward": 1.0, "backward": 3.0}
+KEY_BLOCK = 128.0
+# Up to this head size the units are filled; at WIDE they run at `attention_*_wide`.
+NARROW, WIDE = 128.0, 192.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConstants:
     """One generation's constants.
 
-    `*_fraction`: share of the best measured product's rate that large products of a layout, or attention, reach.
-    `depth`: inner size that starting a tile costs. `wave_share`: how much of the last wave's idle multiprocessors
-    shows. `traffic_fraction`: share of memory bandwidth that operands move at. `overhead_us`: of starting a kernel.
-    `grouped_fraction`: rate of grouped products against plain ones. `tail_share`: how much of the longest block of
-    attention shows.
+    Products: `rate_fraction` is the share of the best measured product's rate that large ones reach as TN,
+    `nn_relative` and `nt_relative` the other layouts' rates against it. `depth` is the inner size (of 16 bits) that
+    starting a tile costs, `reuse` what a tile's edge costs (in rows), `wave_share` how much of the last wave's idle
+    multiprocessors shows, `traffic_fraction` the share of memory bandwidth that operands move at, `blend` the power by
+    which computing and moving add up (1 one after the other, large together), `overhead_us` starting a kernel. Grouped
+    products run at `grouped_fraction` of plain ones and start each group in `grouped_overhead_us`.
+    Attention: `attention_*_fraction` is the share of the best product's rate, `attention_*_softmax` what the softmax of
+    one query and key costs (in FLOPs of products), `attention_*_wide` the speed of heads of 192. `attention_blend` is
+    the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
+    `attention_block` its queries.
     """
 
     __pydantic_config__ = STRICT
 
-    tn_fraction: float
-    nn_fraction: float
-    nt_fraction: float
+    rate_fraction: float
+    nn_relative: float
+    nt_relative: float
     depth: float
+    reuse: float
     wave_share: float
     traffic_fraction: float
+    blend: float
     overhead_us: float
     grouped_fraction: float
     grouped_overhead_us: float
     attention_forward_fraction: float
     attention_backward_fraction: float
-    tail_share: float
+    attention_forward_wide: float
+    attention_backward_wide: float
+    attention_blend: float
+    attention_ramp: float
+    attention_forward_softmax: float
+    attention_backward_softmax: float
+    attention_block: float
+    kernels: dict[str, float]
     source: str
 
 
@@ -76,12 +99,6 @@ class Silicon:
     generation: NDArray[np.str_]
 
 
-@lru_cache(maxsize=1)
-def load_constants() -> dict[str, KernelConstants]:
-    """The constants of every generation that was fitted."""
-    return dict(read_toml(PATH, _File).generations)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
     __pydantic_config__ = STRICT
@@ -89,16 +106,30 @@ class _File:
     generations: dict[str, KernelConstants]
 
 
-def _columns(silicon: Silicon, constants: dict[str, KernelConstants] | None) -> dict[str, Array]:
-    """The constants of each job's generation."""
-    table = load_constants() if constants is None else constants
-    names, inverse = np.unique(silicon.generation, return_inverse=True)
-    chosen = []
-    for name in names:
-        known = name if name in table else RELATIVES.get(str(name), "ampere")
-        chosen.append(table[known] if known in table else next(iter(table.values())))
-    numbers = [field for field in KernelConstants.__dataclass_fields__ if field != "source"]
-    return {field: np.array([getattr(one, field) for one in chosen])[inverse] for field in numbers}
+NUMBERS = tuple(field.name for field in fields(KernelConstants) if field.type == "float")
+
+
+@lru_cache(maxsize=1)
+def load_constants() -> dict[str, KernelConstants]:
+    """The constants of every generation that was fitted."""
+    return dict(read_toml(PATH, _File).generations)
+
+
+class _Columns:
+    """The constants of each job's generation, by name."""
+
+    def __init__(self, silicon: Silicon, constants: dict[str, KernelConstants] | None) -> None:
+        table = load_constants() if constants is None else constants
+        names, self._inverse = np.unique(silicon.generation, return_inverse=True)
+        known = (str(name) if name in table else RELATIVES.get(str(name), STRANGER) for name in names)
+        self._chosen = [table[name] if name in table else next(iter(table.values())) for name in known]
+
+    def __getitem__(self, name: str) -> Array:
+        return np.array([getattr(one, name) for one in self._chosen])[self._inverse]
+
+    def kernel(self, name: str) -> Array:
+        """Speed of an attention kernel against the one that was fitted."""
+        return np.array([one.kernels[name] for one in self._chosen])[self._inverse]
 
 
 def matmul_seconds(
@@ -109,50 +140,91 @@ def matmul_seconds(
     silicon: Silicon,
     batch: ArrayLike = 1.0,
     accumulate: bool = False,
+    result_bytes: ArrayLike | None = None,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
     """Seconds of `batch` products of (m, k) by (k, n); `accumulate` adds to a matrix of fp32. 0 where a size is 0.
 
-    Model: overhead + tiles in waves, each (k + depth) long + operands through memory.
+    Model: overhead + (tiles in waves, each k + depth long) joined with (operands through memory), see KernelConstants.
+    `result_bytes` states what an element of the result moves, where it is neither 16 bits nor accumulated in fp32.
     Shapes: all broadcast. Layouts, as BLAS calls them: TN forward, NN gradient of the input, NT of the weight.
+    Ignores: sizes that are no multiple of 8, structured data, clocks that fall under sustained load.
     """
+    column = _Columns(silicon, constants)
     m, n, k, batch = (np.asarray(size, dtype=np.float64) for size in (m, n, k, batch))
-    c = _columns(silicon, constants)
-    rate = silicon.matmul_flops_per_second * silicon.achievable_fraction * c[f"{layout.lower()}_fraction"]
-    busy = _wave_flops(m, n, k, batch, silicon, c) / rate
-    moved = batch * silicon.element_bytes * (m * k + k * n) + batch * m * n * (8.0 if accumulate else 2.0)
-    seconds = c["overhead_us"] * 1e-6 + busy + moved / (silicon.memory_bytes_per_second * c["traffic_fraction"])
-    return np.asarray(np.where(m * n * k * batch > 0, seconds, 0.0))
-
-
-def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, c: dict[str, Array]) -> Array:
-    """FLOPs that the device could have done in the time of its waves of tiles."""
-    tiles = batch * np.maximum(m / TILE_ROWS, 0.5) * np.maximum(n / TILE_COLUMNS, 0.25)
-    waves = tiles / silicon.num_multiprocessors
-    # Small products are split along k: half a wave is the least.
-    quantised = np.maximum(waves + c["wave_share"] * (1 - np.exp(-2 * waves)) * 0.5, 0.1)
-    per_wave = 2.0 * TILE_ROWS * TILE_COLUMNS * (k + c["depth"]) * silicon.num_multiprocessors
-    return np.asarray(quantised * per_wave)
+    if result_bytes is None:
+        result_bytes = ACCUMULATED_BYTES if accumulate else np.maximum(RESULT_BYTES, silicon.element_bytes)
+    seconds = column["overhead_us"] * 1e-6 + _product(m, n, k, layout, silicon, batch, np.asarray(result_bytes), column)
+    return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (batch > 0), seconds, 0.0))
 
 
 def grouped_matmul_seconds(
     groups: ArrayLike,
-    m: ArrayLike,
+    m_per_group: ArrayLike,
     n: ArrayLike,
     k: ArrayLike,
     layout: Layout,
     silicon: Silicon,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
-    """Seconds of `groups` products of (m, k) by (k, n) with matrices of their own. Shapes: all broadcast."""
-    c = _columns(silicon, constants)
-    plain = matmul_seconds(m, n, k, layout, silicon, groups, layout == "NT", constants)
-    started = c["grouped_overhead_us"] * 1e-6 * np.asarray(groups, dtype=np.float64)
-    return np.asarray(np.where(plain > 0, plain / c["grouped_fraction"] + started, 0.0))
+    """Seconds of `groups` products of (m, k) by (k, n) with matrices of their own; "NT" accumulates in fp32.
+
+    Model: as matmul_seconds, at `grouped_fraction` of the rate and `grouped_overhead_us` more per group.
+    Shapes: all broadcast. Of a weight's gradient (NT) the inner size k is the rows of a group.
+    """
+    column = _Columns(silicon, constants)
+    m, n, k, groups = (np.asarray(size, dtype=np.float64) for size in (m_per_group, n, k, groups))
+    moved = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
+    busy = _product(m, n, k, layout, silicon, groups, np.asarray(moved), column, column["grouped_fraction"])
+    seconds = busy + (column["overhead_us"] + column["grouped_overhead_us"] * groups) * 1e-6
+    return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
+
+
+def _rate(silicon: Silicon, share: Array) -> Array:
+    """FLOP/s at a share of the best measured rate, never more than the peak."""
+    return np.asarray(silicon.matmul_flops_per_second * np.minimum(silicon.achievable_fraction * share, 1.0))
+
+
+def _blend(first: Array, second: Array, power: Array) -> Array:
+    """Two times that partly overlap: their sum at power 1, the longer one at a large power."""
+    longer = np.maximum(first, second)
+    ratio = np.minimum(first, second) / np.maximum(longer, 1e-300)
+    return np.asarray(longer * (1 + ratio**power) ** (1 / power))
+
+
+def _product(
+    m: Array, n: Array, k: Array, layout: Layout, silicon: Silicon, batch: Array, result_bytes: Array, column: _Columns,
+    share: ArrayLike = 1.0,
+) -> Array:  # fmt: skip
+    """Seconds between start and end of the products, without overheads."""
+    share = np.asarray(share) * column["rate_fraction"]
+    if layout != "TN":
+        share = share * column[f"{layout.lower()}_relative"]
+    busy = _wave_flops(m, n, k, batch, silicon, column) / _rate(silicon, share)
+    moved = batch * (silicon.element_bytes * (m * k + k * n) + result_bytes * m * n)
+    moving = moved / (silicon.memory_bytes_per_second * column["traffic_fraction"])
+    return _blend(busy, moving, column["blend"])
+
+
+def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, column: _Columns) -> Array:
+    """FLOPs that the device could have done in the time of its waves, with the tile of least time."""
+    reuse, wave_share, multiprocessors = column["reuse"], column["wave_share"], silicon.num_multiprocessors
+    depth = column["depth"] * REFERENCE_BYTES / silicon.element_bytes
+    padded = np.ceil(k * silicon.element_bytes / SLICE_BYTES) * SLICE_BYTES / silicon.element_bytes
+    length, shortest = padded + depth, np.minimum(padded, SPLIT) + depth
+    result = np.array(np.inf)
+    for rows, columns in TILES:
+        waves = batch * np.ceil(m / rows) * np.ceil(n / columns) / multiprocessors
+        whole = (waves + wave_share * (np.ceil(waves) - waves)) * length
+        part = np.maximum(waves * length, shortest)
+        # The edge's cost is relative to the largest tile's, which the fitted rate contains.
+        edge = 1 + reuse * (1 / rows + 1 / columns - LARGEST)
+        result = np.minimum(result, np.where(waves >= 1, whole, part) * (2 * rows * columns * edge * multiprocessors))
+    return result
 
 
 def attention_seconds(
-    phase: Literal["forward", "backward"],
+    phase: Phase,
     kernel: str,
     batch: ArrayLike,
     heads: ArrayLike,
@@ -161,41 +233,55 @@ def attention_seconds(
     qk_head_dim: ArrayLike,
     v_head_dim: ArrayLike,
     silicon: Silicon,
+    *,
+    kv_heads: ArrayLike | None = None,
+    causal: ArrayLike = True,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
-    """Seconds of causal attention over the products alone; `unfused` are batched products of the whole square.
+    """Seconds of attention; of "unfused" the batched products alone, over the whole square. 0 where a size is 0.
 
-    Model: half of the products' FLOPs at a share of the best product's rate, after which the longest block goes on.
-    Shapes: all broadcast.
+    Model: blocks of queries (backward: of keys) over the multiprocessors, the mean one joined with the longest, each
+    query and key costing its products and its softmax; joined with the tensors through memory.
+    Shapes: all broadcast. `kernel`: "flash1", "flash2", "flash3", "cudnn", "flash" (version unknown) or "unfused";
+    `kv_heads` defaults to `heads`; a causal mask halves the pairs, of fewer keys than queries as well.
+    Ignores: dropout, biases, lengths that differ within a batch.
+    Raises: KeyError for an unknown kernel.
     """
     b, h, q, s, dqk, dv = (
         np.asarray(size, dtype=np.float64) for size in (batch, heads, queries, keys, qk_head_dim, v_head_dim)
     )
+    exists = b * h * q * s * (dqk + dv) > 0
     if kernel == "unfused":
-        return _unfused_seconds(phase, b * h, q, s, dqk, dv, silicon, constants)
-    c = _columns(silicon, constants)
-    products = FORWARD_PRODUCTS if phase == "forward" else BACKWARD_PRODUCTS
-    speed = KERNEL_SPEED[kernel] * np.where(
-        (silicon.generation == "hopper") & (kernel in ("flash1", "flash2")), HOPPER_FLASH2_SPEED, 1.0
-    )
-    # Heads of fewer than 128 fill the units less.
-    filled = np.minimum(1.0, (np.maximum(dqk, dv) + 192.0) / 320.0)
-    rate = silicon.matmul_flops_per_second * silicon.achievable_fraction * c[f"attention_{phase}_fraction"]
-    rate = rate * speed * filled
-    per_pair = products * (dqk + dv)
-    longest = QUERY_BLOCK * s * per_pair * silicon.num_multiprocessors
-    flops = b * h * (q * s - np.minimum(q, s) * q / 2) * per_pair
-    busy = (flops + c["tail_share"] * np.minimum(longest, flops * 8)) / rate
-    return np.asarray(np.where(b * h * q * s > 0, c["overhead_us"] * 1e-6 + busy, 0.0))
+        return np.where(exists, _unfused_seconds(phase, b * h, q, s, dqk, dv, silicon, constants), 0.0)
+    column = _Columns(silicon, constants)
+    block = column["attention_block"] if phase == "forward" else np.asarray(KEY_BLOCK)
+    outer, inner = (q, s) if phase == "forward" else (s, q)
+    # A block on the diagonal is computed whole.
+    masked = np.minimum(q, s) * q / 2
+    masked = np.where(causal, masked - np.minimum(masked, q * block / 2), 0.0)
+    ramp = column["attention_ramp"]
+    pairs = b * h * (q * s - masked + outer * ramp)
+    longest = np.minimum(block, outer) * (inner + ramp) * silicon.num_multiprocessors
+    spread = _blend(pairs, longest, column["attention_blend"])
+    wide = np.clip((np.maximum(dqk, dv) - NARROW) / (WIDE - NARROW), 0.0, 1.0)
+    filled = 1 - wide * (1 - column[f"attention_{phase}_wide"])
+    rate = _rate(silicon, column[f"attention_{phase}_fraction"] * column.kernel(kernel))
+    busy = spread * (PRODUCTS[phase] * (dqk + dv) / filled + column[f"attention_{phase}_softmax"]) / rate
+    moved = silicon.element_bytes * b * (dqk + dv) * (q * h + s * (h if kv_heads is None else np.asarray(kv_heads)))
+    moving = moved * ATTENTION_PASSES[phase] / (silicon.memory_bytes_per_second * column["traffic_fraction"])
+    seconds = column["overhead_us"] * 1e-6 + _blend(busy, moving, column["blend"])
+    return np.asarray(np.where(exists, seconds, 0.0))
 
 
 def _unfused_seconds(
-    phase: str, heads: Array, q: Array, s: Array, dqk: Array, dv: Array, silicon: Silicon,
+    phase: Phase, heads: Array, q: Array, s: Array, dqk: Array, dv: Array, silicon: Silicon,
     constants: dict[str, KernelConstants] | None,
 ) -> Array:  # fmt: skip
     """Scores and weighted values, and in backward the two gradients of each."""
-    scores = matmul_seconds(q, s, dqk, "TN", silicon, heads, constants=constants)
-    values = matmul_seconds(q, dv, s, "NN", silicon, heads, constants=constants)
+
+    def product(m: Array, n: Array, k: Array, layout: Layout) -> Array:
+        return matmul_seconds(m, n, k, layout, silicon, heads, constants=constants)
+
     if phase == "forward":
-        return scores + values
-    return 2 * scores + values + matmul_seconds(s, dqk, q, "NT", silicon, heads, constants=constants)
+        return product(q, s, dqk, "TN") + product(q, dv, s, "NN")
+    return product(q, s, dv, "TN") + product(s, dv, q, "NT") + product(q, dqk, s, "NN") + product(s, dqk, q, "NT")

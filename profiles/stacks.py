@@ -1,4 +1,4 @@
-"""Software stacks: how the programs that train behave in time, one catalogue file each. Torch-free."""
+"""Software stacks: how the programs that train behave in time and memory, one catalogue file each. Torch-free."""
 
 from __future__ import annotations
 
@@ -50,6 +50,66 @@ class StackTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StackMemory:
+    """What a stack keeps in memory.
+
+    Bytes per parameter, in 16-bit training: `weight_bytes`, `gradient_bytes`, `master_bytes` and `moment_bytes` as
+    held between steps (`shards_weights_at`: the lowest ZeRO stage whose weights are sharded); `step_bytes` in use
+    while the optimizer updates, per updated parameter; `cast_bytes` of 16-bit copies that each micro-batch in flight
+    keeps; `gathered_bytes` and `gathered_gradient_bytes` of a layer whose shards are together; `layer_gradient_bytes`
+    of scratch for the weight gradients of one layer, `head_gradient_bytes` of the vocabulary's. Bytes per logit:
+    `loss_logit_bytes` in the loss, `head_logit_bytes` while the head goes backward.
+
+    What layers keep: `fused_activation` no sigmoid-weighted gate, `keeps_packed_qkv` the packed product beside rotated
+    queries and keys, `keeps_gathered` linears' inputs gathered and not as sequence-parallel shards,
+    `keeps_dropout_masks` masks of dropout, `norm_extra_bytes` per element that a norm keeps beside input and output,
+    `attention_output_copies` of attention's output and `context_output_copies` under context parallelism,
+    `keeps_low_precision` linears' inputs in 8 or 4 bits. `selective_by_operator`: selective recomputation keeps every
+    second product and attention's output, where others recompute attention's core.
+
+    Beside the tensors: `vocabulary_multiple` (times tensor) that vocabularies are padded to, `bucket_mib` of
+    communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
+    `cuts_by_parameters` whether pipeline stages are cut by parameters, the head's among them, and not by layers. What
+    the allocator holds beyond: `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's
+    16-bit gradients, of 16-bit logits and of activations. `context_gib`: context and communicators, outside of it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    weight_bytes: float
+    gradient_bytes: float
+    master_bytes: float
+    moment_bytes: float = 8.0
+    step_bytes: float = 0.0
+    cast_bytes: float = 0.0
+    shards_weights_at: int = 3
+    gathered_bytes: float = 2.0
+    gathered_gradient_bytes: float = 2.0
+    layer_gradient_bytes: float = 0.0
+    head_gradient_bytes: float = 2.0
+    loss_logit_bytes: float
+    head_logit_bytes: float
+    fused_activation: bool
+    keeps_packed_qkv: bool
+    keeps_gathered: bool = False
+    keeps_dropout_masks: bool = False
+    norm_extra_bytes: float = 0.0
+    attention_output_copies: float = 0.0
+    context_output_copies: float = 0.0
+    keeps_low_precision: bool = False
+    selective_by_operator: bool = False
+    vocabulary_multiple: int = 1
+    bucket_mib: float = 0.0
+    workspaces: float = 1.0
+    routed_workspaces: float = 0.0
+    cuts_by_parameters: bool = False
+    vocabulary_slack: float
+    logit_slack: float
+    working_slack: float
+    context_gib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """One program that trains; `sources` says whence each number is.
 
@@ -63,6 +123,7 @@ class Stack:
     title: str
     group: str
     time: StackTime
+    memory: StackMemory
     sources: dict[str, str]
 
 

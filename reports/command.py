@@ -1,4 +1,4 @@
-"""`compare`: reads run files, prints prediction against measurement, writes the page."""
+"""`compare`: reads run files or tables of runs, prints prediction against measurement, writes the page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reports.comparison import Source
+    from reports.published import Row
     from reports.summary import Summary
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -20,7 +21,13 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN.JSON", help="Run files that `execute` wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN.JSON|RUNS.CSV",
+            help="Run files that `execute` wrote, or a table of runs measured elsewhere, one per line.",
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable result on standard output.")] = False,
     tolerance: Annotated[
@@ -30,8 +37,19 @@ def compare(
     machine: Annotated[
         Path | None, typer.Option(help="Machine profile, to draw the memory that one rank may use.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Table: the GPU of rows whose gpu_type is empty, as h100-sxm.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Table: the machine of rows whose hardware columns are empty."),
+    ] = None,
 ) -> None:
-    """Compare predictions with measurements; with -o as one HTML file that works offline."""
+    """Compare predictions with measurements; with -o as one HTML file that works offline.
+
+    A table (.csv) has a header, and a run per line that was measured elsewhere. Each run is predicted from the columns
+    of its configuration alone, and compared where the table says what was measured.
+    """
     import json
 
     from profiles import artifacts
@@ -41,6 +59,11 @@ def compare(
 
     if output is not None:
         _check_output(output, [*runs, *([machine] if machine else [])])
+    if _are_tables(runs):
+        _refuse(machine is not None, "--machine is for run files; a table names its hardware in columns")
+        compare_tables(runs, output, json_output, tolerance, device, cluster)
+        return
+    _refuse(device is not None or cluster is not None, "--device and --cluster are for tables of runs (.csv)")
     sources = read_sources(runs)
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
     screen = console.console(json_output)
@@ -79,13 +102,72 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     ]
 
 
+def compare_tables(
+    paths: Sequence[Path],
+    output: Path | None,
+    json_output: bool,
+    tolerance_fraction: float | None,
+    device: str | None,
+    cluster: str | None,
+) -> None:
+    """Predict the rows of tables and compare them with what the tables say was measured.
+
+    Raises: InputError where a table cannot be read; ToleranceError where the median error is beyond the tolerance.
+    """
+    import json
+
+    from profiles import artifacts
+    from reports.published import predict
+    from reports.published_summary import row_to_json, summarise
+    from reports.published_terminal import show
+
+    rows, notes = read_rows(paths, device, cluster)
+    runs = predict(rows)
+    summary = summarise(runs)
+    screen = console.console(json_output)
+    if output is not None:
+        from reports.published_page import render
+
+        artifacts.write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
+    show(runs, summary, screen)
+    if output is not None:
+        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+    if json_output:
+        result = {"rows": [row_to_json(run) for run in runs], "summary": summary.to_json()}
+        console.print_json(json.dumps(result, allow_nan=False))
+    if tolerance_fraction is not None:
+        error = summary.total.median_error_fraction
+        _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
+        _check_error(error or 0.0, tolerance_fraction)
+
+
+def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) -> tuple[list[Row], list[str]]:
+    """The rows of tables with empty hardware columns filled in, and notes that say what with.
+
+    Raises: InputError where a table, the device or the cluster cannot be read, or a table is given twice.
+    """
+    from reports.published import read_tables
+    from reports.published_hardware import columns_of_cluster, columns_of_device
+
+    resolved = [path.resolve() for path in paths]
+    _refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
+    fill: dict[str, str] = {}
+    notes: list[str] = []
+    if cluster is not None:
+        fill |= columns_of_cluster(cluster)
+        notes.append(f"Empty hardware columns are those of {cluster}.")
+    if device is not None:
+        fill |= columns_of_device(device)
+        notes.append(f"Where gpu_type is empty, it is {fill['gpu_type']}.")
+    return read_tables(paths, fill), notes
+
+
 def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:
     """Hold the median error of step times against the tolerance, and the losses against one device.
 
     Raises: ToleranceError where either is broken; InputError where no run can be judged.
     """
     from profiles.errors import InputError, ToleranceError
-    from profiles.units import format_percent
 
     if summary.num_failed_loss_checks:
         raise ToleranceError(
@@ -95,11 +177,31 @@ def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:
     error = summary.median_error_fraction
     if error is None:
         raise InputError("--tolerance cannot be checked: every run had more ranks than cores; run with fewer ranks")
-    if error > tolerance_fraction:
+    _check_error(error, tolerance_fraction)
+
+
+def _check_error(error_fraction: float, tolerance_fraction: float) -> None:
+    from profiles.errors import ToleranceError
+    from profiles.units import format_percent
+
+    if error_fraction > tolerance_fraction:
         raise ToleranceError(
-            f"the median error of step times is {format_percent(error)}, more than the "
+            f"the median error of step times is {format_percent(error_fraction)}, more than the "
             f"{format_percent(tolerance_fraction)} asked for; the report shows which parts are off"
         )
+
+
+def _are_tables(paths: Sequence[Path]) -> bool:
+    count = sum(path.suffix.lower() == ".csv" for path in paths)
+    _refuse(0 < count < len(paths), "tables of runs (.csv) and run files (.json) cannot be compared in one call")
+    return count > 0
+
+
+def _refuse(is_wrong: bool, sentence: str) -> None:
+    from profiles.errors import InputError
+
+    if is_wrong:
+        raise InputError(sentence)
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:

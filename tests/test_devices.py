@@ -124,6 +124,14 @@ def test_every_name_and_alias_is_found(device):
         assert find_device(text) == device
 
 
+def test_spacing_never_matters_even_where_the_memory_is_given(device):
+    for text in (device.name, *device.aliases):
+        spaced = text.replace("-", " ").replace("GB", " GB")
+        for memory_gib in (None, device.memory_label_gb, device.memory_gib):
+            assert find_device(spelling(text), memory_gib) == device
+            assert find_device(spaced, memory_gib) == device
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

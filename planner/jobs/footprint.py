@@ -1,0 +1,178 @@
+"""Peak memory per device of training jobs from their configuration alone, in columns, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.job import Jobs, Names
+from planner.jobs.memory_rules import MemoryRules, memory_rules
+from planner.jobs.saved_tensors import LayerMemory, layer_memory
+from planner.jobs.stage_states import (
+    LayerParameters,
+    StageContent,
+    StageStates,
+    layer_parameters,
+    stage_content,
+    stage_states,
+)
+from profiles.transformer import Array
+
+PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
+MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update")
+# Where activations go to the host, those of the layer at work and of the one on its way stay.
+LAYERS_NOT_OFFLOADED = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes of the fullest rank of every job. Shapes: one entry per job, in `stage_allocated_bytes` (job, stage).
+
+    `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is what the caching
+    allocator holds; `device_bytes` adds context and communicators: what the driver shows, and what must fit. `stage`
+    is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have are nan.
+    """
+
+    parts: dict[str, Array]
+    allocated_bytes: Array
+    reserved_bytes: Array
+    device_bytes: Array
+    stage: Array
+    moment: Names
+    stage_allocated_bytes: Array
+
+
+def footprint(jobs: Jobs) -> Footprint:
+    """Peak memory of `jobs` in bytes.
+
+    Model: per stage, states plus the fullest of five moments: the backward of the last layer with all micro-batches in
+    flight, the loss, the backward of the head, that of the embedding when the last micro-batch's activations are free,
+    and the update of the weights.
+    Ignores: unbalanced routing, fragmentation beyond the stack's slack, memory of the data loader.
+    """
+    rules = memory_rules(jobs)
+    parameters = layer_parameters(jobs, rules)
+    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
+    num_stages = int(jobs.pipeline.max(initial=1))
+    by_stage = np.full((len(jobs), num_stages), np.nan)
+    best = {name: np.full(len(jobs), -1.0) for name in PARTS}
+    total, moment, where = np.full(len(jobs), -1.0), np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
+    for index in range(num_stages):
+        stage = stage_content(jobs, rules, index)
+        parts, when = _stage_parts(jobs, rules, parameters, layers, stage)
+        held = np.asarray(sum(parts.values(), np.zeros(len(jobs))))
+        by_stage[:, index] = np.where(stage.exists, held, np.nan)
+        is_fuller = stage.exists & (held > total)
+        total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
+        moment = np.where(is_fuller, when, moment)
+        best = {name: np.where(is_fuller, parts[name], best[name]) for name in PARTS}
+    reserved = total + _slack_bytes(jobs, rules, parameters, where, best["activations"])
+    return Footprint(
+        parts=best,
+        allocated_bytes=total,
+        reserved_bytes=reserved,
+        device_bytes=reserved + rules.context_bytes,
+        stage=where,
+        moment=np.array(MOMENTS)[moment],
+        stage_allocated_bytes=by_stage,
+    )
+
+
+def in_flight(jobs: Jobs, stage: int) -> Array:
+    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job.
+
+    Source: Narayanan et al. 2021 (arXiv 2104.04473) for 1F1B and interleaving, Qi et al. 2024 (arXiv 2401.10241) for
+    zero-bubble schedules.
+    """
+    pipeline, count = jobs.pipeline, jobs.num_microbatches
+    after = np.maximum(pipeline - stage, 1.0)
+    chunks = np.maximum(jobs.chunks, 1.0)
+    interleaved = (2 * (after - 1) + (chunks - 1) * pipeline + 1) / chunks
+    held = np.where(chunks > 1, interleaved, after)
+    for name, most in (("gpipe", count), ("zb-1p", pipeline), ("zb-2p", 2 * pipeline - 1)):
+        held = np.where(jobs.schedule == name, most, held)
+    return np.where(pipeline > 1, np.minimum(held, count), 1.0)
+
+
+def _slack_bytes(
+    jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: Array, activations: Array
+) -> Array:
+    """Bytes that the allocator holds and does not hand out.
+
+    Model: the largest tensors leave the largest holes: gradients of embedding and head, logits; activations leave some.
+    Source: differences between reserved and allocated memory of published runs, fitted by stack.
+    """
+    is_first, is_last = stage == 0, stage == jobs.pipeline - 1
+    vocabulary = parameters.vocabulary * rules.element_bytes * (is_first.astype(float) + is_last)
+    logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * is_last
+    slack = vocabulary * rules.vocabulary_slack + logits * rules.logit_slack + activations * rules.working_slack
+    return np.asarray(slack)
+
+
+def _stage_parts(
+    jobs: Jobs,
+    rules: MemoryRules,
+    parameters: LayerParameters,
+    layers: tuple[LayerMemory, LayerMemory],
+    stage: StageContent,
+) -> tuple[dict[str, Array], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Bytes by part of one stage at its fullest moment, and the number of that moment."""
+    states = stage_states(jobs, rules, parameters, stage)
+    activations, logits, buffers = _moments(jobs, rules, parameters, layers, stage, states)
+    when = np.argmax(activations + logits + buffers, axis=0)
+
+    def pick(table: Array) -> Array:
+        return np.asarray(np.take_along_axis(table, when[None], axis=0)[0])
+
+    parts = {
+        "parameters": states.parameters,
+        "gradients": states.gradients,
+        "optimizer": states.optimizer,
+        "activations": pick(activations),
+        "logits": pick(logits),
+        "buffers": pick(buffers) + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
+        "workspace": rules.workspace_bytes,
+    }
+    return parts, when
+
+
+def _moments(
+    jobs: Jobs,
+    rules: MemoryRules,
+    parameters: LayerParameters,
+    layers: tuple[LayerMemory, LayerMemory],
+    stage: StageContent,
+    states: StageStates,
+) -> tuple[Array, Array, Array]:
+    """Bytes of activations, logits and buffers at each of MOMENTS. Shapes: (moment, job)."""
+    dense, routed = layers
+    one = stage.dense_layers * dense.kept + stage.routed_layers * routed.kept
+    held = one * in_flight(jobs, stage.index)
+    largest = np.maximum(
+        np.where(stage.dense_layers > 0, dense.kept, 0.0), np.where(stage.routed_layers > 0, routed.kept, 0.0)
+    )
+    held = np.where(jobs.activation_offload, np.minimum(held, LAYERS_NOT_OFFLOADED * largest), held)
+    # The last layer goes backward first.
+    backward = np.where(stage.routed_layers > 0, routed.backward, dense.backward)
+    hidden, gathered = _hidden_bytes(jobs, rules)
+    num_logits = np.where(stage.is_last, jobs.tokens * parameters.vocabulary / jobs.model.hidden_size, 0.0)
+    head = np.where(stage.is_last, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
+    embedding = np.where(stage.is_first, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
+    zero = np.zeros(len(jobs))
+    final = np.where(stage.is_last, 2 * hidden, 0.0)
+    activations = [held + backward, held + final, held + final + hidden + gathered, np.maximum(held - one, 0.0), zero]
+    logits = [zero, num_logits * rules.loss_logit_bytes, num_logits * rules.head_logit_bytes, zero, zero]
+    fixed = states.scratch + states.casts * in_flight(jobs, stage.index)
+    working = fixed + states.gathered
+    buffers = [working, working + states.head_gathered, working + states.head_gathered + head, working + embedding]
+    return np.stack(activations), np.stack(logits), np.stack([*buffers, states.scratch + states.step])
+
+
+def _hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
+    """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head."""
+    whole = jobs.tokens * jobs.model.hidden_size * rules.element_bytes
+    return (
+        whole / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
+        np.where(jobs.sequence_parallel, 2 * whole, 0.0),
+    )

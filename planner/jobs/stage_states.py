@@ -1,0 +1,201 @@
+"""Parameters of each pipeline stage on one rank, and the bytes of their weights, gradients and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.job import Jobs
+from planner.jobs.memory_rules import MemoryRules
+from profiles.transformer import Array, Flags
+
+# Layers whose shards are together at once: the one at work and the one fetched ahead.
+GATHERED_LAYERS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParameters:
+    """Parameters of one layer on one rank by what splits them. Shapes: one entry per job.
+
+    `dense` and `shared` (attention, router, shared expert and norms of a mixture-of-experts layer) are sharded over
+    data- and context-parallel ranks, `experts` over those that hold the same experts. `attention_matrices`,
+    `ffn_matrices` and `routed_matrices` count every distinct shape of a weight once: one expert of many.
+    """
+
+    dense: Array
+    shared: Array
+    experts: Array
+    attention_matrices: Array
+    ffn_matrices: Array
+    routed_matrices: Array
+    vocabulary: Array
+    positions: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContent:
+    """What one pipeline stage of every job holds. Shapes: one entry per job; `exists` where the job has that stage."""
+
+    index: int
+    exists: Flags
+    is_first: Flags
+    is_last: Flags
+    dense_layers: Array
+    routed_layers: Array
+
+
+def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
+    """Parameters of a rank's share of layers and vocabulary.
+
+    Model: column- and row-split linears and the vocabulary are divided by the tensor degree, norms, routers and latent
+    projections are not, experts by expert · expert-tensor. Vocabularies are padded to what the stack asks for.
+    """
+    model = jobs.model
+    split, whole = np.zeros(len(jobs)), np.zeros(len(jobs))
+    for _, inputs, outputs, how in model.attention_linears:
+        size = inputs * outputs + np.where(model.biases, outputs, 0.0)
+        split = split + np.where(how != "whole", size, 0.0)
+        whole = whole + np.where(how == "whole", size, 0.0)
+    attention = split / jobs.tensor + whole
+    ffn = model.feed_forward_parameters(model.ffn_size) / jobs.tensor
+    shared = model.feed_forward_parameters(model.shared_ffn_size) / jobs.tensor
+    router = model.num_experts * model.hidden_size
+    one_expert = model.feed_forward_parameters(model.expert_ffn_size) / jobs.expert_tensor
+    distinct = np.where(model.shared_ffn_size / jobs.tensor == model.expert_ffn_size / jobs.expert_tensor, 0.0, shared)
+    multiple = np.where(rules.vocabulary_multiple > 1, rules.vocabulary_multiple * jobs.tensor, 1.0)
+    vocabulary = np.ceil(model.vocab_size / multiple) * multiple
+    return LayerParameters(
+        dense=attention + ffn + model.norm_parameters,
+        shared=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
+        experts=one_expert * model.num_experts / jobs.expert,
+        attention_matrices=attention,
+        ffn_matrices=ffn,
+        routed_matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
+        vocabulary=vocabulary * model.hidden_size / jobs.tensor,
+        positions=model.learned_positions * model.hidden_size,
+    )
+
+
+def stage_content(jobs: Jobs, rules: MemoryRules, index: int) -> StageContent:
+    """Layers of stage `index`: as even as they come, the first and last shorter by what the job says; dense ones lead.
+
+    Model: a stage's first chunk starts after those of the stages before it. Where layers do not divide evenly, earlier
+    stages have the larger share. Stacks that cut by parameters weigh the head, and a layer belongs to the earlier of
+    two stages that share it.
+    """
+    model, pipeline = jobs.model, jobs.pipeline
+    is_first, is_last = np.full(len(jobs), index == 0), pipeline == index + 1
+    before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
+    layers = np.where(
+        pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
+    )
+    chunks = np.maximum(jobs.chunks, 1.0)
+    leading = np.where(model.is_moe, np.clip(model.num_dense_layers - before / chunks, 0.0, layers / chunks), layers)
+    return StageContent(
+        index=index,
+        exists=pipeline > index,
+        is_first=is_first,
+        is_last=is_last,
+        dense_layers=leading,
+        routed_layers=layers - leading,
+    )
+
+
+def _layers_before(jobs: Jobs, rules: MemoryRules, index: int) -> Array:
+    """Layers of the stages before stage `index`."""
+    model, pipeline = jobs.model, jobs.pipeline
+    if index == 0:
+        return np.zeros(len(jobs))
+    places = model.num_layers + jobs.first_fewer + jobs.last_fewer
+    even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
+    head = model.vocab_size * model.hidden_size / model.dense_layer_parameters
+    cut = np.ceil((model.num_layers + head) * index / pipeline)
+    return np.minimum(np.where(rules.cuts_by_parameters, cut, even), model.num_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStates:
+    """Bytes of a stage's states on one rank. Shapes: one entry per job.
+
+    `gathered` is what sharded weights and their gradients take while they are together, `step` what updating takes,
+    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch.
+    """
+
+    parameters: Array
+    gradients: Array
+    optimizer: Array
+    gathered: Array
+    head_gathered: Array
+    step: Array
+    scratch: Array
+    casts: Array
+
+
+def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent) -> StageStates:
+    """Bytes of weights, gradients and optimizer on a rank of `stage`.
+
+    Model: ZeRO 1 shards master weights and moments over data · context ranks, 2 gradients too, 3 weights too; experts
+    are sharded over the ranks that hold the same ones. Tied weights stand on the first and on the last stage.
+    Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
+    """
+    common, experts = _parameters(jobs, layer, stage)
+    group, expert_group = _shard_groups(jobs)
+
+    def held(sharded: Flags) -> Array:
+        return common / np.where(sharded, group, 1.0) + experts / np.where(sharded, expert_group, 1.0)
+
+    updated = held(jobs.zero_stage >= 1)
+    optimizer = updated * (rules.master_bytes + rules.moment_bytes)
+    gathered, head_gathered = _gathered(jobs, rules, layer, stage, common + experts)
+    matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
+    matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
+    return StageStates(
+        parameters=held(jobs.zero_stage >= rules.shards_weights_at) * rules.weight_bytes,
+        gradients=held(jobs.zero_stage >= 2) * rules.gradient_bytes,
+        optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
+        gathered=gathered,
+        head_gathered=head_gathered,
+        step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes),
+        scratch=matrices * rules.layer_gradient_bytes,
+        casts=(common + experts) * rules.cast_bytes,
+    )
+
+
+def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
+    """Parameters of a rank of `stage`: those of all data-parallel ranks, and experts'."""
+    model = jobs.model
+    common = stage.dense_layers * layer.dense + stage.routed_layers * layer.shared
+    common = common + np.where(stage.is_first, layer.vocabulary + layer.positions, 0.0)
+    own_head = stage.is_last & ~(model.tied & stage.is_first)
+    norm = model.hidden_size * np.where(model.biases, 2.0, 1.0)
+    common = common + np.where(own_head, layer.vocabulary, 0.0) + np.where(stage.is_last, norm, 0.0)
+    return common, stage.routed_layers * layer.experts
+
+
+def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
+    """Ranks that states are sharded over, and experts' states."""
+    group = np.where(jobs.zero_stage >= 3, jobs.shard, jobs.data * jobs.context)
+    experts = np.maximum(group * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
+    return np.maximum(group, 1.0), experts
+
+
+def _gathered(
+    jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, everything: Array
+) -> tuple[Array, Array]:
+    """Bytes of gathered weights and whole gradients: of layers, and of the head.
+
+    Model: two layers and their gradients are together at once; where weights stay gathered after forward, all are.
+    """
+    is_sharded = jobs.zero_stage >= rules.shards_weights_at
+    largest = np.maximum(
+        np.where(stage.dense_layers > 0, layer.dense, 0.0),
+        np.where(stage.routed_layers > 0, layer.shared + layer.experts, 0.0),
+    )
+    stays = ~jobs.reshard_after_forward | (jobs.zero_stage < 3)
+    weights = np.where(stays, everything, np.minimum(GATHERED_LAYERS * largest, everything)) * rules.gathered_bytes
+    # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
+    gradients = np.minimum(largest, everything) * rules.gathered_gradient_bytes
+    head = np.where(stage.is_last, layer.vocabulary, 0.0)
+    head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
+    return np.where(is_sharded, weights + gradients, 0.0), head_bytes
