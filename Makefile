@@ -47,8 +47,9 @@ lint: install  ## Check style and types.
 bench: install  ## Time the program itself.
 	$(BIN)/python -m tests.bench
 
-accuracy: demo  ## Predicted against measured on this machine: the numbers of the last demo.
-	$(BIN)/compare $(OUT)/run.json
+accuracy: install  ## Published runs of others, predicted from their configuration: errors by family, in and out of sample.
+	$(BIN)/compare profiles/catalog/measured/runs.csv
+	$(BIN)/python -m tests.accuracy
 
 clean:  ## Remove what the demo wrote.
 	rm -rf $(OUT)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from profiles.interconnect import Fabric
 
 from planner.jobs.axes.groups import seconds
 from planner.jobs.job import Jobs
+from profiles.interconnect import Fabric
 from profiles.transformer import Array
 
 MESSAGE_ELEMENT_BYTES = 2.0
@@ -68,4 +68,5 @@ def idle_seconds(jobs: Jobs, stage_sum: Array, slowest: Array) -> Array:
         left = np.where(jobs.schedule == schedule, share, left)
     idle = (stage_sum - slowest) / chunks * left
     missing = np.mod(-jobs.num_microbatches, jobs.pipeline)
-    return np.maximum(idle, 0.0) + np.where(chunks > 1, (chunks - 1) / chunks * missing * slowest, 0.0)
+    rounds = np.where(chunks > 1, (chunks - 1) / chunks * missing * slowest, 0.0)
+    return np.asarray(np.where(jobs.pipeline > 1, np.maximum(idle, 0.0) + rounds, 0.0))
