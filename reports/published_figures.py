@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -123,14 +124,19 @@ def _scatter(points: Sequence[_Point], families: Sequence[str], title: str, x_ti
         if own:
             _add_family(figure, family, own, looks[family])
     limits = [float(np.log10(edge)) for edge in edges]
-    decades = limits[1] - limits[0]
-    ticks: dict[str, Any] = {
-        "range": limits,
-        "type": "log",
-        "dtick": 1 if decades > 2.5 else "D2" if decades > 1 else "D1",
-    }
+    ticks: dict[str, Any] = {"range": limits, "type": "log", **_ticks(*edges)}
     figure.update_layout(base_layout(title, 560), xaxis=axis(x_title, **ticks), yaxis=axis(y_title, **ticks))
     return figure
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Round numbers on a logarithmic axis, written out: Plotly's own would write 50 as 5."""
+    decades = math.log10(high / low)
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [step * 10.0**power for power in powers for step in steps]
+    values = [value for value in values if low <= value <= high]
+    return {"tickvals": values, "ticktext": [f"{value:.6g}" for value in values]}
 
 
 def _corridor(fraction: float, edges: tuple[float, float]) -> go.Scatter:
@@ -227,7 +233,10 @@ def _label(family: str, count: int) -> str:
 def parts(runs: Sequence[PublishedRun]) -> go.Figure:
     """Parts of the predicted step of some runs, as shares of the measured time, or of the predicted one without it."""
     figure = go.Figure()
-    labels = [f"{html.escape(run.row_id)} " for run in runs]
+    ids = [run.row_id for run in runs]
+    # Bars of one name would be stacked on each other.
+    counts = [f" #{ids[: index + 1].count(name)}" if ids.count(name) > 1 else "" for index, name in enumerate(ids)]
+    labels = [f"{html.escape(name)}{count} " for name, count in zip(ids, counts, strict=True)]
     names = list(dict.fromkeys(name for run in runs for name in run.forecast.seconds))
     known = [name for name in STYLES if name in names]
     for name in known + [name for name in names if name not in STYLES]:

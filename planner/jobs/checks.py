@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
-from planner.jobs.cells import EMPTY, Refused
+from planner.jobs.cells import EMPTY, TRUE, Refused
 from profiles.devices import Device, catalogue_names, find_device
 from profiles.errors import UnknownNameError
 
 Job = Mapping[str, float | bool | str]
 ALL_RANKS = -1.0
+ZERO_OF_DEEPSPEED = 2
 USUAL_KV_HEADS = 8
 SMALL_HIDDEN, SMALL_HEAD = 2048, 64
 # Beyond any run there ever was: a table with such a number has a column out of place.
@@ -70,11 +71,27 @@ def complete(row: Row) -> None:
 
     Raises: Refused where columns contradict each other.
     """
+    _complete_stack(row)
     _complete_model(row)
     _complete_experts(row)
     _complete_devices(row)
     _complete_links(row)
     _complete_sharding(row)
+
+
+def _complete_stack(row: Row) -> None:
+    """Where the stack is empty, one that does what the other columns ask for; reading knows of tp, pp and sharding."""
+    if not row.is_empty("stack"):
+        return
+    zero = row.number("zero_stage")
+    if zero == ZERO_OF_DEEPSPEED:
+        row.assume("stack", "deepspeed", "zero_stage is 2")
+    elif zero in (None, 0, 1) and row.is_empty("dp_shard"):
+        asked = [name for name in ("cp", "vp") if (row.number(name) or 1.0) > 1]
+        asked += ["zero_stage"] if zero == 1 else []
+        asked += ["sequence_parallel"] if row.word("sequence_parallel") in TRUE else []
+        if asked:
+            row.assume("stack", "megatron-core", f"{asked[0]} is {row.cells[asked[0]]}")
 
 
 def _complete_model(row: Row) -> None:
