@@ -141,7 +141,9 @@ def errors_of(runs: Sequence[PublishedRun]) -> Errors:
         median_error_fraction=median,
         p90_error_fraction=p90,
         bias_fraction=bias,
-        inside_band_fraction=float(np.dot(weights, [run.is_inside_band for run in judged])) if judged else None,
+        inside_band_fraction=min(1.0, float(np.dot(weights, [run.is_inside_band for run in judged])))
+        if judged
+        else None,
         num_memory_compared=len(memory),
         median_memory_error_fraction=memory_median,
         p90_memory_error_fraction=memory_p90,
