@@ -15,6 +15,19 @@ from profiles.workloads import Workload
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("none", "gpipe", "1f1b")
 BYTE_VALUES = 256
+# Choices that are priced but not carried out yet: the one value that runs.
+ONLY_PLANNED: dict[str, object] = {
+    "context_parallel": 1,
+    "expert_parallel": 1,
+    "shard_degree": 0,
+    "sequence_parallel": False,
+    "vocab_parallel": False,
+    "virtual_stages": 1,
+    "recompute_layers": (),
+    "offload": "none",
+    "compiled": False,
+}
+RECOMPUTE = ("none", "full")
 
 
 def check_plan(plan: Plan, file: PlanFile, workload: Workload) -> None:
@@ -49,8 +62,13 @@ def _check_names(plan: Plan) -> None:
         raise PlanError(f"plan precision={plan.precision}: the executor knows {', '.join(PRECISIONS)}")
     if plan.schedule not in SCHEDULES:
         raise PlanError(f"plan schedule={plan.schedule}: the executor knows {', '.join(SCHEDULES)}")
+    if plan.recompute not in RECOMPUTE:
+        raise PlanError(f"plan recompute={plan.recompute}: the executor knows {', '.join(RECOMPUTE)}")
     if plan.zero_stage:
         raise PlanError(f"plan zero_stage={plan.zero_stage}: planned only, the executor runs stage 0")
+    for name, runs in ONLY_PLANNED.items():
+        if getattr(plan, name) != runs:
+            raise PlanError(f"plan {name}={getattr(plan, name)}: planned only, the executor runs {name}={runs}")
     if codec(plan.codec).lossy and plan.data_parallel == 1:
         raise PlanError(f"plan codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress")
 

@@ -14,14 +14,15 @@ from profiles.rank import unpinned
 class Coordinates:
     """A rank's index along each axis of the plan."""
 
-    tensor: int
-    data: int
-    pipeline: int
+    tensor: int = 0
+    context: int = 0
+    data: int = 0
+    pipeline: int = 0
 
 
 def degrees(plan: Plan) -> dict[str, int]:
     """Number of ranks along each axis."""
-    return {"tensor": plan.tensor_parallel, "data": plan.data_parallel, "pipeline": plan.pipeline_parallel}
+    return {axis: plan.degree(axis) for axis in plan.axis_order}
 
 
 def coordinates(plan: Plan, rank: int) -> Coordinates:

@@ -8,17 +8,33 @@ from typing import Literal
 from profiles.artifacts import STRICT
 from profiles.errors import PlanError
 
-Schedule = Literal["none", "gpipe", "1f1b"]
-Recompute = Literal["none", "full"]
-AXES: tuple[str, ...] = ("tensor", "data", "pipeline")
+Schedule = Literal["none", "gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev"]
+Recompute = Literal["none", "selective", "full"]
+Offload = Literal["none", "optimizer", "activations"]
+AXES: tuple[str, ...] = ("tensor", "context", "data", "pipeline")
+POSITIVE_FIELDS = (
+    "data_parallel",
+    "tensor_parallel",
+    "context_parallel",
+    "pipeline_parallel",
+    "expert_parallel",
+    "virtual_stages",
+    "micro_batch_size",
+    "num_microbatches",
+)
+RECOMPUTE_WORDS = {"selective": "recompute-attention", "full": "recompute"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A layout of one training step.
 
-    `axis_order` names the mesh axes, innermost (neighbouring ranks) first. `num_microbatches` is per data-parallel
-    replica; without a pipeline they are gradient-accumulation steps. `stage_bounds` is the first layer of each stage.
+    `axis_order` names the mesh axes, innermost (neighbouring ranks) first; axes of degree 1 may be left out.
+    `num_microbatches` is per data-parallel replica; without a pipeline they are gradient-accumulation steps.
+    `stage_bounds` is the first layer of each stage; `virtual_stages` of them on each pipeline rank, in model order.
+    `shard_degree` is over how many ranks of the data axis ZeRO shards: 0 means all of them, fewer is HSDP.
+    `expert_parallel` ranks, neighbours on the data axis, share the experts of a mixture of experts.
+    `recompute_layers` is how many layers of each stage are recomputed, its first ones; empty means all.
     """
 
     __pydantic_config__ = STRICT
@@ -26,20 +42,34 @@ class Plan:
     data_parallel: int = 1
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    context_parallel: int = 1
+    expert_parallel: int = 1
+    shard_degree: int = 0
+    sequence_parallel: bool = False
+    vocab_parallel: bool = False
     axis_order: tuple[str, ...] = AXES
     micro_batch_size: int = 1
     num_microbatches: int = 1
     stage_bounds: tuple[int, ...] = (0,)
+    virtual_stages: int = 1
     schedule: Schedule = "none"
     zero_stage: int = 0
     recompute: Recompute = "none"
+    recompute_layers: tuple[int, ...] = ()
+    offload: Offload = "none"
+    compiled: bool = False
     codec: str = "none"
     precision: str = "fp32"
 
     @property
     def num_devices(self) -> int:
         """Ranks of the job."""
-        return self.data_parallel * self.tensor_parallel * self.pipeline_parallel
+        return self.data_parallel * self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline, all virtual ones counted."""
+        return self.pipeline_parallel * self.virtual_stages
 
     @property
     def global_batch_size(self) -> int:
@@ -54,43 +84,57 @@ class Plan:
             for label, degree in (
                 ("dp", self.data_parallel),
                 ("tp", self.tensor_parallel),
+                ("cp", self.context_parallel),
                 ("pp", self.pipeline_parallel),
+                ("ep", self.expert_parallel),
             )
             if degree > 1
         ] or ["single"]
+        words += ["sp"] if self.sequence_parallel else []
+        words += ["vocab"] if self.vocab_parallel else []
         words.append(f"mb{self.micro_batch_size}x{self.num_microbatches}")
         words += [self.schedule] if self.schedule != "none" else []
+        words += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         words += [f"zero{self.zero_stage}"] if self.zero_stage else []
-        words += ["recompute"] if self.recompute == "full" else []
+        words += [f"shard{self.shard_degree}"] if self.shard_degree else []
+        words += [RECOMPUTE_WORDS[self.recompute]] if self.recompute != "none" else []
+        words += ["of-" + "-".join(map(str, self.recompute_layers))] if self.recompute_layers else []
+        words += [f"offload-{self.offload}"] if self.offload != "none" else []
         words += [f"grad-{self.codec}"] if self.codec != "none" else []
+        words += ["compiled"] if self.compiled else []
         words.append(self.precision)
-        words += ["order-" + "-".join(axis[0] for axis in self.axis_order)] if self.axis_order != AXES else []
+        # Axes of one rank have no place worth naming.
+        order, usual = ([axis for axis in axes if self.degree(axis) > 1] for axes in (self.axis_order, AXES))
+        words += ["order-" + "-".join(axis[0] for axis in order)] if order != usual else []
         return " ".join(words)
+
+    def degree(self, axis: str) -> int:
+        """Ranks along one of the mesh axes."""
+        return int(getattr(self, f"{axis}_parallel"))
 
     def check(self, num_layers: int) -> None:
         """Check what needs no model but its number of layers.
 
         Raises: PlanError that names the field, its value and the rule.
         """
-        for name in (
-            "data_parallel",
-            "tensor_parallel",
-            "pipeline_parallel",
-            "micro_batch_size",
-            "num_microbatches",
-        ):
+        for name in POSITIVE_FIELDS:
             if getattr(self, name) < 1:
                 raise PlanError(f"plan {name}={getattr(self, name)}: must be at least 1")
-        if sorted(self.axis_order) != sorted(AXES):
+        named = sorted(set(self.axis_order) | {axis for axis in AXES if self.degree(axis) == 1})
+        if named != sorted(AXES) or len(set(self.axis_order)) < len(self.axis_order):
             raise PlanError(f"plan axis_order={self.axis_order}: must name each of {', '.join(AXES)} once")
-        if len(self.stage_bounds) != self.pipeline_parallel:
-            raise PlanError(f"plan has {len(self.stage_bounds)} stage_bounds for {self.pipeline_parallel} stages")
+        if len(self.stage_bounds) != self.num_stages:
+            raise PlanError(f"plan has {len(self.stage_bounds)} stage_bounds for {self.num_stages} stages")
         ends = (*self.stage_bounds[1:], num_layers)
         if self.stage_bounds[0] != 0 or any(start >= end for start, end in zip(self.stage_bounds, ends, strict=True)):
             raise PlanError(f"plan stage_bounds={self.stage_bounds}: must rise from 0 to below {num_layers} layers")
         if (self.schedule == "none") != (self.pipeline_parallel == 1):
             raise PlanError(
                 f"plan schedule={self.schedule} with {self.pipeline_parallel} stages: only one stage has none"
+            )
+        if self.data_parallel % max(1, self.shard_degree):
+            raise PlanError(
+                f"plan shard_degree={self.shard_degree}: must divide the data-parallel degree {self.data_parallel}"
             )
 
 

@@ -13,7 +13,7 @@ from planner.plan import AXES, Plan
 Ints = NDArray[np.int64]
 SCHEDULE_NAMES = ("none", "gpipe", "1f1b")
 # Innermost first; which of data and pipeline parallel lies next to the tensor axis decides which one crosses nodes.
-AXIS_ORDERS: tuple[tuple[str, ...], ...] = (AXES, ("tensor", "pipeline", "data"))
+AXIS_ORDERS: tuple[tuple[str, ...], ...] = (AXES, ("tensor", "context", "pipeline", "data"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

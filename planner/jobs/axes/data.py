@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from profiles.interconnect import Fabric
 
 from planner.jobs.axes.groups import seconds
 from planner.jobs.axes.pipeline import StageLayers
 from planner.jobs.job import Jobs
 from planner.jobs.rules import TimeRules
+from profiles.interconnect import Fabric
 from profiles.transformer import Array
 
 

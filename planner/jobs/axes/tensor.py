@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from profiles.interconnect import Fabric
 
 from planner.jobs.axes.groups import seconds
 from planner.jobs.job import Jobs
+from profiles.interconnect import Fabric
 from profiles.transformer import Array
 
 MESSAGE_ELEMENT_BYTES = 2.0
