@@ -21,12 +21,14 @@ class StackTime:
     models with RMS norms, rotary positions and gated activations, which eager code spells out in many kernels.
     `selective_product_share`: share of a layer's products that selective recomputation repeats, with all element-wise
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
-    moved per logit, forward and backward together. `accumulate_bytes`: bytes per parameter and micro-batch to add
+    moved per logit, forward and backward together. `quantise_bytes`: bytes moved per element of an operand that is
+    converted to 8 or 4 bits, as it is and transposed. `accumulate_bytes`: bytes per parameter and micro-batch to add
     gradients up; `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
+    `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
-    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `compiled_*`: the same
-    numbers under a compiler.
+    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
+    seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
     """
 
     __pydantic_config__ = STRICT
@@ -38,15 +40,18 @@ class StackTime:
     compiled_element_passes: float = 1.0
     score_passes: float
     loss_bytes: float
+    quantise_bytes: float = 4.0
     accumulate_bytes: float
     optimizer_bytes: float
     gradient_message_bytes: float
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
+    scatters_pipeline: bool = False
     host_layer_us: float
     compiled_host_layer_us: float = 250.0
     host_step_ms: float
     tensor_overlap: float = 0.6
+    attention_slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

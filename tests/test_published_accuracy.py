@@ -8,14 +8,22 @@ import pytest
 from planner.jobs.calibrate import RUNS, calibrate, shipped_runs
 from planner.jobs.factors import load_learned
 from planner.jobs.forecast import forecast
-from planner.jobs.learning import family_weights
-from tests.accuracy import left_out_errors, weighted_quantile
+from planner.jobs.ingredients import ingredients_of
+from tests.accuracy import checks, left_out
 
 # Median error of each family with the shipped factors, a little above what README reports.
 MEDIANS = {
-    "dgxc": 0.06, "korthikanti": 0.05, "llmfoundry": 0.06, "megatron_readme2020": 0.04, "megatron_sc21": 0.05,
-    "nanotron_bench": 0.13, "simumax_b200": 0.035, "torchao": 0.04, "vtrain_multi": 0.04, "vtrain_single": 0.08,
+    "dgxc": 0.04, "korthikanti": 0.045, "llmfoundry": 0.05, "megatron_readme2020": 0.04, "megatron_sc21": 0.05,
+    "nanotron_bench": 0.085, "simumax_b200": 0.025, "torchao": 0.055, "vtrain_multi": 0.045, "vtrain_single": 0.075,
 }  # fmt: skip
+
+# Checks of `make accuracy` that fall short of their goal, a little above what they reach.
+MISSED_BY = {
+    "step time, each family from the others: median": 0.07,
+    "step time, fitted on all: median": 0.042,
+    "vtrain, one node, fitted: mean": 0.082,
+    "korthikanti and megatron_sc21, fitted: mean": 0.047,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +56,14 @@ def test_parts_add_up_and_bands_hold_the_prediction(forecasts):
 
 
 def test_families_left_out_are_predicted_as_well_as_reported():
-    runs, errors, _ = left_out_errors()
-    weights = family_weights(runs.family)
-    assert weighted_quantile(np.abs(errors), weights, 0.5) <= 0.085
-    assert weighted_quantile(np.abs(errors), weights, 0.9) <= 0.25
+    runs = shipped_runs()
+    made = ingredients_of(runs.jobs)
+    reached = {check.name: check for check in checks(runs, made, *left_out(runs, made))}
+    missed = {name for name, check in reached.items() if not check.holds}
+    # README names these as missed, and by how much.
+    assert missed <= set(MISSED_BY)
+    for name in missed:
+        assert reached[name].reached <= MISSED_BY[name]
 
 
 def test_the_shipped_factors_are_what_the_shipped_runs_teach():

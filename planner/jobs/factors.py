@@ -45,7 +45,7 @@ class Factors:
 # itself for those that may be 0) a fit may take it before it has to pay.
 BOUNDS: dict[str, tuple[float, float, float, float]] = {
     "matmul": (0.9, 1.02, 1.4, 0.05),
-    "attention": (0.8, 1.1, 1.6, 0.15),
+    "attention": (0.8, 1.1, 1.6, 0.05),
     "traffic_fraction": (0.5, 0.8, 0.95, 0.12),
     "optimizer_fraction": (0.4, 0.75, 0.95, 0.2),
     "tensor_comm": (0.7, 1.1, 2.0, 0.2),
@@ -65,7 +65,8 @@ BOUNDS: dict[str, tuple[float, float, float, float]] = {
 # highest, and standard deviations of the logarithm for the group and for the stack.
 STACK_BOUNDS: dict[str, tuple[float, float, float, float]] = {
     "product_slowdown": (0.85, 1.3, 0.05, 0.05),
-    "element_passes": (0.5, 2.5, 0.2, 0.2),
+    "attention_slowdown": (0.7, 1.8, 0.2, 0.1),
+    "element_passes": (0.5, 2.5, 0.35, 0.2),
     "host_layer_us": (0.4, 2.5, 0.2, 0.3),
     "host_step_ms": (0.3, 3.0, 0.2, 0.3),
 }

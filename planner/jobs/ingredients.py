@@ -55,7 +55,7 @@ def ingredients_of(jobs: Jobs) -> Ingredients:
         gather_again=tensor.gather_seconds(jobs, fabric),
         expert_layer=expert.layer_seconds(jobs, fabric),
         context_layer=context.layer_seconds(jobs, fabric),
-        message=pipeline.message_seconds(jobs, fabric),
+        message=pipeline.message_seconds(jobs, rules, fabric),
         memory_rate=of_devices(jobs.device, lambda device: device.memory_gb_per_second * GB),
         host_link_rate=of_devices(jobs.device, lambda device: device.host_gb_per_second * GB),
         num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),

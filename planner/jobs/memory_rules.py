@@ -49,7 +49,6 @@ class MemoryRules:
     context_output_copies: Array
     cuts_by_parameters: Flags
     selective_by_operator: Flags
-    vocabulary_multiple: Array
     bucket_bytes: Array
     workspace_bytes: Array
     vocabulary_slack: Array

@@ -63,9 +63,11 @@ def _gpu(made: Ingredients, factors: Factors, load: Load) -> Array:
     """Seconds of a load's kernels."""
     rules = made.rules
     # Logits pass in forward and in backward: half of the stack's figure each.
-    moved = load.activation_bytes * rules.element_passes + load.score_bytes * rules.score_passes + load.copy_bytes
+    moved = load.activation_bytes * rules.element_passes + load.score_bytes * rules.score_passes
+    moved = moved + load.copied_elements * rules.quantise_bytes
     moved = moved + load.logit_elements * rules.loss_bytes / 2
-    products = load.matmul_seconds * factors.matmul + load.attention_seconds * factors.attention
+    attention = load.attention_seconds * factors.attention * rules.attention_slowdown
+    products = load.matmul_seconds * factors.matmul + attention
     return products * rules.product_slowdown + moved / (made.memory_rate * factors.traffic_fraction)
 
 
@@ -89,7 +91,7 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         routed = routed * np.where(full, 2.0, 1.0)
         summed = summed * np.where(full, 2.0, 1.0) + exposed(2 * made.gather_again, compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
-    attention = loads[phase].attention_seconds * factors.attention
+    attention = loads[phase].attention_seconds * factors.attention * made.rules.attention_slowdown
     visible = exposed(sent, attention * made.rules.product_slowdown, factors)
     tensor_comm = summed * factors.tensor_comm * (1 - hidden)
     device = compute + again + tensor_comm + visible + routed

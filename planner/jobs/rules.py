@@ -23,14 +23,17 @@ class TimeRules:
     element_passes: Array
     score_passes: Array
     loss_bytes: Array
+    quantise_bytes: Array
     accumulate_bytes: Array
     optimizer_bytes: Array
     gradient_message_bytes: Array
     parameter_message_bytes: Array
     reduces_every_microbatch: Array
+    scatters_pipeline: Array
     host_layer_us: Array
     host_step_ms: Array
     tensor_overlap: Array
+    attention_slowdown: Array
 
 
 def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:

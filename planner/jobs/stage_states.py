@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.jobs.job import Jobs
 from planner.jobs.memory_rules import MemoryRules
+from planner.jobs.vocabulary import padded_vocabulary
 from profiles.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
@@ -63,8 +64,7 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     router = model.num_experts * model.hidden_size
     one_expert = model.feed_forward_parameters(model.expert_ffn_size) / jobs.expert_tensor
     distinct = np.where(model.shared_ffn_size / jobs.tensor == model.expert_ffn_size / jobs.expert_tensor, 0.0, shared)
-    multiple = np.where(rules.vocabulary_multiple > 1, rules.vocabulary_multiple * jobs.tensor, 1.0)
-    vocabulary = np.ceil(model.vocab_size / multiple) * multiple
+    vocabulary = padded_vocabulary(jobs)
     return LayerParameters(
         dense=attention + ffn + model.norm_parameters,
         shared=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),

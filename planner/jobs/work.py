@@ -12,7 +12,8 @@ import numpy as np
 
 from planner.jobs.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.jobs.job import Jobs
-from profiles.kernel_speed import Silicon, attention_seconds, grouped_matmul_seconds, matmul_seconds
+from planner.jobs.vocabulary import padded_vocabulary
+from profiles.kernel_speed import Silicon, attention_seconds, grouped_matmul_seconds, is_aligned, matmul_seconds
 from profiles.transformer import Array, Flags
 
 Phase = Literal["forward", "backward"]
@@ -22,11 +23,9 @@ PHASES: tuple[Phase, ...] = ("forward", "backward")
 NORM_PASSES, RESIDUAL_PASSES, ROTARY_PASSES = (2.0, 3.0), (3.0, 3.0), (2.0, 2.0)
 PLAIN_ACTIVATION_PASSES, GATED_ACTIVATION_PASSES = (2.0, 3.0), (3.0, 5.0)
 # Softmax reads and writes the scores, dropout as well; its mask is half a pass.
-SCORE_PASSES = (4.5, 5.5)
+SCORE_PASSES = (4.0, 4.5)
 # Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies.
 ROUTING_PASSES = (6.0, 7.0)
-# A low-precision operand is read once and written twice, as it is and transposed: bytes per element.
-QUANTISE_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,8 @@ class Load:
     """Work of one phase of one layer on one rank.
 
     Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides, apart
-    by what a stack's fusion changes: activations, attention scores, logits (elements), low-precision copies.
+    by what a stack's fusion changes: activations, attention scores, logits (elements), operands
+    converted to low precision (elements).
     """
 
     matmul_seconds: Array
@@ -42,7 +42,7 @@ class Load:
     activation_bytes: Array
     score_bytes: Array
     logit_elements: Array
-    copy_bytes: Array
+    copied_elements: Array
 
     def __add__(self, other: Load) -> Load:
         return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
@@ -110,15 +110,17 @@ def _at(phase: Phase, pair: tuple[float, float]) -> float:
 def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase: Phase, wide: bool = False) -> Load:
     """One linear of `inputs` by `outputs` on `tokens` rows; backward has the two products of its gradients."""
     silicon = shapes.wide if wide else shapes.low
+    aligned = is_aligned(inputs, silicon) & is_aligned(outputs, silicon)
     if phase == "forward":
-        seconds = matmul_seconds(tokens, outputs, inputs, "TN", silicon)
+        seconds = matmul_seconds(tokens, outputs, inputs, "TN", silicon, aligned=aligned)
         converted = tokens * inputs
     else:
-        seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon)
-        seconds = seconds + matmul_seconds(outputs, inputs, tokens, "NT", silicon, accumulate=True)
+        seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon, aligned=aligned)
+        of_weight = matmul_seconds(outputs, inputs, tokens, "NT", silicon, accumulate=True, aligned=aligned)
+        seconds = seconds + of_weight
         converted = tokens * outputs
-    copied = np.where(shapes.is_low & ~np.bool_(wide), converted * QUANTISE_BYTES, 0.0)
-    return _load(seconds, matmul_seconds=seconds, copy_bytes=copied)
+    copied = np.where(shapes.is_low & ~np.bool_(wide), converted, 0.0)
+    return _load(seconds, matmul_seconds=seconds, copied_elements=copied)
 
 
 def _moved(shapes: _Shapes, elements: Array) -> Load:
@@ -235,7 +237,7 @@ def _embedding(shapes: _Shapes, phase: Phase) -> Load:
 def _head(shapes: _Shapes, phase: Phase) -> Load:
     """Final norm, projection to the vocabulary and loss."""
     jobs, model = shapes.jobs, shapes.jobs.model
-    outputs = model.vocab_size / jobs.tensor
+    outputs = padded_vocabulary(jobs) / jobs.tensor
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
     load = load + _moved(shapes, shapes.spread * model.hidden_size * _at(phase, NORM_PASSES))
     return load + _load(outputs, logit_elements=shapes.tokens * outputs)

@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.jobs.axes.groups import seconds
 from planner.jobs.job import Jobs
+from planner.jobs.rules import TimeRules
 from profiles.interconnect import Fabric
 from profiles.transformer import Array
 
@@ -43,12 +44,13 @@ def stage_layers(jobs: Jobs) -> StageLayers:
     )
 
 
-def message_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
     """Seconds of sending one micro-batch's activations to the next stage, 0 without a pipeline.
 
-    Model: stages are the outermost axis; sequence parallelism and interleaving send a rank's share alone.
+    Model: stages are the outermost axis; with sequence parallelism, and where the stack cuts its messages up, a rank
+    sends its share alone. Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
     """
-    shared = jobs.sequence_parallel | (jobs.chunks > 1)
+    shared = jobs.sequence_parallel | (rules.scatters_pipeline > 0)
     num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES / np.where(shared, jobs.tensor, 1.0)
     stride = jobs.num_devices / jobs.pipeline
     pair = np.where(jobs.pipeline > 1, 2.0, 1.0)
