@@ -123,6 +123,7 @@ def compare_tables(
 
     rows, notes = read_rows(paths, device, cluster)
     runs = predict(rows)
+    notes += in_sample_notes([run.row_id for run in runs])
     summary = summarise(runs)
     screen = console.console(json_output)
     if output is not None:
@@ -130,6 +131,8 @@ def compare_tables(
 
         artifacts.write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
     show(runs, summary, screen)
+    for note in notes:
+        screen.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
     if json_output:
@@ -139,6 +142,17 @@ def compare_tables(
         error = summary.total.median_error_fraction
         _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
         _check_error(error or 0.0, tolerance_fraction)
+
+
+def in_sample_notes(row_ids: Sequence[str]) -> list[str]:
+    """A note where rows are among those that the factors were learned from."""
+    from planner.jobs.calibrate import learned_from
+
+    num_learned = len(learned_from().intersection(row_ids))
+    if not num_learned:
+        return []
+    share = f"{num_learned} of {len(row_ids)} rows"
+    return [f"{share} are among the runs that the factors were learned from: their errors are in sample"]
 
 
 def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) -> tuple[list[Row], list[str]]:

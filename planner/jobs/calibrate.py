@@ -32,6 +32,12 @@ def shipped_runs() -> Runs:
     )
 
 
+def learned_from() -> frozenset[str]:
+    """The ids of all shipped runs: predictions of these are in sample."""
+    with RUNS.open(newline="") as stream:
+        return frozenset(row["row_id"] for row in csv.DictReader(stream))
+
+
 def calibrate(runs: Runs) -> Learned:
     """What all runs teach, with bands as wide as left-out families need."""
     made = ingredients_of(runs.jobs)
