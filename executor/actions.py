@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Names of actions. ENCODE and DECODE are a codec's work before and after the all-reduce of one gradient bucket.
-FORWARD, BACKWARD = "F", "B"
+# Names of actions. WEIGHT is the weight gradients' part of a backward pass where a schedule computes it apart; ENCODE
+# and DECODE are a codec's work before and after the all-reduce of one gradient bucket.
+FORWARD, BACKWARD, WEIGHT = "F", "B", "W"
+PASSES = (FORWARD, BACKWARD, WEIGHT)
 ENCODE, ALL_REDUCE, DECODE, OPTIMIZER = "encode", "all_reduce", "decode", "optimizer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One thing a rank did; times are seconds on the rank's clock."""
+    """One thing a rank did; times are seconds on the rank's clock. `stage` is -1 for what is no stage's alone."""
 
     name: str
     microbatch: int
     start_seconds: float
     stop_seconds: float
+    stage: int = -1
 
     @property
     def seconds(self) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from planner.plan import Plan
+from planner.plan import AXES, Plan
 from profiles.rank import unpinned
 
 
@@ -45,10 +45,44 @@ class Meshes:
         self._meshes: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
 
     def of(self, plan: Plan) -> DeviceMesh:
-        """The plan's mesh, one dimension per axis; collective: all ranks must ask for the same plans in one order."""
-        outermost_first = tuple((axis, degrees(plan)[axis]) for axis in reversed(plan.axis_order))
-        if outermost_first not in self._meshes:
-            names, shape = zip(*outermost_first, strict=True)
+        """The plan's mesh, one dimension per axis; collective: all ranks must ask for the same plans in one order.
+
+        The data axis of a plan that shards over fewer ranks is two dimensions: "replicate", and "shard" inside it.
+        """
+        dims = _dims(plan)
+        if dims not in self._meshes:
+            names, shape = zip(*dims, strict=True)
             with unpinned():
-                self._meshes[outermost_first] = init_device_mesh(self._device_kind, shape, mesh_dim_names=names)
-        return self._meshes[outermost_first]
+                mesh = init_device_mesh(self._device_kind, shape, mesh_dim_names=names)
+                if plan.context_parallel > 1:
+                    # Made now, because threads of its process group must not be pinned either.
+                    _with_context(mesh)
+            self._meshes[dims] = mesh
+        return self._meshes[dims]
+
+
+def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:
+    """The ranks that hold copies of one another's parameters, which average their gradients: data and context axes.
+
+    Of one dimension, or of two where parameters are sharded over fewer ranks than that.
+    """
+    if plan.shard_degree:
+        return mesh["replicate", "shard"]
+    return _with_context(mesh) if plan.context_parallel > 1 else mesh["data"]
+
+
+def _with_context(mesh: DeviceMesh) -> DeviceMesh:
+    names = tuple(name for name in mesh.mesh_dim_names or () if name in ("data", "context"))
+    return mesh[names]._flatten("replicas")  # underscored, yet what torch's own training stack uses; no public way
+
+
+def _dims(plan: Plan) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of the mesh's dimensions, outermost first; axes that the plan leaves out have one rank."""
+    left_out = tuple(axis for axis in AXES if axis not in plan.axis_order)
+    dims: list[tuple[str, int]] = []
+    for axis in reversed((*left_out, *plan.axis_order)):
+        if axis == "data" and plan.shard_degree:
+            dims += [("replicate", plan.data_parallel // plan.shard_degree), ("shard", plan.shard_degree)]
+        else:
+            dims.append((axis, plan.degree(axis)))
+    return tuple(dims)

@@ -10,14 +10,32 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from executor.actions import ALL_REDUCE, BACKWARD, DECODE, ENCODE, FORWARD, OPTIMIZER, Action, StepTrace
+from executor.actions import (
+    ALL_REDUCE,
+    BACKWARD,
+    DECODE,
+    ENCODE,
+    FORWARD,
+    OPTIMIZER,
+    PASSES,
+    WEIGHT,
+    Action,
+    StepTrace,
+)
 from executor.mesh import Coordinates
 from planner.plan import Plan
 from planner.prediction import PARTS, Span
 from profiles.codecs import codec
 
 # Names under which the report draws what the recorder notes; a decode lies within the wait for its all-reduce.
-SPAN_NAMES = {FORWARD: "F", BACKWARD: "B", ENCODE: "codec", ALL_REDUCE: "all_reduce", OPTIMIZER: "optimizer"}
+SPAN_NAMES = {
+    FORWARD: "F",
+    BACKWARD: "B",
+    WEIGHT: "W",
+    ENCODE: "codec",
+    ALL_REDUCE: "all_reduce",
+    OPTIMIZER: "optimizer",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +68,12 @@ def median_spans(ranks: Sequence[RankTraces]) -> tuple[Span, ...]:
     totals = step_seconds(ranks)
     middle = statistics.median(totals)
     index = min(range(len(totals)), key=lambda step: abs(totals[step] - middle))
-    chosen = [rank for rank in ranks if rank.place.data == 0 and rank.place.tensor == 0]
+    chosen = [rank for rank in ranks if _replica(rank.place) == (0, 0, 0)]
     origin = min(rank.steps[index].start_seconds for rank in chosen)
     return tuple(
         Span(
-            stage=rank.place.pipeline,
+            # What is no stage's alone is drawn with the first of the rank's.
+            stage=rank.place.pipeline if action.stage < 0 else action.stage,
             action=SPAN_NAMES[action.name],
             microbatch=action.microbatch,
             start_seconds=max(0.0, action.start_seconds - origin),
@@ -63,6 +82,11 @@ def median_spans(ranks: Sequence[RankTraces]) -> tuple[Span, ...]:
         for rank in sorted(chosen, key=lambda rank: rank.place.pipeline)
         for action in rank.steps[index].named(*SPAN_NAMES)
     )
+
+
+def _replica(place: Coordinates) -> tuple[int, int, int]:
+    """Which of the pipelines a rank belongs to."""
+    return place.data, place.context, place.tensor
 
 
 def _by_step(ranks: Sequence[RankTraces]) -> list[tuple[StepTrace, ...]]:
@@ -78,9 +102,7 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
     bubble, pipeline_comm = 0.0, 0.0
     if plan.pipeline_parallel > 1:
         neighbours = {
-            rank.place.pipeline: rank.steps[step]
-            for rank in ranks
-            if (rank.place.data, rank.place.tensor) == (busiest.place.data, busiest.place.tensor)
+            rank.place.pipeline: rank.steps[step] for rank in ranks if _replica(rank.place) == _replica(busiest.place)
         }
         bubble, pipeline_comm = _waits(neighbours, busiest.place.pipeline)
         bubble += total - trace.seconds
@@ -89,10 +111,11 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
     seconds: dict[str, float | None] = {
         "compute": max(0.0, compute),
         # Recomputation runs inside the backward pass and is counted as compute.
-        "recompute": None if plan.recompute == "full" else 0.0,
+        "recompute": 0.0 if plan.recompute == "none" else None,
         "bubble": bubble,
         "tensor_comm": tensor_comm,
-        "data_comm": data_comm,
+        # FSDP's messages lie within forward and backward passes and are counted as compute.
+        "data_comm": None if plan.zero_stage >= 2 else data_comm,
         "pipeline_comm": pipeline_comm,
         "codec": _codec_part(plan, codec_seconds, on_cuda),
         "optimizer": optimizer,
@@ -107,7 +130,7 @@ def _codec_part(plan: Plan, seconds: float, on_cuda: bool) -> float | None:
 
 
 def _busy_seconds(trace: StepTrace) -> float:
-    return sum(action.seconds for action in trace.named(FORWARD, BACKWARD))
+    return sum(action.seconds for action in trace.named(*PASSES))
 
 
 def _gradient_seconds(trace: StepTrace) -> tuple[float, float]:
@@ -118,26 +141,34 @@ def _gradient_seconds(trace: StepTrace) -> tuple[float, float]:
     encoded = sum(action.seconds for action in trace.named(ENCODE))
     if trace.ready_seconds is None:
         return 0.0, encoded
-    end = max(action.stop_seconds for action in trace.named(BACKWARD))
+    end = max(action.stop_seconds for action in trace.named(BACKWARD, WEIGHT))
     tail = [action for action in trace.named(DECODE) if action.start_seconds >= trace.ready_seconds]
     decoded = sum(min(action.stop_seconds, end) - min(action.start_seconds, end) for action in tail)
     return max(0.0, end - trace.ready_seconds - decoded), encoded + decoded
 
 
-def _waits(stages: dict[int, StepTrace], stage: int) -> tuple[float, float]:
-    """Seconds that `stage` waited for a neighbour to finish, and for the transfer and the runtime after that."""
-    own = stages[stage]
+def _waits(ranks: dict[int, StepTrace], place: int) -> tuple[float, float]:
+    """Seconds that a rank waited for a neighbouring stage to finish, and for the transfer and the runtime after that.
+
+    Weight gradients wait for nobody.
+    """
+    own = ranks[place]
     done = {
-        (index, action.name, action.microbatch): action.stop_seconds
-        for index, trace in stages.items()
+        (_stage(action, index), action.name, action.microbatch): action.stop_seconds
+        for index, trace in ranks.items()
         for action in trace.named(FORWARD, BACKWARD)
     }
     idle, transfer, reached = 0.0, 0.0, own.start_seconds
-    for action in own.named(FORWARD, BACKWARD):
-        before = done.get((stage - 1 if action.name == FORWARD else stage + 1, action.name, action.microbatch))
+    for action in own.named(*PASSES):
+        neighbour = _stage(action, place) + (-1 if action.name == FORWARD else 1)
+        before = done.get((neighbour, action.name, action.microbatch))
         waited = max(0.0, action.start_seconds - reached)
         blocked = 0.0 if before is None else min(waited, max(0.0, before - reached))
         idle, transfer = idle + blocked, transfer + waited - blocked
         reached = action.stop_seconds
     following: list[Action] = own.named(OPTIMIZER)
     return idle, transfer + max(0.0, following[0].start_seconds - reached)
+
+
+def _stage(action: Action, place: int) -> int:
+    return place if action.stage < 0 else action.stage

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
 
-from executor.actions import BACKWARD, FORWARD
-from executor.parallelize import paused
+from executor.actions import BACKWARD, FORWARD, WEIGHT
 from executor.recorder import Recorder
+from executor.replicas import paused
 from planner.plan import Plan
 
-SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved-1f1b": ScheduleInterleaved1F1B,
+    "interleaved-zb": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
+    "dualpipev": ScheduleDualPipeV,
+}
+ONE_STAGE = ("gpipe", "1f1b")
 
 
 class RecordedStage(PipelineStage):
-    """A stage that notes when each micro-batch's forward and backward ran.
+    """A stage that notes when each micro-batch's forward and backward ran, and its weight gradients where apart.
 
-    The two methods are what every schedule calls per micro-batch, under these names since torch 2.5; they are not
+    The three methods are what every schedule calls per micro-batch, under these names since torch 2.5; they are not
     documented, and only overridden here.
     """
 
@@ -30,38 +46,51 @@ class RecordedStage(PipelineStage):
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Run and note one forward."""
-        start = self.recorder.now()
-        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-        self.recorder.note(FORWARD, fwd_chunk_id, start)
-        return output
+        with self._noted(FORWARD, fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Run and note one backward."""
+        with self._noted(BACKWARD, bwd_chunk_id):
+            return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Run and note the weight gradients of one backward."""
+        with self._noted(WEIGHT, bwd_chunk_id):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _noted(self, name: str, microbatch: int) -> Any:
         start = self.recorder.now()
-        result = super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
-        self.recorder.note(BACKWARD, bwd_chunk_id, start)
-        return result
+        yield
+        self.recorder.note(name, microbatch, start, stage=self.stage_index)
 
 
 class Pipeline:
-    """One stage and the schedule that moves micro-batches through it."""
+    """This rank's stages and the schedule that moves micro-batches through them."""
 
     def __init__(
         self,
-        module: nn.Module,
+        modules: Mapping[int, nn.Module],
         plan: Plan,
-        stage: int,
         group: dist.ProcessGroup,
         loss: Callable[[Tensor, Tensor], Tensor],
         recorder: Recorder,
     ) -> None:
-        self.recorder, self.module = recorder, module
+        self.recorder, self.modules = recorder, modules
         self.loss, self.num_microbatches = loss, plan.num_microbatches
-        self.stage = RecordedStage(module, stage, plan.pipeline_parallel, recorder.device, group=group)
-        self.stage.recorder = recorder
+        self.stages = [
+            RecordedStage(module, index, plan.num_stages, recorder.device, group=group)
+            for index, module in modules.items()
+        ]
+        for stage in self.stages:
+            stage.recorder = recorder
         # The loss is divided by the number of micro-batches here; torch would scale all gradients afterwards instead.
         self.schedule = SCHEDULES[plan.schedule](
-            self.stage, plan.num_microbatches, loss_fn=self._share_of_loss, scale_grads=False
+            self.stages[0] if plan.schedule in ONE_STAGE else self.stages,
+            plan.num_microbatches,
+            loss_fn=self._share_of_loss,
+            scale_grads=False,
         )
 
     def _share_of_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,13 +99,14 @@ class Pipeline:
         return share
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Forward and backward of all micro-batches; the mean loss on the last stage, None on the others."""
+        """Forward and backward of all micro-batches; the mean loss where the last stage is, None elsewhere."""
         losses: list[Tensor] = []
-        arguments = (inputs,) if self.stage.is_first else ()
-        target = targets if self.stage.is_last else None
+        has_last = any(stage.is_last for stage in self.stages)
+        arguments = (inputs,) if any(stage.is_first for stage in self.stages) else ()
+        target = targets if has_last else None
         # The first step starts with a trial run by which torch learns shapes; DDP must not take it for a step. The
         # last real backward averages the gradients all the same, because the stage asks DDP for it explicitly.
-        with paused(self.module):
+        with paused(self.modules.values()):
             # Without return_outputs=False torch would keep the logits of every micro-batch.
             self.schedule.step(*arguments, target=target, losses=losses, return_outputs=False)
-        return torch.stack([loss.detach() for loss in losses]).sum() if self.stage.is_last else None
+        return torch.stack([loss.detach() for loss in losses]).sum() if has_last else None

@@ -84,7 +84,7 @@ def _choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, .
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:
-        raise PlanError("no plan of this file can be run, all are planned only: make one with zero_stage 0")
+        raise PlanError("no plan of this file can be run, all are planned only: plan again with fewer choices")
     chosen = runnable[:top]
     worst = file.candidates[chosen[-1]].rank
     left_out = [file.candidates[index] for index in best if file.candidates[index].rank < worst and index not in chosen]

@@ -24,7 +24,7 @@ class Recorder:
     device: torch.device
     _start: float = 0.0
     _origin: Mark = 0.0
-    _notes: list[tuple[str, int, Mark, Mark]] = field(default_factory=list)
+    _notes: list[tuple[str, int, Mark, Mark, int]] = field(default_factory=list)
     _ready: Mark | None = None
     # Gradients are reduced on threads of the communication library, which note their end themselves.
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -44,17 +44,18 @@ class Recorder:
         self._start = time.perf_counter()
         self._origin = self.now()
 
-    def note(self, name: str, microbatch: int, start: Mark, stop: Mark | None = None) -> None:
-        """Note an action from `start` to `stop`, or to now."""
+    def note(self, name: str, microbatch: int, start: Mark, stop: Mark | None = None, stage: int = -1) -> None:
+        """Note an action from `start` to `stop`, or to now, of one stage where the rank runs several."""
         stop = self.now() if stop is None else stop
         with self._lock:
-            self._notes.append((name, microbatch, start, stop))
+            self._notes.append((name, microbatch, start, stop, stage))
 
-    def extend(self, name: str) -> None:
-        """Let the latest action of this name last until now."""
+    def extend(self, *names: str) -> None:
+        """Let the latest action of these names last until now."""
         for index in range(len(self._notes) - 1, -1, -1):
-            if self._notes[index][0] == name:
-                self._notes[index] = (*self._notes[index][:3], self.now())
+            name, microbatch, start, _, stage = self._notes[index]
+            if name in names:
+                self._notes[index] = (name, microbatch, start, self.now(), stage)
                 return
 
     def bucket_ready(self) -> Mark:
@@ -68,8 +69,8 @@ class Recorder:
         stop = time.perf_counter()
         with self._lock:
             actions = tuple(
-                Action(name=name, microbatch=m, start_seconds=self._at(start), stop_seconds=self._at(end))
-                for name, m, start, end in self._notes
+                Action(name=name, microbatch=m, start_seconds=self._at(start), stop_seconds=self._at(end), stage=stage)
+                for name, m, start, end, stage in self._notes
             )
         return StepTrace(
             start_seconds=self._start,

@@ -181,12 +181,8 @@ def _measurement(session: Session, runner: Runner, references: dict[str, tuple[f
 
 
 def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
-    """Mean over the replicas, as the last stage of each computed them."""
-    last = [
-        outcome.losses
-        for outcome in outcomes
-        if outcome.place.pipeline == plan.pipeline_parallel - 1 and outcome.place.tensor == 0
-    ]
+    """Mean over the replicas, as the rank of each that runs the last stage computed them."""
+    last = [outcome.losses for outcome in outcomes if outcome.losses[0] is not None and outcome.place.tensor == 0]
     means = tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))
     for step, mean in enumerate(means):
         if not math.isfinite(mean):

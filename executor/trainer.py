@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from executor.actions import BACKWARD, FORWARD, OPTIMIZER, StepTrace
+from executor.actions import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
 from executor.codecs import Reduction
-from executor.mesh import Coordinates, coordinates
-from executor.parallelize import average_gradients, build_optimizer, build_stage, paused
+from executor.mesh import Coordinates, coordinates, replica_mesh
+from executor.optimizer import build_optimizer
+from executor.parallelize import Stage, build_stage
 from executor.pipeline import Pipeline
 from executor.recorder import Recorder
-from planner.plan import Plan
+from executor.replicas import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
+from executor.tensor import loss_context, loss_over
+from planner.plan import Plan, stages_of
 from profiles.rank import Rank
 from profiles.workloads import Workload
 
 
 class Trainer:
-    """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order."""
+    """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order.
+
+    `modules` are the rank's stages by their index.
+    """
 
     def __init__(self, plan: Plan, workload: Workload, rank: Rank, seed: int, mesh: DeviceMesh | None) -> None:
         self.plan, self.workload, self.device = plan, workload, rank.device
         self.place: Coordinates = coordinates(plan, rank.rank)
         self.recorder = Recorder(device=rank.device)
-        stage = build_stage(workload, plan, self.place.pipeline, seed, rank.device, mesh)
-        self.module: nn.Module = stage
-        self.reduction: Reduction | None = None
-        if mesh is not None and plan.data_parallel > 1:
-            self.module, self.reduction = average_gradients(stage, plan, mesh, self.recorder)
+        self.loss = loss_over(plan, workload.loss, mesh)
+        self.modules: dict[int, nn.Module] = {}
+        self.reductions: list[Reduction] = []
+        copies = mesh if plan.data_parallel * plan.context_parallel > 1 else None
+        for index in stages_of(plan, self.place.pipeline):
+            stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
+            self.modules[index] = stage if copies is None else self._averaged(stage, copies)
         self.pipeline: Pipeline | None = None
         if mesh is not None and plan.pipeline_parallel > 1:
             group = mesh["pipeline"].get_group()
-            self.pipeline = Pipeline(self.module, plan, self.place.pipeline, group, workload.loss, self.recorder)
-        self.optimizer = build_optimizer(self.module)
+            self.pipeline = Pipeline(self.modules, plan, group, self.loss, self.recorder)
+        self.replicas = replica_mesh(plan, copies).get_group() if copies is not None and plan.zero_stage < 2 else None
+        self.optimizer = build_optimizer(self.parameters(), self.replicas if plan.zero_stage == 1 else None)
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
         # beside them: four bytes per parameter more.
-        self._accumulates_in_buckets = plan.data_parallel > 1 and plan.num_microbatches > 1
+        self._accumulates_in_buckets = bool(self.reductions) and plan.num_microbatches > 1
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of all stages of this rank, in model order within a stage."""
+        for module in self.modules.values():
+            yield from module.parameters()
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, StepTrace]:
         """One optimizer step on this replica's slice of the global batch.
 
-        The loss is the replica's mean, a tensor on the device; None on stages that do not compute it.
+        The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
         Shapes: both (global batch, sequence).
         """
         inputs, targets = self._own_slice(inputs), self._own_slice(targets)
         self.recorder.begin()
-        if self.pipeline is not None:
-            loss = self.pipeline.step(inputs, targets)
-        else:
-            loss = accumulate(self.module, inputs, targets, self.plan, self.workload.loss, self.recorder)
+        with loss_context(self.plan):
+            if self.pipeline is not None:
+                loss = self.pipeline.step(inputs, targets)
+            else:
+                loss = self._accumulate(inputs, targets)
+        if self.replicas is not None and averages_after_the_step(self.plan):
+            average_after(self.parameters(), self.replicas, self.recorder)
+            # As with DDP, whose last backward pass ends when the gradients are averaged.
+            self.recorder.extend(BACKWARD, WEIGHT)
         start = self.recorder.now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._accumulates_in_buckets)
@@ -62,33 +80,33 @@ class Trainer:
     @property
     def held_tensors(self) -> list[Tensor]:
         """Tensors that outlive a step and come from other threads, which no counter on this thread sees."""
-        return [] if self.reduction is None else self.reduction.held_tensors
+        return [tensor for reduction in self.reductions for tensor in reduction.held_tensors]
+
+    def _averaged(self, stage: Stage, mesh: DeviceMesh) -> nn.Module:
+        module, reduction = average_gradients(stage, self.plan, mesh, self.recorder)
+        self.reductions += [] if reduction is None else [reduction]
+        return module
 
     def _own_slice(self, samples: Tensor) -> Tensor:
+        """This replica's samples, and of each the tokens of this rank's place on the context axis."""
         size = self.plan.micro_batch_size * self.plan.num_microbatches
-        return samples[self.place.data * size : (self.place.data + 1) * size].to(self.device)
+        own = samples[self.place.data * size : (self.place.data + 1) * size]
+        return own.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous().to(self.device)
 
-
-def accumulate(
-    module: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    plan: Plan,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    recorder: Recorder,
-) -> Tensor:
-    """Forward and backward of consecutive micro-batches; gradients are averaged over ranks in the last one only."""
-    total = torch.zeros((), device=inputs.device)
-    pairs = zip(inputs.split(plan.micro_batch_size), targets.split(plan.micro_batch_size), strict=True)
-    for index, (tokens, wanted) in enumerate(pairs):
-        last = index == plan.num_microbatches - 1
-        with contextlib.nullcontext() if last else paused(module):
-            start = recorder.now()
-            # Nothing here holds the logits while the backward pass runs.
-            share = loss(module(tokens), wanted) / plan.num_microbatches
-            middle = recorder.now()
-            recorder.note(FORWARD, index, start, middle)
-            share.backward()
-            recorder.note(BACKWARD, index, middle)
-        total += share.detach()
-    return total
+    def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward of consecutive micro-batches; DDP averages gradients over ranks in the last one only."""
+        (module,), size, count = self.modules.values(), self.plan.micro_batch_size, self.plan.num_microbatches
+        total = torch.zeros((), device=inputs.device)
+        for index, (tokens, wanted) in enumerate(zip(inputs.split(size), targets.split(size), strict=True)):
+            is_last = index == count - 1
+            keep_gathered(module, kept=self.plan.zero_stage == 2 and not is_last)
+            with paused(() if is_last else (module,)):
+                start = self.recorder.now()
+                # Nothing here holds the logits while the backward pass runs.
+                share = self.loss(module(tokens), wanted) / count
+                middle = self.recorder.now()
+                self.recorder.note(FORWARD, index, start, middle)
+                share.backward()
+                self.recorder.note(BACKWARD, index, middle)
+            total += share.detach()
+        return total

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate import message_seconds
+from planner.executable import facts_of, refusal
 from planner.plan import Plan
 from planner.prediction import Candidate, Prediction, Span
 from planner.replay import replay
-from planner.search import EXECUTABLE_ZERO_STAGES, Priced, Search
+from planner.search import Priced, Search
 from planner.table import SCHEDULE_NAMES
 from profiles.codecs import codec
 from profiles.errors import NoFeasiblePlanError
@@ -45,6 +46,7 @@ def candidates(search: Search, top: int) -> tuple[tuple[Candidate, ...], int]:
     if baseline >= top:
         chosen.append(baseline)
     best = predict(search, *ranked[0])
+    facts = facts_of(search.model)
     result = []
     for rank, index in enumerate(chosen):
         priced, row = ranked[index]
@@ -56,7 +58,7 @@ def candidates(search: Search, top: int) -> tuple[tuple[Candidate, ...], int]:
                 plan=plan,
                 prediction=prediction,
                 verdict=_verdict(search, best, prediction, plan, is_best=rank == 0),
-                executable=plan.zero_stage in EXECUTABLE_ZERO_STAGES,
+                executable=not refusal(plan, facts, search.choices.sequence_length),
             )
         )
     return tuple(result), (chosen.index(baseline) if baseline >= 0 else -1)

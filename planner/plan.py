@@ -138,6 +138,27 @@ class Plan:
             )
 
 
+def stages_of(plan: Plan, rank: int) -> tuple[int, ...]:
+    """The stages that the pipeline's `rank`-th rank runs: in turns, or for V schedules there and back."""
+    if plan.schedule in ("zbv", "dualpipev"):
+        return rank, plan.num_stages - 1 - rank
+    return tuple(range(rank, plan.num_stages, plan.pipeline_parallel))
+
+
+def recomputable_layers(plan: Plan, stage: int, num_layers: int) -> tuple[int, ...]:
+    """Positions of a stage's layers that recomputation may cover."""
+    start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
+    return tuple(position for position in range(start, stop) if is_recomputed(position, num_layers))
+
+
+def recomputed_layers(plan: Plan, stage: int, num_layers: int) -> tuple[int, ...]:
+    """Positions of a stage's layers that are recomputed: all that may be, or the first so many."""
+    if plan.recompute == "none":
+        return ()
+    covered = recomputable_layers(plan, stage, num_layers)
+    return covered[: plan.recompute_layers[stage]] if plan.recompute_layers else covered
+
+
 def is_recomputed(position: int, num_layers: int) -> bool:
     """Whether full recomputation covers the layer at `position`: all but the first and the last."""
     return 0 < position < num_layers - 1

@@ -15,9 +15,6 @@ from profiles.cluster import MachineProfile
 from profiles.errors import InputError, UnknownNameError
 from profiles.model import ModelProfile
 
-# What the executor runs today; everything else is planned only.
-EXECUTABLE_ZERO_STAGES = (0,)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Style = Literal["colwise", "colwise_qkv", "rowwise"]
+from profiles.families import Style
+
+# The name under which transformers finds `attention`.
+ATTENTION = "trainwright"
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePart:
+    """Which part of the sequence a rank works on.
+
+    Attention sees `gathered` times as many tokens as come in; they are the `index`-th piece of that length.
+    """
+
+    gathered: int = 1
+    index: int = 0
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """Positions of the tokens that attention sees where `length` tokens come in."""
+        seen = length * self.gathered
+        return torch.arange(self.index * seen, (self.index + 1) * seen, device=device)
 
 
 class Embedding(nn.Module):
@@ -17,12 +39,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, hidden_size)
         self.positions = nn.Embedding(num_positions, hidden_size) if num_positions else None
+        self.part = SequencePart()
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Token ids (batch, sequence) to hidden states (batch, sequence, hidden)."""
         hidden: Tensor = self.tokens(token_ids)
         if self.positions is not None:
-            hidden = hidden + self.positions(torch.arange(token_ids.shape[1], device=token_ids.device))
+            hidden = hidden + self.positions(self.part.positions(token_ids.shape[1], token_ids.device))
         return hidden
 
 
@@ -32,10 +55,11 @@ class RotaryBlock(nn.Module):
     def __init__(self, block: nn.Module, rotary: nn.Module) -> None:
         super().__init__()
         self.block, self.rotary = block, rotary
+        self.part = SequencePart()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (batch, sequence, hidden) to the same shape; attention is causal."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        positions = self.part.positions(hidden.shape[1], hidden.device)[None]
         output = self.block(hidden, position_embeddings=self.rotary(hidden, positions), position_ids=positions)
         return _hidden_of(output)
 
@@ -70,6 +94,35 @@ class Head(nn.Module):
 def _hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     # Blocks return a tensor or a tuple whose first item it is, by transformers version.
     return output[0] if isinstance(output, tuple) else output
+
+
+def register_attention() -> None:
+    """Make `attention` known to transformers, which blocks of any family then call; again and again does no harm."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attention)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention as transformers computes it, or what `set_attention_core` put around it.
+
+    Shapes: query, key, value (batch, heads, sequence, head size); the result (batch, sequence, heads, head size).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result: Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+        return result
+
+    core: Callable[[Attend, Tensor, Tensor, Tensor], Tensor] | None = module.__dict__.get("attention_core")
+    return (attend(query, key, value) if core is None else core(attend, query, key, value)), None
+
+
+def set_attention_core(module: nn.Module, core: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Let this attention call `core(attend, query, key, value)` in place of `attend(query, key, value)`."""
+    module.__dict__["attention_core"] = core
 
 
 def linears_for_conv1d(module: nn.Module) -> nn.Module:

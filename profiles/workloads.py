@@ -20,27 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiles.blocks import Embedding, Head, PlainBlock, RotaryBlock, Style, linears_for_conv1d
+from profiles.blocks import ATTENTION, Embedding, Head, PlainBlock, RotaryBlock, linears_for_conv1d, register_attention
 from profiles.errors import InputError, UnknownNameError
+from profiles.families import GPT2_PATHS, GPT2_STYLE, LLAMA_FAMILIES, LLAMA_STYLE, BlockPaths, Style, llama_paths
 from profiles.model import WorkloadSpec
-
-LLAMA_STYLE: dict[str, Style] = {
-    "self_attn.q_proj": "colwise",
-    "self_attn.k_proj": "colwise",
-    "self_attn.v_proj": "colwise",
-    "self_attn.o_proj": "rowwise",
-    "mlp.gate_proj": "colwise",
-    "mlp.up_proj": "colwise",
-    "mlp.down_proj": "rowwise",
-}
-GPT2_STYLE: dict[str, Style] = {
-    "attn.c_attn": "colwise_qkv",
-    "attn.c_proj": "rowwise",
-    "mlp.c_fc": "colwise",
-    "mlp.c_proj": "rowwise",
-}
-# Families whose blocks have the names above and take rotary position embeddings.
-LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +33,7 @@ class LayerSpec:
     name: str
     build: Callable[[], nn.Module]
     styles: dict[str, Style] = field(default_factory=dict)
+    paths: BlockPaths = field(default_factory=BlockPaths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +122,8 @@ def _from_config(spec: WorkloadSpec) -> Workload:
         config = AutoConfig.for_model(family, **fields)
     except (TypeError, ValueError) as error:
         raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
-    config._attn_implementation = "sdpa"  # documented as attn_implementation of from_pretrained; no weights here
+    register_attention()
+    config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
     layers = _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family)
     heads = int(config.num_attention_heads)
     return Workload(
@@ -175,6 +160,7 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
                 name="block",
                 build=functools.partial(lambda i: RotaryBlock(block(config, i), rotary(config)), index),
                 styles={f"block.{path}": style for path, style in LLAMA_STYLE.items()},
+                paths=llama_paths(family),
             )
             for index in range(config.num_hidden_layers)
         ),
@@ -201,6 +187,7 @@ def _gpt2_layers(config: Any) -> tuple[LayerSpec, ...]:
                 name="block",
                 build=functools.partial(lambda i: PlainBlock(linears_for_conv1d(GPT2Block(config, i))), index),
                 styles={f"block.{path}": style for path, style in GPT2_STYLE.items()},
+                paths=GPT2_PATHS,
             )
             for index in range(config.num_hidden_layers)
         ),

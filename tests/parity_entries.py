@@ -2,17 +2,21 @@
 
 import gc
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.codecs import bucket_options, register
-from executor.data import default_text, load_text
+from executor.data import Text, default_text, load_text
 from executor.memory import LiveTensors
 from executor.mesh import Meshes
+from executor.optimizer import LEARNING_RATE
 from executor.recorder import Recorder
 from executor.trainer import Trainer
 from planner.plan import Plan
@@ -20,50 +24,82 @@ from profiles.artifacts import validate
 from profiles.model import WorkloadSpec
 from profiles.rank import Rank, join_group
 from profiles.workloads import load_workload
-from tests.plan_builders import GPT2, LLAMA, NUM_STEPS, SEED, SEQUENCE
+from tests.plan_builders import GPT2, LLAMA, NUM_STEPS, QWEN3, SEED, SEQUENCE
 
-SPECS = {"llama": LLAMA, "gpt2": GPT2}
+SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3}
 
 
-def run_plans(cases: list[tuple[str, dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Per case, each rank's place, losses, sums of squares of its layers' parameters, and actions."""
+def run_plans(cases: list[tuple[str, dict[str, Any]]], references: dict[str, str]) -> list[list[dict[str, Any]]]:
+    """Per case, what each rank tells: its place, losses, actions, and how far its parameters are from the reference."""
     text = load_text(default_text(), SEQUENCE, SEED)
     results = []
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
         for name, fields in cases:
             plan = validate(fields, Plan, "the test")
-            own = _train(plan, SPECS[name], rank, meshes, text)
+            reference = torch.load(references[f"{name} {plan.precision}"], weights_only=True)
+            own = _train(plan, SPECS[name], rank, meshes, text, reference)
             everyone: list[Any] = [None] * rank.num_ranks
             dist.all_gather_object(everyone, own)
             results.append(everyone)
     return results
 
 
-def _train(plan: Plan, spec: WorkloadSpec, rank: Rank, meshes: Meshes, text: Any) -> dict[str, Any]:
+def run_all(payload: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The entry of the ranks."""
+    return run_plans(payload["cases"], payload["references"])
+
+
+def _train(
+    plan: Plan, spec: WorkloadSpec, rank: Rank, meshes: Meshes, text: Text, reference: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    started = time.perf_counter()
     trainer = Trainer(plan, load_workload(spec), rank, SEED, meshes.of(plan))
+    # Taken now: DDP over split parameters hides them behind plain attributes from its first forward on.
+    parameters = {index: dict(module.named_parameters()) for index, module in trainer.modules.items()}
     losses, actions = [], []
     for step in range(NUM_STEPS):
         loss, trace = trainer.step(*text.batch(step, plan.global_batch_size))
         losses.append(None if loss is None else float(loss))
-        actions = [(action.name, action.microbatch) for action in trace.actions]
+        actions = [(action.name, action.microbatch, action.stage) for action in trace.actions]
+    whole = {name: value for index in parameters for name, value in whole_parameters(plan, index, parameters[index])}
+    deviations = {name: _deviation(value, reference[name]) for name, value in whole.items()}
     return {
-        "data": trainer.place.data,
-        "tensor": trainer.place.tensor,
-        "pipeline": trainer.place.pipeline,
+        "place": asdict(trainer.place),
         "losses": losses,
-        "squares": _squares(trainer.module),
+        "deviations": deviations,
         "actions": actions,
+        "seconds": time.perf_counter() - started,
     }
 
 
-def _squares(module: nn.Module) -> list[float]:
-    """Sum of squares per parameter; a DTensor counts with its local shard."""
-    result = []
-    for parameter in module.parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        result.append(float(local.detach().double().pow(2).sum()))
-    return result
+def whole_parameters(plan: Plan, stage: int, parameters: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """A stage's parameters as one device would hold them, by layer position and path."""
+    for path, parameter in parameters.items():
+        _, position, rest = path.removeprefix("module.").split(".", 2)
+        whole = _whole(parameter)
+        if "c_attn" in rest:
+            whole = _parts_together(whole, plan.tensor_parallel)
+        yield f"{plan.stage_bounds[stage] + int(position)}.{rest}", whole
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    value = parameter.detach()
+    # DDP keeps the local parts of DTensors under this attribute's layout.
+    layout = getattr(parameter, "_st_info", None)
+    if layout is not None:
+        value = DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _parts_together(fused: torch.Tensor, degree: int) -> torch.Tensor:
+    """Rows of a fused query-key-value back in the order query, key, value."""
+    return fused.reshape(degree, 3, -1, *fused.shape[1:]).transpose(0, 1).reshape(fused.shape)
+
+
+def _deviation(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference, in units of the farthest that AdamW can have moved a parameter."""
+    return float((value.double() - reference.double()).pow(2).mean().sqrt()) / (NUM_STEPS * LEARNING_RATE)
 
 
 class Weights(nn.Module):
@@ -129,5 +165,5 @@ def _count_bytes(codec: str, rank: Rank) -> dict[str, float]:
     # The communication library's threads let go of their last tensors in their own time.
     gc.collect()
     time.sleep(0.5)
-    num_parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
+    num_parameters = sum(parameter.numel() for parameter in trainer.parameters())
     return {"parameters": num_parameters, "built": built, "held": live.live_bytes, "peak": live.peak_bytes}

@@ -37,6 +37,11 @@ GPT2 = WorkloadSpec(
         "tie_word_embeddings": False,
     },
 )
+QWEN3 = WorkloadSpec(
+    kind="transformers",
+    name="tiny-qwen3",
+    config={**LLAMA.config, "model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 4},
+)
 NUM_LAYERS = 6
 SEED, SEQUENCE, NUM_STEPS, GLOBAL_BATCH = 3, 32, 3, 8
 
@@ -72,7 +77,7 @@ def make_plan_file(*plans: Plan, spec: WorkloadSpec = LLAMA, sequence: int = 32,
         "global_batch_size": plans[0].global_batch_size,
         "sequence_length": sequence,
         "candidates": tuple(
-            Candidate(rank=rank, plan=plan, prediction=make_prediction(), verdict="", executable=plan.zero_stage == 0)
+            Candidate(rank=rank, plan=plan, prediction=make_prediction(), verdict="", executable=plan.offload == "none")
             for rank, plan in enumerate(plans, 1)
         ),
         "baseline": -1,

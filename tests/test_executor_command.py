@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +24,12 @@ SOURCE = Path(__file__).parent.parent
 DATA = Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2)
 STAGES = Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3), micro_batch_size=2, num_microbatches=4)
 SPLIT = Plan(tensor_parallel=2, micro_batch_size=4, num_microbatches=2)
+
+
+def stages(schedule: str, virtual_stages: int, **fields: Any) -> Plan:
+    bounds = (0, 3) if virtual_stages == 1 else (0, 2, 4, 5)
+    values = {"num_microbatches": 2, "stage_bounds": bounds, "virtual_stages": virtual_stages, **fields}
+    return Plan(pipeline_parallel=2, schedule=schedule, **values)  # type: ignore[arg-type]
 
 
 def execute(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +61,22 @@ def test_help_does_not_load_torch() -> None:
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan(data_parallel=2, zero_stage=1), "no plan of this file can be run"),
+        (Plan(data_parallel=2, offload="optimizer"), "no plan of this file can be run"),
+        (Plan(zero_stage=1), "plan zero_stage=1 with data_parallel=1: nothing to shard over"),
+        (Plan(data_parallel=2, zero_stage=3, codec="bf16"), "plan zero_stage=3 with codec=bf16"),
+        (Plan(data_parallel=2, shard_degree=2), "plan shard_degree=2 with zero_stage=0: HSDP is FSDP"),
+        (Plan(sequence_parallel=True), "plan sequence_parallel with tensor_parallel=1"),
+        (Plan(context_parallel=4), "plan context_parallel=4: .* num_kv_heads=2"),
+        (stages("zbv", 1), "plan virtual_stages=1: zbv has two stages per rank"),
+        (stages("1f1b", 2), "plan virtual_stages=2: 1f1b has one stage per rank"),
+        (stages("dualpipev", 2), "plan num_microbatches=2: dualpipev needs at least one per stage, 4"),
+        (stages("interleaved-zb", 2, num_microbatches=5), "plan num_microbatches=5: interleaved-zb goes in 2 rounds"),
+        (stages("zbv", 2, data_parallel=2, zero_stage=3), "plan zero_stage=3 with schedule=zbv"),
+        (stages("zbv", 2, compiled=True), "plan compiled with schedule=zbv"),
+        (
+            stages("zbv", 2, recompute="full", recompute_layers=(1, 1, 2, 0)),
+            r"plan recompute_layers=\(1, 1, 2, 0\): stage 2 has 1 layers that can be recomputed",
+        ),
         (Plan(data_parallel=2, precision="fp8"), "plan precision=fp8"),
         (Plan(tensor_parallel=2, codec="bf16"), "plan codec=bf16 with data_parallel=1"),
         (Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3)), "plan num_microbatches=1: 1f1b needs"),
@@ -107,7 +129,7 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
     path = write_plan_file(
-        tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4, zero_stage=1), DATA, STAGES
+        tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4, offload="optimizer"), DATA, STAGES
     )
     job = checked(path, top=1)
     assert job.order.chosen == (1,)  # type: ignore[attr-defined]

@@ -1,0 +1,108 @@
+"""The data axis: how ranks that hold copies average their gradients, and shard what they hold.
+
+Stage 0 and 1 of ZeRO are DDP; stages 2 and 3 are FSDP2, whose parameters are shards between steps, and with stage 3
+between passes too. Schedules that compute weight gradients apart bypass DDP: they average once, after the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.actions import ALL_REDUCE
+from executor.codecs import Reduction, bucket_options, register
+from executor.mesh import replica_mesh
+from executor.parallelize import Stage
+from executor.recorder import Recorder
+from planner.executable import SPLIT_BACKWARD
+from planner.plan import Plan
+
+
+def averages_after_the_step(plan: Plan) -> bool:
+    """Whether gradients are averaged by `average_after` rather than while the backward pass runs."""
+    return plan.zero_stage < 2 and plan.schedule in SPLIT_BACKWARD
+
+
+def average_gradients(
+    stage: Stage, plan: Plan, mesh: DeviceMesh, recorder: Recorder
+) -> tuple[nn.Module, Reduction | None]:
+    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
+    replicas = replica_mesh(plan, mesh)
+    if plan.zero_stage >= 2:
+        return _shard(stage, plan, replicas), None
+    if averages_after_the_step(plan):
+        return stage, None
+    wrapped = DistributedDataParallel(
+        stage,
+        device_mesh=replicas,
+        gradient_as_bucket_view=True,
+        # Ranks start equal by construction, see build_stage, and buffers never change.
+        init_sync=False,
+        **_keep_buffers(),
+        **bucket_options(plan.codec, stage),
+    )
+    return wrapped, register(wrapped, plan.codec, replicas.get_group(), recorder)
+
+
+def _shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
+    """Every layer is gathered by itself, so that no more than the one at work and the next are whole."""
+    for module in (*stage.layers, stage):
+        fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3)
+    return stage
+
+
+def paused(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[object]:
+    """While entered, backward passes of DDP modules add to the gradients and do not average them."""
+    stack = contextlib.ExitStack()
+    for module in modules:
+        if isinstance(module, DistributedDataParallel):
+            stack.enter_context(module.no_sync())
+    return stack
+
+
+def keep_gathered(module: nn.Module, kept: bool) -> None:
+    """Whether FSDP keeps parameters whole after the next backward pass, for the micro-batch that follows.
+
+    Gradients are sharded after every micro-batch all the same: that is what stages 2 and 3 are.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_backward(not kept)
+
+
+def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, recorder: Recorder) -> None:
+    """Average the gradients over `group` in one message, after a step's backward passes."""
+    ready = recorder.bucket_ready()
+    gradients = [_whole_gradient(parameter) for parameter in parameters]
+    message = torch.cat([gradient.flatten() for gradient in gradients]).div_(group.size())
+    dist.all_reduce(message, group=group)
+    for gradient, averaged in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
+    recorder.note(ALL_REDUCE, -1, ready)
+
+
+def _whole_gradient(parameter: nn.Parameter) -> Tensor:
+    """The memory of a parameter's gradient on this rank, summed first where the tensor axis left sums open."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if isinstance(gradient, DTensor):
+        assert isinstance(parameter.data, DTensor)
+        gradient = gradient.redistribute(placements=parameter.data.placements)
+        parameter.grad = gradient
+        return gradient.to_local()
+    return gradient
+
+
+def _keep_buffers() -> dict[str, Any]:
+    """The option that stops DDP from sending buffers at every forward; torch renamed it after 2.11."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}

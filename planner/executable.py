@@ -1,0 +1,196 @@
+"""Whether a plan can be carried out, and if not why: one list of rules for the table of plans and for the executor.
+
+Each rule says what the stock library cannot do, or what the model does not allow, and the nearest choice that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.plan import Plan, recomputable_layers
+from profiles.codecs import codec
+from profiles.model import ModelProfile
+
+PRECISIONS = ("fp32", "bf16")
+# Schedules of one stage per rank; of several, dealt out in turns; of two, dealt out there and back.
+SINGLE_SCHEDULES = ("gpipe", "1f1b")
+LOOPED_SCHEDULES = ("interleaved-1f1b", "interleaved-zb")
+V_SCHEDULES = ("zbv", "dualpipev")
+# Schedules that compute weight gradients apart from input gradients.
+SPLIT_BACKWARD = ("interleaved-zb", "zbv", "dualpipev")
+STAGES_OF_V = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the rules ask about a model; `is_transformer` tells whether its attention and vocabulary can be split."""
+
+    name: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    can_tensor_parallel: bool
+    can_pipeline: bool
+    is_transformer: bool
+
+
+def facts_of(model: ModelProfile) -> ModelFacts:
+    """The facts of a profiled model."""
+    return ModelFacts(
+        name=model.name,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        ffn_size=model.ffn_size,
+        vocab_size=model.vocab_size,
+        tied_embeddings=model.tied_embeddings,
+        can_tensor_parallel=model.can_tensor_parallel,
+        can_pipeline=model.can_pipeline,
+        is_transformer=model.workload.kind == "transformers",
+    )
+
+
+def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
+    """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
+    for rules in (_names, _data, _tensor, _context, _pipeline, _recompute, _compile):
+        for reason in rules(plan, model, sequence_length):
+            return f"plan {reason}"
+    return ""
+
+
+def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if plan.precision not in PRECISIONS:
+        yield f"precision={plan.precision}: the executor knows {', '.join(PRECISIONS)}"
+    if plan.zero_stage not in range(4):
+        yield f"zero_stage={plan.zero_stage}: there are stages 0 to 3"
+    if plan.expert_parallel > 1:
+        yield f"expert_parallel={plan.expert_parallel}: planned only, use expert_parallel=1"
+    if plan.offload != "none":
+        yield f"offload={plan.offload}: planned only, use offload=none"
+
+
+def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    replicas = plan.data_parallel * plan.context_parallel
+    if codec(plan.codec).lossy and replicas == 1:
+        yield f"codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress"
+    if plan.zero_stage and replicas == 1:
+        yield f"zero_stage={plan.zero_stage} with data_parallel=1: nothing to shard over, use zero_stage=0"
+    if plan.zero_stage >= 2 and codec(plan.codec).lossy:
+        yield f"zero_stage={plan.zero_stage} with codec={plan.codec}: FSDP takes no codec, use zero_stage=1"
+    if plan.shard_degree and plan.zero_stage < 2:
+        yield f"shard_degree={plan.shard_degree} with zero_stage={plan.zero_stage}: HSDP is FSDP, use zero_stage=2 or 3"
+    if plan.shard_degree and plan.context_parallel > 1:
+        yield (
+            f"shard_degree={plan.shard_degree} with context_parallel={plan.context_parallel}: the context axis is "
+            "sharded over as well, use shard_degree=0"
+        )
+    if plan.zero_stage >= 2 and model.tied_embeddings:
+        yield (
+            f"zero_stage={plan.zero_stage}: embedding and head of {model.name} share a weight that FSDP would shard "
+            "twice, use zero_stage=1"
+        )
+
+
+def _tensor(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    degree = plan.tensor_parallel
+    for name in ("sequence_parallel", "vocab_parallel"):
+        if getattr(plan, name) and degree == 1:
+            yield f"{name} with tensor_parallel=1: there is nothing to split, leave it out"
+        if getattr(plan, name) and not model.is_transformer:
+            yield f"{name}: where {model.name} has its norms and vocabulary is not known, leave it out"
+    if degree == 1:
+        return
+    if not model.can_tensor_parallel:
+        yield f"tensor_parallel={degree}: {model.name} does not say how its linears are split, use data_parallel"
+    for what in ("num_heads", "num_kv_heads", "ffn_size"):
+        if getattr(model, what) % degree:
+            yield f"tensor_parallel={degree}: {what}={getattr(model, what)} of {model.name} is no multiple"
+    if plan.sequence_parallel and sequence_length % (degree * plan.context_parallel):
+        yield f"sequence_parallel: {sequence_length} tokens cannot be cut into {degree * plan.context_parallel} pieces"
+    if plan.vocab_parallel and model.vocab_size % degree:
+        yield f"vocab_parallel: a vocabulary of {model.vocab_size} is no multiple of tensor_parallel={degree}"
+    if plan.vocab_parallel and model.tied_embeddings:
+        yield f"vocab_parallel: embedding and head of {model.name} share a weight, and are not split yet; leave it out"
+
+
+def _context(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    degree = plan.context_parallel
+    if degree == 1:
+        return
+    if not model.is_transformer:
+        yield f"context_parallel={degree}: where {model.name} has its attention is not known, use data_parallel"
+    if sequence_length % degree:
+        yield f"context_parallel={degree}: {sequence_length} tokens cannot be cut into as many pieces"
+    for what in ("num_heads", "num_kv_heads"):
+        own = getattr(model, what) // plan.tensor_parallel
+        if own % degree:
+            yield (
+                f"context_parallel={degree}: heads are exchanged for tokens, and {what}={getattr(model, what)} over "
+                f"tensor_parallel={plan.tensor_parallel} is no multiple"
+            )
+
+
+def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    stages, count = plan.pipeline_parallel, plan.num_microbatches
+    if stages == 1:
+        if plan.virtual_stages > 1:
+            yield f"virtual_stages={plan.virtual_stages} with pipeline_parallel=1: use virtual_stages=1"
+        return
+    if not model.can_pipeline:
+        yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages (tied embeddings, or a single layer)"
+    if plan.schedule in SINGLE_SCHEDULES and plan.virtual_stages > 1:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has one stage per rank, use interleaved-1f1b"
+    if plan.schedule == "interleaved-1f1b" and plan.virtual_stages < 2:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} needs several stages per rank, use 1f1b"
+    if plan.schedule in V_SCHEDULES and plan.virtual_stages != STAGES_OF_V:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has two stages per rank, use virtual_stages=2"
+    if plan.schedule == "1f1b" and count < stages:
+        yield f"num_microbatches={count}: 1f1b needs at least one per stage, {stages}"
+    if plan.schedule == "dualpipev" and count < plan.num_stages:
+        yield f"num_microbatches={count}: dualpipev needs at least one per stage, {plan.num_stages}"
+    if plan.schedule in LOOPED_SCHEDULES and count % max(1, count // stages):
+        rounds = max(1, count // stages)
+        yield f"num_microbatches={count}: {plan.schedule} goes in {rounds} rounds of equal length, use a multiple"
+    yield from _pipeline_and_data(plan)
+
+
+def _pipeline_and_data(plan: Plan) -> Iterator[str]:
+    """What torch's pipelining does not do together with an axis that averages gradients."""
+    if plan.schedule in SPLIT_BACKWARD and codec(plan.codec).lossy:
+        yield (
+            f"codec={plan.codec} with schedule={plan.schedule}: its weight gradients bypass DDP, which codecs work in; "
+            "use codec=none, or interleaved-1f1b"
+        )
+    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 3:
+        yield (
+            f"zero_stage=3 with schedule={plan.schedule}: FSDP gives its parameters back between the two halves of a "
+            "backward pass, and weight gradients are lost (tried: losses differ); use zero_stage=2"
+        )
+
+
+def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if plan.recompute == "selective" and not model.is_transformer:
+        yield f"recompute=selective: where {model.name} has its attention is not known, use recompute=full"
+    if not plan.recompute_layers:
+        return
+    if plan.recompute == "none":
+        yield f"recompute_layers={plan.recompute_layers} with recompute=none: leave them out"
+    if len(plan.recompute_layers) != plan.num_stages:
+        yield f"recompute_layers={plan.recompute_layers}: must give one count per stage, {plan.num_stages}"
+    for stage, count in enumerate(plan.recompute_layers):
+        present = len(recomputable_layers(plan, stage, model.num_layers))
+        if not 0 <= count <= present:
+            yield f"recompute_layers={plan.recompute_layers}: stage {stage} has {present} layers that can be recomputed"
+
+
+def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if not plan.compiled:
+        return
+    if plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, use interleaved-1f1b"
+        )

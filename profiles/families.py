@@ -1,0 +1,60 @@
+"""Transformer families as data: the paths of a block's linears, norms and attention, and how each is split.
+
+Torch-free. A family of transformers whose blocks have these names needs nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Style = Literal["colwise", "colwise_qkv", "rowwise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPaths:
+    """Where the parts of a block stand, by path from the layer.
+
+    `norms` work on hidden states, `head_norms` on single heads; `gathers` are the modules that see whole sequences,
+    each with the keyword of its hidden states ("" where they are its first argument); `attention` holds the core.
+    """
+
+    attention: str = ""
+    norms: tuple[str, ...] = ()
+    head_norms: tuple[str, ...] = ()
+    gathers: dict[str, str] = field(default_factory=dict)
+
+
+LLAMA_STYLE: dict[str, Style] = {
+    "self_attn.q_proj": "colwise",
+    "self_attn.k_proj": "colwise",
+    "self_attn.v_proj": "colwise",
+    "self_attn.o_proj": "rowwise",
+    "mlp.gate_proj": "colwise",
+    "mlp.up_proj": "colwise",
+    "mlp.down_proj": "rowwise",
+}
+GPT2_STYLE: dict[str, Style] = {
+    "attn.c_attn": "colwise_qkv",
+    "attn.c_proj": "rowwise",
+    "mlp.c_fc": "colwise",
+    "mlp.c_proj": "rowwise",
+}
+# Families whose blocks have the names above and take rotary position embeddings.
+LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Their norms of single queries and keys: every tensor-parallel rank norms its own heads with the same weights.
+HEAD_NORMS = {"qwen3": ("block.self_attn.q_norm", "block.self_attn.k_norm")}
+
+GPT2_PATHS = BlockPaths(
+    attention="block.attn", norms=("block.ln_1", "block.ln_2"), gathers={"block.attn": "", "block.mlp": ""}
+)
+
+
+def llama_paths(family: str) -> BlockPaths:
+    """The paths of a block of one of `LLAMA_FAMILIES`."""
+    return BlockPaths(
+        attention="block.self_attn",
+        norms=("block.input_layernorm", "block.post_attention_layernorm"),
+        head_norms=HEAD_NORMS.get(family, ()),
+        gathers={"block.self_attn": "hidden_states", "block.mlp": ""},
+    )
