@@ -109,6 +109,7 @@ def test_an_all_to_all_reaches_what_expert_dispatch_does():
 
 groups = st.tuples(st.sampled_from([2, 4, 8, 16]), st.integers(1, 64))
 rates = st.floats(1e9, 1e12)
+FAST = 450e9
 sizes = st.floats(0.0, 1e11)
 kinds = st.sampled_from(COLLECTIVES)
 PROPERTY = settings(max_examples=150, deadline=None)
@@ -139,8 +140,12 @@ def test_more_bytes_are_never_faster(collective, num_bytes, group, in_switch, mo
 @given(st.sampled_from(COLLECTIVES[:4]), sizes, groups, st.booleans(), rates, st.booleans())
 def test_more_nodes_are_not_faster(collective, num_bytes, group, in_switch, network, ethernet):
     inside, nodes = group
+    # A device's card has a quarter of its fast links' rate or less in every machine of the catalogue. Were it as fast,
+    # another node could be faster, in truth and here: more cards share the work.
     links = fabric(
-        network=network, in_switch=in_switch, network_latency_seconds=np.array(ethernet_seconds()) if ethernet else None
+        network=min(network, FAST / 2),
+        in_switch=in_switch,
+        network_latency_seconds=np.array(ethernet_seconds()) if ethernet else None,
     )
     before = collective_seconds(collective, num_bytes, inside * nodes, inside, links)
     assert collective_seconds(collective, num_bytes, inside * (nodes + 1), inside, links) >= before * (1 - 1e-9)

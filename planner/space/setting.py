@@ -1,0 +1,110 @@
+"""What is fixed while layouts are compared: the model, the cluster, the software, the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from planner.jobs.job import Jobs
+from profiles.clusters import Cluster
+from profiles.devices import Device
+from profiles.sizes import ModelSizes
+from profiles.transformer import Array
+from profiles.units import GB, GIB
+
+OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device."""
+
+    model: ModelSizes
+    device: Device
+    num_devices: int
+    devices_per_node: int
+    fast_domain: int
+    network_bytes_per_second: float
+    fast_bytes_per_second: float
+    stack: str
+    precision: str
+    attention_kernel: str
+    global_batch_size: int
+    sequence_length: int
+    compiled: bool = False
+
+    @property
+    def memory_bytes(self) -> float:
+        """What the driver lets a process use."""
+        return self.device.memory_gib * GIB
+
+
+def setting(
+    model: ModelSizes,
+    device: Device,
+    num_devices: int,
+    global_batch_size: int,
+    sequence_length: int,
+    stack: str = "trainwright",
+    precision: str = "bf16",
+    cluster: Cluster | None = None,
+) -> Setting:
+    """A setting with the links of `cluster`, or those that the device is usually sold with."""
+    return Setting(
+        model=model,
+        device=device,
+        num_devices=num_devices,
+        devices_per_node=cluster.devices_per_node if cluster else device.devices_per_node,
+        fast_domain=max(1, cluster.fast_domain if cluster else device.fast_domain),
+        network_bytes_per_second=(cluster.network_gb_per_second if cluster else device.network_gb_per_second) * GB,
+        fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second) * GB,
+        stack=stack,
+        precision=precision,
+        attention_kernel="unfused" if device.generation == "volta" else "flash2",
+        global_batch_size=global_batch_size,
+        sequence_length=sequence_length,
+    )
+
+
+def jobs_of(at: Setting, **columns: Any) -> Jobs:
+    """Jobs of one setting that differ in `columns`, which are equally long; what is not named is one, or off."""
+    count = len(next(iter(columns.values())))
+    fixed: dict[str, Any] = {
+        "sequence": at.sequence_length,
+        "attention_kernel": at.attention_kernel,
+        "device": at.device.name,
+        "device_memory_bytes": at.memory_bytes,
+        "num_devices": at.num_devices,
+        "devices_per_node": at.devices_per_node,
+        "fast_domain": at.fast_domain,
+        "fast_bytes_per_second": at.fast_bytes_per_second,
+        "network_bytes_per_second": at.network_bytes_per_second,
+        "zero_stage": 0.0,
+        "first_fewer": 0.0,
+        "last_fewer": 0.0,
+        "schedule": "1f1b",
+        "recompute": "none",
+        "precision": at.precision,
+        "stack": at.stack,
+        "compiled": at.compiled,
+        "overlap_grad": True,
+        "overlap_param": at.stack in OVERLAPS_PARAMETERS,
+    }
+    own: dict[str, Any] = {}
+    for field in fields(Jobs):
+        if field.name == "model":
+            continue
+        if field.name in columns:
+            own[field.name] = np.asarray(columns[field.name])
+        else:
+            usual = False if field.type == "Flags" else 1.0
+            value = fixed.get(field.name, usual)
+            own[field.name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
+    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **own)
+
+
+def as_floats(*columns: object) -> tuple[Array, ...]:
+    """Columns as floats, which is what jobs are made of."""
+    return tuple(np.asarray(column, dtype=np.float64) for column in columns)
