@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.jobs.axes.pipeline import held_microbatches
 from planner.jobs.job import Jobs, Names
 from planner.jobs.memory_rules import MemoryRules, memory_rules
 from planner.jobs.saved_tensors import LayerMemory, layer_memory
@@ -29,9 +30,10 @@ LAYERS_NOT_OFFLOADED = 2.0
 class Footprint:
     """Bytes of the fullest rank of every job. Shapes: one entry per job, in `stage_allocated_bytes` (job, stage).
 
-    `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is what the caching
-    allocator holds; `device_bytes` adds context and communicators: what the driver shows, and what must fit. `stage`
-    is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have are nan.
+    `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
+    caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows, and what
+    must fit. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have
+    are nan.
     """
 
     parts: dict[str, Array]
@@ -57,17 +59,19 @@ def footprint(jobs: Jobs) -> Footprint:
     num_stages = int(jobs.pipeline.max(initial=1))
     by_stage = np.full((len(jobs), num_stages), np.nan)
     best = {name: np.full(len(jobs), -1.0) for name in PARTS}
-    total, moment, where = np.full(len(jobs), -1.0), np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
+    total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
+    moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
         stage = stage_content(jobs, rules, index)
         parts, when = _stage_parts(jobs, rules, parameters, layers, stage)
         held = np.asarray(sum(parts.values(), np.zeros(len(jobs))))
         by_stage[:, index] = np.where(stage.exists, held, np.nan)
+        slack = _slack_bytes(jobs, rules, parameters, stage, parts["activations"])
+        reserved = np.where(stage.exists, np.maximum(reserved, held + slack), reserved)
         is_fuller = stage.exists & (held > total)
         total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
         moment = np.where(is_fuller, when, moment)
         best = {name: np.where(is_fuller, parts[name], best[name]) for name in PARTS}
-    reserved = total + _slack_bytes(jobs, rules, parameters, where, best["activations"])
     return Footprint(
         parts=best,
         allocated_bytes=total,
@@ -79,33 +83,26 @@ def footprint(jobs: Jobs) -> Footprint:
     )
 
 
-def in_flight(jobs: Jobs, stage: int) -> Array:
-    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job.
-
-    Source: Narayanan et al. 2021 (arXiv 2104.04473) for 1F1B and interleaving, Qi et al. 2024 (arXiv 2401.10241) for
-    zero-bubble schedules.
-    """
-    pipeline, count = jobs.pipeline, jobs.num_microbatches
-    after = np.maximum(pipeline - stage, 1.0)
-    chunks = np.maximum(jobs.chunks, 1.0)
-    interleaved = (2 * (after - 1) + (chunks - 1) * pipeline + 1) / chunks
-    held = np.where(chunks > 1, interleaved, after)
-    for name, most in (("gpipe", count), ("zb-1p", pipeline), ("zb-2p", 2 * pipeline - 1)):
-        held = np.where(jobs.schedule == name, most, held)
-    return np.where(pipeline > 1, np.minimum(held, count), 1.0)
+def in_flight(jobs: Jobs, stage: int | Array) -> Array:
+    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job."""
+    held = np.ones(len(jobs))
+    place = np.broadcast_to(np.asarray(stage, dtype=np.float64), held.shape)
+    for schedule in np.unique(jobs.schedule):
+        own = held_microbatches(str(schedule), jobs.pipeline, jobs.chunks, jobs.num_microbatches, place)
+        held = np.where(jobs.schedule == schedule, own, held)
+    return held
 
 
 def _slack_bytes(
-    jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: Array, activations: Array
+    jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: StageContent, activations: Array
 ) -> Array:
     """Bytes that the allocator holds and does not hand out.
 
     Model: the largest tensors leave the largest holes: gradients of embedding and head, logits; activations leave some.
     Source: differences between reserved and allocated memory of published runs, fitted by stack.
     """
-    is_first, is_last = stage == 0, stage == jobs.pipeline - 1
-    vocabulary = parameters.vocabulary * rules.element_bytes * (is_first.astype(float) + is_last)
-    logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * is_last
+    vocabulary = parameters.vocabulary * rules.element_bytes * (stage.is_first.astype(float) + stage.is_last)
+    logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * stage.is_last
     slack = vocabulary * rules.vocabulary_slack + logits * rules.logit_slack + activations * rules.working_slack
     return np.asarray(slack)
 

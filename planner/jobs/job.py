@@ -19,7 +19,8 @@ class Jobs:
     Bandwidths are uni-directional, per device, in bytes per second. `device` and `stack` are names in the catalogue.
     `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
     number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
-    pipeline stage (virtual stages). Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
+    pipeline stage (virtual stages). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not tensor,
+    context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
     """
 
     model: Transformer
@@ -58,6 +59,7 @@ class Jobs:
     overlap_param: Flags
     overlap_tensor: Flags
     overlap_pipeline: Flags
+    data_outside: Flags
 
     def __len__(self) -> int:
         return len(self.sequence)

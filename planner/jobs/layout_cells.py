@@ -46,6 +46,7 @@ def read_layout(
         "overlap_pipeline": cells.flag(
             "overlap_pp", is_interleaved and software.stack == "megatron-core", noted=pipeline > 1
         ),
+        "data_outside": False,
         **_experts(cells, model, data * context * tensor),
         **_sharding(cells, software, data * context),
         **_batch(cells, data),

@@ -71,8 +71,25 @@ def _gpu(made: Ingredients, factors: Factors, load: Load) -> Array:
     return products * rules.product_slowdown + moved / (made.memory_rate * factors.traffic_fraction)
 
 
-def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> Pass:
-    """One layer in one direction, with what it recomputes and sends."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWork:
+    """Seconds of one layer in one direction before ZeRO's messages: on the device by part, and of its launches."""
+
+    compute: Array
+    recompute: Array
+    tensor_comm: Array
+    context_comm: Array
+    expert_comm: Array
+    launch: Array
+
+    @property
+    def device(self) -> Array:
+        """Seconds that the device is busy."""
+        return self.compute + self.recompute + self.tensor_comm + self.context_comm + self.expert_comm
+
+
+def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> LayerWork:
+    """One layer in one direction, with what it recomputes and sends, but for what ZeRO stage 3 sends."""
     jobs, zero = made.jobs, np.zeros(len(made.jobs))
     loads = made.work.dense if kind == "dense" else made.work.moe
     compute = _gpu(made, factors, loads[phase]) + KERNELS_SECONDS[phase]
@@ -92,23 +109,35 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         summed = summed * np.where(full, 2.0, 1.0) + exposed(2 * made.gather_again, compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
     attention = loads[phase].attention_seconds * factors.attention * made.rules.attention_slowdown
-    visible = exposed(sent, attention * made.rules.product_slowdown, factors)
-    tensor_comm = summed * factors.tensor_comm * (1 - hidden)
-    device = compute + again + tensor_comm + visible + routed
-    data_comm = exposed(_unit_comm(made, phase, "layer") * factors.data_comm, device, factors)
-    data_comm = np.where(jobs.zero_stage == 3, data_comm, 0.0)
-    host = _host(made, factors, phase)
-    busy = device + data_comm
-    return Pass(
+    return LayerWork(
         compute=compute,
         recompute=again,
-        tensor_comm=tensor_comm,
-        context_comm=visible,
+        tensor_comm=summed * factors.tensor_comm * (1 - hidden),
+        context_comm=exposed(sent, attention * made.rules.product_slowdown, factors),
         expert_comm=routed,
-        data_comm=data_comm,
-        # The host runs ahead of the device: only the excess of its work shows.
-        host=(busy**HOST_SHARPNESS + host**HOST_SHARPNESS) ** (1 / HOST_SHARPNESS) - busy,
+        launch=_host(made, factors, phase),
     )
+
+
+def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> Pass:
+    """One layer in one direction, with everything that it sends."""
+    work = layer_work(made, factors, phase, kind)
+    data_comm = exposed(_unit_comm(made, phase, "layer") * factors.data_comm, work.device, factors)
+    data_comm = np.where(made.jobs.zero_stage == 3, data_comm, 0.0)
+    return Pass(
+        compute=work.compute,
+        recompute=work.recompute,
+        tensor_comm=work.tensor_comm,
+        context_comm=work.context_comm,
+        expert_comm=work.expert_comm,
+        data_comm=data_comm,
+        host=host_excess(work.device + data_comm, work.launch),
+    )
+
+
+def host_excess(busy: Array, launch: Array) -> Array:
+    """Seconds that a device waits for its host, which runs ahead of it: only the excess of its work shows."""
+    return np.asarray((busy**HOST_SHARPNESS + launch**HOST_SHARPNESS) ** (1 / HOST_SHARPNESS) - busy)
 
 
 def _host(made: Ingredients, factors: Factors, phase: Phase) -> Array:

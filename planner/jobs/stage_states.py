@@ -38,7 +38,7 @@ class LayerParameters:
 class StageContent:
     """What one pipeline stage of every job holds. Shapes: one entry per job; `exists` where the job has that stage."""
 
-    index: int
+    index: Array
     exists: Flags
     is_first: Flags
     is_last: Flags
@@ -77,15 +77,17 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     )
 
 
-def stage_content(jobs: Jobs, rules: MemoryRules, index: int) -> StageContent:
-    """Layers of stage `index`: as even as they come, the first and last shorter by what the job says; dense ones lead.
+def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageContent:
+    """Layers of stage `index`, one number or one per job.
 
-    Model: a stage's first chunk starts after those of the stages before it. Where layers do not divide evenly, earlier
-    stages have the larger share. Stacks that cut by parameters weigh the head, and a layer belongs to the earlier of
+    Model: as even as they come, the first and last shorter by what the job says; dense ones lead. A stage's first
+    chunk starts after those of the stages before it. Where layers do not divide evenly, earlier stages have the larger
+    share. Stacks that cut by parameters weigh the head, and a layer belongs to the earlier of
     two stages that share it.
     """
     model, pipeline = jobs.model, jobs.pipeline
-    is_first, is_last = np.full(len(jobs), index == 0), pipeline == index + 1
+    index = np.broadcast_to(np.asarray(index, dtype=np.float64), pipeline.shape)
+    is_first, is_last = index == 0, pipeline == index + 1
     before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
     layers = np.where(
         pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
@@ -102,16 +104,14 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int) -> StageContent:
     )
 
 
-def _layers_before(jobs: Jobs, rules: MemoryRules, index: int) -> Array:
+def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
     """Layers of the stages before stage `index`."""
     model, pipeline = jobs.model, jobs.pipeline
-    if index == 0:
-        return np.zeros(len(jobs))
     places = model.num_layers + jobs.first_fewer + jobs.last_fewer
     even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
     head = model.vocab_size * model.hidden_size / model.dense_layer_parameters
     cut = np.ceil((model.num_layers + head) * index / pipeline)
-    return np.minimum(np.where(rules.cuts_by_parameters, cut, even), model.num_layers)
+    return np.where(index == 0, 0.0, np.minimum(np.where(rules.cuts_by_parameters, cut, even), model.num_layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

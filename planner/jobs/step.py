@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from planner.jobs.axes import pipeline
 from planner.jobs.factors import Factors
 from planner.jobs.ingredients import Ingredients
+from planner.jobs.job import Jobs
 from planner.jobs.passes import Pass, edge_pass, exposed, layer_pass
 from profiles.transformer import Array
 from profiles.units import GB
@@ -51,8 +52,9 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     parts["bubble"] = pipeline.idle_seconds(jobs, everything, slowest)
     parts["pipeline_comm"] = _pipeline_comm(made, factors)
     parts["data_comm"] = parts["data_comm"] + _exchange_comm(made, factors, stages, which)
-    parts["optimizer"] = _optimizer(made, factors)
-    parts["offload"] = _offload(made)
+    updated = optimizer_parameters(made)
+    parts["optimizer"] = optimizer_seconds(made, factors, updated)
+    parts["offload"] = offload_seconds(made, updated, offloaded_bytes(jobs) * jobs.num_microbatches)
     parts["host"] = parts["host"] + made.rules.host_step_ms * 1e-3
     busy = sum(parts.values())
     parts["stragglers"] = busy * factors.straggling * np.log2(made.num_nodes)
@@ -83,7 +85,7 @@ def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], whic
     )
 
 
-def _optimizer_parameters(made: Ingredients) -> Array:
+def optimizer_parameters(made: Ingredients) -> Array:
     """Parameters one rank updates."""
     jobs, held = made.jobs, made.held
     replicas = jobs.data * jobs.context
@@ -93,19 +95,23 @@ def _optimizer_parameters(made: Ingredients) -> Array:
     return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, expert_replicas, 1.0))
 
 
-def _optimizer(made: Ingredients, factors: Factors) -> Array:
-    """Update of the rank's share of the parameters, on the device or, offloaded, at the pace of the host link."""
-    updated = _optimizer_parameters(made) * made.rules.optimizer_bytes
-    return np.asarray(updated / (made.memory_rate * factors.optimizer_fraction))
+def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
+    """Seconds of updating a rank's share of the parameters on the device."""
+    return np.asarray(updated * made.rules.optimizer_bytes / (made.memory_rate * factors.optimizer_fraction))
 
 
-def _offload(made: Ingredients) -> Array:
-    """States that cross the link to the host: optimizer states once each way, checkpoints once each way."""
+def offload_seconds(made: Ingredients, updated: Array, activation_bytes: Array) -> Array:
+    """Seconds of what crosses the link to the host: optimizer states once each way, activations once each way.
+
+    Model: half of it hides behind compute (assumed). Shapes: one entry per job.
+    """
     jobs = made.jobs
     rate = np.maximum(made.host_link_rate, GB)
-    states = np.where(jobs.optimizer_offload, _optimizer_parameters(made) * ADAM_STATE_BYTES * 2 / rate, 0.0)
-    per_layer = jobs.tokens * jobs.model.hidden_size * 2.0
-    layers = jobs.model.num_layers / jobs.pipeline
-    kept = np.where(jobs.activation_offload, per_layer * layers * jobs.num_microbatches * 2 / rate, 0.0)
-    # Half of it is assumed to hide behind compute.
+    states = np.where(jobs.optimizer_offload, updated * ADAM_STATE_BYTES * 2 / rate, 0.0)
+    kept = np.where(jobs.activation_offload, activation_bytes * 2 / rate, 0.0)
     return np.asarray((states + kept) / 2)
+
+
+def offloaded_bytes(jobs: Jobs) -> Array:
+    """Bytes that a stage's layers send to the host per micro-batch: the residual stream of each."""
+    return np.asarray(jobs.tokens * jobs.model.hidden_size * 2.0 * jobs.model.num_layers / jobs.pipeline)

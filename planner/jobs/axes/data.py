@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.axes.groups import seconds
+from planner.jobs.axes.groups import pipeline_stride, replica_seconds, seconds
 from planner.jobs.axes.pipeline import StageLayers
 from planner.jobs.job import Jobs
 from planner.jobs.rules import TimeRules
@@ -55,13 +55,13 @@ def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters
     expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     sent, kept = held.common * rules.gradient_message_bytes, held.expert * rules.gradient_message_bytes
     stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
-    reduced = seconds(jobs, fabric, "all_reduce", sent, replicas, stride)
-    reduced = reduced + seconds(jobs, fabric, "all_reduce", kept, expert_replicas, expert_stride)
-    scattered = seconds(jobs, fabric, "reduce_scatter", sent, replicas, stride)
-    scattered = scattered + seconds(jobs, fabric, "reduce_scatter", kept, expert_replicas, expert_stride)
+    reduced = replica_seconds(jobs, fabric, "all_reduce", sent, replicas, stride)
+    reduced = reduced + replica_seconds(jobs, fabric, "all_reduce", kept, expert_replicas, expert_stride)
+    scattered = replica_seconds(jobs, fabric, "reduce_scatter", sent, replicas, stride)
+    scattered = scattered + replica_seconds(jobs, fabric, "reduce_scatter", kept, expert_replicas, expert_stride)
     common, expert = held.common * rules.parameter_message_bytes, held.expert * rules.parameter_message_bytes
-    gathered = seconds(jobs, fabric, "all_gather", common, replicas, stride)
-    gathered = gathered + seconds(jobs, fabric, "all_gather", expert, expert_replicas, expert_stride)
+    gathered = replica_seconds(jobs, fabric, "all_gather", common, replicas, stride)
+    gathered = gathered + replica_seconds(jobs, fabric, "all_gather", expert, expert_replicas, expert_stride)
     plain, sharded = jobs.zero_stage == 0, (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
     tied = _tied_seconds(jobs, rules, fabric)
     return Exchange(
@@ -75,7 +75,7 @@ def _tied_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.tensor * rules.gradient_message_bytes
     pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
-    return seconds(jobs, fabric, "all_reduce", num_bytes, pair, jobs.num_devices / jobs.pipeline)
+    return seconds(jobs, fabric, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +99,12 @@ def sharded(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Sharded:
 
     def gather(parameters: Array) -> Array:
         num_bytes = parameters / jobs.tensor * rules.parameter_message_bytes
-        return seconds(jobs, fabric, "all_gather", num_bytes, size, jobs.tensor)
+        return replica_seconds(jobs, fabric, "all_gather", num_bytes, size, jobs.tensor)
 
     def scatter(parameters: Array) -> Array:
         num_bytes = parameters / jobs.tensor * rules.gradient_message_bytes
-        own = seconds(jobs, fabric, "reduce_scatter", num_bytes, size, jobs.tensor)
-        return own + seconds(jobs, fabric, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
+        own = replica_seconds(jobs, fabric, "reduce_scatter", num_bytes, size, jobs.tensor)
+        return own + replica_seconds(jobs, fabric, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
 
     return Sharded(
         layer_gather=gather(layer), layer_scatter=scatter(layer), root_gather=gather(root), root_scatter=scatter(root)

@@ -1,0 +1,112 @@
+"""The bytes of all plans of some layouts at once, on the first and on the last stage, one of which is the fullest.
+
+The formulae are those of planner/jobs/footprint, which prices single jobs stage by stage; a test holds both together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.footprint import LAYERS_NOT_OFFLOADED
+from planner.space.block import Block
+from profiles.transformer import Array
+
+FIRST, LAST, FULL = 0, 1, 2
+
+
+def device_bytes(own: Block) -> Array:
+    """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
+    shared = own.tables.shared
+    result = _stage_bytes(own, FIRST)
+    if own.is_any(shared.jobs.pipeline == 1):
+        return result
+    result = np.maximum(result, _stage_bytes(own, LAST))
+    if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
+        result = np.maximum(result, _stage_bytes(own, FULL))
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """Activations of a micro-batch on a stage: all, of its largest layer, what its backward adds. Shapes: (g, m, k)."""
+
+    whole: Array
+    largest: Array
+    backward: Array
+
+
+def _kept(own: Block, place: int) -> _Kept:
+    layers, content = own.tables.layers, own.tables.shared.contents[place]
+    whole = largest = backward = np.zeros((1, 1, 1))
+    for kind, table in layers.kept.items():
+        count = own.each(content.dense_layers if kind == "dense" else content.routed_layers)
+        kept = own.mixed(own.of(table))
+        whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
+        # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.
+        own_backward = own.of(layers.backward[kind])[:, :, own.choices.method]
+        backward = np.where(count > 0, own_backward, backward)
+    return _Kept(whole=whole, largest=largest, backward=backward)
+
+
+def _stage_bytes(own: Block, place: int) -> Array:
+    """Bytes of one stage at the fullest of five moments, with what the allocator holds beyond."""
+    shared = own.tables.shared
+    states, rules, kept = shared.states[place], shared.rules, _kept(own, place)
+    in_flight = own.choices.held[place][:, :, None]
+    held = kept.whole[:, :, None, :] * in_flight
+    if own.is_any(shared.jobs.activation_offload):
+        held = np.minimum(held, LAYERS_NOT_OFFLOADED * kept.largest[:, :, None, :])
+    activations_on_top, on_top = _on_top(own, place, kept.backward)
+    scratch = own.each(states.scratch)
+    casts = scratch[..., None] + own.each(states.casts)[..., None] * in_flight
+    full = held + on_top[:, :, None, :] + casts
+    # The embedding goes backward when the last micro-batch's activations are free.
+    remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
+    vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * shared.contents[place].is_first)
+    ending = remaining + (vocabulary + own.each(states.gathered))[..., None] + casts
+    update = (scratch + own.each(states.step))[..., None]
+    most = np.maximum(full, ending)
+    activations = np.where(full >= ending, held + activations_on_top[:, :, None, :], remaining)
+    activations = np.where(update > most, 0.0, activations) * own.each(rules.working_slack)[..., None]
+    fixed = own.each(shared.state_bytes[place] + rules.context_bytes) + _slack(own, place)
+    return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :])
+
+
+def _on_top(own: Block, place: int, backward: Array) -> tuple[Array, Array]:
+    """What comes on top of all activations in flight: of it activations, and everything. Shapes: (g, m, k).
+
+    Model: the fullest of three moments, the backward of the last layer, the loss, and the backward of the head.
+    """
+    shared = own.tables.shared
+    jobs, rules, states = shared.jobs, shared.rules, shared.states[place]
+    hidden_size = own.tables.at.model.transformer.hidden_size[0]
+    is_last, split = own.each(shared.contents[place].is_last), own.each(jobs.sequence_parallel)
+    tokens, vocabulary = own.of(own.tables.layers.tokens)[:, :, None], own.each(shared.layer.vocabulary)
+    whole = tokens * hidden_size * own.each(rules.element_bytes)
+    hidden = np.where(split, whole / own.each(jobs.tensor), whole)
+    final = 2 * hidden * is_last
+    at_head = final + hidden + np.where(split, 2 * whole, 0.0)
+    num_logits = tokens * vocabulary / hidden_size * is_last
+    gathered = own.each(states.gathered)
+    with_head = gathered + own.each(states.head_gathered)
+    gradient = vocabulary * own.each(rules.head_gradient_bytes) * is_last
+    activations, most = backward, backward + gathered
+    for own_activations, everything in (
+        (final, final + num_logits * own.each(rules.loss_logit_bytes) + with_head),
+        (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient),
+    ):
+        activations = np.where(everything > most, own_activations, activations)
+        most = np.maximum(everything, most)
+    return activations, most
+
+
+def _slack(own: Block, place: int) -> Array:
+    """Holes that gradients of the vocabulary and logits leave in the allocator. Shapes: (g, m, 1)."""
+    shared = own.tables.shared
+    rules, content, vocabulary = shared.rules, shared.contents[place], shared.layer.vocabulary
+    ends = content.is_first.astype(float) + content.is_last
+    held = own.each(vocabulary * rules.element_bytes * ends * rules.vocabulary_slack)
+    per_token = vocabulary / own.tables.at.model.transformer.hidden_size[0] * rules.element_bytes * rules.logit_slack
+    return np.asarray(held + own.of(own.tables.layers.tokens)[:, :, None] * own.each(per_token * content.is_last))

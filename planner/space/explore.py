@@ -1,0 +1,181 @@
+"""The whole space priced layout by layout: what fits, what is fastest, and why the rest is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.factors import Learned, load_learned
+from planner.space.block import SHARDED, Tables, block, step_seconds
+from planner.space.block_memory import device_bytes
+from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
+from planner.space.setting import Setting
+from planner.space.tables import layer_table, layout_table, message_table
+from planner.space.variants import Variants, variants
+from profiles.errors import NoFeasiblePlanError
+from profiles.transformer import Array
+
+NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"
+# About as many plans are priced at once.
+BLOCK_PLANS = 32768
+Seen = Callable[[Ints, Variants, Array, Array], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best plan of each layout and schedule that fits, fastest first. Shapes: one entry per plan.
+
+    `layout`, `micro_batch`, `schedule` and `recompute` are places in the layouts and in their variants.
+    """
+
+    layout: Ints
+    micro_batch: Ints
+    schedule: Ints
+    recompute: Ints
+    step_seconds: Array
+    device_bytes: Array
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What a search saw; `generated` equals the accepted plans and all rejected ones.
+
+    `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many), with
+    its micro-batch, schedule and recomputation in `nearest_place`.
+    """
+
+    at: Setting
+    options: Options
+    learned: Learned
+    layouts: Layouts
+    tables: Tables
+    best: Best
+    generated: int
+    accepted: int
+    rejected: Counter[str]
+    broken: Counter[str]
+    nearest: Array
+    nearest_place: Ints
+
+    def choices(self, layout: int) -> Variants:
+        """The variants of a layout."""
+        return choices_of(self.at, self.options, self.layouts, layout)
+
+
+def choices_of(at: Setting, options: Options, layouts: Layouts, layout: int) -> Variants:
+    """What can be chosen beside a layout."""
+    pipeline = int(layouts.pipeline[layout])
+    return variants(at, options, pipeline, int(layouts.data[layout]), -(-at.model.num_layers // pipeline))
+
+
+def tables_of(at: Setting, layouts: Layouts, learned: Learned) -> Tables:
+    """Everything that the layouts share, priced once."""
+    sizes = sorted({size for data in set(layouts.data.tolist()) for size in divisors(at.global_batch_size // data)})
+    return Tables(
+        at=at,
+        layers=layer_table(at, layouts, sizes, learned),
+        messages=message_table(at, layouts, sizes, learned),
+        shared=layout_table(at, layouts, learned),
+        factors=learned.factors,
+    )
+
+
+def explore(at: Setting, options: Options, learned: Learned | None = None, seen: Seen | None = None) -> Space:
+    """Price every plan of a setting; `seen` is called with the layouts, choices, seconds and bytes of every block.
+
+    Layouts whose states alone take more than the device has are counted and not priced.
+    Raises: NoFeasiblePlanError where no layout is legal.
+    """
+    learned = learned or load_learned()
+    layouts, broken = legal_layouts(at, options)
+    if not len(layouts):
+        counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
+        raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
+    tables = tables_of(at, layouts, learned)
+    rejected: Counter[str] = Counter()
+    generated = accepted = 0
+    found: list[tuple[Array | Ints, ...]] = []
+    nearest = np.full(len(layouts), np.inf)
+    places = np.zeros((len(layouts), 3), dtype=np.int64)
+    least = _least_bytes(tables)
+    for alike in _groups(layouts):
+        choices = choices_of(at, options, layouts, int(alike[0]))
+        num_legal = choices.num_plans - choices.illegal.total()
+        generated += choices.num_plans * len(alike)
+        rejected.update({reason: count * len(alike) for reason, count in choices.illegal.items()})
+        held_back = least[alike] > at.memory_bytes
+        rejected[STATES_ALONE] += num_legal * int(held_back.sum())
+        for chosen in _pieces(alike[~held_back], choices.num_plans):
+            own = block(tables, chosen, choices)
+            seconds, held = step_seconds(own), device_bytes(own)
+            held = np.where(choices.legal[:, :, None], held, np.inf)
+            fits = held <= at.memory_bytes
+            num_fitting = int(fits.sum())
+            accepted += num_fitting
+            rejected[NO_ROOM] += num_legal * len(chosen) - num_fitting
+            fewest = held.reshape(len(chosen), -1).argmin(axis=1)
+            places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
+            nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
+            if num_fitting:
+                found.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
+            if seen is not None:
+                seen(chosen, choices, seconds, held)
+    return Space(
+        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(found),
+        generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
+        nearest_place=places,
+    )  # fmt: skip
+
+
+def _groups(layouts: Layouts) -> list[Ints]:
+    """Layouts that share their variants and are alike in what blocks ask of the first of them."""
+    keys = np.stack([layouts.pipeline, layouts.data, layouts.zero_stage == SHARDED, layouts.activation_offload], axis=1)
+    _, inverse = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    ends = np.flatnonzero(np.diff(inverse.reshape(-1)[order])) + 1
+    return np.split(order, ends)
+
+
+def _pieces(layouts: Ints, num_plans: int) -> list[Ints]:
+    """Layouts in pieces whose arrays stay in the processor's cache."""
+    size = max(1, BLOCK_PLANS // num_plans)
+    return [layouts[start : start + size] for start in range(0, len(layouts), size)]
+
+
+def _least_bytes(tables: Tables) -> Array:
+    """What the states of the fuller of both ends take, per layout."""
+    shared = tables.shared
+    return np.asarray(np.max(shared.state_bytes, axis=0) + shared.rules.context_bytes)
+
+
+def _fastest(layouts: Ints, seconds: Array, held: Array) -> tuple[Array | Ints, ...]:
+    """The fastest plan of each layout and schedule, as columns of Best."""
+    count, sizes, schedules, ways = seconds.shape
+    place = seconds.transpose(0, 2, 1, 3).reshape(count * schedules, -1).argmin(axis=1)
+    micro, recompute = np.unravel_index(place, (sizes, ways))
+    layout, schedule = np.repeat(np.arange(count), schedules), np.tile(np.arange(schedules), count)
+    least = seconds[layout, micro, schedule, recompute]
+    columns = (layouts[layout], micro, schedule, recompute, least, held[layout, micro, schedule, recompute])
+    usable = np.isfinite(least)
+    return tuple(column[usable] for column in columns)
+
+
+def _ranked(found: list[tuple[Array | Ints, ...]]) -> Best:
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)] or [np.zeros(0)] * 6
+    # Equal times: the one of fewer bytes, then the layout that comes first.
+    order = np.lexsort((columns[0], columns[5], columns[4]))
+    ints = [column[order].astype(np.int64) for column in columns[:4]]
+    return Best(
+        layout=ints[0],
+        micro_batch=ints[1],
+        schedule=ints[2],
+        recompute=ints[3],
+        step_seconds=columns[4][order],
+        device_bytes=columns[5][order],
+    )

@@ -1,0 +1,168 @@
+"""Every legal way to spread a job over its devices: degrees, sharding, offload and order of the axes, as columns.
+
+Illegal degrees are never made; they are counted by the rule that they break.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.space.setting import Setting
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the search may choose from, beside the degrees. None of `shard_degrees` given means all that divide."""
+
+    zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    recompute: tuple[str, ...] = ("none", "selective", "full")
+    partial_recompute: bool = True
+    schedules: tuple[str, ...] = ("gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev")
+    offload: tuple[str, ...] = ("none", "optimizer", "activations")
+    orders: tuple[str, ...] = ("pipeline outermost", "data outermost")
+    shard_degrees: tuple[int, ...] = ()
+    max_micro_batch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """Shapes: one entry per layout. `data_outside` tells whether data parallelism, not the pipeline, is outermost.
+
+    `shard` is over how many of the data- and context-parallel ranks ZeRO stage 3 shards, 1 for other stages;
+    `expert` ranks share the experts. The first and the last stage have so many layers fewer than the others.
+    """
+
+    tensor: Ints
+    sequence_parallel: Ints
+    context: Ints
+    expert: Ints
+    pipeline: Ints
+    data: Ints
+    zero_stage: Ints
+    shard: Ints
+    optimizer_offload: Ints
+    activation_offload: Ints
+    data_outside: Ints
+    first_fewer: Ints
+    last_fewer: Ints
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def row(self, index: int) -> dict[str, int]:
+        """One layout by field."""
+        return {field.name: int(getattr(self, field.name)[index]) for field in fields(self)}
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Layouts:
+        """The layouts at `index`."""
+        return Layouts(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [candidate for candidate in range(1, int(number**0.5) + 1) if number % candidate == 0]
+    return small + [number // candidate for candidate in reversed(small) if candidate * candidate != number]
+
+
+def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]:
+    """All layouts of a setting, and how many degrees break which rule."""
+    rows: list[tuple[int, ...]] = []
+    broken: Counter[str] = Counter()
+    for tensor, context, pipeline, data in _degrees(at):
+        reason = _broken_rule(at, tensor, context, pipeline, data)
+        if reason:
+            broken[reason] += 1
+            continue
+        for expert in _expert_degrees(at, data * context * tensor):
+            head = (tensor, context, expert, pipeline, data)
+            rows += [_columns(head, tail) for tail in _variants(at, options, tensor, context, pipeline, data)]
+    names = [field.name for field in fields(Layouts)]
+    table = np.array(rows, dtype=np.int64).reshape(len(rows), len(names)).T
+    return Layouts(**dict(zip(names, np.ascontiguousarray(table), strict=True))), broken
+
+
+def _columns(head: tuple[int, ...], tail: tuple[int, ...]) -> tuple[int, ...]:
+    tensor, context, expert, pipeline, data = head
+    sequence_parallel, *rest = tail
+    return (tensor, sequence_parallel, context, expert, pipeline, data, *rest)
+
+
+def _degrees(at: Setting) -> Iterator[tuple[int, int, int, int]]:
+    for tensor in divisors(at.num_devices):
+        for context in divisors(at.num_devices // tensor):
+            rest = at.num_devices // tensor // context
+            for pipeline in divisors(rest):
+                yield tensor, context, pipeline, rest // pipeline
+
+
+def _broken_rule(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
+    """The first rule that these degrees break, or ""."""
+    model = at.model.transformer
+    heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])
+    widths = {"ffn size": int(model.ffn_size[0]), "shared ffn size": int(model.shared_ffn_size[0])}
+    if heads % tensor:
+        return "heads not divisible by tensor parallel"
+    if kv_heads % tensor and tensor % kv_heads:
+        return "kv-heads and tensor parallel do not divide each other"
+    for what, width in widths.items():
+        if width % tensor:
+            return f"{what} not divisible by tensor parallel"
+    if at.sequence_length % (context * tensor):
+        return "sequence not divisible by context x tensor parallel"
+    if pipeline > at.model.num_layers:
+        return "fewer layers than pipeline stages"
+    if at.global_batch_size % data:
+        return "global batch not divisible by data parallel"
+    return ""
+
+
+def _expert_degrees(at: Setting, ranks: int) -> Sequence[int]:
+    experts = int(at.model.transformer.num_experts[0])
+    return [1] if not experts else [degree for degree in divisors(experts) if ranks % degree == 0]
+
+
+def _variants(
+    at: Setting, options: Options, tensor: int, context: int, pipeline: int, data: int
+) -> Iterator[tuple[int, ...]]:
+    """Sequence parallelism, sharding, offload, order and ends of the pipeline that make sense for these degrees."""
+    replicas = data * context
+    orders = [0] if "pipeline outermost" in options.orders or pipeline == 1 else []
+    if "data outermost" in options.orders and pipeline > 1 and data > 1 and at.num_devices > at.fast_domain:
+        orders.append(1)
+    offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
+    for sequence_parallel in (0, 1) if tensor > 1 else (0,):
+        for zero, shard in _shardings(options, replicas, pipeline):
+            for offload in offloads:
+                for order in orders:
+                    for ends in _ends(at.model.num_layers, pipeline):
+                        yield (sequence_parallel, zero, shard, *offload, order, *ends)
+
+
+def _shardings(options: Options, replicas: int, pipeline: int) -> Iterator[tuple[int, int]]:
+    """ZeRO stage and shard degree. Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small."""
+    for zero in options.zero_stages if replicas > 1 else (0,):
+        if zero == 3:
+            for shard in options.shard_degrees or divisors(replicas):
+                if shard > 1 and replicas % shard == 0:
+                    yield 3, shard
+        elif zero != 2 or pipeline == 1:
+            yield zero, 1
+
+
+def _ends(num_layers: int, pipeline: int) -> Iterator[tuple[int, int]]:
+    """How many layers fewer the first and the last stage have: none, or what makes the others even.
+
+    Embedding and head take time as layers do. Where layers divide evenly, a whole round more is also shared out.
+    """
+    yield 0, 0
+    missing = -num_layers % pipeline
+    even = -(-num_layers // pipeline)
+    if pipeline > 1 and missing and (missing + 1) // 2 < even:
+        yield missing // 2, missing - missing // 2

@@ -1,0 +1,246 @@
+"""What plans share, priced once: a layer per shape, a message per link, states and gradients per layout.
+
+The laws are those of planner/jobs, asked about distinct combinations only; blocks of plans gather from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.jobs.axes import pipeline as pipeline_axis
+from planner.jobs.factors import Learned
+from planner.jobs.hardware import fabric_of
+from planner.jobs.ingredients import Ingredients, ingredients_of
+from planner.jobs.job import Jobs
+from planner.jobs.memory_rules import MemoryRules, memory_rules
+from planner.jobs.passes import edge_pass, layer_work
+from planner.jobs.rules import TimeRules, rules_of
+from planner.jobs.saved_tensors import layer_memory
+from planner.jobs.stage_states import (
+    LayerParameters,
+    StageContent,
+    StageStates,
+    layer_parameters,
+    stage_content,
+    stage_states,
+)
+from planner.jobs.step import optimizer_parameters, optimizer_seconds
+from planner.jobs.work import PHASES, Phase
+from planner.space.layouts import Ints, Layouts
+from planner.space.setting import Setting, jobs_of
+from planner.space.variants import METHODS, fullest_stages
+from profiles.transformer import Array
+
+KINDS = ("dense", "moe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTable:
+    """One layer by (combination, micro-batch, method); a combination is tensor, sequence, context, expert degree.
+
+    Shapes: seconds by phase and kind of layer, and bytes by kind, (combination, micro-batch, method); of the ends of
+    the model and of the residual stream (combination, micro-batch).
+    """
+
+    sizes: Array
+    device: dict[tuple[Phase, str], Array]
+    launch: dict[tuple[Phase, str], Array]
+    compute: dict[str, Array]
+    kept: dict[str, Array]
+    backward: dict[str, Array]
+    embedding: Array
+    embedding_compute: Array
+    head: Array
+    head_compute: Array
+    tokens: Array
+    combination: Ints
+
+    def columns(self, micro_batch: Array) -> Ints:
+        """Where the micro-batches stand in the table."""
+        return np.searchsorted(self.sizes, micro_batch)
+
+
+def _distinct(*columns: Ints) -> tuple[list[Ints], Ints]:
+    """The distinct rows of columns, and which of them each row is."""
+    unique, inverse = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    return list(unique.T), inverse.reshape(-1)
+
+
+def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Learned) -> LayerTable:
+    """Every layer that any layout has, at every micro-batch of `sizes` and every method of recomputation."""
+    keys, combination = _distinct(layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.expert)
+    shape = (len(keys[0]), len(sizes), len(METHODS))
+    tensor, sequence, context, expert = (np.repeat(key, shape[1] * shape[2]) for key in keys)
+    jobs = jobs_of(
+        at,
+        tensor=tensor.astype(float),
+        sequence_parallel=sequence.astype(bool),
+        context=context.astype(float),
+        expert=expert.astype(float),
+        micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
+        recompute=np.tile(np.array(METHODS), shape[0] * shape[1]),
+    )
+    made = _taught(ingredients_of(jobs), learned)
+    rules = memory_rules(jobs)
+    device, launch, compute = {}, {}, {}
+    kept, backward = {}, {}
+    # A model without experts has dense layers only, and the other way about.
+    kinds = [kind for kind, count in zip(KINDS, _layers_of_kind(at), strict=True) if count]
+    for kind in kinds:
+        works = {phase: layer_work(made, learned.factors, phase, kind) for phase in PHASES}
+        for phase, work in works.items():
+            device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
+        compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
+        compute[kind] = compute[kind].reshape(shape)
+        memory = layer_memory(jobs, rules, routed=kind == "moe")
+        kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
+    ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
+
+    def end(part: str, name: str) -> Array:
+        return np.asarray(getattr(ends[part], name)).reshape(shape)[:, :, 0]
+
+    return LayerTable(
+        sizes=np.array(sizes, dtype=float),
+        device=device,
+        launch=launch,
+        compute=compute,
+        kept=kept,
+        backward=backward,
+        embedding=end("embedding", "total"),
+        embedding_compute=end("embedding", "compute"),
+        head=end("head", "total"),
+        head_compute=end("head", "compute"),
+        tokens=jobs.tokens.reshape(shape)[:, :, 0],
+        combination=combination,
+    )
+
+
+def _layers_of_kind(at: Setting) -> tuple[float, float]:
+    model = at.model.transformer
+    routed = float(model.num_moe_layers[0])
+    return float(model.num_layers[0]) - routed, routed
+
+
+def _taught(made: Ingredients, learned: Learned) -> Ingredients:
+    return replace(made, rules=rules_of(made.jobs, learned))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageTable:
+    """Seconds of a message between stages. Shapes: (combination, micro-batch)."""
+
+    seconds: Array
+    combination: Ints
+
+
+def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Learned) -> MessageTable:
+    """One message per tensor, sequence, context and pipeline degree, order of axes, and micro-batch."""
+    keys, combination = _distinct(
+        layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.pipeline, layouts.data_outside
+    )
+    tensor, sequence, context, pipeline, outside = (np.repeat(key, len(sizes)) for key in keys)
+    jobs = jobs_of(
+        at,
+        tensor=tensor.astype(float),
+        sequence_parallel=sequence.astype(bool),
+        context=context.astype(float),
+        pipeline=pipeline.astype(float),
+        data_outside=outside.astype(bool),
+        micro_batch=np.tile(np.array(sizes, dtype=float), len(keys[0])),
+    )
+    seconds = pipeline_axis.message_seconds(jobs, rules_of(jobs, learned), fabric_of(jobs))
+    seconds = seconds * learned.factors.pipeline_comm
+    return MessageTable(seconds=seconds.reshape(-1, len(sizes)), combination=combination)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutTable:
+    """What a layout decides alone. Shapes: one entry per layout; `states` of three stages.
+
+    `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
+    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `optimizer` of updating the
+    `updated` weights; `state_bytes` are all states with what is fixed beside. `layers` are those of the first, a middle
+    and the last stage by kind.
+    """
+
+    jobs: Jobs
+    rules: MemoryRules
+    time: TimeRules
+    gradients: Array
+    parameters: Array
+    gather: Array
+    scatter: Array
+    root: Array
+    optimizer: Array
+    updated: Array
+    layers: dict[str, tuple[Array, Array, Array]]
+    layer: LayerParameters
+    contents: tuple[StageContent, ...]
+    states: tuple[StageStates, ...]
+    state_bytes: tuple[Array, ...]
+
+
+def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable:
+    """States and gradient exchange of every layout."""
+    jobs = layout_jobs(at, layouts)
+    made = _taught(ingredients_of(jobs), learned)
+    rules = memory_rules(jobs)
+    layer = layer_parameters(jobs, rules)
+    contents = tuple(stage_content(jobs, rules, index) for index in _places(at, layouts))
+    states = tuple(stage_states(jobs, rules, layer, content) for content in contents)
+    buckets = np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)
+    updated = optimizer_parameters(made)
+    held = tuple(
+        state.parameters + state.gradients + state.optimizer + rules.workspace_bytes + buckets for state in states
+    )
+    factor = learned.factors.data_comm
+    return LayoutTable(
+        jobs=jobs,
+        rules=rules,
+        time=made.rules,
+        gradients=made.exchange.gradients * factor,
+        parameters=made.exchange.parameters * factor,
+        gather=made.sharded.layer_gather * factor,
+        scatter=made.sharded.layer_scatter * factor,
+        root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
+        optimizer=optimizer_seconds(made, learned.factors, updated),
+        updated=updated,
+        layers={"dense": made.layers.dense, "moe": made.layers.moe},
+        layer=layer,
+        contents=contents,
+        states=states,
+        state_bytes=held,
+    )
+
+
+def _places(at: Setting, layouts: Layouts) -> list[Array]:
+    """The stages that may be the fullest. Shapes: one entry per layout in each of three."""
+    stages = {
+        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree))
+        for degree in set(layouts.pipeline.tolist())
+    }
+    return [np.array([stages[degree][place] for degree in layouts.pipeline.tolist()]) for place in range(3)]
+
+
+def layout_jobs(at: Setting, layouts: Layouts) -> Jobs:
+    """The layouts as jobs of one micro-batch of one sample."""
+    return jobs_of(
+        at,
+        tensor=layouts.tensor.astype(float),
+        sequence_parallel=layouts.sequence_parallel.astype(bool),
+        context=layouts.context.astype(float),
+        expert=layouts.expert.astype(float),
+        pipeline=layouts.pipeline.astype(float),
+        data=layouts.data.astype(float),
+        zero_stage=layouts.zero_stage.astype(float),
+        shard=layouts.shard.astype(float),
+        reshard_after_forward=layouts.zero_stage == 3,
+        optimizer_offload=layouts.optimizer_offload.astype(bool),
+        activation_offload=layouts.activation_offload.astype(bool),
+        data_outside=layouts.data_outside.astype(bool),
+        first_fewer=layouts.first_fewer.astype(float),
+        last_fewer=layouts.last_fewer.astype(float),
+    )
