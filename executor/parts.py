@@ -57,7 +57,8 @@ def median_parts(plan: Plan, ranks: Sequence[RankTraces], on_cuda: bool) -> dict
     rows = [_parts_of_step(plan, ranks, step, on_cuda) for step in range(len(ranks[0].steps))]
     result: dict[str, float | None] = {}
     for part in PARTS:
-        values = [row[part] for row in rows]
+        # Parts that no plan which runs here has are zero.
+        values = [row.get(part, 0.0) for row in rows]
         known = [value for value in values if value is not None]
         result[part] = statistics.median(known) if len(known) == len(values) else None
     return result

@@ -21,11 +21,15 @@ PART_NAMES = {
     "recompute": "recomputation",
     "bubble": "pipeline bubble",
     "tensor_comm": "tensor-parallel communication",
+    "context_comm": "context-parallel communication",
+    "expert_comm": "expert-parallel communication",
     "data_comm": "exposed gradient exchange",
     "pipeline_comm": "pipeline messages",
     "codec": "gradient codec",
     "optimizer": "optimizer",
     "host": "host launches",
+    "offload": "offloading",
+    "stragglers": "stragglers",
 }
 # Spans of more steps than this are neither read nor drawn.
 MAX_SPANS = 4096

@@ -14,11 +14,15 @@ PARTS: tuple[str, ...] = (
     "recompute",
     "bubble",
     "tensor_comm",
+    "context_comm",
+    "expert_comm",
     "data_comm",
     "pipeline_comm",
     "codec",
+    "offload",
     "optimizer",
     "host",
+    "stragglers",
 )
 # Bytes of the fullest rank by kind; they add up to the peak.
 KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")

@@ -132,26 +132,30 @@ def _variants(
     at: Setting, options: Options, tensor: int, context: int, pipeline: int, data: int
 ) -> Iterator[tuple[int, ...]]:
     """Sequence parallelism, sharding, offload, order and ends of the pipeline that make sense for these degrees."""
-    replicas = data * context
     orders = [0] if "pipeline outermost" in options.orders or pipeline == 1 else []
     if "data outermost" in options.orders and pipeline > 1 and data > 1 and at.num_devices > at.fast_domain:
         orders.append(1)
     offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
     for sequence_parallel in (0, 1) if tensor > 1 else (0,):
-        for zero, shard in _shardings(options, replicas, pipeline):
+        for zero, shard in _shardings(options, data, context, pipeline):
             for offload in offloads:
                 for order in orders:
                     for ends in _ends(at.model.num_layers, pipeline):
                         yield (sequence_parallel, zero, shard, *offload, order, *ends)
 
 
-def _shardings(options: Options, replicas: int, pipeline: int) -> Iterator[tuple[int, int]]:
-    """ZeRO stage and shard degree. Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small."""
+def _shardings(options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:
+    """ZeRO stage and shard degree: of stage 3 all replicas, or fewer of the data axis (HSDP).
+
+    Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small.
+    """
+    replicas = data * context
     for zero in options.zero_stages if replicas > 1 else (0,):
         if zero == 3:
-            for shard in options.shard_degrees or divisors(replicas):
-                if shard > 1 and replicas % shard == 0:
-                    yield 3, shard
+            degrees = set(options.shard_degrees or divisors(data)) | {replicas}
+            yield from (
+                (3, shard) for shard in sorted(degrees) if shard > 1 and (shard == replicas or data % shard == 0)
+            )
         elif zero != 2 or pipeline == 1:
             yield zero, 1
 

@@ -1,0 +1,187 @@
+"""Places in the space as plans, and what each would take part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from planner.jobs.bands import band, spread
+from planner.jobs.footprint import Footprint, footprint
+from planner.jobs.ingredients import ingredients_of
+from planner.jobs.job import Jobs
+from planner.jobs.learning import predict, total_seconds
+from planner.plan import AXES, Plan, Recompute, Schedule
+from planner.prediction import KINDS, PARTS, Prediction
+from planner.space.block import block, step_seconds
+from planner.space.block_memory import device_bytes
+from planner.space.explore import Space
+from planner.space.setting import Setting
+from planner.space.tables import layout_jobs
+from planner.space.variants import HIDES_MESSAGES, METHODS
+from profiles.transformer import Array
+
+DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
+# What the laws of memory tell apart and predictions do not.
+KIND_OF = {"logits": "activations", "workspace": "buffers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One plan of the space: numbers of its layout, micro-batch, schedule and recomputation."""
+
+    layout: int
+    micro_batch: int
+    schedule: int
+    recompute: int
+
+
+def best_places(space: Space, count: int) -> list[Place]:
+    """The fastest plans, one per layout and schedule."""
+    best = space.best
+    columns = (best.layout[:count], best.micro_batch[:count], best.schedule[:count], best.recompute[:count])
+    return [Place(*map(int, row)) for row in zip(*columns, strict=True)]
+
+
+def plan_of(space: Space, place: Place) -> Plan:
+    """The plan at `place`, with the first layer of each stage."""
+    row, choices = space.layouts.row(place.layout), space.choices(place.layout)
+    name, chunks = choices.schedules[place.schedule], int(choices.chunks[place.schedule])
+    method, layers = METHODS[choices.method[place.recompute]], int(choices.layers[place.recompute])
+    counts = stage_layers(space.at.model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
+    starts = np.cumsum([0, *counts])[1:-1] + 1
+    replicas = row["data"] * row["context"]
+    return Plan(
+        data_parallel=row["data"],
+        tensor_parallel=row["tensor"],
+        pipeline_parallel=row["pipeline"],
+        context_parallel=row["context"],
+        expert_parallel=row["expert"],
+        shard_degree=row["shard"] if row["zero_stage"] == 3 and row["shard"] < replicas else 0,
+        sequence_parallel=bool(row["sequence_parallel"]),
+        vocab_parallel=row["tensor"] > 1,
+        axis_order=DATA_OUTSIDE if row["data_outside"] else AXES,
+        micro_batch_size=int(choices.micro_batch[place.micro_batch]),
+        num_microbatches=int(choices.count[place.micro_batch]),
+        stage_bounds=(0, *map(int, starts)),
+        virtual_stages=chunks,
+        schedule=cast(Schedule, name),
+        zero_stage=row["zero_stage"],
+        recompute=cast(Recompute, method),
+        recompute_layers=_recomputed(counts, layers, row["pipeline"], chunks, method),
+        offload="optimizer" if row["optimizer_offload"] else "activations" if row["activation_offload"] else "none",
+        compiled=space.at.compiled,
+        precision=space.at.precision,
+    )
+
+
+def stage_layers(num_layers: int, pipeline: int, chunks: int, first_fewer: int, last_fewer: int) -> list[int]:
+    """Layers of every stage in model order: as even as they come, earlier ones first, ends as the layout says."""
+    stages = pipeline * chunks
+    whole = num_layers + first_fewer + last_fewer
+    counts = [whole // stages + (stage < whole % stages) for stage in range(stages)]
+    counts[0] -= first_fewer
+    counts[-1] -= last_fewer
+    return counts
+
+
+def _recomputed(counts: list[int], layers: int, pipeline: int, chunks: int, method: str) -> tuple[int, ...]:
+    """How many layers of each stage are recomputed; empty where all or none are."""
+    most = -(-sum(counts) // pipeline)
+    if method != "full" or layers >= most:
+        return ()
+    of_chunk = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
+    return tuple(min(count, of_chunk[stage // pipeline]) for stage, count in enumerate(counts))
+
+
+def jobs_at(space: Space, places: Sequence[Place], method: str | None = None) -> Jobs:
+    """The plans at `places` as jobs, recomputed as they say or, where given, by `method`."""
+    jobs = layout_jobs(space.at, space.layouts.take(np.array([place.layout for place in places])))
+    choices = [space.choices(place.layout) for place in places]
+    pairs = list(zip(choices, places, strict=True))
+    names = [own.schedules[place.schedule] for own, place in pairs]
+    return replace(
+        jobs,
+        micro_batch=np.array([own.micro_batch[place.micro_batch] for own, place in pairs]),
+        num_microbatches=np.array([own.count[place.micro_batch] for own, place in pairs]),
+        chunks=np.array([own.chunks[place.schedule] for own, place in pairs]),
+        schedule=np.array(["1f1b" if name == "none" else name for name in names]),
+        recompute=np.array([method or METHODS[own.method[place.recompute]] for own, place in pairs]),
+        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack, ()) for name in names]),
+    )
+
+
+def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
+    """What the plans at `places` would take; totals are those of the search, parts those of the laws for single jobs.
+
+    Model: where some layers of a stage are recomputed, parts lie between those of none and of all.
+    """
+    jobs, rest = jobs_at(space, places), jobs_at(space, places, "none")
+    share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
+    parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
+    seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
+    memory, least = footprint(jobs), footprint(rest)
+    held = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in memory.parts.items()}
+    low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
+    width = np.stack([low, high]) / total_seconds(seconds)
+    return [
+        _prediction(space, place, index, seconds, held, memory, width[:, index]) for index, place in enumerate(places)
+    ]
+
+
+def _prediction(
+    space: Space,
+    place: Place,
+    index: int,
+    seconds: dict[str, Array],
+    held: dict[str, Array],
+    memory: Footprint,
+    width: Array,
+) -> Prediction:
+    at = space.at
+    own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
+    where = (0, place.micro_batch, place.schedule, place.recompute)
+    step, device = float(step_seconds(own)[where]), float(device_bytes(own)[where])
+    parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
+    # Of mixed recomputation the parts' sum is off by what messages hide behind other passes.
+    parts["compute"] += step - sum(parts.values())
+    kinds = dict.fromkeys(KINDS, 0.0)
+    for name, values in held.items():
+        kinds[KIND_OF.get(name, name)] += float(values[index])
+    kinds["slack"] = device - sum(kinds.values())
+    stages = memory.stage_allocated_bytes[index]
+    tokens = at.global_batch_size * at.sequence_length
+    peak = peak_flops_per_second(at)
+    return Prediction(
+        step_seconds=step,
+        low_seconds=step * float(width[0]),
+        high_seconds=step * float(width[1]),
+        seconds=parts,
+        bytes_per_rank=kinds,
+        peak_bytes=device,
+        stage_peak_bytes=tuple(float(value) for value in stages[np.isfinite(stages)]),
+        fits=device <= at.memory_bytes,
+        tokens_per_second=tokens / step,
+        mfu=model_flops(at) / step / at.num_devices / peak,
+        mfu_denominator=(
+            f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({at.device.title} data sheet, dense); full "
+            "attention, no recomputation counted"
+        ),
+        method="closed form",
+        assumptions=(f"kernels, links and software ({at.stack}) as published runs taught",),
+    )
+
+
+def peak_flops_per_second(at: Setting) -> float:
+    """The data sheet's dense rate at the setting's precision."""
+    return at.device.peak_tflops[at.precision] * 1e12
+
+
+def model_flops(at: Setting) -> float:
+    """FLOPs that one step must do: three times the forward pass, full attention, no recomputation."""
+    model, tokens = at.model.transformer, at.global_batch_size * at.sequence_length
+    attention = 2 * at.sequence_length * model.num_heads[0] * (model.qk_head_dim[0] + model.v_head_dim[0])
+    per_token = 2 * model.active_matmul_parameters[0] + attention * model.num_layers[0]
+    return float(3 * per_token * tokens)
