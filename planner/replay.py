@@ -41,7 +41,7 @@ class PipelineSeconds:
     weight: Array
     message: Array
 
-    def take(self, plans: slice) -> PipelineSeconds:
+    def take(self, plans: slice | Indices) -> PipelineSeconds:
         """Some of the plans."""
         return PipelineSeconds(
             forward=self.forward[:, plans],
@@ -179,9 +179,9 @@ def step_graph(shape: Shape) -> StepGraph:
         np.concatenate([getattr(order, name) for order in steps]) for name in ("action", "stage", "microbatch")
     )
     rank = np.repeat(np.arange(shape.num_ranks), lengths)
-    source, link = _sources(shape, action, stage, microbatch)
+    source, link = step_sources(shape, action, stage, microbatch)
     previous = np.where(np.arange(len(rank)) == offsets[rank], len(rank), np.arange(len(rank)) - 1)
-    level = _levels(shape, offsets, source)
+    level = step_levels(shape, offsets, source)
     place = np.argsort(level, kind="stable")
     position = np.empty(len(rank) + 1, dtype=np.intp)
     position[place], position[-1] = np.arange(len(rank)), len(rank)
@@ -196,7 +196,7 @@ def step_graph(shape: Shape) -> StepGraph:
     )
 
 
-def _sources(shape: Shape, action: Indices, stage: Indices, microbatch: Indices) -> tuple[Indices, Indices]:
+def step_sources(shape: Shape, action: Indices, stage: Indices, microbatch: Indices) -> tuple[Indices, Indices]:
     """For each step the step whose output it needs, and which stage's message brings it; else one past the last.
 
     The last stage's backward needs its own forward; weight gradients need what their rank did before them anyway.
@@ -220,7 +220,7 @@ def _sources(shape: Shape, action: Indices, stage: Indices, microbatch: Indices)
     return source, link
 
 
-def _levels(shape: Shape, offsets: Indices, source: Indices) -> Indices:
+def step_levels(shape: Shape, offsets: Indices, source: Indices) -> Indices:
     """The level of each step, by letting every rank do a step per tick where its source is of an earlier tick."""
     num_steps = len(source)
     level = np.full(num_steps + 1, -1)
