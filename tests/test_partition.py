@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner import placement
 from planner.orders import Shape
 from planner.partition import partition
-from planner.placement import SOLVER_GAP_FRACTION, Layers, place, rank_bytes, rank_seconds
+from planner.placement import SOLVER_GAP_FRACTION, Layers, objective_seconds, place, rank_bytes
 from profiles.errors import PlanError
 from tests.pipeline_builders import shapes
 
@@ -50,10 +51,10 @@ def problems(draw, names, max_ranks, max_layers):
 
 
 def by_brute_force(layers, shape, memory_bytes):
-    """Seconds of the best placement that fits, over all cuts; infinite where none does."""
+    """The objective of the best placement that fits, over all cuts; infinite where none does."""
     cuts = itertools.combinations(range(1, len(layers.seconds)), shape.num_stages - 1)
     fitting = [(0, *cut) for cut in cuts if rank_bytes(layers, shape, (0, *cut)).max() <= memory_bytes]
-    return min((rank_seconds(layers, shape, bounds).max() for bounds in fitting), default=np.inf)
+    return min((objective_seconds(layers, shape, bounds) for bounds in fitting), default=np.inf)
 
 
 def check_against_brute_force(layers, shape, memory_bytes, gap):
@@ -67,7 +68,8 @@ def check_against_brute_force(layers, shape, memory_bytes, gap):
     assert placed.bounds[0] == 0
     assert all(a < b for a, b in itertools.pairwise((*placed.bounds, len(layers.seconds))))
     assert rank_bytes(layers, shape, placed.bounds).max() <= memory_bytes * (1 + 1e-6)
-    assert best * (1 - 1e-9) <= placed.slowest_seconds <= best * (1 + gap)
+    assert placed.is_proven
+    assert best * (1 - 1e-9) <= objective_seconds(layers, shape, placed.bounds) <= best * (1 + gap)
 
 
 @settings(max_examples=80, deadline=None)
@@ -89,10 +91,10 @@ def test_a_heavy_head_gets_a_stage_of_its_own_and_memory_shifts_layers_to_later_
     shape = Shape("1f1b", 4, 1, 8)
     roomy, tight = place(layers, shape, 1e6), place(layers, shape, 18.0)
     # 15.2 s on four ranks: the head takes one further layer, and the rest is shared.
-    assert roomy.slowest_seconds == pytest.approx(4.0)
+    assert roomy.slowest_rank_seconds == pytest.approx(4.0)
     # The first rank holds four micro-batches in flight: with 18 bytes there is room for the embedding and 3 layers.
     assert tight.bounds[1] <= 4
-    assert tight.slowest_seconds >= roomy.slowest_seconds
+    assert tight.slowest_rank_seconds >= roomy.slowest_rank_seconds
     with pytest.raises(PlanError, match=r"no placement of 14 layers on 4 ranks of 1 stages fits .* GiB"):
         place(layers, shape, 3.0)
 
@@ -102,4 +104,15 @@ def test_without_a_limit_it_is_the_fast_partition():
     zeros = np.zeros(40)
     layers = Layers(seconds=seconds, state_bytes=zeros, kept_bytes=zeros, working_bytes=zeros)
     placed = place(layers, Shape("1f1b", 8, 1, 16), 1.0)
-    assert placed.slowest_seconds == pytest.approx(np.add.reduceat(seconds, partition(seconds, 8)).max())
+    assert placed.slowest_rank_seconds == pytest.approx(np.add.reduceat(seconds, partition(seconds, 8)).max())
+
+
+def test_a_solver_out_of_time_says_so_and_is_no_worse_than_the_even_partition(monkeypatch):
+    monkeypatch.setattr(placement, "SOLVER_SECONDS", 0.05)
+    costs = np.random.default_rng(7).uniform(0.5, 2, (4, 60))
+    layers = Layers(**dict(zip(FIELDS, costs, strict=True)))
+    shape = Shape("interleaved-1f1b", 6, 3, 12)
+    placed = place(layers, shape, 1e6)
+    assert not placed.is_proven
+    even = objective_seconds(layers, shape, partition(layers.seconds, shape.num_stages))
+    assert objective_seconds(layers, shape, placed.bounds) <= even * (1 + 1e-9)
