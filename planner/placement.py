@@ -50,8 +50,8 @@ def place(layers: Layers, shape: Shape, memory_bytes: float) -> Placement:
     """The placement of contiguous layers with which a step is fastest, of those that fit on every rank.
 
     Model: each micro-batch costs the slowest rank's seconds, and the bubble the slowest stage's on every rank but one
-    (see `objective_seconds`); with one stage per rank both are the same. A rank holds the states of its stages, what its
-    schedule keeps in flight, and the working bytes of its neediest layer. With one stage per rank the choice of one
+    (see `objective_seconds`); with one stage per rank both are the same. A rank holds the states of its stages, what
+    its schedule keeps in flight, and the working bytes of its neediest layer. With one stage per rank the choice of one
     boundary tells nothing of the others but the next, and a dynamic programme over boundaries is exact. Several stages
     of one rank share its memory and its time, which couples boundaries far apart: a mixed-integer programme, exact to
     SOLVER_GAP_FRACTION where it ends in time, and never worse than the even partition.
