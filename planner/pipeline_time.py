@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 # Turns by which a rank warms up longer than the next one; schedules that are not named leave messages enough slack.
 WARM_UP_PER_RANK = {"1f1b": 1, "interleaved-zb": 1, "interleaved-1f1b": 2}
 LOOPED = ("interleaved-1f1b", "interleaved-zb")
-CHUNK = 1024
+CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -119,10 +119,12 @@ def _zigzags(shape: Shape, count: Ints, seconds: PipelineSeconds) -> Array:
     round_of = count // np.maximum(1, count // ranks)
     for rank in range(ranks):
         turns = np.maximum(0, chunks * count - 2 - per_rank * (ranks - 1 - rank) - (chunks - 1) * round_of)
-        for other in range(rank + 1, ranks):
+        # Near ranks for a slow link between them, the last for many links: those in between hardly add anything.
+        for other in sorted({*(rank + 2**i for i in range(6) if rank + 2**i < ranks), ranks - 1} - {rank}):
             advance = per_rank * (other - rank) + 1
-            zigzag = until[other + 1] - until[rank] + hops[other] - hops[rank] + weight[rank]
-            extra[rank] = np.maximum(extra[rank], turns // advance * (zigzag - advance * (both[rank] + weight[rank])))
+            sent = hops[other] - hops[rank]
+            longer = until[other + 1] - until[rank] + sent + weight[rank] - advance * (both[rank] + weight[rank])
+            extra[rank] = np.maximum(extra[rank], turns // advance * np.clip(longer, 0, sent))
     return extra
 
 
