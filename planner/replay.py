@@ -92,10 +92,12 @@ def replay_plans(shape: Shape, seconds: PipelineSeconds) -> Replayed:
     num_plans = seconds.forward.shape[1]
     step = np.empty(num_plans)
     busy = np.empty((shape.num_ranks, num_plans))
+    # One buffer for all chunks: fresh memory costs as much as the arithmetic.
+    buffer = np.empty((len(graph.kind) + 1) * min(CHUNK, num_plans))
     for start in range(0, num_plans, CHUNK):
         plans = slice(start, min(start + CHUNK, num_plans))
         part = seconds.take(plans)
-        step[plans] = _stops(graph, part)[:-1].max(axis=0)
+        step[plans] = _stops(graph, part, buffer)[:-1].max(axis=0)
         busy[:, plans] = busy_seconds(shape, part)
     return Replayed(step_seconds=step, busy_seconds=busy)
 
@@ -144,12 +146,13 @@ def busy_seconds(shape: Shape, seconds: PipelineSeconds) -> Array:
     return np.asarray(shape.num_microbatches * (owns @ (seconds.forward + seconds.backward)))
 
 
-def _stops(graph: StepGraph, seconds: PipelineSeconds) -> Array:
+def _stops(graph: StepGraph, seconds: PipelineSeconds, buffer: Array | None = None) -> Array:
     """When each step of `graph` is done; the last row is the start of the step. Shapes: (step + 1, plan)."""
     num_plans = seconds.forward.shape[1]
     durations = seconds.by_action()
     messages = np.concatenate([seconds.message, np.zeros((1, num_plans))])
-    stops = np.empty((len(graph.kind) + 1, num_plans))
+    size = (len(graph.kind) + 1, num_plans)
+    stops = np.empty(size) if buffer is None else buffer[: size[0] * size[1]].reshape(size)
     stops[-1] = 0.0
     widest = max(np.diff(graph.level_bounds))
     ready, scratch = np.empty((2, widest, num_plans))

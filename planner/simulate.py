@@ -70,12 +70,7 @@ class _Builder:
         # Tasks by (rank, stage, number of the bucket) that must be done in every replica.
         self.ready_buckets: dict[tuple[int, int, int], list[Task]] = {}
         self.ends: list[list[Task]] = [[] for _ in range(ranks)]
-        lengths = {len(work.stages) - self.shape.num_stages, *(len(row) - ranks for row in self.slowdown)}
-        optional = (work.optimizer_seconds, work.after_optimizer, work.nic_of_rank)
-        if lengths != {0} or any(len(values) not in (0, ranks) for values in optional):
-            raise PlanError(
-                f"simulation of {self.shape}: {len(work.stages)} stages given; stages and ranks must be as in the shape"
-            )
+        _check(work, self.slowdown)
 
     def rules(self) -> Rules:
         """The links of every place, each in both directions."""
@@ -210,6 +205,23 @@ class _Builder:
     def _add(self, task: Task) -> Task:
         self.tasks.append(task)
         return task
+
+
+def _check(work: StepWork, slowdown: tuple[tuple[float, ...], ...]) -> None:
+    ranks = work.shape.num_ranks
+    lengths = {len(work.stages) - work.shape.num_stages, *(len(row) - ranks for row in slowdown)}
+    optional = (work.optimizer_seconds, work.after_optimizer, work.nic_of_rank)
+    if lengths != {0} or any(len(values) not in (0, ranks) for values in optional):
+        raise PlanError(
+            f"simulation of {work.shape}: {len(work.stages)} stages given; stages and ranks must be as in the shape"
+        )
+    if min(work.node_bytes_per_second, work.network_bytes_per_second, *(f for row in slowdown for f in row)) <= 0:
+        raise PlanError(f"simulation of {work.shape}: links and devices need a speed above zero")
+    fractions = [bucket.done_fraction for stage in work.stages for bucket in stage.buckets]
+    if any(not 0 < fraction <= 1 for fraction in fractions) or min(stage.num_pieces for stage in work.stages) < 1:
+        raise PlanError(
+            f"simulation of {work.shape}: buckets lie within a backward pass, and it has at least one piece"
+        )
 
 
 def _of(step: Step) -> tuple[int, int]:

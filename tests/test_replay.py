@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner import schedules
 from planner.orders import Order, Shape
-from planner.replay import PipelineSeconds, busy_seconds, replay, replay_plans, replay_spans, step_graph
+from planner.replay import CHUNK, PipelineSeconds, busy_seconds, replay, replay_plans, replay_spans, step_graph
 from planner.schedules import rank_steps, stage_ranks
 from profiles.errors import PlanError
 from tests.pipeline_builders import even_seconds, random_seconds, shapes
@@ -76,6 +76,16 @@ def test_nothing_is_faster_for_a_slower_part(shape, name, seed):
     slower = PipelineSeconds(**{**columns, name: columns[name] * 1.3})
     before, after = replay_plans(shape, seconds), replay_plans(shape, slower)
     assert np.all(after.step_seconds >= before.step_seconds - 1e-9)
+
+
+def test_plans_do_not_depend_on_how_many_are_replayed_together():
+    shape = Shape("zbv", 3, 2, 7)
+    seconds = random_seconds(shape, 2 * CHUNK + 40, 0.5, 0.3)
+    together = replay_plans(shape, seconds)
+    for start in (0, CHUNK - 1, CHUNK, 2 * CHUNK + 39):
+        alone = replay_plans(shape, seconds.take(slice(start, start + 1)))
+        assert alone.step_seconds[0] == together.step_seconds[start]
+        np.testing.assert_array_equal(alone.busy_seconds[:, 0], together.busy_seconds[:, start])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 7])

@@ -192,13 +192,17 @@ def test_the_straggler_law_is_what_many_simulated_replicas_take():
     assert np.mean(draws) / 3 == pytest.approx(float(straggler_factor(16, spread)), abs=0.015)
 
 
-def test_wrong_numbers_of_stages_and_tasks_that_wait_for_each_other_are_refused():
+def test_senseless_steps_and_tasks_that_wait_for_each_other_are_refused():
     shape = Shape("1f1b", 2, 1, 4)
     work = step_of(shape, even_seconds(shape))
     with pytest.raises(PlanError, match="1 stages given"):
         simulate(replace(work, stages=work.stages[:1]))
     with pytest.raises(PlanError, match="as in the shape"):
         simulate(replace(work, optimizer_seconds=(1.0,)))
+    with pytest.raises(PlanError, match="a speed above zero"):
+        simulate(replace(work, network_bytes_per_second=0.0))
+    with pytest.raises(PlanError, match="within a backward pass"):
+        simulate(with_stages(work, buckets=(reduction(1.0, 1.5),)))
     first, second = Task(("F",), 1.0, (0,)), Task(("B",), 1.0, (0,))
     with pytest.raises(PlanError, match="2 tasks never start"):
         Engine([first.after(second), second.after(first)], Rules(link_bytes_per_second={}, slowdown=(1.0,))).run()
