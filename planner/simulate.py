@@ -65,6 +65,7 @@ class _Builder:
         self.num_replicas = len(self.slowdown)
         self.owners = stage_ranks(self.shape).tolist()
         self.tasks: list[Task] = []
+        self.ports: dict[tuple[str, tuple[int, ...]], tuple[Hashable, ...]] = {}
         self.first: dict[tuple[int, str, int, int], Task] = {}
         self.last: dict[tuple[int, str, int, int], Task] = {}
         # Tasks by (rank, stage, number of the bucket) that must be done in every replica.
@@ -190,14 +191,17 @@ class _Builder:
         return self._collective(transfer, _of(step), (place,))
 
     def _collective(self, transfer: Transfer, of: tuple[int, int], places: tuple[int, ...]) -> Task:
-        ports = tuple((transfer.span, way, self._port(transfer.span, p)) for p in places for way in ("out", "in"))
+        ways = self.ports.get((transfer.span, places))
+        if ways is None:
+            ways = tuple((transfer.span, way, self._port(transfer.span, p)) for p in places for way in ("out", "in"))
+            self.ports[transfer.span, places] = ways
         return self._add(
             Task(
                 (transfer.stream, transfer.name, *of),
                 transfer.num_bytes,
                 places,
                 streams=tuple((transfer.stream, place) for place in places),
-                links=ports,
+                links=ways,
                 latency_seconds=transfer.latency_seconds,
             )
         )
@@ -245,6 +249,8 @@ def _cuts(stage: StageWork, buckets: tuple[Bucket, ...]) -> list[float]:
 
 def _part(transfer: Transfer, fraction: float) -> Transfer:
     """A share of what is waited for within a pass."""
+    if fraction == 1:
+        return transfer
     return Transfer(
         name=transfer.name,
         stream=transfer.stream,
