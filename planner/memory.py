@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.schedules import SCHEDULES
+from planner.orders import Shape
+from planner.schedules import in_flight
 from planner.stages import StageCosts
 from planner.table import SCHEDULE_NAMES, PlanTable
 from profiles.cluster import MachineProfile
@@ -26,8 +27,7 @@ def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -
     parameters = PARAMETER_BYTES * stages.num_parameters / np.where(zero >= 3, data, 1)
     gradients = GRADIENT_BYTES * stages.num_parameters / np.where(zero >= 2, data, 1)
     optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
-    in_flight = _in_flight(table, len(stages.forward))
-    gradients, activations = _at_the_peak(table, in_flight, stages, gradients)
+    gradients, activations = _at_the_peak(table, _in_flight(table, len(stages.forward)), stages, gradients)
     buffers = _codec_bytes(table, stages) + _pipeline_bytes(table, stages)
     held = parameters + gradients + optimizer + activations + buffers
     slack = held * CUDA_SLACK_FRACTION + CUDA_CONTEXT_BYTES if machine.device_kind == "cuda" else np.zeros_like(held)
@@ -49,20 +49,19 @@ def _in_flight(table: PlanTable, num_stages: int) -> Array:
             continue
         for count in np.unique(table.num_microbatches[rows]):
             where = rows[table.num_microbatches[rows] == count]
-            held = [SCHEDULES[name].in_flight(stage, num_stages, int(count)) for stage in range(num_stages)]
-            result[:, where] = np.array(held, dtype=np.float64)[:, None]
+            result[:, where] = np.array(in_flight(Shape(name, num_stages, 1, int(count))))[:, None]
     return result
 
 
-def _at_the_peak(table: PlanTable, in_flight: Array, stages: StageCosts, gradients: Array) -> tuple[Array, Array]:
+def _at_the_peak(table: PlanTable, held: Array, stages: StageCosts, gradients: Array) -> tuple[Array, Array]:
     """Gradients and activations at the moment when they hold most together.
 
     DDP's buckets hold gradients all the time, and so does a stage that goes forward again after its first backward.
     Otherwise a step starts without gradients; the first micro-batch's backward makes them and frees what it had kept:
     the peak lies before or after that.
     """
-    activations = (in_flight - 1) * stages.kept_bytes + stages.working_bytes
-    one_pass = (table.data_parallel == 1) & (in_flight >= table.num_microbatches)
+    activations = (held - 1) * stages.kept_bytes + stages.working_bytes
+    one_pass = (table.data_parallel == 1) & (held >= table.num_microbatches)
     before_backward = one_pass & (gradients <= stages.kept_bytes)
     after_first_backward = one_pass & ~before_backward
     return (

@@ -11,12 +11,21 @@ from collections.abc import Callable
 import numpy as np
 
 from planner.estimate import estimate, pricing
+from planner.orders import Shape
+from planner.pipeline_time import pipeline_seconds
+from planner.replay import replay_plans
 from planner.search import Choices, search
+from planner.simulate import simulate
+from planner.step_work import Bucket, StageWork, StepWork, Transfer
 from profiles.devices import load_device, machine_of
 from profiles.fingerprint import current_fingerprint
 from profiles.library import load_model, trace_model
+from tests.pipeline_builders import random_seconds
 
 REPEATS = 7
+# A pipeline of 16 stages and 64 micro-batches at the three depths; 175B on 512 GPUs is 8 ranks of 12 layers.
+PIPELINES = (Shape("1f1b", 16, 1, 64), Shape("interleaved-1f1b", 8, 2, 64), Shape("zbv", 8, 2, 64))
+NUM_PLANS = 8192
 
 
 def seconds_of(actions: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
@@ -40,6 +49,41 @@ def command(*arguments: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 
+def pipelines() -> dict[str, Callable[[], object]]:
+    """The pipeline term at its depths, for many random plans or for one step."""
+    actions: dict[str, Callable[[], object]] = {}
+    for shape in PIPELINES:
+        seconds, count = random_seconds(shape, NUM_PLANS, 0.1, 0.1), np.full(NUM_PLANS, shape.num_microbatches)
+        where = (shape.schedule, shape.num_ranks, shape.virtual_stages)
+        actions[f"closed form of {shape.schedule}"] = lambda w=where, c=count, s=seconds: pipeline_seconds(*w, c, s)
+        actions[f"replay of {shape.schedule}"] = lambda shape=shape, s=seconds: replay_plans(shape, s)
+    return actions
+
+
+def step_of_175b() -> StepWork:
+    """GPT-3 175B on 512 GPUs in 8 tensor x 8 pipeline x 8 data ranks: its tensors' sizes, times of about its passes."""
+    tensor = Transfer(name="all_reduce", stream="tensor", span="node", num_bytes=24 * 50e6, latency_seconds=5e-4)
+    message = Transfer(name="send_receive", stream="pipeline", span="network", num_bytes=6.3e6, latency_seconds=1e-5)
+    bucket = Transfer(name="all_reduce", stream="data", span="network", num_bytes=9e8, latency_seconds=1e-4)
+    stage = StageWork(
+        forward_seconds=0.05,
+        backward_seconds=0.1,
+        forward_comm=tensor,
+        backward_comm=tensor,
+        message=message,
+        buckets=tuple(Bucket(done_fraction=(layer + 1) / 12, transfer=bucket) for layer in range(12)),
+    )
+    return StepWork(
+        shape=Shape("1f1b", 8, 1, 64),
+        stages=(stage,) * 8,
+        node_bytes_per_second=250e9,
+        network_bytes_per_second=25e9,
+        optimizer_seconds=(0.05,) * 8,
+        compute_slowdown_fraction=0.1,
+        communication_slowdown_fraction=0.1,
+    )
+
+
 def main() -> None:
     """Print the table."""
     here = current_fingerprint("cpu")
@@ -52,6 +96,7 @@ def main() -> None:
     table, shared = found.priced[0].table, found.priced[0].shared
     one = table.take(np.array([0]))
     alone = pricing(shared.machine, model, one, 4096)
+    step = step_of_175b()
     plan = ("-m", "planner", "--model", "llama-3.1-8b", "--device", "h100-sxm")
     timed = seconds_of(
         {
@@ -62,6 +107,8 @@ def main() -> None:
             "trace an 8B model, two precisions": lambda: trace_model("llama-3.1-8b"),
             f"price {len(table)} plans as a table": lambda: estimate(shared, table),
             "price 1 plan as a table of one": lambda: estimate(alone, one),
+            "simulate a step of 175B on 512 GPUs": lambda: simulate(step),
+            **pipelines(),
         }
     )
     for name, (middle, spread) in timed.items():
@@ -69,6 +116,8 @@ def main() -> None:
     per_plan = timed[f"price {len(table)} plans as a table"][0] / len(table)
     print(f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'][0] / per_plan:,.0f} x")
     print("the rate of one plan at a time")
+    for name in pipelines():
+        print(f"{name:40s} {NUM_PLANS / timed[name][0]:10,.0f} plans/s of 16 stages x 64 micro-batches")
 
 
 if __name__ == "__main__":
