@@ -11,11 +11,10 @@ import typer
 from profiles import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from planner.prediction import PlanFile
     from planner.search import Search
     from profiles.cluster import MachineProfile
+    from profiles.sizes import ModelSizes
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEFAULT_SAMPLES_PER_DEVICE = 8
@@ -33,9 +32,17 @@ def plan(
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per sample [the model's, at most 4096].")] = None,
     machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
     device: Annotated[str | None, typer.Option(help="Shipped device to plan for, such as h100-sxm.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Shipped cluster to plan for, such as dgx-h100.")] = None,
+    stack: Annotated[str, typer.Option(help="Software that trains on a shipped device.")] = "trainwright",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, or both: fp32,bf16 [bf16 on GPUs].")] = None,
     codecs: Annotated[str, typer.Option(help="Gradient codecs to consider.")] = "none,bf16,powersgd-1,powersgd-4",
     top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
+    why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What would change the winner.")] = False,
+    tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
+    price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
+    all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
 ) -> None:
@@ -43,8 +50,70 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
-    from planner.search import Choices, search
+    from planner.show import show
     from profiles.artifacts import dump, write_text
+
+    asked: dict[str, object] = {
+        "--why-not": why_not, "--sensitivity": sensitivity, "--tokens": tokens, "--price": price, "--all": all_file,
+        "--simulate": simulate,
+    }  # fmt: skip
+    lines: list[str] = []
+    sizes = _shipped(model, machine, device, cluster)
+    if sizes is not None:
+        from planner.shipped import Request, ask
+
+        _codecs(codecs)
+        request = Request(
+            model=sizes, num_devices=gpus, global_batch_size=global_batch, sequence_length=sequence_length,
+            device=device, cluster=cluster, stack=stack, precision=precision, top=top, simulate=simulate,
+            why_not=why_not, sensitivity=sensitivity, tokens=tokens, price=price, all_file=all_file,
+        )  # fmt: skip
+        result, lines = ask(request)
+    else:
+        _refuse(asked)
+        result = _measured(model, gpus, global_batch, sequence_length, machine, device, precision, codecs, top)
+    text = dump("plan", result)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    show(result, console.console(json_output), output, lines)
+
+
+def _shipped(model: str, machine: str | None, device: str | None, cluster: str | None) -> ModelSizes | None:
+    """The sizes of a model that is to be planned for a shipped device or cluster; None for all else."""
+    from profiles.errors import InputError
+    from profiles.library import load_sizes
+
+    if device is None and cluster is None:
+        return None
+    if machine is not None:
+        raise InputError("give either --machine FILE or --device NAME, not both; --cluster NAME takes no --machine")
+    return load_sizes(model)
+
+
+def _refuse(asked: dict[str, object]) -> None:
+    """Refuse what only a search on a shipped device answers."""
+    from profiles.errors import InputError
+
+    given = [name for name, value in asked.items() if value]
+    if given:
+        raise InputError(f"{given[0]} needs --device or --cluster, and a model known by its sizes")
+
+
+def _measured(
+    model: str,
+    gpus: int,
+    global_batch: int | None,
+    sequence_length: int | None,
+    machine: str | None,
+    device: str | None,
+    precision: str | None,
+    codecs: str,
+    top: int,
+) -> PlanFile:
+    """Plans for a measured machine, or of a user's own module on a device's data sheet."""
+    from planner.search import Choices, search
     from profiles.library import load_machine, load_model
 
     profile = load_model(model)
@@ -74,13 +143,7 @@ def plan(
             zero_stages=(0,) if target.origin == "measured" else (0, 1, 2, 3),
         ),
     )
-    result = _plan_file(found, top, (*notes, *_warnings(found)))
-    text = dump("plan", result)
-    if output is not None:
-        write_text(output, text)
-    if json_output:
-        console.print_json(text)
-    _show(result, console.console(json_output), output)
+    return _plan_file(found, top, (*notes, *_warnings(found)))
 
 
 def _with_more_ranks(machine: MachineProfile, num_ranks: int) -> MachineProfile:
@@ -153,49 +216,6 @@ def _plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:
         notes=notes,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _show(result: PlanFile, out: Console, output: Path | None) -> None:
-    from rich.table import Table
-
-    from profiles.units import format_bytes, format_count, format_percent, format_seconds
-
-    best = result.candidates[0]
-    out.print(
-        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {result.num_devices} x "
-        f"{result.machine_name}, global batch {result.global_batch_size} x {result.sequence_length} tokens"
-    )
-    for note in result.notes:
-        out.print(f"note: {note}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("#", "right"), ("plan", "left"), ("step", "right"), ("tok/s", "right"), ("MFU", "right")):
-        table.add_column(name, justify=justify, no_wrap=name != "plan")  # type: ignore[arg-type]
-    table.add_column("GiB", justify="right", no_wrap=True)
-    table.add_column("why", min_width=20)
-    for candidate in result.candidates:
-        prediction = candidate.prediction
-        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
-        table.add_row(
-            str(candidate.rank),
-            candidate.plan.id,
-            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
-            format_count(prediction.tokens_per_second),
-            format_percent(prediction.mfu),
-            f"{prediction.peak_bytes / 2**30:.3g}",
-            candidate.verdict + ("" if candidate.executable else " (simulate only)"),
-        )
-    out.print(table)
-    out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
-    kinds = ", ".join(
-        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
-    )
-    out.print(f"memory of the best plan's fullest rank: {kinds}")
-    rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
-    out.print(
-        f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
-    )
-    if output is not None:
-        out.print(f"written to {output}; run it with: execute {output}")
 
 
 def main() -> None:

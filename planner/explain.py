@@ -61,7 +61,7 @@ def candidates(search: Search, top: int) -> tuple[tuple[Candidate, ...], int]:
                 rank=index + 1,
                 plan=plan,
                 prediction=prediction,
-                verdict=_verdict(search, best, prediction, plan, is_best=rank == 0),
+                verdict=verdict(search.machine.memory_bytes, best, prediction, plan, is_best=rank == 0),
                 executable=not refusal(plan, facts, search.choices.sequence_length),
             )
         )
@@ -145,10 +145,10 @@ def _is_baseline(priced: Priced, row: int) -> bool:
     )
 
 
-def _verdict(search: Search, best: Prediction, other: Prediction, plan: Plan, is_best: bool) -> str:
+def verdict(memory_bytes: float, best: Prediction, other: Prediction, plan: Plan, is_best: bool) -> str:
     """Why this plan won or lost, in a few words."""
     if not other.fits:
-        over = other.peak_bytes - search.machine.memory_bytes
+        over = other.peak_bytes - memory_bytes
         stage = int(np.argmax(other.stage_peak_bytes))
         return f"{format_bytes(over)} over memory on stage {stage}"
     if is_best:

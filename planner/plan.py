@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,7 +99,7 @@ class Plan:
         words += [f"zero{self.zero_stage}"] if self.zero_stage else []
         words += [f"shard{self.shard_degree}"] if self.shard_degree else []
         words += [RECOMPUTE_WORDS[self.recompute]] if self.recompute != "none" else []
-        words += ["of-" + "-".join(map(str, self.recompute_layers))] if self.recompute_layers else []
+        words += ["of-" + _in_runs(self.recompute_layers)] if self.recompute_layers else []
         words += [f"offload-{self.offload}"] if self.offload != "none" else []
         words += [f"grad-{self.codec}"] if self.codec != "none" else []
         words += ["compiled"] if self.compiled else []
@@ -162,3 +163,11 @@ def recomputed_layers(plan: Plan, stage: int, num_layers: int) -> tuple[int, ...
 def is_recomputed(position: int, num_layers: int) -> bool:
     """Whether full recomputation covers the layer at `position`: all but the first and the last."""
     return 0 < position < num_layers - 1
+
+
+def _in_runs(counts: tuple[int, ...]) -> str:
+    """Counts per stage in short: equal neighbours as one with how many they are, all equal as one number."""
+    runs = [(value, len(list(group))) for value, group in itertools.groupby(counts)]
+    if len(runs) == 1:
+        return str(runs[0][0])
+    return "-".join(f"{value}x{times}" if times > 1 else str(value) for value, times in runs)

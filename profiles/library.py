@@ -14,13 +14,40 @@ from profiles.cluster import MachineProfile
 from profiles.devices import device_names, load_device, machine_of
 from profiles.errors import InputError, UnknownNameError
 from profiles.model import ModelProfile
+from profiles.sizes import ModelSizes, read_config, sizes_of
 
 MODELS = Path(__file__).parent / "catalog" / "models"
+# Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
+CONFIGS = Path(__file__).parent / "catalog" / "configs"
 
 
 def model_names() -> list[str]:
     """The aliases of all shipped models."""
     return sorted(path.stem for path in MODELS.glob("*.json"))
+
+
+def config_names() -> list[str]:
+    """The aliases of models that ship by their sizes."""
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+
+
+def load_sizes(model: str) -> ModelSizes | None:
+    """The sizes of `model`, without tracing it: an alias, a profile, a config.json or its folder; None for a factory.
+
+    Raises: UnknownNameError for an unknown alias or family; InputError where a file cannot be used.
+    """
+    path = Path(model)
+    if model in config_names():
+        return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
+    if model in model_names() or (path.is_file() and artifact_kind(path) is not None):
+        workload = load_model(model).workload
+        return sizes_of(workload.name, workload.config) if workload.kind == "transformers" else None
+    if path.exists() or path.suffix == ".json":
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+        return sizes_of(name, read_config(path))
+    if ":" in model:
+        return None
+    raise UnknownNameError("model", model, [*model_names(), *config_names()])
 
 
 def load_model(model: str) -> ModelProfile:
@@ -31,13 +58,15 @@ def load_model(model: str) -> ModelProfile:
     if model in model_names():
         path = MODELS / f"{model}.json"
         return parse(json.loads(path.read_text()), "model-profile", ModelProfile, str(path))
+    if model in config_names():
+        return trace_model(str(CONFIGS / f"{model}.json"))
     path = Path(model)
     if path.is_file() and artifact_kind(path) is not None:
         return read(path, "model-profile", ModelProfile)
     if not path.exists() and ":" not in model:
         if path.suffix == ".json" or os.sep in model:
             raise InputError(f"model {model}: no such file")
-        raise UnknownNameError("model", model, model_names())
+        raise UnknownNameError("model", model, [*model_names(), *config_names()])
     return trace_model(model)
 
 

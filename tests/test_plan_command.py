@@ -55,6 +55,46 @@ def test_eighty_columns_keep_every_column(tmp_path):
         assert word in done.stdout
 
 
+def test_a_plan_of_the_users_is_explained(tmp_path):
+    legal = plan(*H100, "--why-not", "tp=2,pp=2", "--tokens", "1T", "--price", "2", home=tmp_path)
+    assert "tp=2,pp=2: legal" in legal.stdout
+    assert "1 T tokens:" in legal.stdout
+    assert "can be run" in legal.stdout or "simulate only" in legal.stdout
+    broken = plan(*H100, "--why-not", "tp=64", home=tmp_path)
+    assert "tp=64: not legal; heads not divisible by tensor parallel" in broken.stdout
+    assert plan(*H100, "--why-not", "tp", home=tmp_path).returncode == 2
+    assert plan(*H100, "--tokens", "many", home=tmp_path).returncode == 2
+
+
+def test_sensitivity_names_what_it_changed(tmp_path):
+    done = plan(*H100, "--sensitivity", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for what in ("half the network bandwidth", "products 15 % slower", "twice the slowdown of overlapping"):
+        assert what in done.stdout
+
+
+def test_every_plan_can_be_written(tmp_path):
+    import pandas
+
+    path = tmp_path / "all.csv"
+    small = ("--model", "llama-3.2-1b", "--gpus", "4", "--device", "h100-sxm", "--global-batch", "8")
+    done = plan(*small, "--all", str(path), "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written, table = json.loads(done.stdout), pandas.read_csv(path)
+    assert len(table) == written["num_legal"]
+    assert written["candidates"][0]["prediction"]["step_seconds"] >= table.step_seconds[table.fits].min() * (1 - 1e-12)
+    assert plan(*small, "--all", str(tmp_path / "all.txt"), home=tmp_path).returncode == 2
+
+
+def test_mixtures_of_experts_are_planned_and_not_offered_as_runnable(tmp_path):
+    done = plan("--model", "mixtral-8x7b", "--gpus", "64", "--device", "h100-sxm", home=tmp_path)
+    assert done.returncode == 3
+    assert "pass --simulate" in done.stderr
+    done = plan("--model", "mixtral-8x7b", "--gpus", "64", "--device", "h100-sxm", "--simulate", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "simulate only" in done.stdout
+
+
 def test_the_stored_machine_is_used_and_another_fingerprint_is_flagged(tmp_path):
     from profiles.fingerprint import current_fingerprint
 
@@ -92,7 +132,7 @@ def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
         ((*H100, "--machine", "x.json"), 2, "either --machine FILE or --device NAME"),
         ((*H100, "--codecs", "zip"), 2, "unknown codec 'zip'"),
         ((*H100, "--precision", "fp4"), 2, "unknown precision 'fp4'"),
-        (("--model", "llama-3.1-70b", "--gpus", "1", "--device", "l40s"), 3, "does not fit in memory.*nearest:"),
+        (("--model", "llama-3.1-70b", "--gpus", "1", "--device", "l40s"), 3, "fit in memory.*nearest:"),
         (("--model", "gpt2-small", "--gpus", "7", "--global-batch", "8", "--device", "l40s"), 3, "not divisible by"),
         ((*H100, "-o", "/proc/x/plan.json"), 5, "nothing was written"),
     ],

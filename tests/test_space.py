@@ -84,7 +84,7 @@ def test_a_plan_of_a_block_costs_what_the_job_costs_alone(config: str, stack: st
         # Blocks do not follow leading dense layers into the chunks of an interleaved stage.
         exact = config != "latent" or choices.chunks[place[1]] == 1
         held = float(footprint(job).device_bytes[0])
-        assert device_bytes(own)[(0, *place)] == pytest.approx(held, rel=1e-12 if exact else 0.05)
+        assert device_bytes(own)[(0, *place)] == pytest.approx(held, rel=1e-12 if exact else 0.08)
 
 
 def test_partial_recomputation_lies_between_none_and_all_of_it() -> None:

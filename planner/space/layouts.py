@@ -76,7 +76,7 @@ def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]
     rows: list[tuple[int, ...]] = []
     broken: Counter[str] = Counter()
     for tensor, context, pipeline, data in _degrees(at):
-        reason = _broken_rule(at, tensor, context, pipeline, data)
+        reason = illegal_degrees(at, tensor, context, pipeline, data)
         if reason:
             broken[reason] += 1
             continue
@@ -102,7 +102,7 @@ def _degrees(at: Setting) -> Iterator[tuple[int, int, int, int]]:
                 yield tensor, context, pipeline, rest // pipeline
 
 
-def _broken_rule(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
+def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
     """The first rule that these degrees break, or ""."""
     model = at.model.transformer
     heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])

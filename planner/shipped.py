@@ -1,0 +1,134 @@
+"""Plans for shipped devices and clusters: from what a command line or a notebook asks to the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.prediction import PlanFile
+from planner.space.answers import Answer, answer
+from planner.space.explore import explore
+from planner.space.export import write_all
+from planner.space.layouts import Options
+from planner.space.questions import cost_of, pareto, sensitivity, why_not
+from planner.space.setting import Setting, setting
+from profiles.clusters import load_cluster
+from profiles.devices import load_device
+from profiles.errors import InputError
+from profiles.sizes import ModelSizes
+from profiles.stacks import load_stack
+from profiles.units import format_bytes, format_percent, format_seconds
+
+DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH = 8, 4096
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
+SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked; None is the usual. `simulate` also offers what the executor cannot run."""
+
+    model: ModelSizes
+    num_devices: int
+    device: str | None = None
+    cluster: str | None = None
+    global_batch_size: int | None = None
+    sequence_length: int | None = None
+    stack: str = "trainwright"
+    precision: str | None = None
+    top: int = 10
+    simulate: bool = False
+    why_not: str | None = None
+    sensitivity: bool = False
+    tokens: str | None = None
+    price: float | None = None
+    all_file: Path | None = None
+
+
+def ask(request: Request) -> tuple[PlanFile, list[str]]:
+    """The plan file, and lines that answer the further questions.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
+    """
+    found = answer_to(request)
+    return found.file, list(_lines(request, found))
+
+
+def answer_to(request: Request) -> Answer:
+    """The search and its best plans; every plan is written on the way where a file is asked for.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
+    """
+    at, notes = setting_of(request)
+    options = Options() if request.simulate else Options(offload=("none",))
+    if request.all_file is None:
+        space = explore(at, options)
+    else:
+        space = write_all(at, options, request.all_file)
+        notes.append(f"all {space.generated:,} plans written to {request.all_file}")
+    return answer(space, request.top, request.simulate, notes)
+
+
+def setting_of(request: Request) -> tuple[Setting, list[str]]:
+    """The setting of a request, and what was assumed.
+
+    Raises: InputError where sizes or the precision do not suit the model or the device; UnknownNameError.
+    """
+    cluster = load_cluster(request.cluster) if request.cluster else None
+    if cluster and request.device and request.device != cluster.device:
+        raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
+    device = load_device(request.device or (cluster.device if cluster else ""))
+    load_stack(request.stack)
+    where = cluster.title if cluster else device.title
+    notes = [f"planned for {where} with {request.stack}: data sheet and published runs, not measured"]
+    sequence, batch = request.sequence_length, request.global_batch_size
+    longest = request.model.longest_sequence
+    if sequence is None:
+        sequence = min(longest or DEFAULT_SEQUENCE_LENGTH, DEFAULT_SEQUENCE_LENGTH)
+        notes.append(f"sequence length assumed: {sequence} tokens")
+    if batch is None:
+        batch = DEFAULT_SAMPLES_PER_DEVICE * request.num_devices
+        notes.append(f"global batch assumed: {batch} samples")
+    for name, value in (("gpus", request.num_devices), ("global-batch", batch), ("sequence-length", sequence)):
+        if value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+    if longest and sequence > longest:
+        raise InputError(f"--sequence-length {sequence}: {request.model.name} takes 1 to {longest} tokens")
+    precision = request.precision or ("bf16" if "bf16" in device.peak_tflops else "fp16")
+    if precision not in device.peak_tflops:
+        known = ", ".join(sorted(device.peak_tflops))
+        raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
+    return setting(
+        request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster
+    ), notes
+
+
+def parse_count(text: str) -> float:
+    """A number such as 300B or 1.5T.
+
+    Raises: InputError where it is none.
+    """
+    match = COUNT.fullmatch(text.strip())
+    if match is None or not float(match.group(1)):
+        raise InputError(f"--tokens {text}: give a number such as 300B or 1T")
+    return float(match.group(1)) * SCALES[match.group(2).lower()]
+
+
+def _lines(request: Request, found: Answer) -> Iterator[str]:
+    best = found.file.candidates[0].prediction
+    at = found.space.at
+    front = pareto(found.space, request.simulate)
+    if len(front) > 1:
+        yield "time against memory:"
+        yield from (f"  {format_seconds(step)}, {format_bytes(held)}: {plan.id}" for plan, step, held in front)
+    if request.tokens is not None:
+        yield str(cost_of(at, best, parse_count(request.tokens), request.price))
+    if request.why_not is not None:
+        yield from why_not(found, request.why_not)
+    if request.sensitivity:
+        yield "what would change the winner:"
+        for change in sensitivity(found):
+            words = "the same plan" if change.is_same else f"{change.winner}, {format_percent(change.gain)} faster"
+            yield f"  {change.what}: {words}"

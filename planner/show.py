@@ -1,0 +1,58 @@
+"""The answer of `plan` as people read it: on a narrow terminal, and through a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.prediction import PlanFile
+
+
+def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[str] = ()) -> None:
+    """Print the table of plans with what goes before and after it."""
+    from rich.table import Table
+
+    from profiles.units import format_bytes, format_count, format_percent, format_seconds
+
+    best = result.candidates[0]
+    out.print(
+        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {result.num_devices} x "
+        f"{result.machine_name}, global batch {result.global_batch_size} x {result.sequence_length} tokens"
+    )
+    for note in result.notes:
+        out.print(f"note: {note}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("#", "right"), ("plan", "left"), ("step", "right"), ("tok/s", "right"), ("MFU", "right")):
+        table.add_column(name, justify=justify, no_wrap=name != "plan")  # type: ignore[arg-type]
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("why", min_width=20)
+    for candidate in result.candidates:
+        prediction = candidate.prediction
+        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
+        table.add_row(
+            str(candidate.rank),
+            candidate.plan.id,
+            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
+            format_count(prediction.tokens_per_second),
+            format_percent(prediction.mfu),
+            f"{prediction.peak_bytes / 2**30:.3g}",
+            candidate.verdict + ("" if candidate.executable else " (simulate only)"),
+        )
+    out.print(table)
+    out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
+    kinds = ", ".join(
+        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
+    )
+    out.print(f"memory of the best plan's fullest rank: {kinds}")
+    rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
+    out.print(
+        f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
+    )
+    for line in lines:
+        out.print(line, markup=False, highlight=False)
+    if output is not None:
+        out.print(f"written to {output}; run it with: execute {output}")

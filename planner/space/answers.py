@@ -1,0 +1,207 @@
+"""What a search answers: the best plans that can be run, the usual ones beside them, and what was turned down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from planner.executable import ModelFacts, refusal
+from planner.explain import verdict
+from planner.plan import Plan
+from planner.prediction import Candidate, PlanFile
+from planner.space.explore import NO_ROOM, Space
+from planner.space.plans import Place, best_places, plan_of, predictions
+from planner.space.setting import Setting
+from profiles.errors import NoFeasiblePlanError
+from profiles.model import WorkloadSpec
+from profiles.transformer import Flags
+from profiles.units import format_bytes, format_percent
+
+# Families that the executor builds: profiles/workloads.
+BUILT = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A space with its plans of interest: `places` by candidate of `file`, and baselines' names by their rank."""
+
+    space: Space
+    file: PlanFile
+    places: tuple[Place, ...]
+    baselines: dict[str, int]
+
+
+def model_facts(at: Setting) -> ModelFacts:
+    """What the rules of planner/executable ask."""
+    model, sizes = at.model, at.model.transformer
+    return ModelFacts(
+        name=model.name,
+        num_layers=model.num_layers + 2,
+        num_heads=int(sizes.num_heads[0]),
+        num_kv_heads=int(sizes.num_kv_heads[0]),
+        ffn_size=int(sizes.ffn_size[0]),
+        vocab_size=int(sizes.vocab_size[0]),
+        tied_embeddings=bool(sizes.tied[0]),
+        can_tensor_parallel=True,
+        can_pipeline=not sizes.tied[0],
+        is_transformer=True,
+    )
+
+
+def why_not_run(at: Setting, plan: Plan) -> str:
+    """Why the executor would refuse the plan, or ""."""
+    family = at.model.config.get("model_type")
+    if family not in BUILT:
+        return f"the executor does not build models of the family {family}"
+    return refusal(plan, model_facts(at), at.sequence_length)
+
+
+def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:
+    """The `top` fastest plans and the baselines; those that cannot be run only where `simulate` asks for them.
+
+    Raises: NoFeasiblePlanError with counts by reason and the nearest miss.
+    """
+    chosen = list(_runnable(space, simulate, top))
+    if not chosen:
+        raise NoFeasiblePlanError(_no_plan(space))
+    baselines = {name: place for name, where in _baselines(space) if (place := _best_where(space, where)) is not None}
+    places = chosen + [place for place in baselines.values() if place not in chosen]
+    predicted = predictions(space, places)
+    best = predicted[0]
+    candidates = []
+    for rank, (place, prediction) in enumerate(zip(places, predicted, strict=True)):
+        plan = plan_of(space, place)
+        words = verdict(space.at.memory_bytes, best, prediction, plan, is_best=rank == 0)
+        usual = [name for name, own in baselines.items() if own == place]
+        candidates.append(
+            Candidate(
+                rank=rank + 1,
+                plan=plan,
+                prediction=prediction,
+                verdict=f"{words} [{', '.join(usual)}]" if usual else words,
+                executable=not why_not_run(space.at, plan),
+            )
+        )
+    ranks = {name: places.index(place) for name, place in baselines.items()}
+    file = _file(space, tuple(candidates), ranks, (*notes, *_advice(candidates, ranks)))
+    return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
+
+
+def _runnable(space: Space, simulate: bool, top: int) -> Iterator[Place]:
+    """The fastest plan of each layout in order, those that the executor refuses left out unless `simulate`.
+
+    Layouts that differ in schedule, sequence parallelism or the order of their axes count as one.
+    """
+    seen: set[tuple[int, ...]] = set()
+    own = space.layouts
+    columns = (own.tensor, own.context, own.expert, own.pipeline, own.data, own.zero_stage, own.shard)
+    for place in best_places(space, len(space.best)):
+        key = tuple(int(column[place.layout]) for column in columns)
+        if len(seen) == top:
+            return
+        if key not in seen and (simulate or not why_not_run(space.at, plan_of(space, place))):
+            seen.add(key)
+            yield place
+
+
+def _baselines(space: Space) -> list[tuple[str, Flags]]:
+    """What most would try first: which layouts each of the usual recipes allows."""
+    own = space.layouts
+    plain = (own.optimizer_offload + own.activation_offload + own.data_outside) == 0
+    alone = plain & (own.tensor == 1) & (own.pipeline == 1) & (own.context == 1) & (own.expert == 1)
+    replicas = own.data * own.context
+    inside = own.tensor[plain & (own.tensor <= space.at.fast_domain)]
+    tensor = int(inside.max()) if len(inside) else 1
+    megatron = plain & (own.context == 1) & (own.tensor == tensor) & (own.zero_stage <= 1)
+    fitting = np.zeros(len(own), dtype=bool)
+    fitting[space.best.layout] = True
+    stages = own.pipeline[megatron & fitting]
+    return [
+        ("DDP", alone & (own.zero_stage == 0)),
+        ("FSDP", alone & (own.zero_stage == 3) & (own.shard == replicas)),
+        ("TP in the node, then PP", megatron & (own.pipeline == (int(stages.min()) if len(stages) else 0))),
+    ]
+
+
+def _best_where(space: Space, allowed: Flags) -> Place | None:
+    """The fastest plan of the allowed layouts, else the one that takes the fewest bytes; None where none is allowed."""
+    rows = np.flatnonzero(allowed[space.best.layout])
+    if len(rows):
+        return best_places(space, int(rows[0]) + 1)[-1]
+    nearest = np.where(allowed, space.nearest, np.inf)
+    if not np.isfinite(nearest).any():
+        return None
+    layout = int(nearest.argmin())
+    return Place(layout, *map(int, space.nearest_place[layout]))
+
+
+def _advice(candidates: Sequence[Candidate], baselines: dict[str, int]) -> Iterator[str]:
+    """Whether the best is worth its complexity: a gain inside the band may not be there."""
+    best = candidates[0].prediction
+    half = (best.high_seconds - best.low_seconds) / 2 / best.step_seconds
+    for name, index in baselines.items():
+        plain = candidates[index].prediction
+        if not plain.fits or not candidates[index].executable:
+            continue
+        gain = plain.step_seconds / best.step_seconds - 1
+        if index == 0:
+            return
+        if gain <= half:
+            yield (
+                f"{name} is predicted {format_percent(gain)} slower than the best, inside the band of +-{half:.0%}: it "
+                f"is the simpler choice until both are measured ({candidates[index].plan.id})"
+            )
+            return
+
+
+def nearest_miss(space: Space) -> tuple[Place, float] | None:
+    """The plan that misses the device's memory by the least, and by how many bytes; None where none misses."""
+    over = np.where(space.nearest > space.at.memory_bytes, space.nearest - space.at.memory_bytes, np.inf)
+    if not np.isfinite(over).any():
+        return None
+    layout = int(over.argmin())
+    return Place(layout, *map(int, space.nearest_place[layout])), float(over[layout])
+
+
+def _no_plan(space: Space) -> str:
+    at = space.at
+    counts = "; ".join(f"{count:,} x {reason}" for reason, count in (space.rejected + space.broken).most_common())
+    words = f"no plan of {at.model.name} on {at.num_devices} x {at.device.name}: {counts}"
+    if len(space.best):
+        return f"{words}; all that fit are simulate only: pass --simulate to see them"
+    missed = nearest_miss(space)
+    if missed is None:
+        least = format_bytes(float(np.min(np.max(space.tables.shared.state_bytes, axis=0))))
+        room = format_bytes(at.memory_bytes)
+        return f"{words}; nearest: states alone take {least} of {room}: more devices, or a smaller model"
+    return f"{words}; nearest: {plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over; more devices would do"
+
+
+def _file(space: Space, candidates: tuple[Candidate, ...], baselines: dict[str, int], notes: Sequence[str]) -> PlanFile:
+    at = space.at
+    missed = nearest_miss(space)
+    if missed is not None and space.rejected[NO_ROOM]:
+        over = format_bytes(missed[1])
+        notes = (*notes, f"nearest miss for memory: {plan_of(space, missed[0]).id}, {over} over")
+    return PlanFile(
+        model_name=at.model.name,
+        workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
+        num_layers=at.model.num_layers + 2,
+        num_parameters=round(float(at.model.transformer.num_parameters[0])),
+        machine_name=at.device.name,
+        machine_origin="datasheet",
+        machine_device_kind="cuda",
+        machine_fingerprint="",
+        num_devices=at.num_devices,
+        global_batch_size=at.global_batch_size,
+        sequence_length=at.sequence_length,
+        candidates=candidates,
+        baseline=baselines.get("DDP", baselines.get("FSDP", -1)),
+        num_legal=space.accepted + space.rejected[NO_ROOM],
+        rejected={**space.rejected, **space.broken},
+        notes=tuple(notes),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,91 @@
+"""Every plan of a space as a file: CSV, or Parquet where pyarrow is installed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planner.space.explore import Space, explore
+from planner.space.layouts import Ints, Layouts, Options, legal_layouts
+from planner.space.setting import Setting
+from planner.space.variants import METHODS, Variants
+from profiles.errors import EnvironmentFailure, InputError
+from profiles.transformer import Array
+
+Columns = dict[str, Any]
+
+
+def write_all(at: Setting, options: Options, path: Path) -> Space:
+    """Search, and write every legal plan with its seconds, bytes and whether it fits. Half a file is never left.
+
+    Layouts whose states alone do not fit have no seconds and no row.
+    Raises: InputError for another ending than .csv or .parquet; EnvironmentFailure where pyarrow is missing.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--all {path}: the name must end in .csv or .parquet")
+    layouts, _ = legal_layouts(at, options)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    try:
+        write, close = (_csv if path.suffix == ".csv" else _parquet)(Path(name))
+
+        def seen(chosen: Ints, choices: Variants, seconds: Array, held: Array) -> None:
+            write(_columns(at, layouts, chosen, choices, seconds, held))
+
+        space = explore(at, options, seen=seen)
+        close()
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return space
+
+
+def _columns(at: Setting, layouts: Layouts, chosen: Ints, choices: Variants, seconds: Array, held: Array) -> Columns:
+    layout, micro, schedule, recompute = np.nonzero(np.isfinite(held))
+    columns: Columns = {field.name: getattr(layouts, field.name)[chosen[layout]] for field in fields(Layouts)}
+    place = (layout, micro, schedule, recompute)
+    return columns | {
+        "micro_batch_size": choices.micro_batch[micro].astype(int),
+        "num_microbatches": choices.count[micro].astype(int),
+        "schedule": np.array(choices.schedules)[schedule],
+        "virtual_stages": choices.chunks[schedule].astype(int),
+        "recompute": np.array(METHODS)[choices.method[recompute]],
+        "recomputed_layers": choices.layers[recompute].astype(int),
+        "step_seconds": seconds[place],
+        "device_bytes": held[place].astype(np.int64),
+        "fits": held[place] <= at.memory_bytes,
+    }
+
+
+def _csv(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]:
+    import pandas
+
+    stream = path.open("w", newline="")
+
+    def write(columns: Columns) -> None:
+        pandas.DataFrame(columns).to_csv(stream, index=False, header=stream.tell() == 0)
+
+    return write, stream.close
+
+
+def _parquet(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise EnvironmentFailure("--all FILE.parquet needs pyarrow: pip install pyarrow, or write a .csv") from None
+    writer: list[Any] = []
+
+    def write(columns: Columns) -> None:
+        table = pyarrow.table(columns)
+        if not writer:
+            writer.append(pyarrow.parquet.ParquetWriter(path, table.schema))
+        writer[0].write_table(table)
+
+    return write, lambda: writer[0].close() if writer else None
