@@ -135,6 +135,13 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     )
 
 
+def weight_seconds(made: Ingredients, factors: Factors, kind: str) -> Array:
+    """The part of a layer's backward that makes weight gradients: one of its two products each, and adding them up."""
+    load = (made.work.dense if kind == "dense" else made.work.moe)["backward"]
+    products = load.matmul_seconds / 2 * factors.matmul * made.rules.product_slowdown
+    return np.asarray(products + _accumulate(made, factors, kind))
+
+
 def host_excess(busy: Array, launch: Array) -> Array:
     """Seconds that a device waits for its host, which runs ahead of it: only the excess of its work shows."""
     return np.asarray((busy**HOST_SHARPNESS + launch**HOST_SHARPNESS) ** (1 / HOST_SHARPNESS) - busy)

@@ -11,7 +11,7 @@ from planner.jobs.axes import pipeline
 from planner.jobs.factors import Factors
 from planner.jobs.ingredients import Ingredients
 from planner.jobs.job import Jobs
-from planner.jobs.passes import Pass, edge_pass, exposed, layer_pass
+from planner.jobs.passes import Pass, edge_pass, exposed, layer_pass, weight_seconds
 from profiles.transformer import Array
 from profiles.units import GB
 
@@ -21,14 +21,15 @@ PARTS = (
 )  # fmt: skip
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
 ADAM_STATE_BYTES = 12.0
+# Of the work on embedding and head a third each is forward, and weight gradients.
+END_SHARE = 1 / 3
 
 
 def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     """Seconds of a step by PARTS, which add up to the step. Shapes: one entry per job in every array."""
     jobs = made.jobs
-    layer = {
-        kind: layer_pass(made, factors, "forward", kind) + layer_pass(made, factors, "backward", kind) for kind in KINDS
-    }
+    ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
+    layer = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
     first = edge_pass(made, factors, "embedding")
     last = edge_pass(made, factors, "head")
     alone = jobs.pipeline == 1
@@ -41,15 +42,18 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     slowest = totals.max(axis=0)
     which = totals.argmax(axis=0)
     model = jobs.model
-    everything = (
-        layer["dense"].total * (model.num_layers - model.num_moe_layers)
-        + layer["moe"].total * model.num_moe_layers + first.total + last.total
-    )  # fmt: skip
+    ends = first.total + last.total
+    everything, forward, weight = ends, ends * END_SHARE, ends * END_SHARE
+    for kind in KINDS:
+        count = model.num_moe_layers if kind == "moe" else model.num_layers - model.num_moe_layers
+        everything = everything + layer[kind].total * count
+        forward = forward + ahead[kind].total * count
+        weight = weight + weight_seconds(made, factors, kind) * count
     parts = {
         name: np.choose(which, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches
         for name in Pass.__slots__
     }
-    parts["bubble"] = pipeline.idle_seconds(jobs, everything, slowest)
+    parts["bubble"] = pipeline.idle_seconds(jobs, everything, slowest, forward / everything, weight / everything)
     parts["pipeline_comm"] = _pipeline_comm(made, factors)
     parts["data_comm"] = parts["data_comm"] + _exchange_comm(made, factors, stages, which)
     updated = optimizer_parameters(made)

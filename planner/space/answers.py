@@ -13,7 +13,9 @@ from planner.explain import verdict
 from planner.plan import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Space
-from planner.space.plans import Place, best_places, plan_of, predictions
+from planner.space.plans import Place, best_places, plan_of
+from planner.space.predictions import predictions
+from planner.space.retime import in_order
 from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError
 from profiles.model import WorkloadSpec
@@ -64,6 +66,7 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
 
     Raises: NoFeasiblePlanError with counts by reason and the nearest miss.
     """
+    space = in_order(space)
     chosen = list(_runnable(space, simulate, top))
     if not chosen:
         raise NoFeasiblePlanError(_no_plan(space))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.jobs.axes.pipeline import bubble_left
 from planner.jobs.factors import Factors
 from planner.jobs.passes import exposed, host_excess
-from planner.jobs.step import ADAM_STATE_BYTES
+from planner.jobs.step import ADAM_STATE_BYTES, END_SHARE
 from planner.jobs.work import PHASES
 from planner.space.layouts import Ints
 from planner.space.setting import Setting
@@ -83,12 +84,13 @@ class _Layer:
     """A layer of each kind. Shapes: (g, m, k)."""
 
     total: dict[str, Array]
+    forward: dict[str, Array]
     compute: dict[str, Array]
 
 
 def _layer(own: Block) -> _Layer:
     layers, shared = own.tables.layers, own.tables.shared
-    total, compute = {}, {}
+    total, ahead, compute = {}, {}, {}
     is_sharded = own.is_any(shared.jobs.zero_stage == SHARDED)
     for kind, computed in layers.compute.items():
         seconds: Array | float = 0.0
@@ -97,9 +99,11 @@ def _layer(own: Block) -> _Layer:
             if is_sharded:
                 busy = busy + exposed(_unit_seconds(own, phase), busy, own.tables.factors)
             seconds = seconds + busy + host_excess(busy, own.of(layers.launch[phase, kind]))
+            if phase == "forward":
+                ahead[kind] = own.mixed(np.asarray(seconds))
         total[kind] = own.mixed(np.asarray(seconds))
         compute[kind] = own.mixed(own.of(computed))
-    return _Layer(total=total, compute=compute)
+    return _Layer(total=total, forward=ahead, compute=compute)
 
 
 def _unit_seconds(own: Block, phase: str) -> Array:
@@ -114,11 +118,16 @@ def _unit_seconds(own: Block, phase: str) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stages:
-    """Seconds of a micro-batch: on the slowest stage, what of it hides messages, on all stages. Shapes: (g, m, k)."""
+    """Seconds of a micro-batch: on the slowest stage, what of it hides messages, and on all stages.
+
+    `forward` and `weight` are the shares of forward and of weight gradients in it. Shapes: (g, m, k).
+    """
 
     slowest: Array
     passing: Array
     everything: Array
+    forward: Array
+    weight: Array
 
 
 def _stages(own: Block) -> _Stages:
@@ -143,24 +152,56 @@ def _stages(own: Block) -> _Stages:
     routed = model.num_moe_layers[0]
     of_kind = {"dense": model.num_layers[0] - routed, "moe": routed}
     everything = embedding + head
+    forward = weight = everything * END_SHARE
     for kind, total in layer.total.items():
         everything = everything + of_kind[kind] * total
-    return _Stages(slowest=slowest, passing=passing, everything=everything)
+        forward = forward + of_kind[kind] * layer.forward[kind]
+        weight = weight + of_kind[kind] * own.of(tables.layers.weight[kind])[:, :, None]
+    return _Stages(
+        slowest=slowest,
+        passing=passing,
+        everything=everything,
+        forward=forward / everything,
+        weight=weight / everything,
+    )
 
 
 def step_seconds(own: Block) -> Array:
     """Seconds of a step. Shapes: (layout, micro-batch, schedule, recomputation)."""
-    tables, choices, stages = own.tables, own.choices, _stages(own)
-    steady = stages.slowest * choices.count[:, None] + _exchange(own, stages.passing) + _tail(own)
-    result = steady[:, :, None, :]
+    stages = _stages(own)
+    once = _exchange(own, stages.passing) + _tail(own)
+    return np.asarray((_pipelined(own, stages) + once[:, :, None, :]) * straggling(own.tables))
+
+
+def pipelined_seconds(own: Block) -> Array:
+    """The passes of all micro-batches with bubbles and messages. Shapes: as step_seconds."""
+    return _pipelined(own, _stages(own))
+
+
+def straggling(tables: Tables) -> float:
+    """How many times longer a step takes because ranks wait for the slowest of many nodes."""
+    nodes = max(tables.at.num_devices / tables.at.devices_per_node, 1.0)
+    return float(1 + tables.factors.straggling * np.log2(nodes))
+
+
+def _pipelined(own: Block, stages: _Stages) -> Array:
+    tables, choices = own.tables, own.choices
+    result = (stages.slowest * choices.count[:, None])[:, :, None, :]
     if own.is_any(tables.shared.jobs.pipeline > 1):
         others = np.maximum(stages.everything - stages.slowest, 0.0)
-        result = result + others[:, :, None, :] * choices.filling[:, :, None]
+        result = result + (others[:, :, None, :] * choices.filling[:, :, None]) * _bubbles_left(own, stages)
         result = result + stages.slowest[:, :, None, :] * choices.rounds[:, :, None]
         message = tables.messages.seconds[tables.messages.combination[own.layouts][:, None], own.columns]
         result = result + (message[:, :, None] * choices.messages)[:, :, :, None]
-    nodes = max(tables.at.num_devices / tables.at.devices_per_node, 1.0)
-    return np.asarray(result * (1 + tables.factors.straggling * np.log2(nodes)))
+    return np.asarray(result)
+
+
+def _bubbles_left(own: Block, stages: _Stages) -> Array:
+    """The share of 1F1B's bubble that each schedule leaves. Shapes: as step_seconds."""
+    pipeline = own.each(own.tables.shared.jobs.pipeline)
+    names = own.choices.schedules
+    left = {name: bubble_left(name, pipeline, stages.forward, stages.weight) for name in set(names)}
+    return np.stack([left[name] for name in names], axis=2)
 
 
 def _exchange(own: Block, passing: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,10 +62,14 @@ class Space:
     broken: Counter[str]
     nearest: Array
     nearest_place: Ints
+    _known: dict[tuple[int, int], Variants] = field(default_factory=dict)
 
     def choices(self, layout: int) -> Variants:
-        """The variants of a layout."""
-        return choices_of(self.at, self.options, self.layouts, layout)
+        """The variants of a layout, which all of its pipeline and data degree share."""
+        key = int(self.layouts.pipeline[layout]), int(self.layouts.data[layout])
+        if key not in self._known:
+            self._known[key] = choices_of(self.at, self.options, self.layouts, layout)
+        return self._known[key]
 
 
 def choices_of(at: Setting, options: Options, layouts: Layouts, layout: int) -> Variants:

@@ -8,20 +8,11 @@ from typing import cast
 
 import numpy as np
 
-from planner.jobs.bands import band, spread
-from planner.jobs.footprint import Footprint, footprint
-from planner.jobs.ingredients import ingredients_of
 from planner.jobs.job import Jobs
-from planner.jobs.learning import predict, total_seconds
 from planner.plan import AXES, Plan, Recompute, Schedule
-from planner.prediction import KINDS, PARTS, Prediction
-from planner.space.block import block, step_seconds
-from planner.space.block_memory import device_bytes
 from planner.space.explore import Space
-from planner.space.setting import Setting
 from planner.space.tables import layout_jobs
 from planner.space.variants import HIDES_MESSAGES, METHODS
-from profiles.transformer import Array
 
 DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
 # What the laws of memory tell apart and predictions do not.
@@ -111,77 +102,3 @@ def jobs_at(space: Space, places: Sequence[Place], method: str | None = None) ->
         recompute=np.array([method or METHODS[own.method[place.recompute]] for own, place in pairs]),
         overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack, ()) for name in names]),
     )
-
-
-def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
-    """What the plans at `places` would take; totals are those of the search, parts those of the laws for single jobs.
-
-    Model: where some layers of a stage are recomputed, parts lie between those of none and of all.
-    """
-    jobs, rest = jobs_at(space, places), jobs_at(space, places, "none")
-    share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
-    parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
-    seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
-    memory, least = footprint(jobs), footprint(rest)
-    held = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in memory.parts.items()}
-    low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
-    width = np.stack([low, high]) / total_seconds(seconds)
-    return [
-        _prediction(space, place, index, seconds, held, memory, width[:, index]) for index, place in enumerate(places)
-    ]
-
-
-def _prediction(
-    space: Space,
-    place: Place,
-    index: int,
-    seconds: dict[str, Array],
-    held: dict[str, Array],
-    memory: Footprint,
-    width: Array,
-) -> Prediction:
-    at = space.at
-    own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
-    where = (0, place.micro_batch, place.schedule, place.recompute)
-    step, device = float(step_seconds(own)[where]), float(device_bytes(own)[where])
-    parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
-    # Of mixed recomputation the parts' sum is off by what messages hide behind other passes.
-    parts["compute"] += step - sum(parts.values())
-    kinds = dict.fromkeys(KINDS, 0.0)
-    for name, values in held.items():
-        kinds[KIND_OF.get(name, name)] += float(values[index])
-    kinds["slack"] = device - sum(kinds.values())
-    stages = memory.stage_allocated_bytes[index]
-    tokens = at.global_batch_size * at.sequence_length
-    peak = peak_flops_per_second(at)
-    return Prediction(
-        step_seconds=step,
-        low_seconds=step * float(width[0]),
-        high_seconds=step * float(width[1]),
-        seconds=parts,
-        bytes_per_rank=kinds,
-        peak_bytes=device,
-        stage_peak_bytes=tuple(float(value) for value in stages[np.isfinite(stages)]),
-        fits=device <= at.memory_bytes,
-        tokens_per_second=tokens / step,
-        mfu=model_flops(at) / step / at.num_devices / peak,
-        mfu_denominator=(
-            f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({at.device.title} data sheet, dense); full "
-            "attention, no recomputation counted"
-        ),
-        method="closed form",
-        assumptions=(f"kernels, links and software ({at.stack}) as published runs taught",),
-    )
-
-
-def peak_flops_per_second(at: Setting) -> float:
-    """The data sheet's dense rate at the setting's precision."""
-    return at.device.peak_tflops[at.precision] * 1e12
-
-
-def model_flops(at: Setting) -> float:
-    """FLOPs that one step must do: three times the forward pass, full attention, no recomputation."""
-    model, tokens = at.model.transformer, at.global_batch_size * at.sequence_length
-    attention = 2 * at.sequence_length * model.num_heads[0] * (model.qk_head_dim[0] + model.v_head_dim[0])
-    per_token = 2 * model.active_matmul_parameters[0] + attention * model.num_layers[0]
-    return float(3 * per_token * tokens)

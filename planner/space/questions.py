@@ -15,7 +15,9 @@ from planner.space.answers import Answer, why_not_run
 from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import STATES_ALONE, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
-from planner.space.plans import Place, best_places, plan_of, predictions
+from planner.space.plans import Place, best_places, plan_of
+from planner.space.predictions import predictions
+from planner.space.retime import corrections
 from planner.space.setting import Setting
 from profiles.errors import InputError
 from profiles.transformer import Array, Flags
@@ -127,7 +129,7 @@ class Change:
 def sensitivity(answer: Answer) -> list[Change]:
     """Which unknown would change the winner: links, their share in overlap, and products, each off by what is usual.
 
-    Model: the best plans of the search are priced again; memory is what it was.
+    Model: the best plans of the search are priced again, pipelines off by what replay said; memory is what it was.
     """
     space = answer.space
     best = space.best
@@ -141,10 +143,13 @@ def sensitivity(answer: Answer) -> list[Change]:
     contenders = [first, *(place for place in allowed if place != first)]
     result = []
     chosen, where = np.unique([place.layout for place in contenders], return_inverse=True)
+    closed = np.array([_seconds(space.tables, space, place, place.layout) for place in contenders])
+    off = 1 + corrections(space, contenders) / closed
     for what, at, factors in _changes(space):
         tables = tables_of(at, space.layouts.take(chosen), replace(space.learned, factors=factors))
-        seconds = np.array(
-            [_seconds(tables, space, place, int(row)) for place, row in zip(contenders, where, strict=True)]
+        seconds = (
+            np.array([_seconds(tables, space, place, int(row)) for place, row in zip(contenders, where, strict=True)])
+            * off
         )
         # Equal ones stay with the winner.
         winner = int(seconds.argmin()) if seconds.min() < seconds[0] * (1 - 1e-9) else 0

@@ -16,7 +16,7 @@ from planner.jobs.hardware import fabric_of
 from planner.jobs.ingredients import Ingredients, ingredients_of
 from planner.jobs.job import Jobs
 from planner.jobs.memory_rules import MemoryRules, memory_rules
-from planner.jobs.passes import edge_pass, layer_work
+from planner.jobs.passes import edge_pass, layer_work, weight_seconds
 from planner.jobs.rules import TimeRules, rules_of
 from planner.jobs.saved_tensors import layer_memory
 from planner.jobs.stage_states import (
@@ -41,14 +41,15 @@ KINDS = ("dense", "moe")
 class LayerTable:
     """One layer by (combination, micro-batch, method); a combination is tensor, sequence, context, expert degree.
 
-    Shapes: seconds by phase and kind of layer, and bytes by kind, (combination, micro-batch, method); of the ends of
-    the model and of the residual stream (combination, micro-batch).
+    Shapes: seconds by phase and kind of layer, and bytes by kind, (combination, micro-batch, method); of weights'
+    gradients, of the ends of the model and of the residual stream (combination, micro-batch).
     """
 
     sizes: Array
     device: dict[tuple[Phase, str], Array]
     launch: dict[tuple[Phase, str], Array]
     compute: dict[str, Array]
+    weight: dict[str, Array]
     kept: dict[str, Array]
     backward: dict[str, Array]
     embedding: Array
@@ -83,9 +84,9 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
         recompute=np.tile(np.array(METHODS), shape[0] * shape[1]),
     )
-    made = _taught(ingredients_of(jobs), learned)
+    made = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
-    device, launch, compute = {}, {}, {}
+    device, launch, compute, weight = {}, {}, {}, {}
     kept, backward = {}, {}
     # A model without experts has dense layers only, and the other way about.
     kinds = [kind for kind, count in zip(KINDS, _layers_of_kind(at), strict=True) if count]
@@ -95,6 +96,7 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
             device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
         compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
         compute[kind] = compute[kind].reshape(shape)
+        weight[kind] = weight_seconds(made, learned.factors, kind).reshape(shape)[:, :, 0]
         memory = layer_memory(jobs, rules, routed=kind == "moe")
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
     ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
@@ -107,6 +109,7 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         device=device,
         launch=launch,
         compute=compute,
+        weight=weight,
         kept=kept,
         backward=backward,
         embedding=end("embedding", "total"),
@@ -124,7 +127,8 @@ def _layers_of_kind(at: Setting) -> tuple[float, float]:
     return float(model.num_layers[0]) - routed, routed
 
 
-def _taught(made: Ingredients, learned: Learned) -> Ingredients:
+def taught(made: Ingredients, learned: Learned) -> Ingredients:
+    """The ingredients with what was learned of their software."""
     return replace(made, rules=rules_of(made.jobs, learned))
 
 
@@ -186,7 +190,7 @@ class LayoutTable:
 def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable:
     """States and gradient exchange of every layout."""
     jobs = layout_jobs(at, layouts)
-    made = _taught(ingredients_of(jobs), learned)
+    made = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
     layer = layer_parameters(jobs, rules)
     contents = tuple(stage_content(jobs, rules, index) for index in _places(at, layouts))

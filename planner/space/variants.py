@@ -66,7 +66,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         parts = np.full(len(micro), float(chunks))
         legal[:, column], reason = _allowed(name, pipeline, chunks, count)
         illegal[reason] += int((~legal[:, column]).sum()) * len(recompute)
-        filling, rounds = idle_terms(name, degree, parts, count)
+        filling, rounds = idle_terms(degree, parts, count)
         steady = np.zeros(len(micro)) if name in hidden else 2 * count * parts
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held

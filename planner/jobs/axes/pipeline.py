@@ -13,9 +13,6 @@ from profiles.interconnect import Fabric
 from profiles.transformer import Array
 
 MESSAGE_ELEMENT_BYTES = 2.0
-# Share of 1F1B's bubble that zero-bubble schedules leave: (p-1)(F + B - W) and (p-1)(F + B - 2W) of (p-1)(F + B + W),
-# with forward, backward of the inputs and of the weights equally long. Source: Qi et al. 2024 (arXiv 2401.10241).
-BUBBLE_LEFT = {"zb-1p": 1 / 3, "zb-2p": 0.0, "interleaved-zb": 1 / 3, "zbv": 0.0, "dualpipev": 1 / 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +58,22 @@ def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
     return seconds(jobs, fabric, "send_receive", num_bytes, pair, pipeline_stride(jobs))
 
 
-def idle_seconds(jobs: Jobs, stage_sum: Array, slowest: Array) -> Array:
+def idle_seconds(jobs: Jobs, stage_sum: Array, slowest: Array, forward: Array, weight: Array) -> Array:
     """Seconds per step in which the slowest stage waits for the pipeline to fill and to drain.
 
-    `stage_sum` is the seconds of one micro-batch over all stages, `slowest` over the slowest one.
+    `stage_sum` is the seconds of one micro-batch over all stages, `slowest` over the slowest one; `forward` and
+    `weight` are the shares of forward and of weight gradients in it.
     """
     filling, rounds = np.zeros(len(jobs)), np.zeros(len(jobs))
     for schedule in np.unique(jobs.schedule):
-        own = idle_terms(str(schedule), jobs.pipeline, jobs.chunks, jobs.num_microbatches)
-        filling, rounds = (
-            np.where(jobs.schedule == schedule, term, so_far)
-            for term, so_far in zip(own, (filling, rounds), strict=True)
-        )
+        own = idle_terms(jobs.pipeline, jobs.chunks, jobs.num_microbatches)
+        left = bubble_left(str(schedule), jobs.pipeline, forward, weight)
+        is_own = jobs.schedule == schedule
+        filling, rounds = np.where(is_own, own[0] * left, filling), np.where(is_own, own[1], rounds)
     return np.asarray(np.maximum(stage_sum - slowest, 0.0) * filling + slowest * rounds)
 
 
-def idle_terms(schedule: str, pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:
+def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:
     """Idle seconds as multiples: of what a micro-batch takes on all other stages, and on the slowest one.
 
     Model: 1F1B and GPipe wait for the others once; interleaving divides that by the chunks, but waits for whole rounds.
@@ -84,22 +81,48 @@ def idle_terms(schedule: str, pipeline: Array, chunks: Array, count: Array) -> t
     """
     parts = np.maximum(chunks, 1.0)
     missing = np.mod(-count, pipeline)
-    filling = np.where(pipeline > 1, BUBBLE_LEFT.get(schedule, 1.0) / parts, 0.0)
+    filling = np.where(pipeline > 1, 1 / parts, 0.0)
     return filling, np.where((pipeline > 1) & (parts > 1), (parts - 1) / parts * missing, 0.0)
+
+
+def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -> Array:
+    """Share of 1F1B's bubble that a schedule leaves which does weight gradients apart; 1 for one that does not.
+
+    Model: with forward F, input gradients I and weight gradients W of one chunk, adding up to 1: F + I - W for ZB-H1
+    and F + I - 2W for ZB-H2 (Qi et al. 2024, arXiv 2401.10241), but not less than I where steps wait for all ranks; the
+    laws of the two schedules that go through a V are read off replays of their lists of steps. Shapes: broadcast.
+    """
+    inputs = 1 - forward - weight
+    late = np.maximum(forward - weight, 0.0)
+    match schedule:
+        case "zb-1p" | "interleaved-zb":
+            left = inputs + late
+        case "zb-2p":
+            left = np.maximum(inputs + forward - 2 * weight, 0.0)
+        case "zbv":
+            left = np.maximum(inputs, 2 * (inputs - weight))
+        case "dualpipev":
+            left = (
+                inputs + forward - weight + np.maximum(inputs - forward * pipeline / np.maximum(pipeline - 1, 1), 0.0)
+            )
+        case _:
+            left = np.ones_like(inputs)
+    return np.asarray(left)
 
 
 def held_microbatches(schedule: str, pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
     """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job.
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473) for 1F1B and interleaving, Qi et al. 2024 (arXiv 2401.10241) for
-    zero-bubble schedules; the V of DualPipe holds one more.
+    zero-bubble schedules; the V of DualPipe holds one more chunk.
     """
     after, parts = np.maximum(pipeline - stage, 1.0), np.maximum(chunks, 1.0)
-    most = {"gpipe": count, "zb-1p": pipeline, "zb-2p": 2 * pipeline - 1, "zbv": pipeline, "dualpipev": pipeline + 1}
+    most = {
+        "gpipe": count, "zb-1p": pipeline, "zb-2p": 2 * pipeline - 1, "interleaved-zb": pipeline, "zbv": pipeline,
+        "dualpipev": pipeline + 0.5,
+    }  # fmt: skip
     if schedule in most:
         held = most[schedule]
     else:
         held = np.where(parts > 1, (2 * (after - 1) + (parts - 1) * pipeline + 1) / parts, after)
-        if schedule == "interleaved-zb":
-            held = np.where(parts > 1, held, pipeline)
     return np.where(pipeline > 1, np.minimum(held, count), 1.0)
