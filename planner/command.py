@@ -43,6 +43,9 @@ def plan(
     tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
     price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
     all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
 ) -> None:
@@ -55,7 +58,7 @@ def plan(
 
     asked: dict[str, object] = {
         "--why-not": why_not, "--sensitivity": sensitivity, "--tokens": tokens, "--price": price, "--all": all_file,
-        "--simulate": simulate,
+        "--simulate": simulate, "--trace": trace,
     }  # fmt: skip
     lines: list[str] = []
     sizes = _shipped(model, machine, device, cluster)
@@ -67,6 +70,7 @@ def plan(
             model=sizes, num_devices=gpus, global_batch_size=global_batch, sequence_length=sequence_length,
             device=device, cluster=cluster, stack=stack, precision=precision, top=top, simulate=simulate,
             why_not=why_not, sensitivity=sensitivity, tokens=tokens, price=price, all_file=all_file,
+            trace_file=trace,
         )  # fmt: skip
         result, lines = ask(request)
     else:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.prediction import PlanFile
+from planner.simulate import simulate
 from planner.space.answers import Answer, answer
 from planner.space.explore import explore
 from planner.space.export import write_all
 from planner.space.layouts import Options
 from planner.space.questions import cost_of, pareto, sensitivity, why_not
 from planner.space.setting import Setting, setting
+from planner.space.timeline import step_work
+from planner.trace_export import write_trace
 from profiles.clusters import load_cluster
 from profiles.devices import load_device
 from profiles.errors import InputError
@@ -45,6 +48,7 @@ class Request:
     tokens: str | None = None
     price: float | None = None
     all_file: Path | None = None
+    trace_file: Path | None = None
 
 
 def ask(request: Request) -> tuple[PlanFile, list[str]]:
@@ -127,8 +131,22 @@ def _lines(request: Request, found: Answer) -> Iterator[str]:
         yield str(cost_of(at, best, parse_count(request.tokens), request.price))
     if request.why_not is not None:
         yield from why_not(found, request.why_not)
+    if request.trace_file is not None:
+        yield from _simulated(found, request.trace_file)
     if request.sensitivity:
         yield "what would change the winner:"
         for change in sensitivity(found):
             words = "the same plan" if change.is_same else f"{change.winner}, {format_percent(change.gain)} faster"
             yield f"  {change.what}: {words}"
+
+
+def _simulated(found: Answer, path: Path) -> Iterator[str]:
+    """The plans of the table by event simulation, beside their predictions; the timeline of the best is written."""
+    yield "by event simulation, with links shared and overlaps played out:"
+    for number, (place, candidate) in enumerate(zip(found.places, found.file.candidates, strict=True)):
+        played = simulate(step_work(found.space, place))
+        off = played.step_seconds / candidate.prediction.step_seconds - 1
+        yield f"  {format_seconds(played.step_seconds)}, {format_percent(off, signed=True)}: {candidate.plan.id}"
+        if number == 0:
+            write_trace(path, played, candidate.plan.id)
+    yield f"timeline of the best written to {path}: open it at ui.perfetto.dev"

@@ -109,6 +109,7 @@ class _Builder:
         final = {step.stage: number for number, step in enumerate(steps) if step.action in ("B", "W")}
         place = replica * self.shape.num_ranks + rank
         history: list[Task] = []
+        ends: list[Task] = []
         for number, step in enumerate(steps):
             stage = self.work.stages[step.stage]
             buckets = stage.buckets if final[step.stage] == number else ()
@@ -120,10 +121,11 @@ class _Builder:
                 if history:
                     piece.after(history[-1])
                 if stage.gather and step.action != "W":
-                    piece.after(self._gather(stage.gather, step, place, history))
+                    piece.after(self._gather(stage.gather, step, place, ends))
                 history.append(piece)
                 if comm:
                     history.append(self._transfer(_part(comm, until - done), step, place).after(piece))
+                ends.append(history[-1])
                 done = until
                 for index, bucket in enumerate(buckets):
                     if bucket.done_fraction == until:
@@ -132,10 +134,10 @@ class _Builder:
             self.last[(replica, *_key(step))] = history[-1]
         self.ends[rank].append(history[-1])
 
-    def _gather(self, gather: Transfer, step: Step, place: int, history: list[Task]) -> Task:
+    def _gather(self, gather: Transfer, step: Step, place: int, ends: list[Task]) -> Task:
         """Fetch parameters while the piece before runs, not earlier: memory for two pieces."""
         task = self._transfer(gather, step, place)
-        return task.after(history[-2]) if len(history) > 1 else task
+        return task.after(ends[-2]) if len(ends) > 1 else task
 
     def _messages(self, replica: int) -> None:
         """Activations to the next stage and gradients back; none between stages of one rank."""

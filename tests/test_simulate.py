@@ -161,6 +161,9 @@ def test_gathered_parameters_are_fetched_while_the_piece_before_runs():
     work = with_stages(step_of(shape, even_seconds(shape, 1.0, 2.0)), gather=gather, num_pieces=4)
     # 6 s of compute; only the very first piece waits for its parameters.
     assert simulate(work).step_seconds == pytest.approx(6.1)
+    # Messages of another stream within the passes change nothing about that.
+    waited = Transfer(name="all_reduce", stream="tensor", span="node", num_bytes=0.4 * GB)
+    assert simulate(with_stages(work, forward_comm=waited)).step_seconds == pytest.approx(6.1 + 2 * 0.4)
     slow = with_stages(work, gather=replace(gather, num_bytes=1 * GB))
     # A gather of 1 s behind each piece of a quarter or half a second: 16 gathers, and the last piece.
     assert simulate(slow).step_seconds == pytest.approx(16 + 0.5)

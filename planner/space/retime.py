@@ -12,18 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.executable import LOOPED_SCHEDULES
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.passes import edge_pass, layer_pass, weight_seconds
-from planner.jobs.step import END_SHARE, KINDS
+from planner.jobs.passes import Pass
 from planner.orders import STAGES_OF_V, Shape, round_length
 from planner.plan import Plan
 from planner.replay import PipelineSeconds, replay_plans
 from planner.schedules import stage_ranks
 from planner.space.block import block, pipelined_seconds, straggling
 from planner.space.explore import Best, Space
-from planner.space.plans import Place, best_places, jobs_at, plan_of
-from planner.space.tables import taught
-from planner.space.variants import HIDES_MESSAGES
+from planner.space.plans import Place, best_places, plan_of
+from planner.space.stage_passes import StagePasses, hides_messages, shape_of, stage_layers, stage_passes
 from profiles.transformer import Array
 
 # How many of the best plans are timed again; passes of all stages that are replayed one by one.
@@ -37,11 +34,6 @@ class Retimed:
     makespan_seconds: float
     silent_seconds: float
     busy_seconds: float
-
-
-def shape_of(plan: Plan) -> Shape:
-    """The plan's pipeline without its times."""
-    return Shape(plan.schedule, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
 
 
 def retimed(space: Space, places: Sequence[Place]) -> dict[Place, Retimed]:
@@ -71,9 +63,9 @@ def retimed(space: Space, places: Sequence[Place]) -> dict[Place, Retimed]:
 
 def stage_seconds(space: Space, places: Sequence[Place]) -> list[tuple[Shape, PipelineSeconds]]:
     """The shape of each plan's pipeline, and one micro-batch on its stages. Shapes: (stage, 1)."""
-    plain, again = (_passes(space, places, method) for method in ("none", None))
+    passes = stage_passes(space, places)
     return [
-        (shape_of(plan), _of_stages(space, plan, row, plain, again))
+        (shape_of(plan), _of_stages(space, plan, row, passes))
         for row, plan in enumerate(plan_of(space, place) for place in places)
     ]
 
@@ -90,58 +82,21 @@ def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Ret
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Passes:
-    """Seconds of a layer by kind, of the ends, and of a message. Shapes: one entry per plan."""
-
-    forward: dict[str, Array]
-    backward: dict[str, Array]
-    weight: dict[str, Array]
-    embedding: Array
-    head: Array
-    message: Array
+def _total(own: Pass) -> Array:
+    return own.total
 
 
-def _passes(space: Space, places: Sequence[Place], method: str | None) -> _Passes:
-    made, factors = taught(ingredients_of(jobs_at(space, places, method)), space.learned), space.learned.factors
-    model = space.at.model.transformer
-    kinds = [kind for kind in KINDS if kind == "dense" or model.num_moe_layers[0] > 0]
-    return _Passes(
-        forward={kind: layer_pass(made, factors, "forward", kind).total for kind in kinds},
-        backward={kind: layer_pass(made, factors, "backward", kind).total for kind in kinds},
-        weight={kind: weight_seconds(made, factors, kind) for kind in kinds},
-        embedding=edge_pass(made, factors, "embedding").total,
-        head=edge_pass(made, factors, "head").total,
-        message=made.message,
-    )
-
-
-def _of_stages(space: Space, plan: Plan, row: int, plain: _Passes, again: _Passes) -> PipelineSeconds:
+def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> PipelineSeconds:
     """One micro-batch on the stages of a plan, some of whose layers are recomputed."""
-    num_stages, num_layers = len(plan.stage_bounds), space.at.model.num_layers
-    bounds = np.array([*plan.stage_bounds[1:], num_layers + 1]) - 1
-    counts = np.diff(bounds, prepend=0)
-    recomputed = np.array(plan.recompute_layers or (counts if plan.recompute != "none" else np.zeros(num_stages)))
-    model = space.at.model.transformer
-    leading = num_layers - int(model.num_moe_layers[0])
-    dense = np.diff(np.minimum(bounds, leading), prepend=0)
-    forward, backward, weight = np.zeros((3, num_stages))
-    for kind, own in (("dense", dense), ("moe", counts - dense)):
-        if kind not in plain.forward:
-            continue
-        share = recomputed * own / np.maximum(counts, 1)
-        forward += own * plain.forward[kind][row]
-        backward += (own - share) * plain.backward[kind][row] + share * again.backward[kind][row]
-        weight += own * plain.weight[kind][row]
-    for stage, end in ((0, plain.embedding[row]), (-1, plain.head[row])):
-        forward[stage] += end * END_SHARE
-        backward[stage] += end * (1 - END_SHARE)
-        weight[stage] += end * END_SHARE
-    is_hidden = plan.schedule in HIDES_MESSAGES.get(space.at.stack, ())
-    message = np.full(num_stages, 0.0 if is_hidden else plain.message[row])
-    return PipelineSeconds(
-        forward=forward[:, None], backward=backward[:, None], weight=weight[:, None], message=message[:, None]
-    )
+    layers = stage_layers(plan, space.at.model.transformer)
+    message = np.full(len(plan.stage_bounds), float(passes.made.message[row]))
+    columns = {
+        "forward": passes.forward(layers, row, _total),
+        "backward": passes.backward(layers, row, _total),
+        "weight": passes.weights(layers, row),
+        "message": np.zeros_like(message) if hides_messages(space, plan) else message,
+    }
+    return PipelineSeconds(**{name: values[:, None] for name, values in columns.items()})
 
 
 def _beside(columns: Sequence[PipelineSeconds]) -> PipelineSeconds:

@@ -1,0 +1,110 @@
+"""What the stages of a plan do for one micro-batch: its layers by kind and recomputation, times what a layer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.ingredients import Ingredients, ingredients_of
+from planner.jobs.passes import Pass, edge_pass, layer_pass, weight_seconds
+from planner.jobs.step import END_SHARE, KINDS
+from planner.orders import Shape
+from planner.plan import Plan
+from planner.space.explore import Space
+from planner.space.plans import Place, jobs_at
+from planner.space.tables import taught
+from planner.space.variants import HIDES_MESSAGES
+from profiles.transformer import Array, Transformer
+
+# A part of a pass: its total, what it computes, what it sends.
+Part = Callable[[Pass], Array]
+
+
+def shape_of(plan: Plan) -> Shape:
+    """The plan's pipeline without its times."""
+    name = plan.schedule if plan.pipeline_parallel > 1 else "1f1b"
+    return Shape(name, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
+
+
+def hides_messages(space: Space, plan: Plan) -> bool:
+    """Whether the software sends a schedule's messages beside the next micro-batch."""
+    return plan.schedule in HIDES_MESSAGES.get(space.at.stack, ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageLayers:
+    """Layers of each stage by kind, and how many of them are recomputed. Shapes: (stage,)."""
+
+    count: dict[str, Array]
+    recomputed: dict[str, Array]
+
+
+def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
+    """What the plan's stage bounds mean: the embedding is layer 0, dense layers of a mixture of experts lead.
+
+    Model: recomputed layers are of both kinds in the proportion in which the stage has them.
+    """
+    num_layers = int(model.num_layers[0])
+    bounds = np.array([*plan.stage_bounds[1:], num_layers + 1]) - 1
+    whole = np.diff(bounds, prepend=0)
+    dense = np.diff(np.minimum(bounds, num_layers - int(model.num_moe_layers[0])), prepend=0)
+    again = np.array(plan.recompute_layers or (whole if plan.recompute != "none" else 0 * whole))
+    count = {"dense": dense.astype(float), "moe": (whole - dense).astype(float)}
+    return StageLayers(
+        count=count, recomputed={kind: own * again / np.maximum(whole, 1) for kind, own in count.items()}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePasses:
+    """A layer by kind, as a plan recomputes it and without, and the ends; `made` and passes have a row per plan."""
+
+    made: Ingredients
+    ahead: dict[str, Pass]
+    again: dict[str, Pass]
+    plain: dict[str, Pass]
+    weight: dict[str, Array]
+    embedding: Pass
+    head: Pass
+
+    def forward(self, layers: StageLayers, row: int, part: Part) -> Array:
+        """Seconds of a part of the forward pass of plan `row`. Shapes: (stage,)."""
+        result = sum((layers.count[kind] * part(own)[row] for kind, own in self.ahead.items()), np.zeros(1))
+        return self._with_ends(np.asarray(result), row, part, END_SHARE)
+
+    def backward(self, layers: StageLayers, row: int, part: Part) -> Array:
+        """Seconds of a part of the backward pass of plan `row`, with what it recomputes. Shapes: (stage,)."""
+        result = np.zeros(1)
+        for kind, own in self.again.items():
+            again = layers.recomputed[kind]
+            result = result + (layers.count[kind] - again) * part(self.plain[kind])[row] + again * part(own)[row]
+        return self._with_ends(result, row, part, 1 - END_SHARE)
+
+    def weights(self, layers: StageLayers, row: int) -> Array:
+        """Seconds of the weight gradients, a part of the backward pass. Shapes: (stage,)."""
+        result = sum((layers.count[kind] * own[row] for kind, own in self.weight.items()), np.zeros(1))
+        return self._with_ends(np.asarray(result), row, lambda end: end.total, END_SHARE)
+
+    def _with_ends(self, seconds: Array, row: int, part: Part, share: float) -> Array:
+        result = seconds.copy()
+        result[0] += part(self.embedding)[row] * share
+        result[-1] += part(self.head)[row] * share
+        return result
+
+
+def stage_passes(space: Space, places: Sequence[Place]) -> StagePasses:
+    """The passes of the plans at `places`."""
+    factors, model = space.learned.factors, space.at.model.transformer
+    made, plain = (taught(ingredients_of(jobs_at(space, places, method)), space.learned) for method in (None, "none"))
+    kinds = [kind for kind in KINDS if kind == "dense" or model.num_moe_layers[0] > 0]
+    return StagePasses(
+        made=made,
+        ahead={kind: layer_pass(made, factors, "forward", kind) for kind in kinds},
+        again={kind: layer_pass(made, factors, "backward", kind) for kind in kinds},
+        plain={kind: layer_pass(plain, factors, "backward", kind) for kind in kinds},
+        weight={kind: weight_seconds(made, factors, kind) for kind in kinds},
+        embedding=edge_pass(made, factors, "embedding"),
+        head=edge_pass(made, factors, "head"),
+    )
