@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,9 +55,17 @@ def average_gradients(
 
 
 def _shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
-    """Every layer is gathered by itself, so that no more than the one at work and the next are whole."""
+    """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
+
+    In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
+    until its backward.
+    """
+    low = torch.bfloat16 if plan.precision == "bf16" else None
+    policy = MixedPrecisionPolicy(
+        param_dtype=low, reduce_dtype=None if low is None else torch.float32, cast_forward_inputs=False
+    )
     for module in (*stage.layers, stage):
-        fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3)
+        fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3, mp_policy=policy)
     return stage
 
 

@@ -90,6 +90,8 @@ def two_ranks(complete: bool) -> list[Case]:
     cases += [("gpt2", make_plan(option)) for option in others]
     cases += [("qwen3", make_plan(option)) for option in LAYOUTS["tensor"][:: 1 if complete else 3]]
     cases.append(("llama", make_plan(LAYOUTS["pipeline"][0], {"recompute": "full", "recompute_layers": (1, 2)})))
+    # Sharded weights are gathered in the precision of the passes.
+    cases += [("llama", make_plan(LAYOUTS["data"][stage], {"precision": "bf16"})) for stage in (2, 3)]
     return list(allowed(cases))
 
 

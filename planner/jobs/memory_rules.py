@@ -84,7 +84,8 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "weight_bytes": np.where(is_fp32, 4.0, _weights(column("weight_bytes"), low, is_low)),
         "gradient_bytes": np.where(is_fp32, 4.0, column("gradient_bytes")),
         "master_bytes": np.where(is_fp32, 0.0, column("master_bytes")),
-        "cast_bytes": np.where(is_fp32, 0.0, column("cast_bytes")),
+        # Sharded weights are gathered in 16 bits and need no copies beside.
+        "cast_bytes": np.where(is_fp32 | (jobs.zero_stage >= 2), 0.0, column("cast_bytes")),
         "gathered_bytes": np.where(is_fp32, 4.0, column("gathered_bytes")),
         "fused_activation": (column("fused_activation") > 0) | jobs.compiled,
         "norm_extra_bytes": np.where(jobs.compiled, 0.0, column("norm_extra_bytes")),

@@ -84,9 +84,16 @@ def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], whic
     hidden_gradients = exposed(gradients, passing * 2 / 3, factors)
     hidden_parameters = exposed(parameters, passing / 3, factors)
     return np.asarray(
-        np.where(jobs.overlap_grad, hidden_gradients, gradients)
+        np.where(jobs.overlap_grad, hidden_gradients, gradients) * exchanges(made)
         + np.where(jobs.overlap_param, hidden_parameters, parameters)
     )
+
+
+def exchanges(made: Ingredients) -> Array:
+    """How often a step exchanges all gradients: with ZeRO stage 2 some software does so for every micro-batch."""
+    jobs = made.jobs
+    every = (jobs.zero_stage == 2) & (made.rules.reduces_every_microbatch > 0)
+    return np.where(every, jobs.num_microbatches, 1.0)
 
 
 def optimizer_parameters(made: Ingredients) -> Array:

@@ -207,13 +207,15 @@ def _bubbles_left(own: Block, stages: _Stages) -> Array:
 def _exchange(own: Block, passing: Array) -> Array:
     """Gradients and parameters exchanged once a step, as far as passes do not hide them. Shapes: (g, m, k)."""
     shared, factors = own.tables.shared, own.tables.factors
+    every = own.each((shared.jobs.zero_stage == 2) & (shared.time.reduces_every_microbatch > 0))
+    times = np.where(every, own.choices.count[:, None], 1.0)
     result: Array | float = 0.0
-    for seconds, hides, share in (
-        (own.each(shared.gradients), own.is_any(shared.jobs.overlap_grad), 2 / 3),
-        (own.each(shared.parameters), own.is_any(shared.jobs.overlap_param), 1 / 3),
+    for seconds, hides, share, often in (
+        (own.each(shared.gradients), own.is_any(shared.jobs.overlap_grad), 2 / 3, times),
+        (own.each(shared.parameters), own.is_any(shared.jobs.overlap_param), 1 / 3, 1.0),
     ):
         if seconds.any():
-            result = result + (exposed(seconds, passing * share, factors) if hides else seconds)
+            result = result + (exposed(seconds, passing * share, factors) if hides else seconds) * often
     return np.asarray(result)
 
 
