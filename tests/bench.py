@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -11,15 +13,22 @@ from collections.abc import Callable
 import numpy as np
 
 from planner.estimate import estimate, pricing
+from planner.jobs.factors import load_learned
+from planner.jobs.footprint import footprint
+from planner.jobs.ingredients import ingredients_of
+from planner.jobs.learning import predict
 from planner.orders import Shape
 from planner.pipeline_time import pipeline_seconds
 from planner.replay import replay_plans
 from planner.search import Choices, search
 from planner.simulate import simulate
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.setting import Setting, jobs_of, setting
 from planner.step_work import Bucket, StageWork, StepWork, Transfer
 from profiles.devices import load_device, machine_of
 from profiles.fingerprint import current_fingerprint
-from profiles.library import load_model, trace_model
+from profiles.library import load_model, load_sizes, trace_model
 from tests.pipeline_builders import random_seconds
 
 REPEATS = 7
@@ -84,6 +93,46 @@ def step_of_175b() -> StepWork:
     )
 
 
+def big_setting() -> Setting:
+    """GPT-3 175B on 4,096 A100: every layout, schedule, micro-batch, recomputation; with all offloads too."""
+    return setting(load_sizes("gpt3-175b"), load_device("a100-sxm-80gb"), 4096, 3072, 2048)
+
+
+def explore_big() -> None:
+    """The whole space of `big_setting` in a process of its own; prints plans, seconds, and the most memory held."""
+    start = time.perf_counter()
+    space = explore(big_setting(), Options())
+    seconds = time.perf_counter() - start
+    print(json.dumps([space.generated, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+
+
+def one_job() -> Callable[[], object]:
+    """The same laws for a single plan: what the space is measured against."""
+    at = big_setting()
+    jobs = jobs_of(at, tensor=np.array([8.0]), pipeline=np.array([8.0]), data=np.array([64.0]))
+    learned = load_learned()
+    return lambda: (predict(ingredients_of(jobs), learned), footprint(jobs))
+
+
+def print_space(alone_seconds: float) -> None:
+    """The space's rate beside that of single plans."""
+    runs = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", "from tests.bench import explore_big; explore_big()"],
+                check=True, capture_output=True, text=True,
+            ).stdout
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    plans, seconds = runs[0][0], statistics.median(run[1] for run in runs)
+    print(
+        f"space of 175B on 4,096 A100: {plans:,} plans in {seconds:.1f} s, {plans / seconds:,.0f} plans/s, "
+        f"{max(run[2] for run in runs) / 2**20:,.0f} MiB resident; {plans / seconds * alone_seconds:,.0f} x the rate "
+        "of one plan at a time"
+    )
+
+
 def main() -> None:
     """Print the table."""
     here = current_fingerprint("cpu")
@@ -98,12 +147,18 @@ def main() -> None:
     alone = pricing(shared.machine, model, one, 4096)
     step = step_of_175b()
     plan = ("-m", "planner", "--model", "llama-3.1-8b", "--device", "h100-sxm")
+    large = ("-m", "planner", "--model", "llama-3.1-70b", "--device", "h100-sxm")
+    batches = {64: "512", 1024: "2048", 131072: "131072"}
     timed = seconds_of(
         {
             "python, empty program": command("-c", "pass"),
             "plan --help": command("-m", "planner", "--help"),
             "plan, 8B on 64": command(*plan, "--gpus", "64"),
-            "plan, 8B on 512": command(*plan, "--gpus", "512"),
+            **{
+                f"plan, 70B on {gpus:,}": command(*large, "--gpus", str(gpus), "--global-batch", batch)
+                for gpus, batch in batches.items()
+            },
+            "price one plan as a job": one_job(),
             "trace an 8B model, two precisions": lambda: trace_model("llama-3.1-8b"),
             f"price {len(table)} plans as a table": lambda: estimate(shared, table),
             "price 1 plan as a table of one": lambda: estimate(alone, one),
@@ -116,6 +171,7 @@ def main() -> None:
     per_plan = timed[f"price {len(table)} plans as a table"][0] / len(table)
     print(f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'][0] / per_plan:,.0f} x")
     print("the rate of one plan at a time")
+    print_space(timed["price one plan as a job"][0])
     for name in pipelines():
         print(f"{name:40s} {NUM_PLANS / timed[name][0]:10,.0f} plans/s of 16 stages x 64 micro-batches")
 

@@ -17,7 +17,7 @@ from planner.space.block import block, step_seconds, straggling
 from planner.space.block_memory import device_bytes
 from planner.space.explore import Space
 from planner.space.plans import Place, jobs_at
-from planner.space.retime import Retimed, corrections, retimed, stage_seconds
+from planner.space.retime import Retimed, corrections, retimed
 from planner.space.setting import Setting
 from profiles.transformer import Array
 
@@ -92,15 +92,15 @@ def _prediction(
             "attention, no recomputation counted"
         ),
         method="schedule replay" if place in replayed else "closed form",
-        spans=_spans(space, place) if place in replayed else (),
+        spans=_spans(replayed[place]) if place in replayed else (),
         assumptions=(f"kernels, links and software ({at.stack}) as published runs taught",),
     )
 
 
-def _spans(space: Space, place: Place) -> tuple[Span, ...]:
+def _spans(found: Retimed) -> tuple[Span, ...]:
     """The timeline of the pipeline, where it is short enough to be looked at."""
-    shape, seconds = stage_seconds(space, [place])[0]
-    return replay_spans(shape, seconds)[1] if 2 * shape.num_stages * shape.num_microbatches <= MAX_SPANS else ()
+    is_short = 2 * found.shape.num_stages * found.shape.num_microbatches <= MAX_SPANS
+    return replay_spans(found.shape, found.stages)[1] if is_short else ()
 
 
 def peak_flops_per_second(at: Setting) -> float:

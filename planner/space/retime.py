@@ -29,8 +29,10 @@ MOST_PLANS, MOST_PASSES = 200, 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retimed:
-    """Seconds of a plan's pipeline by replay: in all, without messages, and busy on the slowest rank."""
+    """A plan's pipeline, and its seconds by replay: in all, without messages, and busy on the slowest rank."""
 
+    shape: Shape
+    stages: PipelineSeconds
     makespan_seconds: float
     silent_seconds: float
     busy_seconds: float
@@ -54,6 +56,8 @@ def retimed(space: Space, places: Sequence[Place]) -> dict[Place, Retimed]:
         busy = shape.num_microbatches * (owns @ (seconds.forward + seconds.backward)).max(axis=0)
         for column, index in enumerate(members):
             result[piped[index]] = Retimed(
+                shape=shape,
+                stages=columns[index][1],
                 makespan_seconds=float(spans[column]),
                 silent_seconds=float(silent[column]),
                 busy_seconds=float(busy[column]),
