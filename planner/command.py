@@ -13,9 +13,11 @@ from profiles import console
 if TYPE_CHECKING:
     from planner.prediction import PlanFile
     from planner.search import Search
+    from planner.space.questions import Reliability
     from profiles.cluster import MachineProfile
     from profiles.sizes import ModelSizes
 
+CODECS = "none,bf16,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 DEFAULT_SAMPLES_PER_DEVICE = 8
 DEFAULT_SEQUENCE_LENGTH = 4096
@@ -28,20 +30,27 @@ REPEAT_FRACTION = 0.08
 def plan(
     model: Annotated[str, typer.Option(help="Shipped alias, config.json or its folder, or package.module:factory.")],
     gpus: Annotated[int, typer.Option(help="Number of devices; CPU ranks where the machine has no GPU.")],
-    global_batch: Annotated[int | None, typer.Option(help="Samples per optimizer step [8 per device].")] = None,
+    global_batch: Annotated[
+        str | None,
+        typer.Option(help="Samples per optimizer step: 512, or to compare 256,512 or 256-1024 [8 per device]."),
+    ] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per sample [the model's, at most 4096].")] = None,
     machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
     device: Annotated[str | None, typer.Option(help="Shipped device to plan for, such as h100-sxm.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Shipped cluster to plan for, such as dgx-h100.")] = None,
     stack: Annotated[str, typer.Option(help="Software that trains on a shipped device.")] = "trainwright",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, or both: fp32,bf16 [bf16 on GPUs].")] = None,
-    codecs: Annotated[str, typer.Option(help="Gradient codecs to consider.")] = "none,bf16,powersgd-1,powersgd-4",
+    codecs: Annotated[str, typer.Option(help="Gradient codecs to consider.")] = CODECS,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
     simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
     why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What would change the winner.")] = False,
     tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
     price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
+    mtbf: Annotated[float | None, typer.Option(help="Hours of one device between failures [50,700].")] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="How long a checkpoint holds training up [30].")
+    ] = None,
     all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
@@ -58,24 +67,28 @@ def plan(
 
     asked: dict[str, object] = {
         "--why-not": why_not, "--sensitivity": sensitivity, "--tokens": tokens, "--price": price, "--all": all_file,
-        "--simulate": simulate, "--trace": trace,
+        "--simulate": simulate, "--trace": trace, "--mtbf": mtbf, "--checkpoint-seconds": checkpoint_seconds,
     }  # fmt: skip
     lines: list[str] = []
     sizes = _shipped(model, machine, device, cluster)
     if sizes is not None:
-        from planner.shipped import Request, ask
+        from planner.shipped import Request, ask, parse_batches
 
-        _codecs(codecs)
         request = Request(
-            model=sizes, num_devices=gpus, global_batch_size=global_batch, sequence_length=sequence_length,
-            device=device, cluster=cluster, stack=stack, precision=precision, top=top, simulate=simulate,
-            why_not=why_not, sensitivity=sensitivity, tokens=tokens, price=price, all_file=all_file,
-            trace_file=trace,
+            model=sizes, num_devices=gpus, global_batches=parse_batches(global_batch) if global_batch else (),
+            sequence_length=sequence_length, device=device, cluster=cluster, stack=stack,
+            precisions=_words(precision), top=top, simulate=simulate, why_not=why_not,
+            # All plans are those of one setting.
+            codecs=_codecs("none" if all_file and codecs == CODECS else codecs),
+            sensitivity=sensitivity, tokens=tokens, price=price, all_file=all_file, trace_file=trace,
+            reliability=_reliability(mtbf, checkpoint_seconds),
         )  # fmt: skip
         result, lines = ask(request)
     else:
         _refuse(asked)
-        result = _measured(model, gpus, global_batch, sequence_length, machine, device, precision, codecs, top)
+        result = _measured(
+            model, gpus, _one_batch(global_batch), sequence_length, machine, device, precision, codecs, top
+        )
     text = dump("plan", result)
     if output is not None:
         write_text(output, text)
@@ -94,6 +107,27 @@ def _shipped(model: str, machine: str | None, device: str | None, cluster: str |
     if machine is not None:
         raise InputError("give either --machine FILE or --device NAME, not both; --cluster NAME takes no --machine")
     return load_sizes(model)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",")) if text else ()
+
+
+def _one_batch(text: str | None) -> int | None:
+    from profiles.errors import InputError
+
+    if text is not None and not text.isdigit():
+        raise InputError(
+            f"--global-batch {text}: several batches are compared with --device or --cluster only; give one"
+        )
+    return None if text is None else int(text)
+
+
+def _reliability(failure_hours: float | None, checkpoint_seconds: float | None) -> Reliability:
+    from planner.space.questions import Reliability
+
+    given = {"failure_hours": failure_hours, "checkpoint_seconds": checkpoint_seconds}
+    return Reliability(**{name: value for name, value in given.items() if value is not None})
 
 
 def _refuse(asked: dict[str, object]) -> None:

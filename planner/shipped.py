@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 from planner.prediction import PlanFile
 from planner.simulate import simulate
 from planner.space.answers import Answer, answer
-from planner.space.explore import explore
 from planner.space.export import write_all
 from planner.space.layouts import Options
-from planner.space.questions import cost_of, pareto, sensitivity, why_not
+from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
+from planner.space.retime import in_order
 from planner.space.setting import Setting, setting
+from planner.space.settings import try_settings
 from planner.space.timeline import step_work
 from planner.trace_export import write_trace
 from profiles.clusters import load_cluster
@@ -26,6 +28,7 @@ from profiles.units import format_bytes, format_percent, format_seconds
 
 DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH = 8, 4096
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
+BATCHES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
@@ -37,16 +40,18 @@ class Request:
     num_devices: int
     device: str | None = None
     cluster: str | None = None
-    global_batch_size: int | None = None
+    global_batches: tuple[int, ...] = ()
     sequence_length: int | None = None
     stack: str = "trainwright"
-    precision: str | None = None
+    precisions: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ("none",)
     top: int = 10
     simulate: bool = False
     why_not: str | None = None
     sensitivity: bool = False
     tokens: str | None = None
     price: float | None = None
+    reliability: Reliability = Reliability()
     all_file: Path | None = None
     trace_file: Path | None = None
 
@@ -65,18 +70,21 @@ def answer_to(request: Request) -> Answer:
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    at, notes = setting_of(request)
+    settings, notes = settings_of(request)
     options = Options() if request.simulate else Options(offload=("none",))
     if request.all_file is None:
-        space = explore(at, options)
+        space, found = try_settings(settings, options, request.simulate)
+        notes += found
+    elif len(settings) > 1:
+        raise InputError("--all writes the plans of one setting: give one precision, codec and global batch")
     else:
-        space = write_all(at, options, request.all_file)
+        space = in_order(write_all(settings[0], options, request.all_file))
         notes.append(f"all {space.generated:,} plans written to {request.all_file}")
     return answer(space, request.top, request.simulate, notes)
 
 
-def setting_of(request: Request) -> tuple[Setting, list[str]]:
-    """The setting of a request, and what was assumed.
+def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
+    """The settings that a request asks to compare, and what was assumed.
 
     Raises: InputError where sizes or the precision do not suit the model or the device; UnknownNameError.
     """
@@ -87,26 +95,28 @@ def setting_of(request: Request) -> tuple[Setting, list[str]]:
     load_stack(request.stack)
     where = cluster.title if cluster else device.title
     notes = [f"planned for {where} with {request.stack}: data sheet and published runs, not measured"]
-    sequence, batch = request.sequence_length, request.global_batch_size
+    sequence, batches = request.sequence_length, request.global_batches
     longest = request.model.longest_sequence
     if sequence is None:
         sequence = min(longest or DEFAULT_SEQUENCE_LENGTH, DEFAULT_SEQUENCE_LENGTH)
         notes.append(f"sequence length assumed: {sequence} tokens")
-    if batch is None:
-        batch = DEFAULT_SAMPLES_PER_DEVICE * request.num_devices
-        notes.append(f"global batch assumed: {batch} samples")
-    for name, value in (("gpus", request.num_devices), ("global-batch", batch), ("sequence-length", sequence)):
-        if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+    if not batches:
+        batches = (DEFAULT_SAMPLES_PER_DEVICE * request.num_devices,)
+        notes.append(f"global batch assumed: {batches[0]} samples")
+    for name, values in (("gpus", (request.num_devices,)), ("global-batch", batches), ("sequence-length", (sequence,))):
+        if min(values) < 1:
+            raise InputError(f"--{name} {min(values)}: must be at least 1")
     if longest and sequence > longest:
         raise InputError(f"--sequence-length {sequence}: {request.model.name} takes 1 to {longest} tokens")
-    precision = request.precision or ("bf16" if "bf16" in device.peak_tflops else "fp16")
-    if precision not in device.peak_tflops:
-        known = ", ".join(sorted(device.peak_tflops))
-        raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
-    return setting(
-        request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster
-    ), notes
+    precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
+    for precision in precisions:
+        if precision not in device.peak_tflops:
+            known = ", ".join(sorted(device.peak_tflops))
+            raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
+    return [
+        setting(request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, codec)
+        for precision, codec, batch in itertools.product(precisions, request.codecs, batches)
+    ], notes
 
 
 def parse_count(text: str) -> float:
@@ -120,6 +130,22 @@ def parse_count(text: str) -> float:
     return float(match.group(1)) * SCALES[match.group(2).lower()]
 
 
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Global batches from 512, 256,512 or 256-1024, which doubles as long as it can.
+
+    Raises: InputError where it is none of these.
+    """
+    match = BATCHES.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"--global-batch {text}: give samples such as 512, several such as 256,512, or 256-1024")
+    if match["last"] is None:
+        return tuple(int(word) for word in text.split(","))
+    first, last = int(match["first"]), int(match["last"])
+    if not 0 < first <= last:
+        raise InputError(f"--global-batch {text}: the first must be at least 1 and no more than the last")
+    return tuple(first * 2**power for power in range((last // first).bit_length()))
+
+
 def _lines(request: Request, found: Answer) -> Iterator[str]:
     best = found.file.candidates[0].prediction
     at = found.space.at
@@ -128,7 +154,7 @@ def _lines(request: Request, found: Answer) -> Iterator[str]:
         yield "time against memory:"
         yield from (f"  {format_seconds(step)}, {format_bytes(held)}: {plan.id}" for plan, step, held in front)
     if request.tokens is not None:
-        yield str(cost_of(at, best, parse_count(request.tokens), request.price))
+        yield str(cost_of(at, best, parse_count(request.tokens), request.price, request.reliability))
     if request.why_not is not None:
         yield from why_not(found, request.why_not)
     if request.trace_file is not None:

@@ -116,6 +116,11 @@ def link_constants() -> LinkConstants:
     return read_toml(CONSTANTS, LinkConstants)
 
 
+def infiniband_seconds() -> float:
+    """Seconds of a hop over InfiniBand, which the law assumes unless told."""
+    return link_constants().network_us * MICROSECOND
+
+
 def ethernet_seconds() -> float:
     """Seconds of a hop over EFA, TCPXO or Slingshot, for `Fabric.network_latency_seconds`."""
     return link_constants().ethernet_us * MICROSECOND

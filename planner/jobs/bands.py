@@ -19,7 +19,8 @@ COVERAGE = 0.9
 # Standard deviation (of the logarithm) of what a part is predicted to take; parts err apart from each other.
 PART_SPREAD = {
     "compute": 0.06, "recompute": 0.08, "bubble": 0.12, "tensor_comm": 0.2, "context_comm": 0.3, "expert_comm": 0.35,
-    "pipeline_comm": 0.4, "data_comm": 0.35, "offload": 0.4, "optimizer": 0.25, "host": 0.25, "stragglers": 0.8,
+    "pipeline_comm": 0.4, "data_comm": 0.35, "codec": 0.5, "offload": 0.4, "optimizer": 0.25, "host": 0.25,
+    "stragglers": 0.8,
 }  # fmt: skip
 # Of the whole: what no part knows, software that no run taught, hardware that none taught.
 COMMON_SPREAD, NEW_STACK_SPREAD, NEW_GENERATION_SPREAD = 0.04, 0.07, 0.08

@@ -47,6 +47,10 @@ def read_layout(
             "overlap_pp", is_interleaved and software.stack == "megatron-core", noted=pipeline > 1
         ),
         "data_outside": False,
+        "network_latency_seconds": 0.0,
+        "gradient_wire_fraction": 1.0,
+        "codec_passes": 0.0,
+        "codec_state_bytes": 0.0,
         **_experts(cells, model, data * context * tensor),
         **_sharding(cells, software, data * context),
         **_batch(cells, data),

@@ -17,10 +17,10 @@ from profiles.units import GB
 
 PARTS = (
     "compute", "recompute", "bubble", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "data_comm",
-    "offload", "optimizer", "host", "stragglers",
+    "codec", "offload", "optimizer", "host", "stragglers",
 )  # fmt: skip
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
-ADAM_STATE_BYTES = 12.0
+ADAM_STATE_BYTES, GRADIENT_BYTES = 12.0, 4.0
 # Of the work on embedding and head a third each is forward, and weight gradients.
 END_SHARE = 1 / 3
 
@@ -57,6 +57,7 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     parts["pipeline_comm"] = _pipeline_comm(made, factors)
     parts["data_comm"] = parts["data_comm"] + _exchange_comm(made, factors, stages, which)
     updated = optimizer_parameters(made)
+    parts["codec"] = codec_seconds(made, factors)
     parts["optimizer"] = optimizer_seconds(made, factors, updated)
     parts["offload"] = offload_seconds(made, updated, offloaded_bytes(jobs) * jobs.num_microbatches)
     parts["host"] = parts["host"] + made.rules.host_step_ms * 1e-3
@@ -87,6 +88,12 @@ def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], whic
         np.where(jobs.overlap_grad, hidden_gradients, gradients) * exchanges(made)
         + np.where(jobs.overlap_param, hidden_parameters, parameters)
     )
+
+
+def codec_seconds(made: Ingredients, factors: Factors) -> Array:
+    """Seconds of encoding and decoding a rank's gradients once a step: passes over memory, as element-wise kernels."""
+    moved = made.jobs.codec_passes * (made.held.common + made.held.expert) * GRADIENT_BYTES
+    return np.asarray(moved / (made.memory_rate * factors.traffic_fraction))
 
 
 def exchanges(made: Ingredients) -> Array:

@@ -15,7 +15,6 @@ from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Space
 from planner.space.plans import Place, best_places, plan_of
 from planner.space.predictions import predictions
-from planner.space.retime import in_order
 from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError
 from profiles.model import WorkloadSpec
@@ -62,14 +61,13 @@ def why_not_run(at: Setting, plan: Plan) -> str:
 
 
 def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:
-    """The `top` fastest plans and the baselines; those that cannot be run only where `simulate` asks for them.
+    """The `top` fastest plans of a ranked space and the baselines; what cannot be run only with `simulate`.
 
     Raises: NoFeasiblePlanError with counts by reason and the nearest miss.
     """
-    space = in_order(space)
-    chosen = list(_runnable(space, simulate, top))
+    chosen = list(runnable_places(space, simulate, top))
     if not chosen:
-        raise NoFeasiblePlanError(_no_plan(space))
+        raise NoFeasiblePlanError(no_plan(space))
     baselines = {name: place for name, where in _baselines(space) if (place := _best_where(space, where)) is not None}
     places = chosen + [place for place in baselines.values() if place not in chosen]
     predicted = predictions(space, places)
@@ -93,7 +91,7 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
     return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
 
 
-def _runnable(space: Space, simulate: bool, top: int) -> Iterator[Place]:
+def runnable_places(space: Space, simulate: bool, top: int) -> Iterator[Place]:
     """The fastest plan of each layout in order, those that the executor refuses left out unless `simulate`.
 
     Layouts that differ in schedule, sequence parallelism or the order of their axes count as one.
@@ -169,7 +167,8 @@ def nearest_miss(space: Space) -> tuple[Place, float] | None:
     return Place(layout, *map(int, space.nearest_place[layout])), float(over[layout])
 
 
-def _no_plan(space: Space) -> str:
+def no_plan(space: Space) -> str:
+    """Why a space has no plan to offer: counts by reason, and the nearest miss."""
     at = space.at
     counts = "; ".join(f"{count:,} x {reason}" for reason, count in (space.rejected + space.broken).most_common())
     words = f"no plan of {at.model.name} on {at.num_devices} x {at.device.name}: {counts}"

@@ -225,7 +225,7 @@ def _tail(own: Block) -> Array:
     jobs, model = shared.jobs, at.model.transformer
     rate = max(at.device.host_gb_per_second, 1.0) * GB
     states = np.where(own.each(jobs.optimizer_offload), own.each(shared.updated) * ADAM_STATE_BYTES / rate, 0.0)
-    seconds = own.each(shared.optimizer) + own.each(shared.time.host_step_ms) * 1e-3 + states
+    seconds = own.each(shared.codec) + own.each(shared.optimizer) + own.each(shared.time.host_step_ms) * 1e-3 + states
     if own.is_any(jobs.activation_offload):
         stream = own.of(own.tables.layers.tokens) * model.hidden_size[0] * ELEMENT_BYTES
         kept = stream * model.num_layers[0] * own.choices.count

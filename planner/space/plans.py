@@ -65,6 +65,7 @@ def plan_of(space: Space, place: Place) -> Plan:
         offload="optimizer" if row["optimizer_offload"] else "activations" if row["activation_offload"] else "none",
         compiled=space.at.compiled,
         precision=space.at.precision,
+        codec=space.at.codec,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.explain import verdict
+from planner.goodput import goodput
 from planner.jobs.factors import Factors
 from planner.plan import Plan
 from planner.prediction import Prediction
@@ -20,6 +21,7 @@ from planner.space.predictions import predictions
 from planner.space.retime import corrections
 from planner.space.setting import Setting
 from profiles.errors import InputError
+from profiles.interconnect import infiniband_seconds
 from profiles.transformer import Array, Flags
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
 
@@ -29,6 +31,10 @@ DEGREES = {
     "shard": "shard", "sp": "sequence_parallel",
 }  # fmt: skip
 SECONDS_PER_DAY, SECONDS_PER_HOUR, JOULES_PER_KWH = 86400.0, 3600.0, 3.6e6
+# 419 unexpected interruptions in 54 days on 16,384 GPUs. Source: Grattafiori et al., The Llama 3 Herd of Models, 2024
+# (arXiv 2407.21783), section 3.3.4. How long a checkpoint and a restart hold a job up is assumed.
+DEVICE_FAILURE_HOURS = 54 * 24 * 16384 / 419
+CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
 # Plans whose order is asked about under another machine.
 CONTENDERS = 300
 
@@ -175,6 +181,8 @@ def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
         network, inside = at.network_bytes_per_second * factor, at.fast_bytes_per_second * factor
         yield f"{word} the network bandwidth", replace(at, network_bytes_per_second=network), factors
         yield f"{word} the bandwidth inside nodes", replace(at, fast_bytes_per_second=inside), factors
+    latency = at.network_latency_seconds or infiniband_seconds()
+    yield "four times the network's latency", replace(at, network_latency_seconds=4 * latency), factors
     for factor, word in ((0.85, "15 % faster"), (1.15, "15 % slower")):
         yield f"products {word}", at, replace(factors, matmul=factors.matmul * factor)
     yield (
@@ -187,12 +195,18 @@ def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a number of tokens takes: days, device-hours, energy, and dollars from lowest to highest price."""
+    """What a number of tokens takes: days, device-hours, energy, and dollars from lowest to highest price.
+
+    Days and all that follows include `goodput_fraction`, the share of the time that a job trains between failures, with
+    a checkpoint every `interval_seconds`.
+    """
 
     tokens: float
     days: float
     device_hours: float
     kwh: float
+    goodput_fraction: float
+    interval_seconds: float
     dollars: tuple[float, float] | None
     price_date: str
 
@@ -202,21 +216,50 @@ class Cost:
             f"device-hours, {format_count(self.kwh)} kWh of the devices at their rated power"
         )
         if self.dollars is None:
-            return words + "; no price is known: give --price"
+            return f"{words}; no price is known: give --price{self._failures()}"
         low, high = (format_count(value) for value in self.dollars)
         amount = f"${low}" if low == high else f"${low} to ${high}"
-        return f"{words}, {amount}" + (f" ({self.price_date})" if self.price_date else "")
+        return f"{words}, {amount}" + (f" ({self.price_date})" if self.price_date else "") + self._failures()
+
+    def _failures(self) -> str:
+        return (
+            f"; of the time {format_percent(self.goodput_fraction)} trains, with failures as expected and a checkpoint "
+            f"every {format_seconds(self.interval_seconds)}"
+        )
 
 
-def cost_of(at: Setting, prediction: Prediction, tokens: float, price: float | None) -> Cost:
-    """What training on `tokens` takes at a plan's predicted speed; `price` is in dollars per device and hour."""
-    seconds = tokens / prediction.tokens_per_second
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How often one device fails, in hours of it, and how long a checkpoint and a restart hold the job up."""
+
+    failure_hours: float = DEVICE_FAILURE_HOURS
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    restart_seconds: float = RESTART_SECONDS
+
+
+def cost_of(
+    at: Setting, prediction: Prediction, tokens: float, price: float | None, reliability: Reliability | None = None
+) -> Cost:
+    """What training on `tokens` takes at a plan's predicted speed; `price` is in dollars per device and hour.
+
+    Raises: InputError where a time of `reliability` is not positive.
+    """
+    reliability = reliability or Reliability()
+    expected = goodput(
+        device_failure_seconds=reliability.failure_hours * SECONDS_PER_HOUR,
+        num_devices=at.num_devices,
+        checkpoint_seconds=reliability.checkpoint_seconds,
+        restart_seconds=reliability.restart_seconds,
+    )
+    seconds = tokens / prediction.tokens_per_second / float(expected.goodput_fraction)
     hours = seconds / SECONDS_PER_HOUR * at.num_devices
     prices = (price, price) if price is not None else at.device.price_per_hour
     return Cost(
         tokens=tokens,
         days=seconds / SECONDS_PER_DAY,
         device_hours=hours,
+        goodput_fraction=float(expected.goodput_fraction),
+        interval_seconds=float(expected.interval_seconds),
         kwh=seconds * at.num_devices * at.device.power_watts / JOULES_PER_KWH,
         dollars=None if prices is None else (hours * prices[0], hours * prices[1]),
         price_date="" if price is not None else f"price of {at.device.price_date}" if at.device.price_date else "",

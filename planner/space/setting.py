@@ -9,7 +9,9 @@ import numpy as np
 
 from planner.jobs.job import Jobs
 from profiles.clusters import Cluster
-from profiles.devices import Device
+from profiles.codecs import GRADIENT_BYTES
+from profiles.codecs import codec as find_codec
+from profiles.devices import CODEC_PASSES, Device
 from profiles.sizes import ModelSizes
 from profiles.transformer import Array
 from profiles.units import GB, GIB
@@ -34,6 +36,8 @@ class Setting:
     global_batch_size: int
     sequence_length: int
     compiled: bool = False
+    codec: str = "none"
+    network_latency_seconds: float = 0.0
 
     @property
     def memory_bytes(self) -> float:
@@ -50,6 +54,7 @@ def setting(
     stack: str = "trainwright",
     precision: str = "bf16",
     cluster: Cluster | None = None,
+    codec: str = "none",
 ) -> Setting:
     """A setting with the links of `cluster`, or those that the device is usually sold with."""
     return Setting(
@@ -65,6 +70,8 @@ def setting(
         attention_kernel="unfused" if device.generation == "volta" else "flash2",
         global_batch_size=global_batch_size,
         sequence_length=sequence_length,
+        codec=codec,
+        network_latency_seconds=cluster.network_latency_us * 1e-6 if cluster else 0.0,
     )
 
 
@@ -89,7 +96,10 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "precision": at.precision,
         "stack": at.stack,
         "compiled": at.compiled,
-        "overlap_grad": True,
+        # A codec that makes one message of all gradients has nothing to overlap.
+        "overlap_grad": find_codec(at.codec).is_bucketed,
+        "network_latency_seconds": at.network_latency_seconds,
+        **_codec_columns(at),
         "overlap_param": at.stack in OVERLAPS_PARAMETERS,
     }
     own: dict[str, Any] = {}
@@ -103,6 +113,24 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
             value = fixed.get(field.name, usual)
             own[field.name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
     return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **own)
+
+
+def _codec_columns(at: Setting) -> dict[str, float]:
+    """What the setting's gradient codec sends, computes and keeps.
+
+    Model: matrices of the model's mean size. Assumed until measured: CODEC_PASSES over the gradients.
+    """
+    own, model = find_codec(at.codec), at.model.transformer
+    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    sides = float(sum((inputs + outputs)[0] for _, inputs, outputs, _ in linears if outputs[0] and inputs[0]))
+    weights = float(sum((inputs * outputs)[0] for _, inputs, outputs, _ in linears))
+    wire = float(np.asarray(own.wire_bytes(weights, sides, 0.0)))
+    kept = float(np.asarray(own.state_bytes(weights, sides))) / weights if own.lossy else 0.0
+    return {
+        "gradient_wire_fraction": wire / (GRADIENT_BYTES * weights),
+        "codec_passes": float(CODEC_PASSES) if own.lossy else 0.0,
+        "codec_state_bytes": kept,
+    }
 
 
 def as_floats(*columns: object) -> tuple[Array, ...]:

@@ -27,7 +27,7 @@ from planner.jobs.stage_states import (
     stage_content,
     stage_states,
 )
-from planner.jobs.step import optimizer_parameters, optimizer_seconds
+from planner.jobs.step import codec_seconds, optimizer_parameters, optimizer_seconds
 from planner.jobs.work import PHASES, Phase
 from planner.space.layouts import Ints, Layouts
 from planner.space.setting import Setting, jobs_of
@@ -165,9 +165,9 @@ class LayoutTable:
     """What a layout decides alone. Shapes: one entry per layout; `states` of three stages.
 
     `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
-    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `optimizer` of updating the
-    `updated` weights; `state_bytes` are all states with what is fixed beside. `layers` are those of the first, a middle
-    and the last stage by kind.
+    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `codec` of compressing gradients, `optimizer`
+    of updating the `updated` weights; `state_bytes` are all states with what is fixed beside. `layers` are those of the
+    first, a middle and the last stage by kind.
     """
 
     jobs: Jobs
@@ -178,6 +178,7 @@ class LayoutTable:
     gather: Array
     scatter: Array
     root: Array
+    codec: Array
     optimizer: Array
     updated: Array
     layers: dict[str, tuple[Array, Array, Array]]
@@ -210,6 +211,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         gather=made.sharded.layer_gather * factor,
         scatter=made.sharded.layer_scatter * factor,
         root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
+        codec=codec_seconds(made, learned.factors),
         optimizer=optimizer_seconds(made, learned.factors, updated),
         updated=updated,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from planner.jobs.passes import Pass, exposed
-from planner.jobs.step import offload_seconds, offloaded_bytes, optimizer_parameters, optimizer_seconds
+from planner.jobs.step import codec_seconds, offload_seconds, offloaded_bytes, optimizer_parameters, optimizer_seconds
 from planner.plan import Plan
 from planner.space.block import SHARDED, straggling
 from planner.space.explore import Space
@@ -168,6 +168,6 @@ def _once(own: _Own) -> float:
     """Optimizer, what crosses the host link, and the host's work outside the layers."""
     made, factors = own.passes.made, own.space.learned.factors
     updated = optimizer_parameters(made)
-    seconds = optimizer_seconds(made, factors, updated) + made.rules.host_step_ms * 1e-3
+    seconds = codec_seconds(made, factors) + optimizer_seconds(made, factors, updated) + made.rules.host_step_ms * 1e-3
     crossing = offload_seconds(made, updated, offloaded_bytes(made.jobs) * made.jobs.num_microbatches)
     return float((seconds + crossing)[0])

@@ -53,7 +53,8 @@ def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters
     """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
     replicas = jobs.data * jobs.context
     expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
-    sent, kept = held.common * rules.gradient_message_bytes, held.expert * rules.gradient_message_bytes
+    per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
+    sent, kept = held.common * per_gradient, held.expert * per_gradient
     stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
     reduced = replica_seconds(jobs, fabric, "all_reduce", sent, replicas, stride)
     reduced = reduced + replica_seconds(jobs, fabric, "all_reduce", kept, expert_replicas, expert_stride)

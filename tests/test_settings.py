@@ -1,0 +1,86 @@
+"""Settings compared: gradient codecs where a link is slow, precisions, batches, and what failures cost."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.shipped import Request, ask, parse_batches
+from planner.space.layouts import Options
+from planner.space.questions import Reliability, cost_of
+from planner.space.setting import Setting
+from planner.space.settings import try_settings
+from profiles.errors import InputError
+from profiles.library import load_sizes
+from tests.test_space import make
+
+# Without sharding of weights: what DDP would do, whose gradients a codec may compress.
+PLAIN = Options(offload=("none",), zero_stages=(0,))
+
+
+def with_codecs(**changes: object) -> list[Setting]:
+    return [replace(make(num_devices=16), codec=name, **changes) for name in ("none", "bf16", "powersgd-1")]
+
+
+def test_on_a_fast_link_codecs_are_declined_and_the_reason_is_given() -> None:
+    space, notes = try_settings(with_codecs(global_batch_size=4096), PLAIN, simulate=True)
+    assert space.at.codec == "none"
+    assert any("gradient codecs are not worth it" in note for note in notes)
+
+
+def test_on_a_slow_link_a_codec_is_chosen_and_named_as_lossy() -> None:
+    slow = {"network_bytes_per_second": 0.1e9, "fast_bytes_per_second": 0.1e9}
+    space, notes = try_settings(with_codecs(**slow), PLAIN, simulate=True)
+    assert space.at.codec == "powersgd-1"
+    assert any("lossy (powersgd-1)" in note for note in notes)
+    assert any(note.startswith("gradients as they are: ") for note in notes)
+
+
+def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
+    plain, half, low_rank = (replace(make(), codec=name) for name in ("none", "bf16", "powersgd-1"))
+    spaces = [try_settings([at], PLAIN, simulate=True)[0] for at in (plain, half, low_rank)]
+    ddp = [int(((space.layouts.data == 16) & (space.layouts.zero_stage == 0)).nonzero()[0][0]) for space in spaces]
+    sent = [float(space.tables.shared.gradients[row]) for space, row in zip(spaces, ddp, strict=True)]
+    held = [float(space.tables.shared.states[0].gradients[row]) for space, row in zip(spaces, ddp, strict=True)]
+    assert 0.4 * sent[0] < sent[1] < 0.6 * sent[0]
+    assert sent[2] < 0.1 * sent[1]
+    # Error feedback is as large as the gradients.
+    assert held[0] < held[2] < 2.1 * held[0]
+    assert float(spaces[0].tables.shared.codec[ddp[0]]) == 0 < float(spaces[1].tables.shared.codec[ddp[1]])
+
+
+def test_batches_are_compared_by_token() -> None:
+    request = Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm", global_batches=(16, 128))
+    file, _ = ask(request)
+    # A larger batch spreads the exchange of gradients over more tokens.
+    assert file.global_batch_size == 128
+    assert any(note.startswith("global batch 16: ") for note in file.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "batches"),
+    [("512", (512,)), ("256,512", (256, 512)), ("256-1024", (256, 512, 1024)), ("48-100", (48, 96))],
+)
+def test_batches_are_read(text: str, batches: tuple[int, ...]) -> None:
+    assert parse_batches(text) == batches
+
+
+@pytest.mark.parametrize("text", ["", "many", "0-8", "64-32", "8-", "1.5"])
+def test_what_is_no_batch_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(InputError, match=r"--global-batch"):
+        parse_batches(text)
+
+
+def test_failures_cost_more_the_more_devices_there_are() -> None:
+    found = ask(Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm"))[0]
+    prediction = found.candidates[0].prediction
+    days = []
+    for count in (8, 1024, 16384):
+        cost = cost_of(make(num_devices=count), prediction, 1e12, 2.0)
+        ideal = 1e12 / prediction.tokens_per_second / 86400
+        assert cost.days == pytest.approx(ideal / cost.goodput_fraction)
+        days.append(cost.days)
+    assert days == sorted(days)
+    # 16,384 devices at the published rate fail about every three hours.
+    assert 0.85 < cost.goodput_fraction < 0.97
+    never = cost_of(make(), prediction, 1e12, 2.0, Reliability(failure_hours=1e9))
+    assert never.goodput_fraction > 0.999
