@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from planner.choices import Plan
 from planner.executable import ModelFacts, refusal
-from planner.plan import Plan
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.workloads import Workload

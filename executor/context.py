@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from executor.mesh import Coordinates
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.blocks import Attend, Embedding, RotaryBlock, SequencePart, set_attention_core
 from profiles.workloads import LayerSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import Prediction, Span
 from profiles.artifacts import STRICT
 from profiles.model import WorkloadSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from planner.plan import AXES, Plan
+from planner.choices import AXES, Plan
 from profiles.rank import unpinned
 
 

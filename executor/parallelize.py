@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from executor.context import place_layer, set_core
 from executor.mesh import Coordinates
 from executor.tensor import split_layer
-from planner.plan import Plan, recomputed_layers
+from planner.choices import Plan, recomputed_layers
 from profiles.workloads import Workload
 
 

@@ -23,7 +23,7 @@ from executor.actions import (
     StepTrace,
 )
 from executor.mesh import Coordinates
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import PARTS, Span
 from profiles.codecs import codec
 

@@ -22,7 +22,7 @@ from torch.distributed.pipelining import (
 from executor.actions import BACKWARD, FORWARD, WEIGHT
 from executor.recorder import Recorder
 from executor.replicas import paused
-from planner.plan import Plan
+from planner.choices import Plan
 
 SCHEDULES: dict[str, Callable[..., Any]] = {
     "gpipe": ScheduleGPipe,

@@ -10,7 +10,7 @@ from typing import Any
 from executor.checks import check_data, check_devices, check_plan
 from executor.data import default_text, load_text
 from executor.session import Order
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import PlanError

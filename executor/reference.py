@@ -11,7 +11,7 @@ import torch
 from executor.data import Text
 from executor.measurement import LossCheck
 from executor.trainer import Trainer
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.codecs import codec
 from profiles.rank import Rank
 from profiles.workloads import Workload

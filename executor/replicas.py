@@ -24,8 +24,8 @@ from executor.codecs import Reduction, bucket_options, register
 from executor.mesh import replica_mesh
 from executor.parallelize import Stage
 from executor.recorder import Recorder
+from planner.choices import Plan
 from planner.executable import SPLIT_BACKWARD
-from planner.plan import Plan
 
 
 def averages_after_the_step(plan: Plan) -> bool:

@@ -16,7 +16,7 @@ from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
 from executor.parts import RankTraces
 from executor.trainer import Trainer
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.codecs import codec
 from profiles.rank import Rank
 from profiles.workloads import Workload

@@ -18,7 +18,7 @@ from executor.mesh import Meshes
 from executor.parts import median_parts, median_spans, step_seconds
 from executor.reference import check_losses, reference_losses
 from executor.runner import PEAK_KINDS, Outcome, Runner
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import ToleranceError

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.blocks import Embedding, Head, set_local_split
 from profiles.workloads import LayerSpec
 

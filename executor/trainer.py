@@ -17,7 +17,7 @@ from executor.pipeline import Pipeline
 from executor.recorder import Recorder
 from executor.replicas import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
 from executor.tensor import loss_context, loss_over
-from planner.plan import Plan, stages_of
+from planner.choices import Plan, stages_of
 from profiles.rank import Rank
 from profiles.workloads import Workload
 

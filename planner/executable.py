@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.plan import Plan, recomputable_layers
+from planner.choices import Plan, recomputable_layers
 from profiles.codecs import codec
 from profiles.model import ModelProfile
 

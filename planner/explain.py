@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.choices import Plan
 from planner.estimate import message_seconds
 from planner.executable import facts_of, refusal
-from planner.plan import Plan
 from planner.prediction import Candidate, Prediction, Span
 from planner.replay import replay
 from planner.search import Priced, Search

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.choices import is_recomputed
 from planner.layer_costs import LayerCosts
 from planner.partition import partition
-from planner.plan import is_recomputed
 from profiles.model import ModelProfile
 
 Array = NDArray[np.float64]

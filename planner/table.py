@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan import AXES, Plan
+from planner.choices import AXES, Plan
 
 Ints = NDArray[np.int64]
 SCHEDULE_NAMES = ("none", "gpipe", "1f1b")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from executor.measurement import PlanRun, RunFile
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import PARTS
 from profiles.errors import ArtifactError
 from reports.timeline import bubble_fraction

@@ -19,7 +19,7 @@ from executor.mesh import Meshes
 from executor.optimizer import LEARNING_RATE
 from executor.recorder import Recorder
 from executor.trainer import Trainer
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.artifacts import validate
 from profiles.model import WorkloadSpec
 from profiles.rank import Rank, join_group

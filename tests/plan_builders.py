@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import KINDS, PARTS, Candidate, PlanFile, Prediction
 from profiles import artifacts
 from profiles.fingerprint import current_fingerprint

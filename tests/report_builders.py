@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from executor.measurement import Environment, LossCheck, Measurement, PlanRun, RunFile
-from planner.plan import Plan
+from planner.choices import Plan
 from planner.prediction import KINDS, PARTS, Prediction, Span
 from profiles.model import WorkloadSpec
 

@@ -15,7 +15,7 @@ from executor.checks import check_devices
 from executor.command import app
 from executor.measurement import RunFile
 from executor.prepare import prepare
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
 from tests.plan_builders import LLAMA, write_plan_file

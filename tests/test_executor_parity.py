@@ -15,8 +15,8 @@ from torch import nn
 
 from executor.data import default_text, load_text
 from executor.optimizer import LEARNING_RATE
+from planner.choices import Plan, stages_of
 from planner.executable import SPLIT_BACKWARD
-from planner.plan import Plan, stages_of
 from profiles.launcher import launch
 from profiles.workloads import load_workload
 from tests import parity_cases

@@ -6,7 +6,7 @@ from executor.actions import Action, StepTrace
 from executor.mesh import Coordinates, coordinates
 from executor.parts import RankTraces, median_parts, median_spans, step_seconds
 from executor.reference import check_losses
-from planner.plan import Plan
+from planner.choices import Plan
 
 
 def action(name: str, microbatch: int, start: float, stop: float) -> Action:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from executor.measurement import RunFile
+from planner.choices import Plan
 from planner.explain import plan_of, predict
-from planner.plan import Plan
 from planner.prediction import Prediction
 from planner.search import Choices, Search, search
 from profiles import artifacts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from executor.measurement import LossCheck, PlanRun, RunFile
-from planner.plan import Plan
+from planner.choices import Plan
 from profiles.errors import ArtifactError
 from reports.cases import cases_of
 from reports.comparison import Row, Source, kind_of_plan, rows_of

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from executor.pipeline import SCHEDULES as EXECUTED
+from planner.choices import Plan, stages_of
 from planner.executable import SPLIT_BACKWARD, V_SCHEDULES
 from planner.orders import Shape
-from planner.plan import Plan, stages_of
 from planner.schedules import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
 from profiles.errors import PlanError, UnknownNameError
 from tests.pipeline_builders import chunk_counts, is_possible, shapes

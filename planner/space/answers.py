@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.executable import ModelFacts, refusal
 from planner.explain import verdict
-from planner.plan import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Space
 from planner.space.plans import Place, best_places, plan_of

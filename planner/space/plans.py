@@ -8,8 +8,8 @@ from typing import cast
 
 import numpy as np
 
+from planner.choices import AXES, Plan, Recompute, Schedule
 from planner.jobs.job import Jobs
-from planner.plan import AXES, Plan, Recompute, Schedule
 from planner.space.explore import Space
 from planner.space.tables import layout_jobs
 from planner.space.variants import HIDES_MESSAGES, METHODS

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.explain import verdict
 from planner.goodput import goodput
 from planner.jobs.factors import Factors
-from planner.plan import Plan
 from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
 from planner.space.block import Tables, block, step_seconds

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.executable import LOOPED_SCHEDULES
 from planner.jobs.passes import Pass
 from planner.orders import STAGES_OF_V, Shape, round_length
-from planner.plan import Plan
 from planner.replay import PipelineSeconds, replay_plans
 from planner.schedules import stage_ranks
 from planner.space.block import block, pipelined_seconds, straggling

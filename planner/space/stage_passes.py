@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.jobs.ingredients import Ingredients, ingredients_of
 from planner.jobs.passes import Pass, edge_pass, layer_pass, weight_seconds
 from planner.jobs.step import END_SHARE, KINDS
 from planner.orders import Shape
-from planner.plan import Plan
 from planner.space.explore import Space
 from planner.space.plans import Place, jobs_at
 from planner.space.tables import taught

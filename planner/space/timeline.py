@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.jobs.passes import Pass, exposed
 from planner.jobs.step import codec_seconds, offload_seconds, offloaded_bytes, optimizer_parameters, optimizer_seconds
-from planner.plan import Plan
 from planner.space.block import SHARDED, straggling
 from planner.space.explore import Space
 from planner.space.plans import Place, plan_of

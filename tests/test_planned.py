@@ -1,0 +1,68 @@
+"""`planner.plan` from Python: the same answer as the command's, as an object."""
+
+import html.parser
+
+import pytest
+
+import planner
+from planner.prediction import PlanFile
+from planner.shipped import Request, ask
+from profiles import artifacts
+from profiles.errors import InputError
+from profiles.library import load_sizes
+
+
+@pytest.fixture(scope="module")
+def found():
+    return planner.plan("llama-3.1-8b", 16, device="h100-sxm", global_batches=(64,), top=3)
+
+
+def test_it_is_what_the_command_finds(found):
+    asked, _ = ask(
+        Request(model=load_sizes("llama-3.1-8b"), num_devices=16, device="h100-sxm", global_batches=(64,), top=3)
+    )
+    assert found.best == asked.candidates[0]
+    assert found.notes == asked.notes
+
+
+def test_the_frame_has_a_row_per_plan_and_its_parts_add_up(found):
+    frame = found.to_frame()
+    assert list(frame["plan"]) == [candidate.plan.id for candidate in found.file.candidates]
+    parts = frame[[f"{part}_seconds" for part in found.best.prediction.seconds]].sum(axis=1)
+    assert list(parts) == pytest.approx(list(frame.step_seconds))
+    kinds = frame[[f"{kind}_bytes" for kind in found.best.prediction.bytes_per_rank]].sum(axis=1)
+    assert list(kinds) == pytest.approx(list(frame.peak_bytes))
+
+
+def test_the_html_is_well_formed_and_names_every_plan(found):
+    class Reader(html.parser.HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+    text = found._repr_html_()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    for candidate in found.file.candidates:
+        assert candidate.plan.id in text
+
+
+def test_it_answers_and_saves(found, tmp_path):
+    found.save(tmp_path / "plan.json")
+    assert artifacts.read(tmp_path / "plan.json", "plan", PlanFile) == found.file
+    assert "legal" in found.why_not("tp=2")[0]
+    assert {change.is_same for change in found.sensitivity()} <= {True, False}
+    assert found.cost(1e12, 2.0).dollars[0] == pytest.approx(found.cost(1e12, 1.0).dollars[0] * 2)
+
+
+@pytest.mark.parametrize(("choices", "words"), [({}, "device="), ({"device": "h100-sxm", "gpu": 1}, "no choice gpu")])
+def test_what_is_missing_or_unknown_is_said(choices, words):
+    with pytest.raises(InputError, match=words):
+        planner.plan("llama-3.1-8b", 16, **choices)
