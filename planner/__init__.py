@@ -12,7 +12,7 @@ __all__ = ["plan"]
 
 
 def plan(model: str | Path, num_devices: int, **choices: Any) -> Planned:
-    """Plan from a notebook or a program; `choices` are the fields of planner.shipped.Request, device="h100-sxm" for one.
+    """Plan from a notebook or a program; `choices` are fields of planner.shipped.Request, device="h100-sxm" for one.
 
     `model` is a shipped alias, or a config.json or its folder.
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
