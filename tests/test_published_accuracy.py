@@ -5,10 +5,11 @@ import csv
 import numpy as np
 import pytest
 
-from planner.jobs.calibrate import RUNS, calibrate, shipped_runs
+from planner.jobs.calibrate import RUNS, shipped_runs
 from planner.jobs.factors import load_learned
 from planner.jobs.forecast import forecast
 from planner.jobs.ingredients import ingredients_of
+from planner.jobs.learning import learn
 from tests.accuracy import checks, left_out
 
 # Median error of each family with the shipped factors, a little above what README reports.
@@ -68,7 +69,7 @@ def test_families_left_out_are_predicted_as_well_as_reported():
 
 
 def test_the_shipped_factors_are_what_the_shipped_runs_teach():
-    learned, shipped = calibrate(shipped_runs()), load_learned()
+    learned, shipped = learn(shipped_runs()), load_learned()
     for name in learned.factors.__slots__:
         assert getattr(shipped.factors, name) == pytest.approx(getattr(learned.factors, name), rel=0.02, abs=0.005)
 
