@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CODECS = "none,bf16,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-DEFAULT_SAMPLES_PER_DEVICE = 8
-DEFAULT_SEQUENCE_LENGTH = 4096
 # Repeated steps of one plan differ by this much (README, "How right it is"). Most of what a band allows for is common
 # to all plans of a machine and says nothing about which of two is faster.
 REPEAT_FRACTION = 0.08
@@ -39,8 +37,8 @@ def plan(
     device: Annotated[str | None, typer.Option(help="Shipped device to plan for, such as h100-sxm.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Shipped cluster to plan for, such as dgx-h100.")] = None,
     stack: Annotated[str, typer.Option(help="Software that trains on a shipped device.")] = "trainwright",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, or both: fp32,bf16 [bf16 on GPUs].")] = None,
-    codecs: Annotated[str, typer.Option(help="Gradient codecs to consider.")] = CODECS,
+    precision: Annotated[str | None, typer.Option(help="One, or several to compare: bf16,fp8 [bf16 on GPUs].")] = None,
+    codecs: Annotated[str | None, typer.Option(help=f"Gradient codecs to consider [{CODECS}].")] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
     simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
     why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
@@ -72,22 +70,24 @@ def plan(
     lines: list[str] = []
     sizes = _shipped(model, machine, device, cluster)
     if sizes is not None:
-        from planner.shipped import Request, ask, parse_batches
+        from planner.shipped import Questions, Request, ask, parse_batches
 
         request = Request(
             model=sizes, num_devices=gpus, global_batches=parse_batches(global_batch) if global_batch else (),
             sequence_length=sequence_length, device=device, cluster=cluster, stack=stack,
-            precisions=_words(precision), top=top, simulate=simulate, why_not=why_not,
+            precisions=_words(precision), top=top, simulate=simulate, all_file=all_file,
             # All plans are those of one setting.
-            codecs=_codecs("none" if all_file and codecs == CODECS else codecs),
-            sensitivity=sensitivity, tokens=tokens, price=price, all_file=all_file, trace_file=trace,
+            codecs=_codecs(codecs or ("none" if all_file else CODECS)),
+        )  # fmt: skip
+        questions = Questions(
+            why_not=why_not, sensitivity=sensitivity, tokens=tokens, price=price, trace_file=trace,
             reliability=_reliability(mtbf, checkpoint_seconds),
         )  # fmt: skip
-        result, lines = ask(request)
+        result, lines = ask(request, questions)
     else:
         _refuse(asked)
         result = _measured(
-            model, gpus, _one_batch(global_batch), sequence_length, machine, device, precision, codecs, top
+            model, gpus, _one_batch(global_batch), sequence_length, machine, device, precision, codecs or CODECS, top
         )
     text = dump("plan", result)
     if output is not None:
@@ -114,13 +114,13 @@ def _words(text: str | None) -> tuple[str, ...]:
 
 
 def _one_batch(text: str | None) -> int | None:
+    from planner.shipped import parse_batches
     from profiles.errors import InputError
 
-    if text is not None and not text.isdigit():
-        raise InputError(
-            f"--global-batch {text}: several batches are compared with --device or --cluster only; give one"
-        )
-    return None if text is None else int(text)
+    batches = parse_batches(text) if text else ()
+    if len(batches) > 1:
+        raise InputError(f"--global-batch {text}: several are compared with --device or --cluster only; give one")
+    return batches[0] if batches else None
 
 
 def _reliability(failure_hours: float | None, checkpoint_seconds: float | None) -> Reliability:
@@ -152,6 +152,7 @@ def _measured(
 ) -> PlanFile:
     """Plans for a measured machine, or of a user's own module on a device's data sheet."""
     from planner.search import Choices, search
+    from planner.shipped import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
     from profiles.library import load_machine, load_model
 
     profile = load_model(model)

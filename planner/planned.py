@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planner.prediction import Candidate, PlanFile
 from planner.shipped import Request, answer_to
 from planner.space.answers import Answer
-from planner.space.questions import Change, Cost, cost_of, sensitivity, why_not
+from planner.space.questions import Change, Cost, Reliability, cost_of, sensitivity, why_not
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_sizes
@@ -64,9 +64,9 @@ class Planned:
         """What would change the winner."""
         return sensitivity(self.answer)
 
-    def cost(self, tokens: float, price: float | None = None) -> Cost:
+    def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
         """What training on so many tokens takes; `price` in dollars per device and hour."""
-        return cost_of(self.answer.space.at, self.best.prediction, tokens, price)
+        return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
 
     def _repr_html_(self) -> str:
         rows = "".join(_tr("td", _cells(candidate)) for candidate in self.file.candidates)

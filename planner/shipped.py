@@ -47,22 +47,28 @@ class Request:
     codecs: tuple[str, ...] = ("none",)
     top: int = 10
     simulate: bool = False
+    all_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What is asked about the answer; `price` is in dollars per device and hour."""
+
     why_not: str | None = None
     sensitivity: bool = False
     tokens: str | None = None
     price: float | None = None
     reliability: Reliability = Reliability()
-    all_file: Path | None = None
     trace_file: Path | None = None
 
 
-def ask(request: Request) -> tuple[PlanFile, list[str]]:
-    """The plan file, and lines that answer the further questions.
+def ask(request: Request, questions: Questions) -> tuple[PlanFile, list[str]]:
+    """The plan file, and lines that answer the questions.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     found = answer_to(request)
-    return found.file, list(_lines(request, found))
+    return found.file, list(_lines(request, questions, found))
 
 
 def answer_to(request: Request) -> Answer:
@@ -146,20 +152,20 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(first * 2**power for power in range((last // first).bit_length()))
 
 
-def _lines(request: Request, found: Answer) -> Iterator[str]:
+def _lines(request: Request, questions: Questions, found: Answer) -> Iterator[str]:
     best = found.file.candidates[0].prediction
     at = found.space.at
     front = pareto(found.space, request.simulate)
     if len(front) > 1:
         yield "time against memory:"
         yield from (f"  {format_seconds(step)}, {format_bytes(held)}: {plan.id}" for plan, step, held in front)
-    if request.tokens is not None:
-        yield str(cost_of(at, best, parse_count(request.tokens), request.price, request.reliability))
-    if request.why_not is not None:
-        yield from why_not(found, request.why_not)
-    if request.trace_file is not None:
-        yield from _simulated(found, request.trace_file)
-    if request.sensitivity:
+    if questions.tokens is not None:
+        yield str(cost_of(at, best, parse_count(questions.tokens), questions.price, questions.reliability))
+    if questions.why_not is not None:
+        yield from why_not(found, questions.why_not)
+    if questions.trace_file is not None:
+        yield from _simulated(found, questions.trace_file)
+    if questions.sensitivity:
         yield "what would change the winner:"
         for change in sensitivity(found):
             words = "the same plan" if change.is_same else f"{change.winner}, {format_percent(change.gain)} faster"

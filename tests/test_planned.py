@@ -6,7 +6,7 @@ import pytest
 
 import planner
 from planner.prediction import PlanFile
-from planner.shipped import Request, ask
+from planner.shipped import Questions, Request, ask
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_sizes
@@ -19,7 +19,8 @@ def found():
 
 def test_it_is_what_the_command_finds(found):
     asked, _ = ask(
-        Request(model=load_sizes("llama-3.1-8b"), num_devices=16, device="h100-sxm", global_batches=(64,), top=3)
+        Request(model=load_sizes("llama-3.1-8b"), num_devices=16, device="h100-sxm", global_batches=(64,), top=3),
+        Questions(),
     )
     assert found.best == asked.candidates[0]
     assert found.notes == asked.notes
@@ -58,7 +59,12 @@ def test_it_answers_and_saves(found, tmp_path):
     found.save(tmp_path / "plan.json")
     assert artifacts.read(tmp_path / "plan.json", "plan", PlanFile) == found.file
     assert "legal" in found.why_not("tp=2")[0]
-    assert {change.is_same for change in found.sensitivity()} <= {True, False}
+    changed = {change.what: change for change in found.sensitivity()}
+    assert {"half the network bandwidth", "four times the network's latency"} < set(changed)
+    # A winner under other links is no slower there than today's, and is today's where nothing is gained.
+    assert all(
+        change.gain >= 0 and change.is_same == (change.winner == found.best.plan.id) for change in changed.values()
+    )
     assert found.cost(1e12, 2.0).dollars[0] == pytest.approx(found.cost(1e12, 1.0).dollars[0] * 2)
 
 

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from planner.shipped import Request, ask, parse_batches
+from planner.executable import SPLIT_BACKWARD
+from planner.shipped import Questions, Request, ask, parse_batches
 from planner.space.layouts import Options
+from planner.space.plans import best_places
+from planner.space.predictions import predictions
 from planner.space.questions import Reliability, cost_of
 from planner.space.setting import Setting
 from planner.space.settings import try_settings
@@ -35,12 +38,32 @@ def test_on_a_slow_link_a_codec_is_chosen_and_named_as_lossy() -> None:
     assert any(note.startswith("gradients as they are: ") for note in notes)
 
 
+def test_a_codec_is_found_where_plans_without_it_avoid_the_exchange() -> None:
+    """The best plan without codecs exchanges little, and so tells nothing of what a codec would make of another."""
+    slow = {"network_bytes_per_second": 0.2e9, "global_batch_size": 256}
+    (plain,) = (try_settings([at], PLAIN, simulate=True)[0] for at in with_codecs(**slow)[:1])
+    best = predictions(plain, best_places(plain, 1))[0]
+    assert best.seconds["data_comm"] < 0.02 * best.step_seconds
+    assert try_settings(with_codecs(**slow), PLAIN, simulate=True)[0].at.codec != "none"
+
+
+def test_codecs_alone_are_planned_for_what_they_work_with() -> None:
+    space, _ = try_settings(with_codecs()[1:], Options(), simulate=True)
+    assert space.at.compresses
+    assert space.layouts.zero_stage.max() <= 1
+    assert (space.layouts.data * space.layouts.context).min() > 1
+    names = {name for layout in range(len(space.layouts)) for name in space.choices(layout).schedules}
+    assert not names & set(SPLIT_BACKWARD)
+
+
 def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
     plain, half, low_rank = (replace(make(), codec=name) for name in ("none", "bf16", "powersgd-1"))
     spaces = [try_settings([at], PLAIN, simulate=True)[0] for at in (plain, half, low_rank)]
     ddp = [int(((space.layouts.data == 16) & (space.layouts.zero_stage == 0)).nonzero()[0][0]) for space in spaces]
     sent = [float(space.tables.shared.gradients[row]) for space, row in zip(spaces, ddp, strict=True)]
-    held = [float(space.tables.shared.states[0].gradients[row]) for space, row in zip(spaces, ddp, strict=True)]
+    held = [
+        float(space.tables.shared.stages[1].states[0].gradients[row]) for space, row in zip(spaces, ddp, strict=True)
+    ]
     assert 0.4 * sent[0] < sent[1] < 0.6 * sent[0]
     assert sent[2] < 0.1 * sent[1]
     # Error feedback is as large as the gradients.
@@ -50,7 +73,7 @@ def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
 
 def test_batches_are_compared_by_token() -> None:
     request = Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm", global_batches=(16, 128))
-    file, _ = ask(request)
+    file, _ = ask(request, Questions())
     # A larger batch spreads the exchange of gradients over more tokens.
     assert file.global_batch_size == 128
     assert any(note.startswith("global batch 16: ") for note in file.notes)
@@ -71,7 +94,7 @@ def test_what_is_no_batch_is_refused_in_a_sentence(text: str) -> None:
 
 
 def test_failures_cost_more_the_more_devices_there_are() -> None:
-    found = ask(Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm"))[0]
+    found = ask(Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm"), Questions())[0]
     prediction = found.candidates[0].prediction
     days = []
     for count in (8, 1024, 16384):

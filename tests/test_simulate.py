@@ -17,9 +17,18 @@ from planner.orders import Shape
 from planner.replay import busy_seconds, replay_plans
 from planner.schedules import SCHEDULES
 from planner.simulate import simulate
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.plans import best_places, plan_of
+from planner.space.predictions import predictions
+from planner.space.retime import MOST_PLANS, in_order
+from planner.space.setting import setting
+from planner.space.timeline import step_work
 from planner.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.trace_export import trace_events, write_trace
+from profiles.devices import load_device
 from profiles.errors import EnvironmentFailure, PlanError
+from profiles.library import load_sizes
 from tests.pipeline_builders import chunk_counts, even_seconds, is_possible, random_seconds, shapes
 
 GB = 1e9
@@ -267,3 +276,24 @@ def test_a_trace_of_several_replicas_has_a_process_for_each_device():
     }
     assert processes["pipeline rank 1, replica class 1"] == 3
     assert json.dumps(trace_events(found))
+
+
+@pytest.mark.parametrize(("devices", "stack"), [(64, "trainwright"), (256, "megatron-core")])
+def test_simulated_plans_take_what_their_prediction_says(devices, stack):
+    at = setting(load_sizes("llama-3.1-70b"), load_device("h100-sxm"), devices, 256, 4096, stack=stack)
+    space = in_order(explore(at, Options(offload=("none",))))
+    off, stages = [], set()
+    for place in best_places(space, MOST_PLANS)[::6]:
+        plan = plan_of(space, place)
+        # Longer ones take a second each.
+        if plan.num_stages * plan.num_microbatches <= 2048:
+            stages.add(plan.zero_stage)
+            predicted = predictions(space, [place])[0].step_seconds
+            off.append(abs(simulate(step_work(space, place)).step_seconds / predicted - 1))
+    assert len(off) > 20
+    assert stages >= {1, 3}
+    # README says so. Most is off where a stage of many chunks gathers weights before each, with only the last layer of
+    # the one before to hide it behind, which the closed form and the replay do not know.
+    assert np.median(off) < 0.01
+    assert np.quantile(off, 0.9) < 0.05
+    assert max(off) < 0.08

@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.jobs.job import Jobs, Names
 from profiles.devices import Device, load_device
-from profiles.interconnect import Fabric, infiniband_seconds
+from profiles.interconnect import Fabric
 from profiles.kernel_speed import Silicon
 from profiles.transformer import Array
 from profiles.units import GB
@@ -75,9 +75,7 @@ def fabric_of(jobs: Jobs) -> Fabric:
         p2p_bytes_per_second=jobs.fast_bytes_per_second * np.where(label > 0, peer / np.maximum(label, 1.0), 1.0),
         network_bytes_per_second=jobs.network_bytes_per_second,
         in_switch=of_devices(jobs.device, lambda device: float(device.in_switch)).astype(bool),
-        network_latency_seconds=np.where(
-            jobs.network_latency_seconds > 0, jobs.network_latency_seconds, infiniband_seconds()
-        ),
+        network_latency_seconds=jobs.network_latency_seconds,
     )
 
 

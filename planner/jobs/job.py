@@ -21,7 +21,7 @@ class Jobs:
     number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
     pipeline stage (virtual stages). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not tensor,
     context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
-    `network_latency_seconds` of a hop between fast domains, 0 for the law's own. A gradient codec sends
+    `network_latency_seconds` of a hop between fast domains. A gradient codec sends
     `gradient_wire_fraction` of the bytes, passes `codec_passes` times over fp32 gradients, and keeps
     `codec_state_bytes` per parameter.
     """

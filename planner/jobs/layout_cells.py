@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from planner.jobs.cells import Cells, Refused
 from planner.jobs.software_cells import Software
+from profiles.interconnect import infiniband_seconds
 
 SCHEDULES = ("1f1b", "interleaved", "gpipe", "zb-1p", "zb-2p")
 ZERO_STAGES = {"megatron-core": 1, "nanotron": 1, "deepspeed": 1, "fsdp": 3, "fsdp2": 3, "xla": 3}
@@ -47,7 +48,7 @@ def read_layout(
             "overlap_pp", is_interleaved and software.stack == "megatron-core", noted=pipeline > 1
         ),
         "data_outside": False,
-        "network_latency_seconds": 0.0,
+        "network_latency_seconds": infiniband_seconds(),
         "gradient_wire_fraction": 1.0,
         "codec_passes": 0.0,
         "codec_state_bytes": 0.0,

@@ -176,7 +176,7 @@ def no_plan(space: Space) -> str:
         return f"{words}; all that fit are simulate only: pass --simulate to see them"
     missed = nearest_miss(space)
     if missed is None:
-        least = format_bytes(float(np.min(np.max(space.tables.shared.state_bytes, axis=0))))
+        least = format_bytes(float(space.tables.shared.least_state_bytes.min()))
         room = format_bytes(at.memory_bytes)
         return f"{words}; nearest: states alone take {least} of {room}: more devices, or a smaller model"
     return f"{words}; nearest: {plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over; more devices would do"

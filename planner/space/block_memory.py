@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.jobs.footprint import LAYERS_NOT_OFFLOADED
+from planner.jobs.stage_states import StageContent, StageStates
 from planner.space.block import Block
+from planner.space.layouts import Ints
+from planner.space.tables import StageTable
 from profiles.transformer import Array
 
 FIRST, LAST, FULL = 0, 1, 2
@@ -18,13 +21,25 @@ FIRST, LAST, FULL = 0, 1, 2
 
 def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
+    stages, choices = own.tables.shared.stages, own.choices
+    if len(stages) == 1:
+        return _of_schedules(own, stages[1], slice(None))
+    result = np.empty((len(own.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)))
+    for chunks in np.unique(choices.chunks):
+        columns = np.flatnonzero(choices.chunks == chunks)
+        result[:, :, columns] = _of_schedules(own, stages[int(chunks)], columns)
+    return result
+
+
+def _of_schedules(own: Block, stages: StageTable, columns: slice | Ints) -> Array:
+    """The same for some schedules, whose stages hold what is in `stages`."""
     shared = own.tables.shared
-    result = _stage_bytes(own, FIRST)
+    result = _stage_bytes(own, stages, FIRST, columns)
     if own.is_any(shared.jobs.pipeline == 1):
         return result
-    result = np.maximum(result, _stage_bytes(own, LAST))
+    result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
-        result = np.maximum(result, _stage_bytes(own, FULL))
+        result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
     return result
 
 
@@ -37,8 +52,8 @@ class _Kept:
     backward: Array
 
 
-def _kept(own: Block, place: int) -> _Kept:
-    layers, content = own.tables.layers, own.tables.shared.contents[place]
+def _kept(own: Block, content: StageContent) -> _Kept:
+    layers = own.tables.layers
     whole = largest = backward = np.zeros((1, 1, 1))
     for kind, table in layers.kept.items():
         count = own.each(content.dense_layers if kind == "dense" else content.routed_layers)
@@ -50,39 +65,40 @@ def _kept(own: Block, place: int) -> _Kept:
     return _Kept(whole=whole, largest=largest, backward=backward)
 
 
-def _stage_bytes(own: Block, place: int) -> Array:
+def _stage_bytes(own: Block, stages: StageTable, place: int, columns: slice | Ints) -> Array:
     """Bytes of one stage at the fullest of five moments, with what the allocator holds beyond."""
     shared = own.tables.shared
-    states, rules, kept = shared.states[place], shared.rules, _kept(own, place)
-    in_flight = own.choices.held[place][:, :, None]
+    states, content, rules = stages.states[place], stages.contents[place], shared.rules
+    kept = _kept(own, content)
+    in_flight = own.choices.held[place][:, columns, None]
     held = kept.whole[:, :, None, :] * in_flight
     if own.is_any(shared.jobs.activation_offload):
         held = np.minimum(held, LAYERS_NOT_OFFLOADED * kept.largest[:, :, None, :])
-    activations_on_top, on_top = _on_top(own, place, kept.backward)
+    activations_on_top, on_top = _on_top(own, states, content, kept.backward)
     scratch = own.each(states.scratch)
     casts = scratch[..., None] + own.each(states.casts)[..., None] * in_flight
     full = held + on_top[:, :, None, :] + casts
     # The embedding goes backward when the last micro-batch's activations are free.
     remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
-    vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * shared.contents[place].is_first)
+    vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
     ending = remaining + (vocabulary + own.each(states.gathered))[..., None] + casts
     update = (scratch + own.each(states.step))[..., None]
     most = np.maximum(full, ending)
     activations = np.where(full >= ending, held + activations_on_top[:, :, None, :], remaining)
     activations = np.where(update > most, 0.0, activations) * own.each(rules.working_slack)[..., None]
-    fixed = own.each(shared.state_bytes[place] + rules.context_bytes) + _slack(own, place)
+    fixed = own.each(stages.state_bytes[place] + rules.context_bytes) + _slack(own, content)
     return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :])
 
 
-def _on_top(own: Block, place: int, backward: Array) -> tuple[Array, Array]:
+def _on_top(own: Block, states: StageStates, content: StageContent, backward: Array) -> tuple[Array, Array]:
     """What comes on top of all activations in flight: of it activations, and everything. Shapes: (g, m, k).
 
     Model: the fullest of three moments, the backward of the last layer, the loss, and the backward of the head.
     """
     shared = own.tables.shared
-    jobs, rules, states = shared.jobs, shared.rules, shared.states[place]
+    jobs, rules = shared.jobs, shared.rules
     hidden_size = own.tables.at.model.transformer.hidden_size[0]
-    is_last, split = own.each(shared.contents[place].is_last), own.each(jobs.sequence_parallel)
+    is_last, split = own.each(content.is_last), own.each(jobs.sequence_parallel)
     tokens, vocabulary = own.of(own.tables.layers.tokens)[:, :, None], own.each(shared.layer.vocabulary)
     whole = tokens * hidden_size * own.each(rules.element_bytes)
     hidden = np.where(split, whole / own.each(jobs.tensor), whole)
@@ -102,10 +118,10 @@ def _on_top(own: Block, place: int, backward: Array) -> tuple[Array, Array]:
     return activations, most
 
 
-def _slack(own: Block, place: int) -> Array:
+def _slack(own: Block, content: StageContent) -> Array:
     """Holes that gradients of the vocabulary and logits leave in the allocator. Shapes: (g, m, 1)."""
     shared = own.tables.shared
-    rules, content, vocabulary = shared.rules, shared.contents[place], shared.layer.vocabulary
+    rules, vocabulary = shared.rules, shared.layer.vocabulary
     ends = content.is_first.astype(float) + content.is_last
     held = own.each(vocabulary * rules.element_bytes * ends * rules.vocabulary_slack)
     per_token = vocabulary / own.tables.at.model.transformer.hidden_size[0] * rules.element_bytes * rules.logit_slack

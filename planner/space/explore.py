@@ -155,7 +155,7 @@ def _pieces(layouts: Ints, num_plans: int) -> list[Ints]:
 def _least_bytes(tables: Tables) -> Array:
     """What the states of the fuller of both ends take, per layout."""
     shared = tables.shared
-    return np.asarray(np.max(shared.state_bytes, axis=0) + shared.rules.context_bytes)
+    return np.asarray(shared.least_state_bytes + shared.rules.context_bytes)
 
 
 def _fastest(layouts: Ints, seconds: Array, held: Array) -> tuple[Array | Ints, ...]:

@@ -120,6 +120,8 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
         return "fewer layers than pipeline stages"
     if at.global_batch_size % data:
         return "global batch not divisible by data parallel"
+    if at.compresses and data * context == 1:
+        return "no replicas whose gradients a codec could compress"
     return ""
 
 
@@ -137,20 +139,22 @@ def _variants(
         orders.append(1)
     offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
     for sequence_parallel in (0, 1) if tensor > 1 else (0,):
-        for zero, shard in _shardings(options, data, context, pipeline):
+        for zero, shard in _shardings(at, options, data, context, pipeline):
             for offload in offloads:
                 for order in orders:
                     for ends in _ends(at.model.num_layers, pipeline):
                         yield (sequence_parallel, zero, shard, *offload, order, *ends)
 
 
-def _shardings(options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:
+def _shardings(at: Setting, options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:
     """ZeRO stage and shard degree: of stage 3 all replicas, or fewer of the data axis (HSDP).
 
-    Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small.
+    Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small. A codec works on whole gradients.
     """
     replicas = data * context
     for zero in options.zero_stages if replicas > 1 else (0,):
+        if zero >= 2 and at.compresses:
+            continue
         if zero == 3:
             degrees = set(options.shard_degrees or divisors(data)) | {replicas}
             yield from (

@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.choices import AXES, Plan, Recompute, Schedule
 from planner.jobs.job import Jobs
+from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import Space
 from planner.space.tables import layout_jobs
 from planner.space.variants import HIDES_MESSAGES, METHODS
@@ -34,6 +35,12 @@ def best_places(space: Space, count: int) -> list[Place]:
     best = space.best
     columns = (best.layout[:count], best.micro_batch[:count], best.schedule[:count], best.recompute[:count])
     return [Place(*map(int, row)) for row in zip(*columns, strict=True)]
+
+
+def closed_seconds(space: Space, tables: Tables, place: Place, row: int) -> float:
+    """What the closed form says of a plan's step, by `tables` in which its layout has this row."""
+    own = block(tables, np.array([row]), space.choices(place.layout))
+    return float(step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute])
 
 
 def plan_of(space: Space, place: Place) -> Plan:

@@ -13,15 +13,13 @@ from planner.goodput import goodput
 from planner.jobs.factors import Factors
 from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
-from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import STATES_ALONE, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
-from planner.space.plans import Place, best_places, plan_of
+from planner.space.plans import Place, best_places, closed_seconds, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import corrections
 from planner.space.setting import Setting
 from profiles.errors import InputError
-from profiles.interconnect import infiniband_seconds
 from profiles.transformer import Array, Flags
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
 
@@ -102,7 +100,7 @@ def _does_not_fit(space: Space, own: Flags) -> list[str]:
     """How far the smallest such plan is from fitting, and what would help."""
     nearest = np.where(own, space.nearest, np.inf)
     if not np.isfinite(nearest).any():
-        least = np.where(own, np.max(space.tables.shared.state_bytes, axis=0), np.inf).min()
+        least = np.where(own, space.tables.shared.least_state_bytes, np.inf).min()
         return [f"{STATES_ALONE}: {format_bytes(float(least))} at the least of {format_bytes(space.at.memory_bytes)}"]
     layout = int(nearest.argmin())
     place = Place(layout, *map(int, space.nearest_place[layout]))
@@ -149,14 +147,12 @@ def sensitivity(answer: Answer) -> list[Change]:
     contenders = [first, *(place for place in allowed if place != first)]
     result = []
     chosen, where = np.unique([place.layout for place in contenders], return_inverse=True)
-    closed = np.array([_seconds(space.tables, space, place, place.layout) for place in contenders])
+    closed = np.array([closed_seconds(space, space.tables, place, place.layout) for place in contenders])
     off = 1 + corrections(space, contenders) / closed
     for what, at, factors in _changes(space):
         tables = tables_of(at, space.layouts.take(chosen), replace(space.learned, factors=factors))
-        seconds = (
-            np.array([_seconds(tables, space, place, int(row)) for place, row in zip(contenders, where, strict=True)])
-            * off
-        )
+        priced = [closed_seconds(space, tables, place, int(row)) for place, row in zip(contenders, where, strict=True)]
+        seconds = np.array(priced) * off
         # Equal ones stay with the winner.
         winner = int(seconds.argmin()) if seconds.min() < seconds[0] * (1 - 1e-9) else 0
         result.append(
@@ -170,19 +166,14 @@ def sensitivity(answer: Answer) -> list[Change]:
     return result
 
 
-def _seconds(tables: Tables, space: Space, place: Place, row: int) -> float:
-    own = block(tables, np.array([row]), space.choices(place.layout))
-    return float(step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute])
-
-
 def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
     at, factors = space.at, space.learned.factors
     for factor, word in ((0.5, "half"), (2.0, "twice")):
         network, inside = at.network_bytes_per_second * factor, at.fast_bytes_per_second * factor
         yield f"{word} the network bandwidth", replace(at, network_bytes_per_second=network), factors
         yield f"{word} the bandwidth inside nodes", replace(at, fast_bytes_per_second=inside), factors
-    latency = at.network_latency_seconds or infiniband_seconds()
-    yield "four times the network's latency", replace(at, network_latency_seconds=4 * latency), factors
+    latency = 4 * at.network_latency_seconds
+    yield "four times the network's latency", replace(at, network_latency_seconds=latency), factors
     for factor, word in ((0.85, "15 % faster"), (1.15, "15 % slower")):
         yield f"products {word}", at, replace(factors, matmul=factors.matmul * factor)
     yield (

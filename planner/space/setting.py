@@ -11,7 +11,8 @@ from planner.jobs.job import Jobs
 from profiles.clusters import Cluster
 from profiles.codecs import GRADIENT_BYTES
 from profiles.codecs import codec as find_codec
-from profiles.devices import CODEC_PASSES, Device
+from profiles.devices import CODEC_PASSES, MICROSECOND, Device
+from profiles.interconnect import infiniband_seconds
 from profiles.sizes import ModelSizes
 from profiles.transformer import Array
 from profiles.units import GB, GIB
@@ -21,7 +22,11 @@ OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device."""
+    """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
+
+    `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
+    no codec can.
+    """
 
     model: ModelSizes
     device: Device
@@ -37,7 +42,13 @@ class Setting:
     sequence_length: int
     compiled: bool = False
     codec: str = "none"
-    network_latency_seconds: float = 0.0
+    network_latency_seconds: float
+    free_exchange: bool = False
+
+    @property
+    def compresses(self) -> bool:
+        """Whether gradients are compressed before they are sent."""
+        return self.free_exchange or find_codec(self.codec).lossy
 
     @property
     def memory_bytes(self) -> float:
@@ -71,7 +82,7 @@ def setting(
         global_batch_size=global_batch_size,
         sequence_length=sequence_length,
         codec=codec,
-        network_latency_seconds=cluster.network_latency_us * 1e-6 if cluster else 0.0,
+        network_latency_seconds=cluster.network_latency_us * MICROSECOND if cluster else infiniband_seconds(),
     )
 
 
@@ -116,20 +127,23 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
 
 
 def _codec_columns(at: Setting) -> dict[str, float]:
-    """What the setting's gradient codec sends, computes and keeps.
+    """What the setting's gradient codec sends, computes and keeps, per byte and parameter of all linears.
 
-    Model: matrices of the model's mean size. Assumed until measured: CODEC_PASSES over the gradients.
+    Assumed until measured: CODEC_PASSES over the gradients.
     """
+    if at.free_exchange:
+        return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, "codec_state_bytes": 0.0}
     own, model = find_codec(at.codec), at.model.transformer
     linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    sides = float(sum((inputs + outputs)[0] for _, inputs, outputs, _ in linears if outputs[0] and inputs[0]))
-    weights = float(sum((inputs * outputs)[0] for _, inputs, outputs, _ in linears))
+    sizes = [(inputs[0], outputs[0]) for _, inputs, outputs, _ in linears if inputs[0] and outputs[0]]
+    count = float(model.num_layers[0])
+    weights = count * sum(inputs * outputs for inputs, outputs in sizes)
+    sides = count * sum(inputs + outputs for inputs, outputs in sizes)
     wire = float(np.asarray(own.wire_bytes(weights, sides, 0.0)))
-    kept = float(np.asarray(own.state_bytes(weights, sides))) / weights if own.lossy else 0.0
     return {
         "gradient_wire_fraction": wire / (GRADIENT_BYTES * weights),
         "codec_passes": float(CODEC_PASSES) if own.lossy else 0.0,
-        "codec_state_bytes": kept,
+        "codec_state_bytes": float(np.asarray(own.state_bytes(weights, sides))) / weights,
     }
 
 

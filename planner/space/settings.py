@@ -5,60 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner.executable import SPLIT_BACKWARD
 from planner.space.answers import no_plan, runnable_places
 from planner.space.explore import Space, explore
 from planner.space.layouts import Options
-from planner.space.plans import Place, plan_of
+from planner.space.plans import Place, closed_seconds, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import in_order
 from planner.space.setting import Setting
-from profiles.codecs import codec
 from profiles.errors import NoFeasiblePlanError
 from profiles.units import format_percent
 
-# A codec can save no more than what the exchange of gradients adds to the best plan; less than this is not looked for.
+# Lossy gradients must promise at least this much: a choice, below what any prediction is sure of.
 WORTH_FRACTION = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A setting's space, ranked, with its best plan that counts, the tokens a second of it, and what tells it apart."""
+    """A setting's ranked space with its best plan that counts; `closed_seconds` is what the closed form says of it."""
 
     space: Space
     place: Place
     tokens_per_second: float
-    exchange_fraction: float
+    closed_seconds: float
 
 
 def try_settings(settings: Sequence[Setting], options: Options, simulate: bool) -> tuple[Space, list[str]]:
     """The space of the setting whose best plan is the fastest per token, and what became of the others.
 
-    Codecs are tried only where the exchange of gradients takes long enough to be worth it.
+    Codecs are tried where gradients sent for nothing would be worth them: no codec does better than that.
     Raises: NoFeasiblePlanError where no setting has a plan that fits.
     """
-    plain = [at for at in settings if not codec(at.codec).lossy] or list(settings)
     tried: list[Tried] = []
     failed: list[NoFeasiblePlanError] = []
     notes: list[str] = []
-    for at in plain:
+    lossy = [at for at in settings if at.compresses]
+    for at in (at for at in settings if not at.compresses):
         _try(at, options, simulate, tried, failed)
+    gains = {_but_codec(own.space.at): _most_gained(own, options, simulate) for own in tried} if lossy else {}
+    declined = {key: gain for key, gain in gains.items() if gain < WORTH_FRACTION}
+    for at in (at for at in lossy if _but_codec(at) not in declined):
+        _try(at, options, simulate, tried, failed)
+    if declined:
+        most = format_percent(max(0.0, *declined.values()))
+        notes.append(f"gradient codecs are not worth it: gradients sent for nothing would gain {most}")
     if not tried:
         raise failed[0]
-    most = max(own.exchange_fraction for own in tried)
-    lossy = [at for at in settings if at not in plain] if len(plain) < len(settings) else []
-    if lossy and most < WORTH_FRACTION:
-        notes.append(
-            f"gradient codecs are not worth it: the exchange of gradients takes {format_percent(most)} of the best step"
-        )
-        lossy = []
-    for at in lossy:
-        few = replace(
-            options,
-            zero_stages=(0, 1),
-            schedules=tuple(name for name in options.schedules if name not in SPLIT_BACKWARD),
-        )
-        _try(at, few, simulate, tried, failed)
     best = max(tried, key=lambda own: own.tokens_per_second)
     for own in tried:
         if own is not best:
@@ -66,30 +57,44 @@ def try_settings(settings: Sequence[Setting], options: Options, simulate: bool) 
             words = f"{_difference(own.space.at, best.space.at)}: {format_percent(behind)} slower per token"
             notes.append(f"{words} ({plan_of(own.space, own.place).id})")
     notes += [str(error) for error in failed]
-    if codec(best.space.at.codec).lossy:
+    if best.space.at.compresses:
         notes.append(f"the best plan's gradients are lossy ({best.space.at.codec}): check that training bears it")
     return best.space, notes
 
 
 def _try(at: Setting, options: Options, simulate: bool, tried: list[Tried], failed: list[NoFeasiblePlanError]) -> None:
     try:
-        space = in_order(explore(at, options))
+        space = explore(at, options)
     except NoFeasiblePlanError as error:
         failed.append(error)
         return
-    place = next(iter(runnable_places(space, simulate, 1)), None)
-    if place is None:
+    closed = _best_seconds(space, simulate)
+    if closed is None:
         failed.append(NoFeasiblePlanError(no_plan(space)))
         return
+    space = in_order(space)
+    place = next(iter(runnable_places(space, simulate, 1)))
     found = predictions(space, [place])[0]
-    tried.append(
-        Tried(
-            space=space,
-            place=place,
-            tokens_per_second=found.tokens_per_second,
-            exchange_fraction=found.seconds["data_comm"] / found.step_seconds,
-        )
-    )
+    tried.append(Tried(space=space, place=place, tokens_per_second=found.tokens_per_second, closed_seconds=closed))
+
+
+def _best_seconds(space: Space, simulate: bool) -> float | None:
+    """What the first plan of a space that counts takes; None where there is none."""
+    place = next(iter(runnable_places(space, simulate, 1)), None)
+    return None if place is None else closed_seconds(space, space.tables, place, place.layout)
+
+
+def _but_codec(at: Setting) -> tuple[str, int]:
+    return at.precision, at.global_batch_size
+
+
+def _most_gained(plain: Tried, options: Options, simulate: bool) -> float:
+    """How much faster the best plan would be whose gradients are sent for nothing, by the closed form."""
+    try:
+        free = _best_seconds(explore(replace(plain.space.at, free_exchange=True), options), simulate)
+    except NoFeasiblePlanError:
+        free = None
+    return 0.0 if free is None else plain.closed_seconds / free - 1
 
 
 def _difference(own: Setting, best: Setting) -> str:
@@ -98,7 +103,7 @@ def _difference(own: Setting, best: Setting) -> str:
     if own.precision != best.precision:
         words.append(own.precision)
     if own.codec != best.codec:
-        words.append(f"gradients in {own.codec}" if codec(own.codec).lossy else "gradients as they are")
+        words.append(f"gradients in {own.codec}" if own.compresses else "gradients as they are")
     if own.global_batch_size != best.global_batch_size:
         words.append(f"global batch {own.global_batch_size}")
     return ", ".join(words)

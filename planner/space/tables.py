@@ -29,9 +29,10 @@ from planner.jobs.stage_states import (
 )
 from planner.jobs.step import codec_seconds, optimizer_parameters, optimizer_seconds
 from planner.jobs.work import PHASES, Phase
-from planner.space.layouts import Ints, Layouts
+from planner.orders import STAGES_OF_V
+from planner.space.layouts import Ints, Layouts, divisors
 from planner.space.setting import Setting, jobs_of
-from planner.space.variants import METHODS, fullest_stages
+from planner.space.variants import METHODS, NUM_PLACES, fullest_stages, num_leading
 from profiles.transformer import Array
 
 KINDS = ("dense", "moe")
@@ -161,13 +162,25 @@ def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageTable:
+    """What three stages of every layout hold, those of `fullest_stages`, with `chunks` model chunks on a rank.
+
+    Shapes: one entry per layout in each of three; `state_bytes` are all states with what is fixed beside.
+    """
+
+    contents: tuple[StageContent, ...]
+    states: tuple[StageStates, ...]
+    state_bytes: tuple[Array, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutTable:
-    """What a layout decides alone. Shapes: one entry per layout; `states` of three stages.
+    """What a layout decides alone. Shapes: one entry per layout.
 
     `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
     shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `codec` of compressing gradients, `optimizer`
-    of updating the `updated` weights; `state_bytes` are all states with what is fixed beside. `layers` are those of the
-    first, a middle and the last stage by kind.
+    of updating the `updated` weights. `layers` are those of the first, a middle and the last stage by kind. `stages`
+    are by number of chunks; without leading dense layers chunks change nothing, and there is one entry alone.
     """
 
     jobs: Jobs
@@ -183,9 +196,12 @@ class LayoutTable:
     updated: Array
     layers: dict[str, tuple[Array, Array, Array]]
     layer: LayerParameters
-    contents: tuple[StageContent, ...]
-    states: tuple[StageStates, ...]
-    state_bytes: tuple[Array, ...]
+    stages: dict[int, StageTable]
+
+    @property
+    def least_state_bytes(self) -> Array:
+        """What the states of the fullest stage take at the least, per layout."""
+        return np.asarray(np.min([np.max(table.state_bytes, axis=0) for table in self.stages.values()], axis=0))
 
 
 def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable:
@@ -194,13 +210,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     made = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
     layer = layer_parameters(jobs, rules)
-    contents = tuple(stage_content(jobs, rules, index) for index in _places(at, layouts))
-    states = tuple(stage_states(jobs, rules, layer, content) for content in contents)
-    buckets = np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)
     updated = optimizer_parameters(made)
-    held = tuple(
-        state.parameters + state.gradients + state.optimizer + rules.workspace_bytes + buckets for state in states
-    )
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
@@ -216,19 +226,32 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         updated=updated,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},
         layer=layer,
-        contents=contents,
-        states=states,
-        state_bytes=held,
+        stages={chunks: _stage_table(at, layouts, jobs, rules, layer, chunks) for chunks in _chunk_counts(at, layouts)},
     )
 
 
-def _places(at: Setting, layouts: Layouts) -> list[Array]:
-    """The stages that may be the fullest. Shapes: one entry per layout in each of three."""
-    stages = {
-        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree))
+def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
+    """Numbers of chunks that make a difference: all that any schedule may have where dense layers lead."""
+    if not num_leading(at):
+        return [1]
+    stages = {-(-at.model.num_layers // degree) for degree in set(layouts.pipeline.tolist())}
+    return sorted({1, STAGES_OF_V, *(chunks for layers in stages for chunks in divisors(layers))})
+
+
+def _stage_table(
+    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int
+) -> StageTable:
+    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
+    places = {
+        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
         for degree in set(layouts.pipeline.tolist())
     }
-    return [np.array([stages[degree][place] for degree in layouts.pipeline.tolist()]) for place in range(3)]
+    columns = np.array([places[degree] for degree in layouts.pipeline.tolist()]).reshape(-1, NUM_PLACES).T
+    contents = tuple(stage_content(jobs, rules, column) for column in columns)
+    states = tuple(stage_states(jobs, rules, layer, content) for content in contents)
+    buckets = np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)
+    held = tuple(own.parameters + own.gradients + own.optimizer + rules.workspace_bytes + buckets for own in states)
+    return StageTable(contents=contents, states=states, state_bytes=held)
 
 
 def layout_jobs(at: Setting, layouts: Layouts) -> Jobs:

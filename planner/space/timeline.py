@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from planner.choices import Plan
 from planner.jobs.passes import Pass, exposed
-from planner.jobs.step import codec_seconds, offload_seconds, offloaded_bytes, optimizer_parameters, optimizer_seconds
+from planner.jobs.step import (
+    codec_seconds,
+    exchanges,
+    offload_seconds,
+    offloaded_bytes,
+    optimizer_parameters,
+    optimizer_seconds,
+)  # fmt: skip
 from planner.space.block import SHARDED, straggling
 from planner.space.explore import Space
 from planner.space.plans import Place, plan_of
 from planner.space.stage_passes import StageLayers, StagePasses, hides_messages, shape_of, stage_layers, stage_passes
-from planner.step_work import Bucket, StageWork, StepWork, Transfer
+from planner.step_work import Bucket, Span, StageWork, StepWork, Transfer
 from profiles.transformer import Array
 
-Reach = Literal["node", "network"]
 # Streams of a pass and what a transfer on them is called.
 SENT: dict[str, tuple[str, Callable[[Pass], Array]]] = {
     "tensor": ("all_reduce", lambda own: own.tensor_comm),
@@ -67,7 +72,7 @@ class _Own:
         if seconds <= 0:
             return None
         at = self.space.at
-        reach: Reach = "node" if _extent(self.plan, axis) <= at.fast_domain else "network"
+        reach: Span = "node" if _extent(self.plan, axis) <= at.fast_domain else "network"
         rate = at.fast_bytes_per_second if reach == "node" else at.network_bytes_per_second
         return Transfer(name=name, stream=axis, span=reach, num_bytes=seconds * rate)
 
@@ -88,9 +93,8 @@ def _stages(own: _Own) -> tuple[StageWork, ...]:
     ahead, back = (
         {axis: find(layers, 0, part) for axis, (_, part) in SENT.items()} for find in (passes.forward, passes.backward)
     )
-    sharded = _scattered(own) if is_sharded else np.zeros(len(plan.stage_bounds))
     forward = passes.forward(layers, 0, _on_device)
-    backward = passes.backward(layers, 0, _on_device) + sharded
+    backward = passes.backward(layers, 0, _on_device) + _sent_beside(own)
     weights = passes.weights(layers, 0)
     gather = own.transfer("all_gather", "data", _gathered(own)) if is_sharded else None
     sent = 0.0 if hides_messages(own.space, plan) else float(passes.made.message[0])
@@ -115,6 +119,10 @@ def _on_device(own: Pass) -> Array:
     return own.compute + own.recompute + own.host
 
 
+def _computed(own: Pass) -> Array:
+    return own.compute + own.recompute
+
+
 def _waited(own: _Own, seconds: dict[str, float]) -> Transfer | None:
     """What a pass sends and waits for: of several axes on the stream of the one that takes longest."""
     axis = max(seconds, key=lambda name: seconds[name])
@@ -126,20 +134,28 @@ def _gathered(own: _Own) -> float:
     return float(own.passes.made.sharded.layer_gather[0]) * own.space.learned.factors.data_comm
 
 
-def _scattered(own: _Own) -> Array:
-    """Seconds per backward that scattering gradients adds to gathering weights, beside the passes of each stage."""
-    made, factors = own.passes.made, own.space.learned.factors
-    every = 1.0 if made.rules.reduces_every_microbatch[0] > 0 else 1.0 / own.plan.num_microbatches
+def _sent_beside(own: _Own) -> Array:
+    """Seconds per backward that gradients add which are not sent as buckets once a step, by stage.
+
+    ZeRO 3 scatters each layer's while the next one's weights are gathered, which the simulation plays; ZeRO 2 those of
+    all micro-batches but the last, whose are the buckets.
+    """
+    made, factors, count = own.passes.made, own.space.learned.factors, own.plan.num_microbatches
+    if own.plan.zero_stage != SHARDED:
+        often = (float(exchanges(made)[0]) - 1) / count
+        passing = own.passes.backward(own.layers, 0, _computed)
+        seconds = exposed(made.exchange.gradients * factors.data_comm, passing * own.plan.virtual_stages, factors)
+        return np.asarray(seconds * often / own.plan.virtual_stages)
+    every = 1.0 if made.rules.reduces_every_microbatch[0] > 0 else 1.0 / count
     gather = np.array([_gathered(own)])
+    # The embedding's gathering and scattering has nothing to hide behind.
     result = np.zeros(len(own.plan.stage_bounds))
-    for kind, count in own.layers.count.items():
+    result[0] = own.passes.embedding.data_comm[0]
+    for kind, layers in own.layers.count.items():
         if kind in own.passes.again:
             busy = _on_device(own.passes.again[kind])[:1]
             both = gather + made.sharded.layer_scatter[:1] * factors.data_comm * every
-            result = result + count * float((exposed(both, busy, factors) - exposed(gather, busy, factors))[0])
-    ends = own.passes.backward(own.layers, 0, lambda part: part.data_comm)
-    only_layers = own.passes.embedding.data_comm[0] + own.passes.head.data_comm[0]
-    result[0] += min(float(only_layers), float(ends[0]))
+            result += layers * float((exposed(both, busy, factors) - exposed(gather, busy, factors))[0])
     return result
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.executable import LOOPED_SCHEDULES, V_SCHEDULES
+from planner.executable import LOOPED_SCHEDULES, SPLIT_BACKWARD, V_SCHEDULES
 from planner.jobs.axes.pipeline import held_microbatches, idle_terms
 from planner.space.layouts import Options, divisors
 from planner.space.setting import Setting
 from profiles.transformer import Array, Flags
 
+# The stages of `fullest_stages`.
+NUM_PLACES = 3
 METHODS = ("none", "selective", "full")
 # What Megatron-Core hides behind the next micro-batch: the messages of its interleaved schedule.
 HIDES_MESSAGES = {"megatron-core": ("interleaved-1f1b",)}
@@ -56,8 +58,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
-    places = fullest_stages(at, pipeline, stage_layers)
-    terms = np.zeros((3 + len(places), len(micro), len(named)))
+    terms = np.zeros((3 + NUM_PLACES, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
@@ -68,6 +69,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         illegal[reason] += int((~legal[:, column]).sum()) * len(recompute)
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.zeros(len(micro)) if name in hidden else 2 * count * parts
+        places = fullest_stages(at, pipeline, stage_layers, chunks)
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held
     return Variants(
@@ -87,15 +89,20 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     )
 
 
-def fullest_stages(at: Setting, pipeline: int, stage_layers: int) -> tuple[float, float, float]:
+def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, float, float]:
     """The stages one of which is the fullest: the first, the last, and the first that has all layers of a stage.
 
-    Later ones hold fewer micro-batches. A first stage may have fewer layers, or leading dense ones, which are smaller.
+    Later ones hold fewer micro-batches. A first stage may have fewer layers, or leading dense ones, which are smaller;
+    those are as many in the first chunk of the stages as there are.
     """
-    model = at.model.transformer
-    leading = float(model.num_dense_layers[0]) if model.is_moe[0] else 0.0
-    full = max(1.0, np.ceil(leading / stage_layers))
+    full = max(1.0, np.ceil(num_leading(at) * chunks / stage_layers))
     return 0.0, pipeline - 1.0, min(full, pipeline - 1.0)
+
+
+def num_leading(at: Setting) -> int:
+    """Dense layers that lead a mixture of experts."""
+    model = at.model.transformer
+    return int(model.num_dense_layers[0]) if model.is_moe[0] else 0
 
 
 def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:
@@ -105,6 +112,8 @@ def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) 
     splits = [chunks for chunks in divisors(stage_layers) if chunks > 1 and pipeline * chunks <= at.model.num_layers]
     named: list[tuple[str, int]] = []
     for name in options.schedules:
+        if at.compresses and name in SPLIT_BACKWARD:
+            continue
         if name in V_SCHEDULES:
             named += [(name, 2)] if 2 * pipeline <= at.model.num_layers else []
         elif name in LOOPED_SCHEDULES:
