@@ -32,6 +32,8 @@ class Plan:
 
     `axis_order` names the mesh axes, innermost (neighbouring ranks) first; axes of degree 1 may be left out.
     `num_microbatches` is per data-parallel replica; without a pipeline they are gradient-accumulation steps.
+    `replica_microbatches` are those of each replica in the order of their ranks where they differ, of which
+    `num_microbatches` is the most; empty where all are alike.
     `stage_bounds` is the first layer of each stage; `virtual_stages` of them on each pipeline rank, in model order.
     `shard_degree` is over how many ranks of the data axis ZeRO shards: 0 means all of them, fewer is HSDP.
     `expert_parallel` ranks, neighbours on the data axis, share the experts of a mixture of experts.
@@ -51,6 +53,7 @@ class Plan:
     axis_order: tuple[str, ...] = AXES
     micro_batch_size: int = 1
     num_microbatches: int = 1
+    replica_microbatches: tuple[int, ...] = ()
     stage_bounds: tuple[int, ...] = (0,)
     virtual_stages: int = 1
     schedule: Schedule = "none"
@@ -75,7 +78,8 @@ class Plan:
     @property
     def global_batch_size(self) -> int:
         """Samples per optimizer step."""
-        return self.data_parallel * self.micro_batch_size * self.num_microbatches
+        of_replicas = sum(self.replica_microbatches) or self.data_parallel * self.num_microbatches
+        return self.micro_batch_size * of_replicas
 
     @property
     def id(self) -> str:
@@ -93,7 +97,8 @@ class Plan:
         ] or ["single"]
         words += ["sp"] if self.sequence_parallel else []
         words += ["vocab"] if self.vocab_parallel else []
-        words.append(f"mb{self.micro_batch_size}x{self.num_microbatches}")
+        counts = _in_runs(self.replica_microbatches) if self.replica_microbatches else self.num_microbatches
+        words.append(f"mb{self.micro_batch_size}x{counts}")
         words += [self.schedule] if self.schedule != "none" else []
         words += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         words += [f"zero{self.zero_stage}"] if self.zero_stage else []
@@ -133,6 +138,12 @@ class Plan:
             raise PlanError(
                 f"plan schedule={self.schedule} with {self.pipeline_parallel} stages: only one stage has none"
             )
+        own = self.replica_microbatches
+        if own and (len(own) != self.data_parallel or min(own) < 1 or max(own) != self.num_microbatches):
+            raise PlanError(
+                f"plan replica_microbatches={own}: one count for each of {self.data_parallel} replicas, the largest of "
+                f"them num_microbatches={self.num_microbatches}"
+            )
         if self.data_parallel % max(1, self.shard_degree):
             raise PlanError(
                 f"plan shard_degree={self.shard_degree}: must divide the data-parallel degree {self.data_parallel}"
@@ -166,7 +177,7 @@ def is_recomputed(position: int, num_layers: int) -> bool:
 
 
 def _in_runs(counts: tuple[int, ...]) -> str:
-    """Counts per stage in short: equal neighbours as one with how many they are, all equal as one number."""
+    """Counts in short: equal neighbours as one with how many they are, all equal as one number."""
     runs = [(value, len(list(group))) for value, group in itertools.groupby(counts)]
     if len(runs) == 1:
         return str(runs[0][0])

@@ -69,6 +69,8 @@ def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]
         yield f"zero_stage={plan.zero_stage}: there are stages 0 to 3"
     if plan.expert_parallel > 1:
         yield f"expert_parallel={plan.expert_parallel}: planned only, use expert_parallel=1"
+    if plan.replica_microbatches:
+        yield f"replica_microbatches={plan.replica_microbatches}: planned only, leave it out"
     if plan.offload != "none":
         yield f"offload={plan.offload}: planned only, use offload=none"
 

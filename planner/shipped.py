@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.prediction import PlanFile
@@ -19,9 +19,9 @@ from planner.space.setting import Setting, setting
 from planner.space.settings import try_settings
 from planner.space.timeline import step_work
 from planner.trace_export import write_trace
-from profiles.clusters import load_cluster
+from profiles.clusters import Cluster, MixedCluster, find_cluster, load_pools
 from profiles.devices import load_device
-from profiles.errors import InputError
+from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.sizes import ModelSizes
 from profiles.stacks import load_stack
 from profiles.units import format_bytes, format_percent, format_seconds
@@ -67,8 +67,72 @@ def ask(request: Request, questions: Questions) -> tuple[PlanFile, list[str]]:
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
+    cluster = _cluster_of(request)
+    if isinstance(cluster, MixedCluster):
+        _refuse_for_pools(request, questions)
+        return mixed(request, cluster), []
     found = answer_to(request)
     return found.file, list(_lines(request, questions, found))
+
+
+def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
+    """The best plans across two kinds of devices, and notes on what each kind would do alone.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
+    """
+    from planner.mixed.answers import mixed_answer
+    from planner.mixed.mixture import mixture
+
+    pools = load_pools(cluster)
+    if request.num_devices != cluster.num_devices:
+        raise InputError(f"--gpus {request.num_devices}: the pools of {cluster.name} have {cluster.num_devices}")
+    load_stack(request.stack)
+    notes = [f"planned for {cluster.title} with {request.stack}: data sheet and published runs, not measured"]
+    sequence, batches = _sizes(request, notes)
+    precision = (request.precisions or ("bf16",))[0]
+    found = mixed_answer(
+        mixture(request.model, pools, batches[0], sequence, request.stack, precision, cluster.network_gb_per_second),
+        request.top,
+        request.simulate,
+        notes,
+    )
+    alone = []
+    for pool in pools:
+        one = replace(
+            request, num_devices=pool.num_devices, device=pool.device.name, global_batches=batches, top=1,
+            cluster=pool.cluster.name if pool.cluster else None, sequence_length=sequence, precisions=(precision,),
+        )  # fmt: skip
+        alone.append(_alone(one, found.candidates[0].prediction.tokens_per_second))
+    return replace(found, notes=(*found.notes, *alone))
+
+
+def _alone(request: Request, tokens_per_second: float) -> str:
+    """What one of the pools would do by itself, against all of them."""
+    words = f"the {request.num_devices} x {request.device} alone"
+    try:
+        best = answer_to(request).file.candidates[0]
+    except (InputError, NoFeasiblePlanError) as error:
+        return f"{words}: {error}"
+    share = best.prediction.tokens_per_second / tokens_per_second
+    if share >= 1:
+        return f"{words} would be as fast or faster, {share:.2f} times: do not mix ({best.plan.id})"
+    return f"{words} would reach {format_percent(share)} of the throughput ({best.plan.id})"
+
+
+def _refuse_for_pools(request: Request, questions: Questions) -> None:
+    """Refuse what is not answered across kinds of devices, by name."""
+    given = {
+        "--why-not": questions.why_not, "--sensitivity": questions.sensitivity, "--tokens": questions.tokens,
+        "--trace": questions.trace_file, "--all": request.all_file,
+        "several --precision": len(request.precisions) > 1, "several --global-batch": len(request.global_batches) > 1,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise InputError(f"{name} is not answered for a cluster of two kinds of devices: ask about each pool alone")
+
+
+def _cluster_of(request: Request) -> Cluster | MixedCluster | None:
+    return find_cluster(request.cluster) if request.cluster else None
 
 
 def answer_to(request: Request) -> Answer:
@@ -94,13 +158,32 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
 
     Raises: InputError where sizes or the precision do not suit the model or the device; UnknownNameError.
     """
-    cluster = load_cluster(request.cluster) if request.cluster else None
+    cluster = _cluster_of(request)
+    if isinstance(cluster, MixedCluster):
+        raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
     if cluster and request.device and request.device != cluster.device:
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
     device = load_device(request.device or (cluster.device if cluster else ""))
     load_stack(request.stack)
     where = cluster.title if cluster else device.title
     notes = [f"planned for {where} with {request.stack}: data sheet and published runs, not measured"]
+    sequence, batches = _sizes(request, notes)
+    precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
+    for precision in precisions:
+        if precision not in device.peak_tflops:
+            known = ", ".join(sorted(device.peak_tflops))
+            raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
+    return [
+        setting(request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, codec)
+        for precision, codec, batch in itertools.product(precisions, request.codecs, batches)
+    ], notes
+
+
+def _sizes(request: Request, notes: list[str]) -> tuple[int, tuple[int, ...]]:
+    """Sequence length and global batches, with notes on what was assumed.
+
+    Raises: InputError where one does not suit the model.
+    """
     sequence, batches = request.sequence_length, request.global_batches
     longest = request.model.longest_sequence
     if sequence is None:
@@ -114,15 +197,7 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
             raise InputError(f"--{name} {min(values)}: must be at least 1")
     if longest and sequence > longest:
         raise InputError(f"--sequence-length {sequence}: {request.model.name} takes 1 to {longest} tokens")
-    precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
-    for precision in precisions:
-        if precision not in device.peak_tflops:
-            known = ", ".join(sorted(device.peak_tflops))
-            raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
-    return [
-        setting(request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, codec)
-        for precision, codec, batch in itertools.product(precisions, request.codecs, batches)
-    ], notes
+    return sequence, batches
 
 
 def parse_count(text: str) -> float:

@@ -19,9 +19,11 @@ def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[st
     from profiles.units import format_bytes, format_count, format_percent, format_seconds
 
     best = result.candidates[0]
+    # A name of pools counts their devices itself.
+    where = result.machine_name if " + " in result.machine_name else f"{result.num_devices} x {result.machine_name}"
     out.print(
-        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {result.num_devices} x "
-        f"{result.machine_name}, global batch {result.global_batch_size} x {result.sequence_length} tokens"
+        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {where}, "
+        f"global batch {result.global_batch_size} x {result.sequence_length} tokens"
     )
     for note in result.notes:
         out.print(f"note: {note}")

@@ -1,12 +1,13 @@
-"""Shipped clusters: how common machines join their devices, with sources. Torch-free."""
+"""Clusters: how machines join their devices, shipped ones and a user's own, of one kind or of several. Torch-free."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.artifacts import STRICT, read_toml
-from profiles.errors import UnknownNameError
+from profiles.devices import Device, catalogue_names, load_device
+from profiles.errors import InputError, UnknownNameError
 
 FOLDER = Path(__file__).parent / "catalog" / "clusters"
 
@@ -31,12 +32,100 @@ class Cluster:
     network_gb_per_second: float
     rail_optimised: bool
     network_latency_us: float
-    sources: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEntry:
+    """So many devices of a kind: `of` names a shipped cluster, or a device as it is usually sold."""
+
+    __pydantic_config__ = STRICT
+
+    of: str
+    num_devices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedCluster:
+    """Pools of devices of several kinds, joined by a network.
+
+    `network_gb_per_second` is what a device of one pool reaches one of another with, uni-directional; None is the
+    slowest of the pools' own networks.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    title: str
+    pools: tuple[PoolEntry, ...]
+    network_gb_per_second: float | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all pools."""
+        return sum(pool.num_devices for pool in self.pools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A pool with what it is made of; without a cluster, nodes are as the device is usually sold."""
+
+    device: Device
+    cluster: Cluster | None
+    num_devices: int
 
 
 def cluster_names() -> list[str]:
     """The names of all shipped clusters."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find_cluster(text: str) -> Cluster | MixedCluster:
+    """What `text` means: a shipped cluster, a file of the user's (.toml), or pools such as dgx-h100:32,dgx-a100:32.
+
+    Raises: UnknownNameError; ArtifactError for a file that is neither; InputError for pools that are none.
+    """
+    if text.endswith(".toml"):
+        path = Path(text)
+        return read_toml(path, MixedCluster) if _has_pools(path) else read_toml(path, Cluster)
+    if ":" not in text:
+        return load_cluster(text)
+    entries = []
+    for word in text.split(","):
+        name, _, count = word.strip().partition(":")
+        if not count.isdigit() or not int(count):
+            raise InputError(f"--cluster {word.strip()}: give pools as name:devices, such as dgx-h100:32,dgx-a100:32")
+        entries.append(PoolEntry(of=name, num_devices=int(count)))
+    return MixedCluster(name=text, title=" + ".join(f"{e.num_devices} x {e.of}" for e in entries), pools=tuple(entries))
+
+
+def _has_pools(path: Path) -> bool:
+    try:
+        return any(line.strip().startswith("[[pools]]") for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False  # read_toml says what is wrong
+
+
+def load_pools(cluster: MixedCluster) -> tuple[Pool, ...]:
+    """The pools of a cluster.
+
+    Raises: InputError where there are fewer than two, or one has no devices; UnknownNameError with the nearest name.
+    """
+    if len(cluster.pools) < 2:
+        raise InputError(f"cluster {cluster.name}: a cluster of pools has at least two of them")
+    return tuple(_pool(cluster, entry) for entry in cluster.pools)
+
+
+def _pool(cluster: MixedCluster, entry: PoolEntry) -> Pool:
+    if entry.num_devices < 1:
+        raise InputError(f"cluster {cluster.name}: pool {entry.of} has num_devices={entry.num_devices}, at least 1")
+    if entry.of in cluster_names():
+        own = load_cluster(entry.of)
+        return Pool(device=load_device(own.device), cluster=own, num_devices=entry.num_devices)
+    if entry.of in catalogue_names():
+        return Pool(device=load_device(entry.of), cluster=None, num_devices=entry.num_devices)
+    raise UnknownNameError("cluster or device", entry.of, [*cluster_names(), *catalogue_names()])
 
 
 def load_cluster(name: str) -> Cluster:

@@ -65,7 +65,7 @@ def test_many_microbatches_go_on_at_the_pace_of_some(name: str, chunks: int, mon
         )
         seconds = PipelineSeconds(forward=forward, backward=backward, weight=0.9 * forward, message=message)
         monkeypatch.setattr(retime, "MOST_PASSES", 0)
-        assert retime._makespans(shape, seconds) == pytest.approx(replay_plans(shape, seconds).step_seconds, rel=0.015)
+        assert retime.makespans(shape, seconds) == pytest.approx(replay_plans(shape, seconds).step_seconds, rel=0.015)
 
 
 @pytest.mark.parametrize("stack", ["trainwright", "megatron-core"])

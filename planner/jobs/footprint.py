@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.jobs.axes.pipeline import held_microbatches
 from planner.jobs.job import Jobs, Names
@@ -53,34 +54,65 @@ def footprint(jobs: Jobs) -> Footprint:
     and the update of the weights.
     Ignores: unbalanced routing, fragmentation beyond the stack's slack, memory of the data loader.
     """
-    rules = memory_rules(jobs)
-    parameters = layer_parameters(jobs, rules)
-    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
+    shared = stage_memory(jobs)
     num_stages = int(jobs.pipeline.max(initial=1))
     by_stage = np.full((len(jobs), num_stages), np.nan)
     best = {name: np.full(len(jobs), -1.0) for name in PARTS}
     total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
     moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
-        stage = stage_content(jobs, rules, index)
-        parts, when = _stage_parts(jobs, rules, parameters, layers, stage)
-        held = np.asarray(sum(parts.values(), np.zeros(len(jobs))))
+        stage = stage_content(jobs, shared.rules, index)
+        own = shared.at(stage)
+        held = own.allocated_bytes
         by_stage[:, index] = np.where(stage.exists, held, np.nan)
-        slack = _slack_bytes(jobs, rules, parameters, stage, parts["activations"])
-        reserved = np.where(stage.exists, np.maximum(reserved, held + slack), reserved)
+        reserved = np.where(stage.exists, np.maximum(reserved, own.reserved_bytes), reserved)
         is_fuller = stage.exists & (held > total)
         total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
-        moment = np.where(is_fuller, when, moment)
-        best = {name: np.where(is_fuller, parts[name], best[name]) for name in PARTS}
+        moment = np.where(is_fuller, own.moment, moment)
+        best = {name: np.where(is_fuller, own.parts[name], best[name]) for name in PARTS}
     return Footprint(
         parts=best,
         allocated_bytes=total,
         reserved_bytes=reserved,
-        device_bytes=reserved + rules.context_bytes,
+        device_bytes=reserved + shared.rules.context_bytes,
         stage=where,
         moment=np.array(MOMENTS)[moment],
         stage_allocated_bytes=by_stage,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageBytes:
+    """Bytes of one stage of every job at its fullest, `moment` being a number in MOMENTS. Shapes: one entry per job."""
+
+    parts: dict[str, Array]
+    moment: NDArray[np.int64]
+    allocated_bytes: Array
+    reserved_bytes: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """The laws of memory asked about jobs once, for stages that hold whatever is said of them."""
+
+    jobs: Jobs
+    rules: MemoryRules
+    parameters: LayerParameters
+    layers: tuple[LayerMemory, LayerMemory]
+
+    def at(self, stage: StageContent) -> StageBytes:
+        """Peak memory in bytes of a stage that holds what `stage` says."""
+        parts, moment = _stage_parts(self.jobs, self.rules, self.parameters, self.layers, stage)
+        held = np.asarray(sum(parts.values(), np.zeros(len(self.jobs))))
+        slack = _slack_bytes(self.jobs, self.rules, self.parameters, stage, parts["activations"])
+        return StageBytes(parts=parts, moment=moment, allocated_bytes=held, reserved_bytes=held + slack)
+
+
+def stage_memory(jobs: Jobs) -> StageMemory:
+    """What all stages of `jobs` share."""
+    rules = memory_rules(jobs)
+    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
+    return StageMemory(jobs=jobs, rules=rules, parameters=layer_parameters(jobs, rules), layers=layers)
 
 
 def in_flight(jobs: Jobs, stage: int | Array) -> Array:
@@ -113,7 +145,7 @@ def _stage_parts(
     parameters: LayerParameters,
     layers: tuple[LayerMemory, LayerMemory],
     stage: StageContent,
-) -> tuple[dict[str, Array], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> tuple[dict[str, Array], NDArray[np.int64]]:
     """Bytes by part of one stage at its fullest moment, and the number of that moment."""
     states = stage_states(jobs, rules, parameters, stage)
     activations, logits, buffers = _moments(jobs, rules, parameters, layers, stage, states)

@@ -54,7 +54,7 @@ def retimed(space: Space, places: Sequence[Place]) -> dict[Place, Retimed]:
     for shape, members in groups.items():
         seconds = _beside([columns[index][1] for index in members])
         without = replace(seconds, message=np.zeros_like(seconds.message))
-        spans, silent = np.split(_makespans(shape, _beside([seconds, without])), 2)
+        spans, silent = np.split(makespans(shape, _beside([seconds, without])), 2)
         owns = np.arange(shape.num_ranks)[:, None] == stage_ranks(shape)
         busy = shape.num_microbatches * (owns @ (seconds.forward + seconds.backward)).max(axis=0)
         for column, index in enumerate(members):
@@ -116,7 +116,7 @@ def _beside(columns: Sequence[PipelineSeconds]) -> PipelineSeconds:
     )
 
 
-def _makespans(shape: Shape, seconds: PipelineSeconds) -> Array:
+def makespans(shape: Shape, seconds: PipelineSeconds) -> Array:
     """Seconds until the last rank is done. Shapes: (plan,).
 
     Model: a settled pipeline repeats itself, so that of very many micro-batches some are replayed, and some more, and

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.choices import Plan
+from planner.jobs.factors import Learned
 from planner.jobs.ingredients import Ingredients, ingredients_of
+from planner.jobs.job import Jobs
 from planner.jobs.passes import Pass, edge_pass, layer_pass, weight_seconds
 from planner.jobs.step import END_SHARE, KINDS
 from planner.orders import Shape
@@ -96,9 +98,15 @@ class StagePasses:
 
 def stage_passes(space: Space, places: Sequence[Place]) -> StagePasses:
     """The passes of the plans at `places`."""
-    factors, model = space.learned.factors, space.at.model.transformer
-    made, plain = (taught(ingredients_of(jobs_at(space, places, method)), space.learned) for method in (None, "none"))
-    kinds = [kind for kind in KINDS if kind == "dense" or model.num_moe_layers[0] > 0]
+    return passes_of(jobs_at(space, places), space.learned)
+
+
+def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
+    """The passes of jobs that are alike in whether their models have experts."""
+    factors, count = learned.factors, len(jobs)
+    without = replace(jobs, recompute=np.full(count, "none"))
+    made, plain = (taught(ingredients_of(which), learned) for which in (jobs, without))
+    kinds = [kind for kind in KINDS if kind == "dense" or (jobs.model.num_moe_layers > 0).any()]
     return StagePasses(
         made=made,
         ahead={kind: layer_pass(made, factors, "forward", kind) for kind in kinds},

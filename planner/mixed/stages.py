@@ -1,0 +1,297 @@
+"""Pipelines across two kinds of devices: the first stages stand on one, the others on the other, layers as suits both.
+
+Layers are dealt out so that the slowest stage is as fast as memory allows; then plans are ranked by the closed form of
+1F1B, and the best are timed again by replay of all stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.jobs.factors import Factors, Learned
+from planner.jobs.footprint import StageMemory, stage_memory
+from planner.jobs.job import Jobs
+from planner.jobs.passes import Pass, exposed
+from planner.jobs.stage_states import StageContent
+from planner.jobs.step import exchanges, optimizer_parameters, optimizer_seconds
+from planner.mixed.mixture import Mixture, Rows
+from planner.orders import Shape
+from planner.replay import PipelineSeconds
+from planner.space.layouts import Ints
+from planner.space.retime import makespans
+from planner.space.stage_passes import StageLayers, StagePasses, passes_of
+from profiles.transformer import Array, Flags
+
+BISECTIONS = 50
+MOST_REPLAYED = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dealt:
+    """Plans of one pipeline degree with their layers dealt out, first pool first.
+
+    Shapes: `layers` and `allocated_bytes` (plan, stage), seconds and `fits` (plan,). `second` is the first stage that
+    stands on the second pool. `pipeline_seconds` is the closed form's, `once_seconds` what a step does once.
+    """
+
+    asked: Mixture
+    rows: Rows
+    second: int
+    passes: tuple[StagePasses, StagePasses]
+    layers: Ints
+    stage_seconds: Array
+    message_seconds: Array
+    allocated_bytes: Array
+    device_bytes: Array
+    fits: Flags
+    pipeline_seconds: Array
+    once_seconds: Array
+
+    @property
+    def step_seconds(self) -> Array:
+        """Seconds of a step by the closed form, of ranks that are equally fast."""
+        return self.pipeline_seconds + self.once_seconds
+
+    def pool_of(self, stage: int) -> int:
+        """0 or 1: where a stage stands."""
+        return int(stage >= self.second)
+
+
+def deal(asked: Mixture, rows: Rows, learned: Learned) -> list[Dealt]:
+    """All plans of `rows`, one entry per pipeline degree; those that fit in no way have `fits` false."""
+    degrees = np.unique(rows.layouts.pipeline)
+    return [_deal(asked, rows.take(np.flatnonzero(rows.layouts.pipeline == degree)), learned) for degree in degrees]
+
+
+def _deal(asked: Mixture, rows: Rows, learned: Learned) -> Dealt:
+    stages = int(rows.layouts.pipeline[0])
+    second = stages * asked.first.num_devices // asked.num_devices
+    first, second_jobs = (rows.jobs(part.at) for part in asked.parts)
+    passes = (passes_of(first, learned), passes_of(second_jobs, learned))
+    held = (stage_memory(first), stage_memory(second_jobs))
+    pools = (np.arange(stages) >= second).astype(np.int64)
+    each = np.stack([_layer_seconds(own) for own in passes], axis=1)[:, pools]
+    ends = np.zeros_like(each)
+    ends[:, 0] = passes[0].embedding.total
+    ends[:, -1] = passes[1].head.total
+    total = asked.first.at.model.num_layers
+    most = _most_layers(asked, held, pools, total)
+    layers, dealt = _fewest_seconds(each, ends, most, total)
+    allocated, device = _bytes(held, pools, layers)
+    memory = np.array([part.at.memory_bytes for part in asked.parts])[pools]
+    message = _messages(asked, passes, pools)
+    seconds = layers * each + ends
+    slowest = seconds.max(axis=1)
+    # 1F1B fills and drains once; every message on the way, and those of all micro-batches, are waited for.
+    pipelined = rows.count * slowest + (seconds.sum(axis=1) - slowest)
+    pipelined = pipelined + 2 * message.sum(axis=1) + 2 * rows.count * message.max(axis=1)
+    once = [_once(own, layers[:, pools == pool].max(axis=1), learned.factors) for pool, own in enumerate(passes)]
+    return Dealt(
+        asked=asked,
+        rows=rows,
+        second=second,
+        passes=passes,
+        layers=layers,
+        stage_seconds=seconds,
+        message_seconds=message,
+        allocated_bytes=allocated,
+        device_bytes=device.max(axis=1),
+        fits=dealt & (device <= memory).all(axis=1),
+        pipeline_seconds=pipelined,
+        once_seconds=np.maximum(*once),
+    )
+
+
+def _main_kind(passes: StagePasses) -> str:
+    """The kind of layer that stages are measured by: where few dense layers lead, they are the lighter ones."""
+    return "moe" if "moe" in passes.ahead else "dense"
+
+
+def _layer_seconds(passes: StagePasses) -> Array:
+    kind = _main_kind(passes)
+    return passes.ahead[kind].total + passes.again[kind].total
+
+
+def _content(jobs: Jobs, pipeline: int, stage: int, before: Array, layers: Array) -> StageContent:
+    model, count = jobs.model, len(jobs)
+    leading = np.where(model.is_moe, np.clip(model.num_dense_layers - before, 0.0, layers), layers)
+    return StageContent(
+        index=np.full(count, float(stage)),
+        exists=np.ones(count, dtype=bool),
+        is_first=np.full(count, stage == 0),
+        is_last=np.full(count, stage == pipeline - 1),
+        dense_layers=leading,
+        routed_layers=layers - leading,
+    )
+
+
+def stage_content(dealt: Dealt, row: int, stage: int) -> StageContent:
+    """What a stage of a plan holds, as a single job."""
+    jobs = dealt.passes[dealt.pool_of(stage)].made.jobs.take(np.array([row]))
+    counts = dealt.layers[row].astype(float)
+    return _content(jobs, len(counts), stage, counts[:stage].sum(keepdims=True), counts[stage : stage + 1])
+
+
+def bytes_by_part(dealt: Dealt, row: int, stage: int) -> dict[str, float]:
+    """Bytes of a stage of a plan, by part."""
+    jobs = dealt.passes[dealt.pool_of(stage)].made.jobs.take(np.array([row]))
+    held = stage_memory(jobs).at(stage_content(dealt, row, stage))
+    return {name: float(values[0]) for name, values in held.parts.items()}
+
+
+def _bytes(memory: tuple[StageMemory, StageMemory], pools: Ints, layers: Ints) -> tuple[Array, Array]:
+    """Bytes allocated, and those that the driver shows, on each stage. Shapes: (plan, stage)."""
+    allocated, device = np.empty(layers.shape), np.empty(layers.shape)
+    before = np.cumsum(layers, axis=1) - layers
+    for stage, pool in enumerate(pools):
+        own = memory[pool]
+        counts = before[:, stage].astype(float), layers[:, stage].astype(float)
+        held = own.at(_content(own.jobs, len(pools), stage, *counts))
+        allocated[:, stage] = held.allocated_bytes
+        device[:, stage] = held.reserved_bytes + own.rules.context_bytes
+    return allocated, device
+
+
+def _most_layers(asked: Mixture, held: tuple[StageMemory, StageMemory], pools: Ints, total: int) -> Ints:
+    """How many layers each stage has room for. Shapes: (plan, stage).
+
+    Model: bytes grow with the layers along the chord between one layer and twice an even share, which lies above what
+    they really are there, the largest of several lines.
+    """
+    pipeline, count = len(pools), len(held[0].jobs)
+    many = float(min(total, 2 * -(-total // pipeline)))
+    memory = np.array([part.at.memory_bytes for part in asked.parts])[pools]
+    _, least = _bytes(held, pools, np.ones((count, pipeline), dtype=np.int64))
+    if many <= 1:
+        return np.where(least <= memory, 1, 0)
+    _, much = _bytes(held, pools, np.full((count, pipeline), int(many)))
+    each = (much - least) / (many - 1)
+    return np.clip(np.floor(1 + (memory - least) / each), 0, many).astype(np.int64)
+
+
+def _fewest_seconds(each: Array, ends: Array, most: Ints, total: int) -> tuple[Ints, Flags]:
+    """Layers by stage so that the slowest is as fast as can be; whether there is room for all.
+
+    Model: a bound on the slowest stage lets every stage take what it can; the least bound that takes all layers is
+    found by bisection. What is then left over is taken from the slowest stages. Exact for layers that are alike.
+    Shapes: (plan, stage).
+    """
+    possible = (most >= 1).all(axis=1) & (most.sum(axis=1) >= total)
+    room = np.where(possible[:, None], most, total)
+
+    def within(bound: Array) -> Ints:
+        return np.clip(np.floor((bound[:, None] - ends) / each * (1 + 1e-12)), 0, room).astype(np.int64)
+
+    low, high = np.zeros(len(each)), (ends + total * each).max(axis=1)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        taken = within(middle)
+        enough = (taken >= 1).all(axis=1) & (taken.sum(axis=1) >= total)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    layers = within(high)
+    everyone = np.arange(len(each))
+    while (spare := layers.sum(axis=1) > total).any():
+        seconds = np.where(layers > 1, layers * each + ends, -1.0)
+        layers[everyone, seconds.argmax(axis=1)] -= spare
+    return layers, possible
+
+
+def _messages(asked: Mixture, passes: tuple[StagePasses, StagePasses], pools: Ints) -> Array:
+    """Seconds of one message of each stage to the next, 0 of the last. Shapes: (plan, stage)."""
+    own = np.stack([np.asarray(one.made.message) for one in passes], axis=1)[:, pools]
+    across = [
+        one.made.message * max(1.0, part.at.network_bytes_per_second / asked.between_bytes_per_second)
+        for one, part in zip(passes, asked.parts, strict=True)
+    ]
+    boundary = int(pools.argmax()) - 1
+    own[:, boundary] = np.maximum(*across)
+    own[:, -1] = 0.0
+    return own
+
+
+def _once(passes: StagePasses, most_layers: Array, factors: Factors) -> Array:
+    """Exchange of gradients and parameters, optimizer and the host's own, on a pool's fullest stage. Shapes: (plan,).
+
+    Model: what an even share would take, in proportion to the layers.
+    """
+    made, kind = passes.made, _main_kind(passes)
+    jobs = made.jobs
+    share = most_layers / np.ceil(jobs.model.num_layers / jobs.pipeline)
+    gradients = made.exchange.gradients * factors.data_comm * share
+    parameters = made.exchange.parameters * factors.data_comm * share
+    passing = most_layers * (_busy(passes.ahead[kind]) + _busy(passes.again[kind]))
+    gradients = np.where(jobs.overlap_grad, exposed(gradients, passing * 2 / 3, factors), gradients) * exchanges(made)
+    parameters = np.where(jobs.overlap_param, exposed(parameters, passing / 3, factors), parameters)
+    optimizer = optimizer_seconds(made, factors, optimizer_parameters(made)) * share
+    return np.asarray(gradients + parameters + optimizer + made.rules.host_step_ms * 1e-3)
+
+
+def _busy(own: Pass) -> Array:
+    return own.compute + own.recompute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A plan of `dealt` timed by replay: the whole pipeline, without messages, and the busiest stage alone."""
+
+    dealt: Dealt
+    row: int
+    shape: Shape
+    stages: PipelineSeconds
+    makespan_seconds: float
+    silent_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step of ranks that are equally fast."""
+        return self.makespan_seconds + float(self.dealt.once_seconds[self.row])
+
+
+def layers_of(dealt: Dealt, row: int) -> StageLayers:
+    """The layers of a plan's stages by kind, all or none recomputed."""
+    contents = [stage_content(dealt, row, stage) for stage in range(dealt.layers.shape[1])]
+    count = {
+        "dense": np.array([own.dense_layers[0] for own in contents]),
+        "moe": np.array([own.routed_layers[0] for own in contents]),
+    }
+    again = float(dealt.rows.recompute[row] != "none")
+    return StageLayers(count=count, recomputed={kind: own * again for kind, own in count.items()})
+
+
+def replayed(dealt: Dealt, row: int) -> Timed:
+    """A plan timed again, every stage with its own layers and forward and backward apart."""
+    layers = layers_of(dealt, row)
+    stages = dealt.layers.shape[1]
+    on_second = np.arange(stages) >= dealt.second
+
+    def seconds(part: str) -> Array:
+        first, second = (getattr(own, part)(layers, row, lambda piece: piece.total) for own in dealt.passes)
+        return np.asarray(np.where(on_second, second, first))[:, None]
+
+    forward, backward = seconds("forward"), seconds("backward")
+    message = dealt.message_seconds[row][:, None]
+    own = PipelineSeconds(forward=forward, backward=backward, weight=np.zeros_like(forward), message=message)
+    shape = Shape("1f1b", stages, 1, int(dealt.rows.count[row]))
+    both = PipelineSeconds(
+        forward=np.repeat(forward, 2, axis=1),
+        backward=np.repeat(backward, 2, axis=1),
+        weight=np.zeros((stages, 2)),
+        message=np.concatenate([message, 0 * message], axis=1),
+    )
+    makespan, silent = makespans(shape, both)
+    return Timed(
+        dealt=dealt, row=row, shape=shape, stages=own, makespan_seconds=float(makespan), silent_seconds=float(silent)
+    )
+
+
+def best_across_stages(tables: list[Dealt]) -> list[Timed]:
+    """The fastest plans by the closed form, timed again by replay and in the order of that."""
+    ranked = sorted(
+        (float(own.step_seconds[row]), number, int(row))
+        for number, own in enumerate(tables)
+        for row in np.flatnonzero(own.fits)
+    )
+    found = [replayed(tables[number], row) for _, number, row in ranked[:MOST_REPLAYED]]
+    return sorted(found, key=lambda own: own.step_seconds)
