@@ -53,7 +53,7 @@ def share(asked: Mixture, rows: Rows, learned: Learned) -> Shared:
     is_whole = even * data == rows.count
     least = rows.layouts.pipeline.astype(float)
     lines = [_line(rows, at, least, learned) for at in settings]
-    best = _balanced(rows.count, replicas, least, lines)
+    best = balanced(rows.count, replicas, least, lines)
     both = np.concatenate([np.arange(len(rows)), np.arange(len(rows))])
     firsts = np.concatenate([even, best[0]])
     seconds = np.concatenate([even, best[1]])
@@ -85,7 +85,7 @@ def _line(rows: Rows, at: Setting, least: Array, learned: Learned) -> tuple[Arra
     return few - each * (least + 1), each
 
 
-def _balanced(
+def balanced(
     total: Array, replicas: tuple[Array, ...], least: Array, lines: list[tuple[Array, Array]]
 ) -> tuple[Array, Array]:
     """Micro-batches per replica of each pool with which the slower one is done first; inf where none add up."""

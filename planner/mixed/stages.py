@@ -78,7 +78,7 @@ def _deal(asked: Mixture, rows: Rows, learned: Learned) -> Dealt:
     ends[:, -1] = passes[1].head.total
     total = asked.first.at.model.num_layers
     most = _most_layers(asked, held, pools, total)
-    layers, dealt = _fewest_seconds(each, ends, most, total)
+    layers, dealt = fewest_seconds(each, ends, most, total)
     allocated, device = _bytes(held, pools, layers)
     memory = np.array([part.at.memory_bytes for part in asked.parts])[pools]
     message = _messages(asked, passes, pools)
@@ -171,7 +171,7 @@ def _most_layers(asked: Mixture, held: tuple[StageMemory, StageMemory], pools: I
     return np.clip(np.floor(1 + (memory - least) / each), 0, many).astype(np.int64)
 
 
-def _fewest_seconds(each: Array, ends: Array, most: Ints, total: int) -> tuple[Ints, Flags]:
+def fewest_seconds(each: Array, ends: Array, most: Ints, total: int) -> tuple[Ints, Flags]:
     """Layers by stage so that the slowest is as fast as can be; whether there is room for all.
 
     Model: a bound on the slowest stage lets every stage take what it can; the least bound that takes all layers is
