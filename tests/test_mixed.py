@@ -154,7 +154,7 @@ def test_the_slower_kind_takes_fewer_layers_and_fewer_microbatches():
         h100 = 0 if "h100" in turned.first.at.device.name else 1
         piped, _ = legal_rows(turned)
         for own in deal(turned, piped, learned):
-            # Memory may force it otherwise; the fastest plan has the choice. Ends of the model cost stages of their own.
+            # Memory may force it otherwise; the fastest plan has the choice. Ends of the model cost their stages more.
             if own.layers.shape[1] >= 4:
                 middle = own.layers[np.where(own.fits, own.step_seconds, np.inf).argmin(), 1:-1]
                 pools = [middle[: own.second - 1], middle[own.second - 1 :]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ class Footprint:
     stage_allocated_bytes: Array
 
 
-def footprint(jobs: Jobs) -> Footprint:
+def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] | None = None) -> Footprint:
     """Peak memory of `jobs` in bytes.
 
     Model: per stage, states plus the fullest of five moments: the backward of the last layer with all micro-batches in
@@ -61,7 +62,7 @@ def footprint(jobs: Jobs) -> Footprint:
     total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
     moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
-        stage = stage_content(jobs, shared.rules, index)
+        stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
         own = shared.at(stage)
         held = own.allocated_bytes
         by_stage[:, index] = np.where(stage.exists, held, np.nan)

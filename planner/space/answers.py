@@ -12,8 +12,8 @@ from planner.choices import Plan
 from planner.executable import ModelFacts, refusal
 from planner.explain import verdict
 from planner.prediction import Candidate, PlanFile
-from planner.space.explore import NO_ROOM, Space
-from planner.space.plans import Place, best_places, plan_of
+from planner.space.explore import NO_ROOM, Place, Space
+from planner.space.plans import best_places, plan_of
 from planner.space.predictions import predictions
 from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError

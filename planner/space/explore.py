@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,16 @@ NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in me
 # About as many plans are priced at once.
 BLOCK_PLANS = 32768
 Seen = Callable[[Ints, Variants, Array, Array], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One plan of the space: numbers of its layout, micro-batch, schedule and recomputation."""
+
+    layout: int
+    micro_batch: int
+    schedule: int
+    recompute: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +57,8 @@ class Space:
     """What a search saw; `generated` equals the accepted plans and all rejected ones.
 
     `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many), with
-    its micro-batch, schedule and recomputation in `nearest_place`.
+    its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the stage bounds of plans whose layers
+    are not as evenly split as the layout has them.
     """
 
     at: Setting
@@ -62,6 +73,7 @@ class Space:
     broken: Counter[str]
     nearest: Array
     nearest_place: Ints
+    placed: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
     _known: dict[tuple[int, int], Variants] = field(default_factory=dict)
 
     def choices(self, layout: int) -> Variants:

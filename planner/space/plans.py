@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -11,23 +11,13 @@ import numpy as np
 from planner.choices import AXES, Plan, Recompute, Schedule
 from planner.jobs.job import Jobs
 from planner.space.block import Tables, block, step_seconds
-from planner.space.explore import Space
+from planner.space.explore import Place, Space
 from planner.space.tables import layout_jobs
 from planner.space.variants import HIDES_MESSAGES, METHODS
 
 DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
 # What the laws of memory tell apart and predictions do not.
 KIND_OF = {"logits": "activations", "workspace": "buffers"}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One plan of the space: numbers of its layout, micro-batch, schedule and recomputation."""
-
-    layout: int
-    micro_batch: int
-    schedule: int
-    recompute: int
 
 
 def best_places(space: Space, count: int) -> list[Place]:
@@ -49,7 +39,7 @@ def plan_of(space: Space, place: Place) -> Plan:
     name, chunks = choices.schedules[place.schedule], int(choices.chunks[place.schedule])
     method, layers = METHODS[choices.method[place.recompute]], int(choices.layers[place.recompute])
     counts = stage_layers(space.at.model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
-    starts = np.cumsum([0, *counts])[1:-1] + 1
+    bounds = space.placed.get(place) or (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
     replicas = row["data"] * row["context"]
     return Plan(
         data_parallel=row["data"],
@@ -63,7 +53,7 @@ def plan_of(space: Space, place: Place) -> Plan:
         axis_order=DATA_OUTSIDE if row["data_outside"] else AXES,
         micro_batch_size=int(choices.micro_batch[place.micro_batch]),
         num_microbatches=int(choices.count[place.micro_batch]),
-        stage_bounds=(0, *map(int, starts)),
+        stage_bounds=bounds,
         virtual_stages=chunks,
         schedule=cast(Schedule, name),
         zero_stage=row["zero_stage"],

@@ -8,15 +8,16 @@ import numpy as np
 
 from planner.explain import MAX_SPANS
 from planner.jobs.bands import band, spread
-from planner.jobs.footprint import Footprint, footprint
+from planner.jobs.footprint import Footprint
 from planner.jobs.ingredients import ingredients_of
 from planner.jobs.learning import predict, total_seconds
 from planner.prediction import KINDS, PARTS, Prediction, Span
 from planner.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling
 from planner.space.block_memory import device_bytes
-from planner.space.explore import Space
-from planner.space.plans import Place, jobs_at
+from planner.space.explore import Place, Space
+from planner.space.placing import placed_footprint
+from planner.space.plans import jobs_at
 from planner.space.retime import Retimed, corrections, retimed
 from planner.space.setting import Setting
 from profiles.transformer import Array
@@ -36,7 +37,7 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
     parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
     seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
-    memory, least = footprint(jobs), footprint(rest)
+    memory, least = (placed_footprint(space, places, which) for which in (jobs, rest))
     held = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in memory.parts.items()}
     low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
     width = np.stack([low, high]) / total_seconds(seconds)
@@ -61,6 +62,8 @@ def _prediction(
     own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
     where = (0, place.micro_batch, place.schedule, place.recompute)
     step, device = float(step_seconds(own)[where]) + added, float(device_bytes(own)[where])
+    if place in space.placed:
+        device = float(memory.device_bytes[index])
     parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
     if place in replayed:
         found = replayed[place]

@@ -13,9 +13,9 @@ from planner.goodput import goodput
 from planner.jobs.factors import Factors
 from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
-from planner.space.explore import STATES_ALONE, Space, tables_of
+from planner.space.explore import STATES_ALONE, Place, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
-from planner.space.plans import Place, best_places, closed_seconds, plan_of
+from planner.space.plans import best_places, closed_seconds, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import corrections
 from planner.space.setting import Setting

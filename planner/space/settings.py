@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.space.answers import no_plan, runnable_places
-from planner.space.explore import Space, explore
+from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
-from planner.space.plans import Place, closed_seconds, plan_of
+from planner.space.plans import closed_seconds, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import in_order
 from planner.space.setting import Setting

@@ -14,8 +14,8 @@ from planner.jobs.job import Jobs
 from planner.jobs.passes import Pass, edge_pass, layer_pass, weight_seconds
 from planner.jobs.step import END_SHARE, KINDS
 from planner.orders import Shape
-from planner.space.explore import Space
-from planner.space.plans import Place, jobs_at
+from planner.space.explore import Place, Space
+from planner.space.plans import jobs_at
 from planner.space.tables import taught
 from planner.space.variants import HIDES_MESSAGES
 from profiles.transformer import Array, Transformer

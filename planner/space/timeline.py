@@ -21,8 +21,8 @@ from planner.jobs.step import (
     optimizer_seconds,
 )  # fmt: skip
 from planner.space.block import SHARDED, straggling
-from planner.space.explore import Space
-from planner.space.plans import Place, plan_of
+from planner.space.explore import Place, Space
+from planner.space.plans import plan_of
 from planner.space.stage_passes import StageLayers, StagePasses, hides_messages, shape_of, stage_layers, stage_passes
 from planner.step_work import Bucket, Span, StageWork, StepWork, Transfer
 from profiles.transformer import Array
