@@ -18,6 +18,7 @@ from planner.space.retime import in_order
 from planner.space.setting import Setting, setting
 from planner.space.settings import try_settings
 from planner.space.timeline import step_work
+from planner.topology import axis_links
 from planner.trace_export import write_trace
 from profiles.clusters import Cluster, MixedCluster, find_cluster, load_pools
 from profiles.devices import load_device
@@ -230,6 +231,9 @@ def parse_batches(text: str) -> tuple[int, ...]:
 def _lines(request: Request, questions: Questions, found: Answer) -> Iterator[str]:
     best = found.file.candidates[0].prediction
     at = found.space.at
+    links = axis_links(found.file.candidates[0].plan, at)
+    if links:
+        yield f"links of the best plan: {'; '.join(map(str, links))}"
     front = pareto(found.space, request.simulate)
     if len(front) > 1:
         yield "time against memory:"

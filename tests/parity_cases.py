@@ -56,7 +56,7 @@ WIDE: list[Option] = [
 ELSEWHERE = {"codec", "compiled"}
 # What `make_plan` derives, and what is only planned.
 DERIVED = {"micro_batch_size", "num_microbatches", "stage_bounds"}
-ONLY_PLANNED = {"expert_parallel", "offload"}
+ONLY_PLANNED = {"expert_parallel", "offload", "replica_microbatches"}
 
 
 def make_plan(*options: Option) -> Plan:

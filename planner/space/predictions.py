@@ -61,9 +61,8 @@ def _prediction(
     at = space.at
     own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
     where = (0, place.micro_batch, place.schedule, place.recompute)
-    step, device = float(step_seconds(own)[where]) + added, float(device_bytes(own)[where])
-    if place in space.placed:
-        device = float(memory.device_bytes[index])
+    step = float(step_seconds(own)[where]) + added
+    device = float(memory.device_bytes[index] if place in space.placed else device_bytes(own)[where])
     parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
     if place in replayed:
         found = replayed[place]

@@ -1,0 +1,62 @@
+"""Which links axes cross: the graph's answer against the rules by which steps are priced."""
+
+import numpy as np
+import pytest
+
+from planner.choices import AXES, Plan
+from planner.jobs.axes.groups import members_inside, pipeline_stride, replicas_inside
+from planner.space.explore import Place, explore
+from planner.space.layouts import Options
+from planner.space.plans import jobs_at, plan_of
+from planner.space.setting import setting
+from planner.topology import axis_links, first_group
+from profiles.clusters import load_cluster
+from profiles.devices import load_device
+from profiles.library import load_sizes
+
+
+@pytest.mark.parametrize(("cluster", "gpus"), [("dgx-h100", 64), ("gb200-nvl72", 144)])
+def test_groups_span_the_fast_domains_that_steps_are_priced_for(cluster, gpus):
+    own = load_cluster(cluster)
+    at = setting(load_sizes("llama-3.1-70b"), load_device(own.device), gpus, 2 * gpus, 4096, cluster=own)
+    space = explore(at, Options(offload=("none",), schedules=("1f1b",)))
+    places = [Place(layout, 0, 0, 0) for layout in range(0, len(space.layouts), 7)]
+    jobs = jobs_at(space, places)
+    inside = {
+        "tensor": members_inside(jobs, jobs.tensor, np.ones(len(places))),
+        "context": members_inside(jobs, jobs.context, jobs.tensor),
+        "data": replicas_inside(jobs, jobs.data, jobs.tensor * jobs.context),
+        "pipeline": members_inside(jobs, jobs.pipeline, pipeline_stride(jobs)),
+    }
+    seen = 0
+    for row, place in enumerate(places):
+        plan = plan_of(space, place)
+        for links in axis_links(plan, at):
+            ranks = first_group(plan, links.axis)
+            stride, domain = ranks.step, at.fast_domain
+            # Where strides and domains do not divide each other, groups differ and the rules speak of the worst.
+            if domain % stride == 0 and (domain // stride) % len(ranks) * (len(ranks) % (domain // stride)) == 0:
+                together = sum(rank < domain for rank in ranks)
+                assert float(inside[links.axis][row]) == together, (plan.id, links)
+                crosses = links.num_domains > 1
+                assert crosses == (together < links.degree)
+                assert links.bytes_per_second == (
+                    at.network_bytes_per_second if crosses else at.fast_bytes_per_second
+                )  # fmt: skip
+                seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize("order", [AXES, ("pipeline", "data", "context", "tensor")])
+def test_groups_of_an_axis_share_out_all_ranks(order):
+    plan = Plan(data_parallel=3, tensor_parallel=2, context_parallel=2, pipeline_parallel=4, axis_order=order)
+    for axis in AXES:
+        own = first_group(plan, axis)
+        assert len(own) == plan.degree(axis)
+        assert own[0] == 0
+        assert own[-1] < plan.num_devices
+    # The first groups of two axes have rank 0 alone in common.
+    for one in AXES:
+        for other in AXES:
+            if one != other:
+                assert set(first_group(plan, one)) & set(first_group(plan, other)) == {0}
