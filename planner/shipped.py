@@ -249,6 +249,7 @@ def _lines(request: Request, questions: Questions, found: Answer) -> Iterator[st
         for change in sensitivity(found):
             words = "the same plan" if change.is_same else f"{change.winner}, {format_percent(change.gain)} faster"
             yield f"  {change.what}: {words}"
+        yield f"  the price of a device-hour: the same plan, as every plan takes all {at.num_devices} devices"
 
 
 def _simulated(found: Answer, path: Path) -> Iterator[str]:

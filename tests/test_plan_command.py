@@ -68,6 +68,7 @@ def test_a_plan_of_the_users_is_explained(tmp_path):
 
 def test_sensitivity_names_what_it_changed(tmp_path):
     done = plan(*H100, "--sensitivity", home=tmp_path)
+    assert "the price of a device-hour: the same plan" in done.stdout
     assert done.returncode == 0, done.stderr
     for what in ("half the network bandwidth", "products 15 % slower", "twice the slowdown of overlapping"):
         assert what in done.stdout
