@@ -86,8 +86,9 @@ def average(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     future = _all_reduce(buffer, reduction.group)
 
     def finish(done: Future[Tensor]) -> Tensor:
+        done.value()  # raises where the message failed
         reduction.recorder.note(ALL_REDUCE, -1, ready)
-        return _tensor_of(done)
+        return buffer
 
     return future.then(finish)
 
@@ -102,9 +103,10 @@ def average_bf16(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     future = _all_reduce(compressed, reduction.group)
 
     def finish(done: Future[Tensor]) -> Tensor:
+        done.value()
         arrived = recorder.now()
         recorder.note(ALL_REDUCE, -1, ready, arrived)
-        result = bucket.buffer().copy_(_tensor_of(done))
+        result = bucket.buffer().copy_(compressed)
         recorder.note(DECODE, -1, arrived)
         return result
 
@@ -124,6 +126,7 @@ def average_low_rank(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]
 
 
 def _all_reduce(tensor: Tensor, group: dist.ProcessGroup) -> Future[Tensor]:
+    """Sum `tensor` over the group where it lies; the future tells when."""
     work = dist.all_reduce(tensor, group=group, async_op=True)
     assert work is not None
     future: Future[Tensor] = work.get_future()

@@ -15,17 +15,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # the documented extension point, though underscored
 from torch.utils._pytree import tree_iter
 
+from executor.fakes import FakeTensor, FakeTensorMode
+
 Key = int
 
 
 class LiveTensors(TorchDispatchMode):
     """Counts the bytes of storages made under it, in `live_bytes` and `peak_bytes`.
 
+    In a rehearsal the tensors of `fakes` stand for real ones.
     Ignores: workspaces inside a kernel, and what other threads make.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fakes: FakeTensorMode | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fakes = fakes
         self.live_bytes = 0
         self.peak_bytes = 0
         self._storages: dict[Key, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
@@ -43,10 +47,18 @@ class LiveTensors(TorchDispatchMode):
             return NotImplemented
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
-            # Fake tensors, by which DTensor works out shapes, are a class of their own and hold nothing.
-            if type(value) in (Tensor, nn.Parameter):
+            if self.holds(value):
                 self._count(value)
         return result
+
+    def holds(self, value: object) -> bool:
+        """Whether `value` is a tensor that has memory, or would have.
+
+        Fake tensors, by which DTensor works out shapes, are a class of their own and never do, unless of `fakes`.
+        """
+        if isinstance(value, FakeTensor):
+            return value.fake_mode is self._fakes
+        return type(value) in (Tensor, nn.Parameter)
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that were made elsewhere."""

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from executor.context import place_layer, set_core
+from executor.fakes import outside_fakes
 from executor.mesh import Coordinates
 from executor.tensor import split_layer
 from planner.choices import Plan, recomputed_layers
@@ -59,7 +60,9 @@ def build_stage(
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
     num_layers = len(workload.layers)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
-    layers = workload.build(start, stop, seed).to(device)
+    layers = workload.build(start, stop, seed)
+    if device.type != "cpu":
+        layers.to(device)
     covered = recomputed_layers(plan, stage, num_layers)
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None
     for position, layer in zip(range(start, stop), layers, strict=True):
@@ -67,7 +70,8 @@ def build_stage(
         set_core(layer, spec, context, plan.recompute == "selective" and position in covered)
         place_layer(layer, plan, place)
         if mesh is not None and plan.tensor_parallel > 1:
-            split_layer(layer, spec, plan, mesh["tensor"])
+            with outside_fakes():
+                split_layer(layer, spec, plan, mesh["tensor"])
         if plan.compiled:
             layer.compile()
     recomputed = tuple(plan.recompute == "full" and position in covered for position in range(start, stop))

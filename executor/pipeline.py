@@ -66,8 +66,31 @@ class RecordedStage(PipelineStage):
         self.recorder.note(name, microbatch, start, stage=self.stage_index)
 
 
+class RehearsedStage(RecordedStage):
+    """A stage whose neighbours do not exist: what it would learn from them is known.
+
+    torch asks all stages whether they know their shapes (the two methods, since torch 2.13), and reads the answer's
+    value, which a fake tensor does not have.
+    """
+
+    def _warmup_forward_vote(self, *_: Any, **__: Any) -> Any:
+        return _Yes()
+
+    def _warmup_backward_result(self, *_: Any, **__: Any) -> Any:
+        return _Yes()
+
+
+class _Yes:
+    def item(self) -> int:
+        return 1
+
+
+# Examples of what a stage, by its index, is given and gives.
+Edges = Callable[[int], tuple[Tensor, Tensor]]
+
+
 class Pipeline:
-    """This rank's stages and the schedule that moves micro-batches through them."""
+    """This rank's stages and the schedule that moves micro-batches through them; `edges` are given in a rehearsal."""
 
     def __init__(
         self,
@@ -76,13 +99,15 @@ class Pipeline:
         group: dist.ProcessGroup,
         loss: Callable[[Tensor, Tensor], Tensor],
         recorder: Recorder,
+        edges: Edges | None = None,
     ) -> None:
         self.recorder, self.modules = recorder, modules
         self.loss, self.num_microbatches = loss, plan.num_microbatches
-        self.stages = [
-            RecordedStage(module, index, plan.num_stages, recorder.device, group=group)
-            for index, module in modules.items()
-        ]
+        kind = RecordedStage if edges is None else RehearsedStage
+        self.stages = []
+        for index, module in modules.items():
+            given, gives = edges(index) if edges else (None, None)
+            self.stages.append(kind(module, index, plan.num_stages, recorder.device, given, gives, group=group))
         for stage in self.stages:
             stage.recorder = recorder
         # The loss is divided by the number of micro-batches here; torch would scale all gradients afterwards instead.

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.actions import ALL_REDUCE
 from executor.codecs import Reduction, bucket_options, register
+from executor.fakes import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.parallelize import Stage
 from executor.recorder import Recorder
@@ -51,7 +52,9 @@ def average_gradients(
         **_keep_buffers(),
         **bucket_options(plan.codec, stage),
     )
-    return wrapped, register(wrapped, plan.codec, replicas.get_group(), recorder)
+    reduction = register(wrapped, plan.codec, replicas.get_group(), recorder)
+    keep_first_buckets(wrapped)
+    return wrapped, reduction
 
 
 def _shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
@@ -64,8 +67,9 @@ def _shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     policy = MixedPrecisionPolicy(
         param_dtype=low, reduce_dtype=None if low is None else torch.float32, cast_forward_inputs=False
     )
-    for module in (*stage.layers, stage):
-        fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3, mp_policy=policy)
+    with outside_fakes():
+        for module in (*stage.layers, stage):
+            fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3, mp_policy=policy)
     return stage
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from executor.codecs import Reduction
 from executor.mesh import Coordinates, coordinates, replica_mesh
 from executor.optimizer import build_optimizer
 from executor.parallelize import Stage, build_stage
-from executor.pipeline import Pipeline
+from executor.pipeline import Edges, Pipeline
 from executor.recorder import Recorder
 from executor.replicas import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
 from executor.tensor import loss_context, loss_over
@@ -25,10 +26,18 @@ from profiles.workloads import Workload
 class Trainer:
     """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order.
 
-    `modules` are the rank's stages by their index.
+    `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any.
     """
 
-    def __init__(self, plan: Plan, workload: Workload, rank: Rank, seed: int, mesh: DeviceMesh | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        workload: Workload,
+        rank: Rank,
+        seed: int,
+        mesh: DeviceMesh | None,
+        edges: Edges | None = None,
+    ) -> None:
         self.plan, self.workload, self.device = plan, workload, rank.device
         self.place: Coordinates = coordinates(plan, rank.rank)
         self.recorder = Recorder(device=rank.device)
@@ -42,7 +51,7 @@ class Trainer:
         self.pipeline: Pipeline | None = None
         if mesh is not None and plan.pipeline_parallel > 1:
             group = mesh["pipeline"].get_group()
-            self.pipeline = Pipeline(self.modules, plan, group, self.loss, self.recorder)
+            self.pipeline = Pipeline(self.modules, plan, group, self.loss, self.recorder, edges)
         self.replicas = replica_mesh(plan, copies).get_group() if copies is not None and plan.zero_stage < 2 else None
         self.optimizer = build_optimizer(self.parameters(), self.replicas if plan.zero_stage == 1 else None)
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
@@ -76,6 +85,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=not self._accumulates_in_buckets)
         self.recorder.note(OPTIMIZER, -1, start)
         return loss, self.recorder.finish()
+
+    @property
+    def moments(self) -> list[dict[str, Any]]:
+        """What the optimizer keeps of each parameter that this rank updates."""
+        # ZeRO 1 wraps the optimizer of a rank's share.
+        own = getattr(self.optimizer, "optim", self.optimizer)
+        return list(own.state.values())
 
     @property
     def held_tensors(self) -> list[Tensor]:

@@ -177,6 +177,11 @@ def _pipeline_and_data(plan: Plan) -> Iterator[str]:
 def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if plan.recompute == "selective" and not model.is_transformer:
         yield f"recompute=selective: where {model.name} has its attention is not known, use recompute=full"
+    if plan.recompute == "full" and plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"recompute=full with schedule={plan.schedule}: torch recomputes a layer for every linear whose weight "
+            "gradient it takes apart (rehearsed: up to 3.6 times the FLOPs); use selective, or interleaved-1f1b"
+        )
     if not plan.recompute_layers:
         return
     if plan.recompute == "none":

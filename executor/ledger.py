@@ -1,0 +1,175 @@
+"""What one rank does, in numbers: FLOPs of its products, messages by axis and collective, bytes that live.
+
+The same counter serves a rehearsal and a real run, so that one can be checked against the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _resolve_process_group  # no public way from a name to its group
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from executor.fakes import FakeTensorMode
+from executor.memory import LiveTensors
+from profiles.artifacts import STRICT
+
+# Collectives by torch's operator, and the argument whose bytes count: the whole tensor that the group has between it.
+# Source: the schemas of c10d (calls of a process group) and _c10d_functional (those of DTensor), as in torch 2.13.
+COLLECTIVES: dict[str, tuple[str, str]] = {
+    "c10d::allreduce_": ("all_reduce", "tensors"),
+    "c10d::allreduce_coalesced_": ("all_reduce", "tensors"),
+    "c10d::allgather_": ("all_gather", "output_tensors"),
+    "c10d::_allgather_base_": ("all_gather", "output_tensor"),
+    "c10d::allgather_into_tensor_coalesced_": ("all_gather", "outputs"),
+    "c10d::reduce_scatter_": ("reduce_scatter", "input_tensors"),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", "input_tensor"),
+    "c10d::reduce_scatter_tensor_coalesced_": ("reduce_scatter", "inputs"),
+    "c10d::alltoall_": ("all_to_all", "input_tensors"),
+    "c10d::alltoall_base_": ("all_to_all", "input"),
+    "c10d::broadcast_": ("broadcast", "tensors"),
+    "c10d::send": ("send", "tensors"),
+    "c10d::recv_": ("receive", "tensors"),
+    "_c10d_functional::all_reduce": ("all_reduce", "input"),
+    "_c10d_functional::all_reduce_": ("all_reduce", "input"),
+    "_c10d_functional::all_gather_into_tensor": ("all_gather", "result"),
+    "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", "input"),
+    "_c10d_functional::all_to_all_single": ("all_to_all", "input"),
+    "_c10d_functional::broadcast": ("broadcast", "input"),
+}
+NAMESPACES = ("c10d", "_c10d_functional")
+# Not messages of tensors, or the waiting for one.
+SILENT = ("wait_tensor", "_wrap_tensor_autograd", "barrier", "check_for_nan")
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+# Dims of the mesh that are parts of the plan's data axis.
+AXIS_OF_DIM = {"replicas": "data", "replicate": "data", "shard": "data"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """All messages of one collective on one axis: how many, and bytes of the tensors that they work on.
+
+    Those are the whole tensor: the sum of an all-reduce, what is gathered, what is scattered, what is exchanged.
+    """
+
+    __pydantic_config__ = STRICT
+
+    axis: str
+    collective: str
+    count: int
+    num_bytes: float
+
+
+class Ledger(LiveTensors):
+    """Counts while it is entered; on a real rank, or with `fakes` on a rehearsed one.
+
+    `axes` names the process groups by their ranks; what a group without a name sends is counted under "world".
+    """
+
+    def __init__(self, axes: Mapping[tuple[int, ...], str], fakes: FakeTensorMode | None = None) -> None:
+        super().__init__(fakes)
+        self.axes = axes
+        self.flops: Counter[str] = Counter()
+        self.num_operators = 0
+        self._messages: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str]] = Counter()
+
+    def clear(self) -> None:
+        """Forget what was counted, but for what lives."""
+        self.flops.clear()
+        self._messages.clear()
+        self._bytes.clear()
+        self.num_operators = 0
+        self.reset_peak()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was sent, by axis and collective."""
+        return tuple(
+            Message(axis=axis, collective=name, count=count, num_bytes=float(self._bytes[axis, name]))
+            for (axis, name), count in sorted(self._messages.items())
+        )
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operator and count it."""
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if result is NotImplemented or not isinstance(func, torch._ops.OpOverload):
+            return result
+        self.num_operators += 1
+        if func.namespace in NAMESPACES:
+            self._send(func, args, kwargs or {}, result)
+        elif any(self.holds(value) for value in tree_iter(args)):
+            self._multiply(func, args, kwargs or {}, result)
+        return result
+
+    def _multiply(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """Count the FLOPs of a product, as torch's own counter does; of attention on CPU it knows nothing."""
+        packet = func.overloadpacket
+        name = packet.__name__
+        if name == ATTENTION:
+            query, key, value = args[:3]
+            self.flops["attention"] += sdpa_flop_count(query.shape, key.shape, value.shape)
+        elif name == f"{ATTENTION}_backward":
+            gradient, query, key, value = args[:4]
+            self.flops["attention"] += sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+        elif packet in flop_registry:
+            self.flops["matmul"] += flop_registry[packet](*args, **kwargs, out_val=result)
+
+    def _send(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        name = func.overloadpacket._qualified_op_name
+        if name.rpartition("::")[2] in SILENT:
+            return
+        collective, where = COLLECTIVES[name]
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
+        counted = result if where == "result" else given[where]
+        num_bytes = sum(value.nbytes for value in tree_iter(counted) if isinstance(value, Tensor))
+        # Where the data axis has one rank, its group with the context axis is the context axis's own.
+        axis = "context" if collective == "all_to_all" else self.axes.get(_group_ranks(given), "world")
+        key = axis, collective
+        self._messages[key] += 1
+        self._bytes[key] += num_bytes
+
+
+def _group_ranks(given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ranks of the group that a collective is given, as itself or by its name."""
+    group = dist.ProcessGroup.unbox(given["process_group"]) if "process_group" in given else given["group_name"]
+    return _ranks(group if isinstance(group, dist.ProcessGroup) else _resolve_process_group(group))
+
+
+def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def axes_of(mesh: DeviceMesh) -> dict[tuple[int, ...], str]:
+    """The plan's axis of every process group of a mesh, by the ranks in it.
+
+    By ranks, because DTensor may send through the equal group of an equal mesh that was made before.
+    """
+    return {_ranks(mesh[dim].get_group()): axis for dim, axis in _dims(mesh)}
+
+
+def _dims(mesh: DeviceMesh) -> Iterator[tuple[str, str]]:
+    """Dims that send, with their axes."""
+    names = list(mesh.mesh_dim_names or ())
+    if "context" in names and mesh["context"].size() > 1:
+        # Data and context axes together, which average gradients: made with the mesh.
+        names.append("replicas")
+    for name in names:
+        if mesh[name].size() > 1:
+            yield name, AXIS_OF_DIM.get(name, name)

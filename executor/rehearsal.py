@@ -1,0 +1,122 @@
+"""One rank of a plan rehearsed: the executor's own program with fake tensors and a fake process group.
+
+A job of any size needs one process, no weights and no network. What the program does is noted: operators, messages,
+memory; shapes that do not fit together fail as they would on the cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from executor.fakes import fake_mode, fake_rank
+from executor.ledger import Ledger, Message, axes_of
+from executor.mesh import Coordinates, Meshes, coordinates
+from executor.runner import TRACKED_STEPS
+from executor.trainer import Trainer
+from planner.choices import Plan
+from profiles.codecs import codec
+from profiles.errors import PlanError
+from profiles.workloads import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """What one rank would do in a step like all that follow the first ones.
+
+    `flops` are of products, with what is recomputed; `peak_bytes` of live tensors, as on a real CPU rank;
+    `state_bytes` what parameters, gradients and optimizer take of them.
+    """
+
+    rank: int
+    place: Coordinates
+    num_operators: int
+    flops: dict[str, float]
+    messages: tuple[Message, ...]
+    peak_bytes: float
+    state_bytes: dict[str, float]
+    seconds: float
+
+
+def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) -> Rehearsed:
+    """Build and step `rank` of the plan as a real run would, and count its last step.
+
+    Raises: PlanError for what cannot be rehearsed, or what torch refuses, with its words; EnvironmentFailure in a
+    process that is a rank already.
+    """
+    if codec(plan.codec).rank:
+        raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
+    if plan.compiled:
+        raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
+    started = time.perf_counter()
+    with fake_rank(rank, plan.num_devices) as own:
+        mesh, mode = Meshes("cpu").of(plan), fake_mode()
+        ledger = Ledger(axes_of(mesh), mode)
+        edges = functools.partial(_edge, plan, workload, sequence_length)
+        with mode, ledger:
+            try:
+                trainer = Trainer(plan, workload, own, 0, mesh, edges)
+                # Taken now: DDP over split parameters hides them from its first forward on.
+                parameters = list(trainer.parameters())
+                _step(trainer, ledger, sequence_length)
+            except (RuntimeError, ValueError, AssertionError) as error:
+                raise PlanError(f"plan {plan.id} cannot run on rank {rank}: {_first_line(error)}") from error
+            moments = [value for state in trainer.moments for value in state.values()]
+            result = Rehearsed(
+                rank=rank,
+                place=coordinates(plan, rank),
+                num_operators=ledger.num_operators,
+                flops={name: float(value) for name, value in ledger.flops.items()},
+                messages=ledger.messages,
+                peak_bytes=float(ledger.peak_bytes),
+                state_bytes={"parameters": _held_bytes(parameters), "optimizer": _held_bytes(moments)},
+                seconds=time.perf_counter() - started,
+            )
+        del trainer, parameters, moments
+        gc.collect()
+    return result
+
+
+def _step(trainer: Trainer, ledger: Ledger, sequence_length: int) -> None:
+    """The first steps, and one like all that follow, of which alone the ledger tells."""
+    tokens = torch.empty(trainer.plan.global_batch_size, sequence_length, dtype=torch.int64)
+    for _ in range(TRACKED_STEPS - 1):
+        trainer.step(tokens, tokens)
+    gc.collect()
+    ledger.clear()
+    trainer.step(tokens, tokens)
+
+
+def _held_bytes(values: Iterable[object]) -> float:
+    """Bytes of what this rank holds of tensors."""
+    held = (value.to_local() if isinstance(value, DTensor) else value for value in values)
+    return float(sum(value.nbytes for value in held if isinstance(value, Tensor)))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _edge(plan: Plan, workload: Workload, sequence_length: int, stage: int) -> tuple[Tensor, Tensor]:
+    """Examples of what `stage` is given and gives: token ids, hidden states as a rank holds them, logits."""
+    tokens = sequence_length // plan.context_parallel
+    own = tokens // plan.tensor_parallel if plan.sequence_parallel else tokens
+    low = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    # Autocast leaves the sums of a block in fp32, unless weights are gathered in 16 bits.
+    hidden = low if plan.zero_stage >= 2 else torch.float32
+    columns = workload.vocab_size // plan.tensor_parallel if plan.vocab_parallel else workload.vocab_size
+
+    def example(length: int, width: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(plan.micro_batch_size, length, width, dtype=dtype, requires_grad=True)
+
+    first, last = stage == 0, stage == plan.num_stages - 1
+    ids = torch.empty(plan.micro_batch_size, tokens, dtype=torch.int64)
+    given = ids if first else example(own, workload.hidden_size, hidden)
+    return given, example(tokens, columns, low) if last else example(own, workload.hidden_size, hidden)
