@@ -29,14 +29,23 @@ def execute(
     data: Annotated[Path | None, typer.Option(help="Text to train on [the help topics of Python].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of the data.")] = 0,
     oversubscribe: Annotated[bool, typer.Option(help="Allow more CPU ranks than cores.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option(help="Run the program of one rank with nothing computed and nothing sent, and count.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rehearse this rank [the fullest stage's first].")] = None,
+    all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
 ) -> None:
     """Run the best plans of PLAN on real processes and measure what was predicted.
 
-    Starts the ranks on this machine, or joins them where torchrun or srun started this command.
+    Starts the ranks on this machine, or joins them where torchrun or srun started this command. With --rehearse nothing
+    is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
+    if rehearse or rank is not None or all_stages:
+        _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
+        return
     from executor.prepare import prepare
     from executor.runfile import run_file
     from profiles.artifacts import dump, ensure_writable, write_text
@@ -78,6 +87,31 @@ def execute(
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+
+
+def _rehearse(
+    plan: Path, top: int, rank: int | None, all_stages: bool, json_output: bool, output: Path | None, *, asked: bool
+) -> None:
+    from executor.dress import rehearse_file
+    from executor.show_rehearsal import show
+    from profiles.artifacts import dump, ensure_writable, write_text
+    from profiles.errors import InputError
+
+    if not asked:
+        raise InputError("--rank and --all-stages say what is rehearsed: give --rehearse too")
+    if rank is not None and all_stages:
+        raise InputError("--rank and --all-stages: give one of the two")
+    out = console.console(json_output)
+    if output is not None:
+        ensure_writable(output)
+    with console.progress(out, "rehearsing") as advance:
+        file = rehearse_file(plan, top, rank, all_stages, advance)
+    text = dump("rehearsal", file)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    show(file, out, output)
 
 
 def _show(result: RunFile, file: PlanFile, out: Console, output: Path | None) -> None:

@@ -6,21 +6,22 @@ The same counter serves a rehearsal and a real run, so that one can be checked a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import _resolve_process_group  # no public way from a name to its group
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from executor.fakes import FakeTensorMode
 from executor.memory import LiveTensors
-from profiles.artifacts import STRICT
+from executor.mesh import replica_mesh
+from executor.rehearsed import Message
+from planner.choices import Plan
 
 # Collectives by torch's operator, and the argument whose bytes count: the whole tensor that the group has between it.
 # Source: the schemas of c10d (calls of a process group) and _c10d_functional (those of DTensor), as in torch 2.13.
@@ -50,22 +51,7 @@ NAMESPACES = ("c10d", "_c10d_functional")
 SILENT = ("wait_tensor", "_wrap_tensor_autograd", "barrier", "check_for_nan")
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 # Dims of the mesh that are parts of the plan's data axis.
-AXIS_OF_DIM = {"replicas": "data", "replicate": "data", "shard": "data"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """All messages of one collective on one axis: how many, and bytes of the tensors that they work on.
-
-    Those are the whole tensor: the sum of an all-reduce, what is gathered, what is scattered, what is exchanged.
-    """
-
-    __pydantic_config__ = STRICT
-
-    axis: str
-    collective: str
-    count: int
-    num_bytes: float
+AXIS_OF_DIM = {"replicate": "data", "shard": "data"}
 
 
 class Ledger(LiveTensors):
@@ -149,27 +135,22 @@ class Ledger(LiveTensors):
 def _group_ranks(given: Mapping[str, Any]) -> tuple[int, ...]:
     """The ranks of the group that a collective is given, as itself or by its name."""
     group = dist.ProcessGroup.unbox(given["process_group"]) if "process_group" in given else given["group_name"]
-    return _ranks(group if isinstance(group, dist.ProcessGroup) else _resolve_process_group(group))
+    if not isinstance(group, dist.ProcessGroup):
+        group = c10d._resolve_process_group(group)  # type: ignore[attr-defined]  # no public way from a name
+    return _ranks(group)
 
 
 def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
-def axes_of(mesh: DeviceMesh) -> dict[tuple[int, ...], str]:
-    """The plan's axis of every process group of a mesh, by the ranks in it.
+def axes_of(plan: Plan, mesh: DeviceMesh) -> dict[tuple[int, ...], str]:
+    """The plan's axis of every process group of its mesh, by the ranks in it.
 
     By ranks, because DTensor may send through the equal group of an equal mesh that was made before.
     """
-    return {_ranks(mesh[dim].get_group()): axis for dim, axis in _dims(mesh)}
-
-
-def _dims(mesh: DeviceMesh) -> Iterator[tuple[str, str]]:
-    """Dims that send, with their axes."""
-    names = list(mesh.mesh_dim_names or ())
-    if "context" in names and mesh["context"].size() > 1:
-        # Data and context axes together, which average gradients: made with the mesh.
-        names.append("replicas")
-    for name in names:
-        if mesh[name].size() > 1:
-            yield name, AXIS_OF_DIM.get(name, name)
+    axes = {_ranks(mesh[dim].get_group()): AXIS_OF_DIM.get(dim, dim) for dim in mesh.mesh_dim_names or ()}
+    if plan.context_parallel > 1:
+        # Data and context axes together average gradients.
+        axes[_ranks(replica_mesh(plan, mesh).get_group())] = "data"
+    return axes

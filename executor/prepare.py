@@ -50,7 +50,7 @@ def prepare(
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
     """
     file = artifacts.read(plan_path, "plan", PlanFile)
-    chosen, notes = _choose(file, top, with_baseline)
+    chosen, notes = choose(file, top, with_baseline)
     device_kind = current_device_kind()
     workload = load_workload(file.workload)
     for index in chosen:
@@ -79,7 +79,7 @@ def prepare(
     )
 
 
-def _choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
+def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
     """Indices of the plans to run, best first, and what is left out."""
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]

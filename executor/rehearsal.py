@@ -10,15 +10,16 @@ import functools
 import gc
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from executor.fakes import fake_mode, fake_rank
-from executor.ledger import Ledger, Message, axes_of
-from executor.mesh import Coordinates, Meshes, coordinates
+from executor.ledger import Ledger, axes_of
+from executor.mesh import Meshes, coordinates
+from executor.rehearsed import Rehearsed
 from executor.runner import TRACKED_STEPS
 from executor.trainer import Trainer
 from planner.choices import Plan
@@ -27,27 +28,10 @@ from profiles.errors import PlanError
 from profiles.workloads import Workload
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsed:
-    """What one rank would do in a step like all that follow the first ones.
-
-    `flops` are of products, with what is recomputed; `peak_bytes` of live tensors, as on a real CPU rank;
-    `state_bytes` what parameters, gradients and optimizer take of them.
-    """
-
-    rank: int
-    place: Coordinates
-    num_operators: int
-    flops: dict[str, float]
-    messages: tuple[Message, ...]
-    peak_bytes: float
-    state_bytes: dict[str, float]
-    seconds: float
-
-
 def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) -> Rehearsed:
     """Build and step `rank` of the plan as a real run would, and count its last step.
 
+    Once per process: DTensor remembers the process groups of a mesh, and all ranks of a plan have equal meshes.
     Raises: PlanError for what cannot be rehearsed, or what torch refuses, with its words; EnvironmentFailure in a
     process that is a rank already.
     """
@@ -58,7 +42,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     started = time.perf_counter()
     with fake_rank(rank, plan.num_devices) as own:
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
-        ledger = Ledger(axes_of(mesh), mode)
+        ledger = Ledger(axes_of(plan, mesh), mode)
         edges = functools.partial(_edge, plan, workload, sequence_length)
         with mode, ledger:
             try:
@@ -71,7 +55,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
             moments = [value for state in trainer.moments for value in state.values()]
             result = Rehearsed(
                 rank=rank,
-                place=coordinates(plan, rank),
+                place=asdict(coordinates(plan, rank)),
                 num_operators=ledger.num_operators,
                 flops={name: float(value) for name, value in ledger.flops.items()},
                 messages=ledger.messages,

@@ -167,6 +167,11 @@ def _pipeline_and_data(plan: Plan) -> Iterator[str]:
             f"codec={plan.codec} with schedule={plan.schedule}: its weight gradients bypass DDP, which codecs work in; "
             "use codec=none, or interleaved-1f1b"
         )
+    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 1 and plan.tensor_parallel > 1:
+        yield (
+            f"zero_stage=1 with schedule={plan.schedule} and tensor_parallel={plan.tensor_parallel}: without DDP, "
+            "weights stay DTensors, which ZeroRedundancyOptimizer cannot send (rehearsed); use zero_stage=2"
+        )
     if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 3:
         yield (
             f"zero_stage=3 with schedule={plan.schedule}: FSDP gives its parameters back between the two halves of a "

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from planner.choices import Plan, recomputed_layers, stages_of
+from planner.executable import SPLIT_BACKWARD
 from planner.orders import Shape
 from planner.schedules import rank_steps
 from profiles.artifacts import STRICT
@@ -47,7 +48,10 @@ class Volumes:
 
 
 def volumes(plan: Plan, model: ModelProfile, sequence_length: int, pipeline_rank: int) -> Volumes:
-    """What the ranks at one place of the pipeline do in a step."""
+    """What the ranks at one place of the pipeline do in a step.
+
+    Ignores: what FSDP adds to a parameter that has fewer rows than there are shards.
+    """
     own = _Rank(plan, model, sequence_length, pipeline_rank)
     sent: dict[tuple[str, str], float] = {}
     for axis, collective, num_bytes in own.messages():
@@ -154,10 +158,9 @@ class _Rank:
 
     def _embedding(self) -> Sent:
         plan, whole = self.plan, self.wide * self.hidden * self.count
-        learned = self.model.workload.config.get("model_type") == "gpt2"
         if plan.vocab_parallel:
             # Positions are added to the whole sequence before it is cut.
-            name = "reduce_scatter" if plan.sequence_parallel and not learned else "all_reduce"
+            name = "reduce_scatter" if plan.sequence_parallel and not self._has_learned_positions else "all_reduce"
             yield "tensor", name, whole
         if plan.sequence_parallel:
             yield "tensor", "all_gather", whole
@@ -172,19 +175,27 @@ class _Rank:
 
     def _norms(self) -> Sent:
         """Gradients of norms, of which every tensor rank saw some tokens, or some heads."""
-        often = self.count if self.replicas > 1 and self.plan.pipeline_parallel == 1 else 1
+        # DDP and FSDP want whole gradients after every backward pass; a pipeline gives them to FSDP once, summed up.
+        plan = self.plan
+        keeps_sums = plan.pipeline_parallel > 1 and (plan.zero_stage >= 2 or plan.schedule in SPLIT_BACKWARD)
+        often = 1 if self.replicas == 1 or keeps_sums else self.count
+        width = FULL if keeps_sums else self.wide
         for position in self.positions:
-            yield "tensor", "all_reduce", self._norm_parameters(position) * FULL * often
+            yield "tensor", "all_reduce", self._norm_parameters(position) * width * often
 
     def _norm_parameters(self, position: int) -> float:
-        config, hidden = self.model.workload.config, self.model.hidden_size
+        hidden = self.model.hidden_size
         is_last, is_first = position == len(self.layers) - 1, position == 0
-        each = 2.0 if config.get("model_type") == "gpt2" else 1.0
+        each = 2.0 if self._has_learned_positions else 1.0
         norms = 0.0 if is_first else 1.0 if is_last else 2.0
         own = norms * each * hidden if self.plan.sequence_parallel else 0.0
-        if config.get("model_type") == "qwen3" and not (is_first or is_last):
+        if self.model.workload.config.get("model_type") == "qwen3" and not (is_first or is_last):
             own += 2 * self._head_size
         return own
+
+    @property
+    def _has_learned_positions(self) -> bool:
+        return self.model.workload.config.get("model_type") == "gpt2"
 
     @property
     def _head_size(self) -> float:
@@ -193,9 +204,11 @@ class _Rank:
     def _context(self) -> Sent:
         """Queries, keys, values and what attention gives are exchanged, in every direction."""
         plan = self.plan
-        heads = 2 * self.model.num_heads + 2 * self.model.num_kv_heads
+        # Rotary positions are in 32 bits, and so are queries and keys after them; values and results are products.
+        turned = self.low if self._has_learned_positions else self.wide
+        heads = (self.model.num_heads + self.model.num_kv_heads) * (turned + self.low)
         tokens = plan.micro_batch_size * self.sequence / plan.context_parallel
-        one = tokens * heads / plan.tensor_parallel * self._head_size * self.low
+        one = tokens * heads / plan.tensor_parallel * self._head_size
         for position in self.positions:
             if 0 < position < len(self.layers) - 1:
                 ways = 2 + (position in self.again and plan.recompute == "full")

@@ -25,7 +25,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN.JSON|RUNS.CSV",
-            help="Run files that `execute` wrote, or a table of runs measured elsewhere, one per line.",
+            help="Runs or rehearsals that `execute` wrote, or a table of runs measured elsewhere, one per line.",
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
@@ -64,6 +64,10 @@ def compare(
         compare_tables(runs, output, json_output, tolerance, device, cluster)
         return
     _refuse(device is not None or cluster is not None, "--device and --cluster are for tables of runs (.csv)")
+    if _are_rehearsals(runs):
+        _refuse(machine is not None or tolerance is not None, "--machine and --tolerance are for runs, not rehearsals")
+        compare_rehearsals(runs, output, json_output)
+        return
     sources = read_sources(runs)
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
     screen = console.console(json_output)
@@ -78,6 +82,32 @@ def compare(
         console.print_json(json.dumps(report.to_json(), allow_nan=False))
     if tolerance is not None:
         check_tolerance(report.summary, tolerance)
+
+
+def compare_rehearsals(paths: Sequence[Path], output: Path | None, json_output: bool) -> None:
+    """Show what ranks would do, as rehearsed, beside what was expected of them.
+
+    Raises: ArtifactError where a file is missing or damaged.
+    """
+    import json
+    from dataclasses import asdict
+
+    from executor.rehearsed import RehearsalFile
+    from executor.show_rehearsal import show
+    from profiles import artifacts
+
+    files = [artifacts.read(path, "rehearsal", RehearsalFile) for path in paths]
+    screen = console.console(json_output)
+    if output is not None:
+        from reports.rehearsal_page import render
+
+        artifacts.write_text(output, render(files))
+    for file in files:
+        show(file, screen)
+    if output is not None:
+        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+    if json_output:
+        console.print_json(json.dumps([asdict(file) for file in files], allow_nan=False))
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
@@ -208,6 +238,14 @@ def _check_error(error_fraction: float, tolerance_fraction: float) -> None:
 def _are_tables(paths: Sequence[Path]) -> bool:
     count = sum(path.suffix.lower() == ".csv" for path in paths)
     _refuse(0 < count < len(paths), "tables of runs (.csv) and run files (.json) cannot be compared in one call")
+    return count > 0
+
+
+def _are_rehearsals(paths: Sequence[Path]) -> bool:
+    from profiles.artifacts import artifact_kind
+
+    count = sum(artifact_kind(path) == "rehearsal" for path in paths)
+    _refuse(0 < count < len(paths), "rehearsals and runs cannot be compared in one call: one has times, the other none")
     return count > 0
 
 

@@ -27,7 +27,7 @@ def count_all(cases: list[tuple[str, dict[str, Any]]]) -> list[list[dict[str, An
         for name, fields in cases:
             plan = validate(fields, Plan, "the test")
             mesh = meshes.of(plan)
-            with Ledger(axes_of(mesh)) as ledger:
+            with Ledger(axes_of(plan, mesh)) as ledger:
                 trainer = Trainer(plan, load_workload(SPECS[name]), rank, SEED, mesh)
                 # DDP orders its buckets anew in the second step.
                 for step in range(3):

@@ -20,7 +20,9 @@ TORCH_AT_IMPORT = {
     },
     "executor": None,
 }  # fmt: skip
-TORCH_FREE_IN_EXECUTOR = {"command.py", "measurement.py", "__init__.py", "__main__.py"}
+TORCH_FREE_IN_EXECUTOR = {
+    "command.py", "measurement.py", "rehearsed.py", "show_rehearsal.py", "__init__.py", "__main__.py",
+}  # fmt: skip
 
 
 def imports(tree: ast.AST, *, top_level_only: bool) -> list[str]:

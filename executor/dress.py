@@ -1,0 +1,115 @@
+"""From a plan file to a rehearsal file: which ranks are rehearsed, each in a process of its own, and what of."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from executor.checks import check_plan
+from executor.prepare import choose
+from executor.rehearsal import rehearse
+from executor.rehearsed import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
+from planner.choices import Plan
+from planner.prediction import PlanFile, Prediction
+from planner.volumes import volumes
+from profiles import artifacts
+from profiles.errors import InputError
+from profiles.model import ModelProfile, WorkloadSpec
+from profiles.trace import trace
+from profiles.workloads import load_workload
+
+Progress = Callable[[float, str], object]
+
+
+def rehearse_file(path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress) -> RehearsalFile:
+    """Rehearse the `top` best plans of a file: the rank that is given, one of every stage, or of the fullest.
+
+    Raises: ArtifactError; InputError for a rank that is none; PlanError for what does not run.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    file = artifacts.read(path, "plan", PlanFile)
+    chosen, notes = choose(file, top, with_baseline=False)
+    candidates = [file.candidates[index] for index in chosen]
+    workload = load_workload(file.workload)
+    for candidate in candidates:
+        check_plan(candidate.plan, file, workload)
+    wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
+    jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
+    done = rehearse_all(jobs, advance)
+    traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
+    plans = []
+    for candidate, ranks in wanted:
+        model = traced[candidate.plan.precision]
+        own = tuple(_beside(candidate.plan, candidate.prediction, model, file, next(done)) for _ in ranks)
+        plans.append(
+            PlanRehearsal(rank=candidate.rank, plan=candidate.plan, prediction=candidate.prediction, ranks=own)
+        )
+    return RehearsalFile(
+        model_name=file.model_name,
+        workload=file.workload,
+        num_parameters=file.num_parameters,
+        machine_name=file.machine_name,
+        num_devices=file.num_devices,
+        global_batch_size=file.global_batch_size,
+        sequence_length=file.sequence_length,
+        plans=tuple(plans),
+        torch=version("torch"),
+        started=started,
+        notes=tuple(notes),
+    )
+
+
+def _ranks(plan: Plan, prediction: Prediction, file: PlanFile, rank: int | None, all_stages: bool) -> list[int]:
+    if rank is not None:
+        if not 0 <= rank < file.num_devices:
+            raise InputError(f"--rank {rank}: the plan has ranks 0 to {file.num_devices - 1}")
+        return [rank]
+    # The first rank of a stage: neighbours on the axes inside the pipeline lie between stages.
+    stride = 1
+    for axis in plan.axis_order[: plan.axis_order.index("pipeline")] if plan.pipeline_parallel > 1 else ():
+        stride *= plan.degree(axis)
+    places = range(plan.pipeline_parallel)
+    if not all_stages:
+        places = [max(places, key=lambda place: _peak_bytes(plan, prediction, place))]  # type: ignore[assignment]
+    return [place * stride for place in places]
+
+
+def _peak_bytes(plan: Plan, prediction: Prediction, place: int) -> float:
+    stages = prediction.stage_peak_bytes
+    return stages[place] if len(stages) == plan.pipeline_parallel else prediction.peak_bytes
+
+
+def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanFile, own: Rehearsed) -> RankRehearsal:
+    place = own.place["pipeline"]
+    return RankRehearsal(
+        rehearsed=own,
+        expected=volumes(plan, model, file.sequence_length, place),
+        expected_peak_bytes=_peak_bytes(plan, prediction, place),
+    )
+
+
+def rehearse_all(jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress) -> Iterator[Rehearsed]:
+    """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["executor.rehearsal"])
+    results = []
+    with contextlib.closing(context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1)) as pool:
+        for index, result in enumerate(pool.imap(_rehearse_one, jobs)):
+            advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")
+            results.append(result)
+    pool.join()
+    return iter(results)
+
+
+def _rehearse_one(job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:
+    plan, spec, sequence_length, rank = job
+    # FSDP warns of whoever would write into a view that it returns; nobody does.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
+    return rehearse(plan, load_workload(spec), sequence_length, rank)

@@ -1,0 +1,207 @@
+"""Rehearsals: what one process counts is what real ranks do, and what the planner expects of them."""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from executor.command import app
+from executor.dress import rehearse_all
+from executor.rehearsed import RehearsalFile, Rehearsed
+from planner.choices import Plan
+from planner.executable import refusal
+from planner.space.answers import model_facts
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.plans import best_places, plan_of
+from planner.space.setting import setting
+from planner.volumes import volumes
+from profiles import artifacts
+from profiles.devices import load_device
+from profiles.errors import InputError, PlanError
+from profiles.launcher import launch
+from profiles.library import load_model
+from profiles.model import WorkloadSpec
+from profiles.sizes import sizes_of
+from profiles.trace import trace
+from profiles.workloads import load_workload
+from reports.command import app as compare
+from tests.parity_cases import Case, four_ranks, make_plan, two_ranks
+from tests.parity_entries import SPECS
+from tests.plan_builders import LLAMA, SEQUENCE, write_plan_file
+
+RUNNER = CliRunner()
+# A llama with more heads, layers and vocabulary to split; its layers are as small as they come.
+WIDE = WorkloadSpec(
+    kind="transformers",
+    name="wide-llama",
+    config={
+        **LLAMA.config,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_hidden_layers": 8,
+    },
+)
+
+
+def rehearse(jobs: list[tuple[Plan, WorkloadSpec, int, int]]) -> list[Rehearsed]:
+    return list(rehearse_all(jobs, lambda fraction, words: None))
+
+
+def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
+    """FLOPs and messages are the same; the peak is close, for real tensors die when the last thread lets go of them."""
+    payload = [(name, asdict(plan)) for name, plan in cases]
+    real = launch("tests.rehearsal_entries:count_all", payload, num_ranks, "cpu")
+    ranks = sorted({0, num_ranks - 1})
+    own = iter(rehearse([(plan, SPECS[name], SEQUENCE, rank) for name, plan in cases for rank in ranks]))
+    for (name, plan), everyone in zip(cases, real, strict=True):
+        for rank in ranks:
+            counted, found = everyone[rank], next(own)
+            what = f"{name} {plan.id}, rank {rank}"
+            assert dict(found.flops) == counted["flops"], what
+            assert [asdict(message) for message in found.messages] == counted["messages"], what
+            assert found.peak_bytes == pytest.approx(counted["peak_bytes"], rel=0.1), what
+
+
+@pytest.mark.gloo
+def test_two_ranks_do_what_was_rehearsed() -> None:
+    check_against_ranks(two_ranks(complete=False)[::5], 2)
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize(("cases", "num_ranks"), [(two_ranks, 2), (four_ranks, 4)])
+def test_all_ranks_do_what_was_rehearsed(cases, num_ranks) -> None:
+    check_against_ranks(cases(complete=False), num_ranks)
+
+
+def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence: int) -> None:
+    """FLOPs, and bytes by axis and collective, within 1 %."""
+    models = {}
+    for (spec, plan, rank), own in zip(
+        cases, rehearse([(plan, spec, sequence, rank) for spec, plan, rank in cases]), strict=True
+    ):
+        key = spec.name, plan.precision
+        if key not in models:
+            models[key] = trace(load_workload(spec), (plan.precision,))
+        expected = volumes(plan, models[key], sequence, own.place["pipeline"])
+        what = f"{spec.name} {plan.id}, rank {rank}"
+        assert expected.flops == pytest.approx(sum(own.flops.values()), rel=0.01), what
+        sent = {(message.axis, message.collective): message.num_bytes for message in own.messages}
+        assert {(t.axis, t.collective): t.num_bytes for t in expected.traffic} == pytest.approx(sent, rel=0.01), what
+
+
+@pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_planner_expects_what_every_combination_of_axes_does(complete: bool) -> None:
+    cases = [
+        (SPECS[name], plan, plan.num_devices - 1)
+        for name, plan in [*two_ranks(complete), *four_ranks(complete)][:: 1 if complete else 7]
+    ]
+    check_against_planner(cases, SEQUENCE)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+def test_the_planner_expects_what_plans_drawn_from_its_space_do(seed: int) -> None:
+    draw, drawn = random.Random(seed), []
+    sizes = sizes_of(WIDE.name, WIDE.config)
+    for num_devices in (8, 64, 512):
+        at = setting(sizes, load_device("h100-sxm"), num_devices, 2 * num_devices, 128)
+        space = explore(at, Options(offload=("none",)))
+        places = best_places(space, len(space.best))
+        draw.shuffle(places)
+        plans = (plan_of(space, place) for place in places)
+        chosen = (
+            plan
+            for plan in plans
+            if not refusal(plan, model_facts(at), 128)
+            and plan.num_microbatches <= 32
+            # Every rank has a row of every weight: otherwise FSDP fills up.
+            and plan.data_parallel * plan.context_parallel * plan.tensor_parallel <= 256
+        )
+        drawn += [(WIDE, next(chosen), draw.randrange(num_devices)) for _ in range(4)]
+    check_against_planner(drawn, 128)
+
+
+def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:
+    model = load_model("llama-3.1-8b")
+    plan = Plan(
+        data_parallel=64, tensor_parallel=8, pipeline_parallel=8, sequence_parallel=True, vocab_parallel=True,
+        num_microbatches=16, stage_bounds=(0, 4, 8, 12, 17, 22, 26, 30), schedule="1f1b", zero_stage=1,
+        precision="bf16",
+    )  # fmt: skip
+    (own,) = rehearse([(plan, model.workload, 4096, 4095)])
+    assert own.place == {"tensor": 7, "context": 0, "data": 63, "pipeline": 7}
+    expected = volumes(plan, model, 4096, 7)
+    assert expected.flops == pytest.approx(sum(own.flops.values()), rel=0.01)
+    sent = {(message.axis, message.collective): message.num_bytes for message in own.messages}
+    assert {(t.axis, t.collective): t.num_bytes for t in expected.traffic} == pytest.approx(sent, rel=0.01)
+    # Eight stages of a model of 8 G parameters in 32 bits, split eight times; a sixty-fourth of its moments.
+    assert own.state_bytes["parameters"] == pytest.approx(4 * model.num_parameters / 64, rel=0.3)
+
+
+def test_shapes_that_do_not_fit_together_are_found_before_a_cluster_does() -> None:
+    plan = Plan(tensor_parallel=3, micro_batch_size=2)
+    assert refusal(plan, model_facts(setting(sizes_of("x", LLAMA.config), load_device("h100-sxm"), 3, 6, 32)), 32)
+    with pytest.raises(PlanError, match=r"tp3 mb2x1 fp32 cannot run on rank 1"):
+        rehearse([(plan, LLAMA, SEQUENCE, 1)])
+
+
+@pytest.mark.parametrize(("plan", "words"), [(Plan(codec="powersgd-1"), "codec"), (Plan(compiled=True), "compiled")])
+def test_what_cannot_be_rehearsed_is_refused_by_name(plan: Plan, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        rehearse([(plan, LLAMA, SEQUENCE, 0)])
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    return write_plan_file(tmp_path / "plan.json", make_plan({"pipeline_parallel": 2, "schedule": "1f1b"}))
+
+
+def test_the_command_writes_what_compare_shows(plan_file: Path, tmp_path: Path) -> None:
+    output, page = tmp_path / "rehearsal.json", tmp_path / "page.html"
+    done = RUNNER.invoke(app, [str(plan_file), "--rehearse", "--all-stages", "-o", str(output)])
+    assert done.exit_code == 0, done.output
+    file = artifacts.read(output, "rehearsal", RehearsalFile)
+    (own,) = file.plans
+    assert [rank.rehearsed.place["pipeline"] for rank in own.ranks] == [0, 1]
+    for words in ("pipeline send", "FLOPs", "peak memory", "expected", "rehearsed"):
+        assert words in done.output
+    shown = RUNNER.invoke(compare, [str(output), "-o", str(page), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)[0]["plans"][0]["ranks"][0]["rehearsed"]["flops"]
+    text = page.read_text()
+    assert own.plan.id in text
+    assert "pipeline send" in text
+    assert "http" not in text.split("</style>")[-1]
+
+
+def test_one_rank_is_rehearsed_as_json(plan_file: Path) -> None:
+    done = RUNNER.invoke(app, [str(plan_file), "--rehearse", "--rank", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [rank["rehearsed"]["rank"] for rank in json.loads(done.stdout)["plans"][0]["ranks"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "0"], "give --rehearse too"),
+        (["--rehearse", "--rank", "7"], "ranks 0 to 1"),
+        (["--rehearse", "--rank", "0", "--all-stages"], "one of the two"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(plan_file: Path, arguments: list[str], words: str) -> None:
+    done = RUNNER.invoke(app, [str(plan_file), *arguments])
+    assert isinstance(done.exception, InputError)
+    assert words in str(done.exception)
+
+
+def test_rehearsals_and_runs_are_not_compared(plan_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rehearsal.json"
+    RUNNER.invoke(app, [str(plan_file), "--rehearse", "-o", str(output)])
+    done = RUNNER.invoke(compare, [str(output), str(plan_file)])
+    assert "one has times" in str(done.exception)
