@@ -25,6 +25,13 @@ from profiles.model import ModelProfile, WorkloadSpec
 from profiles.trace import trace
 from profiles.workloads import load_workload
 
+# What takes seconds to import, loaded once by the server that every rehearsal's process is forked from.
+PRELOADED = [
+    "executor.rehearsal",
+    "torch.testing._internal.distributed.fake_pg",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+]
 Progress = Callable[[float, str], object]
 
 
@@ -98,7 +105,7 @@ def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanF
 def rehearse_all(jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress) -> Iterator[Rehearsed]:
     """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["executor.rehearsal"])
+    context.set_forkserver_preload(PRELOADED)
     results = []
     with contextlib.closing(context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1)) as pool:
         for index, result in enumerate(pool.imap(_rehearse_one, jobs)):

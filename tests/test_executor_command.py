@@ -73,8 +73,13 @@ def test_help_does_not_load_torch() -> None:
         (stages("interleaved-zb", 2, num_microbatches=5), "plan num_microbatches=5: interleaved-zb goes in 2 rounds"),
         (stages("zbv", 2, data_parallel=2, zero_stage=3), "plan zero_stage=3 with schedule=zbv"),
         (stages("zbv", 2, compiled=True), "plan compiled with schedule=zbv"),
+        (stages("zbv", 2, recompute="full"), "plan recompute=full with schedule=zbv"),
         (
-            stages("zbv", 2, recompute="full", recompute_layers=(1, 1, 2, 0)),
+            stages("zbv", 2, data_parallel=2, tensor_parallel=2, zero_stage=1),
+            "plan zero_stage=1 with schedule=zbv and tensor_parallel=2",
+        ),
+        (
+            stages("interleaved-1f1b", 2, recompute="full", recompute_layers=(1, 1, 2, 0)),
             r"plan recompute_layers=\(1, 1, 2, 0\): stage 2 has 1 layers that can be recomputed",
         ),
         (Plan(data_parallel=2, precision="fp8"), "plan precision=fp8"),

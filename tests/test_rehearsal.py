@@ -70,7 +70,7 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 @pytest.mark.gloo
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks(two_ranks(complete=False)[::5], 2)
+    check_against_ranks(two_ranks(complete=False)[1::9], 2)
 
 
 @pytest.mark.gloo
@@ -100,7 +100,7 @@ def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence:
 def test_the_planner_expects_what_every_combination_of_axes_does(complete: bool) -> None:
     cases = [
         (SPECS[name], plan, plan.num_devices - 1)
-        for name, plan in [*two_ranks(complete), *four_ranks(complete)][:: 1 if complete else 7]
+        for name, plan in [*two_ranks(complete), *four_ranks(complete)][:: 1 if complete else 11]
     ]
     check_against_planner(cases, SEQUENCE)
 
@@ -123,7 +123,7 @@ def test_the_planner_expects_what_plans_drawn_from_its_space_do(seed: int) -> No
             # Every rank has a row of every weight: otherwise FSDP fills up.
             and plan.data_parallel * plan.context_parallel * plan.tensor_parallel <= 256
         )
-        drawn += [(WIDE, next(chosen), draw.randrange(num_devices)) for _ in range(4)]
+        drawn += [(WIDE, next(chosen), draw.randrange(num_devices)) for _ in range(2)]
     check_against_planner(drawn, 128)
 
 
@@ -131,7 +131,7 @@ def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:
     model = load_model("llama-3.1-8b")
     plan = Plan(
         data_parallel=64, tensor_parallel=8, pipeline_parallel=8, sequence_parallel=True, vocab_parallel=True,
-        num_microbatches=16, stage_bounds=(0, 4, 8, 12, 17, 22, 26, 30), schedule="1f1b", zero_stage=1,
+        num_microbatches=8, stage_bounds=(0, 4, 8, 12, 17, 22, 26, 30), schedule="1f1b", zero_stage=1,
         precision="bf16",
     )  # fmt: skip
     (own,) = rehearse([(plan, model.workload, 4096, 4095)])
