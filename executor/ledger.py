@@ -66,13 +66,13 @@ class Ledger(LiveTensors):
         self.flops: Counter[str] = Counter()
         self.num_operators = 0
         self._messages: Counter[tuple[str, str]] = Counter()
-        self._bytes: Counter[tuple[str, str]] = Counter()
+        self._sent: Counter[tuple[str, str]] = Counter()
 
     def clear(self) -> None:
         """Forget what was counted, but for what lives."""
         self.flops.clear()
         self._messages.clear()
-        self._bytes.clear()
+        self._sent.clear()
         self.num_operators = 0
         self.reset_peak()
 
@@ -80,7 +80,7 @@ class Ledger(LiveTensors):
     def messages(self) -> tuple[Message, ...]:
         """What was sent, by axis and collective."""
         return tuple(
-            Message(axis=axis, collective=name, count=count, num_bytes=float(self._bytes[axis, name]))
+            Message(axis=axis, collective=name, count=count, num_bytes=float(self._sent[axis, name]))
             for (axis, name), count in sorted(self._messages.items())
         )
 
@@ -129,7 +129,7 @@ class Ledger(LiveTensors):
         axis = "context" if collective == "all_to_all" else self.axes.get(_group_ranks(given), "world")
         key = axis, collective
         self._messages[key] += 1
-        self._bytes[key] += num_bytes
+        self._sent[key] += num_bytes
 
 
 def _group_ranks(given: Mapping[str, Any]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,27 @@ class LiveTensors(TorchDispatchMode):
         self._fakes = fakes
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._storages: dict[Key, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._storages: dict[Key, weakref.ref[torch.UntypedStorage]] = {}
+        self._bytes: dict[Key, int] = {}
+        self._resize = torch.UntypedStorage.resize_
+
+    def __enter__(self) -> Self:
+        """Start counting. FSDP frees gathered parameters by resizing their storage, which is no operator."""
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = self._resize(storage, size)
+            self._count_storage(storage)
+            return result
+
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop counting."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(
         self,
@@ -70,18 +90,22 @@ class LiveTensors(TorchDispatchMode):
         self.peak_bytes = self.live_bytes
 
     def _count(self, tensor: Tensor) -> None:
-        if tensor.device.type == "meta":
-            return
-        storage = tensor.untyped_storage()
+        if tensor.device.type != "meta":
+            self._count_storage(tensor.untyped_storage())
+
+    def _count_storage(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage that is new, or has another size than it had."""
         # torch keeps one Python object per storage for as long as the storage lives, so its id is a good key.
         key, num_bytes = id(storage), storage.nbytes()
-        if key in self._storages or not num_bytes:
-            return
+        if key not in self._storages:
+            if not num_bytes:
+                return
 
-        def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
-            _, freed = self._storages.pop(key)
-            self.live_bytes -= freed
+            def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
+                del self._storages[key]
+                self.live_bytes -= self._bytes.pop(key)
 
-        self._storages[key] = (weakref.ref(storage, forget), num_bytes)
-        self.live_bytes += num_bytes
+            self._storages[key] = weakref.ref(storage, forget)
+        self.live_bytes += num_bytes - self._bytes.get(key, 0)
+        self._bytes[key] = num_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)

@@ -38,11 +38,12 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
     seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
     memory, least = (placed_footprint(space, places, which) for which in (jobs, rest))
+    stages = least.stage_allocated_bytes + (memory.stage_allocated_bytes - least.stage_allocated_bytes) * share[:, None]
     held = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in memory.parts.items()}
     low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
     width = np.stack([low, high]) / total_seconds(seconds)
     return [
-        _prediction(space, place, index, seconds, held, memory, width[:, index], float(added[index]), replayed)
+        _prediction(space, place, index, seconds, held, memory, stages, width[:, index], float(added[index]), replayed)
         for index, place in enumerate(places)
     ]
 
@@ -54,6 +55,7 @@ def _prediction(
     seconds: dict[str, Array],
     held: dict[str, Array],
     memory: Footprint,
+    stages: Array,
     width: Array,
     added: float,
     replayed: dict[Place, Retimed],
@@ -75,7 +77,6 @@ def _prediction(
     for name, values in held.items():
         kinds[KIND_OF.get(name, name)] += float(values[index])
     kinds["slack"] = device - sum(kinds.values())
-    stages = memory.stage_allocated_bytes[index]
     tokens = at.global_batch_size * at.sequence_length
     peak = peak_flops_per_second(at)
     return Prediction(
@@ -85,7 +86,7 @@ def _prediction(
         seconds=parts,
         bytes_per_rank=kinds,
         peak_bytes=device,
-        stage_peak_bytes=tuple(float(value) for value in stages[np.isfinite(stages)]),
+        stage_peak_bytes=tuple(map(float, stages[index][np.isfinite(stages[index])])),
         fits=device <= at.memory_bytes,
         tokens_per_second=tokens / step,
         mfu=model_flops(at) / step / at.num_devices / peak,
