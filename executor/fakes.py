@@ -14,12 +14,21 @@ import torch
 import torch.distributed as dist
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.nn.parallel import DistributedDataParallel
 
 from profiles.errors import EnvironmentFailure
 from profiles.rank import Rank
 
-__all__ = ["FakeTensor", "FakeTensorMode", "fake_mode", "fake_rank", "keep_first_buckets", "outside_fakes"]
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "fake_mode",
+    "fake_rank",
+    "keep_first_buckets",
+    "outside_fakes",
+    "whole_shapes_apart",
+]
 
 
 @contextlib.contextmanager
@@ -49,6 +58,25 @@ def fake_mode() -> FakeTensorMode:
 def outside_fakes() -> contextlib.AbstractContextManager[object]:
     """While entered, tensors are real even in a rehearsal: bookkeeping of meshes and shards reads values."""
     return unset_fake_temporarily()
+
+
+@contextlib.contextmanager
+def whole_shapes_apart() -> Iterator[None]:
+    """While entered, DTensor works out shapes of whole tensors with fakes of its own, as in a real run.
+
+    It would take the rehearsal's, and tensors that no rank has would count as the rank's.
+    """
+    propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def apart(propagator: ShardingPropagator, schema: Any) -> Any:
+        with outside_fakes():
+            return propagate(propagator, schema)
+
+    ShardingPropagator._propagate_tensor_meta_non_cached = apart  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        ShardingPropagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign]
 
 
 def keep_first_buckets(module: DistributedDataParallel) -> None:

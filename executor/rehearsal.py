@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from executor.fakes import fake_mode, fake_rank
+from executor.fakes import fake_mode, fake_rank, whole_shapes_apart
 from executor.ledger import Ledger, axes_of
 from executor.mesh import Meshes, coordinates
 from executor.rehearsed import Rehearsed
@@ -44,7 +44,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
         ledger = Ledger(axes_of(plan, mesh), mode)
         edges = functools.partial(_edge, plan, workload, sequence_length)
-        with mode, ledger:
+        with mode, ledger, whole_shapes_apart():
             try:
                 trainer = Trainer(plan, workload, own, 0, mesh, edges)
                 # Taken now: DDP over split parameters hides them from its first forward on.
@@ -93,8 +93,6 @@ def _edge(plan: Plan, workload: Workload, sequence_length: int, stage: int) -> t
     tokens = sequence_length // plan.context_parallel
     own = tokens // plan.tensor_parallel if plan.sequence_parallel else tokens
     low = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-    # Autocast leaves the sums of a block in fp32, unless weights are gathered in 16 bits.
-    hidden = low if plan.zero_stage >= 2 else torch.float32
     columns = workload.vocab_size // plan.tensor_parallel if plan.vocab_parallel else workload.vocab_size
 
     def example(length: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -102,5 +100,5 @@ def _edge(plan: Plan, workload: Workload, sequence_length: int, stage: int) -> t
 
     first, last = stage == 0, stage == plan.num_stages - 1
     ids = torch.empty(plan.micro_batch_size, tokens, dtype=torch.int64)
-    given = ids if first else example(own, workload.hidden_size, hidden)
-    return given, example(tokens, columns, low) if last else example(own, workload.hidden_size, hidden)
+    given = ids if first else example(own, workload.hidden_size, low)
+    return given, example(tokens, columns, low) if last else example(own, workload.hidden_size, low)

@@ -81,9 +81,9 @@ class _Rank:
         self.count = plan.num_microbatches
         self.replicas = plan.data_parallel * plan.context_parallel
         self.is_mixed = plan.precision == "bf16"
-        # Autocast computes products in 16 bits and leaves sums in 32, unless parameters are gathered in 16 bits.
         self.low = HALF if self.is_mixed else FULL
-        self.wide = HALF if self.is_mixed and plan.zero_stage >= 2 else FULL
+        # Of embeddings, and of gradients of norms: 16 bits where weights are gathered in them.
+        self.weight = self.low if plan.zero_stage >= 2 else FULL
 
     def at(self, polynomial: Polynomial, degree: int | None = None) -> float:
         """The value for one micro-batch and the plan's tensor degree."""
@@ -145,11 +145,11 @@ class _Rank:
             again = int(position in self.again and plan.recompute == "full")
             if not plan.sequence_parallel:
                 yield "tensor", "all_reduce", (forward + again * (forward - 1)) * self.low * self.hidden * count
-                yield "tensor", "all_reduce", backward * self.wide * self.hidden * count
+                yield "tensor", "all_reduce", backward * self.low * self.hidden * count
             elif forward:
                 yield "tensor", "reduce_scatter", (forward + again * (forward - 1)) * self.low * self.hidden * count
-                yield "tensor", "all_gather", forward * (1 + again) * self.wide * self.hidden * count
-                yield "tensor", "reduce_scatter", forward * self.wide * self.hidden * count
+                yield "tensor", "all_gather", forward * (1 + again) * self.low * self.hidden * count
+                yield "tensor", "reduce_scatter", forward * self.low * self.hidden * count
                 yield "tensor", "all_gather", forward * self.low * self.hidden * count
         if 0 in self.positions:
             yield from self._embedding()
@@ -157,16 +157,16 @@ class _Rank:
             yield from self._head()
 
     def _embedding(self) -> Sent:
-        plan, whole = self.plan, self.wide * self.hidden * self.count
+        plan, elements = self.plan, self.hidden * self.count
+        # Learned positions are added to the whole sequence before it is cut.
+        cut_at_once = plan.sequence_parallel and plan.vocab_parallel and not self._has_learned_positions
         if plan.vocab_parallel:
-            # Positions are added to the whole sequence before it is cut.
-            name = "reduce_scatter" if plan.sequence_parallel and not self._has_learned_positions else "all_reduce"
-            yield "tensor", name, whole
+            yield "tensor", "reduce_scatter" if cut_at_once else "all_reduce", self.weight * elements
         if plan.sequence_parallel:
-            yield "tensor", "all_gather", whole
+            yield "tensor", "all_gather", (self.weight if cut_at_once else self.low) * elements
 
     def _head(self) -> Sent:
-        plan, whole = self.plan, self.wide * self.hidden * self.count
+        plan, whole = self.plan, self.low * self.hidden * self.count
         if plan.sequence_parallel:
             yield "tensor", "all_gather", whole
         if plan.vocab_parallel:
@@ -179,7 +179,7 @@ class _Rank:
         plan = self.plan
         keeps_sums = plan.pipeline_parallel > 1 and (plan.zero_stage >= 2 or plan.schedule in SPLIT_BACKWARD)
         often = 1 if self.replicas == 1 or keeps_sums else self.count
-        width = FULL if keeps_sums else self.wide
+        width = FULL if keeps_sums else self.weight
         for position in self.positions:
             yield "tensor", "all_reduce", self._norm_parameters(position) * width * often
 
@@ -204,11 +204,9 @@ class _Rank:
     def _context(self) -> Sent:
         """Queries, keys, values and what attention gives are exchanged, in every direction."""
         plan = self.plan
-        # Rotary positions are in 32 bits, and so are queries and keys after them; values and results are products.
-        turned = self.low if self._has_learned_positions else self.wide
-        heads = (self.model.num_heads + self.model.num_kv_heads) * (turned + self.low)
+        heads = 2 * (self.model.num_heads + self.model.num_kv_heads)
         tokens = plan.micro_batch_size * self.sequence / plan.context_parallel
-        one = tokens * heads / plan.tensor_parallel * self._head_size
+        one = tokens * heads / plan.tensor_parallel * self._head_size * self.low
         for position in self.positions:
             if 0 < position < len(self.layers) - 1:
                 ways = 2 + (position in self.again and plan.recompute == "full")
@@ -267,7 +265,7 @@ class _Rank:
     def _pipeline(self) -> Sent:
         """Hidden states go to the next stage and their gradients come back, where that is another rank."""
         plan = self.plan
-        own = self.hidden / (plan.tensor_parallel if plan.sequence_parallel else 1) * self.wide * self.count
+        own = self.hidden / (plan.tensor_parallel if plan.sequence_parallel else 1) * self.low * self.count
         for stage in self.stages:
             for other in (stage - 1, stage + 1):
                 if 0 <= other < plan.num_stages and other not in self.stages:

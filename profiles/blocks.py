@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Embedding(nn.Module):
         hidden: Tensor = self.tokens(token_ids)
         if self.positions is not None:
             hidden = hidden + self.positions(self.part.positions(token_ids.shape[1], token_ids.device))
-        return hidden
+        return as_computed(hidden)
 
 
 class RotaryBlock(nn.Module):
@@ -87,8 +87,25 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (batch, sequence, hidden) to logits (batch, sequence, vocabulary)."""
-        logits: Tensor = self.projection(self.norm(hidden))
+        logits: Tensor = self.projection(as_computed(self.norm(hidden)))
         return logits
+
+
+def as_computed(hidden: Tensor) -> Tensor:
+    """`hidden` in the precision that autocast computes products in, where it is on.
+
+    Autocast leaves embeddings and norms in 32 bits, and every linear behind them would cast, send and keep a copy of
+    its own. Hidden states in 16 bits are what training in mixed precision means everywhere else.
+    """
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
+
+
+def norms_as_computed(layer: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """`layer` itself, what its norms at `paths` give being `as_computed`."""
+    for path in paths:
+        layer.get_submodule(path).register_forward_hook(lambda module, inputs, output: as_computed(output))
+    return layer
 
 
 def _hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

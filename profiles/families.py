@@ -24,6 +24,11 @@ class BlockPaths:
     head_norms: tuple[str, ...] = ()
     gathers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def all_norms(self) -> tuple[str, ...]:
+        """Both kinds."""
+        return self.norms + self.head_norms
+
 
 LLAMA_STYLE: dict[str, Style] = {
     "self_attn.q_proj": "colwise",

@@ -61,9 +61,9 @@ class StackMemory:
     Bytes per parameter, in 16-bit training: `weight_bytes`, `gradient_bytes`, `master_bytes` and `moment_bytes` as
     held between steps (`shards_weights_at`: the lowest ZeRO stage whose weights are sharded); `step_bytes` in use
     while the optimizer updates, per updated parameter; `cast_bytes` of 16-bit copies that each micro-batch in flight
-    keeps; `gathered_bytes` and `gathered_gradient_bytes` of a layer whose shards are together; `layer_gradient_bytes`
-    of scratch for the weight gradients of one layer, `head_gradient_bytes` of the vocabulary's. Bytes per logit:
-    `loss_logit_bytes` in the loss, `head_logit_bytes` while the head goes backward.
+    keeps of layers that are not recomputed; `gathered_bytes` and `gathered_gradient_bytes` of a layer whose shards are
+    together; `layer_gradient_bytes` of scratch for the weight gradients of one layer, `head_gradient_bytes` of the
+    vocabulary's. Bytes per logit: `loss_logit_bytes` in the loss, `head_logit_bytes` while the head goes backward.
 
     What layers keep: `fused_activation` no sigmoid-weighted gate, `keeps_packed_qkv` the packed product beside rotated
     queries and keys, `keeps_gathered` linears' inputs gathered and not as sequence-parallel shards,
@@ -74,6 +74,8 @@ class StackMemory:
 
     Beside the tensors: `vocabulary_multiple` (times tensor) that vocabularies are padded to, `bucket_mib` of
     communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
+    `receives_whole_step` whether a pipeline allots what it receives for all micro-batches of a step at once,
+    `accumulates_whole` whether a pipeline with sharded weights adds up whole gradients in 32 bits until the step ends,
     `cuts_by_parameters` whether pipeline stages are cut by parameters, the head's among them, and not by layers. What
     the allocator holds beyond: `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's
     16-bit gradients, of 16-bit logits and of activations. `context_gib`: context and communicators, outside of it.
@@ -107,6 +109,8 @@ class StackMemory:
     bucket_mib: float = 0.0
     workspaces: float = 1.0
     routed_workspaces: float = 0.0
+    receives_whole_step: bool = False
+    accumulates_whole: bool = False
     cuts_by_parameters: bool = False
     vocabulary_slack: float
     logit_slack: float

@@ -20,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiles.blocks import ATTENTION, Embedding, Head, PlainBlock, RotaryBlock, linears_for_conv1d, register_attention
+from profiles.blocks import (
+    ATTENTION,
+    Embedding,
+    Head,
+    PlainBlock,
+    RotaryBlock,
+    linears_for_conv1d,
+    norms_as_computed,
+    register_attention,
+)
 from profiles.errors import InputError, UnknownNameError
 from profiles.families import GPT2_PATHS, GPT2_STYLE, LLAMA_FAMILIES, LLAMA_STYLE, BlockPaths, Style, llama_paths
 from profiles.model import WorkloadSpec
@@ -150,7 +159,7 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
     prefix = family.capitalize()
     block = getattr(module, f"{prefix}DecoderLayer")
     rotary = getattr(module, f"{prefix}RotaryEmbedding")
-    norm = getattr(module, f"{prefix}RMSNorm")
+    norm, paths = getattr(module, f"{prefix}RMSNorm"), llama_paths(family)
     if getattr(config, "sliding_window", None):
         raise InputError("sliding-window attention is not supported yet: set sliding_window to null in the config")
     return (
@@ -158,9 +167,11 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
         *(
             LayerSpec(
                 name="block",
-                build=functools.partial(lambda i: RotaryBlock(block(config, i), rotary(config)), index),
+                build=functools.partial(
+                    lambda i: norms_as_computed(RotaryBlock(block(config, i), rotary(config)), paths.all_norms), index
+                ),
                 styles={f"block.{path}": style for path, style in LLAMA_STYLE.items()},
-                paths=llama_paths(family),
+                paths=paths,
             )
             for index in range(config.num_hidden_layers)
         ),
@@ -185,7 +196,12 @@ def _gpt2_layers(config: Any) -> tuple[LayerSpec, ...]:
         *(
             LayerSpec(
                 name="block",
-                build=functools.partial(lambda i: PlainBlock(linears_for_conv1d(GPT2Block(config, i))), index),
+                build=functools.partial(
+                    lambda i: norms_as_computed(
+                        PlainBlock(linears_for_conv1d(GPT2Block(config, i))), GPT2_PATHS.all_norms
+                    ),
+                    index,
+                ),
                 styles={f"block.{path}": style for path, style in GPT2_STYLE.items()},
                 paths=GPT2_PATHS,
             )

@@ -82,6 +82,10 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
     )
 
 
+# Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits.
+KEPT_LOGIT_BYTES = 4.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBytes:
     """Bytes of one stage of every job at its fullest, `moment` being a number in MOMENTS. Shapes: one entry per job."""
@@ -151,6 +155,7 @@ def _stage_parts(
     states = stage_states(jobs, rules, parameters, stage)
     activations, logits, buffers = _moments(jobs, rules, parameters, layers, stage, states)
     when = np.argmax(activations + logits + buffers, axis=0)
+    received = num_received(jobs, rules, stage) * jobs.num_microbatches * _hidden_bytes(jobs, rules)[0]
 
     def pick(table: Array) -> Array:
         return np.asarray(np.take_along_axis(table, when[None], axis=0)[0])
@@ -161,7 +166,7 @@ def _stage_parts(
         "optimizer": states.optimizer,
         "activations": pick(activations),
         "logits": pick(logits),
-        "buffers": pick(buffers) + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
+        "buffers": pick(buffers) + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0) + received,
         "workspace": rules.workspace_bytes,
     }
     return parts, when
@@ -192,11 +197,19 @@ def _moments(
     zero = np.zeros(len(jobs))
     final = np.where(stage.is_last, 2 * hidden, 0.0)
     activations = [held + backward, held + final, held + final + hidden + gathered, np.maximum(held - one, 0.0), zero]
-    logits = [zero, num_logits * rules.loss_logit_bytes, num_logits * rules.head_logit_bytes, zero, zero]
-    fixed = states.scratch + states.casts * in_flight(jobs, stage.index)
+    waiting = num_logits * KEPT_LOGIT_BYTES * np.where(jobs.schedule == "gpipe", in_flight(jobs, stage.index) - 1, 0.0)
+    logits = [waiting, waiting + num_logits * rules.loss_logit_bytes, waiting + num_logits * rules.head_logit_bytes]
+    casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
+    fixed = states.scratch + casts * in_flight(jobs, stage.index)
     working = fixed + states.gathered
     buffers = [working, working + states.head_gathered, working + states.head_gathered + head, working + embedding]
-    return np.stack(activations), np.stack(logits), np.stack([*buffers, states.scratch + states.step])
+    return np.stack(activations), np.stack([*logits, zero, zero]), np.stack([*buffers, states.scratch + states.step])
+
+
+def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
+    """Messages that a stage has memory for, per micro-batch of a step: from both neighbours of each of its chunks."""
+    ends = stage.is_first.astype(float) + stage.is_last
+    return np.where(rules.receives_whole_step & (jobs.pipeline > 1), 2 * np.maximum(jobs.chunks, 1.0) - ends, 0.0)
 
 
 def _hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:

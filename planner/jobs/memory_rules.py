@@ -47,6 +47,8 @@ class MemoryRules:
     norm_extra_bytes: Array
     attention_output_copies: Array
     context_output_copies: Array
+    receives_whole_step: Flags
+    accumulates_whole: Flags
     cuts_by_parameters: Flags
     selective_by_operator: Flags
     bucket_bytes: Array

@@ -13,6 +13,7 @@ from profiles.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
 GATHERED_LAYERS = 2.0
+WHOLE_GRADIENT_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,8 @@ class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
     `gathered` is what sharded weights and their gradients take while they are together, `step` what updating takes,
-    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch.
+    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers, recomputed
+    ones left out, and `head_casts` the head's.
     """
 
     parameters: Array
@@ -130,6 +132,7 @@ class StageStates:
     step: Array
     scratch: Array
     casts: Array
+    head_casts: Array
 
 
 def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent) -> StageStates:
@@ -140,6 +143,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
     common, experts = _parameters(jobs, layer, stage)
+    of_layers = stage.dense_layers * layer.dense + stage.routed_layers * (layer.shared + layer.experts)
     group, expert_group = _shard_groups(jobs)
 
     def held(sharded: Flags) -> Array:
@@ -158,7 +162,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         head_gathered=head_gathered,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes),
         scratch=matrices * rules.layer_gradient_bytes,
-        casts=(common + experts) * rules.cast_bytes,
+        casts=of_layers * rules.cast_bytes,
+        head_casts=np.where(stage.is_last, layer.vocabulary, 0.0) * rules.cast_bytes,
     )
 
 
@@ -196,6 +201,8 @@ def _gathered(
     weights = np.where(stays, everything, np.minimum(GATHERED_LAYERS * largest, everything)) * rules.gathered_bytes
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     gradients = np.minimum(largest, everything) * rules.gathered_gradient_bytes
+    adds_up = rules.accumulates_whole & (jobs.pipeline > 1)
+    gradients = gradients + np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0)
     head = np.where(stage.is_last, layer.vocabulary, 0.0)
     head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
     return np.where(is_sharded, weights + gradients, 0.0), head_bytes

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.footprint import LAYERS_NOT_OFFLOADED
+from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED
 from planner.jobs.stage_states import StageContent, StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.tables import StageTable
+from planner.space.variants import METHODS
 from profiles.transformer import Array
 
 FIRST, LAST, FULL = 0, 1, 2
@@ -76,8 +77,10 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: slice | In
         held = np.minimum(held, LAYERS_NOT_OFFLOADED * kept.largest[:, :, None, :])
     activations_on_top, on_top = _on_top(own, states, content, kept.backward)
     scratch = own.each(states.scratch)
-    casts = scratch[..., None] + own.each(states.casts)[..., None] * in_flight
-    full = held + on_top[:, :, None, :] + casts
+    again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
+    casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
+    casts = scratch[..., None] + casts[:, :, None, :] * in_flight
+    full = held + on_top[:, :, None, :] + casts + _waiting_logits(own, content, columns, in_flight)
     # The embedding goes backward when the last micro-batch's activations are free.
     remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
     vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
@@ -87,7 +90,28 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: slice | In
     activations = np.where(full >= ending, held + activations_on_top[:, :, None, :], remaining)
     activations = np.where(update > most, 0.0, activations) * own.each(rules.working_slack)[..., None]
     fixed = own.each(stages.state_bytes[place] + rules.context_bytes) + _slack(own, content)
-    return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :])
+    return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :] + _received(own, content, columns))
+
+
+def _received(own: Block, content: StageContent, columns: slice | Ints) -> Array:
+    """What a pipeline's messages of a whole step take, where they are allotted at once. Shapes: (g, m, s, 1)."""
+    shared = own.tables.shared
+    jobs, rules = shared.jobs, shared.rules
+    if not own.is_any(rules.receives_whole_step & (jobs.pipeline > 1)):
+        return np.zeros((1, 1, 1, 1))
+    message = own.of(own.tables.layers.tokens)[:, :, None] * own.tables.at.model.transformer.hidden_size[0]
+    message = message * own.each(rules.element_bytes / np.where(jobs.sequence_parallel, jobs.tensor, 1.0))
+    ends = own.each(content.is_first.astype(float) + content.is_last)
+    step = (message * own.choices.count[:, None])[:, :, None, :]
+    return np.asarray(step * (2 * own.choices.chunks[columns][:, None] - ends[:, :, None, :]))
+
+
+def _waiting_logits(own: Block, content: StageContent, columns: slice | Ints, in_flight: Array) -> Array:
+    """What losses keep that wait for their backward: GPipe's, all but the one at work. Shapes: (g, m, s, 1)."""
+    is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
+    per_token = own.each(own.tables.shared.layer.vocabulary * content.is_last) * KEPT_LOGIT_BYTES
+    one = own.of(own.tables.layers.tokens)[:, :, None] * per_token / own.tables.at.model.transformer.hidden_size[0]
+    return np.asarray(one[:, :, None, :] * np.where(is_gpipe[:, None], in_flight - 1, 0.0))
 
 
 def _on_top(own: Block, states: StageStates, content: StageContent, backward: Array) -> tuple[Array, Array]:
