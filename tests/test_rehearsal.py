@@ -1,7 +1,9 @@
 """Rehearsals: what one process counts is what real ranks do, and what the planner expects of them."""
 
+import itertools
 import json
 import random
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,13 +19,15 @@ from planner.space.answers import model_facts
 from planner.space.explore import explore
 from planner.space.layouts import Options
 from planner.space.plans import best_places, plan_of
+from planner.space.predictions import predictions
 from planner.space.setting import setting
+from planner.topology import first_group
 from planner.volumes import volumes
 from profiles import artifacts
 from profiles.devices import load_device
 from profiles.errors import InputError, PlanError
 from profiles.launcher import launch
-from profiles.library import load_model
+from profiles.library import load_model, load_sizes
 from profiles.model import WorkloadSpec
 from profiles.sizes import sizes_of
 from profiles.trace import trace
@@ -125,6 +129,28 @@ def test_the_planner_expects_what_plans_drawn_from_its_space_do(seed: int) -> No
         )
         drawn += [(WIDE, next(chosen), draw.randrange(num_devices)) for _ in range(2)]
     check_against_planner(drawn, 128)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_what_the_laws_of_shipped_devices_say() -> None:
+    """Plans of an 8B model for 8 and 64 H100, against live tensors of the same program on CPU; README says so."""
+    draw, model, jobs, expected = random.Random(2), load_model("llama-3.1-8b"), [], []
+    for num_devices in (8, 64):
+        at = setting(load_sizes("llama-3.1-8b"), load_device("h100-sxm"), num_devices, 4 * num_devices, 2048)
+        space = explore(at, Options(offload=("none",)))
+        places = best_places(space, len(space.best))
+        draw.shuffle(places)
+        found = ((place, plan_of(space, place)) for place in places)
+        chosen = (
+            (place, p) for place, p in found if not refusal(p, model_facts(at), 2048) and p.num_microbatches <= 16
+        )
+        for place, plan in itertools.islice(chosen, 10):
+            stage = draw.randrange(plan.pipeline_parallel)
+            jobs.append((plan, model.workload, 2048, first_group(plan, "pipeline")[stage]))
+            expected.append(predictions(space, [place])[0].stage_peak_bytes[stage])
+    off = [abs(law / own.peak_bytes - 1) for law, own in zip(expected, rehearse(jobs), strict=True)]
+    assert statistics.median(off) < 0.06
+    assert statistics.quantiles(off, n=4)[2] < 0.12
 
 
 def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:
