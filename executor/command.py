@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.measurement import PlanRun, RunFile
+    from executor.prepare import Job
     from planner.prediction import PlanFile
     from profiles.rank import Report
 
@@ -34,6 +35,11 @@ def execute(
     ] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="Rehearse this rank [the fullest stage's first].")] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
+    emit: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Write a job file: torchrun, slurm, kubeflow or skypilot.")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node in a job file.")] = None,
+    image: Annotated[str, typer.Option(help="Container of a kubeflow job; it must have this program.")] = "trainwright",
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
@@ -43,15 +49,16 @@ def execute(
     Starts the ranks on this machine, or joins them where torchrun or srun started this command. With --rehearse nothing
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
+    if emit is not None:
+        options = _options(steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed)
+        _emit(plan, emit, gpus_per_node, image, (*options, "-o", "run.json"), output)
+        return
     if rehearse or rank is not None or all_stages:
         _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
         return
     from executor.prepare import prepare
-    from executor.runfile import run_file
-    from profiles.artifacts import dump, ensure_writable, write_text
-    from profiles.errors import ToleranceError
+    from profiles.artifacts import ensure_writable
     from profiles.job import is_main_process
-    from profiles.launcher import launch
 
     out = console.console(json_output)
     if output is not None:
@@ -60,6 +67,16 @@ def execute(
     if is_main_process():
         for note in job.notes:
             out.print(f"note: {note}", markup=False)
+    _run(job, out, verbose, json_output, output)
+
+
+def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None) -> None:
+    """Run the job's plans; write and show what came of them."""
+    from executor.runfile import run_file
+    from profiles.artifacts import dump, write_text
+    from profiles.errors import ToleranceError
+    from profiles.launcher import launch
+
     with console.progress(out, f"{len(job.order.chosen)} plans") as advance:
 
         def follow(report: Report) -> None:
@@ -87,6 +104,33 @@ def execute(
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+
+
+def _options(**chosen: object) -> tuple[str, ...]:
+    """Options as they would be given on a command line, those left out that say nothing."""
+    words: list[str] = []
+    for name, value in chosen.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return tuple(words)
+
+
+def _emit(
+    plan: Path, kind: str, gpus_per_node: int | None, image: str, arguments: tuple[str, ...], output: Path | None
+) -> None:
+    from executor.emit import emit
+    from executor.prepare import checked
+    from profiles.artifacts import ensure_writable, write_text
+
+    if output is not None:
+        ensure_writable(output)
+    file, candidate = checked(plan)
+    text = emit(kind, file, candidate, str(plan), arguments, gpus_per_node, image)
+    if output is None:
+        console.print_json(text)
+    else:
+        write_text(output, text)
+        console.console().print(f"written to {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _rehearse(

@@ -11,7 +11,7 @@ from executor.checks import check_data, check_devices, check_plan
 from executor.data import default_text, load_text
 from executor.session import Order
 from planner.choices import Plan
-from planner.prediction import PlanFile
+from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import PlanError
 from profiles.fingerprint import current_device_kind, current_fingerprint
@@ -77,6 +77,19 @@ def prepare(
         notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def checked(path: Path) -> tuple[PlanFile, Candidate]:
+    """A plan file with its best plan that can be run, which is one.
+
+    Raises: ArtifactError, PlanError, InputError.
+    """
+    file = artifacts.read(path, "plan", PlanFile)
+    (best, *_), _ = choose(file, 1, with_baseline=False)
+    candidate, workload = file.candidates[best], load_workload(file.workload)
+    check_plan(candidate.plan, file, workload)
+    check_data(file, workload)
+    return file, candidate
 
 
 def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:

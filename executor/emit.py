@@ -1,0 +1,202 @@
+"""A plan as a job file for whoever starts the ranks: torchrun on every host, Slurm, Kubeflow, SkyPilot.
+
+Ranks are numbered node by node, as the plan's axes want them: neighbours on inner axes share a node.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from planner.prediction import Candidate, PlanFile
+from profiles.artifacts import dump
+from profiles.devices import catalogue_names, load_device
+from profiles.errors import InputError, UnknownNameError
+
+PORT = 29500
+# Names under which SkyPilot's catalogue has the cards. Source: docs.skypilot.co, `sky show-gpus`.
+SKYPILOT_NAMES = {
+    "h100-sxm": "H100", "h200-sxm": "H200", "b200-sxm": "B200", "a100-sxm-40gb": "A100", "a100-sxm-80gb": "A100-80GB",
+    "v100-sxm-16gb": "V100", "v100-sxm-32gb": "V100-32GB", "l4": "L4", "l40s": "L40S", "a10g": "A10G", "a10": "A10",
+    "mi300x": "MI300X", "gh200": "GH200", "rtx-4090": "RTX4090",
+}  # fmt: skip
+LONGEST_NAME = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a job file says: `arguments` are those of `execute` beside the plan file."""
+
+    name: str
+    file: PlanFile
+    candidate: Candidate
+    plan_path: str
+    num_nodes: int
+    ranks_per_node: int
+    arguments: tuple[str, ...]
+    image: str
+
+    @property
+    def command(self) -> str:
+        """What every rank runs, but for how it is started."""
+        return shlex.join(["-m", "executor", self.plan_path, *self.arguments])
+
+
+def emit(
+    kind: str,
+    file: PlanFile,
+    candidate: Candidate,
+    plan_path: str,
+    arguments: tuple[str, ...],
+    ranks_per_node: int | None,
+    image: str,
+) -> str:
+    """The text of the job file.
+
+    Raises: UnknownNameError for a kind that is none; InputError where ranks do not fill nodes evenly.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("job file", kind, list(KINDS))
+    own = ranks_per_node or _usual(file)
+    own = min(own, file.num_devices)
+    if file.num_devices % own:
+        raise InputError(
+            f"--gpus-per-node {own}: {file.num_devices} ranks do not fill nodes of {own} evenly: give a divisor"
+        )
+    name = re.sub(r"[^a-z0-9]+", "-", f"trainwright-{file.model_name}".lower()).strip("-")[:LONGEST_NAME].rstrip("-")
+    job = Job(
+        name=name,
+        file=file,
+        candidate=candidate,
+        plan_path=plan_path,
+        num_nodes=file.num_devices // own,
+        ranks_per_node=own,
+        arguments=arguments,
+        image=image,
+    )
+    return KINDS[kind](job)
+
+
+def _usual(file: PlanFile) -> int:
+    """Devices of a node as the device is usually sold, else the most that divide the ranks, up to eight."""
+    if file.machine_name in catalogue_names():
+        return load_device(file.machine_name).devices_per_node
+    return math.gcd(file.num_devices, 8)
+
+
+def _torchrun(job: Job) -> str:
+    if job.num_nodes == 1:
+        return (
+            f"#!/usr/bin/env bash\n# {_about(job)}\nset -euo pipefail\n"
+            f"exec torchrun --standalone --nproc-per-node {job.ranks_per_node} {job.command}\n"
+        )
+    return f"""#!/usr/bin/env bash
+# {_about(job)}
+# Start it on every node, with NODE_RANK from 0 to {job.num_nodes - 1} in the order of the cabling: neighbours stay
+# neighbours. MASTER_ADDR is the address of node 0.
+set -euo pipefail
+: "${{NODE_RANK:?the number of this node, 0 to {job.num_nodes - 1}}}" "${{MASTER_ADDR:?the address of node 0}}"
+exec torchrun --nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --node-rank "$NODE_RANK" \\
+    --master-addr "$MASTER_ADDR" --master-port "${{MASTER_PORT:-{PORT}}}" {job.command}
+"""
+
+
+def _slurm(job: Job) -> str:
+    gpus = f"#SBATCH --gpus-per-node={job.ranks_per_node}\n" if job.file.machine_device_kind == "cuda" else ""
+    return f"""#!/usr/bin/env bash
+# {_about(job)}
+#SBATCH --job-name={job.name}
+#SBATCH --nodes={job.num_nodes}
+#SBATCH --ntasks-per-node={job.ranks_per_node}
+{gpus}#SBATCH --exclusive
+#SBATCH --distribution=block
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+# One task is one rank; the program reads its place from Slurm's variables.
+srun --kill-on-bad-exit=1 --label python {job.command}
+"""
+
+
+def _kubeflow(job: Job) -> str:
+    """A TrainJob of Kubeflow Trainer v2; the plan travels in the command, so that the image needs the program alone.
+
+    Source: trainer.kubeflow.org/v1alpha1 as in its custom resource definition and the Trainer's documentation.
+    """
+    alone = replace(job.candidate, rank=1, prediction=replace(job.candidate.prediction, spans=()))
+    text = dump("plan", replace(job.file, candidates=(alone,), baseline=-1))
+    marker = "END_OF_PLAN"
+    arguments = shlex.join(job.arguments)
+    script = (
+        f'PLAN="${{TMPDIR:-/tmp}}/plan.json"\ncat > "$PLAN" <<\'{marker}\'\n{text.rstrip()}\n{marker}\n'
+        f'exec torchrun -m executor "$PLAN" {arguments}\n'
+    )
+    trainer: dict[str, Any] = {
+        "image": job.image,
+        "numNodes": job.num_nodes,
+        "numProcPerNode": job.ranks_per_node,
+        "command": ["bash", "-c", script],
+    }
+    if job.file.machine_device_kind == "cuda":
+        card = "amd.com/gpu" if job.file.machine_name.startswith("mi") else "nvidia.com/gpu"
+        trainer["resourcesPerNode"] = {"limits": {card: job.ranks_per_node}}
+    body = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": job.name},
+        "spec": {
+            "runtimeRef": {
+                "apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": "torch-distributed",
+            },
+            "trainer": trainer,
+        },
+    }  # fmt: skip
+    return f"# {_about(job)}\n# The image must have this program installed.\n" + _yaml(body)
+
+
+def _skypilot(job: Job) -> str:
+    body: dict[str, Any] = {"name": job.name, "num_nodes": job.num_nodes, "workdir": "."}
+    if job.file.machine_device_kind == "cuda":
+        if job.file.machine_name not in SKYPILOT_NAMES:
+            known = ", ".join(sorted(SKYPILOT_NAMES))
+            raise InputError(f"SkyPilot's name of {job.file.machine_name} is not known here: known are {known}")
+        body["resources"] = {"accelerators": f"{SKYPILOT_NAMES[job.file.machine_name]}:{job.ranks_per_node}"}
+    body["setup"] = "command -v execute || pip install trainwright\n"
+    body["run"] = (
+        'MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n1)\n'
+        f"torchrun --nnodes $SKYPILOT_NUM_NODES --nproc-per-node {job.ranks_per_node} "
+        f'--node-rank $SKYPILOT_NODE_RANK --master-addr "$MASTER_ADDR" --master-port {PORT} {job.command}\n'
+    )
+    return f"# {_about(job)}\n# Start it in a folder that has {job.plan_path}.\n" + _yaml(body)
+
+
+def _about(job: Job) -> str:
+    return f"{job.candidate.plan.id}: {job.file.num_devices} ranks on {job.num_nodes} x {job.ranks_per_node}"
+
+
+class _Readable(yaml.SafeDumper):  # type: ignore[misc]
+    """YAML with several lines as they are."""
+
+
+def _literal(dumper: yaml.SafeDumper, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _literal)
+
+
+def _yaml(body: dict[str, Any]) -> str:
+    return str(yaml.dump(body, Dumper=_Readable, sort_keys=False, width=10_000))
+
+
+KINDS: dict[str, Callable[[Job], str]] = {
+    "torchrun": _torchrun,
+    "slurm": _slurm,
+    "kubeflow": _kubeflow,
+    "skypilot": _skypilot,
+}

@@ -1,0 +1,134 @@
+"""Job files: what a strict reader finds in them, and that what they start really runs."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from executor.command import app
+from executor.measurement import RunFile
+from planner.choices import Plan
+from planner.prediction import PlanFile
+from profiles import artifacts
+from profiles.errors import InputError, PlanError, UnknownNameError
+from tests.plan_builders import write_plan_file
+
+RUNNER = CliRunner()
+KINDS = ("torchrun", "slurm", "kubeflow", "skypilot")
+# What a TrainJob of trainer.kubeflow.org/v1alpha1 may have here, from its custom resource definition.
+TRAINER_FIELDS = {"image", "command", "args", "env", "numNodes", "numProcPerNode", "resourcesPerNode"}
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    plan = Plan(data_parallel=16, tensor_parallel=2, micro_batch_size=1, vocab_parallel=True)
+    return write_plan_file(
+        tmp_path / "plan.json", plan, machine_name="h100-sxm", machine_device_kind="cuda", machine_origin="datasheet"
+    )
+
+
+def emitted(path: Path, *arguments: str) -> str:
+    done = RUNNER.invoke(app, [str(path), "--emit", *arguments])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "slurm"])
+def test_scripts_are_shell_and_name_every_rank(plan_file: Path, kind: str) -> None:
+    text = emitted(plan_file, kind, "--steps", "7", "--with-baseline")
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    assert f"-m executor {plan_file} --steps 7" in text
+    assert "--with-baseline" in text
+    assert "32 ranks on 4 x 8" in text
+
+
+def test_slurm_asks_for_a_task_per_rank(plan_file: Path) -> None:
+    lines = dict(
+        line.removeprefix("#SBATCH --").split("=", 1)
+        for line in emitted(plan_file, "slurm", "--gpus-per-node", "4").splitlines()
+        if line.startswith("#SBATCH") and "=" in line
+    )
+    assert (lines["nodes"], lines["ntasks-per-node"], lines["gpus-per-node"]) == ("8", "4", "4")
+
+
+def test_a_trainjob_has_the_fields_of_its_schema(plan_file: Path) -> None:
+    body = yaml.safe_load(emitted(plan_file, "kubeflow", "--image", "registry/ours:1"))
+    assert set(body) == {"apiVersion", "kind", "metadata", "spec"}
+    assert (body["apiVersion"], body["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert set(body["spec"]) == {"runtimeRef", "trainer"}
+    assert set(body["spec"]["runtimeRef"]) <= {"apiGroup", "kind", "name"}
+    trainer = body["spec"]["trainer"]
+    assert set(trainer) <= TRAINER_FIELDS
+    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "registry/ours:1")
+    assert trainer["resourcesPerNode"] == {"limits": {"nvidia.com/gpu": 8}}
+    assert all(isinstance(word, str) for word in trainer["command"])
+
+
+def test_a_skypilot_task_asks_for_the_cards(plan_file: Path) -> None:
+    body = yaml.safe_load(emitted(plan_file, "skypilot"))
+    assert set(body) == {"name", "num_nodes", "workdir", "resources", "setup", "run"}
+    assert body["resources"] == {"accelerators": "H100:8"}
+    assert body["num_nodes"] == 4
+    assert "--node-rank $SKYPILOT_NODE_RANK" in body["run"]
+    assert subprocess.run(["bash", "-n"], input=body["run"], text=True, check=False).returncode == 0
+
+
+def free_port() -> str:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return str(own.getsockname()[1])
+
+
+def run_script(script: str, folder: Path, **variables: str) -> RunFile:
+    """Run a job file's script with this interpreter's torchrun; the run file that it leaves."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(folder), **variables}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return artifacts.read(folder / "run.json", "run", RunFile)
+
+
+@pytest.mark.gloo
+def test_what_is_emitted_runs(tmp_path: Path) -> None:
+    plan = Plan(data_parallel=2, micro_batch_size=4)
+    path = write_plan_file(tmp_path / "plan.json", plan)
+    job = tmp_path / "job.sh"
+    RUNNER.invoke(app, [str(path), "--emit", "torchrun", "--steps", "2", "--warmup", "0", "-o", str(job)])
+    run = run_script(job.read_text(), tmp_path)
+    assert [item.plan for item in run.runs] == [plan]
+    # The plan that a TrainJob carries is the whole plan: the file beside it is not read.
+    body = yaml.safe_load(emitted(path, "kubeflow", "--steps", "2", "--warmup", "0"))
+    path.unlink()
+    (tmp_path / "run.json").unlink()
+    script = body["spec"]["trainer"]["command"][2]
+    again = run_script(script, tmp_path, PET_NNODES="1", PET_NPROC_PER_NODE="2", PET_MASTER_PORT=free_port())
+    assert [item.measurement.losses for item in again.runs] == [item.measurement.losses for item in run.runs]
+    assert artifacts.read(path, "plan", PlanFile).candidates[0].plan == plan  # written by the script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["pbs"], UnknownNameError, "slurm"),
+        (["slurm", "--gpus-per-node", "5"], InputError, "give a divisor"),
+    ],
+)
+def test_what_cannot_be_is_refused(plan_file: Path, arguments: list[str], error: type, words: str) -> None:
+    done = RUNNER.invoke(app, [str(plan_file), "--emit", *arguments])
+    assert isinstance(done.exception, error)
+    assert words in str(done.exception)
+
+
+def test_a_plan_that_cannot_run_is_not_emitted(tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path / "plan.json", Plan(tensor_parallel=8, micro_batch_size=8))
+    done = RUNNER.invoke(app, [str(path), "--emit", "slurm"])
+    assert isinstance(done.exception, PlanError)
+    assert json.loads(path.read_text())["artifact"] == "plan"
