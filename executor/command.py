@@ -40,6 +40,10 @@ def execute(
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node in a job file.")] = None,
     image: Annotated[str, typer.Option(help="Container of a kubeflow job; it must have this program.")] = "trainwright",
+    runs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the run and its log here; `compare DIR` reads them."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
@@ -67,22 +71,26 @@ def execute(
     if is_main_process():
         for note in job.notes:
             out.print(f"note: {note}", markup=False)
-    _run(job, out, verbose, json_output, output)
+    _run(job, out, verbose, json_output, output, runs)
 
 
-def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None) -> None:
+def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None, runs: Path | None) -> None:
     """Run the job's plans; write and show what came of them."""
     from executor.runfile import run_file
+    from executor.runs import KeptRun
     from profiles.artifacts import dump, write_text
     from profiles.errors import ToleranceError
     from profiles.launcher import launch
 
+    kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
     with console.progress(out, f"{len(job.order.chosen)} plans") as advance:
 
         def follow(report: Report) -> None:
             advance(report.fraction, report.text)
             if verbose and report.line:
                 out.print(report.line, markup=False)
+            if kept is not None and report.values:
+                kept.append(report.values)
 
         fields = launch(
             "executor.session:run_order",
@@ -98,6 +106,8 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     text = dump("run", result)
     if output is not None:
         write_text(output, text)
+    if kept is not None:
+        out.print(f"kept as {kept.write(text)}", markup=False, highlight=False, soft_wrap=True)
     if json_output:
         console.print_json(text)
     _show(result, job.file, out, output)

@@ -19,7 +19,7 @@ from executor.parts import median_parts, median_spans, step_seconds
 from executor.reference import check_losses, reference_losses
 from executor.runner import PEAK_KINDS, Outcome, Runner
 from planner.choices import Plan
-from planner.prediction import Candidate, PlanFile
+from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
 from profiles.errors import ToleranceError
 from profiles.rank import Rank, join_group, report
@@ -135,24 +135,42 @@ def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Cand
 
 def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
     order = session.order
+    predictions = {candidate.plan.id: candidate.prediction for candidate in session.candidates}
     for start in range(0, order.num_steps, BLOCK_STEPS):
         block = min(BLOCK_STEPS, order.num_steps - start)
         for index, runner in enumerate(runners):
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / order.num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
-            report(min(fraction, 1.0), runner.plan.id, _log_line(session, runner, block))
+            values = _log_values(session, runner, predictions[runner.plan.id], block)
+            report(min(fraction, 1.0), runner.plan.id, _log_line(values), values)
 
 
-def _log_line(session: Session, runner: Runner, block: int) -> str:
-    """A block of steps in the words of a training log. `tflops` counts six FLOPs per parameter and token."""
+def _log_values(session: Session, runner: Runner, prediction: Prediction, block: int) -> dict[str, Any]:
+    """A block of steps in the words of a training log: per step and device, but for `tps`, which is of the whole job.
+
+    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names.
+    """
     seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
     tokens = runner.plan.global_batch_size * session.file.sequence_length / seconds
     flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
-    loss = runner.latest_loss()
+    return {
+        "plan": runner.plan.id,
+        "step": len(runner.losses),
+        "loss": runner.latest_loss(),
+        "memory_gib": runner.peak_bytes / 2**30,
+        "seconds": seconds,
+        "tps": tokens,
+        "tflops": flops / 1e12,
+        "mfu": prediction.mfu * prediction.step_seconds / seconds,
+    }
+
+
+def _log_line(values: dict[str, Any]) -> str:
+    loss = "on the last stage" if values["loss"] is None else f"{values['loss']:.4f}"
     return (
-        f"{runner.plan.id}  step: {len(runner.losses)}  loss: {'on the last stage' if loss is None else f'{loss:.4f}'}"
-        f"  memory: {runner.peak_bytes / 2**30:.2f}GiB  tps: {tokens:,.0f}  tflops: {flops / 1e12:.3f}"
+        f"{values['plan']}  step: {values['step']}  loss: {loss}  memory: {values['memory_gib']:.2f}GiB  "
+        f"tps: {values['tps']:,.0f}  tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
     )
 
 

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,11 +60,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Something that rank 0 tells whoever watches: how far it is, what it does, or a line for the log."""
+    """Something that rank 0 tells whoever watches: how far it is, what it does, or a line for the log.
+
+    `values` are what the line says, by name.
+    """
 
     fraction: float
     text: str
     line: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -118,12 +122,13 @@ def unpinned() -> Iterator[None]:
         os.sched_setaffinity(0, pinned)
 
 
-def report(fraction: float, text: str, line: str = "") -> None:
+def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None) -> None:
     """Tell the watching process how far the job is; of rank 0 only, the others' reports are dropped."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.environ.get("RANK", "0") == "0":
         with Path(folder, PROGRESS_FILE).open("a") as stream:
-            stream.write(json.dumps(asdict(Report(fraction=fraction, text=text, line=line))) + "\n")
+            said = Report(fraction=fraction, text=text, line=line, values=values or {})
+            stream.write(json.dumps(asdict(said)) + "\n")
 
 
 def call_entry(entry: str, payload: Any) -> Any:

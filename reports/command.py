@@ -25,7 +25,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN.JSON|RUNS.CSV",
-            help="Runs or rehearsals that `execute` wrote, or a table of runs measured elsewhere, one per line.",
+            help="Runs or rehearsals that `execute` wrote, folders of runs, or a table of runs measured elsewhere.",
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
@@ -57,6 +57,7 @@ def compare(
     from reports.report import build
     from reports.terminal import show
 
+    runs = in_folders(runs)
     if output is not None:
         _check_output(output, [*runs, *([machine] if machine else [])])
     if _are_tables(runs):
@@ -233,6 +234,19 @@ def _check_error(error_fraction: float, tolerance_fraction: float) -> None:
             f"the median error of step times is {format_percent(error_fraction)}, more than the "
             f"{format_percent(tolerance_fraction)} asked for; the report shows which parts are off"
         )
+
+
+def in_folders(paths: Sequence[Path]) -> list[Path]:
+    """The runs of folders in place of them.
+
+    Raises: InputError for a folder without runs.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.run.json")) if path.is_dir() else [path]
+        _refuse(not inside, f"{path} has no runs (*.run.json): `execute --runs {path}` keeps them there")
+        found += inside
+    return found
 
 
 def _are_tables(paths: Sequence[Path]) -> bool:

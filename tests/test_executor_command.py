@@ -15,9 +15,11 @@ from executor.checks import check_devices
 from executor.command import app
 from executor.measurement import RunFile
 from executor.prepare import prepare
+from executor.runs import KeptRun
 from planner.choices import Plan
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
+from reports.command import in_folders, read_sources
 from tests.plan_builders import LLAMA, write_plan_file
 
 SOURCE = Path(__file__).parent.parent
@@ -141,12 +143,41 @@ def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
     assert any("planned only" in note for note in job.notes)  # type: ignore[attr-defined]
 
 
+def check_kept(folder: Path, run: Path) -> None:
+    """The folder has the run and a log of its blocks of steps, and `compare` reads the folder."""
+    (own,), (log,) = folder.glob("*.run.json"), folder.glob("*.log.jsonl")
+    assert own.read_text() == run.read_text()
+    assert own.name.removesuffix(".run.json") == log.name.removesuffix(".log.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # Three plans in blocks of five steps and one.
+    assert [line["plan"] for line in lines] == [plan.id for plan in (STAGES, SPLIT, DATA)] * 2
+    for line in lines:
+        assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu"}
+        assert line["tps"] == pytest.approx(8 * 32 / line["seconds"])
+    (source,) = read_sources(in_folders([folder]))
+    assert source.file == artifacts.read(run, "run", RunFile)
+
+
+def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+    first, second = (KeptRun(tmp_path / "runs", "2026-01-02T03:04:05+00:00", "a model", 2) for _ in range(2))
+    first.append({"step": 1})
+    assert first.write("one").name == "2026-01-02T03-04-05-a-model-2ranks.run.json"
+    assert second.write("two").name == "2026-01-02T03-04-05-a-model-2ranks-2.run.json"
+    assert first.path.read_text() == "one"
+    with pytest.raises(InputError, match="no runs"):
+        in_folders([tmp_path])
+
+
 @pytest.mark.gloo
 def test_runs_measures_and_writes(tmp_path: Path) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
     write_plan_file(plan, STAGES, SPLIT, DATA, baseline=2)
-    done = execute(str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run))
+    kept = tmp_path / "runs"
+    done = execute(
+        str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run), "--runs", str(kept)
+    )
     assert done.returncode == 0, done.stderr
+    check_kept(kept, run)
     assert json.loads(done.stdout) == json.loads(run.read_text())
     assert "tps:" in done.stderr
     result = artifacts.read(run, "run", RunFile)
@@ -177,7 +208,19 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
     write_plan_file(plan, DATA)
     process = subprocess.Popen(
-        [sys.executable, "-m", "executor", str(plan), "--steps", "100000", "-v", "-o", str(run)],
+        [
+            sys.executable,
+            "-m",
+            "executor",
+            str(plan),
+            "--steps",
+            "100000",
+            "-v",
+            "-o",
+            str(run),
+            "--runs",
+            str(tmp_path),
+        ],
         cwd=SOURCE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -202,6 +245,9 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
     assert not alive
     assert not run.exists()
     assert not list(tmp_path.glob(".run.json*"))
+    # What had been said of it is kept, and no run that did not end.
+    assert [path.read_text().count("\n") > 0 for path in tmp_path.glob("*.log.jsonl")] == [True]
+    assert not list(tmp_path.glob("*.run.json"))
 
 
 @pytest.mark.gloo

@@ -1,0 +1,63 @@
+"""A folder of runs: one file per run for `compare`, and beside it the log of its steps, a JSON object a line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from profiles.artifacts import write_text
+from profiles.errors import EnvironmentFailure
+
+RUN, LOG = ".run.json", ".log.jsonl"
+
+
+class KeptRun:
+    """One run's place in a folder; nothing is made before there is something to say."""
+
+    def __init__(self, folder: Path, started: str, model: str, num_ranks: int) -> None:
+        self._is_claimed = False
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{started.split('+')[0]}-{model}-{num_ranks}ranks")
+        self._folder, self._name = folder, name
+
+    @property
+    def path(self) -> Path:
+        """Where the run file is, or will be: under a name that no other run has."""
+        return self._folder / f"{self._name}{RUN}"
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Add a line to the log at once, so that a run that is killed leaves what it had said.
+
+        Raises: EnvironmentFailure where the folder cannot be written to.
+        """
+        self._claim()
+        try:
+            with (self._folder / f"{self._name}{LOG}").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot write the log in {self._folder}: {error.strerror}") from error
+
+    def write(self, text: str) -> Path:
+        """Write the run file whole."""
+        self._claim()
+        write_text(self.path, text)
+        return self.path
+
+    def _claim(self) -> None:
+        """Take a name that no run has; a log file of ours is the sign that it is taken."""
+        if self._is_claimed:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                name = self._name if number == 1 else f"{self._name}-{number}"
+                try:
+                    (self._folder / f"{name}{LOG}").touch(exist_ok=False)
+                except FileExistsError:
+                    continue
+                self._name, self._is_claimed = name, True
+                return
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot write to {self._folder}: {error.strerror}") from error
