@@ -44,6 +44,10 @@ def execute(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the run and its log here; `compare DIR` reads them."),
     ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Save checkpoints here.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, of this layout or another.")] = False,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Start the ranks again so often when one dies.")] = 0,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
@@ -60,6 +64,7 @@ def execute(
     if rehearse or rank is not None or all_stages:
         _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
         return
+    from executor.checkpoint import checkpoints_of
     from executor.prepare import prepare
     from profiles.artifacts import ensure_writable
     from profiles.job import is_main_process
@@ -67,7 +72,8 @@ def execute(
     out = console.console(json_output)
     if output is not None:
         ensure_writable(output)
-    job = prepare(plan, steps, warmup, top, with_baseline, data, seed, oversubscribe)
+    checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
+    job = prepare(plan, steps, warmup, top, with_baseline, data, seed, oversubscribe, checkpoints, max_restarts)
     if is_main_process():
         for note in job.notes:
             out.print(f"note: {note}", markup=False)
@@ -98,6 +104,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
             job.file.num_devices,
             job.order.device_kind,
             on_report=follow,
+            max_restarts=job.order.max_restarts,
         )
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 writes.

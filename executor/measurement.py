@@ -29,7 +29,7 @@ class Measurement:
 
     `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
-    first; `spans` of one step, in seconds from its start.
+    first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start.
     """
 
     __pydantic_config__ = STRICT
@@ -42,6 +42,7 @@ class Measurement:
     losses: tuple[float, ...]
     loss_check: LossCheck
     tokens_per_second: float
+    first_step: int = 0
     spans: tuple[Span, ...] = ()
 
 

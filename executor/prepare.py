@@ -7,15 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.checks import check_data, check_devices, check_plan
 from executor.data import default_text, load_text
 from executor.session import Order
 from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
-from profiles.errors import PlanError
+from profiles.errors import InputError, PlanError
 from profiles.fingerprint import current_device_kind, current_fingerprint
-from profiles.workloads import load_workload
+from profiles.workloads import Workload, load_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ def prepare(
     data: Path | None,
     seed: int,
     oversubscribe: bool,
+    checkpoints: Checkpoints | None = None,
+    max_restarts: int = 0,
 ) -> Job:
     """Read and check everything.
 
@@ -52,10 +55,14 @@ def prepare(
     file = artifacts.read(plan_path, "plan", PlanFile)
     chosen, notes = choose(file, top, with_baseline)
     device_kind = current_device_kind()
+    if checkpoints is not None and len(chosen) > 1:
+        raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload)
     for index in chosen:
         check_plan(file.candidates[index].plan, file, workload)
     check_data(file, workload)
+    if checkpoints is not None and checkpoints.resume:
+        notes.append(_resumed(checkpoints, file.candidates[chosen[0]].plan, workload, seed))
     path = default_text() if data is None else data
     load_text(path, file.sequence_length, seed)
     oversubscribed = check_devices(file.num_devices, device_kind, oversubscribe)
@@ -71,12 +78,27 @@ def prepare(
             seed=seed,
             data_file=str(path.resolve()),
             device_kind=device_kind,
+            checkpoints=checkpoints,
+            max_restarts=max_restarts,
         ),
         data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),
         oversubscribed=oversubscribed,
         notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> str:
+    """Where the run goes on from.
+
+    Raises: ArtifactError for a checkpoint that cannot be read, InputError for one of another run.
+    """
+    path = latest(Path(checkpoints.folder))
+    if path is None:
+        return f"no checkpoint in {checkpoints.folder} yet: starting from the first step"
+    found = read_progress(path)
+    check_progress(path, found, progress_of(plan, workload, seed, found.step))
+    return f"going on from step {found.step}, {path}"
 
 
 def checked(path: Path) -> tuple[PlanFile, Candidate]:

@@ -52,7 +52,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
                 _step(trainer, ledger, sequence_length)
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise PlanError(f"plan {plan.id} cannot run on rank {rank}: {_first_line(error)}") from error
-            moments = [value for state in trainer.moments for value in state.values()]
+            moments = [value for own in trainer.moments_by_parameter.values() for value in own.values()]
             result = Rehearsed(
                 rank=rank,
                 place=asdict(coordinates(plan, rank)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from executor.actions import StepTrace
+from executor.checkpoint import (
+    Checkpoints,
+    Progress,
+    check_progress,
+    latest,
+    progress_of,
+    read_progress,
+    restore,
+    save,
+)
 from executor.data import Text
 from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
@@ -40,8 +51,17 @@ class Outcome:
 class Runner:
     """A plan being run on this rank; all ranks call the same methods in the same order."""
 
-    def __init__(self, plan: Plan, workload: Workload, rank: Rank, text: Text, meshes: Meshes) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        workload: Workload,
+        rank: Rank,
+        text: Text,
+        meshes: Meshes,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.plan, self.workload, self.rank, self.text = plan, workload, rank, text
+        self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
         self.losses: list[Tensor | None] = []
         self.traces: list[StepTrace] = []
@@ -96,15 +116,33 @@ class Runner:
 
     def _build_and_step(self, num_steps: int) -> None:
         self.trainer = Trainer(self.plan, self.workload, self.rank, self.text.seed, self.mesh)
+        if self.checkpoints is not None and self.checkpoints.resume:
+            self._go_on(Path(self.checkpoints.folder))
         for _ in range(num_steps):
             self._step()
 
+    def _go_on(self, folder: Path) -> None:
+        """Restore the newest checkpoint, where there is one."""
+        path = latest(folder)
+        if path is None:
+            return
+        found = read_progress(path)
+        check_progress(path, found, self._progress(found.step))
+        restore(path, self.trainer)
+        self.first_step = found.step
+
+    def _progress(self, step: int) -> Progress:
+        return progress_of(self.plan, self.workload, self.text.seed, step)
+
     def _step(self, wait: bool = False) -> StepTrace:
-        batch = self.text.batch(len(self.losses), self.plan.global_batch_size)
+        batch = self.text.batch(self.first_step + len(self.losses), self.plan.global_batch_size)
         if wait:
             dist.barrier()
         loss, trace = self.trainer.step(*batch)
         self.losses.append(loss)
+        done = self.first_step + len(self.losses)
+        if self.checkpoints is not None and self.checkpoints.is_due(done):
+            save(Path(self.checkpoints.folder), self._progress(done), self.trainer)
         return trace
 
     def _tensor_comm_seconds(self) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch.distributed as dist
 
+from executor.checkpoint import Checkpoints
 from executor.data import Text, load_text
 from executor.measurement import Measurement
 from executor.mesh import Meshes
@@ -22,7 +23,7 @@ from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
 from profiles.errors import ToleranceError
-from profiles.rank import Rank, join_group, report
+from profiles.rank import Rank, join_group, num_restarts, report
 from profiles.workloads import Workload, load_workload
 
 BLOCK_STEPS = 5
@@ -34,7 +35,10 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a launch is asked to do; `chosen` are indices of the plan file's candidates."""
+    """What a launch is asked to do; `chosen` are indices of the plan file's candidates.
+
+    `checkpoints`, of one plan alone; ranks that are started again go on from the newest.
+    """
 
     __pydantic_config__ = artifacts.STRICT
 
@@ -44,6 +48,8 @@ class Order:
     seed: int
     data_file: str
     device_kind: str
+    checkpoints: Checkpoints | None = None
+    max_restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,8 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
     with join_group(order.device_kind, TIMEOUT_SECONDS) as rank:
+        if order.checkpoints is not None and num_restarts():
+            order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
         session = Session(
             file=file,
             order=order,
@@ -100,7 +108,10 @@ def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list
     measurements: list[Measurement] = []
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
-            Runner(candidate.plan, session.workload, session.rank, session.text, session.meshes) for candidate in group
+            Runner(
+                candidate.plan, session.workload, session.rank, session.text, session.meshes, session.order.checkpoints
+            )
+            for candidate in group
         ]
         for index, runner in enumerate(runners):
             done = len(measurements) / len(session.order.chosen)
@@ -156,7 +167,7 @@ def _log_values(session: Session, runner: Runner, prediction: Prediction, block:
     flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
     return {
         "plan": runner.plan.id,
-        "step": len(runner.losses),
+        "step": runner.first_step + len(runner.losses),
         "loss": runner.latest_loss(),
         "memory_gib": runner.peak_bytes / 2**30,
         "seconds": seconds,
@@ -191,7 +202,8 @@ def _measurement(session: Session, runner: Runner, references: dict[str, tuple[f
             peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
             peak_kind=PEAK_KINDS[session.order.device_kind],
             losses=losses,
-            loss_check=check_losses(runner.plan, losses, references.get(runner.plan.precision, ())),
+            loss_check=check_losses(runner.plan, losses, references.get(runner.plan.precision, ()), runner.first_step),
+            first_step=runner.first_step,
             tokens_per_second=tokens * len(seconds) / sum(seconds),
             spans=median_spans(ranks),
         )

@@ -61,10 +61,12 @@ def launch(
     device_kind: str,
     *,
     on_report: Callable[[Report], None] | None = None,
+    max_restarts: int = 0,
 ) -> Any:
     """Run `entry` ("package.module:function") on the JSON-able `payload` in `num_ranks` processes; rank 0's return.
 
     Under torchrun or Slurm this process is one of the ranks: it runs the entry itself, and other ranks get None.
+    Where a rank dies, all are started again up to `max_restarts` times; the entry asks `profiles.rank.num_restarts`.
     `on_report` is called, on another thread, with what rank 0 passes to `profiles.rank.report`.
 
     Raises: RankFailure for a rank that dies; the error itself where it is one of ours; EnvironmentFailure where ranks
@@ -75,7 +77,7 @@ def launch(
         with _environment({FOLDER_VARIABLE: str(folder)}), _watched(folder, on_report):
             if in_job():
                 return _join(entry, payload, num_ranks)
-            return _spawn(entry, payload, num_ranks, device_kind, folder)
+            return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,13 +91,13 @@ def _join(entry: str, payload: Any, num_ranks: int) -> Any:
     return value if is_main_process() else None
 
 
-def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: Path) -> Any:
+def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: Path, max_restarts: int) -> Any:
     payload_file = folder / "payload.json"
     payload_file.write_text(json.dumps(payload))
     arguments = ("-P", "-m", "profiles.rank", entry, str(payload_file), str(folder))
     try:
         with _environment(_rank_environment(device_kind)), _quiet():
-            elastic_launch(_config(num_ranks, folder), entrypoint=sys.executable)(*arguments)
+            elastic_launch(_config(num_ranks, folder, max_restarts), entrypoint=sys.executable)(*arguments)
     except ChildFailedError as error:
         # Codes of the ranks that were seen to fail; those the launcher stopped afterwards carry its SIGTERM.
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
@@ -111,7 +113,7 @@ def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: P
     return json.loads(result_path(folder, 0).read_text())
 
 
-def _config(num_ranks: int, folder: Path) -> LaunchConfig:
+def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -120,7 +122,7 @@ def _config(num_ranks: int, folder: Path) -> LaunchConfig:
         rdzv_backend="c10d",
         rdzv_endpoint=f"{LOOPBACK}:{_port()}",
         local_addr=LOOPBACK,
-        max_restarts=0,
+        max_restarts=max_restarts,
         monitor_interval=POLL_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL),
     )

@@ -88,6 +88,7 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
             "gloo" if device_kind == "cpu" else "nccl",
             timeout=datetime.timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
+            **_own_store(timeout_seconds),
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
@@ -120,6 +121,25 @@ def unpinned() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, pinned)
+
+
+def num_restarts() -> int:
+    """How often the ranks of this job have been started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _own_store(timeout_seconds: float) -> dict[str, Any]:
+    """Where ranks that were started again meet: the agent's store has the addresses of those before them still."""
+    if not num_restarts():
+        return {}
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+    )
+    own = dist.PrefixStore(f"attempt-{num_restarts()}", store)  # type: ignore[attr-defined]
+    return {"store": own, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None) -> None:
@@ -191,6 +211,8 @@ def main() -> None:
         os._exit(1)
 
     sys.excepthook = leave_word
+    # Of an attempt before this one.
+    failure_path(folder, rank).unlink(missing_ok=True)
     value = call_entry(entry, json.loads(Path(payload_file).read_text()))
     path = result_path(folder, rank)
     path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None))

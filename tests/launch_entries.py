@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import PlanError
-from profiles.rank import join_group, report
+from profiles.rank import join_group, num_restarts, report
 
 
 def add_up(payload: dict[str, Any]) -> dict[str, Any]:
@@ -41,3 +41,15 @@ def sleep(_: object) -> None:
     with join_group("cpu"):
         report(0.1, "asleep")
         time.sleep(120)
+
+
+def die_once(payload: dict[str, Any]) -> int:
+    """Rank 1 is killed in the first attempt; in the second all ranks meet again."""
+    with join_group("cpu") as rank:
+        if not num_restarts():
+            if rank.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        return int(total) * num_restarts()

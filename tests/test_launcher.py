@@ -153,3 +153,7 @@ def test_wrong_number_of_joined_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentFailure, match="has 3 processes, but 2"):
         launch("tests.launch_entries:add_up", {}, 2, "cpu")
     assert time.monotonic() - begun < 60
+
+
+def test_ranks_are_started_again() -> None:
+    assert launch("tests.launch_entries:die_once", {}, 2, "cpu", max_restarts=1) == 2

@@ -1,0 +1,167 @@
+"""Checkpoints: weights and moments by the names that one device would give them, saved and restored by torch's DCP.
+
+Every rank writes what it holds; a checkpoint of one layout can be read by another, since names are global and shards
+know their place. A checkpoint is a folder that gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.tensor import DTensor
+
+from executor.trainer import Trainer
+from planner.choices import Plan
+from profiles.artifacts import STRICT, validate, write_text
+from profiles.errors import ArtifactError, InputError
+from profiles.workloads import Workload
+
+FOLDER = re.compile(r"step-(\d{8})")
+# The newest, and the one before: where the disk fills up while one is saved, the other is still whole.
+NUM_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch."""
+
+    __pydantic_config__ = STRICT
+
+    step: int
+    model: str
+    seed: int
+    global_batch_size: int
+    fused_parts_split: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Where checkpoints go, after every how many steps, and whether to go on from the newest of them."""
+
+    __pydantic_config__ = STRICT
+
+    folder: str
+    every: int
+    resume: bool = False
+
+    def is_due(self, num_steps: int) -> bool:
+        """Whether a checkpoint is saved after so many steps."""
+        return num_steps % self.every == 0
+
+
+def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: int) -> Checkpoints | None:
+    """What options ask for.
+
+    Raises: InputError where one of them needs a folder.
+    """
+    if folder is None:
+        if resume or max_restarts:
+            raise InputError("--resume and --max-restarts go on from checkpoints: give --checkpoint DIR")
+        return None
+    return Checkpoints(folder=str(folder.resolve()), every=every, resume=resume)
+
+
+def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
+    """What a checkpoint of a run is of."""
+    # A fused query-key-value is cut so that each rank has a part of each: another degree would read other rows.
+    is_fused = any("colwise_qkv" in layer.styles.values() for layer in workload.layers)
+    return Progress(
+        step=step,
+        model=workload.spec.digest,
+        seed=seed,
+        global_batch_size=plan.global_batch_size,
+        fused_parts_split=plan.tensor_parallel if is_fused else 1,
+    )
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder."""
+    found = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def read_progress(path: Path) -> Progress:
+    """What a checkpoint is of.
+
+    Raises: ArtifactError where the folder is no checkpoint of ours.
+    """
+    try:
+        fields = json.loads((path / "progress.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is no checkpoint of this program: {error}") from error
+    return validate(fields, Progress, str(path))
+
+
+def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
+    """Hold a checkpoint against the run that wants to go on from it.
+
+    Raises: InputError that names what differs.
+    """
+    for name in ("model", "seed", "global_batch_size", "fused_parts_split"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise InputError(
+                f"{path} has {name}={getattr(found, name)}, the run {getattr(wanted, name)}: its losses would be others"
+            )
+
+
+def save(folder: Path, progress: Progress, trainer: Trainer) -> None:
+    """Write a checkpoint; collective. What is half written has another name, and goes with the next one."""
+    whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
+    if dist.get_rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    dcp_save(state_of(trainer), checkpoint_id=part)
+    if dist.get_rank() == 0:
+        write_text(part / "progress.json", json.dumps(asdict(progress)))
+        shutil.rmtree(whole, ignore_errors=True)
+        part.rename(whole)
+        for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def restore(path: Path, trainer: Trainer) -> None:
+    """Read a checkpoint into a trainer that has taken no step; collective."""
+    dcp_load(state_of(trainer), checkpoint_id=path)
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Weights and moments by global name, as tensors that know their place; moments that are not there yet are made."""
+    state: dict[str, Any] = {}
+    moments = trainer.moments_by_parameter
+    for index, parameters in trainer.named_parameters.items():
+        for path, parameter in parameters.items():
+            _, position, rest = path.removeprefix("module.").split(".", 2)
+            name = f"{trainer.plan.stage_bounds[index] + int(position)}.{rest}"
+            state[f"model.{name}"] = _placed(parameter, parameter)
+            if not trainer.updates(parameter):
+                continue
+            own = moments.setdefault(parameter, {})
+            if not own:
+                own["step"] = torch.zeros((), dtype=torch.float32)
+                own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+            state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+    return state
+
+
+def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`value` with its place in the whole tensor, where it is a part that does not know it.
+
+    DDP keeps the local parts of DTensors under the attribute `_st_info`.
+    """
+    value = value.detach()
+    layout = getattr(parameter, "_st_info", None)
+    if layout is None or isinstance(value, DTensor) or value.dim() == 0:
+        return value
+    return DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)

@@ -1,0 +1,153 @@
+"""Checkpoints: what goes on from one is what would have gone on without, on the same layout or on another."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from executor.checkpoint import Progress, check_progress, checkpoints_of, latest, progress_of, read_progress
+from executor.command import app
+from executor.measurement import RunFile
+from planner.choices import Plan
+from profiles import artifacts
+from profiles.errors import ArtifactError, InputError
+from profiles.launcher import launch
+from profiles.workloads import load_workload
+from tests.parity_cases import two_ranks
+from tests.plan_builders import GPT2, LLAMA, write_plan_file
+
+RUNNER = CliRunner()
+DATA = Plan(data_parallel=2, micro_batch_size=4)
+STAGES = Plan(pipeline_parallel=2, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 3))
+# AdamW divides by the root of small numbers: what another order of sums changes grows from step to step.
+TOLERANCE = 1e-4
+
+
+def mean(ranks: list[dict[str, Any]], which: str) -> list[float]:
+    """Losses of the global batch: replicas have slices of it, tensor ranks all of it."""
+    rows = [rank[which] for rank in ranks if rank[which][0] is not None]
+    return [sum(values) / len(values) for values in zip(*rows, strict=True)]
+
+
+def check_pairs(pairs: list[tuple[Plan, Plan]], folder: Path) -> None:
+    payload = {"pairs": [(asdict(first), asdict(second)) for first, second in pairs], "folder": str(folder)}
+    results = launch("tests.checkpoint_entries:save_and_go_on", payload, 2, "cpu")
+    for (first, second), ranks in zip(pairs, results, strict=True):
+        what = f"{first.id} -> {second.id}"
+        after, restored = mean(ranks, "after"), mean(ranks, "restored")
+        assert restored == pytest.approx(after, rel=TOLERANCE), what
+        assert after[0] < mean(ranks, "before")[0], what
+
+
+def layouts(step: int) -> list[Plan]:
+    """Every way of using two ranks that parity is tested on."""
+    cases = [p for name, p in two_ranks(complete=False) if name == "llama" and p.precision == "fp32"]
+    return [plan for plan in cases if plan.recompute == "none"][::step]
+
+
+@pytest.mark.gloo
+def test_another_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    own = layouts(3)
+    check_pairs([(DATA, DATA), *zip(own, own[1:] + own[:1], strict=True)], tmp_path)
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_every_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    own = layouts(1)
+    check_pairs([*zip(own, own, strict=True), *zip(own, own[1:] + own[:1], strict=True)], tmp_path)
+
+
+def execute(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "executor", *arguments, "--warmup", "0"]
+
+
+def losses_of(path: Path) -> tuple[int, tuple[float, ...]]:
+    (run,) = artifacts.read(path, "run", RunFile).runs
+    return run.measurement.first_step, run.measurement.losses
+
+
+@pytest.mark.gloo
+def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> None:
+    plan, whole, broken, saved = (tmp_path / name for name in ("plan.json", "whole.json", "broken.json", "saved"))
+    write_plan_file(plan, DATA)
+    process = subprocess.Popen(
+        execute(
+            str(plan), "--steps", "50", "-o", str(broken), "--checkpoint", str(saved), "--checkpoint-every", "10",
+            "--max-restarts", "1", "--runs", str(tmp_path / "runs"),
+        ),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while latest(saved) is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    next(rank for rank in ranks if "profiles.rank" in " ".join(rank.cmdline())).kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    first, losses = losses_of(broken)
+    assert first > 0
+    assert first % 10 == 0
+    done = subprocess.run(
+        execute(str(plan), "--steps", str(first + 9), "-o", str(whole)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    _, undisturbed = losses_of(whole)
+    assert losses[:8] == pytest.approx(undisturbed[first : first + 8], rel=TOLERANCE)
+    # The stages of a pipeline go on from what replicas had saved.
+    write_plan_file(plan, STAGES)
+    resumed = RUNNER.invoke(
+        app, [str(plan), "--steps", "3", "--warmup", "0", "-o", str(broken), "--checkpoint", str(saved), "--resume"]
+    )
+    assert resumed.exit_code == 0, (resumed.output, resumed.exception)
+    assert f"going on from step {first + len(losses) - (first + len(losses)) % 10}" in " ".join(resumed.output.split())
+
+
+def test_only_whole_checkpoints_are_found(tmp_path: Path) -> None:
+    assert latest(tmp_path / "none") is None
+    for name in ("step-00000005", "step-00000010", ".step-00000015.part", "step-12"):
+        (tmp_path / name).mkdir()
+    assert latest(tmp_path) == tmp_path / "step-00000010"
+    with pytest.raises(ArtifactError, match="no checkpoint of this program"):
+        read_progress(tmp_path / "step-00000010")
+    (tmp_path / "step-00000010" / "progress.json").write_text(json.dumps({"step": 1, "colour": "blue"}))
+    with pytest.raises(ArtifactError):
+        read_progress(tmp_path / "step-00000010")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "other"}, {"global_batch_size": 4}])
+def test_a_checkpoint_of_another_run_is_refused(change: dict[str, Any]) -> None:
+    own = Progress(step=5, model="llama", seed=0, global_batch_size=8)
+    check_progress(Path("here"), own, own)
+    with pytest.raises(InputError, match=f"here has {next(iter(change))}="):
+        check_progress(Path("here"), Progress(**{**asdict(own), **change}), own)
+
+
+def test_fused_parts_are_not_read_by_another_degree() -> None:
+    one, two = (progress_of(Plan(tensor_parallel=degree), load_workload(GPT2), 0, 5) for degree in (1, 2))
+    with pytest.raises(InputError, match="fused_parts_split"):
+        check_progress(Path("here"), one, two)
+    same = [progress_of(Plan(tensor_parallel=degree), load_workload(LLAMA), 0, 5) for degree in (1, 2)]
+    check_progress(Path("here"), *same)
+
+
+def test_options_that_need_a_folder_are_refused() -> None:
+    assert checkpoints_of(None, 10, resume=False, max_restarts=0) is None
+    with pytest.raises(InputError, match="--checkpoint DIR"):
+        checkpoints_of(None, 10, resume=True, max_restarts=0)
+
+
+def test_checkpoints_are_of_one_plan(tmp_path: Path) -> None:
+    plan = write_plan_file(tmp_path / "plan.json", DATA, STAGES)
+    done = RUNNER.invoke(app, [str(plan), "--top", "2", "--checkpoint", str(tmp_path / "saved")])
+    assert isinstance(done.exception, InputError)
+    assert "--top 1" in str(done.exception)
