@@ -58,8 +58,12 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     if emit is not None:
-        options = _options(steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed)
-        _emit(plan, emit, gpus_per_node, image, (*options, "-o", "run.json"), output)
+        options = _options(
+            steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
+            oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume,
+            checkpoint_every=checkpoint_every if checkpoint else None,
+        )  # fmt: skip
+        _emit(plan, emit, gpus_per_node, image, (*options, "-o", "run.json"), max_restarts, output)
         return
     if rehearse or rank is not None or all_stages:
         _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
@@ -104,7 +108,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
             job.file.num_devices,
             job.order.device_kind,
             on_report=follow,
-            max_restarts=job.order.max_restarts,
+            max_restarts=job.max_restarts,
         )
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 writes.
@@ -133,7 +137,13 @@ def _options(**chosen: object) -> tuple[str, ...]:
 
 
 def _emit(
-    plan: Path, kind: str, gpus_per_node: int | None, image: str, arguments: tuple[str, ...], output: Path | None
+    plan: Path,
+    kind: str,
+    gpus_per_node: int | None,
+    image: str,
+    arguments: tuple[str, ...],
+    max_restarts: int,
+    output: Path | None,
 ) -> None:
     from executor.emit import emit
     from executor.prepare import checked
@@ -142,7 +152,7 @@ def _emit(
     if output is not None:
         ensure_writable(output)
     file, candidate = checked(plan)
-    text = emit(kind, file, candidate, str(plan), arguments, gpus_per_node, image)
+    text = emit(kind, file, candidate, str(plan), arguments, gpus_per_node, image, max_restarts)
     if output is None:
         console.print_json(text)
     else:

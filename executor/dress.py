@@ -18,6 +18,7 @@ from executor.rehearsal import rehearse
 from executor.rehearsed import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
 from planner.choices import Plan
 from planner.prediction import PlanFile, Prediction
+from planner.topology import first_group
 from planner.volumes import volumes
 from profiles import artifacts
 from profiles.errors import InputError
@@ -78,14 +79,10 @@ def _ranks(plan: Plan, prediction: Prediction, file: PlanFile, rank: int | None,
         if not 0 <= rank < file.num_devices:
             raise InputError(f"--rank {rank}: the plan has ranks 0 to {file.num_devices - 1}")
         return [rank]
-    # The first rank of a stage: neighbours on the axes inside the pipeline lie between stages.
-    stride = 1
-    for axis in plan.axis_order[: plan.axis_order.index("pipeline")] if plan.pipeline_parallel > 1 else ():
-        stride *= plan.degree(axis)
-    places = range(plan.pipeline_parallel)
-    if not all_stages:
-        places = [max(places, key=lambda place: _peak_bytes(plan, prediction, place))]  # type: ignore[assignment]
-    return [place * stride for place in places]
+    first = first_group(plan, "pipeline")
+    if all_stages:
+        return list(first)
+    return [first[max(range(len(first)), key=lambda place: _peak_bytes(plan, prediction, place))]]
 
 
 def _peak_bytes(plan: Plan, prediction: Prediction, place: int) -> float:

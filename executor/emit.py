@@ -20,11 +20,10 @@ from profiles.devices import catalogue_names, load_device
 from profiles.errors import InputError, UnknownNameError
 
 PORT = 29500
-# Names under which SkyPilot's catalogue has the cards. Source: docs.skypilot.co, `sky show-gpus`.
+# Names under which SkyPilot's catalogue has the cards. Source: docs.skypilot.co, "GPUs and Accelerators".
 SKYPILOT_NAMES = {
-    "h100-sxm": "H100", "h200-sxm": "H200", "b200-sxm": "B200", "a100-sxm-40gb": "A100", "a100-sxm-80gb": "A100-80GB",
+    "h100-sxm": "H100", "h200-sxm": "H200", "a100-sxm-40gb": "A100", "a100-sxm-80gb": "A100-80GB", "gh200": "GH200",
     "v100-sxm-16gb": "V100", "v100-sxm-32gb": "V100-32GB", "l4": "L4", "l40s": "L40S", "a10g": "A10G", "a10": "A10",
-    "mi300x": "MI300X", "gh200": "GH200", "rtx-4090": "RTX4090",
 }  # fmt: skip
 LONGEST_NAME = 50
 
@@ -41,11 +40,17 @@ class Job:
     ranks_per_node: int
     arguments: tuple[str, ...]
     image: str
+    max_restarts: int
 
     @property
     def command(self) -> str:
         """What every rank runs, but for how it is started."""
         return shlex.join(["-m", "executor", self.plan_path, *self.arguments])
+
+    @property
+    def torchrun(self) -> str:
+        """The launcher, which starts ranks again where that was asked for."""
+        return f"torchrun --max-restarts {self.max_restarts}" if self.max_restarts else "torchrun"
 
 
 def emit(
@@ -56,6 +61,7 @@ def emit(
     arguments: tuple[str, ...],
     ranks_per_node: int | None,
     image: str,
+    max_restarts: int = 0,
 ) -> str:
     """The text of the job file.
 
@@ -79,6 +85,7 @@ def emit(
         ranks_per_node=own,
         arguments=arguments,
         image=image,
+        max_restarts=max_restarts,
     )
     return KINDS[kind](job)
 
@@ -94,7 +101,7 @@ def _torchrun(job: Job) -> str:
     if job.num_nodes == 1:
         return (
             f"#!/usr/bin/env bash\n# {_about(job)}\nset -euo pipefail\n"
-            f"exec torchrun --standalone --nproc-per-node {job.ranks_per_node} {job.command}\n"
+            f"exec {job.torchrun} --standalone --nproc-per-node {job.ranks_per_node} {job.command}\n"
         )
     return f"""#!/usr/bin/env bash
 # {_about(job)}
@@ -102,12 +109,14 @@ def _torchrun(job: Job) -> str:
 # neighbours. MASTER_ADDR is the address of node 0.
 set -euo pipefail
 : "${{NODE_RANK:?the number of this node, 0 to {job.num_nodes - 1}}}" "${{MASTER_ADDR:?the address of node 0}}"
-exec torchrun --nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --node-rank "$NODE_RANK" \\
+exec {job.torchrun} --nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --node-rank "$NODE_RANK" \\
     --master-addr "$MASTER_ADDR" --master-port "${{MASTER_PORT:-{PORT}}}" {job.command}
 """
 
 
 def _slurm(job: Job) -> str:
+    if job.max_restarts:
+        raise InputError("--max-restarts: srun starts no rank again; submit the job again with --resume")
     gpus = f"#SBATCH --gpus-per-node={job.ranks_per_node}\n" if job.file.machine_device_kind == "cuda" else ""
     return f"""#!/usr/bin/env bash
 # {_about(job)}
@@ -124,17 +133,18 @@ srun --kill-on-bad-exit=1 --label python {job.command}
 
 
 def _kubeflow(job: Job) -> str:
-    """A TrainJob of Kubeflow Trainer v2; the plan travels in the command, so that the image needs the program alone.
+    """A TrainJob of Kubeflow Trainer v2; the plans travel in the command, so that the image needs the program alone.
 
     Source: trainer.kubeflow.org/v1alpha1 as in its custom resource definition and the Trainer's documentation.
     """
-    alone = replace(job.candidate, rank=1, prediction=replace(job.candidate.prediction, spans=()))
-    text = dump("plan", replace(job.file, candidates=(alone,), baseline=-1))
+    # Timelines are long, and nothing that runs reads them.
+    light = tuple(replace(own, prediction=replace(own.prediction, spans=())) for own in job.file.candidates)
+    text = dump("plan", replace(job.file, candidates=light))
     marker = "END_OF_PLAN"
     arguments = shlex.join(job.arguments)
     script = (
         f'PLAN="${{TMPDIR:-/tmp}}/plan.json"\ncat > "$PLAN" <<\'{marker}\'\n{text.rstrip()}\n{marker}\n'
-        f'exec torchrun -m executor "$PLAN" {arguments}\n'
+        f'exec {job.torchrun} -m executor "$PLAN" {arguments}\n'
     )
     trainer: dict[str, Any] = {
         "image": job.image,
@@ -169,7 +179,7 @@ def _skypilot(job: Job) -> str:
     body["setup"] = "command -v execute || pip install trainwright\n"
     body["run"] = (
         'MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n1)\n'
-        f"torchrun --nnodes $SKYPILOT_NUM_NODES --nproc-per-node {job.ranks_per_node} "
+        f"{job.torchrun} --nnodes $SKYPILOT_NUM_NODES --nproc-per-node {job.ranks_per_node} "
         f'--node-rank $SKYPILOT_NODE_RANK --master-addr "$MASTER_ADDR" --master-port {PORT} {job.command}\n'
     )
     return f"# {_about(job)}\n# Start it in a folder that has {job.plan_path}.\n" + _yaml(body)

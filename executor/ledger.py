@@ -121,6 +121,8 @@ class Ledger(LiveTensors):
         name = func.overloadpacket._qualified_op_name
         if name.rpartition("::")[2] in SILENT:
             return
+        if name not in COLLECTIVES:
+            raise RuntimeError(f"{name} is a message that the ledger does not know how to count")
         collective, where = COLLECTIVES[name]
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
         counted = result if where == "result" else given[where]

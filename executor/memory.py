@@ -34,7 +34,6 @@ class LiveTensors(TorchDispatchMode):
         self.peak_bytes = 0
         self._storages: dict[Key, weakref.ref[torch.UntypedStorage]] = {}
         self._bytes: dict[Key, int] = {}
-        self._resize = torch.UntypedStorage.resize_
 
     def __enter__(self) -> Self:
         """Start counting. FSDP frees gathered parameters by resizing their storage, which is no operator."""

@@ -29,6 +29,7 @@ class Job:
     oversubscribed: bool
     notes: tuple[str, ...]
     started: str
+    max_restarts: int = 0
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -61,8 +62,8 @@ def prepare(
     for index in chosen:
         check_plan(file.candidates[index].plan, file, workload)
     check_data(file, workload)
-    if checkpoints is not None and checkpoints.resume:
-        notes.append(_resumed(checkpoints, file.candidates[chosen[0]].plan, workload, seed))
+    if checkpoints is not None:
+        notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, seed)
     path = default_text() if data is None else data
     load_text(path, file.sequence_length, seed)
     oversubscribed = check_devices(file.num_devices, device_kind, oversubscribe)
@@ -79,8 +80,8 @@ def prepare(
             data_file=str(path.resolve()),
             device_kind=device_kind,
             checkpoints=checkpoints,
-            max_restarts=max_restarts,
         ),
+        max_restarts=max_restarts,
         data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),
         oversubscribed=oversubscribed,
         notes=tuple(notes),
@@ -88,17 +89,22 @@ def prepare(
     )
 
 
-def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> str:
-    """Where the run goes on from.
+def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> list[str]:
+    """Where a run that is to go on does so from; one that starts anew must have the folder for itself.
 
     Raises: ArtifactError for a checkpoint that cannot be read, InputError for one of another run.
     """
     path = latest(Path(checkpoints.folder))
+    if not checkpoints.resume:
+        # Its ranks, were they started again, would go on from the other run's.
+        if path is not None:
+            raise InputError(f"--checkpoint {checkpoints.folder} has {path.name}: give --resume, or another folder")
+        return []
     if path is None:
-        return f"no checkpoint in {checkpoints.folder} yet: starting from the first step"
+        return [f"no checkpoint in {checkpoints.folder} yet: starting from the first step"]
     found = read_progress(path)
     check_progress(path, found, progress_of(plan, workload, seed, found.step))
-    return f"going on from step {found.step}, {path}"
+    return [f"going on from step {found.step}, {path}"]
 
 
 def checked(path: Path) -> tuple[PlanFile, Candidate]:

@@ -49,7 +49,6 @@ class Order:
     data_file: str
     device_kind: str
     checkpoints: Checkpoints | None = None
-    max_restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,8 @@ def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
     load_stack(request.stack)
     notes = [f"planned for {cluster.title} with {request.stack}: data sheet and published runs, not measured"]
     sequence, batches = _sizes(request, notes)
+    if request.codecs != ("none",):
+        notes.append("gradients are sent as they are: codecs are not tried across two kinds of devices")
     precision = (request.precisions or ("bf16",))[0]
     found = mixed_answer(
         mixture(request.model, pools, batches[0], sequence, request.stack, precision, cluster.network_gb_per_second),
@@ -124,7 +126,7 @@ def _refuse_for_pools(request: Request, questions: Questions) -> None:
     """Refuse what is not answered across kinds of devices, by name."""
     given = {
         "--why-not": questions.why_not, "--sensitivity": questions.sensitivity, "--tokens": questions.tokens,
-        "--trace": questions.trace_file, "--all": request.all_file,
+        "--trace": questions.trace_file, "--all": request.all_file, "--device": request.device,
         "several --precision": len(request.precisions) > 1, "several --global-batch": len(request.global_batches) > 1,
     }  # fmt: skip
     for name, value in given.items():

@@ -50,6 +50,8 @@ def machine_graph(at: Setting, ranks: Iterable[int]) -> networkx.Graph:
 
 def first_group(plan: Plan, axis: str) -> range:
     """The ranks of the axis's group that rank 0 is in: neighbours on inner axes lie between them."""
+    if plan.degree(axis) == 1:
+        return range(1)
     stride = 1
     for inner in plan.axis_order[: plan.axis_order.index(axis)]:
         stride *= plan.degree(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def find_cluster(text: str) -> Cluster | MixedCluster:
 
 def _has_pools(path: Path) -> bool:
     try:
-        return any(line.strip().startswith("[[pools]]") for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError):
+        return "pools" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False  # read_toml says what is wrong
 
 

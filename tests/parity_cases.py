@@ -102,8 +102,8 @@ def four_ranks(complete: bool) -> list[Case]:
         if complete:
             pairs = list(itertools.product(first, second))
         else:
-            # Every third step along both lists at once, from their ends: the richest options stand there.
-            steps = range(0, max(len(first), len(second)), 3)
+            # Every second step along both lists at once, from their ends: the richest options stand there.
+            steps = range(0, max(len(first), len(second)), 2)
             pairs = [(first[-1 - step % len(first)], second[-1 - step % len(second)]) for step in steps]
         # The llama's two heads for keys and values are too few to be split twice: the rules leave those out.
         cases += [(name, make_plan(*pair)) for pair in pairs for name in (("gpt2", "llama") if complete else ("gpt2",))]

@@ -146,6 +146,14 @@ def test_options_that_need_a_folder_are_refused() -> None:
         checkpoints_of(None, 10, resume=True, max_restarts=0)
 
 
+def test_a_run_that_starts_anew_leaves_another_runs_checkpoints_alone(tmp_path: Path) -> None:
+    plan, saved = write_plan_file(tmp_path / "plan.json", DATA), tmp_path / "saved"
+    (saved / "step-00000090").mkdir(parents=True)
+    done = RUNNER.invoke(app, [str(plan), "--checkpoint", str(saved)])
+    assert isinstance(done.exception, InputError)
+    assert "has step-00000090: give --resume" in str(done.exception)
+
+
 def test_checkpoints_are_of_one_plan(tmp_path: Path) -> None:
     plan = write_plan_file(tmp_path / "plan.json", DATA, STAGES)
     done = RUNNER.invoke(app, [str(plan), "--top", "2", "--checkpoint", str(tmp_path / "saved")])

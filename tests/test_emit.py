@@ -48,6 +48,19 @@ def test_scripts_are_shell_and_name_every_rank(plan_file: Path, kind: str) -> No
     assert "32 ranks on 4 x 8" in text
 
 
+def test_no_option_is_lost(plan_file: Path) -> None:
+    text = emitted(plan_file, "torchrun", "--checkpoint", "saved", "--resume", "--runs", "kept", "--max-restarts", "2")
+    for words in (
+        "--checkpoint saved",
+        "--checkpoint-every 10",
+        "--resume",
+        "--runs kept",
+        "torchrun --max-restarts 2",
+    ):
+        assert words in text
+    assert "--checkpoint" not in emitted(plan_file, "torchrun")
+
+
 def test_slurm_asks_for_a_task_per_rank(plan_file: Path) -> None:
     lines = dict(
         line.removeprefix("#SBATCH --").split("=", 1)
@@ -119,6 +132,7 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
     [
         (["pbs"], UnknownNameError, "slurm"),
         (["slurm", "--gpus-per-node", "5"], InputError, "give a divisor"),
+        (["slurm", "--max-restarts", "1"], InputError, "submit the job again"),
     ],
 )
 def test_what_cannot_be_is_refused(plan_file: Path, arguments: list[str], error: type, words: str) -> None:

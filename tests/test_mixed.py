@@ -197,6 +197,7 @@ def test_the_command_plans_for_pools_named_in_a_file(tmp_path):
         "the 8 x h100-sxm alone", "the 8 x a100-sxm-80gb alone",
     ]  # fmt: skip
     assert "alone would reach" in answer.notes[-1]
+    assert any("codecs are not tried" in note for note in answer.notes)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,7 @@ def test_the_command_plans_for_pools_named_in_a_file(tmp_path):
         (["--cluster", "dgx-h100:8,dgx-a10:8"], "dgx-a100"),
         (["--cluster", "dgx-h100:8,dgx-a100:8", "--sensitivity"], "--sensitivity is not answered"),
         (["--cluster", "dgx-h100:8,dgx-a100:8", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--cluster", "dgx-h100:8,dgx-a100:8", "--device", "h100-sxm"], "--device is not answered"),
         (["--cluster", "nowhere.toml"], "nowhere.toml"),
     ],
 )

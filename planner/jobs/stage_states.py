@@ -13,6 +13,7 @@ from profiles.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
 GATHERED_LAYERS = 2.0
+# Of a whole gradient that FSDP adds up until it is reduced: 32 bits, as the executor's reduce_dtype has it.
 WHOLE_GRADIENT_BYTES = 4.0
 
 

@@ -17,13 +17,10 @@ from planner.space.block import block, step_seconds, straggling
 from planner.space.block_memory import device_bytes
 from planner.space.explore import Place, Space
 from planner.space.placing import placed_footprint
-from planner.space.plans import jobs_at
+from planner.space.plans import KIND_OF, jobs_at
 from planner.space.retime import Retimed, corrections, retimed
 from planner.space.setting import Setting
 from profiles.transformer import Array
-
-# What the laws of memory tell apart and predictions do not.
-KIND_OF = {"logits": "activations", "workspace": "buffers"}
 
 
 def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
