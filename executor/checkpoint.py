@@ -114,8 +114,11 @@ def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
             )
 
 
-def save(folder: Path, progress: Progress, trainer: Trainer) -> None:
-    """Write a checkpoint; collective. What is half written has another name, and goes with the next one."""
+def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
+    """Write a checkpoint and say where; collective.
+
+    What is half written has another name, and goes with the next one.
+    """
     whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
     if dist.get_rank() == 0:
         shutil.rmtree(part, ignore_errors=True)
@@ -129,6 +132,7 @@ def save(folder: Path, progress: Progress, trainer: Trainer) -> None:
         for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
+    return whole
 
 
 def restore(path: Path, trainer: Trainer) -> None:

@@ -48,6 +48,7 @@ def execute(
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, of this layout or another.")] = False,
     max_restarts: Annotated[int, typer.Option(min=0, help="Start the ranks again so often when one dies.")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a rank waits for another in a step.")] = 600.0,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
@@ -58,18 +59,18 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     if emit is not None:
-        options = _options(
+        words = _options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
-            oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume,
+            oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout,
             checkpoint_every=checkpoint_every if checkpoint else None,
         )  # fmt: skip
-        _emit(plan, emit, gpus_per_node, image, (*options, "-o", "run.json"), max_restarts, output)
+        _emit(plan, emit, gpus_per_node, image, (*words, "-o", "run.json"), max_restarts, output)
         return
     if rehearse or rank is not None or all_stages:
         _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
         return
     from executor.checkpoint import checkpoints_of
-    from executor.prepare import prepare
+    from executor.prepare import RunOptions, prepare
     from profiles.artifacts import ensure_writable
     from profiles.job import is_main_process
 
@@ -77,7 +78,11 @@ def execute(
     if output is not None:
         ensure_writable(output)
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
-    job = prepare(plan, steps, warmup, top, with_baseline, data, seed, oversubscribe, checkpoints, max_restarts)
+    options = RunOptions(
+        steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
+        oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout,
+    )  # fmt: skip
+    job = prepare(plan, options)
     if is_main_process():
         for note in job.notes:
             out.print(f"note: {note}", markup=False)

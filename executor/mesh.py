@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from planner.choices import AXES, Plan
-from profiles.rank import unpinned
+from profiles.rank import TIMEOUT_SECONDS, unpinned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,8 @@ class Meshes:
     like one whose process groups are gone would be given those.
     """
 
-    def __init__(self, device_kind: str) -> None:
-        self._device_kind = device_kind
+    def __init__(self, device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._device_kind, self._timeout_seconds = device_kind, timeout_seconds
         self._meshes: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
 
     def of(self, plan: Plan) -> DeviceMesh:
@@ -53,12 +57,30 @@ class Meshes:
         if dims not in self._meshes:
             names, shape = zip(*dims, strict=True)
             with unpinned():
-                mesh = init_device_mesh(self._device_kind, shape, mesh_dim_names=names)
+                mesh = init_device_mesh(
+                    self._device_kind, shape, mesh_dim_names=names, backend_override=self._backends(dims)
+                )
                 if plan.context_parallel > 1:
                     # Made now, because threads of its process group must not be pinned either.
                     _with_context(mesh)
             self._meshes[dims] = mesh
         return self._meshes[dims]
+
+    def _backends(self, dims: Sequence[tuple[str, int]]) -> dict[int | str, Any] | None:
+        """Groups that wait no longer than the job's own, which a dimension of all ranks uses.
+
+        Of themselves they would wait 30 minutes (gloo) or 10 (NCCL), whatever the job's group was told.
+        """
+        backend, limit = dist.get_backend(), datetime.timedelta(seconds=self._timeout_seconds)
+        options: Any
+        if backend == "gloo":
+            options = dist.ProcessGroupGloo.Options(backend, limit)  # type: ignore[call-arg]
+        elif backend == "nccl":
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = limit
+        else:
+            return None
+        return {name: (backend, options) for name, size in dims if size not in (1, dist.get_world_size())}
 
 
 def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:

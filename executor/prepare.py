@@ -16,6 +16,7 @@ from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError
 from profiles.fingerprint import current_device_kind, current_fingerprint
+from profiles.rank import TIMEOUT_SECONDS
 from profiles.workloads import Workload, load_workload
 
 
@@ -37,25 +38,30 @@ class Job:
         return {"file": asdict(self.file), "order": asdict(self.order)}
 
 
-def prepare(
-    plan_path: Path,
-    num_steps: int,
-    num_warmup_steps: int,
-    top: int,
-    with_baseline: bool,
-    data: Path | None,
-    seed: int,
-    oversubscribe: bool,
-    checkpoints: Checkpoints | None = None,
-    max_restarts: int = 0,
-) -> Job:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a user may ask of a run, as the options of `execute` are called."""
+
+    steps: int = 20
+    warmup: int = 3
+    top: int = 1
+    with_baseline: bool = False
+    data: Path | None = None
+    seed: int = 0
+    oversubscribe: bool = False
+    checkpoints: Checkpoints | None = None
+    max_restarts: int = 0
+    timeout: float = TIMEOUT_SECONDS
+
+
+def prepare(plan_path: Path, options: RunOptions) -> Job:
     """Read and check everything.
 
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
     """
     file = artifacts.read(plan_path, "plan", PlanFile)
-    chosen, notes = choose(file, top, with_baseline)
-    device_kind = current_device_kind()
+    chosen, notes = choose(file, options.top, options.with_baseline)
+    device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload)
@@ -63,10 +69,10 @@ def prepare(
         check_plan(file.candidates[index].plan, file, workload)
     check_data(file, workload)
     if checkpoints is not None:
-        notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, seed)
+        notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
     path = default_text() if data is None else data
-    load_text(path, file.sequence_length, seed)
-    oversubscribed = check_devices(file.num_devices, device_kind, oversubscribe)
+    load_text(path, file.sequence_length, options.seed)
+    oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
     notes += _machine_notes(file, device_kind)
@@ -74,14 +80,15 @@ def prepare(
         file=file,
         order=Order(
             chosen=chosen,
-            num_steps=num_steps,
-            num_warmup_steps=num_warmup_steps,
-            seed=seed,
+            num_steps=options.steps,
+            num_warmup_steps=options.warmup,
+            seed=options.seed,
             data_file=str(path.resolve()),
             device_kind=device_kind,
             checkpoints=checkpoints,
+            timeout_seconds=options.timeout,
         ),
-        max_restarts=max_restarts,
+        max_restarts=options.max_restarts,
         data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),
         oversubscribed=oversubscribed,
         notes=tuple(notes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,14 @@ from executor.checkpoint import (
     save,
 )
 from executor.data import Text
+from executor.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
 from executor.parts import RankTraces
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
-from profiles.rank import Rank
+from profiles.rank import TIMEOUT_SECONDS, Rank
 from profiles.workloads import Workload
 
 # The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
@@ -59,10 +61,13 @@ class Runner:
         text: Text,
         meshes: Meshes,
         checkpoints: Checkpoints | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        predicted_bytes: float = 0.0,
     ) -> None:
         self.plan, self.workload, self.rank, self.text = plan, workload, rank, text
         self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
+        self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
         self.losses: list[Tensor | None] = []
         self.traces: list[StepTrace] = []
         self.peak_bytes = 0.0
@@ -98,6 +103,13 @@ class Runner:
                 self.traces.append(self._step(wait=True))
         finally:
             gc.enable()
+        if not is_finite(self.losses[-1]):
+            raise diverged(self.plan, self.num_steps_done, self.latest_loss())
+
+    @property
+    def num_steps_done(self) -> int:
+        """Steps taken since the first of all, those before a checkpoint included."""
+        return self.first_step + len(self.losses)
 
     def latest_loss(self) -> float | None:
         """The newest loss as rank 0's log shows it: this replica's where this rank has it."""
@@ -135,15 +147,38 @@ class Runner:
         return progress_of(self.plan, self.workload, self.text.seed, step)
 
     def _step(self, wait: bool = False) -> StepTrace:
-        batch = self.text.batch(self.first_step + len(self.losses), self.plan.global_batch_size)
+        batch = self.text.batch(self.num_steps_done, self.plan.global_batch_size)
         if wait:
-            dist.barrier()
-        loss, trace = self.trainer.step(*batch)
+            with self._explained(between_steps=True):
+                dist.barrier()
+        with self._explained():
+            loss, trace = self.trainer.step(*batch)
         self.losses.append(loss)
-        done = self.first_step + len(self.losses)
-        if self.checkpoints is not None and self.checkpoints.is_due(done):
-            save(Path(self.checkpoints.folder), self._progress(done), self.trainer)
+        if self.checkpoints is not None:
+            with self._explained(between_steps=True):
+                self._check_in(self.checkpoints)
         return trace
+
+    def _explained(self, *, between_steps: bool = False) -> contextlib.AbstractContextManager[None]:
+        return explained(
+            self.plan,
+            self.rank,
+            self.num_steps_done + 1,
+            self.timeout_seconds,
+            self.predicted_bytes,
+            between_steps=between_steps,
+        )
+
+    def _check_in(self, checkpoints: Checkpoints) -> None:
+        """After a step: save where that is due, or where a rank is asked to stop; never what is no number."""
+        done, folder = self.num_steps_done, Path(checkpoints.folder)
+        is_stopping, has_diverged = agree(self.rank.device, STOP.has_come, not is_finite(self.losses[-1]))
+        if has_diverged:
+            raise diverged(self.plan, done, self.latest_loss(), latest(folder))
+        if is_stopping or checkpoints.is_due(done):
+            path = save(folder, self._progress(done), self.trainer)
+            if is_stopping:
+                raise stopped(self.plan, done, path)
 
     def _tensor_comm_seconds(self) -> float | None:
         """Seconds that one step spends in tensor-parallel collectives, from one more step under the profiler.

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from executor.checkpoint import Checkpoints
 from executor.data import Text, load_text
+from executor.faults import STOP, diverged
 from executor.measurement import Measurement
 from executor.mesh import Meshes
 from executor.parts import median_parts, median_spans, step_seconds
@@ -22,13 +23,12 @@ from executor.runner import PEAK_KINDS, Outcome, Runner
 from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
-from profiles.errors import ToleranceError
-from profiles.rank import Rank, join_group, num_restarts, report
+from profiles.rank import TIMEOUT_SECONDS, Rank, join_group, num_restarts, report, wait_for_first
 from profiles.workloads import Workload, load_workload
 
 BLOCK_STEPS = 5
 # One device works off the reference while the others wait for it.
-TIMEOUT_SECONDS = 1200.0
+REFERENCE_SECONDS = 3600.0
 ROOM_FRACTION = 0.5
 FLOPS_PER_PARAMETER_AND_TOKEN = 6
 
@@ -49,6 +49,7 @@ class Order:
     data_file: str
     device_kind: str
     checkpoints: Checkpoints | None = None
+    timeout_seconds: float = TIMEOUT_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +73,18 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The entry of every rank: run the order on the plan file; rank 0 gives the measurements as JSON-able fields."""
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
-    with join_group(order.device_kind, TIMEOUT_SECONDS) as rank:
-        if order.checkpoints is not None and num_restarts():
-            order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
+    with join_group(order.device_kind, order.timeout_seconds) as rank:
+        if order.checkpoints is not None:
+            STOP.listen()
+            if num_restarts():
+                order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
         session = Session(
             file=file,
             order=order,
             workload=load_workload(file.workload),
             text=load_text(Path(order.data_file), file.sequence_length, order.seed),
             rank=rank,
-            meshes=Meshes(order.device_kind),
+            meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
         references = _references(session)
         measurements = _run_all(session, references)
@@ -99,7 +102,7 @@ def _references(session: Session) -> dict[str, tuple[float, ...]]:
             references[precision] = reference_losses(
                 session.workload, same, session.text, session.rank, session.file.num_parameters
             )
-    dist.barrier()
+    wait_for_first("references", REFERENCE_SECONDS)
     return references
 
 
@@ -108,7 +111,14 @@ def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
             Runner(
-                candidate.plan, session.workload, session.rank, session.text, session.meshes, session.order.checkpoints
+                candidate.plan,
+                session.workload,
+                session.rank,
+                session.text,
+                session.meshes,
+                session.order.checkpoints,
+                session.order.timeout_seconds,
+                candidate.prediction.peak_bytes,
             )
             for candidate in group
         ]
@@ -215,5 +225,5 @@ def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]
     means = tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))
     for step, mean in enumerate(means):
         if not math.isfinite(mean):
-            raise ToleranceError(f"plan {plan.id}: the loss of step {step + 1} is {mean}: training diverged")
+            raise diverged(plan, step + 1, mean)
     return means

@@ -9,6 +9,7 @@ TrainwrightError          1   (a bug, or something unforeseen)
   ToleranceError          4   measured outside the tolerance asked for, or losses that differ
   EnvironmentFailure      5   hardware or optional dependency missing, disk full, port taken
     RankFailure               a rank that died or hung
+  Stopped                 143 (128 + SIGTERM) stopped from outside, with what was done saved
 """
 
 from __future__ import annotations
@@ -67,3 +68,9 @@ class EnvironmentFailure(TrainwrightError):
 
 class RankFailure(EnvironmentFailure):
     """A process of the job died or hung."""
+
+
+class Stopped(TrainwrightError):
+    """The run was asked to end, and saved where it was."""
+
+    exit_code = 143

@@ -70,7 +70,8 @@ def launch(
     `on_report` is called, on another thread, with what rank 0 passes to `profiles.rank.report`.
 
     Raises: RankFailure for a rank that dies; the error itself where it is one of ours; EnvironmentFailure where ranks
-    cannot start; KeyboardInterrupt on Ctrl-C, SystemExit on SIGTERM, with all ranks gone.
+    cannot start; with all ranks gone, KeyboardInterrupt on Ctrl-C and on SIGTERM SystemExit, or Stopped where the entry
+    saved.
     """
     folder = Path(tempfile.mkdtemp(prefix="trainwright-"))
     try:
@@ -105,6 +106,9 @@ def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: P
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
+        failure = _failure(folder, num_ranks, {})
+        if isinstance(failure, errors.Stopped):
+            raise failure from None
         raise SystemExit(128 + error.sigval) from None
     except (RendezvousError, torch.distributed.DistError) as error:
         raise EnvironmentFailure(f"the ranks cannot start: {str(error).splitlines()[0]}") from error

@@ -32,7 +32,8 @@ from profiles.errors import EnvironmentFailure, TrainwrightError
 
 FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
 PROGRESS_FILE = "progress.jsonl"
-TIMEOUT_SECONDS = 300.0
+# How long a rank waits for another in a collective.
+TIMEOUT_SECONDS = 600.0
 # Processes that reach each other by loopback; the agent's store lives there too.
 LOOPBACK = "127.0.0.1"
 
@@ -140,6 +141,20 @@ def _own_store(timeout_seconds: float) -> dict[str, Any]:
     )
     own = dist.PrefixStore(f"attempt-{num_restarts()}", store)  # type: ignore[attr-defined]
     return {"store": own, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+
+
+def job_store() -> Any:
+    """The key-value store that the ranks met in; torch has no public way to it."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def wait_for_first(what: str, timeout_seconds: float) -> None:
+    """Wait until rank 0 comes here too, longer than a collective would; each `what` once in a job."""
+    key = f"trainwright/done/{what}"
+    if dist.get_rank() == 0:
+        job_store().set(key, "1")
+    else:
+        job_store().wait([key], datetime.timedelta(seconds=timeout_seconds))
 
 
 def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from executor.checks import check_devices
 from executor.command import app
 from executor.measurement import RunFile
-from executor.prepare import prepare
+from executor.prepare import RunOptions, prepare
 from executor.runs import KeptRun
 from planner.choices import Plan
 from profiles import artifacts
@@ -41,16 +41,7 @@ def execute(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def checked(path: Path, **options: object) -> object:
-    values: dict[str, object] = {
-        "num_steps": 1,
-        "num_warmup_steps": 1,
-        "top": 1,
-        "with_baseline": False,
-        "data": None,
-        "seed": 0,
-        "oversubscribe": False,
-    }
-    return prepare(path, **{**values, **options})  # type: ignore[arg-type]
+    return prepare(path, RunOptions(steps=1, warmup=1, **options))  # type: ignore[arg-type]
 
 
 def test_help_does_not_load_torch() -> None:

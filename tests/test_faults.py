@@ -1,0 +1,141 @@
+"""What goes wrong on a cluster: a rank that hangs, runs out of memory, computes no number, dies while it saves."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.checkpoint import latest, read_progress
+from executor.faults import axes_between
+from planner.choices import Plan
+from profiles.errors import RankFailure, ToleranceError
+from profiles.launcher import launch
+from tests.fault_entries import FAULTY_STEP
+from tests.plan_builders import write_plan_file
+
+DATA = Plan(data_parallel=2, micro_batch_size=4)
+STAGES = Plan(pipeline_parallel=2, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 3))
+BOTH = Plan(
+    data_parallel=2, pipeline_parallel=2, schedule="1f1b", micro_batch_size=1, num_microbatches=4, stage_bounds=(0, 3)
+)
+
+
+def run_into(fault: str, plan: Plan = DATA, **fields: Any) -> Any:
+    payload = {"plan": asdict(plan), "fault": fault, **fields}
+    return launch("tests.fault_entries:run_into", payload, plan.num_devices, "cpu")
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("plan", "rank", "waits"),
+    [
+        pytest.param(DATA, 1, ((0, "data"),), id="data", marks=pytest.mark.slow),
+        pytest.param(STAGES, 0, ((1, "pipeline"),), id="pipeline", marks=pytest.mark.slow),
+        pytest.param(BOTH, 3, ((1, "pipeline"), (2, "data")), id="data and pipeline"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_with_axis_and_step(
+    plan: Plan, rank: int, waits: tuple[tuple[int, str], ...]
+) -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_into("hangs in a step", plan, rank=rank)
+    assert any(
+        f"rank {rank} of {plan.num_devices} hangs: rank {waiter} waited 3 s for it on the {axis} axis in step "
+        f"{FAULTY_STEP} of plan {plan.id}" in str(caught.value)
+        for waiter, axis in waits
+    ), caught.value
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_a_rank_that_never_comes_to_the_next_step_is_named() -> None:
+    with pytest.raises(RankFailure, match=f"rank 1 of 2 hangs: .* for it before step {FAULTY_STEP} of plan"):
+        run_into("hangs before a step")
+
+
+def test_axes_are_those_on_which_ranks_differ() -> None:
+    plan = Plan(tensor_parallel=2, data_parallel=2, pipeline_parallel=2, stage_bounds=(0, 3))
+    found = {axes_between(plan, 0, other) for other in range(1, 8)}
+    assert {len(axes) for _, axes in found} == {1, 2, 3}
+    assert all(count == len(axes) for count, axes in found)
+    for axis, stride in zip(plan.axis_order, (1, 2, 4), strict=False):
+        if plan.degree(axis) > 1:
+            assert axis in {a for _, axes in found for a in axes}, stride
+
+
+@pytest.mark.gloo
+def test_a_rank_without_memory_says_how_much_it_had_and_leaves_a_list(tmp_path: Path) -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_into("exhausted", Plan(data_parallel=2, micro_batch_size=64), sequence=128)
+    message = str(caught.value)
+    assert re.search(r"rank 1 of 2 ran out of memory in step 1 of plan .* with [\d.]+ MiB resident", message)
+    assert "against the 954 MiB predicted" in message
+    snapshot = Path(re.search(r"what it held is in (\S+\.json)", message)[1])  # type: ignore[index]
+    rows = json.loads(snapshot.read_text())
+    snapshot.unlink()
+    assert rows == sorted(rows, key=lambda row: -row["bytes"])
+    assert rows[0]["bytes"] >= 256 * 64 * 4
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run() -> None:
+    with pytest.raises(ToleranceError, match=r"the loss of step \d+ is nan: training diverged$"):
+        run_into("diverges")
+
+
+@pytest.mark.gloo
+def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ToleranceError, match=rf"the loss of step {FAULTY_STEP} is nan.*step-0000000{FAULTY_STEP - 1} "):
+        run_into("diverges", checkpoints={"folder": str(tmp_path), "every": 1})
+    newest = latest(tmp_path)
+    assert newest is not None
+    assert read_progress(newest).step == FAULTY_STEP - 1
+
+
+@pytest.mark.gloo
+def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
+    checkpoints = {"folder": str(tmp_path), "every": 1}
+    with pytest.raises(RankFailure, match="rank 0 of 2 was killed by SIGKILL"):
+        run_into("killed while saving", checkpoints=checkpoints, spared=2)
+    newest = latest(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-00000002"
+    assert (tmp_path / ".step-00000003.part").exists()
+    resumed = run_into("none", checkpoints={**checkpoints, "resume": True})
+    whole = run_into("none")
+    assert resumed[:3] == pytest.approx(whole[2:5], rel=1e-4)
+
+
+@pytest.mark.gloo
+def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(tmp_path: Path) -> None:
+    plan, saved, runs = write_plan_file(tmp_path / "plan.json", DATA), tmp_path / "saved", tmp_path / "runs"
+    command = [sys.executable, "-m", "executor", str(plan), "--checkpoint", str(saved), "--checkpoint-every", "100000"]
+    process = subprocess.Popen(
+        [*command, "--steps", "100000", "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in runs.glob("*.log.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    said = re.search(r"stopped by SIGTERM after step (\d+) of plan", " ".join(errors.split()))
+    assert said, errors
+    newest = latest(saved)
+    assert newest is not None
+    assert read_progress(newest).step == int(said[1])
+    done = subprocess.run(
+        [*command, "--steps", "5", "--resume"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {said[1]}" in " ".join(done.stdout.split())
