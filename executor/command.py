@@ -48,6 +48,9 @@ def execute(
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, of this layout or another.")] = False,
     max_restarts: Annotated[int, typer.Option(min=0, help="Start the ranks again so often when one dies.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a profiled step of every rank here, for Perfetto.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a rank waits for another in a step.")] = 600.0,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
@@ -61,7 +64,7 @@ def execute(
     if emit is not None:
         words = _options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
-            oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout,
+            oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
             checkpoint_every=checkpoint_every if checkpoint else None,
         )  # fmt: skip
         _emit(plan, emit, gpus_per_node, image, (*words, "-o", "run.json"), max_restarts, output)
@@ -80,7 +83,7 @@ def execute(
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
-        oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout,
+        oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
     )  # fmt: skip
     job = prepare(plan, options)
     if is_main_process():

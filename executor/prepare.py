@@ -52,6 +52,7 @@ class RunOptions:
     checkpoints: Checkpoints | None = None
     max_restarts: int = 0
     timeout: float = TIMEOUT_SECONDS
+    trace: Path | None = None
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -62,6 +63,8 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     file = artifacts.read(plan_path, "plan", PlanFile)
     chosen, notes = choose(file, options.top, options.with_baseline)
     device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
+    if options.trace is not None:
+        artifacts.ensure_writable(options.trace / "trace.json")
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload)
@@ -87,6 +90,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             device_kind=device_kind,
             checkpoints=checkpoints,
             timeout_seconds=options.timeout,
+            trace_folder="" if options.trace is None else str(options.trace.resolve()),
         ),
         max_restarts=options.max_restarts,
         data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),

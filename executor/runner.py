@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from executor.actions import StepTrace
 from executor.checkpoint import (
@@ -28,6 +27,7 @@ from executor.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
 from executor.parts import RankTraces
+from executor.tracing import TENSOR_COLLECTIVE, Profiled, profiled, write_trace
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
@@ -63,11 +63,13 @@ class Runner:
         checkpoints: Checkpoints | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         predicted_bytes: float = 0.0,
+        trace_folder: Path | None = None,
     ) -> None:
         self.plan, self.workload, self.rank, self.text = plan, workload, rank, text
         self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
         self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
+        self.trace_folder = trace_folder
         self.losses: list[Tensor | None] = []
         self.traces: list[StepTrace] = []
         self.peak_bytes = 0.0
@@ -118,6 +120,8 @@ class Runner:
     def finish(self) -> Outcome:
         """What this rank has to tell; the model is gone afterwards."""
         num_steps = len(self.losses)
+        if self.trace_folder is not None:
+            write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
         tensor_comm = self._tensor_comm_seconds() if self.plan.tensor_parallel > 1 else 0.0
         losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
         place = self.trainer.place
@@ -187,8 +191,8 @@ class Runner:
         """
         if self.rank.device.type != "cpu":
             return None
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            self._step(wait=True)
-        # DTensor alone uses functional collectives; DDP and pipelines call the process group directly.
-        spent = [event for event in profiler.key_averages() if event.key.startswith("_c10d_functional::")]
+        spent = [event for event in self._profiled().profiler.key_averages() if event.key.startswith(TENSOR_COLLECTIVE)]
         return sum(float(event.self_cpu_time_total) for event in spent) * 1e-6
+
+    def _profiled(self) -> Profiled:
+        return profiled(lambda: self._step(wait=True), self.rank.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -12,6 +13,8 @@ from profiles.artifacts import write_text
 from profiles.errors import EnvironmentFailure
 
 RUN, LOG = ".run.json", ".log.jsonl"
+# What TensorBoard shows over the steps of each plan.
+SCALARS = ("loss", "memory_gib", "seconds", "tps", "tflops", "mfu")
 
 
 class KeptRun:
@@ -19,6 +22,7 @@ class KeptRun:
 
     def __init__(self, folder: Path, started: str, model: str, num_ranks: int) -> None:
         self._is_claimed = False
+        self._board: Any = None
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{started.split('+')[0]}-{model}-{num_ranks}ranks")
         self._folder, self._name = folder, name
 
@@ -38,11 +42,17 @@ class KeptRun:
                 stream.write(json.dumps(values) + "\n")
         except OSError as error:
             raise EnvironmentFailure(f"cannot write the log in {self._folder}: {error.strerror}") from error
+        if self._board is not None:
+            for name in SCALARS:
+                if values.get(name) is not None:
+                    self._board.add_scalar(f"{values['plan']}/{name}", values[name], values["step"])
 
     def write(self, text: str) -> Path:
         """Write the run file whole."""
         self._claim()
         write_text(self.path, text)
+        if self._board is not None:
+            self._board.close()
         return self.path
 
     def _claim(self) -> None:
@@ -58,6 +68,16 @@ class KeptRun:
                 except FileExistsError:
                     continue
                 self._name, self._is_claimed = name, True
+                self._board = _board(self._folder / f"{name}.board")
                 return
         except OSError as error:
             raise EnvironmentFailure(f"cannot write to {self._folder}: {error.strerror}") from error
+
+
+def _board(folder: Path) -> Any:
+    """A writer of TensorBoard's files, where it is installed, else None."""
+    with contextlib.suppress(ImportError):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder))
+    return None

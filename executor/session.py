@@ -37,7 +37,8 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6
 class Order:
     """What a launch is asked to do; `chosen` are indices of the plan file's candidates.
 
-    `checkpoints`, of one plan alone; ranks that are started again go on from the newest.
+    `checkpoints` are of one plan alone; ranks that are started again go on from the newest. Into `trace_folder`,
+    where there is one, goes a profiled step of each.
     """
 
     __pydantic_config__ = artifacts.STRICT
@@ -50,6 +51,7 @@ class Order:
     device_kind: str
     checkpoints: Checkpoints | None = None
     timeout_seconds: float = TIMEOUT_SECONDS
+    trace_folder: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,7 @@ def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list
                 session.order.checkpoints,
                 session.order.timeout_seconds,
                 candidate.prediction.peak_bytes,
+                Path(session.order.trace_folder) if session.order.trace_folder else None,
             )
             for candidate in group
         ]

@@ -27,12 +27,12 @@ def trace_events(simulated: Simulated) -> list[dict[str, Any]]:
     for replica, rank in sorted({(replica, rank) for replica, rank, _ in used}):
         process = replica * num_ranks + rank
         name = f"pipeline rank {rank}" + (f", replica class {replica}" if len(simulated.busy_seconds) > 1 else "")
-        events.append(_named("process_name", process, 0, name=name))
-        events.append(_named("process_sort_index", process, 0, sort_index=process))
+        events.append(named("process_name", process, 0, name=name))
+        events.append(named("process_sort_index", process, 0, sort_index=process))
     for replica, rank, stream in used:
         process = replica * num_ranks + rank
-        events.append(_named("thread_name", process, threads[stream], name=stream))
-        events.append(_named("thread_sort_index", process, threads[stream], sort_index=threads[stream]))
+        events.append(named("thread_name", process, threads[stream], name=stream))
+        events.append(named("thread_sort_index", process, threads[stream], sort_index=threads[stream]))
     events += [
         {
             "ph": "X",
@@ -66,7 +66,8 @@ def _place(stream: str) -> tuple[int, str]:
     return STREAMS.index(stream) if stream in STREAMS else len(STREAMS), stream
 
 
-def _named(kind: str, process: int, thread: int, **arguments: str | int) -> dict[str, Any]:
+def named(kind: str, process: int, thread: int, **arguments: str | int) -> dict[str, Any]:
+    """An event that gives a process or a thread a name or a place, which `kind` says."""
     return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": arguments}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from executor.checks import check_devices
 from executor.command import app
@@ -17,6 +18,7 @@ from executor.measurement import RunFile
 from executor.prepare import RunOptions, prepare
 from executor.runs import KeptRun
 from planner.choices import Plan
+from planner.trace_export import STREAMS
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
 from reports.command import in_folders, read_sources
@@ -165,10 +167,13 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
     write_plan_file(plan, STAGES, SPLIT, DATA, baseline=2)
     kept = tmp_path / "runs"
     done = execute(
-        str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run), "--runs", str(kept)
-    )
+        str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run), "--runs", str(kept),
+        "--trace", str(tmp_path / "traces"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     check_kept(kept, run)
+    check_board(kept)
+    check_traces(tmp_path / "traces")
     assert json.loads(done.stdout) == json.loads(run.read_text())
     assert "tps:" in done.stderr
     result = artifacts.read(run, "run", RunFile)
@@ -191,6 +196,42 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
     assert data.seconds["data_comm"]
     assert stages.losses == pytest.approx(split.losses, rel=1e-4)
     assert {span.stage for span in stages.spans} == {0, 1}
+
+
+def check_traces(folder: Path) -> None:
+    """Every plan and rank has a trace, on the planner's tracks, whose actions fill the step that torch timed."""
+    files = sorted(folder.iterdir())
+    assert len(files) == 3 * 2
+    for path in files:
+        events = json.loads(path.read_text())["traceEvents"]
+        rank = int(path.name.split(".rank")[1].split(".")[0])
+        tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name" and e["pid"] == rank}
+        assert set(tracks.values()) <= set(STREAMS)
+        ours = [event for event in events if event["ph"] == "X" and event["pid"] == rank]
+        step = next(event for event in events if event["name"] == "trainwright step" and event["ph"] == "X")
+        assert {event["name"] for event in ours} >= {"F", "B", "optimizer"}
+        assert min(event["ts"] for event in ours) >= step["ts"] - 1
+        assert max(event["ts"] + event["dur"] for event in ours) <= step["ts"] + step["dur"] + 1
+        # torch's own matrix products lie within our forward and backward actions.
+        passes = [event for event in ours if event["name"] in ("F", "B")]
+        products = [event for event in events if event["name"] in ("aten::mm", "aten::addmm") and event["ph"] == "X"]
+        inside = [p for p in products if any(a["ts"] <= p["ts"] <= a["ts"] + a["dur"] for a in passes)]
+        assert len(products) > 20
+        assert len(inside) == len(products)
+    split = next(json.loads(path.read_text()) for path in files if path.name.startswith("tp2"))
+    assert any(event.get("cat") == "tensor" and event["name"] == "all_reduce" for event in split["traceEvents"])
+
+
+def check_board(kept: Path) -> None:
+    """TensorBoard reads the losses that the log has."""
+    (board,) = kept.glob("*.board")
+    (log,) = kept.glob("*.log.jsonl")
+    reader = EventAccumulator(str(board)).Reload()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for plan in {line["plan"] for line in lines}:
+        logged = [(line["step"], line["tps"]) for line in lines if line["plan"] == plan]
+        shown = [(event.step, event.value) for event in reader.Scalars(f"{plan}/tps")]
+        assert shown == [(step, pytest.approx(value)) for step, value in logged]
 
 
 @pytest.mark.gloo

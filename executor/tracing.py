@@ -1,0 +1,93 @@
+"""One profiled step as a trace that Perfetto opens: torch's own events, and above them the planner's tracks.
+
+The tracks have the names of `plan --trace`, so that a simulated step and a real one can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from executor.actions import ALL_REDUCE, StepTrace
+from planner.choices import Plan
+from planner.trace_export import STREAMS, named
+from profiles.artifacts import write_text
+from profiles.rank import Rank
+
+MARK = "trainwright step"
+# DTensor alone uses functional collectives; DDP and pipelines call the process group directly.
+TENSOR_COLLECTIVE = "_c10d_functional::"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiled:
+    """One step under torch's profiler, marked by name, with the clock that actions are noted by at the mark's ends."""
+
+    profiler: profile
+    trace: StepTrace
+    start_seconds: float
+    stop_seconds: float
+
+
+def profiled(step: Callable[[], StepTrace], device: torch.device) -> Profiled:
+    """Run one step under the profiler."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler, record_function(MARK):
+        start = time.perf_counter()
+        trace = step()
+        stop = time.perf_counter()
+    return Profiled(profiler=profiler, trace=trace, start_seconds=start, stop_seconds=stop)
+
+
+def write_trace(folder: Path, plan: Plan, rank: Rank, step: Profiled) -> Path:
+    """Write this rank's trace of the step into `folder`, whole or not at all; where.
+
+    Raises: EnvironmentFailure where the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = Path(scratch, "trace.json")
+        step.profiler.export_chrome_trace(str(exported))
+        content = json.loads(exported.read_text(errors="replace"))
+    events = content["traceEvents"]
+    content["traceEvents"] = [*_planned_tracks(rank.rank, step, events), *events]
+    content["otherData"] = {"plan": plan.id, "origin": "measured", "step_seconds": step.trace.seconds}
+    path = folder / f"{re.sub('[^A-Za-z0-9]+', '-', plan.id)}.rank{rank.rank}.trace.json"
+    write_text(path, json.dumps(content) + "\n")
+    return path
+
+
+def _planned_tracks(rank: int, step: Profiled, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The step's actions on the planner's tracks, as events."""
+    mark = next(event for event in events if event.get("name") == MARK and event["ph"] == "X")
+    # The profiler's clock is an approximation, off by some tenths of a percent within a step: both ends are matched.
+    scale = mark["dur"] / (step.stop_seconds - step.start_seconds)
+    found: list[dict[str, Any]] = [
+        {
+            "name": action.name,
+            "cat": "data" if action.name == ALL_REDUCE else "compute",
+            "ts": mark["ts"] + (action.start_seconds - step.start_seconds) * scale,
+            "dur": action.seconds * scale,
+            "args": {"stage": action.stage, "microbatch": action.microbatch},
+        }
+        for action in step.trace.actions
+    ]
+    found += [
+        {"name": event["name"].removeprefix(TENSOR_COLLECTIVE), "cat": "tensor", "ts": event["ts"], "dur": event["dur"]}
+        for event in events
+        if event.get("name", "").startswith(TENSOR_COLLECTIVE) and event["ph"] == "X"
+    ]
+    tracks = [named("process_name", rank, 0, name=f"rank {rank}, as planned")]
+    for stream in sorted({event["cat"] for event in found}, key=STREAMS.index):
+        thread = STREAMS.index(stream)
+        tracks.append(named("thread_name", rank, thread, name=stream))
+        tracks.append(named("thread_sort_index", rank, thread, sort_index=thread))
+    return [*tracks, *({"ph": "X", "pid": rank, "tid": STREAMS.index(event["cat"]), **event} for event in found)]
