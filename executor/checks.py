@@ -10,6 +10,7 @@ from planner.choices import Plan
 from planner.executable import ModelFacts, refusal
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.job import ranks_per_host
 from profiles.workloads import Workload
 
 BYTE_VALUES = 256
@@ -69,10 +70,11 @@ def check_data(file: PlanFile, workload: Workload) -> None:
 
 
 def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool:
-    """Whether ranks share cores; `oversubscribe` allows it, on CPU only.
+    """Whether this host's ranks share cores; `oversubscribe` allows it, on CPU only.
 
     Raises: EnvironmentFailure where there are fewer devices than ranks.
     """
+    num_ranks = ranks_per_host(num_ranks)
     if device_kind == "cuda":
         present = torch.cuda.device_count()
         if num_ranks > present:

@@ -5,7 +5,7 @@ communication starts. DDP checks a hook's annotations at run time, so they must 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,10 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.actions import ALL_REDUCE, DECODE, ENCODE
 from executor.recorder import Recorder
-from profiles.codecs import codec
+from profiles.codecs import Codec, codec
+from profiles.encodings import add_decoded, encode
+from profiles.measure_links import all_gather
 
 # The first steps send gradients as they are: the buckets are rebuilt after the first one, and error feedback needs one.
 FIRST_POWERSGD_STEP = 2
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 if TYPE_CHECKING:
 
@@ -30,10 +33,35 @@ if TYPE_CHECKING:
         def buffer(self) -> Tensor:
             """All gradients of the bucket, one after the other."""
 
+        def index(self) -> int:
+            """Number of the bucket, in the order in which they are ready."""
+
 else:
     from torch.distributed import GradBucket
 
 Hook = Callable[["Reduction", GradBucket], Future[Tensor]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Feedback:
+    """What each bucket's messages have left out so far; kept from the second step on, when buckets are as they stay."""
+
+    left_out: dict[int, Tensor] = field(default_factory=dict)
+    num_steps: int = 0
+
+    def corrected(self, bucket: GradBucket) -> Tensor:
+        """The bucket's gradients with what its messages left out before."""
+        if bucket.index() == 0:
+            self.num_steps += 1
+        if bucket.index() in self.left_out:
+            return self.left_out[bucket.index()].add_(bucket.buffer())
+        # Its own memory: the bucket's is overwritten with the mean before the rest is known.
+        return bucket.buffer().clone()
+
+    def keep(self, index: int, step: int, rest: Tensor) -> None:
+        """Keep what a message of this step left out."""
+        if step > 1:
+            self.left_out[index] = rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +70,29 @@ class Reduction:
 
     group: dist.ProcessGroup
     recorder: Recorder
+    codec: Codec
     powersgd: PowerSGDState | None = None
+    feedback: Feedback = field(default_factory=Feedback)
 
     @property
     def held_tensors(self) -> list[Tensor]:
         """What the codec keeps from step to step: error feedback and factors."""
         state = self.powersgd
         memories = () if state is None else (state.error_dict, state.p_memory_dict, state.q_memory_dict)
-        return [tensor for memory in memories for tensor in memory.values()]
+        return [tensor for memory in (*memories, self.feedback.left_out) for tensor in memory.values()]
 
 
 def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Recorder) -> Reduction:
     """Let `module` average its gradients over `group` with the codec called `name`."""
-    rank = codec(name).rank
+    used = codec(name)
     state = None
-    hook: Hook = average_bf16 if name == "bf16" else average
-    if rank:
+    hook: Hook = average_half if name in HALVES else average_gathered if used.gathered else average
+    if used.rank:
         hook = average_low_rank
         state = PowerSGDState(
-            process_group=group, matrix_approximation_rank=rank, start_powerSGD_iter=FIRST_POWERSGD_STEP
+            process_group=group, matrix_approximation_rank=used.rank, start_powerSGD_iter=FIRST_POWERSGD_STEP
         )
-    reduction = Reduction(group=group, recorder=recorder, powersgd=state)
+    reduction = Reduction(group=group, recorder=recorder, codec=used, powersgd=state)
     module.register_comm_hook(reduction, hook)
     return reduction
 
@@ -93,11 +123,11 @@ def average(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
     return future.then(finish)
 
 
-def average_bf16(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
-    """Mean of the gradients, sent as bf16; torch's own hook of this kind refuses gloo."""
+def average_half(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
+    """Mean of the gradients, sent in 16 bits; of torch's own hooks the one for bf16 refuses gloo."""
     recorder = reduction.recorder
     begun = recorder.now()
-    compressed = bucket.buffer().to(torch.bfloat16).div_(reduction.group.size())
+    compressed = bucket.buffer().to(HALVES[reduction.codec.name]).div_(reduction.group.size())
     ready = recorder.bucket_ready()
     recorder.note(ENCODE, -1, begun, ready)
     future = _all_reduce(compressed, reduction.group)
@@ -111,6 +141,33 @@ def average_bf16(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
         return result
 
     return future.then(finish)
+
+
+def average_gathered(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:
+    """Mean of what all ranks' messages say; what this rank's left out goes into its next one (error feedback)."""
+    used, recorder, num_ranks = reduction.codec, reduction.recorder, reduction.group.size()
+    begun = recorder.now()
+    gradients, step = reduction.feedback.corrected(bucket), reduction.feedback.num_steps
+    message = encode(used, gradients)
+    messages = message.new_empty(num_ranks * message.numel())
+    ready = recorder.bucket_ready()
+    recorder.note(ENCODE, -1, begun, ready)
+    work = all_gather(messages, message, reduction.group, async_op=True)
+    assert work is not None
+
+    def finish(done: Future[Tensor]) -> Tensor:
+        done.value()
+        arrived = recorder.now()
+        recorder.note(ALL_REDUCE, -1, ready, arrived)
+        add_decoded(used, message, gradients, factor=-1.0)
+        reduction.feedback.keep(bucket.index(), step, gradients)
+        total = bucket.buffer().zero_()
+        for one in messages.chunk(num_ranks):
+            add_decoded(used, one, total, factor=1.0 / num_ranks)
+        recorder.note(DECODE, -1, arrived)
+        return total
+
+    return work.get_future().then(finish)
 
 
 def average_low_rank(reduction: Reduction, bucket: GradBucket) -> Future[Tensor]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from profiles.cluster import MachineProfile
     from profiles.sizes import ModelSizes
 
-CODECS = "none,bf16,powersgd-1,powersgd-4"
+CODECS = "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 # Repeated steps of one plan differ by this much (README, "How right it is"). Most of what a band allows for is common
 # to all plans of a machine and says nothing about which of two is faster.
@@ -87,7 +87,7 @@ def plan(
     else:
         _refuse(asked)
         result = _measured(
-            model, gpus, _one_batch(global_batch), sequence_length, machine, device, precision, codecs or CODECS, top
+            model, gpus, _one_batch(global_batch), sequence_length, machine, device, precision, codecs, top
         )
     text = dump("plan", result)
     if output is not None:
@@ -147,10 +147,11 @@ def _measured(
     machine: str | None,
     device: str | None,
     precision: str | None,
-    codecs: str,
+    codecs: str | None,
     top: int,
 ) -> PlanFile:
     """Plans for a measured machine, or of a user's own module on a device's data sheet."""
+    from planner.gradients import measured_codecs
     from planner.search import Choices, search
     from planner.shipped import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
     from profiles.library import load_machine, load_model
@@ -177,7 +178,7 @@ def _measured(
             global_batch_size=global_batch,
             sequence_length=sequence_length,
             precisions=tuple(precision.split(",")),
-            codecs=_codecs(codecs),
+            codecs=_codecs(codecs) if codecs else measured_codecs(target, _codecs(CODECS)),
             # On a measured machine the plans are to be run: offer what the executor runs.
             zero_stages=(0,) if target.origin == "measured" else (0, 1, 2, 3),
         ),
@@ -216,11 +217,12 @@ def _warnings(search: Search) -> list[str]:
         difference = describe_difference(machine.fingerprint)
         if difference:
             warnings.append(f"the machine was profiled elsewhere or with other versions ({difference})")
-        if machine.device_kind == "cpu" and count > machine.fingerprint.num_cores:
+        ranks = count if machine.devices_per_node == machine.num_devices else machine.devices_per_node
+        if machine.device_kind == "cpu" and ranks > machine.fingerprint.num_cores:
             factor = machine.oversubscription_factor
             measured = f" (twice as many ranks as cores were {factor:.2g} times slower)" if factor else ""
             warnings.append(
-                f"{count} ranks share {machine.fingerprint.num_cores} cores: step times are not judged{measured}"
+                f"{ranks} ranks share {machine.fingerprint.num_cores} cores: step times are not judged{measured}"
             )
     return warnings
 

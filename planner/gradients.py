@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +46,17 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
         group = group_of(int(degree), int(step), machine.devices_per_node)
         name = table.codec_names[code]
         buckets = _Buckets(machine, group, stages.num_parameters[:, rows], codec(name).is_bucketed)
-        encode = _codec_seconds(machine, name, stages.num_parameters[:, rows], buckets.count)
+        encode = _codec_seconds(machine, name, stages.num_parameters[:, rows], buckets.count, degree)
         wire = np.asarray(
             codec(name).wire_bytes(
                 stages.num_parameters[:, rows], stages.matrix_sides[:, rows], stages.num_vectors[:, rows]
             )
         )
         backward = stages.backward_busy[:, rows]
-        added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
+        if codec(name).gathered:
+            added = buckets.hidden_behind(backward, "all_gather", wire * degree)
+        else:
+            added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
         if zero in (1, 2):
             added = added + buckets.seconds("all_gather", wire)
         elif zero == 3:
@@ -64,6 +68,12 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
         exposed[rows] = (added + encode).max(axis=0) - encode.max(axis=0)
         coding[rows] = encode.max(axis=0)
     return Exchange(exposed=exposed, codec=coding)
+
+
+def measured_codecs(machine: MachineProfile, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the codecs whose own work the machine was measured for."""
+    known = {curve.name for curve in machine.kernels if curve.kind == "codec"}
+    return tuple(name for name in names if name == "none" or known & {name, ""})
 
 
 class _Buckets:
@@ -87,13 +97,24 @@ class _Buckets:
         return last + exposed_seconds(self.machine, total - last, backward * (1 - 1 / self.count))
 
 
-def _codec_seconds(machine: MachineProfile, name: str, num_parameters: Array, num_buckets: Array) -> Array:
-    """Seconds to encode and decode the gradients; they run on the device that computes, so nothing hides them."""
+def _codec_seconds(
+    machine: MachineProfile, name: str, num_parameters: Array, num_buckets: Array, num_ranks: int
+) -> Array:
+    """Seconds to encode and decode the gradients; they run on the device that computes, so nothing hides them.
+
+    Messages that are gathered are decoded one by one, each rank's.
+    """
     if name == "none":
         return np.zeros_like(num_parameters)
-    curve = find_curve(machine, "codec", name, "fp32")
     num_bytes = GRADIENT_BYTES * num_parameters / num_buckets
-    return np.asarray(num_buckets * kernel_seconds(curve, 0.0, num_bytes, [num_bytes]))
+
+    def seconds(kernel: str) -> Array:
+        return np.asarray(kernel_seconds(find_curve(machine, "codec", kernel, "fp32"), 0.0, num_bytes, [num_bytes]))
+
+    of_one = seconds(name)
+    if codec(name).gathered:
+        of_one = of_one + num_ranks * seconds(f"{name} decode")
+    return num_buckets * of_one
 
 
 def optimizer_seconds(machine: MachineProfile, table: PlanTable, num_parameters: Array) -> Array:

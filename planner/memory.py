@@ -74,7 +74,9 @@ def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:
     result = np.zeros_like(stages.num_parameters)
     for index, name in enumerate(table.codec_names):
         where = table.codec == index
-        held = codec(name).state_bytes(stages.num_parameters[:, where], stages.matrix_sides[:, where])
+        held = codec(name).state_bytes(
+            stages.num_parameters[:, where], stages.matrix_sides[:, where], table.data_parallel[where]
+        )
         result[:, where] = held
     return result
 

@@ -221,7 +221,9 @@ class _Rank:
                 sum(self.at(getattr(layer, name)) for layer in layers)
                 for name in ("matrix_sides", "num_vector_parameters")
             )
-            yield "data", "all_reduce", float(np.asarray(codec(plan.codec).wire_bytes(held, sides, vectors)))
+            used = codec(plan.codec)
+            received = plan.data_parallel * plan.context_parallel if used.gathered else 1
+            yield "data", used.collective, received * float(np.asarray(used.wire_bytes(held, sides, vectors)))
             if plan.zero_stage == 1:
                 yield "data", "broadcast", held * FULL
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,20 +10,34 @@ from numpy.typing import ArrayLike
 
 from profiles.errors import UnknownNameError
 
-KNOWN = ("none", "bf16", "powersgd-1", "powersgd-4")
+KNOWN = ("none", "bf16", "fp16", "int8", "fp8", "topk-1", "powersgd-1", "powersgd-4")
 GRADIENT_BYTES = 4.0
 # DistributedDataParallel's default bucket_cap_mb: gradients are exchanged in buckets of this size.
 BUCKET_BYTES = 25 * 2**20
+# A kept entry of a sparse message is its value (fp32) and its place (int32).
+ENTRY_BYTES = 8.0
+# Gradients that are rounded share a scale (fp32) in blocks of so many, so that small ones keep theirs.
+BLOCK, SCALE_BYTES = 1024, 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """One codec for fp32 gradients that are all-reduced; `rank` is that of a low-rank approximation, else 0."""
+    """One codec for fp32 gradients; `rank` is that of a low-rank approximation, else 0.
+
+    Messages that cannot be summed on the way are `gathered`: every rank receives all and decodes them.
+    With `feedback` a rank keeps what its message left out and adds it to the next one. Sparse messages have the largest
+    `kept_fraction` of the entries. `decode_passes` is what decoding one rank's message moves, in passes over fp32
+    gradients.
+    """
 
     name: str
     lossy: bool
     wire_bytes_per_parameter: float
     rank: int = 0
+    gathered: bool = False
+    feedback: bool = False
+    kept_fraction: float = 0.0
+    decode_passes: float = 0.0
 
     @property
     def is_bucketed(self) -> bool:
@@ -33,8 +48,22 @@ class Codec:
         """
         return not self.rank
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some of the entries are sent and the others not."""
+        return self.kept_fraction > 0
+
+    @property
+    def collective(self) -> str:
+        """What carries the messages."""
+        return "all_gather" if self.gathered else "all_reduce"
+
+    def num_kept(self, num_parameters: int) -> int:
+        """Entries of a message of so many gradients that are sent: one at least."""
+        return max(1, math.ceil(self.kept_fraction * num_parameters))
+
     def wire_bytes(self, num_parameters: ArrayLike, matrix_sides: ArrayLike, num_vectors: ArrayLike) -> ArrayLike:
-        """Bytes all-reduced for gradients of `num_parameters`.
+        """Bytes of one rank's messages for gradients of `num_parameters`.
 
         Model: low rank r sends r x (rows + columns) of every matrix, and vectors as they are.
         Shapes: the arguments broadcast. Source: Vogels et al., PowerSGD, 2019.
@@ -43,27 +72,68 @@ class Codec:
             return GRADIENT_BYTES * (self.rank * matrix_sides + num_vectors)  # type: ignore[operator]
         return self.wire_bytes_per_parameter * num_parameters  # type: ignore[operator]
 
-    def state_bytes(self, num_parameters: ArrayLike, matrix_sides: ArrayLike) -> ArrayLike:
-        """Bytes held beside the gradients: a bucket's compressed copy, or the error feedback and the two factors.
+    def feedback_bytes(self, num_parameters: ArrayLike, matrix_sides: ArrayLike) -> ArrayLike:
+        """Bytes of what is kept from step to step: what messages left out, and factors."""
+        if self.rank:
+            return GRADIENT_BYTES * (num_parameters + self.rank * matrix_sides)  # type: ignore[operator]
+        return np.asarray(num_parameters) * (GRADIENT_BYTES if self.feedback else 0.0)
+
+    def bucket_bytes(self, num_parameters: ArrayLike) -> ArrayLike:
+        """Bytes of the largest message that one rank sends at once."""
+        of_one = self.wire_bytes_per_parameter if self.lossy and not self.rank else 0.0
+        return np.asarray(np.minimum(np.asarray(num_parameters), BUCKET_BYTES / GRADIENT_BYTES) * of_one)
+
+    def state_bytes(self, num_parameters: ArrayLike, matrix_sides: ArrayLike, num_ranks: ArrayLike = 1) -> ArrayLike:
+        """Bytes held beside the gradients: what is kept, and a bucket's message, or all ranks' where they are gathered.
 
         Ignores: buckets that wait for a slow link, whose copies take the place of activations that are gone by then.
         """
-        if self.rank:
-            return GRADIENT_BYTES * (num_parameters + self.rank * matrix_sides)  # type: ignore[operator]
-        held = self.wire_bytes_per_parameter if self.lossy else 0.0
-        return np.minimum(held * np.asarray(num_parameters), held / GRADIENT_BYTES * BUCKET_BYTES)
+        messages = np.asarray(self.bucket_bytes(num_parameters))
+        if self.gathered:
+            messages = messages * (1 + np.asarray(num_ranks))
+        return np.asarray(np.asarray(self.feedback_bytes(num_parameters, matrix_sides)) + messages)
 
 
 def codec(name: str) -> Codec:
-    """The codec called `name`: none, bf16, or powersgd-R for rank R.
+    """The codec called `name`: none, bf16, fp16, int8, fp8, powersgd-R for rank R, or topk-P for P percent of entries.
 
     Raises: UnknownNameError.
     """
     if name == "none":
         return Codec(name=name, lossy=False, wire_bytes_per_parameter=GRADIENT_BYTES)
-    if name == "bf16":
+    if name in ("bf16", "fp16"):
         return Codec(name=name, lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES / 2)
-    head, _, rank = name.partition("-")
-    if head == "powersgd" and rank.isdigit() and int(rank) > 0:
-        return Codec(name=name, lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES, rank=int(rank))
+    if name in ("int8", "fp8"):
+        # Decoding reads a byte, and reads and writes the sum.
+        return Codec(
+            name=name,
+            lossy=True,
+            wire_bytes_per_parameter=1 + SCALE_BYTES / BLOCK,
+            gathered=True,
+            feedback=True,
+            decode_passes=2.25,
+        )
+    head, _, number = name.partition("-")
+    if head == "powersgd" and number.isdigit() and int(number) > 0:
+        return Codec(name=name, lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES, rank=int(number))
+    percent = _number(number)
+    if head == "topk" and 0 < percent <= 100:
+        share = percent / 100
+        return Codec(
+            name=name,
+            lossy=True,
+            wire_bytes_per_parameter=share * ENTRY_BYTES,
+            gathered=True,
+            feedback=True,
+            kept_fraction=share,
+            # Entries lie apart: each takes a line of the cache for itself, 64 bytes read and written.
+            decode_passes=share * 2 * 64 / GRADIENT_BYTES,
+        )
     raise UnknownNameError("codec", name, KNOWN)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -20,6 +20,16 @@ def is_main_process() -> bool:
     return not _in_slurm() or os.environ["SLURM_PROCID"] == "0"
 
 
+def ranks_per_host(num_ranks: int) -> int:
+    """How many of the job's ranks are on this machine: all of them outside a job."""
+    if _in_torchrun() and "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if _in_slurm():
+        hosts = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", "1"))
+        return -(-num_ranks // hosts)
+    return num_ranks
+
+
 def join_slurm() -> None:
     """Translate Slurm's variables to the ones that torch.distributed reads; nothing where torchrun has set them."""
     if _in_torchrun() or not _in_slurm():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from profiles.cluster import Fingerprint, KernelCurve, LayerTiming, LinkCurve, M
 from profiles.efficiency import work_of
 from profiles.errors import InputError
 from profiles.fingerprint import current_fingerprint
-from profiles.job import in_job
+from profiles.job import in_job, ranks_per_host
 from profiles.launcher import launch
 from profiles.measure_kernels import Grid, measure_attention, measure_matmuls
 from profiles.measure_layers import Case, measure_layers
@@ -171,7 +170,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         timer=device_timer(peers.device),
         peers=peers,
         repeats=effort.repeats,
-        has_own_core=_ranks_per_node(settings) <= settings.fingerprint.num_cores,
+        has_own_core=ranks_per_host(settings.num_ranks) <= settings.fingerprint.num_cores,
     )
     report(0.0, "collectives")
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
@@ -183,7 +182,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         parallel_linear_seconds=per_linear,
         parallel_message_seconds_per_byte=per_byte,
         pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
-        overlap=measure_overlap(bench, effort.overlap_bytes),
+        overlap=measure_overlap(bench, links, effort.overlap_bytes),
     )
     kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
     kernels += measure_codecs(bench, effort.gradient_elements)
@@ -228,11 +227,7 @@ def _memory_bytes(settings: Settings, peers: Peers) -> float:
     """Bytes that one rank may use: the whole memory of a GPU, an equal share of a host's."""
     if peers.device.type == "cuda":
         return float(torch.cuda.get_device_properties(peers.device).total_memory)
-    return settings.fingerprint.memory_bytes / _ranks_per_node(settings)
-
-
-def _ranks_per_node(settings: Settings) -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", settings.num_ranks))
+    return settings.fingerprint.memory_bytes / ranks_per_host(settings.num_ranks)
 
 
 def _assemble(
@@ -258,7 +253,7 @@ def _assemble(
         device_kind=settings.device_kind,
         device_name=fingerprint.device,
         num_devices=num_ranks,
-        devices_per_node=_ranks_per_node(settings),
+        devices_per_node=ranks_per_host(settings.num_ranks),
         memory_bytes=memory_bytes,
         peak_flops_per_second={precision: _best_matmul(kernels, precision) for precision in settings.precisions},
         peak_source="best matmul measured",

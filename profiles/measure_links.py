@@ -6,10 +6,9 @@ message at a time in each pair, all pairs at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,12 +16,15 @@ from torch import Tensor
 
 from profiles.cluster import COLLECTIVES, Collective, LinkCurve, Overlap, Sample
 from profiles.efficiency import fit_link
+from profiles.job import ranks_per_host
 from profiles.measure_kernels import sample
 from profiles.rank import unpinned
 from profiles.timing import Action, Bench, Peers, summarise
 
 MESSAGE_BYTES = tuple(4096 * 4**step for step in range(8))  # 4 KiB to 64 MiB
 OVERLAP_BYTES = 32 * 2**20
+# Beyond a message that takes this long a curve is a line, and measuring it would take minutes.
+LONG_SECONDS = 0.25
 # Products beside an all-reduce are this short against it, so that its end is seen in time.
 PRODUCT_SHARE = 1 / 32
 PRODUCT_SIZES = (128, 256, 512, 1024, 2048)
@@ -45,19 +47,26 @@ def measure_links(
         for num_bytes in message_bytes:
             # A rank left over by this size only keeps the others company.
             actions = [_action(name, num_bytes, size, group, bench) if group else _idle for name in COLLECTIVES]
-            for collective, timing in zip(COLLECTIVES, bench.time(actions), strict=True):
+            timings = bench.time(actions)
+            for collective, timing in zip(COLLECTIVES, timings, strict=True):
                 messages = 2 if collective == "send_receive" else 1
                 one = replace(timing, seconds=timing.seconds / messages)
                 samples[collective].append(sample((_whole_bytes(num_bytes, size),), one))
+            if max(timing.seconds for timing in timings) > LONG_SECONDS:
+                break
         curves += [fit_link(collective, size, _span(size), points) for collective, points in samples.items()]
         on_size((position + 1) / len(sizes))
     return curves
 
 
-def measure_overlap(bench: Bench, num_bytes: int = OVERLAP_BYTES) -> Overlap:
-    """How an all-reduce of `num_bytes` in the background and matrix products slow each other, both undisturbed at 0."""
+def measure_overlap(bench: Bench, links: Sequence[LinkCurve], num_bytes: int = OVERLAP_BYTES) -> Overlap:
+    """How an all-reduce in the background and matrix products slow each other, both undisturbed at 0.
+
+    The message has `num_bytes`, or as many as the largest in `links` where they stop before that.
+    """
     if bench.peers.num_ranks == 1:
         return Overlap(compute_slowdown_fraction=0.0, communication_slowdown_fraction=0.0)
+    num_bytes = int(min(num_bytes, max(one.dims[0] for curve in links for one in curve.samples))) // 4 * 4
     message = torch.zeros(num_bytes // 4, device=bench.device)
     alone_seconds = bench.time_one(lambda: dist.all_reduce(message)).seconds
     multiply, multiply_seconds = _product_of_about(alone_seconds * PRODUCT_SHARE, bench)
@@ -117,7 +126,7 @@ def _idle() -> None:
 
 
 def _span(size: int) -> Literal["node", "network"]:
-    return "node" if size <= int(os.environ.get("LOCAL_WORLD_SIZE", size)) else "network"
+    return "node" if size <= ranks_per_host(size) else "network"
 
 
 def _group_of_size(size: int, peers: Peers) -> dist.ProcessGroup | None:
@@ -152,9 +161,11 @@ def _action(collective: Collective, num_bytes: int, size: int, group: dist.Proce
     return _there_and_back(whole, group)
 
 
-def all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    """Gather every rank's `part` into `output`."""
-    _named("all_gather_single", "all_gather_into_tensor")(output, part, group=group)
+def all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup, *, async_op: bool = False) -> dist.Work | None:
+    """Gather every rank's `part` into `output`; asynchronously, what is waited for."""
+    call = _named("all_gather_single", "all_gather_into_tensor")
+    work: dist.Work | None = call(output, part, group=group, async_op=async_op)
+    return work
 
 
 def reduce_scatter(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> None:
@@ -162,8 +173,8 @@ def reduce_scatter(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> Non
     _named("reduce_scatter_single", "reduce_scatter_tensor")(part, whole, group=group)
 
 
-def _named(name: str, name_before_torch_2_13: str) -> Callable[..., object]:
-    function: Callable[..., object] = getattr(dist, name, None) or getattr(dist, name_before_torch_2_13)
+def _named(name: str, name_before_torch_2_13: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, name_before_torch_2_13)
     return function
 
 

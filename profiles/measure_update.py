@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from profiles.cluster import KernelCurve
+from profiles.codecs import Codec, codec
 from profiles.efficiency import fit_kernel
+from profiles.encodings import add_decoded, encode
 from profiles.measure_kernels import sample
 from profiles.rank import unpinned
 from profiles.timing import Action, Bench
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     # dist.GradBucket, under the only name that the type checker sees.
     from torch._C._distributed_c10d import GradBucket
 
+GATHERED = ("int8", "fp8", "topk-1")
 PARAMETER_COUNTS = (2**14, 2**18, 2**21, 2**24)
 GRADIENT_ELEMENTS = (2**18, 2**20, 2**22, 3 * 2**21)  # the last is DDP's bucket of 25 MB
 # Parameters come in tensors of this many elements: a model's own are of this order.
@@ -36,7 +39,13 @@ def measure_optimizer(bench: Bench, counts: Sequence[int] = PARAMETER_COUNTS) ->
 
 def measure_codecs(bench: Bench, elements: Sequence[int] = GRADIENT_ELEMENTS) -> list[KernelCurve]:
     """Encode and decode of fp32 gradients without the communication between them, per byte of gradient."""
-    codecs: dict[str, Callable[[int], Action]] = {"bf16": lambda count: _bf16(count, bench)}
+    codecs: dict[str, Callable[[int], Action]] = {
+        name: lambda count, kind=kind: _half(count, kind, bench)  # type: ignore[misc]
+        for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16))
+    }
+    for name in GATHERED:
+        codecs[name] = lambda count, name=name: _encode(codec(name), count, bench.device)  # type: ignore[misc]
+        codecs[f"{name} decode"] = lambda count, name=name: _decode(codec(name), count, bench.device)  # type: ignore[misc]
     if dist.is_initialized():
         with unpinned():
             alone, _ = dist.new_subgroups(group_size=1)
@@ -61,11 +70,29 @@ def _tensor_sizes(count: int) -> list[int]:
     return [TENSOR_ELEMENTS] * whole + [rest] * (rest > 0)
 
 
-def _bf16(count: int, bench: Bench) -> Action:
+def _encode(used: Codec, count: int, device: torch.device) -> Action:
+    """Correct by what was left out, encode, and find out what this message leaves out."""
+    gradient, rest = torch.randn(count, device=device), torch.zeros(count, device=device)
+
+    def encode_and_keep() -> None:
+        rest.add_(gradient)
+        add_decoded(used, encode(used, rest), rest, factor=-1.0)
+
+    return encode_and_keep
+
+
+def _decode(used: Codec, count: int, device: torch.device) -> Action:
+    """Add one rank's message to the mean."""
+    total = torch.zeros(count, device=device)
+    message = encode(used, torch.randn(count, device=device))
+    return lambda: add_decoded(used, message, total, factor=0.5)
+
+
+def _half(count: int, kind: torch.dtype, bench: Bench) -> Action:
     gradient, num_ranks = torch.ones(count, device=bench.device), bench.peers.num_ranks
 
     def encode_and_decode() -> None:
-        gradient.copy_(gradient.to(torch.bfloat16).div_(num_ranks))
+        gradient.copy_(gradient.to(kind).div_(num_ranks))
 
     return encode_and_decode
 

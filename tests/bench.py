@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 
+from planner.choices import Plan
 from planner.estimate import estimate, pricing
 from planner.jobs.factors import load_learned
 from planner.jobs.footprint import footprint
@@ -28,6 +30,7 @@ from planner.space.setting import Setting, jobs_of, setting
 from planner.step_work import Bucket, StageWork, StepWork, Transfer
 from profiles.devices import load_device, machine_of
 from profiles.fingerprint import current_fingerprint
+from profiles.launcher import launch
 from profiles.library import load_model, load_sizes, trace_model
 from tests.pipeline_builders import random_seconds
 
@@ -133,6 +136,22 @@ def print_space(alone_seconds: float) -> None:
     )
 
 
+def print_training() -> None:
+    """Our training loop against loops written by hand, of the same model and in turns, on two pinned ranks."""
+    for name, plan in {
+        "DDP": Plan(data_parallel=2, micro_batch_size=4),
+        "FSDP2": Plan(data_parallel=2, micro_batch_size=4, zero_stage=3),
+    }.items():
+        found = launch("tests.bench_entries:against_by_hand", asdict(plan), 2, "cpu")
+        pairs = [own / hand for own, hand in zip(found["ours"], found["by hand"], strict=True)]
+        low, middle, high = statistics.quantiles(pairs, n=4)
+        step = statistics.median(found["ours"])
+        print(
+            f"our loop against {name} by hand: {1 / middle:.3f} of its throughput (quartiles {1 / high:.3f} to "
+            f"{1 / low:.3f}) at {step * 1e3:.0f} ms a step; its marks take {found['marks'][0] / step:.4%} of a step"
+        )
+
+
 def main() -> None:
     """Print the table."""
     here = current_fingerprint("cpu")
@@ -171,6 +190,7 @@ def main() -> None:
     per_plan = timed[f"price {len(table)} plans as a table"][0] / len(table)
     print(f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'][0] / per_plan:,.0f} x")
     print("the rate of one plan at a time")
+    print_training()
     print_space(timed["price one plan as a job"][0])
     for name in pipelines():
         print(f"{name:40s} {NUM_PLANS / timed[name][0]:10,.0f} plans/s of 16 stages x 64 micro-batches")

@@ -77,6 +77,18 @@ def test_two_ranks_do_what_was_rehearsed() -> None:
     check_against_ranks(two_ranks(complete=False)[1::9], 2)
 
 
+CODED = [
+    Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name)
+    for name in ("bf16", "fp16", "int8", "fp8", "topk-5")
+]
+
+
+@pytest.mark.gloo
+def test_compressed_gradients_are_rehearsed_and_expected() -> None:
+    check_against_ranks([("llama", plan) for plan in CODED], 2)
+    check_against_planner([(SPECS["llama"], plan, 1) for plan in CODED], SEQUENCE)
+
+
 @pytest.mark.gloo
 @pytest.mark.slow
 @pytest.mark.parametrize(("cases", "num_ranks"), [(two_ranks, 2), (four_ranks, 4)])

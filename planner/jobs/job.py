@@ -23,7 +23,9 @@ class Jobs:
     context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
     `network_latency_seconds` of a hop between fast domains. A gradient codec sends
     `gradient_wire_fraction` of the bytes, passes `codec_passes` times over fp32 gradients, and keeps
-    `codec_state_bytes` per parameter.
+    `codec_state_bytes` per parameter. Messages that cannot be summed on the way are gathered: every rank receives
+    `gradient_gather_fraction` of the bytes from each other, passes `codec_decode_passes` times over fp32 gradients for
+    each, and holds `codec_message_bytes` of each.
     """
 
     model: Transformer
@@ -67,6 +69,9 @@ class Jobs:
     gradient_wire_fraction: Array
     codec_passes: Array
     codec_state_bytes: Array
+    gradient_gather_fraction: Array
+    codec_decode_passes: Array
+    codec_message_bytes: Array
 
     def __len__(self) -> int:
         return len(self.sequence)

@@ -157,7 +157,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
         parameters=held(jobs.zero_stage >= rules.shards_weights_at) * rules.weight_bytes,
-        gradients=held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes),
+        gradients=held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
+        + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
         optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
         gathered=gathered,
         head_gathered=head_gathered,

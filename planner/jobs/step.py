@@ -92,7 +92,9 @@ def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], whic
 
 def codec_seconds(made: Ingredients, factors: Factors) -> Array:
     """Seconds of encoding and decoding a rank's gradients once a step: passes over memory, as element-wise kernels."""
-    moved = made.jobs.codec_passes * (made.held.common + made.held.expert) * GRADIENT_BYTES
+    jobs = made.jobs
+    passes = jobs.codec_passes + jobs.codec_decode_passes * jobs.data * jobs.context
+    moved = passes * (made.held.common + made.held.expert) * GRADIENT_BYTES
     return np.asarray(moved / (made.memory_rate * factors.traffic_fraction))
 
 

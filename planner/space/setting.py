@@ -19,6 +19,9 @@ from profiles.units import GB, GIB
 
 OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
 
+# What a codec that is no codec keeps and gathers.
+NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -132,18 +135,22 @@ def _codec_columns(at: Setting) -> dict[str, float]:
     Assumed until measured: CODEC_PASSES over the gradients.
     """
     if at.free_exchange:
-        return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, "codec_state_bytes": 0.0}
+        return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, **dict.fromkeys(NOTHING, 0.0)}
     own, model = find_codec(at.codec), at.model.transformer
     linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
     sizes = [(inputs[0], outputs[0]) for _, inputs, outputs, _ in linears if inputs[0] and outputs[0]]
     count = float(model.num_layers[0])
     weights = count * sum(inputs * outputs for inputs, outputs in sizes)
     sides = count * sum(inputs + outputs for inputs, outputs in sizes)
-    wire = float(np.asarray(own.wire_bytes(weights, sides, 0.0)))
+    sent = float(np.asarray(own.wire_bytes(weights, sides, 0.0))) / (GRADIENT_BYTES * weights)
+    kept = own.feedback_bytes(weights, sides) if own.gathered else own.state_bytes(weights, sides)
     return {
-        "gradient_wire_fraction": wire / (GRADIENT_BYTES * weights),
+        "gradient_wire_fraction": 0.0 if own.gathered else sent,
         "codec_passes": float(CODEC_PASSES) if own.lossy else 0.0,
-        "codec_state_bytes": float(np.asarray(own.state_bytes(weights, sides))) / weights,
+        "codec_state_bytes": float(np.asarray(kept)) / weights,
+        "gradient_gather_fraction": sent if own.gathered else 0.0,
+        "codec_decode_passes": own.decode_passes,
+        "codec_message_bytes": own.bucket_bytes(weights) if own.gathered else 0.0,
     }
 
 

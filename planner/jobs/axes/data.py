@@ -58,6 +58,7 @@ def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters
     stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
     reduced = replica_seconds(jobs, fabric, "all_reduce", sent, replicas, stride)
     reduced = reduced + replica_seconds(jobs, fabric, "all_reduce", kept, expert_replicas, expert_stride)
+    reduced = reduced + _gathered_messages(jobs, rules, fabric, held, replicas, expert_replicas)
     scattered = replica_seconds(jobs, fabric, "reduce_scatter", sent, replicas, stride)
     scattered = scattered + replica_seconds(jobs, fabric, "reduce_scatter", kept, expert_replicas, expert_stride)
     common, expert = held.common * rules.parameter_message_bytes, held.expert * rules.parameter_message_bytes
@@ -69,6 +70,19 @@ def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters
         gradients=np.where(plain, reduced, np.where(sharded, scattered, 0.0)) + tied,
         parameters=np.where(sharded, gathered, 0.0),
     )
+
+
+def _gathered_messages(
+    jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters, replicas: Array, expert_replicas: Array
+) -> Array:
+    """Seconds of gathering every replica's messages, where a codec's cannot be summed on the way."""
+    of_one = rules.gradient_message_bytes * jobs.gradient_gather_fraction
+    common, expert = held.common * of_one * replicas, held.expert * of_one * expert_replicas
+    taken = replica_seconds(jobs, fabric, "all_gather", common, replicas, jobs.tensor)
+    taken = taken + replica_seconds(
+        jobs, fabric, "all_gather", expert, expert_replicas, jobs.expert * jobs.expert_tensor
+    )
+    return np.where(jobs.gradient_gather_fraction > 0, taken, 0.0)
 
 
 def _tied_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:

@@ -1,0 +1,42 @@
+"""What the ranks of the compression tests run: a small model trained on real text, gradients compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+import executor.codecs
+from executor.data import default_text, load_text
+from executor.mesh import Meshes
+from executor.trainer import Trainer
+from planner.choices import Plan
+from profiles.rank import join_group
+from profiles.workloads import load_workload
+from tests.plan_builders import LLAMA, SEED
+
+SEQUENCE, SAMPLES = 64, 8
+WITHOUT_FEEDBACK = " without feedback"
+
+
+def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
+    """Losses of the global batch by codec, over so many steps on two ranks."""
+    text = load_text(default_text(), SEQUENCE, SEED)
+    losses: dict[str, list[float]] = {}
+    keep = executor.codecs.Feedback.keep
+    with join_group("cpu") as rank:
+        meshes = Meshes("cpu")
+        for name in payload["codecs"]:
+            plan = Plan(data_parallel=2, micro_batch_size=SAMPLES // 2, codec=name.removesuffix(WITHOUT_FEEDBACK))
+            trainer = Trainer(plan, load_workload(LLAMA), rank, SEED, meshes.of(plan))
+            if name.endswith(WITHOUT_FEEDBACK):
+                executor.codecs.Feedback.keep = lambda *_: None  # type: ignore[method-assign]
+            losses[name] = []
+            for step in range(payload["steps"]):
+                loss, _ = trainer.step(*text.batch(step, SAMPLES))
+                assert loss is not None
+                total = loss.clone()
+                dist.all_reduce(total)
+                losses[name].append(float(total) / rank.num_ranks)
+            executor.codecs.Feedback.keep = keep  # type: ignore[method-assign]
+    return losses

@@ -1,0 +1,96 @@
+"""Two emulated hosts: a run meets across them, and a slow cable changes what is best, predicted and measured."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+from executor.measurement import RunFile
+from planner.choices import Plan
+from planner.command import app as plan_app
+from profiles import artifacts
+from profiles.workloads import load_workload
+from tests.emulated_hosts import Hosts, can_emulate, two_hosts
+from tests.plan_builders import LLAMA, write_plan_file
+
+DATA = Plan(data_parallel=2, micro_batch_size=4)
+BF16 = Plan(data_parallel=2, micro_batch_size=4, codec="bf16")
+STAGES = Plan(pipeline_parallel=2, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 3))
+
+pytestmark = pytest.mark.skipif(not can_emulate(), reason="network namespaces cannot be made here")
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with two_hosts() as made:
+        yield made
+
+
+def median_seconds(path: Path) -> dict[str, float]:
+    return {
+        run.plan.id: statistics.median(run.measurement.step_seconds)
+        for run in artifacts.read(path, "run", RunFile).runs
+    }
+
+
+@pytest.mark.gloo
+def test_a_run_across_hosts_takes_as_long_as_its_bytes_do(hosts: Hosts, tmp_path: Path) -> None:
+    plan, run = write_plan_file(tmp_path / "plan.json", DATA, BF16, STAGES), tmp_path / "run.json"
+    hosts.throttle("20mbit")
+    code, _, errors = hosts.torchrun("executor", str(plan), "--top", "3", "--steps", "5", "-o", str(run))
+    assert code == 0, errors
+    result = artifacts.read(run, "run", RunFile)
+    assert [item.measurement.loss_check.status for item in result.runs] == ["passed", "exempt", "passed"]
+    seconds = median_seconds(run)
+    # An all-reduce over two hosts sends all gradients once each way, and the cable is what takes time here: no run can
+    # be faster than it, whatever else the machine does.
+    wire = 4 * num_parameters() * 8 / 20e6
+    assert 0.9 * wire < seconds[DATA.id] < 2 * wire
+    assert 0.45 * wire < seconds[BF16.id] < seconds[DATA.id] - 0.3 * wire
+    assert seconds[STAGES.id] < seconds[BF16.id]
+
+
+def num_parameters() -> int:
+    workload = load_workload(LLAMA)
+    return sum(p.numel() for p in workload.build(0, len(workload.layers), seed=0).parameters())
+
+
+def measured(hosts: Hosts, rate: str, folder: Path) -> RunFile:
+    """Profile, plan and execute across a cable of this speed, all with the commands."""
+    hosts.throttle(rate)
+    machine, plan, run = (folder / f"{name}-{rate or 'open'}.json" for name in ("machine", "plan", "run"))
+    job = ("--gpus", "2", "--model", "llama-26m", "--sequence-length", "64")
+    code, _, errors = hosts.torchrun("profiles", "machine", *job, "--precision", "fp32", "-o", str(machine))
+    assert code == 0, errors
+    assert {link["span"] for link in json.loads(machine.read_text())["links"]} == {"network"}
+    done = CliRunner().invoke(plan_app, [*job, "--global-batch", "8", "--machine", str(machine), "-o", str(plan)])
+    assert done.exit_code == 0, done.output
+    code, _, errors = hosts.torchrun(
+        "executor", str(plan), "--top", "9", "--with-baseline", "--steps", "10", "-o", str(run)
+    )
+    assert code == 0, errors
+    return artifacts.read(run, "run", RunFile)
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_a_slow_cable_changes_the_plan_and_the_run_agrees(hosts: Hosts, tmp_path: Path) -> None:
+    best = {}
+    for rate in ("", "1gbit"):
+        runs = measured(hosts, rate, tmp_path).runs
+        predicted = [run.prediction.step_seconds for run in runs]
+        seconds = [statistics.median(run.measurement.step_seconds) for run in runs]
+        best[rate] = runs[0].plan
+        (baseline,) = (run for run in runs if run.is_baseline)
+        assert seconds[0] <= min(seconds) * 1.1, rate
+        if rate:
+            assert spearmanr(predicted, seconds).statistic >= 0.9
+            assert runs[0].plan.codec != "none" or runs[0].plan.pipeline_parallel > 1
+            assert seconds[0] < 0.7 * statistics.median(baseline.measurement.step_seconds)
+            assert predicted[0] == pytest.approx(seconds[0], rel=0.15)
+    assert best[""] != best["1gbit"]
+    assert best[""].codec == "none"
