@@ -140,6 +140,34 @@ def restore(path: Path, trainer: Trainer) -> None:
     dcp_load(state_of(trainer), checkpoint_id=path)
 
 
+def save_weights(folder: Path, trainer: Trainer) -> None:
+    """Write the weights alone; collective."""
+    dcp_save(_weights(trainer), checkpoint_id=folder)
+
+
+def restore_weights(folder: Path, trainer: Trainer) -> None:
+    """Read the weights alone into a trainer that has taken no step; collective."""
+    dcp_load(_weights(trainer), checkpoint_id=folder)
+
+
+def save_whole(folder: Path, model: nn.Module) -> None:
+    """Write the weights of a complete model, by this process alone, as `save_weights` would."""
+    dcp_save(_whole(model), checkpoint_id=folder, no_dist=True)
+
+
+def load_whole(folder: Path, model: nn.Module) -> None:
+    """Read weights of any layout into a complete model, by this process alone."""
+    dcp_load(_whole(model), checkpoint_id=folder, no_dist=True)
+
+
+def _weights(trainer: Trainer) -> dict[str, Any]:
+    return {name: value for name, value in state_of(trainer).items() if name.startswith("model.")}
+
+
+def _whole(model: nn.Module) -> dict[str, Any]:
+    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """Weights and moments by global name, as tensors that know their place; moments that are not there yet are made."""
     state: dict[str, Any] = {}

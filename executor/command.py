@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.measurement import PlanRun, RunFile
-    from executor.prepare import Job
+    from executor.prepare import Job, RunOptions
     from planner.prediction import PlanFile
     from profiles.rank import Report
 
@@ -35,6 +35,12 @@ def execute(
     ] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="Rehearse this rank [the fullest stage's first].")] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
+    ] = False,
+    more_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of each compressed model [as many as --steps].")
+    ] = None,
     emit: Annotated[
         str | None, typer.Option(metavar="KIND", help="Write a job file: torchrun, slurm, kubeflow or skypilot.")
     ] = None,
@@ -80,6 +86,10 @@ def execute(
     out = console.console(json_output)
     if output is not None:
         ensure_writable(output)
+    if compress:
+        asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
+        _compress(plan, more_steps, asked, out, json_output, output)
+        return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
@@ -133,6 +143,33 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+
+
+def _compress(
+    plan: Path, more_steps: int | None, options: RunOptions, out: Console, json_output: bool, output: Path | None
+) -> None:
+    """Run the recipes of the plan file; write and show what came of them."""
+    from executor.compress.job import compression_file, prepare_compression
+    from executor.compress.show import show
+    from profiles.artifacts import dump, write_text
+    from profiles.launcher import launch
+
+    job = prepare_compression(plan, more_steps, options)
+    with console.progress(out, f"{len(job.choices)} models") as advance:
+        fields = launch(
+            "executor.compress.session:run_compression",
+            job.payload,
+            job.file.num_devices,
+            job.order.device_kind,
+            on_report=lambda report: advance(report.fraction, report.text),
+        )
+    result = compression_file(job, fields)
+    text = dump("compression", result)
+    if output is not None:
+        write_text(output, text)
+    if json_output:
+        console.print_json(text)
+    show(result, out, output)
 
 
 def _options(**chosen: object) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,22 @@ class Text:
         starts = torch.randint(0, len(self.data) - self.sequence_length, (num_samples,), generator=generator)
         windows = self.data[starts[:, None] + torch.arange(self.sequence_length + 1)].long()
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def split_off(text: Text, share: float) -> tuple[Text, Text]:
+    """A text without its last `share`, and that share, which no sample of the first reaches into.
+
+    Raises: InputError where either is too short for a sample.
+    """
+    cut = int(len(text.data) * (1 - share))
+    parts = (text.data[:cut], text.data[cut:])
+    if min(len(part) for part in parts) <= text.sequence_length + 1:
+        raise InputError(
+            f"a text of {len(text.data)} bytes is too short to hold {share:.0%} of it out in samples of "
+            f"{text.sequence_length} tokens: give a longer one with --data"
+        )
+    first, last = (replace(text, data=part) for part in parts)
+    return first, last
 
 
 def load_text(path: Path, sequence_length: int, seed: int) -> Text:

@@ -40,26 +40,29 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
         sequence_length=job.file.sequence_length,
         seed=job.order.seed,
         runs=tuple(runs),
-        environment=_environment(job),
+        environment=environment(
+            job.order.device_kind, job.file.num_devices, job.started, job.oversubscribed, job.data_name
+        ),
         notes=job.notes,
     )
 
 
-def _environment(job: Job) -> Environment:
-    here = current_fingerprint(job.order.device_kind)
+def environment(device_kind: str, num_devices: int, started: str, oversubscribed: bool, data: str) -> Environment:
+    """Where and how a run took place: here and now, but for what is given."""
+    here = current_fingerprint(device_kind)
     return Environment(
         device=here.device,
-        num_devices=job.file.num_devices,
+        num_devices=num_devices,
         num_cores=here.num_cores,
         torch=version("torch"),
         python=platform.python_version(),
         backend=here.backend,
         commit=_commit(),
-        started=job.started,
+        started=started,
         fingerprint=here.digest,
-        oversubscribed=job.oversubscribed,
+        oversubscribed=oversubscribed,
         command=shlex.join(["execute", *sys.argv[1:]]),
-        data=job.data_name,
+        data=data,
     )
 
 

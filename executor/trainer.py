@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from executor.parallelize import Stage, build_stage
 from executor.pipeline import Edges, Pipeline
 from executor.recorder import Recorder
 from executor.replicas import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
-from executor.tensor import loss_context, loss_over
+from executor.tensor import Loss, loss_context, loss_over
 from planner.choices import Plan, stages_of
 from profiles.rank import Rank
 from profiles.workloads import Workload
@@ -26,7 +26,8 @@ from profiles.workloads import Workload
 class Trainer:
     """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order.
 
-    `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any.
+    `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any. `adapt`
+    changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised.
     """
 
     def __init__(
@@ -37,16 +38,22 @@ class Trainer:
         seed: int,
         mesh: DeviceMesh | None,
         edges: Edges | None = None,
+        adapt: Callable[[nn.Module], None] | None = None,
+        adapt_loss: Callable[[Loss], Loss] | None = None,
     ) -> None:
         self.plan, self.workload, self.device = plan, workload, rank.device
         self.place: Coordinates = coordinates(plan, rank.rank)
         self.recorder = Recorder(device=rank.device)
         self.loss = loss_over(plan, workload.loss, mesh)
+        if adapt_loss is not None:
+            self.loss = adapt_loss(self.loss)
         self.modules: dict[int, nn.Module] = {}
         self.reductions: list[Reduction] = []
         copies = mesh if plan.data_parallel * plan.context_parallel > 1 else None
         for index in stages_of(plan, self.place.pipeline):
             stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
+            if adapt is not None:
+                adapt(stage)
             self.modules[index] = stage if copies is None else self._averaged(stage, copies)
         self.pipeline: Pipeline | None = None
         if mesh is not None and plan.pipeline_parallel > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.choices import Plan
+from planner.recipes import CompressionChoice
 from profiles.artifacts import STRICT
 from profiles.model import WorkloadSpec
 
@@ -102,3 +103,4 @@ class PlanFile:
     rejected: dict[str, int]
     notes: tuple[str, ...] = ()
     created: str = ""
+    compression: tuple[CompressionChoice, ...] = ()

@@ -54,7 +54,42 @@ def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[st
     out.print(
         f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
     )
+    if result.compression:
+        _show_compression(result, out)
     for line in lines:
         out.print(line, markup=False, highlight=False)
     if output is not None:
         out.print(f"written to {output}; run it with: execute {output}")
+
+
+def _show_compression(result: PlanFile, out: Console) -> None:
+    """Compressed models beside the model as it is; those that no other beats are marked."""
+    from rich.table import Table
+
+    from profiles.units import format_bytes, format_count, format_seconds
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("compression", no_wrap=True)
+    for name in ("parameters", "stored", "step", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("quality risk, and what it does not give", min_width=24)
+    for choice in result.compression:
+        if choice.refusal:
+            table.add_row("", choice.recipe.name, "", "", "", "", f"refused: {choice.refusal}")
+            continue
+        latency = "?" if choice.latency_seconds is None else format_seconds(choice.latency_seconds)
+        table.add_row(
+            "*" if choice.on_front and choice.meets_targets else "" if choice.meets_targets else "-",
+            choice.recipe.name,
+            format_count(choice.num_parameters),
+            format_bytes(choice.stored_bytes),
+            format_seconds(choice.step_seconds),
+            latency,
+            "; ".join(words for words in (choice.risk, choice.note) if words),
+        )
+    out.print(table)
+    out.print(
+        "* no other is at least as good in training step, stored bytes and latency of one sample; - misses a target; "
+        "quality is measured by: execute PLAN --compress"
+    )

@@ -34,8 +34,9 @@ class Sample:
 class KernelCurve:
     """Seconds of one kind of kernel: latency + flops / flops_per_second + bytes / bytes_per_second.
 
-    `kind` is matmul, attention_forward, attention_backward, memory, optimizer or codec; `name` narrows it (the matmul's
-    layout, the memory-bound operator, the codec) and "" is the general curve. Sample dims: matmul (batch, m, n, k);
+    `kind` is matmul, attention_forward, attention_backward, memory, optimizer, codec or linear (of inference); `name`
+    narrows it (the matmul's layout, the memory-bound operator, the codec, how the linear's weights are kept) and "" is
+    the general curve. Sample dims: matmul (batch, m, n, k); linear (tokens, inputs, outputs);
     attention (batch, heads, queries, keys, head size); memory and codec (bytes moved); optimizer (parameters).
     A rate of 0 means that the term does not apply.
     """

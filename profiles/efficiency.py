@@ -17,7 +17,7 @@ from profiles.operators import ATTENTION_FLOPS
 
 Array = NDArray[np.float64]
 
-BYTES_PER_ELEMENT = {"fp32": 4.0, "bf16": 2.0}
+BYTES_PER_ELEMENT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
 # AdamW reads parameter, gradient and two moments and writes all but the gradient, all in fp32.
 ADAMW_BYTES_PER_PARAMETER = 4.0 * (4 + 3)
 # A sample's correction has lost half its say where the dims are further away than this factor.
@@ -42,6 +42,10 @@ def work_of(kind: str, dims: Sequence[ArrayLike], precision: str) -> tuple[Array
         if kind == "attention_forward":
             return ATTENTION_FLOPS["forward"] * rows * queries * keys, element * rows * (2 * queries + 2 * keys)
         return ATTENTION_FLOPS["backward"] * rows * queries * keys, element * rows * (4 * queries + 4 * keys)
+    if kind == "linear":
+        tokens, inputs, outputs = sizes
+        activations = BYTES_PER_ELEMENT["fp32"] * tokens * (inputs + outputs)
+        return 2 * tokens * inputs * outputs, element * inputs * outputs + activations
     amount = sizes[0]
     return np.zeros_like(amount), amount * (ADAMW_BYTES_PER_PARAMETER if kind == "optimizer" else 1.0)
 

@@ -34,6 +34,7 @@ from profiles.measure_runtime import (
 )
 from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
 from profiles.model import ModelProfile, Precision, WorkloadSpec
+from profiles.quantised import LINEARS, measure_linears
 from profiles.rank import join_group, report
 from profiles.timing import Bench, Peers, device_timer
 from profiles.trace import trace
@@ -53,6 +54,7 @@ class Effort:
     memory_elements: tuple[int, ...] = SIZES
     parameter_counts: tuple[int, ...] = PARAMETER_COUNTS
     gradient_elements: tuple[int, ...] = GRADIENT_ELEMENTS
+    linears: tuple[tuple[int, int, int], ...] = LINEARS
     message_bytes: tuple[int, ...] = MESSAGE_BYTES
     overlap_bytes: int = OVERLAP_BYTES
     repeats: int = 5
@@ -185,7 +187,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         overlap=measure_overlap(bench, links, effort.overlap_bytes),
     )
     kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
-    kernels += measure_codecs(bench, effort.gradient_elements)
+    kernels += [*measure_codecs(bench, effort.gradient_elements), *measure_linears(bench, effort.linears)]
     report(0.6, "layers of the models")
     memory_bytes = _memory_bytes(settings, peers)
     cases = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,9 @@ from profiles.blocks import (
 from profiles.errors import InputError, UnknownNameError
 from profiles.families import GPT2_PATHS, GPT2_STYLE, LLAMA_FAMILIES, LLAMA_STYLE, BlockPaths, Style, llama_paths
 from profiles.model import WorkloadSpec
+
+# transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
+LOUD_WHEN_LOADED = ("torchao", "torch.utils._pytree")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,8 @@ def load_workload(spec: WorkloadSpec) -> Workload:
 
 def _from_config(spec: WorkloadSpec) -> Workload:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in LOUD_WHEN_LOADED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers import AutoConfig
 
     fields = dict(spec.config)

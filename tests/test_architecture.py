@@ -15,7 +15,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
 TORCH_AT_IMPORT = {
     "profiles": {
         "blocks.py", "workloads.py", "trace.py", "recorder.py", "timing.py", "launcher.py", "rank.py",
-        "measure.py", "measure_kernels.py", "measure_memory.py", "measure_links.py", "encodings.py",
+        "measure.py", "measure_kernels.py", "measure_memory.py", "measure_links.py", "encodings.py", "quantised.py",
         "measure_layers.py", "measure_update.py", "measure_runtime.py",
     },
     "executor": None,

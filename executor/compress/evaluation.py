@@ -1,0 +1,60 @@
+"""What a model is worth on this device: its bytes, how long an answer takes, and its loss on text it has not seen."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from executor.compress.rounding import stored_tensors
+from profiles.workloads import Workload
+
+HELD_OUT_SAMPLES, CHUNK = 64, 8
+WARMUP_CALLS, NUM_CALLS = 3, 15
+
+
+def num_stored_bytes(model: nn.Module) -> int:
+    """Bytes of the model's weights as they lie in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))
+
+
+def num_zeros(model: nn.Module) -> int:
+    """Weights of matrices that are zero."""
+    return sum(int((p == 0).sum()) for p in model.parameters() if p.dim() == 2 and type(p.data) is Tensor)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, workload: Workload, batch: tuple[Tensor, Tensor]) -> float:
+    """Mean loss over held-out samples. Shapes: both (sample, sequence)."""
+    inputs, targets = batch
+    pairs = list(zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True))
+    losses = [float(workload.loss(model(tokens), wanted)) * len(tokens) for tokens, wanted in pairs]
+    return sum(losses) / len(inputs)
+
+
+@torch.inference_mode()
+def latencies(models: Mapping[str, nn.Module], tokens: Tensor) -> dict[str, tuple[float, float]]:
+    """Seconds of one forward pass of `tokens` and their spread (interquartile range over median), models in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for call in range(WARMUP_CALLS + NUM_CALLS):
+        for name, model in models.items():
+            _synchronise(tokens)
+            start = time.perf_counter()
+            model(tokens)
+            _synchronise(tokens)
+            if call >= WARMUP_CALLS:
+                taken[name].append(time.perf_counter() - start)
+    return {name: _middle(values) for name, values in taken.items()}
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return middle, (high - low) / middle
+
+
+def _synchronise(tokens: Tensor) -> None:
+    if tokens.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,102 @@
+"""`execute --compress`: checks a plan file's recipes, runs them on real ranks, writes what came of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from executor.checks import check_data, check_devices, check_plan
+from executor.compress.results import CompressionFile, CompressionResult
+from executor.compress.session import CompressionOrder
+from executor.data import default_text, load_text
+from executor.prepare import RunOptions
+from executor.runfile import environment
+from planner.prediction import PlanFile
+from planner.recipes import CompressionChoice
+from profiles import artifacts
+from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.fingerprint import current_device_kind
+from profiles.job import in_job
+from profiles.quantised import can_quantise
+from profiles.workloads import load_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionJob:
+    """A checked order, and what is to be said about it."""
+
+    file: PlanFile
+    order: CompressionOrder
+    data_name: str
+    oversubscribed: bool
+    started: str
+    notes: tuple[str, ...]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What the ranks are given, JSON-able."""
+        return {"file": asdict(self.file), "order": asdict(self.order)}
+
+    @property
+    def choices(self) -> tuple[CompressionChoice, ...]:
+        """The recipes that are run."""
+        return tuple(choice for choice in self.file.compression if not choice.refusal)
+
+
+def prepare_compression(path: Path, more_steps: int | None, options: RunOptions) -> CompressionJob:
+    """Read and check everything; what is refused was refused before anything started.
+
+    Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
+    """
+    file = artifacts.read(path, "plan", PlanFile)
+    if not file.compression:
+        raise PlanError(f"{path} has no compressed models: plan again with --compress auto, or with a list of recipes")
+    if in_job():
+        raise InputError("--compress starts its ranks itself, on this machine: run it without torchrun and srun")
+    workload, device_kind = load_workload(file.workload), current_device_kind()
+    check_data(file, workload)
+    chosen = tuple(choice for choice in file.compression if not choice.refusal)
+    if chosen[0].recipe.method != "none":
+        raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
+    check_plan(chosen[0].plan, file, workload)
+    if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
+        raise EnvironmentFailure("int8 recipes need torchao: pip install 'trainwright[compress]', or plan without them")
+    data = default_text() if options.data is None else options.data
+    load_text(data, file.sequence_length, options.seed)
+    notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
+    return CompressionJob(
+        file=file,
+        order=CompressionOrder(
+            first_steps=options.steps,
+            more_steps=options.steps if more_steps is None else more_steps,
+            seed=options.seed,
+            data_file=str(data.resolve()),
+            device_kind=device_kind,
+            timeout_seconds=options.timeout,
+        ),
+        data_name=f"Python's {data.parent.name}/{data.name}" if options.data is None else str(data),
+        oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=(*notes, "a small model on a small text: what holds here need not hold for a large one"),
+    )
+
+
+def compression_file(job: CompressionJob, results: list[dict[str, Any]]) -> CompressionFile:
+    """The compression file of a job from what its rank 0 gave."""
+    return CompressionFile(
+        model_name=job.file.model_name,
+        workload=job.file.workload,
+        plan=job.choices[0].plan.id,
+        global_batch_size=job.file.global_batch_size,
+        sequence_length=job.file.sequence_length,
+        first_steps=job.order.first_steps,
+        seed=job.order.seed,
+        choices=job.choices,
+        results=tuple(artifacts.validate(fields, CompressionResult, "the result") for fields in results),
+        environment=environment(
+            job.order.device_kind, job.file.num_devices, job.started, job.oversubscribed, job.data_name
+        ),
+        notes=job.notes,
+    )

@@ -1,0 +1,60 @@
+"""What compressing a model taught: types of the compression file. Torch-free, so that reports can read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from executor.measurement import Environment
+from planner.recipes import CompressionChoice, Recipe
+from profiles.artifacts import STRICT
+from profiles.model import WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionResult:
+    """One recipe as it came out.
+
+    `loss_before` is the held-out loss right after the model was compressed, `loss` after `step_seconds` more steps of
+    training; `equal_time_loss` is that of the uncompressed model after as many seconds. `num_zeros` counts weights of
+    matrices. Latency is one forward pass of one sample, with the interquartile range of its repeats over their median.
+    """
+
+    __pydantic_config__ = STRICT
+
+    recipe: Recipe
+    num_parameters: int
+    num_zeros: int
+    stored_bytes: int
+    loss_before: float
+    loss: float
+    equal_time_loss: float
+    step_seconds: tuple[float, ...]
+    latency_seconds: float
+    latency_spread_fraction: float
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training after the model was compressed."""
+        return sum(self.step_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionFile:
+    """What `execute --compress -o` writes and `compare` reads; the first result is the uncompressed model.
+
+    `first_steps` were taken by the uncompressed model before anything was compressed.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model_name: str
+    workload: WorkloadSpec
+    plan: str
+    global_batch_size: int
+    sequence_length: int
+    first_steps: int
+    seed: int
+    choices: tuple[CompressionChoice, ...]
+    results: tuple[CompressionResult, ...]
+    environment: Environment
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,260 @@
+"""One model through all recipes, on every rank: trained, compressed, trained on, and judged on text it has not seen."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from executor.checkpoint import load_whole, restore_weights, save_weights, save_whole
+from executor.compress.evaluation import HELD_OUT_SAMPLES, held_out_loss, latencies, num_stored_bytes, num_zeros
+from executor.compress.results import CompressionResult
+from executor.compress.rounding import train_rounded
+from executor.compress.shrink import shrink
+from executor.compress.teaching import Teacher
+from executor.compress.zeros import Zeros
+from executor.data import Text, load_text, split_off
+from executor.mesh import Meshes
+from executor.trainer import Trainer
+from planner.prediction import PlanFile
+from planner.recipes import CompressionChoice, smaller
+from profiles.artifacts import STRICT, validate
+from profiles.quantised import quantise
+from profiles.rank import FOLDER_VARIABLE, Rank, join_group, report, wait_for_first
+from profiles.workloads import Workload, load_workload
+
+HELD_OUT_SHARE = 0.1
+# Samples by which pruning judges what matters.
+JUDGED_SAMPLES = 16
+# One device judges while the others wait for it.
+JUDGE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionOrder:
+    """What is asked for: `first_steps` of the model as it is, and `more_steps` of each that trains on."""
+
+    __pydantic_config__ = STRICT
+
+    first_steps: int
+    more_steps: int
+    seed: int
+    data_file: str
+    device_kind: str
+    timeout_seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Study:
+    """What the recipes share on this rank; `found` is rank 0's."""
+
+    file: PlanFile
+    order: CompressionOrder
+    rank: Rank
+    meshes: Meshes
+    text: Text
+    held_out: tuple[Tensor, Tensor]
+    folder: Path
+    workload: Workload
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def judged(self, model: nn.Module, workload: Workload) -> float:
+        """The loss of a complete model on held-out text."""
+        return held_out_loss(model, workload, self.held_out)
+
+
+def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The entry of every rank; rank 0 gives the results as JSON-able fields."""
+    file = validate(payload["file"], PlanFile, "the plan")
+    order = validate(payload["order"], CompressionOrder, "the order")
+    choices = [choice for choice in file.compression if not choice.refusal]
+    with join_group(order.device_kind, order.timeout_seconds) as rank:
+        text = load_text(Path(order.data_file), file.sequence_length, order.seed)
+        own, held_out = split_off(text, HELD_OUT_SHARE)
+        study = Study(
+            file=file,
+            order=order,
+            rank=rank,
+            meshes=Meshes(order.device_kind, order.timeout_seconds),
+            text=own,
+            held_out=_on(rank, held_out.batch(0, HELD_OUT_SAMPLES)),
+            folder=Path(os.environ[FOLDER_VARIABLE]),
+            workload=load_workload(file.workload),
+        )
+        whole = _first(study, choices[0])
+        for number, choice in enumerate(choices):
+            report((number + 1) / (len(choices) + 1), choice.recipe.name)
+            _one(study, choice, whole)
+        _time(study)
+    return [asdict(result) for result in _results(study)] if rank.rank == 0 else None
+
+
+def _first(study: Study, choice: CompressionChoice) -> Path:
+    """Train the model as it is; where its weights are."""
+    report(0.0, "the model as it is")
+    trainer = Trainer(choice.plan, study.workload, study.rank, study.order.seed, study.meshes.of(choice.plan))
+    _train(study, trainer, study.order.first_steps, 0)
+    save_weights(study.folder / "whole", trainer)
+    return study.folder / "whole"
+
+
+def _one(study: Study, choice: CompressionChoice, whole: Path) -> None:
+    """Compress by one recipe, train on where it does, and judge."""
+    own = choice.recipe
+    left = load_workload(replace(study.workload.spec, config=smaller(study.workload.spec.config, own)))
+    start, end, before = study.folder / f"start-{own.name}", study.folder / f"end-{own.name}", 0.0
+    taken: list[float] = []
+    curve: list[tuple[float, float]] = []
+    if own.method == "quantise":
+        # Rounded once, after all training: that of the model as it is.
+        end = study.folder / "end-none"
+    if study.rank.rank == 0:
+        model = _load(study, end, left) if own.method == "quantise" else _compressed(study, choice, left, whole)
+        before = study.judged(_rounded(model, choice), left)
+        save_whole(start, model)
+    wait_for_first(f"start of {own.name}", JUDGE_SECONDS)
+    if own.method != "quantise":
+        taken, curve = _train_on(study, choice, left, (start, end, whole))
+    if study.rank.rank == 0:
+        model = _load(study, end, left)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        zeros = num_zeros(model)
+        model = _rounded(model, choice)
+        study.found.append(
+            {
+                "recipe": own,
+                "num_parameters": count,
+                "num_zeros": zeros,
+                "stored_bytes": num_stored_bytes(model),
+                "loss_before": before,
+                "loss": study.judged(model, left),
+                "step_seconds": tuple(taken),
+                "curve": curve,
+            }
+        )
+    wait_for_first(f"end of {own.name}", JUDGE_SECONDS)
+    study.models[own.name] = _rounded(_load(study, end, left), choice)
+
+
+def _compressed(study: Study, choice: CompressionChoice, left: Workload, whole: Path) -> nn.Module:
+    """The model that training goes on from; complete, on this rank alone."""
+    dense = _load(study, whole, study.workload)
+    if choice.recipe.method in ("prune", "distil"):
+        tokens, _ = _on(study.rank, study.text.batch(0, JUDGED_SAMPLES))
+        return shrink(dense, study.workload, left, choice.recipe, tokens)
+    return dense
+
+
+def _load(study: Study, folder: Path, workload: Workload) -> nn.Sequential:
+    model = workload.build(0, len(workload.layers), study.order.seed).to(study.rank.device)
+    load_whole(folder, model)
+    return model
+
+
+def _rounded(model: nn.Module, choice: CompressionChoice) -> nn.Module:
+    """The model as it would be used: in 8 bits where the recipe says so; the one given is left as it is."""
+    if not choice.recipe.scheme:
+        return model
+    model = copy.deepcopy(model)
+    quantise(model, choice.recipe.scheme)
+    return model
+
+
+def _train_on(
+    study: Study, choice: CompressionChoice, left: Workload, folders: tuple[Path, Path, Path]
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Train from one folder's weights to the other's, where wanted with the third's as the teacher.
+
+    Gives the seconds of the steps, and the losses by seconds on the way.
+    """
+    own, order = choice.recipe, study.order
+    start, end, whole = folders
+    teacher = Teacher(_load(study, whole, study.workload)) if own.method == "distil" else None
+    trainer = Trainer(
+        choice.plan,
+        left,
+        study.rank,
+        order.seed,
+        study.meshes.of(choice.plan),
+        adapt=train_rounded if own.method == "qat" else teacher.watch if teacher else None,
+        adapt_loss=teacher.beside if teacher else None,
+    )
+    restore_weights(start, trainer)
+    zeros = Zeros(trainer.parameters(), own, order.more_steps) if own.method == "sparse" else None
+    taken: list[float] = []
+    curve: list[tuple[float, float]] = []
+    half = order.more_steps // 2 if own.method == "none" else 0
+    for first, count in ((0, half), (half, order.more_steps - half)):
+        if count:
+            taken += _train(study, trainer, count, order.first_steps + first, zeros)
+        if own.method == "none":
+            curve.append((sum(taken), _judge_on_the_way(study, trainer, left, len(curve))))
+    save_weights(end, trainer)
+    return taken, curve
+
+
+def _judge_on_the_way(study: Study, trainer: Trainer, workload: Workload, number: int) -> float:
+    folder, loss = study.folder / f"on-the-way-{number}", 0.0
+    save_weights(folder, trainer)
+    if study.rank.rank == 0:
+        loss = study.judged(_load(study, folder, workload), workload)
+    wait_for_first(f"on the way {number}", JUDGE_SECONDS)
+    return loss
+
+
+def _train(study: Study, trainer: Trainer, count: int, first: int, zeros: Zeros | None = None) -> list[float]:
+    """Seconds of so many steps from the `first` sample on, on the slowest rank."""
+    taken = []
+    for step in range(count):
+        batch = study.text.batch(first + step, study.file.global_batch_size)
+        dist.barrier()
+        start = time.perf_counter()
+        trainer.step(*batch)
+        if zeros is not None:
+            zeros.apply(first + step + 1 - study.order.first_steps)
+        taken.append(time.perf_counter() - start)
+    slowest = torch.tensor(taken, device=study.rank.device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return [float(value) for value in slowest]
+
+
+def _time(study: Study) -> None:
+    """Latencies of all models, in turns, on all ranks at once: as the machine was measured for the prediction."""
+    report(1.0, "latencies")
+    dist.barrier()
+    taken = latencies(study.models, study.held_out[0][:1])
+    for own in study.found:
+        own["latency_seconds"], own["latency_spread_fraction"] = taken[own["recipe"].name]
+
+
+def _results(study: Study) -> list[CompressionResult]:
+    whole = study.found[0]
+    curve = [(0.0, whole["loss_before"]), *whole["curve"]]
+    results = []
+    for own in study.found:
+        fields = {name: value for name, value in own.items() if name != "curve"}
+        is_trained = bool(own["step_seconds"])
+        equal = _interpolated(curve, sum(own["step_seconds"])) if is_trained else whole["loss"]
+        results.append(CompressionResult(**fields, equal_time_loss=equal))
+    return results
+
+
+def _interpolated(curve: list[tuple[float, float]], seconds: float) -> float:
+    """The curve's loss after so many seconds, straight between its points; its last beyond them."""
+    for (start, first), (stop, last) in itertools.pairwise(curve):
+        if seconds <= stop:
+            return first + (last - first) * (seconds - start) / max(stop - start, 1e-9)
+    return curve[-1][1]
+
+
+def _on(rank: Rank, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch[0].to(rank.device), batch[1].to(rank.device)

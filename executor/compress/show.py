@@ -1,0 +1,58 @@
+"""What came of compressing, as a table for people. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from executor.compress.results import CompressionFile, CompressionResult
+    from planner.recipes import CompressionChoice
+
+
+def show(file: CompressionFile, out: Console, output: Path | None) -> None:
+    """Predicted beside measured, one recipe a row."""
+    from rich.table import Table
+
+    out.print(
+        f"{file.model_name} on {file.environment.num_devices} x {file.environment.device}, {file.plan}; "
+        f"{file.first_steps} steps first, global batch {file.global_batch_size} x {file.sequence_length} tokens of "
+        f"{file.environment.data}",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("compression", no_wrap=True)
+    for name in ("stored", "latency", "predicted", "step", "predicted", "loss before", "loss", "uncompressed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for choice, result in zip(file.choices, file.results, strict=True):
+        table.add_row(*_row(choice, result))
+    out.print(table)
+    out.print(
+        "loss: held-out, before and after training on; uncompressed: the model as it is after as many seconds of training"
+    )
+    for note in file.notes:
+        out.print(f"note: {note}", markup=False)
+    if output is not None:
+        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
+
+
+def _row(choice: CompressionChoice, result: CompressionResult) -> tuple[str, ...]:
+    import statistics
+
+    from profiles.units import format_bytes, format_seconds
+
+    expected = "?" if choice.latency_seconds is None else format_seconds(choice.latency_seconds)
+    trains = bool(result.step_seconds)
+    return (
+        result.recipe.name,
+        format_bytes(result.stored_bytes),
+        f"{format_seconds(result.latency_seconds)} ±{result.latency_spread_fraction / 2:.0%}",
+        expected,
+        format_seconds(statistics.median(result.step_seconds)) if trains else "",
+        format_seconds(choice.step_seconds) if trains else "",
+        f"{result.loss_before:.3f}",
+        f"{result.loss:.3f}",
+        f"{result.equal_time_loss:.3f}",
+    )

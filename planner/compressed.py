@@ -1,0 +1,231 @@
+"""What each recipe would give on a machine: bytes, training time in its best layout, latency; which are worth a look.
+
+A smaller dense model is priced as any model is. Training it from a teacher adds the teacher's forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.choices import Plan
+from planner.explain import candidates
+from planner.prediction import Candidate
+from planner.recipes import CompressionChoice, Recipe, risk, smaller, smaller_sizes, speed_note, stored_bytes
+from planner.search import Choices, Search, search
+from profiles.cluster import MachineProfile
+from profiles.efficiency import kernel_seconds
+from profiles.errors import InputError, NoFeasiblePlanError, PlanError
+from profiles.model import ModelProfile
+from profiles.sizes import ModelSizes, sizes_of
+
+TARGETS = ("size", "latency", "memory")
+MANY_PLANS = 1000
+FULL_PRECISION = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """The model as it is, on its machine: what recipes are measured against."""
+
+    machine: MachineProfile
+    model: ModelProfile
+    sizes: ModelSizes
+    choices: Choices
+    best: Candidate
+    latency_seconds: float
+
+
+def parse_targets(text: str | None) -> dict[str, float]:
+    """`size=0.5,latency=0.8`: what share of the uncompressed model's a choice may have; memory is that of training.
+
+    Raises: InputError.
+    """
+    targets = {}
+    for word in (text or "").split(","):
+        name, _, value = word.strip().partition("=")
+        if not word.strip():
+            continue
+        try:
+            targets[name] = float(value)
+        except ValueError:
+            targets[name] = 0.0
+        if name not in TARGETS or not 0 < targets[name] <= 1:
+            raise InputError(f"--target {word}: give size=, latency= or memory= and a share above 0, up to 1")
+    return targets
+
+
+def compression_choices(
+    found: Search, recipes: Sequence[Recipe], targets: dict[str, float]
+) -> tuple[CompressionChoice, ...]:
+    """Every recipe with its price; what cannot be had keeps its reason.
+
+    Raises: InputError where recipes do not know the model; NoFeasiblePlanError where it cannot be trained here.
+    """
+    if found.model.workload.kind != "transformers":
+        raise InputError(f"{found.model.name}: compression needs a transformers configuration, not a factory")
+    choices = replace(found.choices, codecs=("none",))
+    whole = Whole(
+        machine=found.machine,
+        model=found.model,
+        sizes=sizes_of(found.model.name, found.model.workload.config),
+        choices=choices,
+        best=_trainable(search(found.machine, found.model, choices)),
+        latency_seconds=_forward_seconds(found.machine, found.model, choices, 1),
+    )
+    made = [_priced(whole, own) for own in recipes]
+    return tuple(
+        replace(choice, meets_targets=_meets(whole, choice, targets), on_front=_is_on_front(choice, made))
+        for choice, _ in zip(made, recipes, strict=True)
+    )
+
+
+def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
+    try:
+        config = smaller(whole.sizes.config, own)
+        left = _model_of(whole, own, config)
+        best = _trainable(search(whole.machine, left, whole.choices))
+    except (PlanError, NoFeasiblePlanError) as error:
+        return _refused(whole, own, str(error))
+    step, latency = best.prediction.step_seconds, _forward_seconds(whole.machine, left, whole.choices, 1)
+    if own.method == "distil":
+        step += _teacher_seconds(whole, best.plan)
+    note = speed_note(own, whole.machine.device_kind)
+    seconds: float | None = latency
+    if own.scheme:
+        seconds = _quantised_seconds(whole, own, latency)
+    return CompressionChoice(
+        recipe=own,
+        plan=best.plan,
+        num_parameters=int(smaller_sizes(whole.sizes, own).transformer.num_parameters[0]),
+        stored_bytes=stored_bytes(whole.sizes, own),
+        step_seconds=step,
+        peak_bytes=best.prediction.peak_bytes + _teacher_bytes(whole, own),
+        latency_seconds=seconds,
+        risk=risk(own),
+        note=note,
+    )
+
+
+def _model_of(whole: Whole, own: Recipe, config: dict[str, object]) -> ModelProfile:
+    """The traced profile of the model that a recipe leaves."""
+    if config == whole.model.workload.config:
+        return whole.model
+    # Only a trace needs torch, which takes seconds to import.
+    from profiles.trace import trace
+    from profiles.workloads import load_workload
+
+    spec = replace(whole.model.workload, name=f"{whole.model.name} {own.name}", config=config)
+    return trace(load_workload(spec), whole.choices.precisions)
+
+
+def _trainable(found: Search) -> Candidate:
+    """The best plan whose layout recipes are executed in: data parallel, sharded or not.
+
+    Raises: NoFeasiblePlanError.
+    """
+    ranked, _ = candidates(found, MANY_PLANS)
+    for candidate in ranked:
+        plan = candidate.plan
+        is_plain = plan.pipeline_parallel == plan.context_parallel == plan.tensor_parallel == 1
+        if candidate.executable and candidate.prediction.fits and is_plain:
+            return candidate
+    raise NoFeasiblePlanError(
+        f"no data-parallel plan of {found.model.name} fits {found.choices.num_devices} devices, and recipes are "
+        "trained in those"
+    )
+
+
+def _forward_seconds(machine: MachineProfile, model: ModelProfile, choices: Choices, num_samples: int) -> float:
+    """Seconds of one forward pass of so many samples on one device, by the machine's own kernels and layers."""
+    found = search(
+        machine,
+        model,
+        replace(choices, num_devices=1, global_batch_size=num_samples, codecs=("none",), recompute=(0,)),
+    )
+    priced = found.priced[0]
+    row = int(np.flatnonzero(priced.table.micro_batch_size == num_samples)[0])
+    place = int(priced.estimate.layout_index[row])
+    stages = priced.shared.stages(priced.estimate.layouts[place], np.array([row]))
+    return float(stages.forward.sum())
+
+
+def _teacher_seconds(whole: Whole, plan: Plan) -> float:
+    """The teacher's forward passes of one step, one for each micro-batch of a rank."""
+    of_one = _forward_seconds(whole.machine, whole.model, whole.choices, plan.micro_batch_size)
+    return of_one * plan.num_microbatches
+
+
+def _teacher_bytes(whole: Whole, own: Recipe) -> float:
+    """The teacher stands whole on every rank."""
+    return 4.0 * whole.model.num_parameters if own.method == "distil" else 0.0
+
+
+def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | None:
+    """The latency with every linear in int8; None where the machine was not measured for it.
+
+    Model: the forward pass, less its linears in fp32, plus the same in int8, both as measured linear by linear.
+    """
+    curves = {curve.name: curve for curve in whole.machine.kernels if curve.kind == "linear"}
+    if own.scheme not in curves or FULL_PRECISION not in curves:
+        return None
+    model, tokens = whole.sizes.transformer, float(whole.choices.sequence_length)
+    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in linears]
+    if not model.tied[0]:
+        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
+    for count, inputs, outputs in shapes:
+        dims = (tokens, inputs, outputs)
+        flops, weights = 2 * tokens * inputs * outputs, inputs * outputs
+        full, low = (float(kernel_seconds(curves[name], flops, weights, dims)) for name in (FULL_PRECISION, own.scheme))
+        latency += count * (low - full)
+    return latency
+
+
+def _refused(whole: Whole, own: Recipe, reason: str) -> CompressionChoice:
+    return CompressionChoice(
+        recipe=own,
+        plan=whole.best.plan,
+        num_parameters=0,
+        stored_bytes=0.0,
+        step_seconds=0.0,
+        peak_bytes=0.0,
+        latency_seconds=None,
+        risk="",
+        refusal=reason,
+        meets_targets=False,
+        on_front=False,
+    )
+
+
+def _meets(whole: Whole, choice: CompressionChoice, targets: dict[str, float]) -> bool:
+    if choice.refusal:
+        return False
+    limits = {
+        "size": (choice.stored_bytes, stored_bytes(whole.sizes, NONE)),
+        "latency": (choice.latency_seconds, whole.latency_seconds),
+        "memory": (choice.peak_bytes, whole.best.prediction.peak_bytes),
+    }
+    pairs = [(limits[name], share) for name, share in targets.items()]
+    return all(own is not None and own <= share * of_whole for (own, of_whole), share in pairs)
+
+
+NONE = Recipe(name="none", method="none")
+
+
+def _is_on_front(choice: CompressionChoice, others: Sequence[CompressionChoice]) -> bool:
+    """Whether no other is at least as good in all and better in one; an unknown latency is never better."""
+    if choice.refusal:
+        return False
+
+    def measures(one: CompressionChoice) -> tuple[float, ...]:
+        return one.step_seconds, one.stored_bytes, one.latency_seconds or float("inf")
+
+    own = measures(choice)
+    return not any(
+        all(a <= b for a, b in zip(measures(other), own, strict=True)) and measures(other) != own
+        for other in others
+        if not other.refusal
+    )

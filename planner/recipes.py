@@ -1,0 +1,218 @@
+"""What can be done to a model to make it smaller or faster: recipes by name, the model each leaves, and its bytes.
+
+Torch-free: a smaller dense model is a configuration like any other and is priced like one; what a recipe does to stored
+bytes follows from the shapes alone, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planner.choices import Plan
+from profiles.artifacts import STRICT
+from profiles.errors import InputError, PlanError, UnknownNameError
+from profiles.sizes import ModelSizes, sizes_of
+
+FULL_BYTES, BYTE = 4.0, 1.0
+# Channels are removed in multiples of this, so that what is left still fills the device's vector units.
+CHANNEL_MULTIPLE = 8
+PARTS = ("ffn", "heads", "layers")
+QUANTISED = ("int8-weights", "int8-dynamic")
+KNOWN = (
+    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "sparse-2:4", "int8-weights",
+    "int8-dynamic", "qat-int8", "distil-layers-50",
+)  # fmt: skip
+AUTO = (
+    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "int8-weights", "int8-dynamic",
+    "qat-int8", "distil-layers-50",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One way to compress a model.
+
+    `method` is none, prune (remove `fraction` of a `part` for good), sparse (set weights to zero and leave them where
+    they are), quantise (after training, in the `scheme`), qat (rounded while it trains, then quantised), or distil
+    (train a model that is smaller by `fraction` of a `part` from the whole one).
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    method: str
+    part: str = ""
+    fraction: float = 0.0
+    scheme: str = ""
+
+    @property
+    def trains_again(self) -> bool:
+        """Whether the model is trained after it was compressed, or while it is."""
+        return self.method in ("prune", "sparse", "qat", "distil")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionChoice:
+    """One recipe with what is predicted of it. Latency is of one forward pass of one sample, null where it is unknown.
+
+    `plan` is the layout it is trained in, with its `step_seconds` and the `peak_bytes` of the fullest rank; `refusal`
+    says why it cannot be, "" where it can. `on_front`: no other is at least as good in step time, bytes and latency,
+    and better in one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    recipe: Recipe
+    plan: Plan
+    num_parameters: int
+    stored_bytes: float
+    step_seconds: float
+    peak_bytes: float
+    latency_seconds: float | None
+    risk: str
+    note: str = ""
+    refusal: str = ""
+    meets_targets: bool = True
+    on_front: bool = True
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Names: none, prune-PART-P, sparse-P, sparse-2:4, int8-weights, int8-dynamic, qat-int8, distil-PART-P; P is percent,
+    PART one of ffn, heads, layers.
+
+    Raises: UnknownNameError.
+    """
+    words = name.split("-")
+    if name == "none":
+        return Recipe(name=name, method="none")
+    if name in QUANTISED:
+        return Recipe(name=name, method="quantise", scheme=name)
+    if name == "qat-int8":
+        return Recipe(name=name, method="qat", scheme="int8-dynamic")
+    if name == "sparse-2:4":
+        return Recipe(name=name, method="sparse", part="2:4", fraction=0.5)
+    if len(words) == 2 and words[0] == "sparse" and _is_percent(words[1]):
+        return Recipe(name=name, method="sparse", part="weights", fraction=int(words[1]) / 100)
+    if len(words) == 3 and words[0] in ("prune", "distil") and words[1] in PARTS and _is_percent(words[2]):
+        return Recipe(name=name, method=words[0], part=words[1], fraction=int(words[2]) / 100)
+    raise UnknownNameError("compression", name, KNOWN)
+
+
+def recipes(text: str) -> tuple[Recipe, ...]:
+    """The recipes that `--compress` names: auto, none, or a list with commas; the model as it is always comes first.
+
+    Raises: UnknownNameError.
+    """
+    names = AUTO if text == "auto" else tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(recipe(name) for name in dict.fromkeys(("none", *names)))
+
+
+def smaller(config: dict[str, Any], own: Recipe) -> dict[str, Any]:
+    """The configuration of the model that a recipe leaves: its own where no part is removed.
+
+    Heads go with all queries that share their keys. Raises: PlanError where the family cannot have such a model.
+    """
+    if own.method not in ("prune", "distil"):
+        return config
+    family, keep = str(config.get("model_type", "")), 1 - own.fraction
+    is_gpt2 = family == "gpt2"
+    changed = dict(config)
+    if own.part == "layers":
+        key = "n_layer" if is_gpt2 else "num_hidden_layers"
+        changed[key] = max(1, round(config[key] * keep))
+    elif own.part == "ffn":
+        key = "n_inner" if is_gpt2 else "intermediate_size"
+        whole = config.get(key) or 4 * config["n_embd"]
+        changed[key] = max(CHANNEL_MULTIPLE, round(whole * keep / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE)
+    elif is_gpt2:
+        raise PlanError(f"{own.name}: gpt2's attention is as wide as its hidden states; remove ffn channels or layers")
+    else:
+        heads = config["num_attention_heads"]
+        groups = config.get("num_key_value_heads") or heads
+        kept = max(1, round(groups * keep))
+        if kept == groups:
+            raise PlanError(f"{own.name}: of {groups} groups of heads none can be removed")
+        changed |= {
+            "num_attention_heads": heads // groups * kept,
+            "num_key_value_heads": kept,
+            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        }
+    return changed
+
+
+def smaller_sizes(sizes: ModelSizes, own: Recipe) -> ModelSizes:
+    """The sizes of the model that a recipe leaves."""
+    if own.method not in ("prune", "distil"):
+        return sizes
+    return sizes_of(f"{sizes.name} {own.name}", smaller(sizes.config, own))
+
+
+def stored_bytes(sizes: ModelSizes, own: Recipe) -> float:
+    """Bytes of the compressed model's weights as they are stored: 4 a parameter, and 1 where linears are in int8.
+
+    int8 keeps a scale of 4 bytes and a zero point of 1 for each row. Zeros are stored like any number: sparse weights
+    save nothing by themselves.
+    """
+    left = smaller_sizes(sizes, own)
+    number = float(left.transformer.num_parameters[0])
+    if not own.scheme:
+        return FULL_BYTES * number
+    weights, rows = linear_sizes(left)
+    return FULL_BYTES * (number - weights + rows) + BYTE * (weights + rows)
+
+
+def linear_sizes(sizes: ModelSizes) -> tuple[float, float]:
+    """Weights of all linears, the head's included where it is not the embedding's, and their rows (outputs)."""
+    model = sizes.transformer
+    if model.is_moe[0]:
+        raise InputError(f"{sizes.name}: experts are not quantised yet; leave int8 out")
+    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    layers = float(model.num_layers[0])
+    weights = layers * sum(float(inputs[0] * outputs[0]) for _, inputs, outputs, _ in linears)
+    rows = layers * sum(float(outputs[0]) for _, _, outputs, _ in linears)
+    if not model.tied[0]:
+        weights += float(model.hidden_size[0] * model.vocab_size[0])
+        rows += float(model.vocab_size[0])
+    return weights, rows
+
+
+# What is known of the quality from others' measurements, and what is not.
+_RISKS = {
+    "none": "none",
+    "int8-weights": "small: weights rounded row by row cost large models little (Dettmers et al. 2022, LLM.int8)",
+    "int8-dynamic": "unknown where activations have outliers, which large models have (Dettmers et al. 2022)",
+    "qat": "small where it trains on: rounding is learned (Jacob et al. 2018)",
+    "weights": "unknown: half of a large model's weights went with little loss (Frantar and Alistarh 2023), but there "
+    "the others were corrected",
+    "2:4": "unknown: more than unstructured zeros at the same share (Frantar and Alistarh 2023)",
+    "layers": "unknown: deep layers matter less than their number says (Men et al. 2024), and training has to go on",
+    "ffn": "unknown: training has to go on (Ma et al. 2023, LLM-Pruner)",
+    "heads": "unknown: many heads can go (Michel et al. 2019), training has to go on",
+    "distil": "unknown: depends on student, data and steps (Hinton et al. 2015)",
+}
+
+
+def risk(own: Recipe) -> str:
+    """What is known of a recipe's cost in quality, with its source; measured by `execute --compress`."""
+    for key in (own.name, own.method, own.part):
+        if key in _RISKS:
+            return _RISKS[key]
+    return "unknown"
+
+
+def speed_note(own: Recipe, device_kind: str) -> str:
+    """Why a recipe makes inference no faster, where it does not; "" where it may."""
+    if own.part == "weights":
+        return "zeros are multiplied like any number: dense kernels gain nothing"
+    if own.part == "2:4" and device_kind == "cpu":
+        return "2:4 kernels exist on GPUs (Ampere and later) alone"
+    if own.scheme == "int8-weights":
+        return "weights are turned back to fp32 for every product: memory only"
+    return ""
+
+
+def _is_percent(text: str) -> bool:
+    return text.isdigit() and 0 < int(text) < 100

@@ -1,0 +1,65 @@
+"""Linears in 8 bits (torchao), and what they take beside linears in fp32: an inference's products.
+
+Weights have one scale for each row (output); with `int8-dynamic` activations one for each token, found as they come.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from profiles.cluster import KernelCurve
+from profiles.efficiency import fit_kernel
+from profiles.errors import EnvironmentFailure
+from profiles.measure_kernels import sample
+from profiles.timing import Action, Bench
+
+SCHEMES = ("int8-weights", "int8-dynamic")
+# (tokens, inputs, outputs)
+LINEARS = tuple(
+    (tokens, inputs, outputs)
+    for tokens in (32, 128, 512)
+    for inputs, outputs in ((256, 256), (1024, 256), (256, 1024), (1024, 1024), (1024, 4096))
+)
+
+
+def can_quantise() -> bool:
+    """Whether torchao is installed."""
+    return importlib.util.find_spec("torchao") is not None
+
+
+def quantise(model: nn.Module, scheme: str) -> None:
+    """Turn every linear of the model into int8, in place: its weights alone, or its input too while it runs.
+
+    Raises: EnvironmentFailure where torchao is not installed.
+    """
+    if not can_quantise():
+        raise EnvironmentFailure(f"{scheme} needs torchao: pip install 'trainwright[compress]'")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
+    quantize_(model, Int8WeightOnlyConfig() if scheme == "int8-weights" else Int8DynamicActivationInt8WeightConfig())
+
+
+def measure_linears(bench: Bench, shapes: tuple[tuple[int, int, int], ...] = LINEARS) -> list[KernelCurve]:
+    """The forward pass of a linear without gradients, by how its weights are kept; of fp32 alone without torchao."""
+    curves = []
+    for scheme in ("fp32", *(SCHEMES if can_quantise() else ())):
+        timings = bench.time([_linear(scheme, *shape, bench.device) for shape in shapes])
+        samples = [sample(tuple(map(float, shape)), timing) for shape, timing in zip(shapes, timings, strict=True)]
+        curves.append(fit_kernel("linear", scheme, "fp32" if scheme == "fp32" else "int8", samples))
+    return curves
+
+
+def _linear(scheme: str, tokens: int, inputs: int, outputs: int, device: torch.device) -> Action:
+    model = nn.Sequential(nn.Linear(inputs, outputs, bias=False, device=device))
+    if scheme != "fp32":
+        quantise(model, scheme)
+    hidden = torch.randn(1, tokens, inputs, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(hidden)
+
+    return forward
