@@ -12,6 +12,7 @@ import numpy as np
 
 from planner.choices import Plan
 from planner.explain import candidates
+from planner.layer_costs import find_curve
 from planner.prediction import Candidate
 from planner.recipes import CompressionChoice, Recipe, risk, smaller, smaller_sizes, speed_note, stored_bytes
 from planner.search import Choices, Search, search
@@ -73,11 +74,11 @@ def compression_choices(
         sizes=sizes_of(found.model.name, found.model.workload.config),
         choices=choices,
         best=_trainable(search(found.machine, found.model, choices)),
-        latency_seconds=_forward_seconds(found.machine, found.model, choices, 1),
+        latency_seconds=_inference_seconds(found.machine, found.model, choices),
     )
     made = [_priced(whole, own) for own in recipes]
     return tuple(
-        replace(choice, meets_targets=_meets(whole, choice, targets), on_front=_is_on_front(choice, made))
+        replace(choice, meets_targets=_meets(whole, choice, targets), on_front=is_on_front(choice, made))
         for choice, _ in zip(made, recipes, strict=True)
     )
 
@@ -89,9 +90,11 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
         best = _trainable(search(whole.machine, left, whole.choices))
     except (PlanError, NoFeasiblePlanError) as error:
         return _refused(whole, own, str(error))
-    step, latency = best.prediction.step_seconds, _forward_seconds(whole.machine, left, whole.choices, 1)
+    step, latency = best.prediction.step_seconds, _latency_seconds(whole, left)
     if own.method == "distil":
         step += _teacher_seconds(whole, best.plan)
+    if own.method == "qat":
+        step += _rounding_seconds(whole, best.plan)
     note = speed_note(own, whole.machine.device_kind)
     seconds: float | None = latency
     if own.scheme:
@@ -152,6 +155,32 @@ def _forward_seconds(machine: MachineProfile, model: ModelProfile, choices: Choi
     return float(stages.forward.sum())
 
 
+def _latency_seconds(whole: Whole, left: ModelProfile) -> float:
+    """One forward pass of one sample through the model that is left.
+
+    Model: that of the whole model as its layers were timed, scaled by what kernels alone say of the two.
+    """
+    kernels = replace(whole.machine, layer_timings=())
+    own, of_whole = (_forward_seconds(kernels, model, whole.choices, 1) for model in (left, whole.model))
+    return whole.latency_seconds * own / of_whole
+
+
+def _inference_seconds(machine: MachineProfile, model: ModelProfile, choices: Choices) -> float:
+    """One forward pass of one sample without a loss, as its layers were timed; else as training's forward pass."""
+    timed = {
+        timing.layer: timing.inference_seconds
+        for timing in machine.layer_timings
+        if timing.workload == model.workload.digest
+        and timing.precision == choices.precisions[0]
+        and timing.sequence_length == choices.sequence_length
+        and timing.inference_seconds
+    }
+    layers = model.layers[choices.precisions[0]]
+    if all(layer.name in timed for layer in layers):
+        return sum(timed[layers[index].name] for index in model.structure)
+    return _forward_seconds(machine, model, choices, 1)
+
+
 def _teacher_seconds(whole: Whole, plan: Plan) -> float:
     """The teacher's forward passes of one step, one for each micro-batch of a rank."""
     of_one = _forward_seconds(whole.machine, whole.model, whole.choices, plan.micro_batch_size)
@@ -171,17 +200,34 @@ def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | Non
     curves = {curve.name: curve for curve in whole.machine.kernels if curve.kind == "linear"}
     if own.scheme not in curves or FULL_PRECISION not in curves:
         return None
-    model, tokens = whole.sizes.transformer, float(whole.choices.sequence_length)
-    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in linears]
-    if not model.tied[0]:
-        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
-    for count, inputs, outputs in shapes:
+    tokens = float(whole.choices.sequence_length)
+    for count, inputs, outputs in _linears(whole):
         dims = (tokens, inputs, outputs)
         flops, weights = 2 * tokens * inputs * outputs, inputs * outputs
         full, low = (float(kernel_seconds(curves[name], flops, weights, dims)) for name in (FULL_PRECISION, own.scheme))
         latency += count * (low - full)
     return latency
+
+
+def _rounding_seconds(whole: Whole, plan: Plan) -> float:
+    """Rounding every linear's weights and input in the forward pass of each micro-batch; backward passes it by."""
+    tokens = float(plan.micro_batch_size * whole.choices.sequence_length)
+    curve = find_curve(whole.machine, "memory", "rounding", FULL_PRECISION)
+    numbers = [
+        size for count, inputs, outputs in _linears(whole) for size in [inputs * outputs, tokens * inputs] * int(count)
+    ]
+    num_bytes = 4.0 * np.array(numbers)
+    return float(kernel_seconds(curve, 0.0, num_bytes, [num_bytes]).sum()) * plan.num_microbatches
+
+
+def _linears(whole: Whole) -> list[tuple[float, float, float]]:
+    """How often, inputs and outputs of every linear of the model."""
+    model = whole.sizes.transformer
+    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in linears]
+    if not model.tied[0]:
+        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
+    return shapes
 
 
 def _refused(whole: Whole, own: Recipe, reason: str) -> CompressionChoice:
@@ -215,7 +261,7 @@ def _meets(whole: Whole, choice: CompressionChoice, targets: dict[str, float]) -
 NONE = Recipe(name="none", method="none")
 
 
-def _is_on_front(choice: CompressionChoice, others: Sequence[CompressionChoice]) -> bool:
+def is_on_front(choice: CompressionChoice, others: Sequence[CompressionChoice]) -> bool:
     """Whether no other is at least as good in all and better in one; an unknown latency is never better."""
     if choice.refusal:
         return False

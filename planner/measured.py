@@ -1,4 +1,4 @@
-"""Plans for a machine that was measured, or of a user's own module on a data sheet: the question, searched; the file."""
+"""Plans for a machine that was measured, or of a user's module on a data sheet: the question, searched; the file."""
 
 from __future__ import annotations
 

@@ -113,7 +113,8 @@ def recipes(text: str) -> tuple[Recipe, ...]:
 def smaller(config: dict[str, Any], own: Recipe) -> dict[str, Any]:
     """The configuration of the model that a recipe leaves: its own where no part is removed.
 
-    Heads go with all queries that share their keys. Raises: PlanError where the family cannot have such a model.
+    Heads go with all queries that share their keys, as many as come nearest to what is asked for.
+    Raises: PlanError where the family cannot have such a model.
     """
     if own.method not in ("prune", "distil"):
         return config
@@ -132,9 +133,11 @@ def smaller(config: dict[str, Any], own: Recipe) -> dict[str, Any]:
     else:
         heads = config["num_attention_heads"]
         groups = config.get("num_key_value_heads") or heads
-        kept = max(1, round(groups * keep))
-        if kept == groups:
+        # transformers takes no number of heads that the hidden size is not a multiple of.
+        allowed = [count for count in range(1, groups) if config["hidden_size"] % (heads // groups * count) == 0]
+        if not allowed:
             raise PlanError(f"{own.name}: of {groups} groups of heads none can be removed")
+        kept = min(allowed, key=lambda count: abs(count - groups * keep))
         changed |= {
             "num_attention_heads": heads // groups * kept,
             "num_key_value_heads": kept,

@@ -76,7 +76,10 @@ class LinkCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTiming:
-    """One real layer timed on one device: forward and backward seconds of one micro-batch, without communication."""
+    """One real layer timed on one device: forward and backward seconds of one micro-batch, without communication.
+
+    `inference_seconds` are of a forward pass that keeps nothing and has no loss, 0 where it was not timed.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -89,6 +92,7 @@ class LayerTiming:
     forward_seconds: float
     backward_seconds: float
     spread_fraction: float
+    inference_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,13 @@ class Segment:
                 value = module(value)
             self.output = value if self.target is None else self.loss(value, self.target)
 
+    def infer(self) -> None:
+        """Run the chain with nothing kept, and no loss."""
+        value = self.value.detach()
+        with torch.inference_mode(), _autocast(value.device, self.precision):
+            for module in self.modules:
+                value = module(value)
+
     def backward(self) -> None:
         """Run the chain backward from a gradient that was made before."""
         self.output.backward(self.gradient)
@@ -105,6 +112,9 @@ def _time_case(bench: Bench, workload: Workload, model: ModelProfile, case: Case
     segments = list(_segments(workload, model, case, bench.device))
     actions: list[Action] = [segment.forward for segment in segments]
     actions += [segment.backward for segment in reversed(segments)]
+    # An answer to one question is what inference is timed for.
+    asks = case.micro_batch_size == case.tensor_parallel == 1
+    alone = [timing.seconds for timing in bench.time([segment.infer for segment in segments])] if asks else []
     times = bench.time(actions)
     found = [
         LayerTiming(
@@ -117,8 +127,11 @@ def _time_case(bench: Bench, workload: Workload, model: ModelProfile, case: Case
             forward_seconds=forward.seconds / len(segment.modules),
             backward_seconds=backward.seconds / len(segment.modules),
             spread_fraction=max(forward.spread_fraction, backward.spread_fraction),
+            inference_seconds=inferred / len(segment.modules),
         )
-        for layer, segment, forward, backward in zip(layers, segments, times, reversed(times), strict=False)
+        for layer, segment, forward, backward, inferred in zip(
+            layers, segments, times, reversed(times), alone or [0.0] * len(segments), strict=False
+        )
     ]
     return found, sum(time.seconds for time in times) * 2 * bench.repeats
 

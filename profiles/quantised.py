@@ -1,4 +1,4 @@
-"""Linears in 8 bits (torchao), and what they take beside linears in fp32: an inference's products.
+"""Linears in 8 bits: rounded while a model trains, quantised by torchao afterwards; and what that takes.
 
 Weights have one scale for each row (output); with `int8-dynamic` activations one for each token, found as they come.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from profiles.cluster import KernelCurve
 from profiles.efficiency import fit_kernel
@@ -16,6 +16,8 @@ from profiles.errors import EnvironmentFailure
 from profiles.measure_kernels import sample
 from profiles.timing import Action, Bench
 
+INT8_MAX = 127
+SMALLEST = 1e-12
 SCHEMES = ("int8-weights", "int8-dynamic")
 # (tokens, inputs, outputs)
 LINEARS = tuple(
@@ -23,6 +25,9 @@ LINEARS = tuple(
     for tokens in (32, 128, 512)
     for inputs, outputs in ((256, 256), (1024, 256), (256, 1024), (1024, 1024), (1024, 4096))
 )
+
+# Numbers that rounding to int8 is timed for, in rows of so many: with rounded weights every product begins with it.
+ROUNDED, ROW = (2**12, 2**16, 2**20, 2**22), 512
 
 
 def can_quantise() -> bool:
@@ -42,6 +47,14 @@ def quantise(model: nn.Module, scheme: str) -> None:
     quantize_(model, Int8WeightOnlyConfig() if scheme == "int8-weights" else Int8DynamicActivationInt8WeightConfig())
 
 
+def rounded(values: Tensor) -> Tensor:
+    """What int8 leaves of each row of `values`; its gradient is that of `values`. Shapes: (..., row)."""
+    with torch.no_grad():
+        scale = values.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST) / INT8_MAX
+        error = (values / scale).round_() * scale - values
+    return values + error
+
+
 def measure_linears(bench: Bench, shapes: tuple[tuple[int, int, int], ...] = LINEARS) -> list[KernelCurve]:
     """The forward pass of a linear without gradients, by how its weights are kept; of fp32 alone without torchao."""
     curves = []
@@ -49,7 +62,14 @@ def measure_linears(bench: Bench, shapes: tuple[tuple[int, int, int], ...] = LIN
         timings = bench.time([_linear(scheme, *shape, bench.device) for shape in shapes])
         samples = [sample(tuple(map(float, shape)), timing) for shape, timing in zip(shapes, timings, strict=True)]
         curves.append(fit_kernel("linear", scheme, "fp32" if scheme == "fp32" else "int8", samples))
-    return curves
+    timings = bench.time([_round(count, bench.device) for count in ROUNDED])
+    samples = [sample((4.0 * count,), timing) for count, timing in zip(ROUNDED, timings, strict=True)]
+    return [*curves, fit_kernel("memory", "rounding", "fp32", samples)]
+
+
+def _round(count: int, device: torch.device) -> Action:
+    values = torch.randn(count // ROW, ROW, device=device)
+    return lambda: rounded(values)
 
 
 def _linear(scheme: str, tokens: int, inputs: int, outputs: int, device: torch.device) -> Action:

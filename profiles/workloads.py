@@ -147,7 +147,9 @@ def _from_config(spec: WorkloadSpec) -> Workload:
         hidden_size=int(config.hidden_size),
         num_heads=heads,
         num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        ffn_size=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
+        ffn_size=int(
+            getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        ),
         vocab_size=int(config.vocab_size),
         max_sequence_length=int(config.max_position_embeddings),
         tied_embeddings=bool(config.tie_word_embeddings),

@@ -25,7 +25,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN.JSON|RUNS.CSV",
-            help="Runs or rehearsals that `execute` wrote, folders of runs, or a table of runs measured elsewhere.",
+            help="What `execute` wrote (runs, folders of them, rehearsals, compressions), or a table of others' runs.",
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
@@ -65,10 +65,13 @@ def compare(
         compare_tables(runs, output, json_output, tolerance, device, cluster)
         return
     _refuse(device is not None or cluster is not None, "--device and --cluster are for tables of runs (.csv)")
-    if _are_rehearsals(runs):
-        _refuse(machine is not None or tolerance is not None, "--machine and --tolerance are for runs, not rehearsals")
-        compare_rehearsals(runs, output, json_output)
-        return
+    for kind in ("rehearsal", "compression"):
+        if _are_all(kind, runs):
+            _refuse(
+                machine is not None or tolerance is not None, f"--machine and --tolerance are for runs, not {kind}s"
+            )
+            compare_pages(kind, runs, output, json_output)
+            return
     sources = read_sources(runs)
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
     screen = console.console(json_output)
@@ -85,23 +88,27 @@ def compare(
         check_tolerance(report.summary, tolerance)
 
 
-def compare_rehearsals(paths: Sequence[Path], output: Path | None, json_output: bool) -> None:
-    """Show what ranks would do, as rehearsed, beside what was expected of them.
+def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_output: bool) -> None:
+    """Show what `execute` wrote besides runs: rehearsals, or compressed models; of each kind predicted beside found.
 
     Raises: ArtifactError where a file is missing or damaged.
     """
     import json
     from dataclasses import asdict
 
-    from executor.rehearsed import RehearsalFile
-    from executor.show_rehearsal import show
     from profiles import artifacts
 
-    files = [artifacts.read(path, "rehearsal", RehearsalFile) for path in paths]
+    if kind == "rehearsal":
+        from executor.rehearsed import RehearsalFile as Content
+        from executor.show_rehearsal import show
+        from reports.rehearsal_page import render
+    else:
+        from executor.compress.results import CompressionFile as Content  # type: ignore[assignment]
+        from executor.compress.show import show  # type: ignore[assignment]
+        from reports.compression_page import render  # type: ignore[assignment]
+    files = [artifacts.read(path, kind, Content) for path in paths]
     screen = console.console(json_output)
     if output is not None:
-        from reports.rehearsal_page import render
-
         artifacts.write_text(output, render(files))
     for file in files:
         show(file, screen)
@@ -255,11 +262,11 @@ def _are_tables(paths: Sequence[Path]) -> bool:
     return count > 0
 
 
-def _are_rehearsals(paths: Sequence[Path]) -> bool:
+def _are_all(kind: str, paths: Sequence[Path]) -> bool:
     from profiles.artifacts import artifact_kind
 
-    count = sum(artifact_kind(path) == "rehearsal" for path in paths)
-    _refuse(0 < count < len(paths), "rehearsals and runs cannot be compared in one call: one has times, the other none")
+    count = sum(artifact_kind(path) == kind for path in paths)
+    _refuse(0 < count < len(paths), f"{kind}s and runs cannot be compared in one call: they say different things")
     return count > 0
 
 

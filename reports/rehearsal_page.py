@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from executor.rehearsed import PlanRehearsal, RehearsalFile, differences
 from executor.show_rehearsal import rows, verdict
 from profiles.units import format_seconds
 from reports.tables import Table
+from reports.tables_page import tables_page
 
 HEADER = ("rank", "per step", "expected", "rehearsed", "off")
 
 
 def render(files: Sequence[RehearsalFile]) -> str:
     """The whole page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("rehearsal.html").render(
+    return tables_page(
+        kicker="Expected and rehearsed",
         title=" and ".join(dict.fromkeys(file.model_name for file in files)),
         verdict=[pair for file in files for pair in _toned(file)],
         notes=[note for file in files for note in file.notes],
         tables=[(f"#{own.rank} {own.plan.id}", _table(file, own)) for file in files for own in file.plans],
     )
-    return page.lstrip()
 
 
 def _toned(file: RehearsalFile) -> Iterator[tuple[str, str]]:

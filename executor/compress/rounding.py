@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor, nn
 
-INT8_MAX = 127
-SMALLEST = 1e-12
+from profiles.quantised import rounded
 
 
 def train_rounded(model: nn.Module) -> None:
@@ -26,14 +24,6 @@ def train_rounded(model: nn.Module) -> None:
 
 def _rounded_linear(module: nn.Linear, hidden: Tensor) -> Tensor:
     return nn.functional.linear(rounded(hidden), rounded(module.weight), module.bias)
-
-
-def rounded(values: Tensor) -> Tensor:
-    """What int8 leaves of each row of `values`; its gradient is that of `values`. Shapes: (..., row)."""
-    with torch.no_grad():
-        scale = values.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST) / INT8_MAX
-        error = (values / scale).round_() * scale - values
-    return values + error
 
 
 def stored_tensors(model: nn.Module) -> list[Tensor]:

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from planner.recipes import CompressionChoice
 
 
-def show(file: CompressionFile, out: Console, output: Path | None) -> None:
+def show(file: CompressionFile, out: Console, output: Path | None = None) -> None:
     """Predicted beside measured, one recipe a row."""
     from rich.table import Table
+
+    from executor.compress.worth import worth
 
     out.print(
         f"{file.model_name} on {file.environment.num_devices} x {file.environment.device}, {file.plan}; "
@@ -29,9 +31,9 @@ def show(file: CompressionFile, out: Console, output: Path | None) -> None:
     for choice, result in zip(file.choices, file.results, strict=True):
         table.add_row(*_row(choice, result))
     out.print(table)
-    out.print(
-        "loss: held-out, before and after training on; uncompressed: the model as it is after as many seconds of training"
-    )
+    out.print("loss: held-out, before and after training on; uncompressed: of the model as it is after as many seconds")
+    for result in file.results[1:]:
+        out.print(worth(file, result)[1], markup=False)
     for note in file.notes:
         out.print(f"note: {note}", markup=False)
     if output is not None:

@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from planner.recipes import Recipe
 
-# Share of the steps over which the zeros become as many as asked for.
-RAMP_SHARE = 0.5
+# Share of the steps over which the zeros become as many as asked for, and in how many goes: finding the smallest of
+# many weights takes longer than a step of a small model.
+RAMP_SHARE, RAMP_GOES = 0.5, 8
 OF_FOUR = 2
 
 
@@ -35,7 +36,8 @@ class Zeros:
     @torch.no_grad()
     def apply(self, step: int) -> None:
         """Set to zero what is to be zero after `step` steps."""
-        if step <= self.ramp_steps or not self.masks:
+        goes = max(1, self.ramp_steps // RAMP_GOES)
+        if not self.masks or (step <= self.ramp_steps and (step % goes == 0 or step == self.ramp_steps)):
             share = self.fraction(step)
             self.masks = [self._mask(_local(matrix), share) for matrix in self.matrices]
         for matrix, mask in zip(self.matrices, self.masks, strict=True):

@@ -1,0 +1,168 @@
+"""Recipes on two real ranks with real text: predicted sizes hold, and quality comes out as it comes out."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from executor.command import app
+from executor.compress.results import CompressionFile, CompressionResult
+from executor.compress.session import CompressionOrder
+from executor.compress.worth import worth
+from executor.data import default_text
+from planner.choices import Plan
+from planner.prediction import PlanFile
+from planner.recipes import CompressionChoice, recipe, risk, smaller_sizes, stored_bytes
+from profiles import artifacts
+from profiles.artifacts import dump, validate, write_text
+from profiles.errors import InputError, PlanError
+from profiles.launcher import launch
+from profiles.sizes import sizes_of
+from reports.command import app as compare_app
+from tests.plan_builders import LLAMA, make_plan_file
+
+RUNNER = CliRunner()
+WIDE = replace(LLAMA, config={**LLAMA.config, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8})
+SIZES = sizes_of(WIDE.name, WIDE.config)
+DATA = Plan(data_parallel=2, micro_batch_size=4)
+SHARDS = Plan(data_parallel=2, micro_batch_size=4, zero_stage=3)
+NAMES = (
+    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "sparse-50", "sparse-2:4",
+    "int8-weights", "int8-dynamic", "qat-int8",
+)  # fmt: skip
+
+
+def choice(name: str, plan: Plan = DATA, **fields: Any) -> CompressionChoice:
+    own = recipe(name)
+    known: dict[str, Any] = {
+        "num_parameters": int(smaller_sizes(SIZES, own).transformer.num_parameters[0]),
+        "stored_bytes": stored_bytes(SIZES, own),
+        "step_seconds": 0.1,
+        "peak_bytes": 1e7,
+        "latency_seconds": None,
+        "risk": risk(own),
+    }
+    return CompressionChoice(recipe=own, plan=plan, **{**known, **fields})
+
+
+def plan_file(names: tuple[str, ...], plan: Plan = DATA) -> PlanFile:
+    file = make_plan_file(plan, spec=WIDE, sequence=64)
+    return replace(file, compression=tuple(choice(name, plan) for name in names))
+
+
+def run(names: tuple[str, ...], plan: Plan, first: int, more: int) -> dict[str, CompressionResult]:
+    order = CompressionOrder(
+        first_steps=first, more_steps=more, seed=0, data_file=str(default_text()), device_kind="cpu", timeout_seconds=60
+    )
+    payload = {"file": asdict(plan_file(names, plan)), "order": asdict(order)}
+    fields = launch("executor.compress.session:run_compression", payload, 2, "cpu")
+    results = [validate(one, CompressionResult, "the test") for one in fields]
+    return {result.recipe.name: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, CompressionResult]:
+    return run(NAMES, DATA, 120, 60)
+
+
+@pytest.mark.gloo
+def test_sizes_are_those_predicted(found: dict[str, CompressionResult]) -> None:
+    for name, result in found.items():
+        expected = choice(name)
+        assert (result.num_parameters, result.stored_bytes) == (expected.num_parameters, expected.stored_bytes), name
+    assert found["none"].num_zeros == 0
+    matrices = found["none"].num_parameters - sum(64 for _ in range(2 * 4 + 1))
+    assert found["sparse-50"].num_zeros == found["sparse-2:4"].num_zeros == matrices // 2
+
+
+@pytest.mark.gloo
+def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult]) -> None:
+    whole = found["none"]
+    assert whole.loss < whole.loss_before < 5.5
+    # What is taken away is missed at first, and training on makes up for some of it.
+    for name in ("prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50"):
+        assert found[name].loss_before > whole.loss_before, name
+        assert found[name].loss < found[name].loss_before, name
+    assert found["sparse-50"].loss < found["sparse-2:4"].loss_before
+    # Rounding to 255 steps costs this model next to nothing.
+    for name in ("int8-weights", "int8-dynamic"):
+        assert found[name].loss == pytest.approx(whole.loss, rel=0.01)
+        assert found[name].step_seconds == ()
+    assert found["qat-int8"].loss == pytest.approx(whole.loss, rel=0.02)
+    assert found["prune-layers-50"].latency_seconds < 0.9 * whole.latency_seconds
+
+
+@pytest.mark.gloo
+def test_shards_train_what_replicas_do(found: dict[str, CompressionResult]) -> None:
+    names = ("none", "prune-ffn-50", "distil-layers-50", "sparse-50", "qat-int8")
+    sharded = run(names, SHARDS, 8, 6)
+    replicas = run(names, DATA, 8, 6)
+    for name in names:
+        # Each shard keeps its own largest weights, which are not the largest of all.
+        tolerance = 2e-2 if name == "sparse-50" else 1e-3
+        assert sharded[name].loss == pytest.approx(replicas[name].loss, rel=tolerance), name
+        assert sharded[name].stored_bytes == replicas[name].stored_bytes
+    assert sharded["sparse-50"].num_zeros == replicas["sparse-50"].num_zeros
+
+
+@pytest.mark.gloo
+def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
+    plan, output, page = tmp_path / "plan.json", tmp_path / "c.json", tmp_path / "c.html"
+    file = plan_file(("none", "prune-ffn-50", "int8-dynamic"))
+    refused = replace(choice("prune-heads-50"), refusal="of 1 groups of heads none can be removed")
+    write_text(plan, dump("plan", replace(file, compression=(*file.compression, refused))))
+    done = RUNNER.invoke(app, [str(plan), "--compress", "--steps", "3", "--more-steps", "2", "-o", str(output)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "prune-heads-50 is left out" in " ".join(done.output.split())
+    content = artifacts.read(output, "compression", CompressionFile)
+    assert [own.recipe.name for own in content.results] == ["none", "prune-ffn-50", "int8-dynamic"]
+    shown = RUNNER.invoke(compare_app, [str(output), "-o", str(page), "--json"])
+    assert shown.exit_code == 0, (shown.output, shown.exception)
+    text = page.read_text()
+    assert "Is it worth it?" in text
+    assert text.count("exact") == 6
+    assert all(worth(content, own)[1].split(":")[0] in text for own in content.results[1:])
+    mixed = RUNNER.invoke(compare_app, [str(output), str(plan)])
+    assert isinstance(mixed.exception, InputError)
+
+
+def test_a_plan_without_recipes_is_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    write_text(plan, dump("plan", plan_file(())))
+    done = RUNNER.invoke(app, [str(plan), "--compress"])
+    assert isinstance(done.exception, PlanError)
+    assert "--compress auto" in str(done.exception)
+    write_text(plan, dump("plan", plan_file(("int8-dynamic",))))
+    done = RUNNER.invoke(app, [str(plan), "--compress"])
+    assert isinstance(done.exception, PlanError)
+    assert "the first recipe must be none" in str(done.exception)
+
+
+def result(name: str, size: int, latency: float, loss: float, equal: float) -> CompressionResult:
+    return CompressionResult(
+        recipe=recipe(name), num_parameters=1, num_zeros=0, stored_bytes=size, loss_before=loss, loss=loss,
+        equal_time_loss=equal, step_seconds=(), latency_seconds=latency, latency_spread_fraction=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "latency", "loss", "tone"),
+    [
+        (50, 1.0, 2.0, "good"),
+        (100, 0.5, 2.0, "good"),
+        (50, 0.5, 2.2, "fair"),
+        (100, 1.0, 2.0, "bad"),
+        (97, 0.97, 1.9, "bad"),
+    ],
+)
+def test_worth_weighs_savings_against_quality(size: int, latency: float, loss: float, tone: str) -> None:
+    whole, own = result("none", 100, 1.0, 2.0, 2.0), result("sparse-50", size, latency, loss, 2.0)
+    file = CompressionFile(
+        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, first_steps=1, seed=0,
+        choices=(), results=(whole, own), environment=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    found_tone, words = worth(file, own)
+    assert found_tone == tone, words
+    assert ("no, it saves nothing" in words) == (tone == "bad")
