@@ -10,7 +10,7 @@ RANKS := 2
 BATCH := 8
 SEQUENCE := 128
 
-.PHONY: help install demo test test-all lint bench accuracy clean
+.PHONY: help install demo test test-all lint bench numbers accuracy clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ lint: install  ## Check style and types.
 
 bench: install  ## Time the program itself.
 	$(BIN)/python -m tests.bench
+
+numbers: install  ## Predict and run three dozen plans of all kinds in turns on this machine; errors and ranking.
+	mkdir -p $(OUT)
+	$(BIN)/python -m tests.numbers $(OUT)
 
 accuracy: install  ## Published runs of others, predicted from their configuration: errors by family, in and out of sample.
 	$(BIN)/compare profiles/catalog/measured/runs.csv

@@ -64,7 +64,7 @@ def run(names: tuple[str, ...], plan: Plan, first: int, more: int) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, CompressionResult]:
-    return run(NAMES, DATA, 120, 60)
+    return run(NAMES, DATA, 90, 40)
 
 
 @pytest.mark.gloo
@@ -95,8 +95,9 @@ def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult
 
 
 @pytest.mark.gloo
-def test_shards_train_what_replicas_do(found: dict[str, CompressionResult]) -> None:
-    names = ("none", "prune-ffn-50", "distil-layers-50", "sparse-50", "qat-int8")
+@pytest.mark.slow
+def test_shards_train_what_replicas_do() -> None:
+    names = ("none", "distil-layers-50", "sparse-50", "qat-int8")
     sharded = run(names, SHARDS, 8, 6)
     replicas = run(names, DATA, 8, 6)
     for name in names:

@@ -4,7 +4,7 @@ import pytest
 
 from profiles.launcher import launch
 
-STEPS = 100
+STEPS = 80
 
 
 @pytest.mark.gloo

@@ -235,7 +235,7 @@ def check_board(kept: Path) -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("what", ["interrupted", "rank killed"])
+@pytest.mark.parametrize("what", ["interrupted", pytest.param("rank killed", marks=pytest.mark.slow)])
 def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
     write_plan_file(plan, DATA)

@@ -120,7 +120,11 @@ def test_parts_sum_to_the_whole_and_counters_are_ordered(stack, routed):
 )
 def test_splitting_saves_memory(stack, routed, micro_batch, recompute, pipeline):
     same = {"stack": stack, "routed": routed, "micro_batch_size": micro_batch, "recompute_class": recompute}
-    assert falls([allocated(**same, pp=pipeline, zero_stage=stage) for stage in (0, 1, 2, 3)])
+    plain, states, gradients, weights = (allocated(**same, pp=pipeline, zero_stage=stage) for stage in (0, 1, 2, 3))
+    assert falls([plain, gradients, weights])
+    assert falls([plain, states])
+    # Stage 2 of this program is FSDP2, which gathers whole layers: in a short pipeline that can be more than it saves.
+    assert stack == "trainwright" or gradients <= states
     assert falls([allocated(**same, pp=pipeline, tp=tensor) for tensor in (1, 2, 4, 8)])
     # Stages cut by parameters give the first one more than its share of layers, times as many micro-batches as stages.
     if not load_stack(stack).memory.cuts_by_parameters:

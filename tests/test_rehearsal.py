@@ -74,12 +74,11 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 @pytest.mark.gloo
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks(two_ranks(complete=False)[1::9], 2)
+    check_against_ranks(two_ranks(complete=False)[1::14], 2)
 
 
 CODED = [
-    Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name)
-    for name in ("bf16", "fp16", "int8", "fp8", "topk-5")
+    Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name) for name in ("bf16", "int8", "topk-5")
 ]
 
 
@@ -242,4 +241,4 @@ def test_rehearsals_and_runs_are_not_compared(plan_file: Path, tmp_path: Path) -
     output = tmp_path / "rehearsal.json"
     RUNNER.invoke(app, [str(plan_file), "--rehearse", "-o", str(output)])
     done = RUNNER.invoke(compare, [str(output), str(plan_file)])
-    assert "one has times" in str(done.exception)
+    assert "rehearsals and runs cannot be compared" in str(done.exception)
