@@ -71,6 +71,15 @@ def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: 
     return Checkpoints(folder=str(folder.resolve()), every=every, resume=resume)
 
 
+def check_can_save(plan: Plan) -> None:
+    """Refuse what a checkpoint cannot hold.
+
+    Raises: InputError.
+    """
+    if plan.expert_parallel > 1:
+        raise InputError(f"--checkpoint: the experts of expert_parallel={plan.expert_parallel} are not saved yet")
+
+
 def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
     """What a checkpoint of a run is of."""
     # A fused query-key-value is cut so that each rank has a part of each: another degree would read other rows.

@@ -46,6 +46,7 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         can_tensor_parallel=workload.can_tensor_parallel,
         can_pipeline=workload.can_pipeline,
         is_transformer=workload.spec.kind == "transformers",
+        num_experts=workload.num_experts,
     )
 
 

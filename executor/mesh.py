@@ -51,7 +51,8 @@ class Meshes:
     def of(self, plan: Plan) -> DeviceMesh:
         """The plan's mesh, one dimension per axis; collective: all ranks must ask for the same plans in one order.
 
-        The data axis of a plan that shards over fewer ranks is two dimensions: "replicate", and "shard" inside it.
+        The data axis of a plan that shards over fewer ranks is two dimensions: "replicate", and "shard" inside it; of
+        one that shares experts, "expert_replicas", and "experts" inside it.
         """
         dims = _dims(plan)
         if dims not in self._meshes:
@@ -90,6 +91,8 @@ def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:
     """
     if plan.shard_degree:
         return mesh["replicate", "shard"]
+    if plan.expert_parallel > 1:
+        return mesh["expert_replicas", "experts"]._flatten("replicas")
     return _with_context(mesh) if plan.context_parallel > 1 else mesh["data"]
 
 
@@ -103,7 +106,10 @@ def _dims(plan: Plan) -> tuple[tuple[str, int], ...]:
     left_out = tuple(axis for axis in AXES if axis not in plan.axis_order)
     dims: list[tuple[str, int]] = []
     for axis in reversed((*left_out, *plan.axis_order)):
-        if axis == "data" and plan.shard_degree:
+        if axis == "data" and plan.expert_parallel > 1:
+            experts = plan.expert_parallel
+            dims += [("expert_replicas", plan.data_parallel // experts), ("experts", experts)]
+        elif axis == "data" and plan.shard_degree:
             dims += [("replicate", plan.data_parallel // plan.shard_degree), ("shard", plan.shard_degree)]
         else:
             dims.append((axis, plan.degree(axis)))

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from executor.context import place_layer, set_core
+from executor.experts import place_experts
 from executor.fakes import outside_fakes
 from executor.mesh import Coordinates
 from executor.tensor import split_layer
@@ -69,6 +70,8 @@ def build_stage(
         spec = workload.layers[position]
         set_core(layer, spec, context, plan.recompute == "selective" and position in covered)
         place_layer(layer, plan, place)
+        if mesh is not None and plan.expert_parallel > 1:
+            place_experts(layer, mesh["experts"].get_group())
         if mesh is not None and plan.tensor_parallel > 1:
             with outside_fakes():
                 split_layer(layer, spec, plan, mesh["tensor"])

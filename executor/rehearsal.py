@@ -37,6 +37,10 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     """
     if codec(plan.codec).rank:
         raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
+    if workload.num_experts:
+        raise PlanError(
+            f"{workload.spec.name}: how many tokens an expert gets depends on their values, which a rehearsal has not"
+        )
     if plan.compiled:
         raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
     started = time.perf_counter()

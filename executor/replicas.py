@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.actions import ALL_REDUCE
 from executor.codecs import Reduction, bucket_options, register
+from executor.experts import expert_names
 from executor.fakes import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.parallelize import Stage
@@ -43,6 +44,8 @@ def average_gradients(
         return _shard(stage, plan, replicas), None
     if averages_after_the_step(plan):
         return stage, None
+    # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, expert_names(stage))
     wrapped = DistributedDataParallel(
         stage,
         device_mesh=replicas,

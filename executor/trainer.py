@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from executor.actions import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
 from executor.codecs import Reduction
+from executor.experts import average_experts
 from executor.mesh import Coordinates, coordinates, replica_mesh
 from executor.optimizer import build_optimizer
 from executor.parallelize import Stage, build_stage
@@ -60,6 +61,8 @@ class Trainer:
             group = mesh["pipeline"].get_group()
             self.pipeline = Pipeline(self.modules, plan, group, self.loss, self.recorder, edges)
         self.replicas = replica_mesh(plan, copies).get_group() if copies is not None and plan.zero_stage < 2 else None
+        shares_experts = mesh is not None and plan.expert_parallel > 1
+        self.expert_replicas = mesh["expert_replicas"].get_group() if mesh is not None and shares_experts else None
         self.optimizer = build_optimizer(self.parameters(), self.replicas if plan.zero_stage == 1 else None)
         # Taken now: DDP over split parameters hides them behind plain attributes from its first forward on.
         self.named_parameters = {index: dict(module.named_parameters()) for index, module in self.modules.items()}
@@ -85,6 +88,9 @@ class Trainer:
                 loss = self.pipeline.step(inputs, targets)
             else:
                 loss = self._accumulate(inputs, targets)
+        if self.expert_replicas is not None:
+            average_experts(self.parameters(), self.expert_replicas, self.plan.data_parallel)
+            self.recorder.extend(BACKWARD)
         if self.replicas is not None and averages_after_the_step(self.plan):
             average_after(self.parameters(), self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.

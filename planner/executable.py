@@ -36,6 +36,7 @@ class ModelFacts:
     can_tensor_parallel: bool
     can_pipeline: bool
     is_transformer: bool
+    num_experts: int = 0
 
 
 def facts_of(model: ModelProfile) -> ModelFacts:
@@ -56,7 +57,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
 
 def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
     """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
-    for rules in (_names, _data, _tensor, _context, _pipeline, _recompute, _compile):
+    for rules in (_names, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile):
         for reason in rules(plan, model, sequence_length):
             return f"plan {reason}"
     return ""
@@ -67,8 +68,6 @@ def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]
         yield f"precision={plan.precision}: the executor knows {', '.join(PRECISIONS)}"
     if plan.zero_stage not in range(4):
         yield f"zero_stage={plan.zero_stage}: there are stages 0 to 3"
-    if plan.expert_parallel > 1:
-        yield f"expert_parallel={plan.expert_parallel}: planned only, use expert_parallel=1"
     if plan.replica_microbatches:
         yield f"replica_microbatches={plan.replica_microbatches}: planned only, leave it out"
     if plan.offload != "none":
@@ -134,6 +133,31 @@ def _context(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
                 f"context_parallel={degree}: heads are exchanged for tokens, and {what}={getattr(model, what)} over "
                 f"tensor_parallel={plan.tensor_parallel} is no multiple"
             )
+
+
+def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """Experts are shared out over ranks of the data axis, and averaged beside DDP."""
+    degree = plan.expert_parallel
+    if model.num_experts and plan.context_parallel > 1:
+        yield f"context_parallel={plan.context_parallel} with the experts of {model.name}: not tried, use data_parallel"
+    if model.num_experts and plan.schedule in SPLIT_BACKWARD:
+        yield f"schedule={plan.schedule} with the experts of {model.name}: not tried, use 1f1b"
+    if model.num_experts and plan.compiled:
+        yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
+    if degree == 1:
+        return
+    if not model.num_experts or model.num_experts % degree:
+        yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, which is no multiple"
+    if plan.data_parallel % degree:
+        yield (
+            f"expert_parallel={degree}: ranks that share experts lie on the data axis, and data_parallel="
+            f"{plan.data_parallel} is no multiple"
+        )
+    if plan.zero_stage or codec(plan.codec).lossy:
+        yield (
+            f"expert_parallel={degree} with zero_stage={plan.zero_stage} and codec={plan.codec}: experts are averaged "
+            "beside DDP, use zero_stage=0 and codec=none"
+        )
 
 
 def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:

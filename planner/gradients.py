@@ -17,6 +17,8 @@ from profiles.codecs import BUCKET_BYTES, GRADIENT_BYTES, codec
 from profiles.efficiency import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 
 Array = NDArray[np.float64]
+# Stages of ZeRO that are FSDP2, in the executor as in the prices.
+FSDP_STAGES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +54,55 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
                 stages.num_parameters[:, rows], stages.matrix_sides[:, rows], stages.num_vectors[:, rows]
             )
         )
-        backward = stages.backward_busy[:, rows]
-        if codec(name).gathered:
-            added = buckets.hidden_behind(backward, "all_gather", wire * degree)
-        else:
-            added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
-        if zero in (1, 2):
-            added = added + buckets.seconds("all_gather", wire)
-        elif zero == 3:
-            gather = buckets.seconds("all_gather", wire)
-            count = table.num_microbatches[rows]
-            busy = (stages.forward_busy[:, rows] + backward) * count
-            # The first layers' parameters are there before anything can run.
-            added = added + exposed_seconds(machine, 2 * gather * count, busy) + gather / buckets.count
+        busy = (stages.forward_busy[:, rows], stages.backward_busy[:, rows])
+        added = _added_seconds(
+            machine, buckets, wire, busy, table.num_microbatches[rows].astype(float), int(zero), name
+        )
         exposed[rows] = (added + encode).max(axis=0) - encode.max(axis=0)
         coding[rows] = encode.max(axis=0)
     return Exchange(exposed=exposed, codec=coding)
+
+
+def _added_seconds(
+    machine: MachineProfile,
+    buckets: _Buckets,
+    wire: Array,
+    busy: tuple[Array, Array],
+    num_microbatches: Array,
+    zero: int,
+    name: str,
+) -> Array:
+    """What exchanging `wire` bytes adds to a step in which a micro-batch computes for `busy` (forward, backward)."""
+    forward, backward = busy
+    if codec(name).gathered:
+        return buckets.hidden_behind(backward, "all_gather", wire * buckets.group.size)
+    if zero in FSDP_STAGES and machine.device_kind == "cpu":
+        return _serial_seconds(machine, buckets, wire, num_microbatches, zero)
+    added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
+    if zero in (1, 2):
+        return np.asarray(added + buckets.seconds("all_gather", wire))
+    if not zero:
+        return added
+    gather = buckets.seconds("all_gather", wire)
+    all_busy = (forward + backward) * num_microbatches
+    # The first layers' parameters are there before anything can run.
+    return np.asarray(
+        added + exposed_seconds(machine, 2 * gather * num_microbatches, all_busy) + gather / buckets.count
+    )
+
+
+def _serial_seconds(
+    machine: MachineProfile, buckets: _Buckets, num_bytes: Array, num_microbatches: Array, zero: int
+) -> Array:
+    """What FSDP2 sends on CPU, where nothing hides it, since its overlap is made of CUDA streams.
+
+    Model: gradients are scattered after every micro-batch; parameters are gathered twice for each (stage 3) or once a
+    step (stage 2); every message is copied in and out.
+    """
+    gathers = 2 * num_microbatches if zero == max(FSDP_STAGES) else np.ones_like(num_microbatches)
+    messages = num_microbatches * buckets.seconds("reduce_scatter", num_bytes)
+    messages = messages + gathers * buckets.seconds("all_gather", num_bytes)
+    return np.asarray(messages + (num_microbatches + gathers) * 2 * num_bytes / machine.memory_bytes_per_second)
 
 
 def measured_codecs(machine: MachineProfile, names: Sequence[str]) -> tuple[str, ...]:

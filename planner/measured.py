@@ -64,8 +64,6 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
             sequence_length=sequence_length,
             precisions=tuple(precision.split(",")),
             codecs=codecs_of(asked.codecs) if asked.codecs else measured_codecs(target, codecs_of(asked.usual_codecs)),
-            # On a measured machine the plans are to be run: offer what the executor runs.
-            zero_stages=(0,) if target.origin == "measured" else (0, 1, 2, 3),
         ),
     )
     return found, (*notes, *_warnings(found))

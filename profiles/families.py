@@ -47,8 +47,10 @@ GPT2_STYLE: dict[str, Style] = {
 }
 # Families whose blocks have the names above and take rotary position embeddings.
 LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# The same with experts in place of one feed-forward; nothing says yet how tensor parallel splits those.
+EXPERT_FAMILIES = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
 # Their norms of single queries and keys: every tensor-parallel rank norms its own heads with the same weights.
-HEAD_NORMS = {"qwen3": ("block.self_attn.q_norm", "block.self_attn.k_norm")}
+HEAD_NORMS = dict.fromkeys(("qwen3", "qwen3_moe"), ("block.self_attn.q_norm", "block.self_attn.k_norm"))
 
 GPT2_PATHS = BlockPaths(
     attention="block.attn", norms=("block.ln_1", "block.ln_2"), gathers={"block.attn": "", "block.mlp": ""}
@@ -56,7 +58,7 @@ GPT2_PATHS = BlockPaths(
 
 
 def llama_paths(family: str) -> BlockPaths:
-    """The paths of a block of one of `LLAMA_FAMILIES`."""
+    """The paths of a block of one of `LLAMA_FAMILIES` or `EXPERT_FAMILIES`."""
     return BlockPaths(
         attention="block.self_attn",
         norms=("block.input_layernorm", "block.post_attention_layernorm"),

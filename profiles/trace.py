@@ -35,6 +35,11 @@ def trace(workload: Workload, precisions: Sequence[str] = ("fp32", "bf16")) -> M
 
     Raises: InputError where a layer does not run, or runs other kernels at another size.
     """
+    if workload.num_experts:
+        raise InputError(
+            f"{workload.spec.name}: how many tokens an expert gets depends on their values, which a trace has not; "
+            "plan it by its sizes, with --device or --cluster"
+        )
     structure: tuple[int, ...] = ()
     layers = {}
     for precision in precisions:

@@ -12,7 +12,6 @@ import importlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,16 @@ from profiles.blocks import (
     register_attention,
 )
 from profiles.errors import InputError, UnknownNameError
-from profiles.families import GPT2_PATHS, GPT2_STYLE, LLAMA_FAMILIES, LLAMA_STYLE, BlockPaths, Style, llama_paths
+from profiles.families import (
+    EXPERT_FAMILIES,
+    GPT2_PATHS,
+    GPT2_STYLE,
+    LLAMA_FAMILIES,
+    LLAMA_STYLE,
+    BlockPaths,
+    Style,
+    llama_paths,
+)
 from profiles.model import WorkloadSpec
 
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
@@ -64,6 +72,7 @@ class Workload:
     tied_embeddings: bool
     example_input: Callable[[int, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    num_experts: int = 0
 
     @property
     def can_tensor_parallel(self) -> bool:
@@ -120,7 +129,12 @@ def load_workload(spec: WorkloadSpec) -> Workload:
 
     Raises: InputError where the family is not supported or the factory does not give a module.
     """
-    return _from_factory(spec) if spec.kind == "module" else _from_config(spec)
+    if spec.kind == "module":
+        # Here, because it needs the types above.
+        from profiles.factory import from_factory
+
+        return from_factory(spec)
+    return _from_config(spec)
 
 
 def _from_config(spec: WorkloadSpec) -> Workload:
@@ -131,14 +145,16 @@ def _from_config(spec: WorkloadSpec) -> Workload:
 
     fields = dict(spec.config)
     family = str(fields.pop("model_type", ""))
-    if family not in (*LLAMA_FAMILIES, "gpt2"):
-        raise UnknownNameError("model_type", family, (*LLAMA_FAMILIES, "gpt2"))
+    known = (*LLAMA_FAMILIES, *EXPERT_FAMILIES, "gpt2")
+    if family not in known:
+        raise UnknownNameError("model_type", family, known)
     try:
         config = AutoConfig.for_model(family, **fields)
     except (TypeError, ValueError) as error:
         raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
     register_attention()
     config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
+    config._experts_implementation = "eager"  # the same of experts_implementation
     layers = _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family)
     heads = int(config.num_attention_heads)
     return Workload(
@@ -153,21 +169,28 @@ def _from_config(spec: WorkloadSpec) -> Workload:
         vocab_size=int(config.vocab_size),
         max_sequence_length=int(config.max_position_embeddings),
         tied_embeddings=bool(config.tie_word_embeddings),
-        example_input=functools.partial(_token_ids, int(config.vocab_size)),
+        example_input=functools.partial(token_ids, int(config.vocab_size)),
         loss=next_token_loss,
+        num_experts=_num_experts(config) if family in EXPERT_FAMILIES else 0,
     )
 
 
-def _token_ids(vocab_size: int, batch: int, sequence: int) -> Tensor:
+def _num_experts(config: Any) -> int:
+    return int(getattr(config, "num_local_experts", None) or config.num_experts)
+
+
+def token_ids(vocab_size: int, batch: int, sequence: int) -> Tensor:
+    """Random tokens. Shapes: (batch, sequence)."""
     return torch.randint(0, vocab_size, (batch, sequence))
 
 
 def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    prefix = family.capitalize()
+    prefix = EXPERT_FAMILIES.get(family, family.capitalize())
     block = getattr(module, f"{prefix}DecoderLayer")
     rotary = getattr(module, f"{prefix}RotaryEmbedding")
     norm, paths = getattr(module, f"{prefix}RMSNorm"), llama_paths(family)
+    styles: dict[str, Style] = {f"block.{path}": style for path, style in LLAMA_STYLE.items()}
     if getattr(config, "sliding_window", None):
         raise InputError("sliding-window attention is not supported yet: set sliding_window to null in the config")
     return (
@@ -178,7 +201,7 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
                 build=functools.partial(
                     lambda i: norms_as_computed(RotaryBlock(block(config, i), rotary(config)), paths.all_norms), index
                 ),
-                styles={f"block.{path}": style for path, style in LLAMA_STYLE.items()},
+                styles={} if family in EXPERT_FAMILIES else styles,
                 paths=paths,
             )
             for index in range(config.num_hidden_layers)
@@ -231,66 +254,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-
-
-def _from_factory(spec: WorkloadSpec) -> Workload:
-    """A user's module: an nn.Sequential can be cut into stages; its attributes may add to what is known of it.
-
-    Optional attributes: `vocab_size`, `loss(output, targets)`, `example_input(batch, sequence)`,
-    `tensor_parallel_styles` ({layer index: {linear path: "colwise" or "rowwise"}}), `num_heads`, `max_sequence_length`.
-    """
-    factory = _import_factory(spec.factory)
-    try:
-        with torch.device("meta"):
-            model = factory()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{spec.factory} failed on the meta device: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{spec.factory} gave a {type(model).__name__}: the factory must return an nn.Module")
-    children = list(model) if isinstance(model, nn.Sequential) else [model]
-    styles = getattr(model, "tensor_parallel_styles", {})
-    vocab_size = int(getattr(model, "vocab_size", 0) or _first_embedding_size(model, spec.factory))
-    heads = int(getattr(model, "num_heads", 1))
-    return Workload(
-        spec=spec,
-        layers=tuple(
-            LayerSpec(
-                name=type(child).__name__,
-                build=functools.partial(_build_child, factory, index),
-                styles=dict(styles.get(index, {})),
-            )
-            for index, child in enumerate(children)
-        ),
-        hidden_size=int(getattr(model, "hidden_size", 0)),
-        num_heads=heads,
-        num_kv_heads=int(getattr(model, "num_kv_heads", heads)),
-        ffn_size=int(getattr(model, "ffn_size", 0)),
-        vocab_size=vocab_size,
-        max_sequence_length=int(getattr(model, "max_sequence_length", 0)),
-        tied_embeddings=False,
-        example_input=getattr(model, "example_input", functools.partial(_token_ids, vocab_size)),
-        loss=getattr(model, "loss", next_token_loss),
-    )
-
-
-def _import_factory(path: str) -> Callable[[], nn.Module]:
-    module_name, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {path}: {error}; give package.module:factory") from error
-    return factory
-
-
-def _build_child(factory: Callable[[], nn.Module], index: int) -> nn.Module:
-    model = factory()
-    return model[index] if isinstance(model, nn.Sequential) else model
-
-
-def _first_embedding_size(model: nn.Module, where: str) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            return module.num_embeddings
-    raise InputError(f"{where}: the module has no nn.Embedding; set its attribute vocab_size")

@@ -56,7 +56,25 @@ WIDE: list[Option] = [
 ELSEWHERE = {"codec", "compiled"}
 # What `make_plan` derives, and what is only planned.
 DERIVED = {"micro_batch_size", "num_microbatches", "stage_bounds"}
-ONLY_PLANNED = {"expert_parallel", "offload", "replica_microbatches"}
+ONLY_PLANNED = {"offload", "replica_microbatches"}
+# Of a mixture of experts, on two ranks and on four.
+EXPERTS: list[Option] = [
+    {"data_parallel": 2, "expert_parallel": 2},
+    {"data_parallel": 2, "expert_parallel": 2, "recompute": "full"},
+    {"data_parallel": 2, "expert_parallel": 2, "precision": "bf16"},
+    {"data_parallel": 2, "zero_stage": 3},
+    {"pipeline_parallel": 2, "schedule": "1f1b"},
+]
+WIDE_EXPERTS: list[Option] = [
+    {"data_parallel": 4, "expert_parallel": 2},
+    {"data_parallel": 4, "expert_parallel": 4},
+    {"data_parallel": 2, "expert_parallel": 2, "pipeline_parallel": 2, "schedule": "1f1b"},
+]
+
+
+def countable(cases: Iterable[Case]) -> list[Case]:
+    """Cases whose work does not depend on the tokens' values: all but those of a mixture of experts."""
+    return [case for case in cases if case[0] != "mixtral"]
 
 
 def make_plan(*options: Option) -> Plan:
@@ -92,12 +110,14 @@ def two_ranks(complete: bool) -> list[Case]:
     cases.append(("llama", make_plan(LAYOUTS["pipeline"][0], {"recompute": "full", "recompute_layers": (1, 2)})))
     # Sharded weights are gathered in the precision of the passes.
     cases += [("llama", make_plan(LAYOUTS["data"][stage], {"precision": "bf16"})) for stage in (2, 3)]
+    cases += [("mixtral", make_plan(option)) for option in (EXPERTS if complete else EXPERTS[:2])]
     return list(allowed(cases))
 
 
 def four_ranks(complete: bool) -> list[Case]:
     """Pairs of options of two axes: all of them, or a few that bring every axis together with every other."""
     cases = [("gpt2", make_plan(option)) for option in (WIDE if complete else WIDE[4:])]
+    cases += [("mixtral", make_plan(option)) for option in (WIDE_EXPERTS if complete else WIDE_EXPERTS[:1])]
     for first, second in itertools.combinations(LAYOUTS.values(), 2):
         if complete:
             pairs = list(itertools.product(first, second))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.codecs import bucket_options, register
 from executor.data import Text, default_text, load_text
+from executor.experts import MARK
 from executor.memory import LiveTensors
 from executor.mesh import Meshes
 from executor.optimizer import LEARNING_RATE
@@ -24,9 +25,9 @@ from profiles.artifacts import validate
 from profiles.model import WorkloadSpec
 from profiles.rank import Rank, join_group
 from profiles.workloads import load_workload
-from tests.plan_builders import GPT2, LLAMA, NUM_STEPS, QWEN3, SEED, SEQUENCE
+from tests.plan_builders import GPT2, LLAMA, MIXTRAL, NUM_STEPS, QWEN3, SEED, SEQUENCE
 
-SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3}
+SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "mixtral": MIXTRAL}
 
 
 def run_plans(cases: list[tuple[str, dict[str, Any]]], references: dict[str, str]) -> list[list[dict[str, Any]]]:
@@ -85,6 +86,11 @@ def whole_parameters(plan: Plan, stage: int, parameters: dict[str, torch.Tensor]
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
     value = parameter.detach()
+    if hasattr(parameter, MARK):
+        group = getattr(parameter, MARK)
+        parts = [torch.empty_like(value) for _ in range(group.size())]
+        dist.all_gather(parts, value.contiguous(), group=group)
+        return torch.cat(parts)
     # DDP keeps the local parts of DTensors under this attribute's layout.
     layout = getattr(parameter, "_st_info", None)
     if layout is not None:

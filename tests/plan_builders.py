@@ -42,6 +42,11 @@ QWEN3 = WorkloadSpec(
     name="tiny-qwen3",
     config={**LLAMA.config, "model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 4},
 )
+MIXTRAL = WorkloadSpec(
+    kind="transformers",
+    name="tiny-mixtral",
+    config={**LLAMA.config, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+)
 NUM_LAYERS = 6
 SEED, SEQUENCE, NUM_STEPS, GLOBAL_BATCH = 3, 32, 3, 8
 

@@ -87,11 +87,16 @@ def test_every_plan_can_be_written(tmp_path):
     assert plan(*small, "--all", str(tmp_path / "all.txt"), home=tmp_path).returncode == 2
 
 
-def test_mixtures_of_experts_are_planned_and_not_offered_as_runnable(tmp_path):
-    done = plan("--model", "mixtral-8x7b", "--gpus", "64", "--device", "h100-sxm", home=tmp_path)
-    assert done.returncode == 3
-    assert "pass --simulate" in done.stderr
-    done = plan("--model", "mixtral-8x7b", "--gpus", "64", "--device", "h100-sxm", "--simulate", home=tmp_path)
+def test_mixtures_of_experts_are_offered_in_layouts_that_run(tmp_path):
+    mixture = ("--model", "mixtral-8x7b", "--gpus", "64", "--device", "h100-sxm")
+    done = plan(*mixture, "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    candidates = json.loads(done.stdout)["candidates"]
+    plans = [candidate["plan"] for candidate in candidates if candidate["executable"]]
+    assert any(one.get("expert_parallel", 1) > 1 for one in plans)
+    assert all(one.get("tensor_parallel", 1) == one.get("context_parallel", 1) == 1 for one in plans)
+    # Tensor parallel with experts is planned only.
+    done = plan(*mixture, "--simulate", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "simulate only" in done.stdout
 

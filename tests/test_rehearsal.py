@@ -33,7 +33,7 @@ from profiles.sizes import sizes_of
 from profiles.trace import trace
 from profiles.workloads import load_workload
 from reports.command import app as compare
-from tests.parity_cases import Case, four_ranks, make_plan, two_ranks
+from tests.parity_cases import Case, countable, four_ranks, make_plan, two_ranks
 from tests.parity_entries import SPECS
 from tests.plan_builders import LLAMA, SEQUENCE, write_plan_file
 
@@ -74,7 +74,7 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 @pytest.mark.gloo
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks(two_ranks(complete=False)[1::14], 2)
+    check_against_ranks(countable(two_ranks(complete=False))[1::14], 2)
 
 
 CODED = [
@@ -92,7 +92,7 @@ def test_compressed_gradients_are_rehearsed_and_expected() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("cases", "num_ranks"), [(two_ranks, 2), (four_ranks, 4)])
 def test_all_ranks_do_what_was_rehearsed(cases, num_ranks) -> None:
-    check_against_ranks(cases(complete=False), num_ranks)
+    check_against_ranks(countable(cases(complete=False)), num_ranks)
 
 
 def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence: int) -> None:
@@ -115,7 +115,7 @@ def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence:
 def test_the_planner_expects_what_every_combination_of_axes_does(complete: bool) -> None:
     cases = [
         (SPECS[name], plan, plan.num_devices - 1)
-        for name, plan in [*two_ranks(complete), *four_ranks(complete)][:: 1 if complete else 11]
+        for name, plan in countable([*two_ranks(complete), *four_ranks(complete)])[:: 1 if complete else 11]
     ]
     check_against_planner(cases, SEQUENCE)
 

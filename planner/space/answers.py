@@ -22,7 +22,7 @@ from profiles.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
 # Families that the executor builds: profiles/workloads.
-BUILT = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+BUILT = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,10 @@ def model_facts(at: Setting) -> ModelFacts:
         ffn_size=int(sizes.ffn_size[0]),
         vocab_size=int(sizes.vocab_size[0]),
         tied_embeddings=bool(sizes.tied[0]),
-        can_tensor_parallel=True,
+        can_tensor_parallel=not sizes.num_experts[0],
         can_pipeline=not sizes.tied[0],
         is_transformer=True,
+        num_experts=int(sizes.num_experts[0]),
     )
 
 
