@@ -12,9 +12,7 @@ from profiles import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from executor.measurement import PlanRun, RunFile
     from executor.prepare import Job, RunOptions
-    from planner.prediction import PlanFile
     from profiles.rank import Report
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -40,6 +38,9 @@ def execute(
     ] = False,
     more_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of each compressed model [as many as --steps].")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
     ] = None,
     emit: Annotated[
         str | None, typer.Option(metavar="KIND", help="Write a job file: torchrun, slurm, kubeflow or skypilot.")
@@ -88,7 +89,7 @@ def execute(
         ensure_writable(output)
     if compress:
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
-        _compress(plan, more_steps, asked, out, json_output, output)
+        _compress(plan, more_steps, export, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
@@ -106,6 +107,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     """Run the job's plans; write and show what came of them."""
     from executor.runfile import run_file
     from executor.runs import KeptRun
+    from executor.show_run import show
     from profiles.artifacts import dump, write_text
     from profiles.errors import ToleranceError
     from profiles.launcher import launch
@@ -139,14 +141,20 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
         out.print(f"kept as {kept.write(text)}", markup=False, highlight=False, soft_wrap=True)
     if json_output:
         console.print_json(text)
-    _show(result, job.file, out, output)
+    show(result, job.file.num_devices, out, output)
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
 
 
 def _compress(
-    plan: Path, more_steps: int | None, options: RunOptions, out: Console, json_output: bool, output: Path | None
+    plan: Path,
+    more_steps: int | None,
+    export: Path | None,
+    options: RunOptions,
+    out: Console,
+    json_output: bool,
+    output: Path | None,
 ) -> None:
     """Run the recipes of the plan file; write and show what came of them."""
     from executor.compress.job import compression_file, prepare_compression
@@ -154,7 +162,7 @@ def _compress(
     from profiles.artifacts import dump, write_text
     from profiles.launcher import launch
 
-    job = prepare_compression(plan, more_steps, options)
+    job = prepare_compression(plan, more_steps, export, options)
     with console.progress(out, f"{len(job.choices)} models") as advance:
         fields = launch(
             "executor.compress.session:run_compression",
@@ -228,64 +236,6 @@ def _rehearse(
     if json_output:
         console.print_json(text)
     show(file, out, output)
-
-
-def _show(result: RunFile, file: PlanFile, out: Console, output: Path | None) -> None:
-    from rich.table import Table
-
-    from profiles.units import format_count
-
-    out.print(
-        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {file.num_devices} x "
-        f"{result.environment.device}, {result.environment.backend}, torch {result.environment.torch}; global batch "
-        f"{result.global_batch_size} x {result.sequence_length} tokens",
-        markup=False,
-    )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("plan")
-    for name in ("predicted", "measured", "error", "tok/s", "GiB predicted", "GiB measured"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("losses", min_width=16)
-    for run in result.runs:
-        table.add_row(*_row(run))
-    out.print(table)
-    for note in result.notes:
-        out.print(f"note: {note}", markup=False)
-    if output is not None:
-        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
-
-
-def _row(run: PlanRun) -> tuple[str, ...]:
-    import statistics
-
-    from profiles.units import format_count, format_percent, format_seconds
-
-    measured, predicted = run.measurement, run.prediction
-    middle = statistics.median(measured.step_seconds)
-    check = measured.loss_check
-    difference = check.largest_difference_fraction
-    return (
-        str(run.rank),
-        run.plan.id + (" (baseline)" if run.is_baseline else ""),
-        format_seconds(predicted.step_seconds),
-        f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
-        format_percent(predicted.step_seconds / middle - 1, signed=True),
-        format_count(measured.tokens_per_second),
-        f"{predicted.peak_bytes / 2**30:.3g}",
-        f"{max(measured.peak_bytes) / 2**30:.3g}",
-        check.status + ("" if difference is None else f" ({difference:.0e})"),
-    )
-
-
-def _spread_fraction(seconds: tuple[float, ...]) -> float:
-    """Half the distance between the quartiles over the median."""
-    import statistics
-
-    if len(seconds) < 2:
-        return 0.0
-    quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
-    return (quartiles[2] - quartiles[0]) / 2 / quartiles[1]
 
 
 def main() -> None:

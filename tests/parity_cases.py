@@ -122,12 +122,27 @@ def four_ranks(complete: bool) -> list[Case]:
         if complete:
             pairs = list(itertools.product(first, second))
         else:
-            # Every second step along both lists at once, from their ends: the richest options stand there.
-            steps = range(0, max(len(first), len(second)), 2)
+            # Every third step along both lists at once, from their ends: the richest options stand there.
+            steps = range(0, max(len(first), len(second)), 3)
             pairs = [(first[-1 - step % len(first)], second[-1 - step % len(second)]) for step in steps]
         # The llama's two heads for keys and values are too few to be split twice: the rules leave those out.
         cases += [(name, make_plan(*pair)) for pair in pairs for name in (("gpt2", "llama") if complete else ("gpt2",))]
     return [*allowed(cases), *(ORDERED if complete else ORDERED[:1])]
+
+
+def eight_ranks() -> list[Case]:
+    """Three axes at once, the richest option of each."""
+    data, tensor, context, pipeline = LAYOUTS["data"], LAYOUTS["tensor"], LAYOUTS["context"], LAYOUTS["pipeline"]
+    cases = [
+        ("gpt2", make_plan(data[stage], tensor[-1], pipeline[where]))
+        for stage, where in ((0, 1), (1, 1), (0, 2), (2, 4))
+    ]
+    cases += [
+        ("gpt2", make_plan(data[0], context[0], pipeline[1])),
+        ("gpt2", make_plan(data[3], tensor[1], context[0])),
+    ]
+    cases.append(("mixtral", make_plan({**WIDE_EXPERTS[0], "pipeline_parallel": 2, "schedule": "1f1b"})))
+    return list(allowed(cases))
 
 
 # The axes in another order than neighbours first.

@@ -27,8 +27,8 @@ def test_averages_equal_the_mean() -> None:
 
 @pytest.mark.gloo
 def test_live_bytes() -> None:
-    # Built: parameters and DDP's buckets. Held: also two moments, and error feedback with factors for PowerSGD.
-    copies_held = {"none": 4, "powersgd-1": 5, "int8": 5}
+    # Built: parameters and DDP's buckets. Held: also two moments, and what codecs keep.
+    copies_held = {"none": 4, "int8": 5}
     results = launch("tests.parity_entries:count_bytes", list(copies_held), 2, "cpu")
     for counted, copies in zip(results, copies_held.values(), strict=True):
         parameter_bytes = 4 * counted["parameters"]

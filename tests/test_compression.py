@@ -4,7 +4,7 @@ import pytest
 
 from profiles.launcher import launch
 
-STEPS = 80
+STEPS = 60
 
 
 @pytest.mark.gloo

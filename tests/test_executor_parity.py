@@ -20,7 +20,7 @@ from planner.executable import SPLIT_BACKWARD
 from profiles.launcher import launch
 from profiles.workloads import load_workload
 from tests import parity_cases
-from tests.parity_cases import Case, four_ranks, make_plan, two_ranks
+from tests.parity_cases import Case, eight_ranks, four_ranks, make_plan, two_ranks
 from tests.parity_entries import SPECS
 from tests.plan_builders import GLOBAL_BATCH, NUM_LAYERS, NUM_STEPS, SEED, SEQUENCE
 
@@ -126,6 +126,14 @@ def test_axes_with_all_free_choices_train_the_same_model(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_all_pairs_of_axes_train_the_same_model(tmp_path: Path) -> None:
     run(four_ranks(complete=True), 4, tmp_path)
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_three_axes_train_the_same_model(tmp_path: Path) -> None:
+    cases = eight_ranks()
+    assert len(cases) >= 6
+    run(cases, 8, tmp_path)
 
 
 @pytest.mark.gloo

@@ -10,6 +10,7 @@ import pytest
 
 from planner.prediction import PlanFile
 from profiles import artifacts
+from profiles.workloads import load_spec
 from tests.machine_builders import machine
 from tests.workload_builders import LLAMA
 
@@ -122,10 +123,10 @@ def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA.config))
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
-    for name in (folder, folder / "config.json"):
-        done = plan("--model", str(name), "--gpus", "2", "--json", home=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["model_name"] == "my-model"
+    done = plan("--model", str(folder), "--gpus", "2", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_name"] == "my-model"
+    assert load_spec(str(folder)) == load_spec(str(folder / "config.json"))
 
 
 @pytest.mark.parametrize(

@@ -74,12 +74,10 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 @pytest.mark.gloo
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks(countable(two_ranks(complete=False))[1::14], 2)
+    check_against_ranks(countable(two_ranks(complete=False))[1::21], 2)
 
 
-CODED = [
-    Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name) for name in ("bf16", "int8", "topk-5")
-]
+CODED = [Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name) for name in ("int8", "topk-5")]
 
 
 @pytest.mark.gloo

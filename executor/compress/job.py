@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.checks import check_data, check_devices, check_plan
+from executor.compress.handover import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.session import CompressionOrder
 from executor.data import default_text, load_text
@@ -45,7 +46,7 @@ class CompressionJob:
         return tuple(choice for choice in self.file.compression if not choice.refusal)
 
 
-def prepare_compression(path: Path, more_steps: int | None, options: RunOptions) -> CompressionJob:
+def prepare_compression(path: Path, more_steps: int | None, export: Path | None, options: RunOptions) -> CompressionJob:
     """Read and check everything; what is refused was refused before anything started.
 
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
@@ -63,6 +64,9 @@ def prepare_compression(path: Path, more_steps: int | None, options: RunOptions)
     check_plan(chosen[0].plan, file, workload)
     if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
         raise EnvironmentFailure("int8 recipes need torchao: pip install 'trainwright[compress]', or plan without them")
+    if export is not None:
+        check_can_export()
+        artifacts.ensure_writable(export / "model.onnx")
     data = default_text() if options.data is None else options.data
     load_text(data, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
@@ -75,6 +79,7 @@ def prepare_compression(path: Path, more_steps: int | None, options: RunOptions)
             data_file=str(data.resolve()),
             device_kind=device_kind,
             timeout_seconds=options.timeout,
+            export_folder="" if export is None else str(export.resolve()),
         ),
         data_name=f"Python's {data.parent.name}/{data.name}" if options.data is None else str(data),
         oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),

@@ -16,7 +16,8 @@ class CompressionResult:
 
     `loss_before` is the held-out loss right after the model was compressed, `loss` after `step_seconds` more steps of
     training; `equal_time_loss` is that of the uncompressed model after as many seconds. `num_zeros` counts weights of
-    matrices. Latency is one forward pass of one sample, with the interquartile range of its repeats over their median.
+    matrices. Latency is one forward pass of one sample, with the interquartile range of its repeats over their median;
+    in ONNX Runtime it is on one thread of the CPU.
     """
 
     __pydantic_config__ = STRICT
@@ -31,6 +32,8 @@ class CompressionResult:
     step_seconds: tuple[float, ...]
     latency_seconds: float
     latency_spread_fraction: float
+    onnx_file: str = ""
+    onnxruntime_seconds: float | None = None
 
     @property
     def train_seconds(self) -> float:

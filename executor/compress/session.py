@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from executor.checkpoint import load_whole, restore_weights, save_weights, save_whole
 from executor.compress.evaluation import HELD_OUT_SAMPLES, held_out_loss, latencies, num_stored_bytes, num_zeros
+from executor.compress.handover import export_onnx, onnxruntime_seconds
 from executor.compress.results import CompressionResult
 from executor.compress.rounding import train_rounded
 from executor.compress.shrink import shrink
@@ -50,6 +51,7 @@ class CompressionOrder:
     data_file: str
     device_kind: str
     timeout_seconds: float
+    export_folder: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +97,8 @@ def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             report((number + 1) / (len(choices) + 1), choice.recipe.name)
             _one(study, choice, whole)
         _time(study)
+        if order.export_folder:
+            _export(study)
     return [asdict(result) for result in _results(study)] if rank.rank == 0 else None
 
 
@@ -234,6 +238,20 @@ def _time(study: Study) -> None:
     taken = latencies(study.models, study.held_out[0][:1])
     for own in study.found:
         own["latency_seconds"], own["latency_spread_fraction"] = taken[own["recipe"].name]
+
+
+def _export(study: Study) -> None:
+    """Write every model that has plain weights as ONNX, and time it in ONNX Runtime; torchao's int8 stays in torch."""
+    tokens = study.held_out[0][:1]
+    for own in study.found:
+        recipe = own["recipe"]
+        if recipe.scheme:
+            continue
+        report(1.0, f"exporting {recipe.name}")
+        path = Path(study.order.export_folder, f"{recipe.name.replace(':', '-')}.onnx")
+        export_onnx(study.models[recipe.name], tokens, path)
+        own["onnx_file"], own["onnxruntime_seconds"] = str(path), onnxruntime_seconds(path, tokens)
+    wait_for_first("export", JUDGE_SECONDS)
 
 
 def _results(study: Study) -> list[CompressionResult]:

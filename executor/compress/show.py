@@ -16,7 +16,9 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
     """Predicted beside measured, one recipe a row."""
     from rich.table import Table
 
+    from executor.compress.tensorrt import installed_tensorrt, trtexec_command
     from executor.compress.worth import worth
+    from profiles.units import format_seconds
 
     out.print(
         f"{file.model_name} on {file.environment.num_devices} x {file.environment.device}, {file.plan}; "
@@ -34,6 +36,12 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
     out.print("loss: held-out, before and after training on; uncompressed: of the model as it is after as many seconds")
     for result in file.results[1:]:
         out.print(worth(file, result)[1], markup=False)
+    for result in file.results:
+        if result.onnx_file:
+            seconds = format_seconds(result.onnxruntime_seconds or 0.0)
+            out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):", markup=False)
+            command = trtexec_command(Path(result.onnx_file), file.sequence_length, installed_tensorrt())
+            out.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
     for note in file.notes:
         out.print(f"note: {note}", markup=False)
     if output is not None:

@@ -1,0 +1,77 @@
+"""Handing a model over to an inference runtime: its ONNX file, and what ONNX Runtime makes of it here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from executor.compress.tensorrt import INPUT
+from profiles.errors import EnvironmentFailure
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OUTPUT = "logits"
+WARMUP_CALLS, NUM_CALLS = 3, 15
+
+
+def check_can_export() -> None:
+    """Check that what writes and runs ONNX files is installed.
+
+    Raises: EnvironmentFailure.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise EnvironmentFailure(f"--export needs {', '.join(missing)}: pip install 'trainwright[export]'")
+
+
+def export_onnx(model: nn.Module, tokens: Tensor, path: Path) -> None:
+    """Write the model as ONNX, for batches and sequences of any size. Shapes: tokens (batch, sequence)."""
+    batch, sequence = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    # Exported with two samples: a size of one would be taken for a constant.
+    example = tokens.expand(2, -1).contiguous() if len(tokens) == 1 else tokens
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        model.eval(),
+        (example,),
+        str(part),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: batch, 1: sequence},),
+    )
+    part.replace(path)
+
+
+def onnxruntime_seconds(path: Path, tokens: Tensor) -> float:
+    """Median seconds of one forward pass in ONNX Runtime, on one CPU thread."""
+    session = _session(path)
+    feed = {session.get_inputs()[0].name: tokens.cpu().numpy()}
+    taken = []
+    for call in range(WARMUP_CALLS + NUM_CALLS):
+        start = time.perf_counter()
+        session.run(None, feed)
+        if call >= WARMUP_CALLS:
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def onnxruntime_logits(path: Path, tokens: Tensor) -> Tensor:
+    """What ONNX Runtime answers. Shapes: (batch, sequence) to (batch, sequence, vocabulary)."""
+    session = _session(path)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: tokens.cpu().numpy()})[0])
+
+
+def _session(path: Path):  # type: ignore[no-untyped-def]
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
