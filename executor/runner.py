@@ -35,8 +35,8 @@ from profiles.rank import TIMEOUT_SECONDS, Rank
 from profiles.workloads import Workload
 
 # The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
-# send gradients as they are, its third makes its factors.
-TRACKED_STEPS, TRACKED_STEPS_LOW_RANK = 2, 4
+# send gradients as they are, its third makes its factors, and other codecs keep what they leave out from the second on.
+TRACKED_STEPS, TRACKED_STEPS_CODED = 2, 4
 PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
 
 
@@ -77,7 +77,8 @@ class Runner:
 
     def prepare(self, num_warmup_steps: int) -> None:
         """Build the model, measure memory over the first steps, and step until things are as they will stay."""
-        tracked = TRACKED_STEPS_LOW_RANK if codec(self.plan.codec).rank else TRACKED_STEPS
+        used = codec(self.plan.codec)
+        tracked = TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
         self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
         if self.rank.device.type == "cuda":
             torch.cuda.empty_cache()

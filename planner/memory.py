@@ -15,7 +15,9 @@ from profiles.codecs import codec
 Array = NDArray[np.float64]
 
 # fp32 parameters and gradients, and AdamW's two fp32 moments, at either precision (bf16 is autocast over fp32).
-PARAMETER_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4.0, 4.0, 8.0
+PARAMETER_BYTES, GRADIENT_BYTES, MOMENT_BYTES, LOW_BYTES = 4.0, 4.0, 8.0, 2.0
+# Stages of ZeRO that are FSDP2.
+GATHERED_ONCE, GATHERED_TWICE = 2, 3
 # PyTorch's caching allocator reserves 3 to 9 % more than it hands out (43 published runs on B200); its context and the
 # communicators lie outside (0.5 to 2 GiB seen, stas00/ml-engineering, 2026). A CPU has neither.
 CUDA_SLACK_FRACTION, CUDA_CONTEXT_BYTES = 0.06, 1.5 * 2**30
@@ -24,7 +26,7 @@ CUDA_SLACK_FRACTION, CUDA_CONTEXT_BYTES = 0.06, 1.5 * 2**30
 def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -> dict[str, Array]:
     """Bytes per kind on each stage. Shapes: (stage, plan); keys as in prediction.KINDS."""
     data, zero = table.data_parallel.astype(np.float64), table.zero_stage
-    parameters = PARAMETER_BYTES * stages.num_parameters / np.where(zero >= 3, data, 1)
+    parameters = _parameter_bytes(table, stages)
     gradients = GRADIENT_BYTES * stages.num_parameters / np.where(zero >= 2, data, 1)
     optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
     gradients, activations = _at_the_peak(table, _in_flight(table, len(stages.forward)), stages, gradients)
@@ -60,7 +62,8 @@ def _at_the_peak(table: PlanTable, held: Array, stages: StageCosts, gradients: A
     Otherwise a step starts without gradients; the first micro-batch's backward makes them and frees what it had kept:
     the peak lies before or after that.
     """
-    activations = (held - 1) * stages.kept_bytes + stages.working_bytes
+    kept, cached = _casts(table, stages)
+    activations = (held - 1) * (stages.kept_bytes - kept) + stages.working_bytes - kept + cached
     one_pass = (table.data_parallel == 1) & (held >= table.num_microbatches)
     before_backward = one_pass & (gradients <= stages.kept_bytes)
     after_first_backward = one_pass & ~before_backward
@@ -68,6 +71,35 @@ def _at_the_peak(table: PlanTable, held: Array, stages: StageCosts, gradients: A
         np.where(before_backward, 0.0, gradients),
         np.where(after_first_backward, activations - stages.kept_bytes, activations),
     )
+
+
+def _parameter_bytes(table: PlanTable, stages: StageCosts) -> Array:
+    """Parameters on a rank: whole, or FSDP2's shards.
+
+    Stage 2 keeps them gathered from its forward pass to its backward, in the precision of the passes. That and the
+    shards stand where gradients come afterwards, which are counted beside: what is more than those counts here.
+    """
+    whole, data = stages.num_parameters, table.data_parallel
+    shards = PARAMETER_BYTES * whole / data
+    low = LOW_BYTES if table.precision == "bf16" else PARAMETER_BYTES
+    gathered = shards + np.maximum(0.0, low * whole - GRADIENT_BYTES * whole / data)
+    states = [table.zero_stage == GATHERED_TWICE, table.zero_stage == GATHERED_ONCE]
+    return np.select(states, [shards, gathered], PARAMETER_BYTES * whole)
+
+
+def _casts(table: PlanTable, stages: StageCosts) -> tuple[Array, Array]:
+    """16-bit copies of weights: those that a layer would keep and FSDP2 does not; those that autocast holds besides.
+
+    FSDP2 gathers weights in 16 bits, so that nothing is cast. Recomputed layers keep no copies, but autocast caches
+    them until the stage's forward pass is over. Ignores: that the embedding's weights are never cast.
+    """
+    nothing = np.zeros_like(stages.num_parameters)
+    if table.precision != "bf16":
+        return nothing, nothing
+    copies = LOW_BYTES * (stages.num_parameters - stages.num_vectors)
+    is_sharded, is_recomputed = table.zero_stage >= GATHERED_ONCE, table.recompute > 0
+    kept = np.minimum(np.where(is_sharded & ~is_recomputed, copies, 0.0), stages.kept_bytes)
+    return kept, np.where(~is_sharded & is_recomputed, copies, 0.0)
 
 
 def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:
