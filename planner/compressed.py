@@ -14,7 +14,18 @@ from planner.choices import Plan
 from planner.explain import candidates
 from planner.layer_costs import find_curve
 from planner.prediction import Candidate
-from planner.recipes import CompressionChoice, Recipe, risk, smaller, smaller_sizes, speed_note, stored_bytes
+from planner.recipes import (
+    FULL_BYTES,
+    CompressionChoice,
+    Recipe,
+    linears,
+    recipe,
+    risk,
+    smaller,
+    smaller_sizes,
+    speed_note,
+    stored_bytes,
+)
 from planner.search import Choices, Search, search
 from profiles.cluster import MachineProfile
 from profiles.efficiency import kernel_seconds
@@ -74,17 +85,18 @@ def compression_choices(
         sizes=sizes_of(found.model.name, found.model.workload.config),
         choices=choices,
         best=_trainable(search(found.machine, found.model, choices)),
-        latency_seconds=_inference_seconds(found.machine, found.model, choices),
+        latency_seconds=_inference_seconds(found.machine, found.model, replace(choices, precisions=(FULL_PRECISION,))),
     )
     made = [_priced(whole, own) for own in recipes]
     return tuple(
         replace(choice, meets_targets=_meets(whole, choice, targets), on_front=is_on_front(choice, made))
-        for choice, _ in zip(made, recipes, strict=True)
+        for choice in made
     )
 
 
 def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     try:
+        _check_rows(whole, own)
         config = smaller(whole.sizes.config, own)
         left = _model_of(whole, own, config)
         best = _trainable(search(whole.machine, left, whole.choices))
@@ -112,6 +124,11 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     )
 
 
+def _check_rows(whole: Whole, own: Recipe) -> None:
+    if own.part == "2:4" and any(inputs % 4 for _, inputs, _ in linears(whole.sizes)):
+        raise PlanError(f"{own.name}: {whole.sizes.name} has rows that are no multiple of four")
+
+
 def _model_of(whole: Whole, own: Recipe, config: dict[str, object]) -> ModelProfile:
     """The traced profile of the model that a recipe leaves."""
     if config == whole.model.workload.config:
@@ -121,7 +138,7 @@ def _model_of(whole: Whole, own: Recipe, config: dict[str, object]) -> ModelProf
     from profiles.workloads import load_workload
 
     spec = replace(whole.model.workload, name=f"{whole.model.name} {own.name}", config=config)
-    return trace(load_workload(spec), whole.choices.precisions)
+    return trace(load_workload(spec), tuple(dict.fromkeys((*whole.choices.precisions, FULL_PRECISION))))
 
 
 def _trainable(found: Search) -> Candidate:
@@ -156,12 +173,13 @@ def _forward_seconds(machine: MachineProfile, model: ModelProfile, choices: Choi
 
 
 def _latency_seconds(whole: Whole, left: ModelProfile) -> float:
-    """One forward pass of one sample through the model that is left.
+    """One forward pass of one sample through the model that is left, in fp32: as models are stored and judged.
 
     Model: that of the whole model as its layers were timed, scaled by what kernels alone say of the two.
     """
     kernels = replace(whole.machine, layer_timings=())
-    own, of_whole = (_forward_seconds(kernels, model, whole.choices, 1) for model in (left, whole.model))
+    choices = replace(whole.choices, precisions=(FULL_PRECISION,))
+    own, of_whole = (_forward_seconds(kernels, model, choices, 1) for model in (left, whole.model))
     return whole.latency_seconds * own / of_whole
 
 
@@ -189,7 +207,7 @@ def _teacher_seconds(whole: Whole, plan: Plan) -> float:
 
 def _teacher_bytes(whole: Whole, own: Recipe) -> float:
     """The teacher stands whole on every rank."""
-    return 4.0 * whole.model.num_parameters if own.method == "distil" else 0.0
+    return FULL_BYTES * whole.model.num_parameters if own.method == "distil" else 0.0
 
 
 def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | None:
@@ -201,7 +219,7 @@ def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | Non
     if own.scheme not in curves or FULL_PRECISION not in curves:
         return None
     tokens = float(whole.choices.sequence_length)
-    for count, inputs, outputs in _linears(whole):
+    for count, inputs, outputs in linears(whole.sizes):
         dims = (tokens, inputs, outputs)
         flops, weights = 2 * tokens * inputs * outputs, inputs * outputs
         full, low = (float(kernel_seconds(curves[name], flops, weights, dims)) for name in (FULL_PRECISION, own.scheme))
@@ -214,20 +232,12 @@ def _rounding_seconds(whole: Whole, plan: Plan) -> float:
     tokens = float(plan.micro_batch_size * whole.choices.sequence_length)
     curve = find_curve(whole.machine, "memory", "rounding", FULL_PRECISION)
     numbers = [
-        size for count, inputs, outputs in _linears(whole) for size in [inputs * outputs, tokens * inputs] * int(count)
+        size
+        for count, inputs, outputs in linears(whole.sizes)
+        for size in [inputs * outputs, tokens * inputs] * int(count)
     ]
-    num_bytes = 4.0 * np.array(numbers)
+    num_bytes = FULL_BYTES * np.array(numbers)
     return float(kernel_seconds(curve, 0.0, num_bytes, [num_bytes]).sum()) * plan.num_microbatches
-
-
-def _linears(whole: Whole) -> list[tuple[float, float, float]]:
-    """How often, inputs and outputs of every linear of the model."""
-    model = whole.sizes.transformer
-    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in linears]
-    if not model.tied[0]:
-        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
-    return shapes
 
 
 def _refused(whole: Whole, own: Recipe, reason: str) -> CompressionChoice:
@@ -250,15 +260,12 @@ def _meets(whole: Whole, choice: CompressionChoice, targets: dict[str, float]) -
     if choice.refusal:
         return False
     limits = {
-        "size": (choice.stored_bytes, stored_bytes(whole.sizes, NONE)),
+        "size": (choice.stored_bytes, stored_bytes(whole.sizes, recipe("none"))),
         "latency": (choice.latency_seconds, whole.latency_seconds),
         "memory": (choice.peak_bytes, whole.best.prediction.peak_bytes),
     }
     pairs = [(limits[name], share) for name, share in targets.items()]
     return all(own is not None and own <= share * of_whole for (own, of_whole), share in pairs)
-
-
-NONE = Recipe(name="none", method="none")
 
 
 def is_on_front(choice: CompressionChoice, others: Sequence[CompressionChoice]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.choices import FSDP_STAGES
 from planner.collectives import Group, collective_seconds, exposed_seconds, group_of
 from planner.layer_costs import find_curve
 from planner.stages import StageCosts
@@ -17,8 +18,6 @@ from profiles.codecs import BUCKET_BYTES, GRADIENT_BYTES, codec
 from profiles.efficiency import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 
 Array = NDArray[np.float64]
-# Stages of ZeRO that are FSDP2, in the executor as in the prices.
-FSDP_STAGES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

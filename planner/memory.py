@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.choices import FSDP_STAGES
 from planner.orders import Shape
 from planner.schedules import in_flight
 from planner.stages import StageCosts
@@ -16,8 +17,7 @@ Array = NDArray[np.float64]
 
 # fp32 parameters and gradients, and AdamW's two fp32 moments, at either precision (bf16 is autocast over fp32).
 PARAMETER_BYTES, GRADIENT_BYTES, MOMENT_BYTES, LOW_BYTES = 4.0, 4.0, 8.0, 2.0
-# Stages of ZeRO that are FSDP2.
-GATHERED_ONCE, GATHERED_TWICE = 2, 3
+GATHERED_ONCE, GATHERED_TWICE = FSDP_STAGES
 # PyTorch's caching allocator reserves 3 to 9 % more than it hands out (43 published runs on B200); its context and the
 # communicators lie outside (0.5 to 2 GiB seen, stas00/ml-engineering, 2026). A CPU has neither.
 CUDA_SLACK_FRACTION, CUDA_CONTEXT_BYTES = 0.06, 1.5 * 2**30

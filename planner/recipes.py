@@ -46,11 +46,6 @@ class Recipe:
     fraction: float = 0.0
     scheme: str = ""
 
-    @property
-    def trains_again(self) -> bool:
-        """Whether the model is trained after it was compressed, or while it is."""
-        return self.method in ("prune", "sparse", "qat", "distil")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionChoice:
@@ -169,17 +164,23 @@ def stored_bytes(sizes: ModelSizes, own: Recipe) -> float:
 
 def linear_sizes(sizes: ModelSizes) -> tuple[float, float]:
     """Weights of all linears, the head's included where it is not the embedding's, and their rows (outputs)."""
+    shapes = linears(sizes)
+    return sum(count * ins * outs for count, ins, outs in shapes), sum(count * outs for count, _, outs in shapes)
+
+
+def linears(sizes: ModelSizes) -> list[tuple[float, float, float]]:
+    """How often each linear stands in the model, its inputs and its outputs; the head where it is not the embedding.
+
+    Raises: InputError for a mixture of experts.
+    """
     model = sizes.transformer
     if model.is_moe[0]:
-        raise InputError(f"{sizes.name}: experts are not quantised yet; leave int8 out")
-    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    layers = float(model.num_layers[0])
-    weights = layers * sum(float(inputs[0] * outputs[0]) for _, inputs, outputs, _ in linears)
-    rows = layers * sum(float(outputs[0]) for _, _, outputs, _ in linears)
+        raise InputError(f"{sizes.name}: experts are not compressed yet; plan it without --compress")
+    own = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in own]
     if not model.tied[0]:
-        weights += float(model.hidden_size[0] * model.vocab_size[0])
-        rows += float(model.vocab_size[0])
-    return weights, rows
+        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
+    return shapes
 
 
 # What is known of the quality from others' measurements, and what is not.

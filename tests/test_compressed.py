@@ -1,6 +1,7 @@
 """Prices of compressed models on a machine of round numbers, and the command that asks for them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_model
 from profiles.sizes import sizes_of
+from profiles.trace import trace
+from profiles.workloads import load_workload
 from tests.machine_builders import curve, machine
+from tests.plan_builders import LLAMA
 
 RUNNER = CliRunner()
 FLOPS, SEQUENCE = 1e11, 128
@@ -73,6 +77,20 @@ def test_latency_in_int8_needs_a_measurement(found: dict[str, CompressionChoice]
     before, after = own["none"].latency_seconds, own["int8-dynamic"].latency_seconds
     assert before is not None
     assert after == pytest.approx(before - saved, rel=1e-6)
+
+
+def test_latency_is_of_the_model_as_it_is_stored() -> None:
+    """Models are kept and judged in fp32, whatever they are trained in."""
+    low = replace(CHOICES, precisions=("bf16",))
+    here, model, names = machine(flops=FLOPS), load_model("llama-26m"), recipes("prune-layers-50")
+    own = [compression_choices(search(here, model, choices), names, {}) for choices in (CHOICES, low)]
+    assert [c.latency_seconds for c in own[0]] == pytest.approx([c.latency_seconds for c in own[1]])
+
+
+def test_rows_that_four_does_not_divide_are_refused() -> None:
+    odd = trace(load_workload(replace(LLAMA, config={**LLAMA.config, "intermediate_size": 130})), ("fp32",))
+    found = search(machine(), odd, replace(CHOICES, sequence_length=64))
+    assert "no multiple of four" in compression_choices(found, recipes("sparse-2:4"), {})[1].refusal
 
 
 def test_parameters_are_those_of_the_smaller_sizes(found: dict[str, CompressionChoice]) -> None:

@@ -33,7 +33,7 @@ class Seen:
 def shrink(whole: nn.Sequential, workload: Workload, left: Workload, own: Recipe, tokens: Tensor) -> nn.Sequential:
     """The model `left` with what matters of `whole`, both complete on this device. Shapes: tokens (batch, sequence)."""
     seen = _look(whole, own, tokens)
-    smaller = left.build(0, len(left.layers), seed=0)
+    smaller = left.build(0, len(left.layers), seed=0).to(tokens.device)
     blocks = range(1, len(whole) - 1)
     if own.part == "layers":
         count = len(left.layers) - 2
@@ -99,18 +99,17 @@ def _parts(
     per_group = importance.numel() // groups
     kept = importance.view(groups, per_group).norm(dim=1).topk(left.num_kv_heads).indices.sort().values
     head_size = per_group // (workload.num_heads // groups)
-    queries = (kept[:, None] * per_group + torch.arange(per_group)).flatten()
-    keys = (kept[:, None] * head_size + torch.arange(head_size)).flatten()
+    queries = (kept[:, None] * per_group + torch.arange(per_group, device=kept.device)).flatten()
+    keys = (kept[:, None] * head_size + torch.arange(head_size, device=kept.device)).flatten()
     return {name: (dim, queries) for name, dim in QUERY_DIMS.items()} | {
         name: (dim, keys) for name, dim in KEY_DIMS.items()
     }
 
 
 def _selected(name: str, value: Tensor, parts: dict[str, tuple[int, Tensor]]) -> Tensor:
-    path, _, kind = name.rpartition(".")
+    path = name.rpartition(".")[0]
     for ending, (dim, places) in parts.items():
         if path.endswith(ending):
             # A bias belongs to the outputs: where the inputs shrink it stays as it is.
             return value.index_select(dim, places) if dim < value.dim() else value
-    del kind
     return value
