@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Names of actions. WEIGHT is the weight gradients' part of a backward pass where a schedule computes it apart; ENCODE
-# and DECODE are a codec's work before and after the all-reduce of one gradient bucket.
+# Names of actions, beside those of a gradient bucket. WEIGHT is the weight gradients' part of a backward pass where a
+# schedule computes it apart.
 FORWARD, BACKWARD, WEIGHT = "F", "B", "W"
 PASSES = (FORWARD, BACKWARD, WEIGHT)
-ENCODE, ALL_REDUCE, DECODE, OPTIMIZER = "encode", "all_reduce", "decode", "optimizer"
+OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
+from executor.experts import placed_expert
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.artifacts import STRICT, validate, write_text
@@ -69,15 +70,6 @@ def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: 
             raise InputError("--resume and --max-restarts go on from checkpoints: give --checkpoint DIR")
         return None
     return Checkpoints(folder=str(folder.resolve()), every=every, resume=resume)
-
-
-def check_can_save(plan: Plan) -> None:
-    """Refuse what a checkpoint cannot hold.
-
-    Raises: InputError.
-    """
-    if plan.expert_parallel > 1:
-        raise InputError(f"--checkpoint: the experts of expert_parallel={plan.expert_parallel} are not saved yet")
 
 
 def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
@@ -201,7 +193,7 @@ def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
 
     DDP keeps the local parts of DTensors under the attribute `_st_info`.
     """
-    value = value.detach()
+    value = placed_expert(value.detach(), parameter)
     layout = getattr(parameter, "_st_info", None)
     if layout is None or isinstance(value, DTensor) or value.dim() == 0:
         return value

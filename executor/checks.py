@@ -45,7 +45,7 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         tied_embeddings=workload.tied_embeddings,
         can_tensor_parallel=workload.can_tensor_parallel,
         can_pipeline=workload.can_pipeline,
-        is_transformer=workload.spec.kind == "transformers",
+        is_transformer=workload.spec.reads_text,
         num_experts=workload.num_experts,
     )
 

@@ -12,6 +12,7 @@ from profiles import console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from executor.compress.job import Extras
     from executor.prepare import Job, RunOptions
     from profiles.rank import Report
 
@@ -42,6 +43,7 @@ def execute(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
     ] = None,
+    compiled: Annotated[bool, typer.Option(help="Time the compressed models under torch.compile too.")] = False,
     emit: Annotated[
         str | None, typer.Option(metavar="KIND", help="Write a job file: torchrun, slurm, kubeflow or skypilot.")
     ] = None,
@@ -88,8 +90,11 @@ def execute(
     if output is not None:
         ensure_writable(output)
     if compress:
+        from executor.compress.job import Extras
+
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
-        _compress(plan, more_steps, export, asked, out, json_output, output)
+        extras = Extras(more_steps=more_steps, export=export, compiles=compiled)
+        _compress(plan, extras, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
@@ -149,8 +154,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
 
 def _compress(
     plan: Path,
-    more_steps: int | None,
-    export: Path | None,
+    extras: Extras,
     options: RunOptions,
     out: Console,
     json_output: bool,
@@ -162,7 +166,7 @@ def _compress(
     from profiles.artifacts import dump, write_text
     from profiles.launcher import launch
 
-    job = prepare_compression(plan, more_steps, export, options)
+    job = prepare_compression(plan, extras, options)
     with console.progress(out, f"{len(job.choices)} models") as advance:
         fields = launch(
             "executor.compress.session:run_compression",

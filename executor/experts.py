@@ -13,14 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
-# Where an expert's weights say whom they are shared with. Their gradient is the sum over those ranks' tokens, and DDP
-# must leave it alone.
-MARK = "expert_group"
+# Where an expert's weights say over which ranks they are shared out, as a mesh of one axis. Their gradient is the sum
+# over those ranks' tokens, and DDP must leave it alone.
+MARK = "expert_mesh"
 
 
-def place_experts(layer: nn.Module, group: dist.ProcessGroup) -> None:
-    """Keep this rank's share of the layer's experts, where it has any, and let tokens travel over `group`."""
+def place_experts(layer: nn.Module, mesh: DeviceMesh) -> None:
+    """Keep this rank's share of the layer's experts, where it has any, and let tokens travel over `mesh`."""
+    group = mesh.get_group()
     for module in layer.modules():
         if not _holds_experts(module):
             continue
@@ -28,7 +31,7 @@ def place_experts(layer: nn.Module, group: dist.ProcessGroup) -> None:
         for name in ("gate_up_proj", "down_proj"):
             whole = getattr(module, name)
             own = nn.Parameter(whole.detach()[group.rank() * count : (group.rank() + 1) * count].clone())
-            setattr(own, MARK, group)
+            setattr(own, MARK, mesh)
             setattr(module, name, own)
         module.forward = functools.partial(_travel, module, group)
 
@@ -41,6 +44,14 @@ def _holds_experts(module: nn.Module) -> bool:
 def expert_names(module: nn.Module) -> list[str]:
     """Names of the parameters that are this rank's experts alone."""
     return [name for name, parameter in module.named_parameters() if hasattr(parameter, MARK)]
+
+
+def placed_expert(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """An expert's weights, or their moments, with their place among those of all ranks; anything else as it is."""
+    mesh: DeviceMesh | None = getattr(parameter, MARK, None)
+    if mesh is None or value.dim() == 0:
+        return value
+    return DTensor.from_local(value, mesh, (Shard(0),), run_check=False)
 
 
 def average_experts(parameters: Iterable[nn.Parameter], replicas: dist.ProcessGroup, num_losses: int) -> None:

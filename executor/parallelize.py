@@ -71,7 +71,7 @@ def build_stage(
         set_core(layer, spec, context, plan.recompute == "selective" and position in covered)
         place_layer(layer, plan, place)
         if mesh is not None and plan.expert_parallel > 1:
-            place_experts(layer, mesh["experts"].get_group())
+            place_experts(layer, mesh["experts"])
         if mesh is not None and plan.tensor_parallel > 1:
             with outside_fakes():
                 split_layer(layer, spec, plan, mesh["tensor"])

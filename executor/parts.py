@@ -10,22 +10,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from executor.actions import (
-    ALL_REDUCE,
-    BACKWARD,
-    DECODE,
-    ENCODE,
-    FORWARD,
-    OPTIMIZER,
-    PASSES,
-    WEIGHT,
-    Action,
-    StepTrace,
-)
+from executor.actions import BACKWARD, FORWARD, OPTIMIZER, PASSES, WEIGHT, Action, StepTrace
 from executor.mesh import Coordinates
 from planner.choices import Plan
 from planner.prediction import PARTS, Span
-from profiles.codecs import codec
+from profiles.codecs import ALL_REDUCE, DECODE, ENCODE, codec
 
 # Names under which the report draws what the recorder notes; a decode lies within the wait for its all-reduce.
 SPAN_NAMES = {

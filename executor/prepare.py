@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from executor.checkpoint import Checkpoints, check_can_save, check_progress, latest, progress_of, read_progress
+from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.checks import check_data, check_devices, check_plan
 from executor.data import default_text, load_text
 from executor.session import Order
@@ -72,7 +72,6 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         check_plan(file.candidates[index].plan, file, workload)
     check_data(file, workload)
     if checkpoints is not None:
-        check_can_save(file.candidates[chosen[0]].plan)
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
     path = default_text() if data is None else data
     load_text(path, file.sequence_length, options.seed)

@@ -19,8 +19,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.actions import ALL_REDUCE
-from executor.codecs import Reduction, bucket_options, register
 from executor.experts import expert_names
 from executor.fakes import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
@@ -28,6 +26,8 @@ from executor.parallelize import Stage
 from executor.recorder import Recorder
 from planner.choices import Plan
 from planner.executable import SPLIT_BACKWARD
+from profiles.codecs import ALL_REDUCE
+from profiles.reductions import Reduction, bucket_options, register
 
 
 def averages_after_the_step(plan: Plan) -> bool:
@@ -41,7 +41,7 @@ def average_gradients(
     """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
     replicas = replica_mesh(plan, mesh)
     if plan.zero_stage >= 2:
-        return _shard(stage, plan, replicas), None
+        return shard(stage, plan, replicas), None
     if averages_after_the_step(plan):
         return stage, None
     # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
@@ -60,7 +60,7 @@ def average_gradients(
     return wrapped, reduction
 
 
-def _shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
+def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
 
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from executor.actions import ALL_REDUCE, StepTrace
+from executor.actions import StepTrace
 from planner.choices import Plan
 from planner.trace_export import STREAMS, named
 from profiles.artifacts import write_text
+from profiles.codecs import ALL_REDUCE
 from profiles.rank import Rank
 
 MARK = "trainwright step"

@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from executor.actions import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
-from executor.codecs import Reduction
 from executor.experts import average_experts
 from executor.mesh import Coordinates, coordinates, replica_mesh
 from executor.optimizer import build_optimizer
@@ -21,6 +20,7 @@ from executor.replicas import average_after, average_gradients, averages_after_t
 from executor.tensor import Loss, loss_context, loss_over
 from planner.choices import Plan, stages_of
 from profiles.rank import Rank
+from profiles.reductions import Reduction
 from profiles.workloads import Workload
 
 

@@ -18,20 +18,21 @@ from planner.recipes import (
     FULL_BYTES,
     CompressionChoice,
     Recipe,
-    linears,
+    cannot_train,
     recipe,
     risk,
     smaller,
-    smaller_sizes,
+    smaller_weights,
     speed_note,
     stored_bytes,
 )
 from planner.search import Choices, Search, search
+from planner.teacher import forward_seconds, teacher_bytes, teacher_seconds
+from planner.weights import Weights, weights_of
 from profiles.cluster import MachineProfile
 from profiles.efficiency import kernel_seconds
 from profiles.errors import InputError, NoFeasiblePlanError, PlanError
 from profiles.model import ModelProfile
-from profiles.sizes import ModelSizes, sizes_of
 
 TARGETS = ("size", "latency", "memory")
 MANY_PLANS = 1000
@@ -44,7 +45,7 @@ class Whole:
 
     machine: MachineProfile
     model: ModelProfile
-    sizes: ModelSizes
+    weights: Weights
     choices: Choices
     best: Candidate
     latency_seconds: float
@@ -82,9 +83,9 @@ def compression_choices(
     whole = Whole(
         machine=found.machine,
         model=found.model,
-        sizes=sizes_of(found.model.name, found.model.workload.config),
+        weights=weights_of(found.model.name, found.model.workload.config),
         choices=choices,
-        best=_trainable(search(found.machine, found.model, choices)),
+        best=_trainable(search(found.machine, found.model, choices), recipe("none")),
         latency_seconds=_inference_seconds(found.machine, found.model, replace(choices, precisions=(FULL_PRECISION,))),
     )
     made = [_priced(whole, own) for own in recipes]
@@ -97,16 +98,17 @@ def compression_choices(
 def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     try:
         _check_rows(whole, own)
-        config = smaller(whole.sizes.config, own)
+        config = smaller(whole.weights.config, own)
         left = _model_of(whole, own, config)
-        best = _trainable(search(whole.machine, left, whole.choices))
+        best = _trainable(search(whole.machine, left, whole.choices), own)
     except (PlanError, NoFeasiblePlanError) as error:
         return _refused(whole, own, str(error))
     step, latency = best.prediction.step_seconds, _latency_seconds(whole, left)
     if own.method == "distil":
-        step += _teacher_seconds(whole, best.plan)
+        step += teacher_seconds(whole.machine, whole.model, whole.choices, best.plan)
     if own.method == "qat":
         step += _rounding_seconds(whole, best.plan)
+    teaching = teacher_bytes(whole.model, whole.choices, best.plan) if own.method == "distil" else 0.0
     note = speed_note(own, whole.machine.device_kind)
     seconds: float | None = latency
     if own.scheme:
@@ -114,10 +116,10 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     return CompressionChoice(
         recipe=own,
         plan=best.plan,
-        num_parameters=int(smaller_sizes(whole.sizes, own).transformer.num_parameters[0]),
-        stored_bytes=stored_bytes(whole.sizes, own),
+        num_parameters=int(smaller_weights(whole.weights, own).num_parameters),
+        stored_bytes=stored_bytes(whole.weights, own),
         step_seconds=step,
-        peak_bytes=best.prediction.peak_bytes + _teacher_bytes(whole, own),
+        peak_bytes=best.prediction.peak_bytes + teaching,
         latency_seconds=seconds,
         risk=risk(own),
         note=note,
@@ -125,8 +127,8 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
 
 
 def _check_rows(whole: Whole, own: Recipe) -> None:
-    if own.part == "2:4" and any(inputs % 4 for _, inputs, _ in linears(whole.sizes)):
-        raise PlanError(f"{own.name}: {whole.sizes.name} has rows that are no multiple of four")
+    if own.part == "2:4" and any(inputs % 4 for _, inputs, _ in whole.weights.linears):
+        raise PlanError(f"{own.name}: {whole.weights.name} has rows that are no multiple of four")
 
 
 def _model_of(whole: Whole, own: Recipe, config: dict[str, object]) -> ModelProfile:
@@ -141,35 +143,19 @@ def _model_of(whole: Whole, own: Recipe, config: dict[str, object]) -> ModelProf
     return trace(load_workload(spec), tuple(dict.fromkeys((*whole.choices.precisions, FULL_PRECISION))))
 
 
-def _trainable(found: Search) -> Candidate:
-    """The best plan whose layout recipes are executed in: data parallel, sharded or not.
+def _trainable(found: Search, own: Recipe) -> Candidate:
+    """The best plan whose layout a recipe is executed in: data parallel, sharded or not; else tensor parallel.
 
     Raises: NoFeasiblePlanError.
     """
     ranked, _ = candidates(found, MANY_PLANS)
-    for candidate in ranked:
-        plan = candidate.plan
-        is_plain = plan.pipeline_parallel == plan.context_parallel == plan.tensor_parallel == 1
-        if candidate.executable and candidate.prediction.fits and is_plain:
-            return candidate
-    raise NoFeasiblePlanError(
-        f"no data-parallel plan of {found.model.name} fits {found.choices.num_devices} devices, and recipes are "
-        "trained in those"
-    )
-
-
-def _forward_seconds(machine: MachineProfile, model: ModelProfile, choices: Choices, num_samples: int) -> float:
-    """Seconds of one forward pass of so many samples on one device, by the machine's own kernels and layers."""
-    found = search(
-        machine,
-        model,
-        replace(choices, num_devices=1, global_batch_size=num_samples, codecs=("none",), recompute=(0,)),
-    )
-    priced = found.priced[0]
-    row = int(np.flatnonzero(priced.table.micro_batch_size == num_samples)[0])
-    place = int(priced.estimate.layout_index[row])
-    stages = priced.shared.stages(priced.estimate.layouts[place], np.array([row]))
-    return float(stages.forward.sum())
+    fitting = [candidate for candidate in ranked if candidate.executable and candidate.prediction.fits]
+    possible = [candidate for candidate in fitting if not cannot_train(own, candidate.plan)]
+    if not possible:
+        raise NoFeasiblePlanError(
+            f"no plan of {found.model.name} that {own.name} can be trained in fits {found.choices.num_devices} devices"
+        )
+    return min(possible, key=lambda candidate: candidate.plan.tensor_parallel > 1)
 
 
 def _latency_seconds(whole: Whole, left: ModelProfile) -> float:
@@ -179,7 +165,7 @@ def _latency_seconds(whole: Whole, left: ModelProfile) -> float:
     """
     kernels = replace(whole.machine, layer_timings=())
     choices = replace(whole.choices, precisions=(FULL_PRECISION,))
-    own, of_whole = (_forward_seconds(kernels, model, choices, 1) for model in (left, whole.model))
+    own, of_whole = (forward_seconds(kernels, model, choices, 1) for model in (left, whole.model))
     return whole.latency_seconds * own / of_whole
 
 
@@ -196,18 +182,7 @@ def _inference_seconds(machine: MachineProfile, model: ModelProfile, choices: Ch
     layers = model.layers[choices.precisions[0]]
     if all(layer.name in timed for layer in layers):
         return sum(timed[layers[index].name] for index in model.structure)
-    return _forward_seconds(machine, model, choices, 1)
-
-
-def _teacher_seconds(whole: Whole, plan: Plan) -> float:
-    """The teacher's forward passes of one step, one for each micro-batch of a rank."""
-    of_one = _forward_seconds(whole.machine, whole.model, whole.choices, plan.micro_batch_size)
-    return of_one * plan.num_microbatches
-
-
-def _teacher_bytes(whole: Whole, own: Recipe) -> float:
-    """The teacher stands whole on every rank."""
-    return FULL_BYTES * whole.model.num_parameters if own.method == "distil" else 0.0
+    return forward_seconds(machine, model, choices, 1)
 
 
 def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | None:
@@ -219,7 +194,7 @@ def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | Non
     if own.scheme not in curves or FULL_PRECISION not in curves:
         return None
     tokens = float(whole.choices.sequence_length)
-    for count, inputs, outputs in linears(whole.sizes):
+    for count, inputs, outputs in whole.weights.linears:
         dims = (tokens, inputs, outputs)
         flops, weights = 2 * tokens * inputs * outputs, inputs * outputs
         full, low = (float(kernel_seconds(curves[name], flops, weights, dims)) for name in (FULL_PRECISION, own.scheme))
@@ -233,7 +208,7 @@ def _rounding_seconds(whole: Whole, plan: Plan) -> float:
     curve = find_curve(whole.machine, "memory", "rounding", FULL_PRECISION)
     numbers = [
         size
-        for count, inputs, outputs in linears(whole.sizes)
+        for count, inputs, outputs in whole.weights.linears
         for size in [inputs * outputs, tokens * inputs] * int(count)
     ]
     num_bytes = FULL_BYTES * np.array(numbers)
@@ -260,7 +235,7 @@ def _meets(whole: Whole, choice: CompressionChoice, targets: dict[str, float]) -
     if choice.refusal:
         return False
     limits = {
-        "size": (choice.stored_bytes, stored_bytes(whole.sizes, recipe("none"))),
+        "size": (choice.stored_bytes, stored_bytes(whole.weights, recipe("none"))),
         "latency": (choice.latency_seconds, whole.latency_seconds),
         "memory": (choice.peak_bytes, whole.best.prediction.peak_bytes),
     }

@@ -24,7 +24,7 @@ STAGES_OF_V = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What the rules ask about a model; `is_transformer` tells whether its attention and vocabulary can be split."""
+    """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split."""
 
     name: str
     num_layers: int
@@ -51,7 +51,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         tied_embeddings=model.tied_embeddings,
         can_tensor_parallel=model.can_tensor_parallel,
         can_pipeline=model.can_pipeline,
-        is_transformer=model.workload.kind == "transformers",
+        is_transformer=model.workload.reads_text,
     )
 
 

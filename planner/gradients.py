@@ -28,80 +28,119 @@ class Exchange:
     codec: Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exchanged:
+    """Gradients of some stages, and what computes beside them. Shapes: (stage, plan)."""
+
+    num_parameters: Array
+    matrix_sides: Array
+    num_vectors: Array
+    forward_busy: Array
+    backward_busy: Array
+    num_microbatches: Array
+    gathered_bytes: Array
+
+
 def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCosts) -> Exchange:
     """Exposed seconds of the gradient exchange and of its codec, on the stage where they are longest.
 
     Model: buckets of 25 MiB go out while backward of the last micro-batch runs; the last bucket is complete only when
     backward is, so it is exposed whole. ZeRO stages 1 and 2 reduce-scatter gradients and all-gather parameters, stage 3
-    gathers parameters in forward and backward of every micro-batch as well.
+    gathers parameters in forward and backward of every micro-batch as well. Where the exchange was timed in the midst
+    of training, what it took there more or less than this is carried over.
     Ignores: the order in which layers fill buckets.
     """
     exposed, coding = np.zeros(len(table)), np.zeros(len(table))
     stride = np.where(table.axis_order == 0, 1, table.pipeline_parallel) * table.tensor_parallel
     keys = np.stack([table.data_parallel, table.zero_stage, table.codec, stride], axis=1)
+    low_bytes = GRADIENT_BYTES / 2 if table.precision == "bf16" else GRADIENT_BYTES
     distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
     for index, (degree, zero, code, step) in enumerate(distinct):
         rows = np.flatnonzero(inverse.reshape(-1) == index)
         if degree == 1:
             continue
         group = group_of(int(degree), int(step), machine.devices_per_node)
+        own = _Exchanged(
+            num_parameters=stages.num_parameters[:, rows],
+            matrix_sides=stages.matrix_sides[:, rows],
+            num_vectors=stages.num_vectors[:, rows],
+            forward_busy=stages.forward_busy[:, rows],
+            backward_busy=stages.backward_busy[:, rows],
+            num_microbatches=table.num_microbatches[rows].astype(float),
+            gathered_bytes=stages.num_parameters[:, rows] * low_bytes,
+        )
         name = table.codec_names[code]
-        buckets = _Buckets(machine, group, stages.num_parameters[:, rows], codec(name).is_bucketed)
-        encode = _codec_seconds(machine, name, stages.num_parameters[:, rows], buckets.count, degree)
-        wire = np.asarray(
-            codec(name).wire_bytes(
-                stages.num_parameters[:, rows], stages.matrix_sides[:, rows], stages.num_vectors[:, rows]
-            )
-        )
-        busy = (stages.forward_busy[:, rows], stages.backward_busy[:, rows])
-        added = _added_seconds(
-            machine, buckets, wire, busy, table.num_microbatches[rows].astype(float), int(zero), name
-        )
-        exposed[rows] = (added + encode).max(axis=0) - encode.max(axis=0)
-        coding[rows] = encode.max(axis=0)
+        added, encode = _law(machine, group, name, int(zero), own)
+        total = _corrected(machine, group, name, int(zero), own.num_parameters, added + encode)
+        coding[rows] = np.minimum(encode, total).max(axis=0)
+        exposed[rows] = total.max(axis=0) - coding[rows]
     return Exchange(exposed=exposed, codec=coding)
 
 
-def _added_seconds(
-    machine: MachineProfile,
-    buckets: _Buckets,
-    wire: Array,
-    busy: tuple[Array, Array],
-    num_microbatches: Array,
-    zero: int,
-    name: str,
+def _corrected(
+    machine: MachineProfile, group: Group, name: str, zero: int, num_parameters: Array, total: Array
 ) -> Array:
-    """What exchanging `wire` bytes adds to a step in which a micro-batch computes for `busy` (forward, backward)."""
-    forward, backward = busy
-    if codec(name).gathered:
-        return buckets.hidden_behind(backward, "all_gather", wire * buckets.group.size)
-    if zero in FSDP_STAGES and machine.device_kind == "cpu":
-        return _serial_seconds(machine, buckets, wire, num_microbatches, zero)
-    added = buckets.hidden_behind(backward, "reduce_scatter" if zero else "all_reduce", wire)
-    if zero in (1, 2):
-        return np.asarray(added + buckets.seconds("all_gather", wire))
-    if not zero:
-        return added
-    gather = buckets.seconds("all_gather", wire)
-    all_busy = (forward + backward) * num_microbatches
-    # The first layers' parameters are there before anything can run.
-    return np.asarray(
-        added + exposed_seconds(machine, 2 * gather * num_microbatches, all_busy) + gather / buckets.count
+    """`total` seconds by the law, corrected by a timing of the same exchange in the midst of training.
+
+    DDP is off by so many seconds per parameter, which the backward pass cannot hide. FSDP2 on CPU is off by a factor,
+    since all of it is serial.
+    """
+    how = zero if zero in FSDP_STAGES else 0
+    timing = next((t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how)), None)
+    timed_group = None if timing is None else group_of(timing.group_size, 1, machine.devices_per_node)
+    is_alike = timed_group is not None and (timed_group.inside == timed_group.size) == (group.inside == group.size)
+    if timing is None or timed_group is None or not is_alike:
+        return total
+    one = np.ones((1, 1))
+    case = _Exchanged(
+        num_parameters=timing.num_parameters * one,
+        matrix_sides=timing.matrix_sides * one,
+        num_vectors=0 * one,
+        forward_busy=timing.backward_seconds / 2 * one,
+        backward_busy=timing.backward_seconds * one,
+        num_microbatches=np.ones(1),
+        gathered_bytes=GRADIENT_BYTES * timing.num_parameters * one,
     )
+    expected = float(np.sum(_law(machine, timed_group, name, how, case)))
+    if how:
+        return total * timing.added_seconds / expected
+    return np.maximum(0.0, total + (timing.added_seconds - expected) / timing.num_parameters * num_parameters)
 
 
-def _serial_seconds(
-    machine: MachineProfile, buckets: _Buckets, num_bytes: Array, num_microbatches: Array, zero: int
-) -> Array:
+def _law(machine: MachineProfile, group: Group, name: str, zero: int, own: _Exchanged) -> tuple[Array, Array]:
+    """Seconds that messages add to a step, and those of the codec's own work. Shapes: both (stage, plan)."""
+    used = codec(name)
+    buckets = _Buckets(machine, group, own.num_parameters, used.is_bucketed)
+    encode = _codec_seconds(machine, name, own.num_parameters, buckets.count, group.size)
+    wire = np.asarray(used.wire_bytes(own.num_parameters, own.matrix_sides, own.num_vectors))
+    backward = own.backward_busy
+    if used.gathered:
+        return buckets.hidden_behind(backward, "all_gather", wire * group.size), encode
+    if zero in FSDP_STAGES and machine.device_kind == "cpu":
+        return _serial_seconds(machine, buckets, wire, own, zero), encode
+    added = buckets.hidden_behind(backward, "reduce_scatter" if zero >= 2 else "all_reduce", wire)
+    if zero in (1, 2):
+        added = added + buckets.seconds("all_gather", GRADIENT_BYTES * own.num_parameters)
+    if zero == max(FSDP_STAGES):
+        gather = buckets.seconds("all_gather", own.gathered_bytes)
+        all_busy = (own.forward_busy + backward) * own.num_microbatches
+        # The first layers' parameters are there before anything can run.
+        added = added + exposed_seconds(machine, 2 * gather * own.num_microbatches, all_busy) + gather / buckets.count
+    return np.asarray(added), encode
+
+
+def _serial_seconds(machine: MachineProfile, buckets: _Buckets, num_bytes: Array, own: _Exchanged, zero: int) -> Array:
     """What FSDP2 sends on CPU, where nothing hides it, since its overlap is made of CUDA streams.
 
     Model: gradients are scattered after every micro-batch; parameters are gathered twice for each (stage 3) or once a
-    step (stage 2); every message is copied in and out.
+    step (stage 2), in the precision of the passes; every message is copied in and out.
     """
-    gathers = 2 * num_microbatches if zero == max(FSDP_STAGES) else np.ones_like(num_microbatches)
-    messages = num_microbatches * buckets.seconds("reduce_scatter", num_bytes)
-    messages = messages + gathers * buckets.seconds("all_gather", num_bytes)
-    return np.asarray(messages + (num_microbatches + gathers) * 2 * num_bytes / machine.memory_bytes_per_second)
+    count = own.num_microbatches
+    gathers = 2 * count if zero == max(FSDP_STAGES) else np.ones_like(count)
+    messages = count * buckets.seconds("reduce_scatter", num_bytes)
+    messages = messages + gathers * buckets.seconds("all_gather", own.gathered_bytes)
+    copied = count * num_bytes + gathers * own.gathered_bytes
+    return np.asarray(messages + 2 * copied / machine.memory_bytes_per_second)
 
 
 def measured_codecs(machine: MachineProfile, names: Sequence[str]) -> tuple[str, ...]:

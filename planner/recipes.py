@@ -6,13 +6,13 @@ bytes follows from the shapes alone, exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.choices import Plan
+from planner.weights import Weights, weights_of
 from profiles.artifacts import STRICT
-from profiles.errors import InputError, PlanError, UnknownNameError
-from profiles.sizes import ModelSizes, sizes_of
+from profiles.errors import PlanError, UnknownNameError
 
 FULL_BYTES, BYTE = 4.0, 1.0
 # Channels are removed in multiples of this, so that what is left still fills the device's vector units.
@@ -21,7 +21,7 @@ PARTS = ("ffn", "heads", "layers")
 QUANTISED = ("int8-weights", "int8-dynamic")
 KNOWN = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "sparse-2:4", "int8-weights",
-    "int8-dynamic", "qat-int8", "distil-layers-50",
+    "int8-dynamic", "qat-int8", "distil-layers-50", "distil-layers-50-hidden",
 )  # fmt: skip
 AUTO = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "int8-weights", "int8-dynamic",
@@ -35,7 +35,7 @@ class Recipe:
 
     `method` is none, prune (remove `fraction` of a `part` for good), sparse (set weights to zero and leave them where
     they are), quantise (after training, in the `scheme`), qat (rounded while it trains, then quantised), or distil
-    (train a model that is smaller by `fraction` of a `part` from the whole one).
+    (train a model that is smaller by `fraction` of a `part` from the whole one; `matches_hidden` states as well).
     """
 
     __pydantic_config__ = STRICT
@@ -45,6 +45,7 @@ class Recipe:
     part: str = ""
     fraction: float = 0.0
     scheme: str = ""
+    matches_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +76,14 @@ class CompressionChoice:
 def recipe(name: str) -> Recipe:
     """The recipe called `name`.
 
-    Names: none, prune-PART-P, sparse-P, sparse-2:4, int8-weights, int8-dynamic, qat-int8, distil-PART-P; P is percent,
-    PART one of ffn, heads, layers.
+    Names: none, prune-PART-P, sparse-P, sparse-2:4, int8-weights, int8-dynamic, qat-int8, distil-PART-P,
+    distil-PART-P-hidden; P is percent, PART one of ffn, heads, layers.
 
     Raises: UnknownNameError.
     """
     words = name.split("-")
+    if words[0] == "distil" and words[-1] == "hidden":
+        return replace(recipe(name.removesuffix("-hidden")), name=name, matches_hidden=True)
     if name == "none":
         return Recipe(name=name, method="none")
     if name in QUANTISED:
@@ -141,46 +144,27 @@ def smaller(config: dict[str, Any], own: Recipe) -> dict[str, Any]:
     return changed
 
 
-def smaller_sizes(sizes: ModelSizes, own: Recipe) -> ModelSizes:
-    """The sizes of the model that a recipe leaves."""
+def smaller_weights(whole: Weights, own: Recipe) -> Weights:
+    """The weights of the model that a recipe leaves.
+
+    Raises: PlanError where the family cannot have such a model.
+    """
     if own.method not in ("prune", "distil"):
-        return sizes
-    return sizes_of(f"{sizes.name} {own.name}", smaller(sizes.config, own))
+        return whole
+    return weights_of(f"{whole.name} {own.name}", smaller(whole.config, own))
 
 
-def stored_bytes(sizes: ModelSizes, own: Recipe) -> float:
-    """Bytes of the compressed model's weights as they are stored: 4 a parameter, and 1 where linears are in int8.
+def stored_bytes(whole: Weights, own: Recipe) -> float:
+    """Bytes of the compressed model's weights as they are stored: 4 a parameter, and 1 where linears are in 8 bits.
 
     int8 keeps a scale of 4 bytes and a zero point of 1 for each row. Zeros are stored like any number: sparse weights
     save nothing by themselves.
     """
-    left = smaller_sizes(sizes, own)
-    number = float(left.transformer.num_parameters[0])
+    left = smaller_weights(whole, own)
     if not own.scheme:
-        return FULL_BYTES * number
-    weights, rows = linear_sizes(left)
-    return FULL_BYTES * (number - weights + rows) + BYTE * (weights + rows)
-
-
-def linear_sizes(sizes: ModelSizes) -> tuple[float, float]:
-    """Weights of all linears, the head's included where it is not the embedding's, and their rows (outputs)."""
-    shapes = linears(sizes)
-    return sum(count * ins * outs for count, ins, outs in shapes), sum(count * outs for count, _, outs in shapes)
-
-
-def linears(sizes: ModelSizes) -> list[tuple[float, float, float]]:
-    """How often each linear stands in the model, its inputs and its outputs; the head where it is not the embedding.
-
-    Raises: InputError for a mixture of experts.
-    """
-    model = sizes.transformer
-    if model.is_moe[0]:
-        raise InputError(f"{sizes.name}: experts are not compressed yet; plan it without --compress")
-    own = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    shapes = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in own]
-    if not model.tied[0]:
-        shapes.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
-    return shapes
+        return FULL_BYTES * left.num_parameters
+    rest = left.num_parameters - left.linear_weights
+    return FULL_BYTES * (rest + left.linear_rows) + BYTE * (left.linear_weights + left.linear_rows)
 
 
 # What is known of the quality from others' measurements, and what is not.
@@ -205,6 +189,17 @@ def risk(own: Recipe) -> str:
         if key in _RISKS:
             return _RISKS[key]
     return "unknown"
+
+
+def cannot_train(own: Recipe, plan: Plan) -> str:
+    """Why a recipe cannot be trained in a layout, naming what can; "" where it can."""
+    if plan.pipeline_parallel > 1 or plan.context_parallel > 1 or plan.expert_parallel > 1:
+        return f"{own.name} with {plan.id}: compressed models are trained in data and tensor parallel alone"
+    if plan.tensor_parallel > 1 and own.method in ("sparse", "qat"):
+        return f"{own.name} with {plan.id}: rows are judged whole, which tensor parallel cuts; use data parallel"
+    if plan.vocab_parallel and own.method == "distil":
+        return f"{own.name} with {plan.id}: a teacher's answers are compared whole; leave vocab_parallel out"
+    return ""
 
 
 def speed_note(own: Recipe, device_kind: str) -> str:

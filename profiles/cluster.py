@@ -106,6 +106,27 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeTiming:
+    """What averaging gradients over all ranks added to a backward pass, in the midst of training.
+
+    By DDP with one codec, or by FSDP2 (`zero_stage` 2 or 3), which gathers weights too. The pass is of linears with
+    `num_parameters` in fp32, whose rows and columns make `matrix_sides`; by itself it takes `backward_seconds`, and
+    with the average `added_seconds` more.
+    """
+
+    __pydantic_config__ = STRICT
+
+    codec: str
+    zero_stage: int
+    group_size: int
+    num_parameters: float
+    matrix_sides: float
+    backward_seconds: float
+    added_seconds: float
+    spread_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
     """What a measurement depends on; a plan made on another fingerprint is flagged."""
 
@@ -157,6 +178,7 @@ class MachineProfile:
     links: tuple[LinkCurve, ...]
     overlap: Overlap
     layer_timings: tuple[LayerTiming, ...] = ()
+    exchange_timings: tuple[ExchangeTiming, ...] = ()
     fingerprint: Fingerprint | None = None
     parallel_message_seconds_per_byte: float = 0.0
     price_per_hour: tuple[float, float] | None = None

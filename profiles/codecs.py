@@ -1,4 +1,4 @@
-"""Gradient compression: what each codec puts on the wire and keeps in memory. Torch-free; the hooks are executor's."""
+"""Gradient compression: what each codec puts on the wire and keeps in memory. Torch-free; reductions has the hooks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ BUCKET_BYTES = 25 * 2**20
 ENTRY_BYTES = 8.0
 # Gradients that are rounded share a scale (fp32) in blocks of so many, so that small ones keep theirs.
 BLOCK, SCALE_BYTES = 1024, 4.0
+# Names of what averaging a bucket of gradients consists of: the codec's work before and after the message, and that.
+ENCODE, ALL_REDUCE, DECODE = "encode", "all_reduce", "decode"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,16 @@ GPT2_STYLE: dict[str, Style] = {
     "mlp.c_fc": "colwise",
     "mlp.c_proj": "rowwise",
 }
+VIT_STYLE: dict[str, Style] = {
+    "attention.q_proj": "colwise",
+    "attention.k_proj": "colwise",
+    "attention.v_proj": "colwise",
+    "attention.o_proj": "rowwise",
+    "mlp.fc1": "colwise",
+    "mlp.fc2": "rowwise",
+}
+# Families that read images, and give one answer for each.
+VISION_FAMILIES = ("vit",)
 # Families whose blocks have the names above and take rotary position embeddings.
 LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # The same with experts in place of one feed-forward; nothing says yet how tensor parallel splits those.
@@ -55,6 +65,8 @@ HEAD_NORMS = dict.fromkeys(("qwen3", "qwen3_moe"), ("block.self_attn.q_norm", "b
 GPT2_PATHS = BlockPaths(
     attention="block.attn", norms=("block.ln_1", "block.ln_2"), gathers={"block.attn": "", "block.mlp": ""}
 )
+
+VIT_PATHS = BlockPaths(attention="block.attention", norms=("block.layernorm_before", "block.layernorm_after"))
 
 
 def llama_paths(family: str) -> BlockPaths:

@@ -43,12 +43,14 @@ from profiles.rank import (
 
 # glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
 # ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
-# its memory; with these settings, so does the CPU's.
+# its memory; with these settings, so does the CPU's. Huge pages, where the kernel gives them to who asks, spare the
+# look-ups of thousands of small ones: 5 % of a step in bf16 here.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_SECONDS = 0.1

@@ -13,6 +13,7 @@ from profiles.artifacts import artifact_kind, parse, read
 from profiles.cluster import MachineProfile
 from profiles.devices import device_names, load_device, machine_of
 from profiles.errors import InputError, UnknownNameError
+from profiles.families import VISION_FAMILIES
 from profiles.model import ModelProfile
 from profiles.sizes import ModelSizes, read_config, sizes_of
 
@@ -32,7 +33,9 @@ def config_names() -> list[str]:
 
 
 def load_sizes(model: str) -> ModelSizes | None:
-    """The sizes of `model`, without tracing it: an alias, a profile, a config.json or its folder; None for a factory.
+    """The sizes of `model`, without tracing it: an alias, a profile, a config.json or its folder.
+
+    None for a factory, and for a model that reads images: those have to be traced.
 
     Raises: UnknownNameError for an unknown alias or family; InputError where a file cannot be used.
     """
@@ -41,10 +44,11 @@ def load_sizes(model: str) -> ModelSizes | None:
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
     if model in model_names() or (path.is_file() and artifact_kind(path) is not None):
         workload = load_model(model).workload
-        return sizes_of(workload.name, workload.config) if workload.kind == "transformers" else None
+        return sizes_of(workload.name, workload.config) if workload.reads_text else None
     if path.exists() or path.suffix == ".json":
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
-        return sizes_of(name, read_config(path))
+        config = read_config(path)
+        return None if config["model_type"] in VISION_FAMILIES else sizes_of(name, config)
     if ":" in model:
         return None
     raise UnknownNameError("model", model, [*model_names(), *config_names()])

@@ -23,6 +23,7 @@ from profiles.errors import InputError
 from profiles.fingerprint import current_fingerprint
 from profiles.job import in_job, ranks_per_host
 from profiles.launcher import launch
+from profiles.measure_exchange import NUM_LINEARS, WIDTH, measure_exchange
 from profiles.measure_kernels import Grid, measure_attention, measure_matmuls
 from profiles.measure_layers import Case, measure_layers
 from profiles.measure_links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links, measure_overlap
@@ -54,6 +55,7 @@ class Effort:
     memory_elements: tuple[int, ...] = SIZES
     parameter_counts: tuple[int, ...] = PARAMETER_COUNTS
     gradient_elements: tuple[int, ...] = GRADIENT_ELEMENTS
+    exchange: tuple[int, int] = (WIDTH, NUM_LINEARS)
     linears: tuple[tuple[int, int, int], ...] = LINEARS
     message_bytes: tuple[int, ...] = MESSAGE_BYTES
     overlap_bytes: int = OVERLAP_BYTES
@@ -188,6 +190,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     )
     kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
     kernels += [*measure_codecs(bench, effort.gradient_elements), *measure_linears(bench, effort.linears)]
+    exchanges = measure_exchange(bench, links, *effort.exchange)
     report(0.6, "layers of the models")
     memory_bytes = _memory_bytes(settings, peers)
     cases = [
@@ -198,7 +201,8 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     timings, left_out = measure_layers(
         bench, models, cases, memory_bytes, effort.layer_seconds, lambda done: report(0.6 + 0.4 * done, "layers")
     )
-    return _assemble(settings, memory_bytes, overheads, links, kernels, timings, left_out)
+    profile = _assemble(settings, memory_bytes, overheads, links, kernels, timings, left_out)
+    return replace(profile, exchange_timings=tuple(exchanges))
 
 
 def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -> list[KernelCurve]:

@@ -150,7 +150,7 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
         segment = Segment(
             modules=[shrink_to_shard(spec.build(), spec.styles, case.tensor_parallel).to(device) for _ in range(count)],
             value=value.requires_grad_(value.is_floating_point()),
-            target=outputs[-1] if is_last else None,
+            target=workload.example_targets(outputs[-1]) if is_last else None,
             loss=workload.loss,
             precision=case.precision,
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from profiles.artifacts import STRICT
+from profiles.families import VISION_FAMILIES
 from profiles.operators import Operator, Phase, Polynomial, add, evaluate
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class WorkloadSpec:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     factory: str = ""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is a transformer of tokens, with norms, attention and vocabulary where they are expected."""
+        return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
 
     @property
     def digest(self) -> str:

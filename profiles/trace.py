@@ -130,7 +130,7 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
 def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str, last: bool) -> Outcome:
     recorder = Recorder(layer)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-    target = torch.zeros(value.shape[:2], dtype=torch.long)
+    target = workload.example_targets(value)
     with recorder.watch():
         recorder.adopt(value)
         with autocast:

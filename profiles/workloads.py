@@ -37,6 +37,7 @@ from profiles.families import (
     GPT2_STYLE,
     LLAMA_FAMILIES,
     LLAMA_STYLE,
+    VISION_FAMILIES,
     BlockPaths,
     Style,
     llama_paths,
@@ -59,7 +60,10 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model to train: its layers in order and what the planner asks about its sizes."""
+    """A model to train: its layers in order and what the planner asks about its sizes.
+
+    `answers_once`: one answer for a whole sample, rather than one for each token of it.
+    """
 
     spec: WorkloadSpec
     layers: tuple[LayerSpec, ...]
@@ -73,6 +77,11 @@ class Workload:
     example_input: Callable[[int, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     num_experts: int = 0
+    answers_once: bool = False
+
+    def example_targets(self, inputs: Tensor) -> Tensor:
+        """Answers of the right shape for some inputs, all 0. Shapes: (batch,), or (batch, sequence)."""
+        return torch.zeros(inputs.shape[: 1 if self.answers_once else 2], dtype=torch.long, device=inputs.device)
 
     @property
     def can_tensor_parallel(self) -> bool:
@@ -145,7 +154,7 @@ def _from_config(spec: WorkloadSpec) -> Workload:
 
     fields = dict(spec.config)
     family = str(fields.pop("model_type", ""))
-    known = (*LLAMA_FAMILIES, *EXPERT_FAMILIES, "gpt2")
+    known = (*LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES, "gpt2")
     if family not in known:
         raise UnknownNameError("model_type", family, known)
     try:
@@ -155,24 +164,35 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     register_attention()
     config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
     config._experts_implementation = "eager"  # the same of experts_implementation
-    layers = _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family)
     heads = int(config.num_attention_heads)
+    ffn_size = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    layers, fields = _layers_and_fields(config, family)
     return Workload(
         spec=spec,
         layers=layers,
         hidden_size=int(config.hidden_size),
         num_heads=heads,
         num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        ffn_size=int(
-            getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-        ),
-        vocab_size=int(config.vocab_size),
-        max_sequence_length=int(config.max_position_embeddings),
-        tied_embeddings=bool(config.tie_word_embeddings),
-        example_input=functools.partial(token_ids, int(config.vocab_size)),
-        loss=next_token_loss,
-        num_experts=_num_experts(config) if family in EXPERT_FAMILIES else 0,
+        ffn_size=int(ffn_size),
+        **fields,
     )
+
+
+def _layers_and_fields(config: Any, family: str) -> tuple[tuple[LayerSpec, ...], dict[str, Any]]:
+    """The layers of a configuration, and what a workload says of it beside its sizes."""
+    if family in VISION_FAMILIES:
+        # Here, because it needs the types above.
+        from profiles.vision import vit_fields, vit_layers
+
+        return vit_layers(config), vit_fields(config)
+    return _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family), {
+        "vocab_size": int(config.vocab_size),
+        "max_sequence_length": int(config.max_position_embeddings),
+        "tied_embeddings": bool(config.tie_word_embeddings),
+        "example_input": functools.partial(token_ids, int(config.vocab_size)),
+        "loss": next_token_loss,
+        "num_experts": _num_experts(config) if family in EXPERT_FAMILIES else 0,
+    }
 
 
 def _num_experts(config: Any) -> int:

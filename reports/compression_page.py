@@ -12,7 +12,17 @@ from profiles.units import format_bytes, format_count, format_percent, format_se
 from reports.tables import Table
 from reports.tables_page import tables_page
 
-WORTH = ("compression", "stored", "of the whole", "latency", "of the whole", "loss", "uncompressed", "training memory")
+WORTH = (
+    "compression",
+    "stored",
+    "of the whole",
+    "latency",
+    "of the whole",
+    "loss",
+    "uncompressed",
+    "right",
+    "training memory",
+)
 RIGHT = (
     "compression",
     "parameters",
@@ -50,7 +60,8 @@ def _worth(file: CompressionFile) -> Table:
             f"{file.first_steps} steps of {file.global_batch_size} x {file.sequence_length} tokens of "
             f"{file.environment.data} first, then compressed and, where a recipe does, trained on. Latency is of one "
             "sample on every device at once. Loss is on text held out; uncompressed, of the model as it is after as "
-            "many seconds of training on. Training memory is predicted, of the fullest rank."
+            "many seconds of training on; right is the share of held-out answers that are. Training memory is "
+            "predicted, of the fullest rank."
         ),
         header=WORTH,
         rows=tuple(_worth_row(whole, own, choice) for choice, own in zip(file.choices, file.results, strict=True)),
@@ -66,6 +77,7 @@ def _worth_row(whole: CompressionResult, own: CompressionResult, choice: Compres
         format_percent(own.latency_seconds / whole.latency_seconds),
         f"{own.loss:.3f}",
         f"{own.equal_time_loss:.3f}",
+        format_percent(own.right_fraction),
         format_bytes(choice.peak_bytes),
     )
 

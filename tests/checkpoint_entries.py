@@ -19,7 +19,7 @@ from tests.plan_builders import GLOBAL_BATCH, SEED, SEQUENCE
 
 def save_and_go_on(payload: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Per pair of plans and rank: losses of the first before and after it is saved, and of the second restored."""
-    text = load_text(default_text(), SEQUENCE, SEED)
+    text, workload = load_text(default_text(), SEQUENCE, SEED), load_workload(SPECS[payload["model"]])
     results = []
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
@@ -27,7 +27,7 @@ def save_and_go_on(payload: dict[str, Any]) -> list[list[dict[str, Any]]]:
             folder = Path(payload["folder"]) / str(number)
             losses: dict[str, list[float | None]] = {"before": [], "after": [], "restored": []}
             plan = validate(first, Plan, "the test")
-            trainer = Trainer(plan, load_workload(SPECS["llama"]), rank, SEED, meshes.of(plan))
+            trainer = Trainer(plan, workload, rank, SEED, meshes.of(plan))
 
             def step(own: Trainer, index: int, losses: list[float | None]) -> None:
                 loss, _ = own.step(*text.batch(index, GLOBAL_BATCH))
@@ -35,13 +35,13 @@ def save_and_go_on(payload: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
             for index in range(2):
                 step(trainer, index, losses["before"])
-            save(folder, Progress(step=2, model="llama", seed=SEED, global_batch_size=GLOBAL_BATCH), trainer)
+            save(folder, Progress(step=2, model=payload["model"], seed=SEED, global_batch_size=GLOBAL_BATCH), trainer)
             for index in range(2, 4):
                 step(trainer, index, losses["after"])
             del trainer
             plan = validate(second, Plan, "the test")
             # Another seed: what is not restored would show.
-            trainer = Trainer(plan, load_workload(SPECS["llama"]), rank, SEED + 1, meshes.of(plan))
+            trainer = Trainer(plan, workload, rank, SEED + 1, meshes.of(plan))
             path = latest(folder)
             assert path is not None
             assert read_progress(path).step == 2

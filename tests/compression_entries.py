@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-import executor.codecs
+import profiles.reductions
 from executor.data import default_text, load_text
 from executor.mesh import Meshes
 from executor.trainer import Trainer
@@ -23,14 +23,14 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
     """Losses of the global batch by codec, over so many steps on two ranks."""
     text = load_text(default_text(), SEQUENCE, SEED)
     losses: dict[str, list[float]] = {}
-    keep = executor.codecs.Feedback.keep
+    keep = profiles.reductions.Feedback.keep
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
         for name in payload["codecs"]:
             plan = Plan(data_parallel=2, micro_batch_size=SAMPLES // 2, codec=name.removesuffix(WITHOUT_FEEDBACK))
             trainer = Trainer(plan, load_workload(LLAMA), rank, SEED, meshes.of(plan))
             if name.endswith(WITHOUT_FEEDBACK):
-                executor.codecs.Feedback.keep = lambda *_: None  # type: ignore[method-assign]
+                profiles.reductions.Feedback.keep = lambda *_: None  # type: ignore[method-assign]
             losses[name] = []
             for step in range(payload["steps"]):
                 loss, _ = trainer.step(*text.batch(step, SAMPLES))
@@ -38,5 +38,5 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
                 total = loss.clone()
                 dist.all_reduce(total)
                 losses[name].append(float(total) / rank.num_ranks)
-            executor.codecs.Feedback.keep = keep  # type: ignore[method-assign]
+            profiles.reductions.Feedback.keep = keep  # type: ignore[method-assign]
     return losses

@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.codecs import bucket_options, register
 from executor.data import Text, default_text, load_text
 from executor.experts import MARK
 from executor.memory import LiveTensors
@@ -24,6 +23,7 @@ from planner.choices import Plan
 from profiles.artifacts import validate
 from profiles.model import WorkloadSpec
 from profiles.rank import Rank, join_group
+from profiles.reductions import bucket_options, register
 from profiles.workloads import load_workload
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, NUM_STEPS, QWEN3, SEED, SEQUENCE
 
@@ -87,7 +87,7 @@ def whole_parameters(plan: Plan, stage: int, parameters: dict[str, torch.Tensor]
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
     value = parameter.detach()
     if hasattr(parameter, MARK):
-        group = getattr(parameter, MARK)
+        group = getattr(parameter, MARK).get_group()
         parts = [torch.empty_like(value) for _ in range(group.size())]
         dist.all_gather(parts, value.contiguous(), group=group)
         return torch.cat(parts)

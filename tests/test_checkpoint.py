@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ def mean(ranks: list[dict[str, Any]], which: str) -> list[float]:
     return [sum(values) / len(values) for values in zip(*rows, strict=True)]
 
 
-def check_pairs(pairs: list[tuple[Plan, Plan]], folder: Path) -> None:
+def check_pairs(pairs: list[tuple[Plan, Plan]], folder: Path, model: str = "llama", num_ranks: int = 2) -> None:
     payload = {"pairs": [(asdict(first), asdict(second)) for first, second in pairs], "folder": str(folder)}
-    results = launch("tests.checkpoint_entries:save_and_go_on", payload, 2, "cpu")
+    results = launch("tests.checkpoint_entries:save_and_go_on", payload | {"model": model}, num_ranks, "cpu")
     for (first, second), ranks in zip(pairs, results, strict=True):
         what = f"{first.id} -> {second.id}"
         after, restored = mean(ranks, "after"), mean(ranks, "restored")
@@ -69,6 +69,19 @@ def layouts(step: int) -> list[Plan]:
 def test_another_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     own = layouts(3)
     check_pairs([(DATA, DATA), *zip(own, own[1:] + own[:1], strict=True)], tmp_path)
+
+
+@pytest.mark.gloo
+def test_experts_are_saved_from_wherever_they_are(tmp_path: Path) -> None:
+    shared = replace(DATA, expert_parallel=2)
+    check_pairs([(shared, shared), (shared, DATA), (DATA, shared)], tmp_path, "mixtral")
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_replicated_experts_are_saved_once(tmp_path: Path) -> None:
+    plans = [Plan(data_parallel=4, micro_batch_size=2, expert_parallel=degree) for degree in (1, 2, 4)]
+    check_pairs([*zip(plans, plans[1:] + plans[:1], strict=True)], tmp_path, "mixtral", 4)
 
 
 @pytest.mark.gloo

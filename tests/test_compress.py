@@ -9,35 +9,36 @@ from typer.testing import CliRunner
 
 from executor.command import app
 from executor.compress.results import CompressionFile, CompressionResult
-from executor.compress.session import CompressionOrder
+from executor.compress.study import CompressionOrder
 from executor.compress.worth import worth
 from executor.data import default_text
 from planner.choices import Plan
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, recipe, risk, smaller_sizes, stored_bytes
+from planner.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
+from planner.weights import weights_of
 from profiles import artifacts
 from profiles.artifacts import dump, validate, write_text
 from profiles.errors import InputError, PlanError
 from profiles.launcher import launch
-from profiles.sizes import sizes_of
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file
 
 RUNNER = CliRunner()
 WIDE = replace(LLAMA, config={**LLAMA.config, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8})
-SIZES = sizes_of(WIDE.name, WIDE.config)
+SIZES = weights_of(WIDE.name, WIDE.config)
 DATA = Plan(data_parallel=2, micro_batch_size=4)
 SHARDS = Plan(data_parallel=2, micro_batch_size=4, zero_stage=3)
+SPLIT = Plan(tensor_parallel=2, micro_batch_size=8)
 NAMES = (
-    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "sparse-50", "sparse-2:4",
-    "int8-weights", "int8-dynamic", "qat-int8",
+    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "distil-layers-50-hidden",
+    "sparse-50", "sparse-2:4", "int8-weights", "int8-dynamic", "qat-int8",
 )  # fmt: skip
 
 
 def choice(name: str, plan: Plan = DATA, **fields: Any) -> CompressionChoice:
     own = recipe(name)
     known: dict[str, Any] = {
-        "num_parameters": int(smaller_sizes(SIZES, own).transformer.num_parameters[0]),
+        "num_parameters": int(smaller_weights(SIZES, own).num_parameters),
         "stored_bytes": stored_bytes(SIZES, own),
         "step_seconds": 0.1,
         "peak_bytes": 1e7,
@@ -99,9 +100,12 @@ def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult
 @pytest.mark.gloo
 @pytest.mark.slow
 def test_shards_train_what_replicas_do() -> None:
-    names = ("none", "distil-layers-50", "sparse-50", "qat-int8")
+    names = ("none", "distil-layers-50", "distil-layers-50-hidden", "sparse-50", "qat-int8")
     sharded = run(names, SHARDS, 8, 6)
     replicas = run(names, DATA, 8, 6)
+    split = run(names[:3], SPLIT, 8, 6)
+    for name in names[:3]:
+        assert split[name].loss == pytest.approx(replicas[name].loss, rel=1e-3), name
     for name in names:
         # Each shard keeps its own largest weights, which are not the largest of all.
         tolerance = 2e-2 if name == "sparse-50" else 1e-3
@@ -146,7 +150,8 @@ def test_a_plan_without_recipes_is_refused(tmp_path: Path) -> None:
 def result(name: str, size: int, latency: float, loss: float, equal: float) -> CompressionResult:
     return CompressionResult(
         recipe=recipe(name), num_parameters=1, num_zeros=0, stored_bytes=size, loss_before=loss, loss=loss,
-        equal_time_loss=equal, step_seconds=(), latency_seconds=latency, latency_spread_fraction=0.0,
+        equal_time_loss=equal, right_fraction=0.5, step_seconds=(), latency_seconds=latency,
+        latency_spread_fraction=0.0,
     )  # fmt: skip
 
 

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from planner.command import app
 from planner.compressed import compression_choices
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, linear_sizes, recipes, smaller_sizes
+from planner.recipes import CompressionChoice, recipes, smaller_weights
 from planner.search import Choices, search
+from planner.weights import weights_of
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_model
-from profiles.sizes import sizes_of
 from profiles.trace import trace
 from profiles.workloads import load_workload
 from tests.machine_builders import curve, machine
@@ -45,7 +45,7 @@ def test_smaller_models_cost_less_and_a_teacher_costs_its_answers(found: dict[st
         assert own.latency_seconds < whole.latency_seconds  # type: ignore[operator]
         assert own.peak_bytes < whole.peak_bytes
     student, pruned = found["distil-layers-50"], found["prune-layers-50"]
-    weights, _ = linear_sizes(sizes_of("m", load_model("llama-26m").workload.config))
+    weights = weights_of("m", load_model("llama-26m").workload.config).linear_weights
     # Two FLOPs a weight and token on the rank's half of the batch; attention and the rest come on top.
     answers = 2 * weights * SEQUENCE * CHOICES.global_batch_size / 2 / FLOPS
     assert answers < student.step_seconds - pruned.step_seconds < 1.5 * answers
@@ -72,7 +72,7 @@ def test_latency_in_int8_needs_a_measurement(found: dict[str, CompressionChoice]
         curve("linear", "int8-dynamic", "int8", flops_per_second=4 * FLOPS),
     )
     own = priced("int8-dynamic", kernels=(*kernels, *linears))
-    weights, _ = linear_sizes(sizes_of("m", load_model("llama-26m").workload.config))
+    weights = weights_of("m", load_model("llama-26m").workload.config).linear_weights
     saved = 2 * weights * SEQUENCE / FLOPS * (1 - 1 / 4)
     before, after = own["none"].latency_seconds, own["int8-dynamic"].latency_seconds
     assert before is not None
@@ -93,10 +93,10 @@ def test_rows_that_four_does_not_divide_are_refused() -> None:
     assert "no multiple of four" in compression_choices(found, recipes("sparse-2:4"), {})[1].refusal
 
 
-def test_parameters_are_those_of_the_smaller_sizes(found: dict[str, CompressionChoice]) -> None:
-    sizes = sizes_of("m", load_model("llama-26m").workload.config)
+def test_parameters_are_those_of_the_smaller_weights(found: dict[str, CompressionChoice]) -> None:
+    sizes = weights_of("m", load_model("llama-26m").workload.config)
     for choice in found.values():
-        assert choice.num_parameters == smaller_sizes(sizes, choice.recipe).transformer.num_parameters[0]
+        assert choice.num_parameters == smaller_weights(sizes, choice.recipe).num_parameters
 
 
 def test_what_cannot_be_had_keeps_its_reason() -> None:

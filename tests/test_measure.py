@@ -44,6 +44,7 @@ LITTLE = Effort(
     parameter_counts=(2**8, 2**10),
     gradient_elements=(2**11, 2**13),
     linears=((8, 32, 32), (8, 32, 64)),
+    exchange=(32, 2),
     message_bytes=tuple(64 * 4**step for step in range(8)),
     overlap_bytes=2**16,
     repeats=2,

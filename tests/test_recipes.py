@@ -25,13 +25,13 @@ from planner.recipes import (
     recipe,
     recipes,
     smaller,
-    smaller_sizes,
+    smaller_weights,
     stored_bytes,
 )
+from planner.weights import weights_of
 from profiles.errors import InputError, PlanError, UnknownNameError
 from profiles.model import WorkloadSpec
 from profiles.quantised import quantise, rounded
-from profiles.sizes import sizes_of
 from profiles.workloads import Workload, load_workload
 from tests.plan_builders import GPT2, LLAMA, QWEN3
 
@@ -50,13 +50,13 @@ def built(workload: Workload) -> nn.Sequential:
 @pytest.mark.parametrize("spec", [WIDE, GPT2], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("name", [*PRUNED, *KNOWN])
 def test_parameters_and_bytes_are_those_of_the_real_model(spec: WorkloadSpec, name: str) -> None:
-    own, sizes = recipe(name), sizes_of(spec.name, spec.config)
+    own, sizes = recipe(name), weights_of(spec.name, spec.config)
     if spec is GPT2 and own.part == "heads":
         with pytest.raises(PlanError, match="as wide as its hidden states"):
             smaller(spec.config, own)
         return
     model = built(left_of(spec, own))
-    assert smaller_sizes(sizes, own).transformer.num_parameters[0] == sum(p.numel() for p in model.parameters())
+    assert smaller_weights(sizes, own).num_parameters == sum(p.numel() for p in model.parameters())
     if own.scheme:
         quantise(model, own.scheme)
     assert stored_bytes(sizes, own) == num_stored_bytes(model)

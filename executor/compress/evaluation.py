@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException  # what torch.compile raises has no public name
 
 from executor.compress.rounding import stored_tensors
 from profiles.workloads import Workload
@@ -27,12 +28,36 @@ def num_zeros(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, workload: Workload, batch: tuple[Tensor, Tensor]) -> float:
-    """Mean loss over held-out samples. Shapes: both (sample, sequence)."""
+def held_out(model: nn.Module, workload: Workload, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Mean loss over held-out samples, and the share of answers whose likeliest is right.
+
+    Shapes: inputs (sample, ...), targets (sample, ...), one for each of the model's answers.
+    """
     inputs, targets = batch
-    pairs = list(zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True))
-    losses = [float(workload.loss(model(tokens), wanted)) * len(tokens) for tokens, wanted in pairs]
-    return sum(losses) / len(inputs)
+    loss = right = 0.0
+    for given, wanted in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
+        answers = model(given)
+        loss += float(workload.loss(answers, wanted)) * len(given) / len(inputs)
+        right += float((answers.argmax(dim=-1) == wanted).sum()) / targets.numel()
+    return loss, right
+
+
+def compiled_latencies(models: Mapping[str, nn.Module], tokens: Tensor) -> dict[str, float]:
+    """Seconds of one forward pass under torch.compile, layer by layer, models in turns; compiles them where they are.
+
+    Ignores: models that torch cannot compile, which are left out.
+    """
+    ready = {}
+    for name, model in models.items():
+        for layer in model.children():
+            layer.compile()
+        try:
+            with torch.inference_mode():
+                model(tokens)
+        except (TorchDynamoException, RuntimeError):
+            continue
+        ready[name] = model
+    return {name: seconds for name, (seconds, _) in latencies(ready, tokens).items()}
 
 
 @torch.inference_mode()

@@ -10,12 +10,12 @@ from typing import Any
 from executor.checks import check_data, check_devices, check_plan
 from executor.compress.handover import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
-from executor.compress.session import CompressionOrder
+from executor.compress.study import CompressionOrder
 from executor.data import default_text, load_text
 from executor.prepare import RunOptions
 from executor.runfile import environment
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice
+from planner.recipes import CompressionChoice, cannot_train
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.fingerprint import current_device_kind
@@ -46,7 +46,16 @@ class CompressionJob:
         return tuple(choice for choice in self.file.compression if not choice.refusal)
 
 
-def prepare_compression(path: Path, more_steps: int | None, export: Path | None, options: RunOptions) -> CompressionJob:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What is asked for beside training and judging: a folder for ONNX files, a time under torch.compile."""
+
+    more_steps: int | None = None
+    export: Path | None = None
+    compiles: bool = False
+
+
+def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> CompressionJob:
     """Read and check everything; what is refused was refused before anything started.
 
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
@@ -62,11 +71,14 @@ def prepare_compression(path: Path, more_steps: int | None, export: Path | None,
     if chosen[0].recipe.method != "none":
         raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
     check_plan(chosen[0].plan, file, workload)
+    for choice in chosen:
+        if reason := cannot_train(choice.recipe, choice.plan):
+            raise PlanError(reason)
     if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
         raise EnvironmentFailure("int8 recipes need torchao: pip install 'trainwright[compress]', or plan without them")
-    if export is not None:
+    if extras.export is not None:
         check_can_export()
-        artifacts.ensure_writable(export / "model.onnx")
+        artifacts.ensure_writable(extras.export / "model.onnx")
     data = default_text() if options.data is None else options.data
     load_text(data, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
@@ -74,12 +86,13 @@ def prepare_compression(path: Path, more_steps: int | None, export: Path | None,
         file=file,
         order=CompressionOrder(
             first_steps=options.steps,
-            more_steps=options.steps if more_steps is None else more_steps,
+            more_steps=options.steps if extras.more_steps is None else extras.more_steps,
             seed=options.seed,
             data_file=str(data.resolve()),
             device_kind=device_kind,
             timeout_seconds=options.timeout,
-            export_folder="" if export is None else str(export.resolve()),
+            export_folder="" if extras.export is None else str(extras.export.resolve()),
+            compiles=extras.compiles,
         ),
         data_name=f"Python's {data.parent.name}/{data.name}" if options.data is None else str(data),
         oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),

@@ -15,9 +15,10 @@ class CompressionResult:
     """One recipe as it came out.
 
     `loss_before` is the held-out loss right after the model was compressed, `loss` after `step_seconds` more steps of
-    training; `equal_time_loss` is that of the uncompressed model after as many seconds. `num_zeros` counts weights of
-    matrices. Latency is one forward pass of one sample, with the interquartile range of its repeats over their median;
-    in ONNX Runtime it is on one thread of the CPU.
+    training; `equal_time_loss` is that of the uncompressed model after as many seconds. `right_fraction` is the share
+    of held-out answers whose likeliest is right. `num_zeros` counts weights of matrices. Latency is one forward pass of
+    one sample, with the interquartile range of its repeats over their median; under torch.compile and in ONNX Runtime,
+    the latter on one thread of the CPU, where that was asked for.
     """
 
     __pydantic_config__ = STRICT
@@ -28,10 +29,12 @@ class CompressionResult:
     stored_bytes: int
     loss_before: float
     loss: float
+    right_fraction: float
     equal_time_loss: float
     step_seconds: tuple[float, ...]
     latency_seconds: float
     latency_spread_fraction: float
+    compiled_seconds: float | None = None
     onnx_file: str = ""
     onnxruntime_seconds: float | None = None
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from executor.checkpoint import load_whole, restore_weights, save_weights, save_whole
-from executor.compress.evaluation import HELD_OUT_SAMPLES, held_out_loss, latencies, num_stored_bytes, num_zeros
-from executor.compress.handover import export_onnx, onnxruntime_seconds
+from executor.compress.evaluation import HELD_OUT_SAMPLES, num_stored_bytes, num_zeros
 from executor.compress.results import CompressionResult
 from executor.compress.rounding import train_rounded
 from executor.compress.shrink import shrink
-from executor.compress.teaching import Teacher
+from executor.compress.speed import time_models
+from executor.compress.study import JUDGE_SECONDS, CompressionOrder, Study
+from executor.compress.teaching import Teacher, place_teacher
 from executor.compress.zeros import Zeros
-from executor.data import Text, load_text, split_off
+from executor.data import load_text, split_off
 from executor.mesh import Meshes
 from executor.trainer import Trainer
 from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, smaller
-from profiles.artifacts import STRICT, validate
+from profiles.artifacts import validate
 from profiles.quantised import quantise
 from profiles.rank import FOLDER_VARIABLE, Rank, join_group, report, wait_for_first
 from profiles.workloads import Workload, load_workload
@@ -35,43 +36,6 @@ from profiles.workloads import Workload, load_workload
 HELD_OUT_SHARE = 0.1
 # Samples by which pruning judges what matters.
 JUDGED_SAMPLES = 16
-# One device judges while the others wait for it.
-JUDGE_SECONDS = 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionOrder:
-    """What is asked for: `first_steps` of the model as it is, and `more_steps` of each that trains on."""
-
-    __pydantic_config__ = STRICT
-
-    first_steps: int
-    more_steps: int
-    seed: int
-    data_file: str
-    device_kind: str
-    timeout_seconds: float
-    export_folder: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class Study:
-    """What the recipes share on this rank; `found` is rank 0's."""
-
-    file: PlanFile
-    order: CompressionOrder
-    rank: Rank
-    meshes: Meshes
-    text: Text
-    held_out: tuple[Tensor, Tensor]
-    folder: Path
-    workload: Workload
-    models: dict[str, nn.Module] = field(default_factory=dict)
-    found: list[dict[str, Any]] = field(default_factory=list)
-
-    def judged(self, model: nn.Module, workload: Workload) -> float:
-        """The loss of a complete model on held-out text."""
-        return held_out_loss(model, workload, self.held_out)
 
 
 def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -96,9 +60,7 @@ def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
         for number, choice in enumerate(choices):
             report((number + 1) / (len(choices) + 1), choice.recipe.name)
             _one(study, choice, whole)
-        _time(study)
-        if order.export_folder:
-            _export(study)
+        time_models(study)
     return [asdict(result) for result in _results(study)] if rank.rank == 0 else None
 
 
@@ -123,7 +85,7 @@ def _one(study: Study, choice: CompressionChoice, whole: Path) -> None:
         end = study.folder / "end-none"
     if study.rank.rank == 0:
         model = _load(study, end, left) if own.method == "quantise" else _compressed(study, choice, left, whole)
-        before = study.judged(_rounded(model, choice), left)
+        before, _ = study.judged(_rounded(model, choice), left)
         save_whole(start, model)
     wait_for_first(f"start of {own.name}", JUDGE_SECONDS)
     if own.method != "quantise":
@@ -133,6 +95,7 @@ def _one(study: Study, choice: CompressionChoice, whole: Path) -> None:
         count = sum(parameter.numel() for parameter in model.parameters())
         zeros = num_zeros(model)
         model = _rounded(model, choice)
+        loss, right = study.judged(model, left)
         study.found.append(
             {
                 "recipe": own,
@@ -140,7 +103,8 @@ def _one(study: Study, choice: CompressionChoice, whole: Path) -> None:
                 "num_zeros": zeros,
                 "stored_bytes": num_stored_bytes(model),
                 "loss_before": before,
-                "loss": study.judged(model, left),
+                "loss": loss,
+                "right_fraction": right,
                 "step_seconds": tuple(taken),
                 "curve": curve,
             }
@@ -182,13 +146,16 @@ def _train_on(
     """
     own, order = choice.recipe, study.order
     start, end, whole = folders
-    teacher = Teacher(_load(study, whole, study.workload)) if own.method == "distil" else None
+    mesh = study.meshes.of(choice.plan)
+    teacher = None
+    if own.method == "distil":
+        teacher = Teacher(place_teacher(choice.plan, study.workload, whole, study.rank, mesh), own.matches_hidden)
     trainer = Trainer(
         choice.plan,
         left,
         study.rank,
         order.seed,
-        study.meshes.of(choice.plan),
+        mesh,
         adapt=train_rounded if own.method == "qat" else teacher.watch if teacher else None,
         adapt_loss=teacher.beside if teacher else None,
     )
@@ -210,7 +177,7 @@ def _judge_on_the_way(study: Study, trainer: Trainer, workload: Workload, number
     folder, loss = study.folder / f"on-the-way-{number}", 0.0
     save_weights(folder, trainer)
     if study.rank.rank == 0:
-        loss = study.judged(_load(study, folder, workload), workload)
+        loss, _ = study.judged(_load(study, folder, workload), workload)
     wait_for_first(f"on the way {number}", JUDGE_SECONDS)
     return loss
 
@@ -229,29 +196,6 @@ def _train(study: Study, trainer: Trainer, count: int, first: int, zeros: Zeros 
     slowest = torch.tensor(taken, device=study.rank.device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return [float(value) for value in slowest]
-
-
-def _time(study: Study) -> None:
-    """Latencies of all models, in turns, on all ranks at once: as the machine was measured for the prediction."""
-    report(1.0, "latencies")
-    dist.barrier()
-    taken = latencies(study.models, study.held_out[0][:1])
-    for own in study.found:
-        own["latency_seconds"], own["latency_spread_fraction"] = taken[own["recipe"].name]
-
-
-def _export(study: Study) -> None:
-    """Write every model that has plain weights as ONNX, and time it in ONNX Runtime; torchao's int8 stays in torch."""
-    tokens = study.held_out[0][:1]
-    for own in study.found:
-        recipe = own["recipe"]
-        if recipe.scheme:
-            continue
-        report(1.0, f"exporting {recipe.name}")
-        path = Path(study.order.export_folder, f"{recipe.name.replace(':', '-')}.onnx")
-        export_onnx(study.models[recipe.name], tokens, path)
-        own["onnx_file"], own["onnxruntime_seconds"] = str(path), onnxruntime_seconds(path, tokens)
-    wait_for_first("export", JUDGE_SECONDS)
 
 
 def _results(study: Study) -> list[CompressionResult]:

@@ -28,15 +28,19 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("compression", no_wrap=True)
-    for name in ("stored", "latency", "predicted", "step", "predicted", "loss before", "loss", "uncompressed"):
+    for name in ("stored", "latency", "predicted", "step", "predicted", "loss before", "loss", "uncompressed", "right"):
         table.add_column(name, justify="right", no_wrap=True)
     for choice, result in zip(file.choices, file.results, strict=True):
         table.add_row(*_row(choice, result))
     out.print(table)
     out.print("loss: held-out, before and after training on; uncompressed: of the model as it is after as many seconds")
+    out.print("right: the share of held-out answers whose likeliest is")
     for result in file.results[1:]:
         out.print(worth(file, result)[1], markup=False)
     for result in file.results:
+        if result.compiled_seconds is not None:
+            seconds = format_seconds(result.compiled_seconds)
+            out.print(f"{result.recipe.name} under torch.compile: {seconds}", markup=False)
         if result.onnx_file:
             seconds = format_seconds(result.onnxruntime_seconds or 0.0)
             out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):", markup=False)
@@ -65,4 +69,5 @@ def _row(choice: CompressionChoice, result: CompressionResult) -> tuple[str, ...
         f"{result.loss_before:.3f}",
         f"{result.loss:.3f}",
         f"{result.equal_time_loss:.3f}",
+        f"{result.right_fraction:.1%}",
     )

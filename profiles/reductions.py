@@ -1,4 +1,4 @@
-"""How gradients are averaged over the data axis: DDP communication hooks, one per codec.
+"""How gradients are averaged over the data axis: DDP communication hooks, one per codec; run here, and timed.
 
 Every codec, none included, is a hook, because the hook sees when a bucket is ready; that is where exposed
 communication starts. DDP checks a hook's annotations at run time, so they must not be postponed to strings here.
@@ -15,9 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.actions import ALL_REDUCE, DECODE, ENCODE
-from executor.recorder import Recorder
-from profiles.codecs import Codec, codec
+from profiles.codecs import ALL_REDUCE, DECODE, ENCODE, Codec, codec
 from profiles.encodings import add_decoded, encode
 from profiles.measure_links import all_gather
 
@@ -38,6 +36,33 @@ if TYPE_CHECKING:
 
 else:
     from torch.distributed import GradBucket
+
+
+class Notes(Protocol):
+    """Who notes what a hook does and when; a mark is whatever its clock gives."""
+
+    def now(self) -> Any:
+        """A point in time."""
+
+    def bucket_ready(self) -> Any:
+        """Note that a bucket is handed over now."""
+
+    def note(self, name: str, microbatch: int, start: Any, stop: Any = None) -> None:
+        """Note an action from `start` to `stop`, or to now."""
+
+
+class NoNotes:
+    """Notes nothing."""
+
+    def now(self) -> None:
+        """No mark."""
+
+    def bucket_ready(self) -> None:
+        """No mark."""
+
+    def note(self, name: str, microbatch: int, start: Any, stop: Any = None) -> None:
+        """Forgotten."""
+
 
 Hook = Callable[["Reduction", GradBucket], Future[Tensor]]
 
@@ -69,7 +94,7 @@ class Reduction:
     """What a hook needs: the ranks that average, and who notes the times."""
 
     group: dist.ProcessGroup
-    recorder: Recorder
+    recorder: Notes
     codec: Codec
     powersgd: PowerSGDState | None = None
     feedback: Feedback = field(default_factory=Feedback)
@@ -82,7 +107,7 @@ class Reduction:
         return [tensor for memory in (*memories, self.feedback.left_out) for tensor in memory.values()]
 
 
-def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Recorder) -> Reduction:
+def register(module: DistributedDataParallel, name: str, group: dist.ProcessGroup, recorder: Notes) -> Reduction:
     """Let `module` average its gradients over `group` with the codec called `name`."""
     used = codec(name)
     state = None

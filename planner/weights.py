@@ -1,0 +1,73 @@
+"""A model's weights by shape, from its configuration alone: how many, and which of them are linears. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from profiles.errors import InputError
+from profiles.families import VISION_FAMILIES
+from profiles.sizes import sizes_of
+
+# How often a linear stands in the model, its inputs and its outputs.
+Linear = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One model's parameters, and its linears: the head's too where it is not the embedding's."""
+
+    name: str
+    config: dict[str, Any]
+    num_parameters: float
+    linears: tuple[Linear, ...]
+
+    @property
+    def linear_weights(self) -> float:
+        """Weights of all linears, without their biases."""
+        return sum(count * inputs * outputs for count, inputs, outputs in self.linears)
+
+    @property
+    def linear_rows(self) -> float:
+        """Outputs of all linears."""
+        return sum(count * outputs for count, _, outputs in self.linears)
+
+
+def weights_of(name: str, config: dict[str, Any]) -> Weights:
+    """The weights that a configuration states.
+
+    Raises: InputError for a mixture of experts, or where a size is missing; UnknownNameError for an unknown family.
+    """
+    if config.get("model_type") in VISION_FAMILIES:
+        return _vit(name, config)
+    model = sizes_of(name, config).transformer
+    if model.is_moe[0]:
+        raise InputError(f"{name}: experts are not compressed yet; plan it without --compress")
+    own = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    linears = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in own]
+    if not model.tied[0]:
+        linears.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
+    return Weights(name=name, config=config, num_parameters=float(model.num_parameters[0]), linears=tuple(linears))
+
+
+def _vit(name: str, config: dict[str, Any]) -> Weights:
+    """Of a vision transformer: patches, class token and positions in front, norms and biases throughout."""
+    try:
+        hidden, layers, heads = (config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+        pixels = config["num_channels"] * config["patch_size"] ** 2
+        patches = (config["image_size"] // config["patch_size"]) ** 2
+        ffn, labels = config["intermediate_size"], config["num_labels"]
+    except KeyError as error:
+        raise InputError(f"model {name}: its configuration has no {error.args[0]}") from None
+    attention = heads * (config.get("head_dim") or hidden // heads)
+    blocks: tuple[Linear, ...] = (
+        (3 * layers, hidden, attention), (layers, attention, hidden), (layers, hidden, ffn), (layers, ffn, hidden),
+    )  # fmt: skip
+    linears = ((1, pixels, hidden), *blocks, (1, hidden, labels))
+    # Every linear has a bias, unless queries, keys and values are to have none; a norm has two vectors.
+    biases = sum(count * outputs for count, _, outputs in linears)
+    biases -= 0 if config.get("qkv_bias", True) else 3 * layers * attention
+    norms = (2 * layers + 1) * 2 * hidden
+    matrices = sum(count * inputs * outputs for count, inputs, outputs in linears)
+    total = matrices + biases + norms + hidden + (patches + 1) * hidden
+    return Weights(name=name, config=config, num_parameters=float(total), linears=linears)
