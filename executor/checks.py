@@ -51,10 +51,17 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
 
 
 def check_data(file: PlanFile, workload: Workload) -> None:
-    """Check that bytes as tokens fit the model.
+    """Check that bytes as tokens fit the model, or images.
 
     Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens.
     """
+    if workload.answers_once:
+        if file.sequence_length != workload.max_sequence_length:
+            raise InputError(
+                f"{workload.spec.name} reads an image as {workload.max_sequence_length} tokens, not "
+                f"{file.sequence_length}: plan again with --sequence-length {workload.max_sequence_length}"
+            )
+        return
     if workload.vocab_size < BYTE_VALUES:
         raise InputError(
             f"{workload.spec.name} has a vocabulary of {workload.vocab_size}: text is fed as bytes, which needs "

@@ -26,7 +26,7 @@ def execute(
     warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them; at least 3 are taken.")] = 3,
     top: Annotated[int, typer.Option(min=1, help="How many of the file's best plans to run, in turns.")] = 1,
     with_baseline: Annotated[bool, typer.Option(help="Run plain data parallel as well, where it is legal.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Text to train on [the help topics of Python].")] = None,
+    data: Annotated[Path | None, typer.Option(help="Text, or images as .npz [Python's help topics; digits].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of the data.")] = 0,
     oversubscribe: Annotated[bool, typer.Option(help="Allow more CPU ranks than cores.")] = False,
     rehearse: Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 
 from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.checks import check_data, check_devices, check_plan
-from executor.data import default_text, load_text
+from executor.data import data_name, load_samples
 from executor.session import Order
 from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile
@@ -73,8 +73,8 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     check_data(file, workload)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
-    path = default_text() if data is None else data
-    load_text(path, file.sequence_length, options.seed)
+    path = "" if data is None else str(data.resolve())
+    load_samples(path, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
@@ -86,14 +86,14 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             num_steps=options.steps,
             num_warmup_steps=options.warmup,
             seed=options.seed,
-            data_file=str(path.resolve()),
+            data_file=path,
             device_kind=device_kind,
             checkpoints=checkpoints,
             timeout_seconds=options.timeout,
             trace_folder="" if options.trace is None else str(options.trace.resolve()),
         ),
         max_restarts=options.max_restarts,
-        data_name=f"Python's {path.parent.name}/{path.name}" if data is None else str(data),
+        data_name=data_name("" if data is None else str(data), workload),
         oversubscribed=oversubscribed,
         notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),

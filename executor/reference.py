@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import psutil
 import torch
 
-from executor.data import Text
+from executor.data import Samples
 from executor.measurement import LossCheck
 from executor.trainer import Trainer
 from planner.choices import Plan
@@ -25,7 +25,7 @@ ROOM_FRACTION = 0.7
 
 
 def reference_losses(
-    workload: Workload, plans: Sequence[Plan], text: Text, rank: Rank, num_parameters: int
+    workload: Workload, plans: Sequence[Plan], samples: Samples, rank: Rank, num_parameters: int
 ) -> tuple[float, ...]:
     """Losses of the first steps on this one device, of plans of one precision; () where they would not fit.
 
@@ -36,13 +36,13 @@ def reference_losses(
         if STATE_BYTES_PER_PARAMETER * num_parameters > ROOM_FRACTION * available:
             return ()
     size = min(plan.micro_batch_size for plan in plans)
-    samples = plans[0].global_batch_size
-    plan = Plan(micro_batch_size=size, num_microbatches=samples // size, precision=plans[0].precision)
+    count = plans[0].global_batch_size
+    plan = Plan(micro_batch_size=size, num_microbatches=count // size, precision=plans[0].precision)
     losses = []
     try:
-        trainer = Trainer(plan, workload, rank, text.seed, None)
+        trainer = Trainer(plan, workload, rank, samples.seed, None)
         for step in range(NUM_STEPS):
-            loss, _ = trainer.step(*text.batch(step, samples))
+            loss, _ = trainer.step(*samples.batch(step, count))
             assert loss is not None
             losses.append(float(loss))
         del trainer

@@ -22,7 +22,7 @@ from executor.checkpoint import (
     restore,
     save,
 )
-from executor.data import Text
+from executor.data import Samples
 from executor.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
@@ -58,14 +58,14 @@ class Runner:
         plan: Plan,
         workload: Workload,
         rank: Rank,
-        text: Text,
+        samples: Samples,
         meshes: Meshes,
         checkpoints: Checkpoints | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         predicted_bytes: float = 0.0,
         trace_folder: Path | None = None,
     ) -> None:
-        self.plan, self.workload, self.rank, self.text = plan, workload, rank, text
+        self.plan, self.workload, self.rank, self.samples = plan, workload, rank, samples
         self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
         self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
@@ -132,7 +132,7 @@ class Runner:
         return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes)
 
     def _build_and_step(self, num_steps: int) -> None:
-        self.trainer = Trainer(self.plan, self.workload, self.rank, self.text.seed, self.mesh)
+        self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)
         if self.checkpoints is not None and self.checkpoints.resume:
             self._go_on(Path(self.checkpoints.folder))
         for _ in range(num_steps):
@@ -149,10 +149,10 @@ class Runner:
         self.first_step = found.step
 
     def _progress(self, step: int) -> Progress:
-        return progress_of(self.plan, self.workload, self.text.seed, step)
+        return progress_of(self.plan, self.workload, self.samples.seed, step)
 
     def _step(self, wait: bool = False) -> StepTrace:
-        batch = self.text.batch(self.num_steps_done, self.plan.global_batch_size)
+        batch = self.samples.batch(self.num_steps_done, self.plan.global_batch_size)
         if wait:
             with self._explained(between_steps=True):
                 dist.barrier()

@@ -13,7 +13,7 @@ import psutil
 import torch.distributed as dist
 
 from executor.checkpoint import Checkpoints
-from executor.data import Text, load_text
+from executor.data import Samples, load_samples
 from executor.faults import STOP, diverged
 from executor.measurement import Measurement
 from executor.mesh import Meshes
@@ -63,7 +63,7 @@ class Session:
     file: PlanFile
     order: Order
     workload: Workload
-    text: Text
+    samples: Samples
     rank: Rank
     meshes: Meshes
 
@@ -82,11 +82,12 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             STOP.listen()
             if num_restarts():
                 order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
+        workload = load_workload(file.workload)
         session = Session(
             file=file,
             order=order,
-            workload=load_workload(file.workload),
-            text=load_text(Path(order.data_file), file.sequence_length, order.seed),
+            workload=workload,
+            samples=load_samples(order.data_file, workload, file.sequence_length, order.seed),
             rank=rank,
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
@@ -104,7 +105,7 @@ def _references(session: Session) -> dict[str, tuple[float, ...]]:
         if session.rank.rank == 0:
             report(0.0, f"reference losses in {precision} on one device")
             references[precision] = reference_losses(
-                session.workload, same, session.text, session.rank, session.file.num_parameters
+                session.workload, same, session.samples, session.rank, session.file.num_parameters
             )
     wait_for_first("references", REFERENCE_SECONDS)
     return references
@@ -118,7 +119,7 @@ def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list
                 candidate.plan,
                 session.workload,
                 session.rank,
-                session.text,
+                session.samples,
                 session.meshes,
                 session.order.checkpoints,
                 session.order.timeout_seconds,

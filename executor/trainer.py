@@ -79,7 +79,7 @@ class Trainer:
         """One optimizer step on this replica's slice of the global batch.
 
         The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
-        Shapes: both (global batch, sequence).
+        Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
         inputs, targets = self._own_slice(inputs), self._own_slice(targets)
         self.recorder.begin()
@@ -130,7 +130,9 @@ class Trainer:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""
         size = self.plan.micro_batch_size * self.plan.num_microbatches
         own = samples[self.place.data * size : (self.place.data + 1) * size]
-        return own.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous().to(self.device)
+        if self.plan.context_parallel > 1:
+            own = own.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous()
+        return own.to(self.device)
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward of consecutive micro-batches; DDP averages gradients over ranks in the last one only."""

@@ -63,7 +63,8 @@ class StackMemory:
     while the optimizer updates, per updated parameter; `cast_bytes` of 16-bit copies that each micro-batch in flight
     keeps of layers that are not recomputed; `gathered_bytes` and `gathered_gradient_bytes` of a layer whose shards are
     together; `layer_gradient_bytes` of scratch for the weight gradients of one layer, `head_gradient_bytes` of the
-    vocabulary's. Bytes per logit: `loss_logit_bytes` in the loss, `head_logit_bytes` while the head goes backward.
+    vocabulary's. Bytes per logit: `loss_logit_bytes` in the loss, `split_logit_bytes` besides where the vocabulary is
+    split over tensor ranks, `head_logit_bytes` while the head goes backward.
 
     What layers keep: `fused_activation` no sigmoid-weighted gate, `keeps_packed_qkv` the packed product beside rotated
     queries and keys, `keeps_gathered` linears' inputs gathered and not as sequence-parallel shards,
@@ -96,6 +97,7 @@ class StackMemory:
     head_gradient_bytes: float = 2.0
     loss_logit_bytes: float
     head_logit_bytes: float
+    split_logit_bytes: float = 0.0
     fused_activation: bool
     keeps_packed_qkv: bool
     keeps_gathered: bool = False

@@ -47,6 +47,23 @@ MIXTRAL = WorkloadSpec(
     name="tiny-mixtral",
     config={**LLAMA.config, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 )
+VIT = WorkloadSpec(
+    kind="transformers",
+    name="tiny-vit",
+    config={
+        "model_type": "vit",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "num_labels": 10,
+    },
+)
+# Sixteen patches and the class token.
+VIT_TOKENS = 17
 NUM_LAYERS = 6
 SEED, SEQUENCE, NUM_STEPS, GLOBAL_BATCH = 3, 32, 3, 8
 

@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException  # what torch.compile raises 
 from executor.compress.rounding import stored_tensors
 from profiles.workloads import Workload
 
-HELD_OUT_SAMPLES, CHUNK = 64, 8
+CHUNK = 8
 WARMUP_CALLS, NUM_CALLS = 3, 15
 
 

@@ -30,10 +30,15 @@ def check_can_export() -> None:
 
 
 def export_onnx(model: nn.Module, tokens: Tensor, path: Path) -> None:
-    """Write the model as ONNX, for batches and sequences of any size. Shapes: tokens (batch, sequence)."""
-    batch, sequence = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    """Write the model as ONNX, for batches of any size, and of tokens for sequences too.
+
+    Shapes: tokens (batch, sequence), or patches (batch, patch, pixel).
+    """
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    if not tokens.is_floating_point():
+        dynamic[1] = torch.export.Dim.DYNAMIC
     # Exported with two samples: a size of one would be taken for a constant.
-    example = tokens.expand(2, -1).contiguous() if len(tokens) == 1 else tokens
+    example = tokens.expand(2, *tokens.shape[1:]).contiguous() if len(tokens) == 1 else tokens
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
@@ -45,7 +50,7 @@ def export_onnx(model: nn.Module, tokens: Tensor, path: Path) -> None:
         verbose=False,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_shapes=({0: batch, 1: sequence},),
+        dynamic_shapes=(dynamic,),
     )
     part.replace(path)
 

@@ -11,7 +11,7 @@ from executor.checks import check_data, check_devices, check_plan
 from executor.compress.handover import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.study import CompressionOrder
-from executor.data import default_text, load_text
+from executor.data import data_name, load_samples
 from executor.prepare import RunOptions
 from executor.runfile import environment
 from planner.prediction import PlanFile
@@ -33,6 +33,7 @@ class CompressionJob:
     data_name: str
     oversubscribed: bool
     started: str
+    sample_shape: tuple[int, ...]
     notes: tuple[str, ...]
 
     @property
@@ -79,8 +80,8 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     if extras.export is not None:
         check_can_export()
         artifacts.ensure_writable(extras.export / "model.onnx")
-    data = default_text() if options.data is None else options.data
-    load_text(data, file.sequence_length, options.seed)
+    data = "" if options.data is None else str(options.data.resolve())
+    load_samples(data, workload, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
     return CompressionJob(
         file=file,
@@ -88,16 +89,17 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
             first_steps=options.steps,
             more_steps=options.steps if extras.more_steps is None else extras.more_steps,
             seed=options.seed,
-            data_file=str(data.resolve()),
+            data_file=data,
             device_kind=device_kind,
             timeout_seconds=options.timeout,
             export_folder="" if extras.export is None else str(extras.export.resolve()),
             compiles=extras.compiles,
         ),
-        data_name=f"Python's {data.parent.name}/{data.name}" if options.data is None else str(data),
+        data_name=data_name("" if options.data is None else str(options.data), workload),
         oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=(*notes, "a small model on a small text: what holds here need not hold for a large one"),
+        sample_shape=tuple(workload.example_input(1, file.sequence_length).shape[1:]),
+        notes=(*notes, "a small model on little data: what holds here need not hold for a large one"),
     )
 
 
@@ -109,6 +111,7 @@ def compression_file(job: CompressionJob, results: list[dict[str, Any]]) -> Comp
         plan=job.choices[0].plan.id,
         global_batch_size=job.file.global_batch_size,
         sequence_length=job.file.sequence_length,
+        sample_shape=job.sample_shape,
         first_steps=job.order.first_steps,
         seed=job.order.seed,
         choices=job.choices,

@@ -48,7 +48,7 @@ class CompressionResult:
 class CompressionFile:
     """What `execute --compress -o` writes and `compare` reads; the first result is the uncompressed model.
 
-    `first_steps` were taken by the uncompressed model before anything was compressed.
+    `sample_shape` is that of one sample; `first_steps` were taken by the uncompressed model before it was compressed.
     """
 
     __pydantic_config__ = STRICT
@@ -58,6 +58,7 @@ class CompressionFile:
     plan: str
     global_batch_size: int
     sequence_length: int
+    sample_shape: tuple[int, ...]
     first_steps: int
     seed: int
     choices: tuple[CompressionChoice, ...]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from executor.checkpoint import load_whole, restore_weights, save_weights, save_whole
-from executor.compress.evaluation import HELD_OUT_SAMPLES, num_stored_bytes, num_zeros
+from executor.compress.evaluation import num_stored_bytes, num_zeros
 from executor.compress.results import CompressionResult
 from executor.compress.rounding import train_rounded
 from executor.compress.shrink import shrink
@@ -23,7 +23,7 @@ from executor.compress.speed import time_models
 from executor.compress.study import JUDGE_SECONDS, CompressionOrder, Study
 from executor.compress.teaching import Teacher, place_teacher
 from executor.compress.zeros import Zeros
-from executor.data import load_text, split_off
+from executor.data import load_samples
 from executor.mesh import Meshes
 from executor.trainer import Trainer
 from planner.prediction import PlanFile
@@ -44,17 +44,18 @@ def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     order = validate(payload["order"], CompressionOrder, "the order")
     choices = [choice for choice in file.compression if not choice.refusal]
     with join_group(order.device_kind, order.timeout_seconds) as rank:
-        text = load_text(Path(order.data_file), file.sequence_length, order.seed)
-        own, held_out = split_off(text, HELD_OUT_SHARE)
+        workload = load_workload(file.workload)
+        samples = load_samples(order.data_file, workload, file.sequence_length, order.seed)
+        own, held_out = samples.split_off(HELD_OUT_SHARE)
         study = Study(
             file=file,
             order=order,
             rank=rank,
             meshes=Meshes(order.device_kind, order.timeout_seconds),
-            text=own,
-            held_out=_on(rank, held_out.batch(0, HELD_OUT_SAMPLES)),
+            samples=own,
+            held_out=_on(rank, held_out.held_out),
             folder=Path(os.environ[FOLDER_VARIABLE]),
-            workload=load_workload(file.workload),
+            workload=workload,
         )
         whole = _first(study, choices[0])
         for number, choice in enumerate(choices):
@@ -117,7 +118,7 @@ def _compressed(study: Study, choice: CompressionChoice, left: Workload, whole: 
     """The model that training goes on from; complete, on this rank alone."""
     dense = _load(study, whole, study.workload)
     if choice.recipe.method in ("prune", "distil"):
-        tokens, _ = _on(study.rank, study.text.batch(0, JUDGED_SAMPLES))
+        tokens, _ = _on(study.rank, study.samples.batch(0, JUDGED_SAMPLES))
         return shrink(dense, study.workload, left, choice.recipe, tokens)
     return dense
 
@@ -186,7 +187,7 @@ def _train(study: Study, trainer: Trainer, count: int, first: int, zeros: Zeros 
     """Seconds of so many steps from the `first` sample on, on the slowest rank."""
     taken = []
     for step in range(count):
-        batch = study.text.batch(first + step, study.file.global_batch_size)
+        batch = study.samples.batch(first + step, study.file.global_batch_size)
         dist.barrier()
         start = time.perf_counter()
         trainer.step(*batch)

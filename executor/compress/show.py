@@ -44,7 +44,7 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
         if result.onnx_file:
             seconds = format_seconds(result.onnxruntime_seconds or 0.0)
             out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):", markup=False)
-            command = trtexec_command(Path(result.onnx_file), file.sequence_length, installed_tensorrt())
+            command = trtexec_command(Path(result.onnx_file), file.sample_shape, installed_tensorrt())
             out.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
     for note in file.notes:
         out.print(f"note: {note}", markup=False)

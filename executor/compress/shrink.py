@@ -17,9 +17,9 @@ from planner.recipes import Recipe
 from profiles.workloads import Workload
 
 # Linears of a block by the end of their names: the dimension that goes with the channels, and with the heads.
-CHANNEL_DIMS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1, "c_fc": 0, "mlp.c_proj": 1}
+CHANNEL_DIMS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1, "c_fc": 0, "mlp.c_proj": 1, "fc1": 0, "fc2": 1}
 QUERY_DIMS, KEY_DIMS = {"q_proj": 0, "o_proj": 1}, {"k_proj": 0, "v_proj": 0}
-READERS = {"ffn": ("down_proj", "mlp.c_proj"), "heads": ("o_proj",)}
+READERS = {"ffn": ("down_proj", "mlp.c_proj", "fc2"), "heads": ("o_proj",)}
 
 
 @dataclass(slots=True)

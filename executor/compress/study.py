@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from executor.compress.evaluation import held_out
-from executor.data import Text
+from executor.data import Samples
 from executor.mesh import Meshes
 from planner.prediction import PlanFile
 from profiles.artifacts import STRICT
@@ -44,7 +44,7 @@ class Study:
     order: CompressionOrder
     rank: Rank
     meshes: Meshes
-    text: Text
+    samples: Samples
     held_out: tuple[Tensor, Tensor]
     folder: Path
     workload: Workload

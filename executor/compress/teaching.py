@@ -89,9 +89,7 @@ def matched(num_teacher: int, num_student: int) -> list[tuple[int, int]]:
 
 def _note(places: Sequence[int], layers: nn.Sequential, noted: dict[int, Tensor]) -> None:
     for number, place in enumerate(places):
-        layers[place].register_forward_hook(
-            lambda module, given, gave, number=number: noted.__setitem__(number, gave)
-        )
+        layers[place].register_forward_hook(lambda module, given, gave, number=number: noted.__setitem__(number, gave))
 
 
 def distance(hidden: Tensor, wanted: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.jobs.axes.pipeline import held_microbatches
+from planner.jobs.axes.pipeline import WAITS, held_microbatches
 from planner.jobs.job import Jobs, Names
 from planner.jobs.memory_rules import MemoryRules, memory_rules
 from planner.jobs.saved_tensors import LayerMemory, layer_memory
@@ -23,7 +23,7 @@ from planner.jobs.stage_states import (
 from profiles.transformer import Array
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
-MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update")
+MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update", "forward")
 # Where activations go to the host, those of the layer at work and of the one on its way stay.
 LAYERS_NOT_OFFLOADED = 2.0
 
@@ -50,9 +50,9 @@ class Footprint:
 def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] | None = None) -> Footprint:
     """Peak memory of `jobs` in bytes.
 
-    Model: per stage, states plus the fullest of five moments: the backward of the last layer with all micro-batches in
+    Model: per stage, states plus the fullest of six moments: the backward of the last layer with all micro-batches in
     flight, the loss, the backward of the head, that of the embedding when the last micro-batch's activations are free,
-    and the update of the weights.
+    the update of the weights, and the end of the last forward, when autocast has copies of recomputed layers as well.
     Ignores: unbalanced routing, fragmentation beyond the stack's slack, memory of the data loader.
     """
     shared = stage_memory(jobs)
@@ -82,7 +82,8 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
     )
 
 
-# Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits.
+# Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits. The pipeline keeps
+# the logits themselves.
 KEPT_LOGIT_BYTES = 4.0
 
 
@@ -196,20 +197,39 @@ def _moments(
     embedding = np.where(stage.is_first, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
     zero = np.zeros(len(jobs))
     final = np.where(stage.is_last, 2 * hidden, 0.0)
-    activations = [held + backward, held + final, held + final + hidden + gathered, np.maximum(held - one, 0.0), zero]
-    waiting = num_logits * KEPT_LOGIT_BYTES * np.where(jobs.schedule == "gpipe", in_flight(jobs, stage.index) - 1, 0.0)
-    logits = [waiting, waiting + num_logits * rules.loss_logit_bytes, waiting + num_logits * rules.head_logit_bytes]
+    remaining = np.maximum(held - one, 0.0)
+    activations = [held + backward, held + final, held + final + hidden + gathered, remaining, zero, held]
+    waiting = (
+        num_logits
+        * (KEPT_LOGIT_BYTES + rules.element_bytes)
+        * np.where(jobs.schedule == "gpipe", in_flight(jobs, stage.index) - 1, 0.0)
+    )
+    logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
     casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
     fixed = states.scratch + casts * in_flight(jobs, stage.index)
-    working = fixed + states.gathered
-    buffers = [working, working + states.head_gathered, working + states.head_gathered + head, working + embedding]
-    return np.stack(activations), np.stack([*logits, zero, zero]), np.stack([*buffers, states.scratch + states.step])
+    # GPipe has made no gradient when it holds most.
+    working = fixed + states.gathered + np.where(jobs.schedule == "gpipe", 0.0, states.accumulated)
+    ending = fixed + states.gathered + states.accumulated + embedding
+    buffers = [working, working + states.head_gathered, working + states.head_gathered + head, ending]
+    cached = working + np.where(jobs.recompute == "full", states.casts, 0.0)
+    buffers += [states.scratch + states.step, cached]
+    return np.stack(activations), np.stack([*logits, zero, zero, waiting]), np.stack(buffers)
+
+
+def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:
+    """Bytes per logit of a rank in the loss."""
+    return rules.loss_logit_bytes + np.where(jobs.tensor > 1, rules.split_logit_bytes, 0.0)
 
 
 def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
-    """Messages that a stage has memory for, per micro-batch of a step: from both neighbours of each of its chunks."""
-    ends = stage.is_first.astype(float) + stage.is_last
-    return np.where(rules.receives_whole_step & (jobs.pipeline > 1), 2 * np.maximum(jobs.chunks, 1.0) - ends, 0.0)
+    """Messages that a stage has memory for, per micro-batch of a step: from both neighbours of each of its chunks.
+
+    Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
+    """
+    chunks = np.maximum(jobs.chunks, 1.0)
+    left = np.where(np.isin(jobs.schedule, WAITS), chunks - stage.is_first, 0.0)
+    own = 2 * chunks - stage.is_first - stage.is_last + left
+    return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
 
 
 def _hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:

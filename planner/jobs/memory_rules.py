@@ -40,6 +40,7 @@ class MemoryRules:
     head_gradient_bytes: Array
     loss_logit_bytes: Array
     head_logit_bytes: Array
+    split_logit_bytes: Array
     fused_activation: Flags
     keeps_packed_qkv: Flags
     keeps_gathered: Flags

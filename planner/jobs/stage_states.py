@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.jobs.axes.pipeline import V_SCHEDULES
 from planner.jobs.job import Jobs
 from planner.jobs.memory_rules import MemoryRules
 from planner.jobs.vocabulary import padded_vocabulary
@@ -90,6 +91,7 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageCo
     model, pipeline = jobs.model, jobs.pipeline
     index = np.broadcast_to(np.asarray(index, dtype=np.float64), pipeline.shape)
     is_first, is_last = index == 0, pipeline == index + 1
+    is_v = np.isin(jobs.schedule, V_SCHEDULES)
     before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
     layers = np.where(
         pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
@@ -100,7 +102,8 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageCo
         index=index,
         exists=pipeline > index,
         is_first=is_first,
-        is_last=is_last,
+        # A V comes back to the first rank, which so has both ends of the model.
+        is_last=np.where(is_v, is_first, is_last),
         dense_layers=leading,
         routed_layers=layers - leading,
     )
@@ -120,15 +123,16 @@ def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
 class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
-    `gathered` is what sharded weights and their gradients take while they are together, `step` what updating takes,
-    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers, recomputed
-    ones left out, and `head_casts` the head's.
+    `gathered` is what sharded weights and their gradients take while they are together, `accumulated` whole gradients
+    that a pipeline adds up before it shards them, `step` what updating takes, `scratch` the weight gradients' scratch,
+    `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left out, and `head_casts` the head's.
     """
 
     parameters: Array
     gradients: Array
     optimizer: Array
     gathered: Array
+    accumulated: Array
     head_gathered: Array
     step: Array
     scratch: Array
@@ -153,16 +157,19 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     updated = held(jobs.zero_stage >= 1)
     optimizer = updated * (rules.master_bytes + rules.moment_bytes)
     gathered, head_gathered = _gathered(jobs, rules, layer, stage, common + experts)
+    # Where whole gradients are added up, their shards are not there before the update.
+    adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & (jobs.zero_stage >= rules.shards_weights_at)
+    gradients = held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
     matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
         parameters=held(jobs.zero_stage >= rules.shards_weights_at) * rules.weight_bytes,
-        gradients=held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
-        + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
+        gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
         optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
         gathered=gathered,
+        accumulated=np.where(adds_up, (common + experts) * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head_gathered,
-        step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes),
+        step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
         scratch=matrices * rules.layer_gradient_bytes,
         casts=of_layers * rules.cast_bytes,
         head_casts=np.where(stage.is_last, layer.vocabulary, 0.0) * rules.cast_bytes,
@@ -203,8 +210,6 @@ def _gathered(
     weights = np.where(stays, everything, np.minimum(GATHERED_LAYERS * largest, everything)) * rules.gathered_bytes
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     gradients = np.minimum(largest, everything) * rules.gathered_gradient_bytes
-    adds_up = rules.accumulates_whole & (jobs.pipeline > 1)
-    gradients = gradients + np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0)
     head = np.where(stage.is_last, layer.vocabulary, 0.0)
     head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
     return np.where(is_sharded, weights + gradients, 0.0), head_bytes

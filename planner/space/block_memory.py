@@ -1,4 +1,4 @@
-"""The bytes of all plans of some layouts at once, on the first and on the last stage, one of which is the fullest.
+"""The bytes of all plans of some layouts at once, on the few stages one of which is the fullest.
 
 The formulae are those of planner/jobs/footprint, which prices single jobs stage by stage; a test holds both together.
 """
@@ -9,30 +9,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED
+from planner.jobs.axes.pipeline import V_SCHEDULES, WAITS
+from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, loss_bytes
 from planner.jobs.stage_states import StageContent, StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.tables import StageTable
 from planner.space.variants import METHODS
-from profiles.transformer import Array
+from profiles.transformer import Array, Flags
 
-FIRST, LAST, FULL = 0, 1, 2
+FIRST, LAST, FULL, BEFORE_LAST = range(4)
 
 
 def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
     stages, choices = own.tables.shared.stages, own.choices
-    if len(stages) == 1:
-        return _of_schedules(own, stages[1], slice(None))
+    chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
+    is_v = np.isin(choices.schedules, V_SCHEDULES)
     result = np.empty((len(own.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)))
-    for chunks in np.unique(choices.chunks):
-        columns = np.flatnonzero(choices.chunks == chunks)
-        result[:, :, columns] = _of_schedules(own, stages[int(chunks)], columns)
+    for key in {(int(number), bool(v)) for number, v in zip(chunks, is_v, strict=True)}:
+        columns = np.flatnonzero((chunks == key[0]) & (is_v == key[1]))
+        result[:, :, columns] = _of_schedules(own, stages[key], columns)
     return result
 
 
-def _of_schedules(own: Block, stages: StageTable, columns: slice | Ints) -> Array:
+def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
     """The same for some schedules, whose stages hold what is in `stages`."""
     shared = own.tables.shared
     result = _stage_bytes(own, stages, FIRST, columns)
@@ -41,6 +42,11 @@ def _of_schedules(own: Block, stages: StageTable, columns: slice | Ints) -> Arra
     result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
+    waits = np.isin(own.choices.schedules, WAITS)[columns]
+    if waits.any():
+        result[:, :, waits] = np.maximum(
+            result[:, :, waits], _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
+        )
     return result
 
 
@@ -66,8 +72,8 @@ def _kept(own: Block, content: StageContent) -> _Kept:
     return _Kept(whole=whole, largest=largest, backward=backward)
 
 
-def _stage_bytes(own: Block, stages: StageTable, place: int, columns: slice | Ints) -> Array:
-    """Bytes of one stage at the fullest of five moments, with what the allocator holds beyond."""
+def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
+    """Bytes of one stage at the fullest of six moments, with what the allocator holds beyond."""
     shared = own.tables.shared
     states, content, rules = stages.states[place], stages.contents[place], shared.rules
     kept = _kept(own, content)
@@ -80,20 +86,27 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: slice | In
     again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
     casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
     casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    full = held + on_top[:, :, None, :] + casts + _waiting_logits(own, content, columns, in_flight)
+    cached = (own.each(states.casts) * again + own.each(states.gathered))[:, :, None, :]
+    is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
+    accumulated = own.each(states.accumulated)[..., None]
+    whole = np.where(is_gpipe[:, None], 0.0, accumulated)
+    beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
+    is_forward = cached > on_top[:, :, None, :]
+    activations_on_top = np.where(is_forward, 0.0, activations_on_top[:, :, None, :])
+    full = beside + np.maximum(on_top[:, :, None, :], cached)
     # The embedding goes backward when the last micro-batch's activations are free.
     remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
     vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
-    ending = remaining + (vocabulary + own.each(states.gathered))[..., None] + casts
+    ending = remaining + (vocabulary + own.each(states.gathered))[..., None] + casts + accumulated
     update = (scratch + own.each(states.step))[..., None]
     most = np.maximum(full, ending)
-    activations = np.where(full >= ending, held + activations_on_top[:, :, None, :], remaining)
+    activations = np.where(full >= ending, held + activations_on_top, remaining)
     activations = np.where(update > most, 0.0, activations) * own.each(rules.working_slack)[..., None]
     fixed = own.each(stages.state_bytes[place] + rules.context_bytes) + _slack(own, content)
     return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :] + _received(own, content, columns))
 
 
-def _received(own: Block, content: StageContent, columns: slice | Ints) -> Array:
+def _received(own: Block, content: StageContent, columns: Ints) -> Array:
     """What a pipeline's messages of a whole step take, where they are allotted at once. Shapes: (g, m, s, 1)."""
     shared = own.tables.shared
     jobs, rules = shared.jobs, shared.rules
@@ -101,15 +114,19 @@ def _received(own: Block, content: StageContent, columns: slice | Ints) -> Array
         return np.zeros((1, 1, 1, 1))
     message = own.of(own.tables.layers.tokens)[:, :, None] * own.tables.at.model.transformer.hidden_size[0]
     message = message * own.each(rules.element_bytes / np.where(jobs.sequence_parallel, jobs.tensor, 1.0))
-    ends = own.each(content.is_first.astype(float) + content.is_last)
+    ends = own.each(content.is_first.astype(float) + content.is_last)[:, :, None, :]
     step = (message * own.choices.count[:, None])[:, :, None, :]
-    return np.asarray(step * (2 * own.choices.chunks[columns][:, None] - ends[:, :, None, :]))
+    chunks = own.choices.chunks[columns][:, None]
+    waits = np.isin(own.choices.schedules, WAITS)[columns][:, None]
+    left = np.where(waits, chunks - own.each(content.is_first.astype(float))[:, :, None, :], 0.0)
+    return np.asarray(step * (2 * chunks - ends + left))
 
 
-def _waiting_logits(own: Block, content: StageContent, columns: slice | Ints, in_flight: Array) -> Array:
+def _waiting_logits(own: Block, content: StageContent, is_gpipe: Flags, in_flight: Array) -> Array:
     """What losses keep that wait for their backward: GPipe's, all but the one at work. Shapes: (g, m, s, 1)."""
-    is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
-    per_token = own.each(own.tables.shared.layer.vocabulary * content.is_last) * KEPT_LOGIT_BYTES
+    per_token = own.each(own.tables.shared.layer.vocabulary * content.is_last) * (
+        KEPT_LOGIT_BYTES + own.each(own.tables.shared.rules.element_bytes)
+    )
     one = own.of(own.tables.layers.tokens)[:, :, None] * per_token / own.tables.at.model.transformer.hidden_size[0]
     return np.asarray(one[:, :, None, :] * np.where(is_gpipe[:, None], in_flight - 1, 0.0))
 
@@ -134,7 +151,7 @@ def _on_top(own: Block, states: StageStates, content: StageContent, backward: Ar
     gradient = vocabulary * own.each(rules.head_gradient_bytes) * is_last
     activations, most = backward, backward + gathered
     for own_activations, everything in (
-        (final, final + num_logits * own.each(rules.loss_logit_bytes) + with_head),
+        (final, final + num_logits * own.each(loss_bytes(jobs, rules)) + with_head),
         (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient),
     ):
         activations = np.where(everything > most, own_activations, activations)

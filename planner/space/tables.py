@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.jobs.axes import pipeline as pipeline_axis
+from planner.jobs.axes.pipeline import V_SCHEDULES
 from planner.jobs.factors import Learned
 from planner.jobs.hardware import fabric_of
 from planner.jobs.ingredients import Ingredients, ingredients_of
@@ -163,9 +164,9 @@ def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTable:
-    """What three stages of every layout hold, those of `fullest_stages`, with `chunks` model chunks on a rank.
+    """What some stages of every layout hold, those of `fullest_stages`, with `chunks` model chunks on a rank.
 
-    Shapes: one entry per layout in each of three; `state_bytes` are all states with what is fixed beside.
+    Shapes: one entry per layout in each of them; `state_bytes` are all states with what is fixed beside.
     """
 
     contents: tuple[StageContent, ...]
@@ -180,7 +181,8 @@ class LayoutTable:
     `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
     shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `codec` of compressing gradients, `optimizer`
     of updating the `updated` weights. `layers` are those of the first, a middle and the last stage by kind. `stages`
-    are by number of chunks; without leading dense layers chunks change nothing, and there is one entry alone.
+    are by number of chunks, and whether they go through a V; without leading dense layers chunks change nothing, and
+    there is the entry of one chunk alone.
     """
 
     jobs: Jobs
@@ -196,7 +198,7 @@ class LayoutTable:
     updated: Array
     layers: dict[str, tuple[Array, Array, Array]]
     layer: LayerParameters
-    stages: dict[int, StageTable]
+    stages: dict[tuple[int, bool], StageTable]
 
     @property
     def least_state_bytes(self) -> Array:
@@ -226,7 +228,12 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         updated=updated,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},
         layer=layer,
-        stages={chunks: _stage_table(at, layouts, jobs, rules, layer, chunks) for chunks in _chunk_counts(at, layouts)},
+        stages={
+            (chunks, is_v): _stage_table(at, layouts, jobs, rules, layer, chunks, is_v)
+            for chunks in _chunk_counts(at, layouts)
+            for is_v in (False, True)
+            if not is_v or chunks in (1, STAGES_OF_V)
+        },
     )
 
 
@@ -239,9 +246,10 @@ def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
 
 
 def _stage_table(
-    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int
+    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int, is_v: bool
 ) -> StageTable:
-    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
+    schedule = np.full(len(jobs), V_SCHEDULES[0]) if is_v else jobs.schedule
+    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)), schedule=schedule)
     places = {
         degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
         for degree in set(layouts.pipeline.tolist())

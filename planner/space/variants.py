@@ -14,7 +14,7 @@ from planner.space.setting import Setting
 from profiles.transformer import Array, Flags
 
 # The stages of `fullest_stages`.
-NUM_PLACES = 3
+NUM_PLACES = 4
 METHODS = ("none", "selective", "full")
 # What Megatron-Core hides behind the next micro-batch: the messages of its interleaved schedule.
 HIDES_MESSAGES = {"megatron-core": ("interleaved-1f1b",)}
@@ -89,14 +89,14 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     )
 
 
-def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, float, float]:
-    """The stages one of which is the fullest: the first, the last, and the first that has all layers of a stage.
+def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, ...]:
+    """The stages one of which is the fullest: first, last, the first with all layers of a stage, and the last but one.
 
-    Later ones hold fewer micro-batches. A first stage may have fewer layers, or leading dense ones, which are smaller;
-    those are as many in the first chunk of the stages as there are.
+    Later ones hold fewer micro-batches, except where weight gradients wait. A first stage may have fewer layers, or
+    leading dense ones, which are smaller; those are as many in the first chunk of the stages as there are.
     """
     full = max(1.0, np.ceil(num_leading(at) * chunks / stage_layers))
-    return 0.0, pipeline - 1.0, min(full, pipeline - 1.0)
+    return 0.0, pipeline - 1.0, min(full, pipeline - 1.0), max(pipeline - 2.0, 0.0)
 
 
 def num_leading(at: Setting) -> int:
