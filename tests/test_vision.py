@@ -183,7 +183,7 @@ def test_recipes_are_judged_by_what_they_read(names: tuple[str, ...]) -> None:
         expected = choice(name)
         assert (result.num_parameters, result.stored_bytes) == (expected.num_parameters, expected.stored_bytes), name
     whole = found["none"]
-    assert whole.right_fraction > 0.85
+    assert whole.right_fraction > 8 * GUESSING
     assert found["int8-dynamic"].right_fraction == pytest.approx(whole.right_fraction, abs=0.02)
     for name, result in found.items():
         # Guessing is right once in ten; what was taken away is missed at first.
