@@ -27,7 +27,7 @@ def test_the_file_answers_as_the_model_does(spec: WorkloadSpec, tmp_path: Path) 
 
 
 def test_tensorrt_is_told_its_precision_in_the_words_of_its_version() -> None:
-    shapes = "--minShapes=token_ids:1x128 --optShapes=token_ids:1x128 --maxShapes=token_ids:8x128"
+    shapes = "--minShapes=samples:1x128 --optShapes=samples:1x128 --maxShapes=samples:8x128"
     for version, flags in (("10.3.0", " --fp16"), ("11.0.1", ""), (None, "")):
         command = trtexec_command(Path("m.onnx"), (128,), version)
         assert command == f"trtexec --onnx=m.onnx --saveEngine=m.plan {shapes}{flags}"
