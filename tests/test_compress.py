@@ -11,7 +11,6 @@ from executor.command import app
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.study import CompressionOrder
 from executor.compress.worth import worth
-from executor.data import default_text
 from planner.choices import Plan
 from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
@@ -53,10 +52,13 @@ def plan_file(names: tuple[str, ...], plan: Plan = DATA) -> PlanFile:
     return replace(file, compression=tuple(choice(name, plan) for name in names))
 
 
-def run(names: tuple[str, ...], plan: Plan, first: int, more: int) -> dict[str, CompressionResult]:
+def run(
+    names: tuple[str, ...], plan: Plan, first: int, more: int, *, compiles: bool = False
+) -> dict[str, CompressionResult]:
     order = CompressionOrder(
-        first_steps=first, more_steps=more, seed=0, data_file=str(default_text()), device_kind="cpu", timeout_seconds=60
-    )
+        first_steps=first, more_steps=more, seed=0, data_file="", device_kind="cpu", timeout_seconds=60,
+        compiles=compiles,
+    )  # fmt: skip
     payload = {"file": asdict(plan_file(names, plan)), "order": asdict(order)}
     fields = launch("executor.compress.session:run_compression", payload, 2, "cpu")
     results = [validate(one, CompressionResult, "the test") for one in fields]
@@ -115,6 +117,16 @@ def test_shards_train_what_replicas_do() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.slow
+def test_latencies_under_torch_compile() -> None:
+    # int8 without a compiler pays for quantising what comes in, operator by operator.
+    found = run(("none", "int8-dynamic"), DATA, 2, 0, compiles=True)
+    for result in found.values():
+        assert result.compiled_seconds is not None
+        assert 0 < result.compiled_seconds < 3 * result.latency_seconds
+
+
+@pytest.mark.gloo
 def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
     plan, output, page = tmp_path / "plan.json", tmp_path / "c.json", tmp_path / "c.html"
     file = plan_file(("none", "prune-ffn-50", "int8-dynamic"))
@@ -168,7 +180,8 @@ def result(name: str, size: int, latency: float, loss: float, equal: float) -> C
 def test_worth_weighs_savings_against_quality(size: int, latency: float, loss: float, tone: str) -> None:
     whole, own = result("none", 100, 1.0, 2.0, 2.0), result("sparse-50", size, latency, loss, 2.0)
     file = CompressionFile(
-        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, first_steps=1, seed=0,
+        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, sample_shape=(64,), first_steps=1,
+        seed=0,
         choices=(), results=(whole, own), environment=None,  # type: ignore[arg-type]
     )  # fmt: skip
     found_tone, words = worth(file, own)
