@@ -64,12 +64,11 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
 
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
-    until its backward.
+    until its backward. Gradients are reduced in 32 bits, or in 16 where the plan's codec says so.
     """
     low = torch.bfloat16 if plan.precision == "bf16" else None
-    policy = MixedPrecisionPolicy(
-        param_dtype=low, reduce_dtype=None if low is None else torch.float32, cast_forward_inputs=False
-    )
+    reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
     with outside_fakes():
         for module in (*stage.layers, stage):
             fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3, mp_policy=policy)

@@ -20,6 +20,8 @@ V_SCHEDULES = ("zbv", "dualpipev")
 # Schedules that compute weight gradients apart from input gradients.
 SPLIT_BACKWARD = ("interleaved-zb", "zbv", "dualpipev")
 STAGES_OF_V = 2
+# Codecs that are a precision to reduce in, which FSDP2 has an option for.
+FSDP_CODECS = ("none", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +82,11 @@ def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
         yield f"codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress"
     if plan.zero_stage and replicas == 1:
         yield f"zero_stage={plan.zero_stage} with data_parallel=1: nothing to shard over, use zero_stage=0"
-    if plan.zero_stage >= 2 and codec(plan.codec).lossy:
-        yield f"zero_stage={plan.zero_stage} with codec={plan.codec}: FSDP takes no codec, use zero_stage=1"
+    if plan.zero_stage >= 2 and plan.codec not in FSDP_CODECS:
+        yield (
+            f"zero_stage={plan.zero_stage} with codec={plan.codec}: FSDP reduces in {' or '.join(FSDP_CODECS[1:])} "
+            "and takes no other codec, use that or zero_stage=1"
+        )
     if plan.shard_degree and plan.zero_stage < 2:
         yield f"shard_degree={plan.shard_degree} with zero_stage={plan.zero_stage}: HSDP is FSDP, use zero_stage=2 or 3"
     if plan.shard_degree and plan.context_parallel > 1:

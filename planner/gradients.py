@@ -85,7 +85,7 @@ def _corrected(
     DDP is off by so many seconds per parameter, which the backward pass cannot hide. FSDP2 on CPU is off by a factor,
     since all of it is serial.
     """
-    how = zero if zero in FSDP_STAGES else 0
+    how, name = (zero, "none") if zero in FSDP_STAGES else (0, name)
     timing = next((t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how)), None)
     timed_group = None if timing is None else group_of(timing.group_size, 1, machine.devices_per_node)
     is_alike = timed_group is not None and (timed_group.inside == timed_group.size) == (group.inside == group.size)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate import Estimate, Pricing, estimate, pricing
+from planner.executable import FSDP_CODECS
 from planner.table import SCHEDULE_NAMES, PlanTable
 from profiles.cluster import MachineProfile
 from profiles.errors import InputError, UnknownNameError
@@ -184,7 +185,8 @@ def _variants(machine: MachineProfile, choices: Choices, item: Degrees) -> Itera
     for zero in choices.zero_stages if item.data > 1 else (0,):
         if zero >= 2 and item.pipeline > 1:
             continue  # every micro-batch would gather parameters or reduce gradients again
-        codecs = range(len(choices.codecs)) if item.data > 1 and zero == 0 else (choices.codecs.index("none"),)
+        known = choices.codecs if item.data > 1 and not zero else FSDP_CODECS if zero >= 2 else ("none",)
+        codecs = [index for index, name in enumerate(choices.codecs) if name in known]
         for code in codecs:
             for schedule in schedules:
                 for recompute in choices.recompute:

@@ -228,9 +228,10 @@ class _Rank:
                 yield "data", "broadcast", held * FULL
             return
         rounds = 1 if plan.pipeline_parallel > 1 else self.count
-        yield "data", "reduce_scatter", held * FULL * rounds
+        reduced = held * codec(plan.codec).wire_bytes_per_parameter * rounds
+        yield "data", "reduce_scatter", reduced
         if plan.shard_degree:
-            yield "data", "all_reduce", held * FULL * rounds / plan.shard_degree
+            yield "data", "all_reduce", reduced / plan.shard_degree
         for stage in self.stages:
             bounds = (*plan.stage_bounds, len(self.layers))
             own = sum(self._parameters(position) for position in range(bounds[stage], bounds[stage + 1]))

@@ -16,7 +16,7 @@ from profiles.workloads import load_workload
 from tests.plan_builders import LLAMA, SEED
 
 SEQUENCE, SAMPLES = 64, 8
-WITHOUT_FEEDBACK = " without feedback"
+WITHOUT_FEEDBACK, OF_SHARDS = " without feedback", " of shards"
 
 
 def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
@@ -27,7 +27,9 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
         for name in payload["codecs"]:
-            plan = Plan(data_parallel=2, micro_batch_size=SAMPLES // 2, codec=name.removesuffix(WITHOUT_FEEDBACK))
+            coded = name.removesuffix(WITHOUT_FEEDBACK).removesuffix(OF_SHARDS)
+            zero_stage = 3 if name.endswith(OF_SHARDS) else 0
+            plan = Plan(data_parallel=2, micro_batch_size=SAMPLES // 2, codec=coded, zero_stage=zero_stage)
             trainer = Trainer(plan, load_workload(LLAMA), rank, SEED, meshes.of(plan))
             if name.endswith(WITHOUT_FEEDBACK):
                 profiles.reductions.Feedback.keep = lambda *_: None  # type: ignore[method-assign]

@@ -180,8 +180,8 @@ def result(name: str, size: int, latency: float, loss: float, equal: float) -> C
 def test_worth_weighs_savings_against_quality(size: int, latency: float, loss: float, tone: str) -> None:
     whole, own = result("none", 100, 1.0, 2.0, 2.0), result("sparse-50", size, latency, loss, 2.0)
     file = CompressionFile(
-        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, sample_shape=(64,), first_steps=1,
-        seed=0,
+        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, sample_shape=(64,),
+        first_steps=1, seed=0,
         choices=(), results=(whole, own), environment=None,  # type: ignore[arg-type]
     )  # fmt: skip
     found_tone, words = worth(file, own)

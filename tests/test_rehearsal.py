@@ -77,7 +77,10 @@ def test_two_ranks_do_what_was_rehearsed() -> None:
     check_against_ranks(countable(two_ranks(complete=False))[1::21], 2)
 
 
-CODED = [Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name) for name in ("int8", "topk-5")]
+CODED = [
+    Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, codec=name, zero_stage=stage)
+    for name, stage in (("int8", 0), ("topk-5", 0), ("bf16", 3))
+]
 
 
 @pytest.mark.gloo
