@@ -1,6 +1,7 @@
 """Committed runs on real machines, predicted again from the machine profile of the same session: errors must not grow.
 
-Each file pair in golden/ is what one `make demo` wrote: MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
+Each file pair in golden/ is what one `make demo` wrote, that of 2026-11-28 what `make numbers` did (time lines left out):
+MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
 """
 
 import statistics
@@ -51,7 +52,8 @@ def session(request) -> tuple[RunFile, list[Prediction]]:
             global_batch_size=run.global_batch_size,
             sequence_length=run.sequence_length,
             precisions=tuple(sorted({item.plan.precision for item in run.runs})),
-            zero_stages=(0,),
+            codecs=("none", *sorted({item.plan.codec for item in run.runs} - {"none"})),
+            zero_stages=tuple(sorted({item.plan.zero_stage for item in run.runs})),
         ),
     )
     return run, [predict_again(found, item.plan) for item in run.runs]
