@@ -59,7 +59,7 @@ def num_parameters() -> int:
     return sum(p.numel() for p in workload.build(0, len(workload.layers), seed=0).parameters())
 
 
-def measured(hosts: Hosts, rate: str, folder: Path) -> RunFile:
+def measured(hosts: Hosts, rate: str, folder: Path, top: int, steps: int) -> RunFile:
     """Profile, plan and execute across a cable of this speed, all with the commands."""
     hosts.throttle(rate)
     machine, plan, run = (folder / f"{name}-{rate or 'open'}.json" for name in ("machine", "plan", "run"))
@@ -70,7 +70,7 @@ def measured(hosts: Hosts, rate: str, folder: Path) -> RunFile:
     done = CliRunner().invoke(plan_app, [*job, "--global-batch", "8", "--machine", str(machine), "-o", str(plan)])
     assert done.exit_code == 0, done.output
     code, _, errors = hosts.torchrun(
-        "executor", str(plan), "--top", "9", "--with-baseline", "--steps", "10", "-o", str(run)
+        "executor", str(plan), "--top", str(top), "--with-baseline", "--steps", str(steps), "-o", str(run)
     )
     assert code == 0, errors
     return artifacts.read(run, "run", RunFile)
@@ -80,8 +80,9 @@ def measured(hosts: Hosts, rate: str, folder: Path) -> RunFile:
 @pytest.mark.slow
 def test_a_slow_cable_changes_the_plan_and_the_run_agrees(hosts: Hosts, tmp_path: Path) -> None:
     best = {}
-    for rate in ("", "1gbit"):
-        runs = measured(hosts, rate, tmp_path).runs
+    # Over the slowest, plain data parallel takes ten seconds a step.
+    for rate, top, steps in (("", 9, 10), ("1gbit", 9, 10), ("100mbit", 3, 5)):
+        runs = measured(hosts, rate, tmp_path, top, steps).runs
         predicted = [run.prediction.step_seconds for run in runs]
         seconds = [statistics.median(run.measurement.step_seconds) for run in runs]
         best[rate] = runs[0].plan
@@ -92,5 +93,5 @@ def test_a_slow_cable_changes_the_plan_and_the_run_agrees(hosts: Hosts, tmp_path
             assert runs[0].plan.codec != "none" or runs[0].plan.pipeline_parallel > 1
             assert seconds[0] < 0.7 * statistics.median(baseline.measurement.step_seconds)
             assert predicted[0] == pytest.approx(seconds[0], rel=0.15)
-    assert best[""] != best["1gbit"]
+    assert best[""] not in (best["1gbit"], best["100mbit"])
     assert best[""].codec == "none"
