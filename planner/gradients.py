@@ -18,6 +18,8 @@ from profiles.codecs import BUCKET_BYTES, GRADIENT_BYTES, codec
 from profiles.efficiency import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 
 Array = NDArray[np.float64]
+# Timings that spread more than this say nothing of what is carried over from them.
+NOISY_FRACTION = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,8 @@ def _corrected(
     since all of it is serial.
     """
     how, name = (zero, "none") if zero in FSDP_STAGES else (0, name)
-    timing = next((t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how)), None)
+    timings = (t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how))
+    timing = next((t for t in timings if t.spread_fraction < NOISY_FRACTION), None)
     timed_group = None if timing is None else group_of(timing.group_size, 1, machine.devices_per_node)
     is_alike = timed_group is not None and (timed_group.inside == timed_group.size) == (group.inside == group.size)
     if timing is None or timed_group is None or not is_alike:

@@ -2,14 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from executor.measurement import RunFile
+from executor.measurement import PlanRun, RunFile
 from planner.choices import Plan
 from planner.command import app as plan_app
 from profiles import artifacts
@@ -19,6 +18,8 @@ from tests.plan_builders import LLAMA, write_plan_file
 
 DATA = Plan(data_parallel=2, micro_batch_size=4)
 BF16 = Plan(data_parallel=2, micro_batch_size=4, codec="bf16")
+# What a prediction may be off by.
+BAND = 0.15
 STAGES = Plan(pipeline_parallel=2, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 3))
 
 pytestmark = pytest.mark.skipif(not can_emulate(), reason="network namespaces cannot be made here")
@@ -76,22 +77,31 @@ def measured(hosts: Hosts, rate: str, folder: Path, top: int, steps: int) -> Run
     return artifacts.read(run, "run", RunFile)
 
 
+def agree(runs: Sequence[PlanRun]) -> bool:
+    """Whether plans predicted to differ by more than a band are measured in that order; nearer ones change places."""
+    pairs = [(run.prediction.step_seconds, statistics.median(run.measurement.step_seconds)) for run in runs]
+    return all(own[1] < other[1] for own in pairs for other in pairs if own[0] * (1 + BAND) < other[0])
+
+
 @pytest.mark.gloo
 @pytest.mark.slow
-def test_a_slow_cable_changes_the_plan_and_the_run_agrees(hosts: Hosts, tmp_path: Path) -> None:
-    best = {}
-    # Over the slowest, plain data parallel takes ten seconds a step.
-    for rate, top, steps in (("", 9, 10), ("1gbit", 9, 10), ("100mbit", 3, 5)):
-        runs = measured(hosts, rate, tmp_path, top, steps).runs
-        predicted = [run.prediction.step_seconds for run in runs]
-        seconds = [statistics.median(run.measurement.step_seconds) for run in runs]
-        best[rate] = runs[0].plan
-        (baseline,) = (run for run in runs if run.is_baseline)
-        assert seconds[0] <= min(seconds) * 1.1, rate
-        if rate:
-            assert spearmanr(predicted, seconds).statistic >= 0.9
-            assert runs[0].plan.codec != "none" or runs[0].plan.pipeline_parallel > 1
-            assert seconds[0] < 0.7 * statistics.median(baseline.measurement.step_seconds)
-            assert predicted[0] == pytest.approx(seconds[0], rel=0.15)
-    assert best[""] not in (best["1gbit"], best["100mbit"])
-    assert best[""].codec == "none"
+# Over the slowest, plain data parallel takes ten seconds a step.
+@pytest.mark.parametrize(("rate", "top", "steps"), [("", 9, 10), ("1gbit", 9, 10), ("100mbit", 3, 5)])
+def test_a_slow_cable_changes_the_plan_and_the_run_agrees(
+    hosts: Hosts, tmp_path: Path, rate: str, top: int, steps: int
+) -> None:
+    runs = measured(hosts, rate, tmp_path, top, steps).runs
+    seconds = [statistics.median(run.measurement.step_seconds) for run in runs]
+    (baseline,) = (run for run in runs if run.is_baseline)
+    best = runs[0]
+    assert seconds[0] <= min(seconds) * 1.1
+    assert agree(runs)
+    # On an open cable nothing is compressed and nothing is cut; on a slow one something has to be.
+    assert (best.plan.codec != "none" or best.plan.pipeline_parallel > 1) == bool(rate)
+    if rate:
+        assert seconds[0] < 0.7 * statistics.median(baseline.measurement.step_seconds)
+        assert best.prediction.step_seconds == pytest.approx(seconds[0], rel=BAND)
+        coded = next(run for run in runs if run.plan.codec != "none")
+        coded_seconds = statistics.median(coded.measurement.step_seconds)
+        assert coded_seconds < 0.7 * statistics.median(baseline.measurement.step_seconds)
+        assert coded.prediction.step_seconds == pytest.approx(coded_seconds, rel=BAND)

@@ -20,7 +20,7 @@ from planner.jobs.stage_states import (
     stage_content,
     stage_states,
 )
-from profiles.transformer import Array
+from profiles.transformer import Array, Flags
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
 MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update", "forward")
@@ -207,13 +207,21 @@ def _moments(
     logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
     casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
     fixed = states.scratch + casts * in_flight(jobs, stage.index)
-    # GPipe has made no gradient when it holds most.
-    working = fixed + states.gathered + np.where(jobs.schedule == "gpipe", 0.0, states.accumulated)
+    is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
+    working = fixed + states.gathered + np.where(is_early, 0.0, states.accumulated)
     ending = fixed + states.gathered + states.accumulated + embedding
     buffers = [working, working + states.head_gathered, working + states.head_gathered + head, ending]
     cached = working + np.where(jobs.recompute == "full", states.casts, 0.0)
     buffers += [states.scratch + states.step, cached]
     return np.stack(activations), np.stack([*logits, zero, zero, waiting]), np.stack(buffers)
+
+
+def holds_all(held: Array, count: Array, chunks: Array) -> Flags:
+    """Whether a stage holds most when all of a step has gone forward, at most one of several chunks aside.
+
+    No gradient is made then. Shapes: the arguments broadcast.
+    """
+    return np.asarray(held + np.where(chunks > 1, 1 / np.maximum(chunks, 1.0), 0.0) >= count)
 
 
 def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.jobs.axes.pipeline import V_SCHEDULES, WAITS
-from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, loss_bytes
+from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
 from planner.jobs.stage_states import StageContent, StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
@@ -89,7 +89,8 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     cached = (own.each(states.casts) * again + own.each(states.gathered))[:, :, None, :]
     is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
     accumulated = own.each(states.accumulated)[..., None]
-    whole = np.where(is_gpipe[:, None], 0.0, accumulated)
+    is_early = holds_all(in_flight, own.choices.count[:, None, None], own.choices.chunks[columns][:, None])
+    whole = np.where(is_early, 0.0, accumulated)
     beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
     is_forward = cached > on_top[:, :, None, :]
     activations_on_top = np.where(is_forward, 0.0, activations_on_top[:, :, None, :])
