@@ -74,14 +74,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Labelled images in memory. Shapes: patches (image, patch, pixel), labels (image,)."""
+    """Labelled images in memory. Shapes: patches (image, 1 + patch, pixel), labels (image,)."""
 
     patches: Tensor
     labels: Tensor
     seed: int
 
     def batch(self, step: int, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Patches and labels of one step. Shapes: (num_samples, patch, pixel), (num_samples,)."""
+        """Patches and labels of one step. Shapes: (num_samples, 1 + patch, pixel), (num_samples,)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         chosen = torch.randint(0, len(self.labels), (num_samples,), generator=generator)
         return self.patches[chosen], self.labels[chosen]

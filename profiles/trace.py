@@ -278,22 +278,14 @@ def fit(sizes: tuple[Size, ...], values: Sequence[int]) -> Polynomial:
 
 
 def _affine(sizes: tuple[Size, ...], values: Sequence[int]) -> Polynomial:
-    """A constant plus a term linear in micro-batch, in sequence length and in 1 / degree.
-
-    Where the values grow with the micro-batch exactly, all of that is per sample.
-    """
+    """A constant plus a term linear in micro-batch, in sequence length and in 1 / degree."""
     terms: list[Term] = []
-    samples = sizes[0][0]
-    each = int(values[1] * samples == values[0] * sizes[1][0])
-    scale = float(samples) if each else 1.0
-    rest = values[0] / scale
+    rest = float(values[0])
     for axis, (size, value) in enumerate(zip(sizes[1:], values[1:], strict=True)):
-        if axis == 0 and each:
-            continue
         exponent = -1 if axis == 2 else 1
         before, after = float(sizes[0][axis]) ** exponent, float(size[axis]) ** exponent
-        slope = (value - values[0]) / scale / (after - before)
+        slope = (value - values[0]) / (after - before)
         rest -= slope * before
         if slope:
-            terms.append((slope, each or int(axis == 0), int(axis == 1), -int(axis == 2)))
-    return add(tuple(terms), ((rest, each, 0, 0),))
+            terms.append((slope, int(axis == 0), int(axis == 1), -int(axis == 2)))
+    return add(tuple(terms), ((rest, 0, 0, 0),))

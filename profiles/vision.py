@@ -1,6 +1,6 @@
 """A vision transformer (ViT) as layers: patches of an image in, one answer per image out.
 
-A sample is its patches as rows of pixels, one sequence with the class token before them: tokens count patches + 1.
+A sample is its patches as rows of pixels, behind a blank one in the place of the class token: tokens are patches + 1.
 Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); blocks are transformers' own.
 """
 
@@ -28,8 +28,8 @@ class PatchEmbedding(nn.Module):
         self.positions = nn.Embedding(num_patches + 1, hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches (batch, patch, pixel) to hidden states (batch, patch + 1, hidden)."""
-        projected = self.projection(patches)
+        """Patches (batch, 1 + patch, pixel) to hidden states (batch, 1 + patch, hidden)."""
+        projected = self.projection(patches)[:, 1:]
         first = self.class_token.to(projected.dtype).expand(len(patches), 1, -1)
         hidden = torch.cat([first, projected], dim=1)
         return as_computed(hidden + self.positions(torch.arange(hidden.shape[1], device=hidden.device)))
@@ -104,9 +104,13 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def patches_of(images: Tensor, patch_size: int) -> Tensor:
-    """Images cut into patches, row by row. Shapes: (image, channel, height, width) to (image, patch, pixel)."""
-    return nn.functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2).contiguous()
+    """Images cut into patches, row by row, behind a blank one.
+
+    Shapes: (image, channel, height, width) to (image, 1 + patch, pixel).
+    """
+    patches = nn.functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+    return nn.functional.pad(patches, (0, 0, 1, 0)).contiguous()
 
 
 def _random_patches(num_pixels: int, batch: int, sequence: int) -> Tensor:
-    return torch.rand(batch, sequence - 1, num_pixels)
+    return torch.rand(batch, sequence, num_pixels)

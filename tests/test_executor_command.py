@@ -58,7 +58,7 @@ def test_help_does_not_load_torch() -> None:
     [
         (Plan(data_parallel=2, offload="optimizer"), "no plan of this file can be run"),
         (Plan(zero_stage=1), "plan zero_stage=1 with data_parallel=1: nothing to shard over"),
-        (Plan(data_parallel=2, zero_stage=3, codec="bf16"), "plan zero_stage=3 with codec=bf16"),
+        (Plan(data_parallel=2, zero_stage=3, codec="int8"), "plan zero_stage=3 with codec=int8: FSDP reduces in bf16"),
         (Plan(data_parallel=2, shard_degree=2), "plan shard_degree=2 with zero_stage=0: HSDP is FSDP"),
         (Plan(sequence_parallel=True), "plan sequence_parallel with tensor_parallel=1"),
         (Plan(context_parallel=4), "plan context_parallel=4: .* num_kv_heads=2"),

@@ -26,6 +26,7 @@ from planner.space.setting import setting
 from planner.space.timeline import step_work
 from planner.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.trace_export import trace_events, write_trace
+from profiles.codecs import ALL_REDUCE
 from profiles.devices import load_device
 from profiles.errors import EnvironmentFailure, PlanError
 from profiles.library import load_sizes
@@ -257,7 +258,7 @@ def test_the_trace_is_strictly_what_viewers_read(tmp_path):
     assert all(event.dur >= 0 for event in complete)
     names = {(event.pid, event.tid) for event in trace.traceEvents if event.name == "thread_name"}
     assert {(event.pid, event.tid) for event in complete} == names
-    known = {*actions.PASSES, actions.ALL_REDUCE, actions.OPTIMIZER, "send_receive"}
+    known = {*actions.PASSES, ALL_REDUCE, actions.OPTIMIZER, "send_receive"}
     assert {event.name for event in complete} == known
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
 

@@ -92,9 +92,9 @@ def test_parameters_and_bytes_are_those_of_the_real_model(name: str) -> None:
 def test_it_is_traced_and_not_priced_by_sizes(tmp_path: Path) -> None:
     profile = trace(load_workload(VIT), ("fp32",))
     assert profile.num_parameters == WHOLE.num_parameters
-    # Two FLOPs a weight and token: patches on the way in, one answer on the way out.
+    # Two FLOPs a weight and token, one answer on the way out.
     embedding, block, head = (float(evaluate(one.flops("forward"), 3, VIT_TOKENS, 1)) for one in profile.layers["fp32"])
-    assert embedding == 2 * 3 * 16 * 4 * 64
+    assert embedding == 2 * 3 * VIT_TOKENS * 4 * 64
     assert head == 2 * 3 * 64 * 10
     linears, scores = 4 * 64 * 64 + 2 * 64 * 128, 2 * VIT_TOKENS * 64
     assert block == 2 * 3 * VIT_TOKENS * (linears + scores)
@@ -139,9 +139,9 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
     images, labels = np.random.default_rng(0).random((20, 8, 8)), np.arange(20) % 10
     np.savez(path, images=images, labels=labels)
     own = load_images(str(path), workload, 0)
-    # The second patch is the third and fourth column of the first two rows.
-    assert own.patches.shape == (20, 16, 4)
-    assert own.patches[5, 1].tolist() == pytest.approx(images[5, :2, 2:4].flatten().tolist())
+    # Behind the blank, the second patch is the third and fourth column of the first two rows.
+    assert own.patches.shape == (20, VIT_TOKENS, 4)
+    assert own.patches[5, 2].tolist() == pytest.approx(images[5, :2, 2:4].flatten().tolist())
     np.savez(path, images=images, labels=labels + 1)
     with pytest.raises(InputError, match="labels from 1 to 10"):
         load_images(str(path), workload, 0)
@@ -194,7 +194,7 @@ def test_recipes_are_judged_by_what_they_read(names: tuple[str, ...]) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter and what it loads
 def test_it_is_handed_over(tmp_path: Path) -> None:
-    model, patches = built(load_workload(VIT)).eval(), torch.rand(3, 16, 4)
+    model, patches = built(load_workload(VIT)).eval(), torch.rand(3, VIT_TOKENS, 4)
     export_onnx(model, patches[:1], tmp_path / "vit.onnx")
     with torch.no_grad():
         torch.testing.assert_close(
