@@ -192,6 +192,7 @@ def test_recipes_are_judged_by_what_they_read(names: tuple[str, ...]) -> None:
             assert result.loss < result.loss_before, name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the exporter and what it loads
 def test_it_is_handed_over(tmp_path: Path) -> None:
     model, patches = built(load_workload(VIT)).eval(), torch.rand(3, VIT_TOKENS, 4)
