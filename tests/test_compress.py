@@ -29,7 +29,8 @@ DATA = Plan(data_parallel=2, micro_batch_size=4)
 SHARDS = Plan(data_parallel=2, micro_batch_size=4, zero_stage=3)
 SPLIT = Plan(tensor_parallel=2, micro_batch_size=8)
 NAMES = (
-    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "sparse-50", "sparse-2:4", "int8-weights", "int8-dynamic", "qat-int8",
+    "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "sparse-50", "sparse-2:4",
+    "int8-weights", "int8-dynamic", "qat-int8",
 )  # fmt: skip
 
 
