@@ -44,7 +44,8 @@ def weights_of(name: str, config: dict[str, Any]) -> Weights:
     if model.is_moe[0]:
         raise InputError(f"{name}: experts are not compressed yet; plan it without --compress")
     own = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    linears = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in own]
+    # Families have projections that others lack: those give nothing.
+    linears = [(float(model.num_layers[0]), float(ins[0]), float(outs[0])) for _, ins, outs, _ in own if outs[0]]
     if not model.tied[0]:
         linears.append((1.0, float(model.hidden_size[0]), float(model.vocab_size[0])))
     return Weights(name=name, config=config, num_parameters=float(model.num_parameters[0]), linears=tuple(linears))

@@ -87,6 +87,13 @@ def test_latency_is_of_the_model_as_it_is_stored() -> None:
     assert [c.latency_seconds for c in own[0]] == pytest.approx([c.latency_seconds for c in own[1]])
 
 
+def test_two_of_four_are_zero_where_four_divides_the_rows() -> None:
+    own = priced("sparse-2:4")
+    assert not own["sparse-2:4"].refusal
+    assert own["sparse-2:4"].latency_seconds == own["none"].latency_seconds
+    assert "GPUs" in own["sparse-2:4"].note
+
+
 def test_rows_that_four_does_not_divide_are_refused() -> None:
     odd = trace(load_workload(replace(LLAMA, config={**LLAMA.config, "intermediate_size": 130})), ("fp32",))
     found = search(machine(), odd, replace(CHOICES, sequence_length=64))
