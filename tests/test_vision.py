@@ -168,7 +168,8 @@ def choice(name: str) -> CompressionChoice:
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("names", [QUICK, pytest.param(NAMES, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [QUICK, NAMES], ids=len)
 def test_recipes_are_judged_by_what_they_read(names: tuple[str, ...]) -> None:
     file = make_plan_file(DATA, spec=VIT, sequence=VIT_TOKENS)
     file = replace(file, compression=tuple(choice(name) for name in names))
