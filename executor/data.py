@@ -46,7 +46,7 @@ class Text:
 
     def batch(self, step: int, num_samples: int) -> tuple[Tensor, Tensor]:
         """Inputs and next-byte targets of one step. Shapes: both (num_samples, sequence_length)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = _generator(self.seed, step)
         starts = torch.randint(0, len(self.data) - self.sequence_length, (num_samples,), generator=generator)
         windows = self.data[starts[:, None] + torch.arange(self.sequence_length + 1)].long()
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -82,7 +82,7 @@ class Images:
 
     def batch(self, step: int, num_samples: int) -> tuple[Tensor, Tensor]:
         """Patches and labels of one step. Shapes: (num_samples, 1 + patch, pixel), (num_samples,)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = _generator(self.seed, step)
         chosen = torch.randint(0, len(self.labels), (num_samples,), generator=generator)
         return self.patches[chosen], self.labels[chosen]
 
@@ -102,6 +102,10 @@ class Images:
 
 
 Samples = Text | Images
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def load_samples(data_file: str, workload: Workload, sequence_length: int, seed: int) -> Samples:

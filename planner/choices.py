@@ -12,8 +12,6 @@ from profiles.errors import PlanError
 Schedule = Literal["none", "gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev"]
 Recompute = Literal["none", "selective", "full"]
 Offload = Literal["none", "optimizer", "activations"]
-# Stages of ZeRO that are FSDP2.
-FSDP_STAGES = (2, 3)
 AXES: tuple[str, ...] = ("tensor", "context", "data", "pipeline")
 POSITIVE_FIELDS = (
     "data_parallel",

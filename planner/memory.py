@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.choices import FSDP_STAGES
 from planner.orders import Shape
 from planner.schedules import in_flight
 from planner.stages import StageCosts
 from planner.table import SCHEDULE_NAMES, PlanTable
 from profiles.cluster import MachineProfile
-from profiles.codecs import codec
+from profiles.codecs import FSDP_STAGES, codec
 
 Array = NDArray[np.float64]
 

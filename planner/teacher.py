@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.choices import FSDP_STAGES, Plan
+from planner.choices import Plan
 from planner.collectives import collective_seconds, group_of
 from planner.recipes import FULL_BYTES
 from planner.search import Choices, search
 from profiles.cluster import MachineProfile
+from profiles.codecs import FSDP_STAGES
 from profiles.model import ModelProfile
 from profiles.operators import evaluate
 

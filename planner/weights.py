@@ -57,7 +57,7 @@ def _vit(name: str, config: dict[str, Any]) -> Weights:
         hidden, layers, heads = (config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
         pixels = config["num_channels"] * config["patch_size"] ** 2
         patches = (config["image_size"] // config["patch_size"]) ** 2
-        ffn, labels = config["intermediate_size"], config["num_labels"]
+        ffn, labels = config["intermediate_size"], config.get("num_labels") or len(config["id2label"])
     except KeyError as error:
         raise InputError(f"model {name}: its configuration has no {error.args[0]}") from None
     attention = heads * (config.get("head_dim") or hidden // heads)

@@ -20,6 +20,8 @@ ENTRY_BYTES = 8.0
 BLOCK, SCALE_BYTES = 1024, 4.0
 # Names of what averaging a bucket of gradients consists of: the codec's work before and after the message, and that.
 ENCODE, ALL_REDUCE, DECODE = "encode", "all_reduce", "decode"
+# Stages of ZeRO that are FSDP2.
+FSDP_STAGES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,8 +50,8 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_SECONDS = 0.1
 
@@ -156,7 +156,9 @@ def _rank_environment(device_kind: str) -> dict[str, str]:
     # The ranks import what this process can import, whatever folder they stand in.
     variables = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), **THREAD_ENVIRONMENT}
     if device_kind == "cpu":
-        variables |= {"GLOO_SOCKET_IFNAME": "lo", **ALLOCATOR_ENVIRONMENT}
+        own = os.environ.get("GLIBC_TUNABLES")
+        tunables = f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
+        variables |= {"GLOO_SOCKET_IFNAME": "lo", **ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
     return variables
 
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from profiles.cluster import ExchangeTiming, LinkCurve
-from profiles.codecs import GRADIENT_BYTES, KNOWN
+from profiles.codecs import FSDP_STAGES, GRADIENT_BYTES, KNOWN
 from profiles.efficiency import link_seconds
 from profiles.rank import unpinned
 from profiles.reductions import NoNotes, bucket_options, register
@@ -36,7 +36,6 @@ FEWEST = 2
 FIRST_STEPS = 1
 REPEATS = 4
 BACKWARD_SHARE = 2 / 3
-FSDP_STAGES = (2, 3)
 CASES = (*((name, 0) for name in KNOWN), *(("none", stage) for stage in FSDP_STAGES))
 # Timed in turns, beside one pass without: as many as fit in memory easily.
 TOGETHER = 4

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from executor.measurement import PlanRun, RunFile
@@ -96,6 +97,9 @@ def test_a_slow_cable_changes_the_plan_and_the_run_agrees(
     best = runs[0]
     assert seconds[0] <= min(seconds) * 1.1
     assert agree(runs)
+    if rate == "1gbit":
+        predicted = [run.prediction.step_seconds for run in runs]
+        assert spearmanr(predicted, seconds).statistic >= 0.9
     # On an open cable nothing is compressed and nothing is cut; on a slow one something has to be.
     assert (best.plan.codec != "none" or best.plan.pipeline_parallel > 1) == bool(rate)
     if rate:

@@ -9,6 +9,7 @@ from torch import nn
 
 from profiles.artifacts import dump, parse
 from profiles.cluster import COLLECTIVES, MachineProfile, Sample
+from profiles.codecs import KNOWN
 from profiles.efficiency import fit_kernel
 from profiles.errors import InputError
 from profiles.measure import Effort, measure_machine
@@ -89,6 +90,9 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     assert timed == {(n, p, b, t) for n in names for p in precisions for b in (1, 2) for t in (1, 2)}
     assert all(t.workload == SPEC.digest and t.sequence_length == TOKENS for t in machine.layer_timings)
     assert all(t.forward_seconds > 0 and t.backward_seconds > 0 for t in machine.layer_timings)
+    exchanged = {(t.codec, t.zero_stage) for t in machine.exchange_timings}
+    assert exchanged == {*((name, 0) for name in KNOWN), ("none", 2), ("none", 3)}
+    assert all(t.backward_seconds > 0 and t.num_parameters == 2 * 32**2 for t in machine.exchange_timings)
     assert machine.fingerprint is not None
     assert machine.memory_bytes == machine.fingerprint.memory_bytes / 2
     assert 0 < machine.launch_seconds < 1e-2

@@ -83,10 +83,14 @@ CODED = [
 ]
 
 
+# Sharded over half of the ranks, and summed in 16 bits over the halves.
+SHARDED = Plan(data_parallel=4, micro_batch_size=2, num_microbatches=1, codec="bf16", zero_stage=3, shard_degree=2)
+
+
 @pytest.mark.gloo
 def test_compressed_gradients_are_rehearsed_and_expected() -> None:
     check_against_ranks([("llama", plan) for plan in CODED], 2)
-    check_against_planner([(SPECS["llama"], plan, 1) for plan in CODED], SEQUENCE)
+    check_against_planner([(SPECS["llama"], plan, plan.num_devices - 1) for plan in (*CODED, SHARDED)], SEQUENCE)
 
 
 @pytest.mark.gloo

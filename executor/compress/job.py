@@ -49,7 +49,7 @@ class CompressionJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What is asked for beside training and judging: a folder for ONNX files, a time under torch.compile."""
+    """Steps of each compressed model, a folder for ONNX files, and whether torch.compile is timed too."""
 
     more_steps: int | None = None
     export: Path | None = None

@@ -37,10 +37,12 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
     out.print("right: the share of held-out answers whose likeliest is")
     for result in file.results[1:]:
         out.print(worth(file, result)[1], markup=False)
+    is_compiled = any(result.compiled_seconds is not None for result in file.results)
     for result in file.results:
-        if result.compiled_seconds is not None:
-            seconds = format_seconds(result.compiled_seconds)
-            out.print(f"{result.recipe.name} under torch.compile: {seconds}", markup=False)
+        if is_compiled:
+            own = result.compiled_seconds
+            words = "cannot be compiled" if own is None else format_seconds(own)
+            out.print(f"{result.recipe.name} under torch.compile: {words}", markup=False)
         if result.onnx_file:
             seconds = format_seconds(result.onnxruntime_seconds or 0.0)
             out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):", markup=False)

@@ -19,13 +19,14 @@ from executor.mesh import coordinates, replica_mesh
 from executor.parallelize import Stage, build_stage
 from executor.replicas import shard
 from executor.tensor import Loss
-from planner.choices import FSDP_STAGES, Plan
+from planner.choices import Plan
+from profiles.codecs import FSDP_STAGES
 from profiles.rank import Rank
 from profiles.workloads import Workload
 
 # The share of the teacher's word in the loss, and how much both answers are softened. Source: Hinton et al. 2015.
 TEACHER_SHARE, TEMPERATURE = 0.5, 2.0
-# The share of what hidden states differ by, beside that. Source: Romero et al. 2015, FitNets, who hint at one layer.
+# The share of what hidden states differ by, beside that (Romero et al. 2015, FitNets): a choice of ours, not tuned.
 HIDDEN_SHARE = 0.1
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.axes.pipeline import V_SCHEDULES
+from planner.executable import V_SCHEDULES
 from planner.jobs.job import Jobs
 from planner.jobs.memory_rules import MemoryRules
 from planner.jobs.vocabulary import padded_vocabulary

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.axes.pipeline import V_SCHEDULES, WAITS
+from planner.executable import V_SCHEDULES
+from planner.jobs.axes.pipeline import WAITS
 from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
 from planner.jobs.stage_states import StageContent, StageStates
 from planner.space.block import Block

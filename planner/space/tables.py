@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.executable import V_SCHEDULES
 from planner.jobs.axes import pipeline as pipeline_axis
-from planner.jobs.axes.pipeline import V_SCHEDULES
 from planner.jobs.factors import Learned
 from planner.jobs.hardware import fabric_of
 from planner.jobs.ingredients import Ingredients, ingredients_of

@@ -17,7 +17,6 @@ MESSAGE_ELEMENT_BYTES = 2.0
 WAITING_SHARE = 0.57
 # Schedules that compute weight gradients later than those of inputs, and keep both gradients until then.
 WAITS = ("interleaved-zb", "zbv")
-V_SCHEDULES = ("zbv", "dualpipev")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
