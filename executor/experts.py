@@ -7,7 +7,7 @@ Source: Lepikhin et al., GShard, 2020 (arXiv 2006.16668), without its capacity.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+
+from executor.fakes import FakeTensor
+from profiles.experts import Compute, holds_experts, set_dispatch
 
 # Where an expert's weights say over which ranks they are shared out, as a mesh of one axis. Their gradient is the sum
 # over those ranks' tokens, and DDP must leave it alone.
@@ -25,7 +28,7 @@ def place_experts(layer: nn.Module, mesh: DeviceMesh) -> None:
     """Keep this rank's share of the layer's experts, where it has any, and let tokens travel over `mesh`."""
     group = mesh.get_group()
     for module in layer.modules():
-        if not _holds_experts(module):
+        if not holds_experts(module):
             continue
         count = int(module.num_experts) // group.size()  # type: ignore[arg-type]
         for name in ("gate_up_proj", "down_proj"):
@@ -33,12 +36,7 @@ def place_experts(layer: nn.Module, mesh: DeviceMesh) -> None:
             own = nn.Parameter(whole.detach()[group.rank() * count : (group.rank() + 1) * count].clone())
             setattr(own, MARK, mesh)
             setattr(module, name, own)
-        module.forward = functools.partial(_travel, module, group)
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Transformers keeps all experts of a layer in two tensors of three dimensions."""
-    return getattr(getattr(module, "gate_up_proj", None), "dim", lambda: 0)() == 3
+        set_dispatch(module, functools.partial(_travel, group))
 
 
 def expert_names(module: nn.Module) -> list[str]:
@@ -67,37 +65,37 @@ def _experts_of(parameters: Iterable[nn.Parameter]) -> Iterator[nn.Parameter]:
     return (parameter for parameter in parameters if hasattr(parameter, MARK))
 
 
-def _travel(
-    module: Any, group: dist.ProcessGroup, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
-    """What the chosen experts make of every token, weighted. Shapes: (token, hidden), twice (token, chosen)."""
-    num_chosen, num_local = top_k_index.shape[1], module.num_experts // group.size()
-    order = top_k_index.flatten().argsort(stable=True)
-    rows = order // num_chosen
-    counts = torch.bincount(top_k_index.flatten(), minlength=module.num_experts)
-    incoming = torch.empty_like(counts)
-    dist.all_to_all_single(incoming, counts, group=group)
-    by_source = incoming.view(group.size(), num_local)
-    sent, received = counts.view(group.size(), num_local).sum(1).tolist(), by_source.sum(1).tolist()
-    tokens = _exchange(hidden[rows], received, sent, group)
-    experts = torch.arange(num_local, device=hidden.device).repeat(group.size()).repeat_interleave(by_source.flatten())
-    answers = _exchange(_answer(module, tokens, experts), sent, received, group)
-    weighted = answers * top_k_weights.flatten()[order, None]
-    return torch.zeros_like(hidden).index_add(0, rows, weighted.to(hidden.dtype))
+def _travel(group: dist.ProcessGroup, compute: Compute, tokens: Tensor, counts: list[int]) -> Tensor:
+    """Send rows to the ranks of their experts, and what those make of them back. Shapes: (row, hidden) both ways."""
+    num_local = len(counts) // group.size()
+    sent = [sum(counts[first : first + num_local]) for first in range(0, len(counts), num_local)]
+    by_source = _incoming(counts, num_local, group, tokens.device)
+    received = [sum(own) for own in by_source]
+    # Rows arrive rank by rank, and of each rank expert by expert.
+    arrived = _regroup(_exchange(tokens, received, sent, group), by_source)
+    by_expert = list(zip(*by_source, strict=True))
+    answers = compute(arrived, [sum(own) for own in by_expert])
+    return _exchange(_regroup(answers, by_expert), sent, received, group)
 
 
-def _answer(module: Any, tokens: Tensor, experts: Tensor) -> Tensor:
-    """Each token through its expert. Shapes: (token, hidden), (token,)."""
-    # Where no token came, gradients are zero and not missing: other ranks average theirs.
-    answers = tokens + 0 * (module.gate_up_proj.sum() + module.down_proj.sum()).to(tokens.dtype)
-    pieces = []
-    for index in range(len(module.gate_up_proj)):
-        own = (experts == index).nonzero().flatten()
-        gate, up = nn.functional.linear(tokens[own], module.gate_up_proj[index]).chunk(2, dim=-1)
-        pieces.append((own, nn.functional.linear(module.act_fn(gate) * up, module.down_proj[index])))
-    where, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    result: Tensor = (0 * answers).to(values.dtype).index_add(0, where, values)
-    return result
+def _incoming(counts: list[int], num_local: int, group: dist.ProcessGroup, device: torch.device) -> list[list[int]]:
+    """How many rows every rank sends to each expert of this one."""
+    told = torch.tensor(counts, device=device)
+    incoming = torch.empty_like(told)
+    dist.all_to_all_single(incoming, told, group=group)
+    if isinstance(incoming, FakeTensor):
+        # In a rehearsal all ranks are alike.
+        first = group.rank() * num_local
+        return [counts[first : first + num_local]] * group.size()
+    own: list[list[int]] = incoming.view(group.size(), num_local).tolist()
+    return own
+
+
+def _regroup(rows: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Rows in pieces of `sizes`, the pieces' outer order made their inner one. Shapes: (row, hidden) both ways."""
+    pieces = rows.split([size for outer in sizes for size in outer])
+    width = len(sizes[0])
+    return torch.cat([pieces[outer * width + inner] for inner in range(width) for outer in range(len(sizes))])
 
 
 class _Exchange(torch.autograd.Function):

@@ -51,18 +51,20 @@ NAMESPACES = ("c10d", "_c10d_functional")
 SILENT = ("wait_tensor", "_wrap_tensor_autograd", "barrier", "check_for_nan")
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 # Dims of the mesh that are parts of the plan's data axis.
-AXIS_OF_DIM = {"replicate": "data", "shard": "data"}
+AXIS_OF_DIM = {"replicate": "data", "shard": "data", "expert_replicas": "data", "experts": "expert"}
 
 
 class Ledger(LiveTensors):
     """Counts while it is entered; on a real rank, or with `fakes` on a rehearsed one.
 
-    `axes` names the process groups by their ranks; what a group without a name sends is counted under "world".
+    Process groups are known by their ranks in the plan's mesh; what another one sends is counted under "world".
     """
 
-    def __init__(self, axes: Mapping[tuple[int, ...], str], fakes: FakeTensorMode | None = None) -> None:
+    def __init__(self, plan: Plan, mesh: DeviceMesh, fakes: FakeTensorMode | None = None) -> None:
         super().__init__(fakes)
-        self.axes = axes
+        self.axes = axes_of(plan, mesh)
+        # Their groups are the data axis's own where that has no other ranks.
+        self.exchanges = "expert" if plan.expert_parallel > 1 else "context"
         self.flops: Counter[str] = Counter()
         self.num_operators = 0
         self._messages: Counter[tuple[str, str]] = Counter()
@@ -127,8 +129,7 @@ class Ledger(LiveTensors):
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
         counted = result if where == "result" else given[where]
         num_bytes = sum(value.nbytes for value in tree_iter(counted) if isinstance(value, Tensor))
-        # Where the data axis has one rank, its group with the context axis is the context axis's own.
-        axis = "context" if collective == "all_to_all" else self.axes.get(_group_ranks(given), "world")
+        axis = self.exchanges if collective == "all_to_all" else self.axes.get(_group_ranks(given), "world")
         key = axis, collective
         self._messages[key] += 1
         self._sent[key] += num_bytes
@@ -152,7 +153,7 @@ def axes_of(plan: Plan, mesh: DeviceMesh) -> dict[tuple[int, ...], str]:
     By ranks, because DTensor may send through the equal group of an equal mesh that was made before.
     """
     axes = {_ranks(mesh[dim].get_group()): AXIS_OF_DIM.get(dim, dim) for dim in mesh.mesh_dim_names or ()}
-    if plan.context_parallel > 1:
-        # Data and context axes together average gradients.
+    if plan.context_parallel > 1 or plan.expert_parallel > 1:
+        # Data and context axes together average gradients, and so do all that share experts.
         axes[_ranks(replica_mesh(plan, mesh).get_group())] = "data"
     return axes

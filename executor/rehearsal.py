@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from executor.fakes import fake_mode, fake_rank, whole_shapes_apart
-from executor.ledger import Ledger, axes_of
+from executor.ledger import Ledger
 from executor.mesh import Meshes, coordinates
 from executor.rehearsed import Rehearsed
 from executor.runner import TRACKED_STEPS
@@ -37,16 +37,12 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     """
     if codec(plan.codec).rank:
         raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
-    if workload.num_experts:
-        raise PlanError(
-            f"{workload.spec.name}: how many tokens an expert gets depends on their values, which a rehearsal has not"
-        )
     if plan.compiled:
         raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
     started = time.perf_counter()
     with fake_rank(rank, plan.num_devices) as own:
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
-        ledger = Ledger(axes_of(plan, mesh), mode)
+        ledger = Ledger(plan, mesh, mode)
         edges = functools.partial(_edge, plan, workload, sequence_length)
         with mode, ledger, whole_shapes_apart():
             try:

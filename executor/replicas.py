@@ -7,6 +7,7 @@ between passes too. Schedules that compute weight gradients apart bypass DDP: th
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.experts import expert_names
@@ -66,13 +67,31 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
     until its backward. Gradients are reduced in 32 bits, or in 16 where the plan's codec says so.
     """
+    # Of two dimensions where whole copies of the shards stand beside one another.
+    place = functools.partial(_shards, replicas.size(-1))
     low = torch.bfloat16 if plan.precision == "bf16" else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
     with outside_fakes():
         for module in (*stage.layers, stage):
-            fully_shard(module, mesh=replicas, reshard_after_forward=plan.zero_stage == 3, mp_policy=policy)
+            fully_shard(
+                module,
+                mesh=replicas,
+                reshard_after_forward=plan.zero_stage == 3,
+                mp_policy=policy,
+                shard_placement_fn=place,
+            )
     return stage
+
+
+def _shards(num_shards: int, parameter: nn.Parameter) -> Shard | None:
+    """Along which dimension a parameter is cut, where not the first.
+
+    A layer's experts are fewer than ranks may be, and most would hold nothing but padding of the same size.
+    """
+    if parameter.dim() > 2 and parameter.shape[0] % num_shards and not parameter.shape[1] % num_shards:
+        return Shard(1)
+    return None
 
 
 def paused(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[object]:

@@ -54,6 +54,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         can_tensor_parallel=model.can_tensor_parallel,
         can_pipeline=model.can_pipeline,
         is_transformer=model.workload.reads_text,
+        num_experts=model.num_experts,
     )
 
 

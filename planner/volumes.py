@@ -22,6 +22,8 @@ from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import Polynomial, evaluate
 
 FULL, HALF = 4.0, 2.0
+# What tells another rank how many rows to expect for each expert.
+INT64 = 8.0
 # Sums over the vocabulary's ranks in a loss over split columns: the largest logit, the exponentials, the target's.
 LOSS_MESSAGES = 3
 
@@ -105,7 +107,8 @@ class _Rank:
         products = layer.of_phase("forward")
         if self.plan.recompute == "selective":
             return sum(self.at(op.flops) for op in products if op.kind == "attention")
-        last = [op for op in products if op.kind == "matmul"][-1:]
+        # What an expert gave is needed for the gradient of its weight.
+        last = [] if layer.num_expert_parameters else [op for op in products if op.kind == "matmul"][-1:]
         return self.at(layer.flops("forward")) - sum(self.at(op.flops) for op in last)
 
     def _split(self, position: int) -> int:
@@ -120,6 +123,8 @@ class _Rank:
             yield from self._norms()
         if self.plan.context_parallel > 1:
             yield from self._context()
+        if self.plan.expert_parallel > 1:
+            yield from self._experts()
         if self.replicas > 1:
             yield from self._data()
         if self.plan.pipeline_parallel > 1:
@@ -212,9 +217,27 @@ class _Rank:
                 ways = 2 + (position in self.again and plan.recompute == "full")
                 yield "context", "all_to_all", ways * one * self.count
 
+    def _experts(self) -> Sent:
+        """Rows go to the ranks of the experts chosen for them and come back, in every direction; so do their counts."""
+        plan = self.plan
+        rows = self.hidden * self.model.experts_per_token
+        for position in self.positions:
+            if self.layers[position].num_expert_parameters:
+                again = position in self.again and plan.recompute == "full"
+                yield "expert", "all_to_all", 2 * (2 + again) * rows * self.low * self.count
+                yield "expert", "all_to_all", (1 + again) * self.model.num_experts * INT64 * self.count
+        if plan.data_parallel > plan.expert_parallel:
+            yield "data", "all_reduce", self._shared_out() / plan.expert_parallel * FULL
+
+    def _shared_out(self) -> float:
+        """Parameters of experts that ranks share out; DDP averages those of others alone."""
+        if self.plan.expert_parallel == 1:
+            return 0.0
+        return sum(self.at(self.layers[position].num_expert_parameters) for position in self.positions)
+
     def _data(self) -> Sent:
         plan = self.plan
-        held = sum(self._parameters(position) for position in self.positions)
+        held = sum(self._parameters(position) for position in self.positions) - self._shared_out()
         if plan.zero_stage < 2:
             layers = [self.layers[position] for position in self.positions]
             sides, vectors = (

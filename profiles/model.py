@@ -56,8 +56,8 @@ class Message:
 class LayerProfile:
     """One distinct layer at one precision.
 
-    `num_parameters` are per tensor-parallel shard; `matrix_sides` sums rows and columns of its
-    matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
+    `num_parameters` are per tensor-parallel shard, `num_expert_parameters` those among them of routed experts, which
+    ranks may share out; `matrix_sides` sums rows and columns of its matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
     `backward_peak_bytes` are the most that lives beside what other layers saved.
     """
 
@@ -68,6 +68,7 @@ class LayerProfile:
     num_parameter_tensors: int
     matrix_sides: Polynomial = ()
     num_vector_parameters: Polynomial = ()
+    num_expert_parameters: Polynomial = ()
     num_parallel_linears: int = 0
     operators: tuple[Operator, ...]
     input_bytes: Polynomial
@@ -106,6 +107,8 @@ class ModelProfile:
     structure: tuple[int, ...]
     layers: dict[str, tuple[LayerProfile, ...]]
     traced_with: str
+    num_experts: int = 0
+    experts_per_token: int = 0
 
     @property
     def num_layers(self) -> int:

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # private path of a cl
 
 from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
+from profiles.experts import holds_experts
 from profiles.model import LayerProfile, Message, ModelProfile
 from profiles.operators import Operator, Phase, Polynomial, Term, add
 from profiles.recorder import RecordedOperator, Recorder, Recording
@@ -35,11 +36,6 @@ def trace(workload: Workload, precisions: Sequence[str] = ("fp32", "bf16")) -> M
 
     Raises: InputError where a layer does not run, or runs other kernels at another size.
     """
-    if workload.num_experts:
-        raise InputError(
-            f"{workload.spec.name}: how many tokens an expert gets depends on their values, which a trace has not; "
-            "plan it by its sizes, with --device or --cluster"
-        )
     structure: tuple[int, ...] = ()
     layers = {}
     for precision in precisions:
@@ -59,6 +55,8 @@ def trace(workload: Workload, precisions: Sequence[str] = ("fp32", "bf16")) -> M
         structure=structure,
         layers=layers,
         traced_with=f"torch {torch.__version__}",
+        num_experts=workload.num_experts,
+        experts_per_token=workload.experts_per_token,
     )
 
 
@@ -176,6 +174,7 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
         num_parameter_tensors=len(parameters[0]),
         matrix_sides=fit(sizes, [_sides(shapes) for shapes in parameters]),
         num_vector_parameters=fit(sizes, [sum(s.numel() for s in shapes if len(s) < 2) for shapes in parameters]),
+        num_expert_parameters=fit(sizes, [_expert_parameters(module) for module in modules]),
         num_parallel_linears=len(spec.styles),
         operators=operators,
         input_bytes=storages[0],
@@ -219,6 +218,11 @@ def _aligned(name: str, base: Recording, other: Recording, degree: int) -> Recor
                 replace(op, dims=dims, read_bytes=op.read_bytes // degree, written_bytes=op.written_bytes // degree)
             )
     return replace(other, operators=operators, storage_bytes=storages)
+
+
+def _expert_parameters(layer: nn.Module) -> int:
+    owners = (module for module in layer.modules() if holds_experts(module))
+    return sum(parameter.numel() for owner in owners for parameter in owner.parameters())
 
 
 def _sides(shapes: Sequence[torch.Size]) -> int:

@@ -31,6 +31,7 @@ from profiles.blocks import (
     register_attention,
 )
 from profiles.errors import InputError, UnknownNameError
+from profiles.experts import EXPERTS, register_experts
 from profiles.families import (
     EXPERT_FAMILIES,
     GPT2_PATHS,
@@ -77,6 +78,7 @@ class Workload:
     example_input: Callable[[int, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     num_experts: int = 0
+    experts_per_token: int = 0
     answers_once: bool = False
 
     def example_targets(self, inputs: Tensor) -> Tensor:
@@ -162,8 +164,10 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     except (TypeError, ValueError) as error:
         raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
     register_attention()
+    if family in EXPERT_FAMILIES:
+        register_experts()
     config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
-    config._experts_implementation = "eager"  # the same of experts_implementation
+    config._experts_implementation = EXPERTS  # the same of experts_implementation
     heads = int(config.num_attention_heads)
     ffn_size = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     layers, fields = _layers_and_fields(config, family)
@@ -191,12 +195,15 @@ def _layers_and_fields(config: Any, family: str) -> tuple[tuple[LayerSpec, ...],
         "tied_embeddings": bool(config.tie_word_embeddings),
         "example_input": functools.partial(token_ids, int(config.vocab_size)),
         "loss": next_token_loss,
-        "num_experts": _num_experts(config) if family in EXPERT_FAMILIES else 0,
+        **(_expert_fields(config) if family in EXPERT_FAMILIES else {}),
     }
 
 
-def _num_experts(config: Any) -> int:
-    return int(getattr(config, "num_local_experts", None) or config.num_experts)
+def _expert_fields(config: Any) -> dict[str, int]:
+    return {
+        "num_experts": int(getattr(config, "num_local_experts", None) or config.num_experts),
+        "experts_per_token": int(config.num_experts_per_tok),
+    }
 
 
 def token_ids(vocab_size: int, batch: int, sequence: int) -> Tensor:

@@ -72,11 +72,6 @@ WIDE_EXPERTS: list[Option] = [
 ]
 
 
-def countable(cases: Iterable[Case]) -> list[Case]:
-    """Cases whose work does not depend on the tokens' values: all but those of a mixture of experts."""
-    return [case for case in cases if case[0] != "mixtral"]
-
-
 def make_plan(*options: Option) -> Plan:
     """A plan of these choices: four micro-batches through a pipeline, else two, so that gradients add up."""
     fields: Option = {}

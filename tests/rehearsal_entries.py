@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from executor.data import default_text, load_text
-from executor.ledger import Ledger, axes_of
+from executor.ledger import Ledger
 from executor.mesh import Meshes
 from executor.trainer import Trainer
 from planner.choices import Plan
@@ -27,7 +27,7 @@ def count_all(cases: list[tuple[str, dict[str, Any]]]) -> list[list[dict[str, An
         for name, fields in cases:
             plan = validate(fields, Plan, "the test")
             mesh = meshes.of(plan)
-            with Ledger(axes_of(plan, mesh)) as ledger:
+            with Ledger(plan, mesh) as ledger:
                 trainer = Trainer(plan, load_workload(SPECS[name]), rank, SEED, mesh)
                 # DDP orders its buckets anew in the second step.
                 for step in range(2):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.jobs.axes.pipeline import WAITS, held_microbatches
+from planner.jobs.axes.pipeline import WAITS, held_microbatches, open_chunks
 from planner.jobs.job import Jobs, Names
 from planner.jobs.memory_rules import MemoryRules, memory_rules
 from planner.jobs.saved_tensors import LayerMemory, layer_memory
@@ -17,6 +17,7 @@ from planner.jobs.stage_states import (
     StageContent,
     StageStates,
     layer_parameters,
+    of_chunks,
     stage_content,
     stage_states,
 )
@@ -207,9 +208,11 @@ def _moments(
     logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
     casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
     fixed = states.scratch + casts * in_flight(jobs, stage.index)
+    opened = open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches)
+    together = of_chunks(lambda values: values, states, np.maximum(jobs.chunks, 1.0), opened)
     is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
-    working = fixed + states.gathered + np.where(is_early, 0.0, states.accumulated)
-    ending = fixed + states.gathered + states.accumulated + embedding
+    working = fixed + together.passing + np.where(is_early, 0.0, together.accumulated)
+    ending = fixed + together.ending + together.accumulated + embedding
     buffers = [working, working + states.head_gathered, working + states.head_gathered + head, ending]
     cached = working + np.where(jobs.recompute == "full", states.casts, 0.0)
     buffers += [states.scratch + states.step, cached]

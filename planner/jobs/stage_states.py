@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from profiles.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
 GATHERED_LAYERS = 2.0
+# Chunks of a rank whose weights are gathered at once. Source: torch.distributed.pipelining, max_active_stages.
+GATHERED_CHUNKS = 3.0
 # Of a whole gradient that FSDP adds up until it is reduced: 32 bits, as the executor's reduce_dtype has it.
 WHOLE_GRADIENT_BYTES = 4.0
 
@@ -123,8 +126,10 @@ def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
 class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
-    `gathered` is what sharded weights and their gradients take while they are together, `accumulated` whole gradients
-    that a pipeline adds up before it shards them, `step` what updating takes, `scratch` the weight gradients' scratch,
+    `gathered` is what sharded weights take while they are together, `whole` what all of them would; `passing` are
+    gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that a pipeline
+    adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all these what
+    chunks change); `step` what updating takes, `scratch` the weight gradients' scratch,
     `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left out, and `head_casts` the head's.
     """
 
@@ -132,7 +137,10 @@ class StageStates:
     gradients: Array
     optimizer: Array
     gathered: Array
+    whole: Array
+    passing: Array
     accumulated: Array
+    reducing: Array
     head_gathered: Array
     step: Array
     scratch: Array
@@ -156,10 +164,15 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
 
     updated = held(jobs.zero_stage >= 1)
     optimizer = updated * (rules.master_bytes + rules.moment_bytes)
-    gathered, head_gathered = _gathered(jobs, rules, layer, stage, common + experts)
+    everything = common + experts
+    gathered, head_gathered = _gathered(jobs, rules, layer, stage, everything)
     # Where whole gradients are added up, their shards are not there before the update.
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & (jobs.zero_stage >= rules.shards_weights_at)
     gradients = held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
+    # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
+    one = np.minimum(_largest(layer, stage), everything)
+    new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
+    passing = np.where(jobs.zero_stage >= rules.shards_weights_at, one * new, 0.0)
     matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
@@ -167,13 +180,41 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
         optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
         gathered=gathered,
-        accumulated=np.where(adds_up, (common + experts) * WHOLE_GRADIENT_BYTES, 0.0),
+        whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
+        passing=passing,
+        accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
+        reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head_gathered,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
         scratch=matrices * rules.layer_gradient_bytes,
         casts=of_layers * rules.cast_bytes,
         head_casts=np.where(stage.is_last, layer.vocabulary, 0.0) * rules.cast_bytes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """Bytes of sharded weights and gradients that are whole while a backward pass runs, and at its end; as broadcast.
+
+    `accumulated` are gradients that earlier passes left.
+    """
+
+    passing: Array
+    ending: Array
+    accumulated: Array
+
+
+def of_chunks(each: Callable[[Array], Array], states: StageStates, chunks: Array, opened: Array) -> Together:
+    """What a rank of `chunks`, of which `opened` are under way, has whole; `each` gives a field of `states` its shape.
+
+    Model: a pipeline of single chunks keeps what a backward pass gathered for the next one; of several, torch gathers
+    whole ones, and no more than three, and a chunk's gradients are sharded after its last backward pass.
+    """
+    whole, passing, accumulated = each(states.whole), each(states.passing), each(states.accumulated)
+    several = (accumulated > 0) & (chunks > 1)
+    weights = np.where(several, whole * np.minimum(GATHERED_CHUNKS / chunks, 1.0), each(states.gathered))
+    late = np.where(several, weights + each(states.reducing), np.maximum(whole, weights) + passing)
+    return Together(passing=weights + passing, ending=late, accumulated=accumulated * opened / chunks)
 
 
 def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
@@ -197,19 +238,22 @@ def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
 def _gathered(
     jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, everything: Array
 ) -> tuple[Array, Array]:
-    """Bytes of gathered weights and whole gradients: of layers, and of the head.
+    """Bytes of gathered weights: of layers, and of the head.
 
-    Model: two layers and their gradients are together at once; where weights stay gathered after forward, all are.
+    Model: two layers are together at once; where weights stay gathered after forward, all are.
     """
     is_sharded = jobs.zero_stage >= rules.shards_weights_at
-    largest = np.maximum(
+    stays = ~jobs.reshard_after_forward | (jobs.zero_stage < 3)
+    some = np.minimum(GATHERED_LAYERS * _largest(layer, stage), everything)
+    weights = np.where(stays, everything, some) * rules.gathered_bytes
+    head = np.where(stage.is_last, layer.vocabulary, 0.0)
+    head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
+    return np.where(is_sharded, weights, 0.0), head_bytes
+
+
+def _largest(layer: LayerParameters, stage: StageContent) -> Array:
+    """Parameters of the largest layer of a stage on one rank."""
+    return np.maximum(
         np.where(stage.dense_layers > 0, layer.dense, 0.0),
         np.where(stage.routed_layers > 0, layer.shared + layer.experts, 0.0),
     )
-    stays = ~jobs.reshard_after_forward | (jobs.zero_stage < 3)
-    weights = np.where(stays, everything, np.minimum(GATHERED_LAYERS * largest, everything)) * rules.gathered_bytes
-    # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
-    gradients = np.minimum(largest, everything) * rules.gathered_gradient_bytes
-    head = np.where(stage.is_last, layer.vocabulary, 0.0)
-    head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
-    return np.where(is_sharded, weights + gradients, 0.0), head_bytes

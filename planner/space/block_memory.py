@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.executable import V_SCHEDULES
-from planner.jobs.axes.pipeline import WAITS
+from planner.jobs.axes.pipeline import WAITS, open_chunks
 from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
-from planner.jobs.stage_states import StageContent, StageStates
+from planner.jobs.stage_states import StageContent, StageStates, of_chunks
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.tables import StageTable
@@ -87,11 +87,14 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
     casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
     casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    cached = (own.each(states.casts) * again + own.each(states.gathered))[:, :, None, :]
+    cached = (own.each(states.casts) * again)[:, :, None, :]
     is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
-    accumulated = own.each(states.accumulated)[..., None]
-    is_early = holds_all(in_flight, own.choices.count[:, None, None], own.choices.chunks[columns][:, None])
-    whole = np.where(is_early, 0.0, accumulated)
+    count, chunks = own.choices.count[:, None, None], own.choices.chunks[columns][:, None]
+    degrees = own.each(shared.jobs.pipeline)[..., None]
+    opened = open_chunks(np.array(own.choices.schedules)[columns][:, None], degrees, chunks, count)
+    together = of_chunks(lambda values: own.each(values)[..., None], states, np.maximum(chunks, 1.0), opened)
+    is_early = holds_all(in_flight, count, chunks)
+    whole = np.where(is_early, 0.0, together.accumulated) + together.passing
     beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
     is_forward = cached > on_top[:, :, None, :]
     activations_on_top = np.where(is_forward, 0.0, activations_on_top[:, :, None, :])
@@ -99,7 +102,7 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     # The embedding goes backward when the last micro-batch's activations are free.
     remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
     vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
-    ending = remaining + (vocabulary + own.each(states.gathered))[..., None] + casts + accumulated
+    ending = remaining + vocabulary[..., None] + casts + together.ending + together.accumulated
     update = (scratch + own.each(states.step))[..., None]
     most = np.maximum(full, ending)
     activations = np.where(full >= ending, held + activations_on_top, remaining)
@@ -148,10 +151,9 @@ def _on_top(own: Block, states: StageStates, content: StageContent, backward: Ar
     final = 2 * hidden * is_last
     at_head = final + hidden + np.where(split, 2 * whole, 0.0)
     num_logits = tokens * vocabulary / hidden_size * is_last
-    gathered = own.each(states.gathered)
-    with_head = gathered + own.each(states.head_gathered)
+    with_head = own.each(states.head_gathered)
     gradient = vocabulary * own.each(rules.head_gradient_bytes) * is_last
-    activations, most = backward, backward + gathered
+    activations, most = backward, backward
     for own_activations, everything in (
         (final, final + num_logits * own.each(loss_bytes(jobs, rules)) + with_head),
         (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.jobs.axes.groups import pipeline_stride, seconds
-from planner.jobs.job import Jobs
+from planner.jobs.job import Jobs, Names
 from planner.jobs.rules import TimeRules
 from profiles.interconnect import Fabric
 from profiles.transformer import Array
@@ -112,6 +112,16 @@ def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -
         case _:
             left = np.ones_like(inputs)
     return np.asarray(left)
+
+
+def open_chunks(schedule: str | Names, pipeline: Array, chunks: Array, count: Array) -> Array:
+    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job.
+
+    Model: where chunks are dealt out in turns, a chunk's micro-batches of one round go backward one after another; in
+    a single round a chunk is done before the next begins. There and back through a V both are under way.
+    """
+    in_turns = np.char.startswith(np.asarray(schedule, dtype=str), "interleaved") & (count < 2 * pipeline)
+    return np.asarray(np.where(in_turns, 1.0, np.maximum(chunks, 1.0)))
 
 
 def held_microbatches(schedule: str, pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
