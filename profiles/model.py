@@ -57,8 +57,9 @@ class LayerProfile:
     """One distinct layer at one precision.
 
     `num_parameters` are per tensor-parallel shard, `num_expert_parameters` those among them of routed experts, which
-    ranks may share out; `matrix_sides` sums rows and columns of its matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
-    `backward_peak_bytes` are the most that lives beside what other layers saved.
+    ranks may share out; `matrix_sides` sums rows and columns of its matrices. `saved_bytes` stay between forward and
+    backward of one micro-batch; `forward_peak_bytes` and `backward_peak_bytes` are the most that lives beside what
+    other layers saved.
     """
 
     __pydantic_config__ = STRICT

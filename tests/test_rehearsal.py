@@ -97,7 +97,12 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 @pytest.mark.gloo
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks(two_ranks(complete=False)[1::21], 2)
+    check_against_ranks([*two_ranks(complete=False)[1::21], ("mixtral", make_plan(EXPERTS[0]))], 2)
+
+
+def test_experts_that_are_fewer_than_ranks_are_sharded_without_padding() -> None:
+    plan = Plan(data_parallel=8, micro_batch_size=2, num_microbatches=1, zero_stage=3)
+    check_against_planner([(SPECS["mixtral"], plan, 7)], SEQUENCE)
 
 
 CODED = [

@@ -5,11 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from executor.pipeline import SCHEDULES as EXECUTED
 from planner.choices import Plan, stages_of
 from planner.executable import SPLIT_BACKWARD, V_SCHEDULES
+from planner.jobs.axes.pipeline import open_chunks
 from planner.orders import Shape
 from planner.schedules import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
 from profiles.errors import PlanError, UnknownNameError
@@ -61,6 +63,23 @@ def test_in_flight_is_the_most_that_the_whole_list_holds(shape):
         change = {"F": 1, "B": -1, "I": 0, "W": -1}
         assert held == max(np.cumsum([change[step.action] for step in rank_steps(shape, rank)]))
         assert len(held_at_peak(shape)[rank]) == shape.virtual_stages
+
+
+@given(
+    st.sampled_from([*(("interleaved-1f1b", chunks) for chunks in (2, 3, 4)), ("dualpipev", 2)]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([1, 2, 4, 8, 16, 32]),
+)
+def test_chunks_under_way_are_the_most_of_the_whole_list(chosen, pipeline, count):
+    name, chunks = chosen
+    assume(name != "dualpipev" or count >= pipeline * chunks)
+    shape = Shape(name, pipeline, chunks, count)
+    for rank in range(pipeline):
+        steps = [step.stage for step in rank_steps(shape, rank) if step.action in ("B", "W")]
+        last = {stage: index for index, stage in enumerate(steps)}
+        first = {stage: index for index, stage in reversed(list(enumerate(steps)))}
+        most = max(sum(first[stage] <= index <= last[stage] for stage in last) for index in range(len(steps)))
+        assert most == open_chunks(name, np.array(pipeline), np.array(chunks), np.array(count))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
+from profiles.experts import holds_experts
 from profiles.library import load_model, model_names, trace_model
 from profiles.model import ModelProfile, WorkloadSpec
 from profiles.operators import evaluate
 from profiles.recorder import Recorder
 from profiles.trace import trace
 from profiles.workloads import load_workload
+from tests.plan_builders import MIXTRAL
 from tests.workload_builders import GPT2, LLAMA
 
 OWN = WorkloadSpec(kind="module", name="own", factory="tests.workload_builders:own_model")
@@ -20,7 +22,7 @@ OWN = WorkloadSpec(kind="module", name="own", factory="tests.workload_builders:o
 BATCH, SEQUENCE = 5, 80
 
 
-@pytest.fixture(scope="module", params=[LLAMA, GPT2, OWN], ids=lambda spec: spec.name)
+@pytest.fixture(scope="module", params=[LLAMA, GPT2, MIXTRAL, OWN], ids=lambda spec: spec.name)
 def traced(request) -> tuple[WorkloadSpec, ModelProfile]:
     return request.param, trace(load_workload(request.param))
 
@@ -110,7 +112,7 @@ def test_a_module_that_is_no_sequence_is_traced_as_one_layer():
 
 def test_repeated_layers_are_recognised_once(traced):
     spec, profile = traced
-    blocks = 2 if spec.kind == "module" else 3
+    blocks = {"module": 2}.get(spec.kind, spec.config.get("num_hidden_layers", 3))
     assert profile.structure == (0, *[1] * blocks, 2)
     assert [len(layers) for layers in profile.layers.values()] == [3, 3]
 
@@ -220,3 +222,34 @@ def test_a_storage_in_the_place_of_a_dead_one_has_no_part_in_its_producer():
             torch.empty(8).add(1)
     assert len({index for op in recorder.recording.operators for index in op.outputs}) == 100
     assert all(op.inputs == () for op in recorder.recording.operators)
+
+
+def test_experts_give_what_those_of_transformers_give():
+    workload = load_workload(MIXTRAL)
+    layers = workload.build(0, len(workload.layers), seed=1)
+    tokens = workload.example_input(BATCH, SEQUENCE)
+
+    def run():
+        layers.zero_grad()
+        loss = workload.loss(layers(tokens), tokens)
+        loss.backward()
+        return [loss.detach(), *(parameter.grad.clone() for parameter in layers.parameters())]
+
+    ours = run()
+    owners = [module for module in layers.modules() if holds_experts(module)]
+    for module in owners:
+        module.config._experts_implementation = "eager"
+    assert len(owners) == 4
+    for own, wanted in zip(ours, run(), strict=True):
+        torch.testing.assert_close(own, wanted)
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zero():
+    workload = load_workload(MIXTRAL)
+    layer = workload.build(1, 2, seed=1)
+    (owner,) = (module for module in layer.modules() if holds_experts(module))
+    hidden = torch.randn(6, workload.hidden_size)
+    owner(hidden, torch.zeros(6, 1, dtype=torch.long), torch.ones(6, 1)).sum().backward()
+    norms = owner.down_proj.grad.flatten(1).norm(dim=1)
+    assert norms[0] > 0
+    assert norms[1:].tolist() == [0.0] * 3

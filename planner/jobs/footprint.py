@@ -25,6 +25,8 @@ from profiles.transformer import Array, Flags
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
 MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update", "forward")
+# At these, by their number, no layer goes backward any more.
+LATE_MOMENTS = (3, 4)
 # Where activations go to the host, those of the layer at work and of the one on its way stay.
 LAYERS_NOT_OFFLOADED = 2.0
 
@@ -162,13 +164,15 @@ def _stage_parts(
     def pick(table: Array) -> Array:
         return np.asarray(np.take_along_axis(table, when[None], axis=0)[0])
 
+    is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
+    absent = np.where(is_early & ~np.isin(when, LATE_MOMENTS), states.fresh, 0.0)
     parts = {
         "parameters": states.parameters,
-        "gradients": states.gradients,
+        "gradients": states.gradients - absent,
         "optimizer": states.optimizer,
         "activations": pick(activations),
         "logits": pick(logits),
-        "buffers": pick(buffers) + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0) + received,
+        "buffers": pick(buffers) + absent + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0) + received,
         "workspace": rules.workspace_bytes,
     }
     return parts, when
@@ -211,7 +215,7 @@ def _moments(
     opened = open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches)
     together = of_chunks(lambda values: values, states, np.maximum(jobs.chunks, 1.0), opened)
     is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
-    working = fixed + together.passing + np.where(is_early, 0.0, together.accumulated)
+    working = fixed + together.passing + np.where(is_early, -states.fresh, together.accumulated)
     ending = fixed + together.ending + together.accumulated + embedding
     buffers = [working, working + states.head_gathered, working + states.head_gathered + head, ending]
     cached = working + np.where(jobs.recompute == "full", states.casts, 0.0)

@@ -129,8 +129,9 @@ class StageStates:
     `gathered` is what sharded weights take while they are together, `whole` what all of them would; `passing` are
     gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that a pipeline
     adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all these what
-    chunks change); `step` what updating takes, `scratch` the weight gradients' scratch,
-    `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left out, and `head_casts` the head's.
+    chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what updating takes,
+    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left
+    out, and `head_casts` the head's.
     """
 
     parameters: Array
@@ -141,6 +142,7 @@ class StageStates:
     passing: Array
     accumulated: Array
     reducing: Array
+    fresh: Array
     head_gathered: Array
     step: Array
     scratch: Array
@@ -172,7 +174,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     one = np.minimum(_largest(layer, stage), everything)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
-    passing = np.where(jobs.zero_stage >= rules.shards_weights_at, one * new, 0.0)
+    is_sharded = jobs.zero_stage >= rules.shards_weights_at
+    passing = np.where(is_sharded, one * new, 0.0)
     matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
@@ -183,6 +186,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
+        # DDP's buckets hold them all the time; published runs of other stacks look as if theirs were there as well.
+        fresh=np.where(rules.accumulates_whole & is_sharded & ~adds_up, gradients, 0.0),
         reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head_gathered,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),

@@ -94,7 +94,7 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     opened = open_chunks(np.array(own.choices.schedules)[columns][:, None], degrees, chunks, count)
     together = of_chunks(lambda values: own.each(values)[..., None], states, np.maximum(chunks, 1.0), opened)
     is_early = holds_all(in_flight, count, chunks)
-    whole = np.where(is_early, 0.0, together.accumulated) + together.passing
+    whole = np.where(is_early, -own.each(states.fresh)[..., None], together.accumulated) + together.passing
     beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
     is_forward = cached > on_top[:, :, None, :]
     activations_on_top = np.where(is_forward, 0.0, activations_on_top[:, :, None, :])
