@@ -186,9 +186,9 @@ def _inference_seconds(machine: MachineProfile, model: ModelProfile, choices: Ch
 
 
 def _quantised_seconds(whole: Whole, own: Recipe, latency: float) -> float | None:
-    """The latency with every linear in int8; None where the machine was not measured for it.
+    """The latency with every linear in 8 bits; None where the machine was not measured for it.
 
-    Model: the forward pass, less its linears in fp32, plus the same in int8, both as measured linear by linear.
+    Model: the forward pass, less its linears in fp32, plus the same in 8 bits, both as measured linear by linear.
     """
     curves = {curve.name: curve for curve in whole.machine.kernels if curve.kind == "linear"}
     if own.scheme not in curves or FULL_PRECISION not in curves:

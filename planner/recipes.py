@@ -18,10 +18,10 @@ FULL_BYTES, BYTE = 4.0, 1.0
 # Channels are removed in multiples of this, so that what is left still fills the device's vector units.
 CHANNEL_MULTIPLE = 8
 PARTS = ("ffn", "heads", "layers")
-QUANTISED = ("int8-weights", "int8-dynamic")
+QUANTISED = ("int8-weights", "int8-dynamic", "fp8-weights")
 KNOWN = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "sparse-2:4", "int8-weights",
-    "int8-dynamic", "qat-int8", "distil-layers-50", "distil-layers-50-hidden",
+    "int8-dynamic", "fp8-weights", "qat-int8", "distil-layers-50", "distil-layers-50-hidden",
 )  # fmt: skip
 AUTO = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "int8-weights", "int8-dynamic",
@@ -76,8 +76,8 @@ class CompressionChoice:
 def recipe(name: str) -> Recipe:
     """The recipe called `name`.
 
-    Names: none, prune-PART-P, sparse-P, sparse-2:4, int8-weights, int8-dynamic, qat-int8, distil-PART-P,
-    distil-PART-P-hidden; P is percent, PART one of ffn, heads, layers.
+    Names: none, prune-PART-P, sparse-P, sparse-2:4, int8-weights, int8-dynamic, fp8-weights, qat-int8,
+    distil-PART-P, distil-PART-P-hidden; P is percent, PART one of ffn, heads, layers.
 
     Raises: UnknownNameError.
     """
@@ -157,14 +157,15 @@ def smaller_weights(whole: Weights, own: Recipe) -> Weights:
 def stored_bytes(whole: Weights, own: Recipe) -> float:
     """Bytes of the compressed model's weights as they are stored: 4 a parameter, and 1 where linears are in 8 bits.
 
-    int8 keeps a scale of 4 bytes and a zero point of 1 for each row. Zeros are stored like any number: sparse weights
+    A row keeps a scale of 4 bytes, and with int8 a zero point of 1. Zeros are stored like any number: sparse weights
     save nothing by themselves.
     """
     left = smaller_weights(whole, own)
     if not own.scheme:
         return FULL_BYTES * left.num_parameters
     rest = left.num_parameters - left.linear_weights
-    return FULL_BYTES * (rest + left.linear_rows) + BYTE * (left.linear_weights + left.linear_rows)
+    zero_points = left.linear_rows if own.scheme.startswith("int8") else 0.0
+    return FULL_BYTES * (rest + left.linear_rows) + BYTE * (left.linear_weights + zero_points)
 
 
 # What is known of the quality from others' measurements, and what is not.
@@ -172,6 +173,7 @@ _RISKS = {
     "none": "none",
     "int8-weights": "small: weights rounded row by row cost large models little (Dettmers et al. 2022, LLM.int8)",
     "int8-dynamic": "unknown where activations have outliers, which large models have (Dettmers et al. 2022)",
+    "fp8-weights": "small: e4m3 weights lost large models little (Micikevicius et al. 2022, FP8 formats)",
     "qat": "small where it trains on: rounding is learned (Jacob et al. 2018)",
     "weights": "unknown: half of a large model's weights went with little loss (Frantar and Alistarh 2023), but there "
     "the others were corrected",
@@ -208,7 +210,7 @@ def speed_note(own: Recipe, device_kind: str) -> str:
         return "zeros are multiplied like any number: dense kernels gain nothing"
     if own.part == "2:4" and device_kind == "cpu":
         return "2:4 kernels exist on GPUs (Ampere and later) alone"
-    if own.scheme == "int8-weights":
+    if own.scheme in ("int8-weights", "fp8-weights"):
         return "weights are turned back to fp32 for every product: memory only"
     return ""
 

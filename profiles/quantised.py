@@ -1,6 +1,6 @@
 """Linears in 8 bits: rounded while a model trains, quantised by torchao afterwards; and what that takes.
 
-Weights have one scale for each row (output); with `int8-dynamic` activations one for each token, found as they come.
+Weights, int8 or fp8 (e4m3), have one scale for each row (output); with `int8-dynamic` activations one for each token, found as they come.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from profiles.timing import Action, Bench
 
 INT8_MAX = 127
 SMALLEST = 1e-12
-SCHEMES = ("int8-weights", "int8-dynamic")
+SCHEMES = ("int8-weights", "int8-dynamic", "fp8-weights")
 # (tokens, inputs, outputs)
 LINEARS = tuple(
     (tokens, inputs, outputs)
@@ -36,15 +36,21 @@ def can_quantise() -> bool:
 
 
 def quantise(model: nn.Module, scheme: str) -> None:
-    """Turn every linear of the model into int8, in place: its weights alone, or its input too while it runs.
+    """Turn every linear of the model into 8 bits, in place: its weights alone, or its input too while it runs.
 
     Raises: EnvironmentFailure where torchao is not installed.
     """
     if not can_quantise():
         raise EnvironmentFailure(f"{scheme} needs torchao: pip install 'trainwright[compress]'")
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import (
+        Float8WeightOnlyConfig,
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        quantize_,
+    )
 
-    quantize_(model, Int8WeightOnlyConfig() if scheme == "int8-weights" else Int8DynamicActivationInt8WeightConfig())
+    kinds = (Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Float8WeightOnlyConfig)
+    quantize_(model, dict(zip(SCHEMES, kinds, strict=True))[scheme]())
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ def measure_linears(bench: Bench, shapes: tuple[tuple[int, int, int], ...] = LIN
     for scheme in ("fp32", *(SCHEMES if can_quantise() else ())):
         timings = bench.time([_linear(scheme, *shape, bench.device) for shape in shapes])
         samples = [sample(tuple(map(float, shape)), timing) for shape, timing in zip(shapes, timings, strict=True)]
-        curves.append(fit_kernel("linear", scheme, "fp32" if scheme == "fp32" else "int8", samples))
+        curves.append(fit_kernel("linear", scheme, scheme.partition("-")[0], samples))
     timings = bench.time([_round(count, bench.device) for count in ROUNDED])
     samples = [sample((4.0 * count,), timing) for count, timing in zip(ROUNDED, timings, strict=True)]
     return [*curves, fit_kernel("memory", "rounding", "fp32", samples)]

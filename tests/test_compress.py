@@ -30,7 +30,7 @@ SHARDS = Plan(data_parallel=2, micro_batch_size=4, zero_stage=3)
 SPLIT = Plan(tensor_parallel=2, micro_batch_size=8)
 NAMES = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "distil-layers-50", "sparse-50", "sparse-2:4",
-    "int8-weights", "int8-dynamic", "qat-int8",
+    "int8-weights", "int8-dynamic", "fp8-weights", "qat-int8",
 )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult
     for name in ("prune-ffn-50", "prune-layers-50"):
         assert found[name].loss_before > whole.loss_before, name
     assert found["sparse-50"].loss < found["sparse-2:4"].loss_before
-    # Rounding to 255 steps costs this model next to nothing.
-    for name in ("int8-weights", "int8-dynamic"):
+    # Rounding to 255 steps, or to 3 bits of mantissa, costs this model next to nothing.
+    for name in ("int8-weights", "int8-dynamic", "fp8-weights"):
         assert found[name].loss == pytest.approx(whole.loss, rel=0.01)
         assert found[name].step_seconds == ()
     assert found["qat-int8"].loss == pytest.approx(whole.loss, rel=0.02)

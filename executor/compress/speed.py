@@ -29,7 +29,7 @@ def time_models(study: Study) -> None:
 
 
 def _export(study: Study) -> None:
-    """Write every model that has plain weights as ONNX, and time it in ONNX Runtime; torchao's int8 stays in torch."""
+    """Write every model that has plain weights as ONNX, and time it in ONNX Runtime; torchao's 8 bits stay in torch."""
     tokens = study.held_out[0][:1]
     for own in study.found:
         recipe = own["recipe"]
