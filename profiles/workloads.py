@@ -47,6 +47,9 @@ from profiles.model import WorkloadSpec
 
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
 LOUD_WHEN_LOADED = ("torchao", "torch.utils._pytree")
+# At once, because whoever loads this may load a family of transformers before asking for a workload.
+for loud in LOUD_WHEN_LOADED:
+    logging.getLogger(loud).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +153,6 @@ def load_workload(spec: WorkloadSpec) -> Workload:
 
 def _from_config(spec: WorkloadSpec) -> Workload:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for name in LOUD_WHEN_LOADED:
-        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers import AutoConfig
 
     fields = dict(spec.config)

@@ -175,6 +175,8 @@ def result(name: str, size: int, latency: float, loss: float, equal: float) -> C
         (50, 0.5, 2.2, "fair"),
         (100, 1.0, 2.0, "bad"),
         (97, 0.97, 1.9, "bad"),
+        # Smaller, and twice as slow.
+        (25, 2.0, 2.0, "fair"),
     ],
 )
 def test_worth_weighs_savings_against_quality(size: int, latency: float, loss: float, tone: str) -> None:

@@ -15,12 +15,11 @@ def worth(file: CompressionFile, result: CompressionResult) -> tuple[str, str]:
     name = result.recipe.name
     if result is whole:
         return "fair", f"{name}: the model as it is, which the others are held against"
+    smaller = 1 - result.stored_bytes / whole.stored_bytes
+    faster = 1 - result.latency_seconds / whole.latency_seconds
     gains = [
         f"{format_percent(saved)} {word}"
-        for saved, word in (
-            (1 - result.stored_bytes / whole.stored_bytes, "smaller"),
-            (1 - result.latency_seconds / whole.latency_seconds, "faster"),
-        )
+        for saved, word in ((smaller, "smaller"), (faster, "faster"))
         if saved >= SAVING
     ]
     more = result.loss / result.equal_time_loss - 1
@@ -31,6 +30,8 @@ def worth(file: CompressionFile, result: CompressionResult) -> tuple[str, str]:
     if not gains:
         return "bad", f"{name}: no, it saves nothing here, {quality}"
     saved = " and ".join(gains)
+    if faster <= -SAVING:
+        return "fair", f"{name}: a trade, {saved} for {format_percent(-faster)} more latency, {quality}"
     if more <= AS_GOOD:
         return "good", f"{name}: yes, {saved}, {quality}"
     return "fair", f"{name}: a trade, {saved} for {quality}"
