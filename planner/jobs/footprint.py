@@ -215,10 +215,11 @@ def _moments(
     opened = open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches)
     together = of_chunks(lambda values: values, states, np.maximum(jobs.chunks, 1.0), opened)
     is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
-    working = fixed + together.passing + np.where(is_early, -states.fresh, together.accumulated)
+    working = fixed + np.where(is_early, -states.fresh, together.accumulated)
     ending = fixed + together.ending + together.accumulated + embedding
-    buffers = [working, working + states.head_gathered, working + states.head_gathered + head, ending]
-    cached = working + np.where(jobs.recompute == "full", states.casts, 0.0)
+    at_loss, at_head = (whole + states.head_gathered for whole in (together.loss, together.head))
+    buffers = [working + together.backward, working + at_loss, working + at_head + head, ending]
+    cached = working + together.forward + np.where(jobs.recompute == "full", states.casts, 0.0)
     buffers += [states.scratch + states.step, cached]
     return np.stack(activations), np.stack([*logits, zero, zero, waiting]), np.stack(buffers)
 

@@ -126,7 +126,8 @@ def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
 class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
-    `gathered` is what sharded weights take while they are together, `whole` what all of them would; `passing` are
+    `gathered` is what sharded weights take while they are together, `at_forward`, `at_loss` and `at_head` at those
+    moments (a pass forward has sharded all layers again, and the last one is fetched), `whole` what all of them would; `passing` are
     gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that a pipeline
     adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all these what
     chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what updating takes,
@@ -138,6 +139,9 @@ class StageStates:
     gradients: Array
     optimizer: Array
     gathered: Array
+    at_forward: Array
+    at_loss: Array
+    at_head: Array
     whole: Array
     passing: Array
     accumulated: Array
@@ -167,7 +171,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     updated = held(jobs.zero_stage >= 1)
     optimizer = updated * (rules.master_bytes + rules.moment_bytes)
     everything = common + experts
-    gathered, head_gathered = _gathered(jobs, rules, layer, stage, everything)
+    layers_gathered, head_gathered = _gathered(jobs, rules, layer, stage, everything)
     # Where whole gradients are added up, their shards are not there before the update.
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & (jobs.zero_stage >= rules.shards_weights_at)
     gradients = held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
@@ -175,7 +179,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     one = np.minimum(_largest(layer, stage), everything)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
     is_sharded = jobs.zero_stage >= rules.shards_weights_at
-    passing = np.where(is_sharded, one * new, 0.0)
+    passing, gathered = np.where(is_sharded, one * new, 0.0), layers_gathered(GATHERED_LAYERS)
     matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
@@ -183,6 +187,10 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
         optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
         gathered=gathered,
+        # Published runs of other stacks look as if these moments were as full as a layer's backward pass.
+        at_forward=np.where(rules.accumulates_whole, gathered, gathered + passing),
+        at_loss=np.where(rules.accumulates_whole, layers_gathered(0.0), gathered + passing),
+        at_head=np.where(rules.accumulates_whole, layers_gathered(1.0), gathered + passing),
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
@@ -199,12 +207,15 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """Bytes of sharded weights and gradients that are whole while a backward pass runs, and at its end; as broadcast.
+    """Bytes of sharded weights and gradients that are whole: moment by moment of a pass, and at its end; as broadcast.
 
     `accumulated` are gradients that earlier passes left.
     """
 
-    passing: Array
+    forward: Array
+    loss: Array
+    head: Array
+    backward: Array
     ending: Array
     accumulated: Array
 
@@ -219,7 +230,14 @@ def of_chunks(each: Callable[[Array], Array], states: StageStates, chunks: Array
     several = (accumulated > 0) & (chunks > 1)
     weights = np.where(several, whole * np.minimum(GATHERED_CHUNKS / chunks, 1.0), each(states.gathered))
     late = np.where(several, weights + each(states.reducing), np.maximum(whole, weights) + passing)
-    return Together(passing=weights + passing, ending=late, accumulated=accumulated * opened / chunks)
+    return Together(
+        forward=np.where(several, weights, each(states.at_forward)),
+        loss=np.where(several, weights, each(states.at_loss)),
+        head=np.where(several, weights, each(states.at_head)),
+        backward=weights + passing,
+        ending=late,
+        accumulated=accumulated * opened / chunks,
+    )
 
 
 def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
@@ -242,18 +260,21 @@ def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
 
 def _gathered(
     jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, everything: Array
-) -> tuple[Array, Array]:
-    """Bytes of gathered weights: of layers, and of the head.
+) -> tuple[Callable[[float], Array], Array]:
+    """Bytes of gathered weights: of so many layers, and of the head.
 
-    Model: two layers are together at once; where weights stay gathered after forward, all are.
+    Model: where weights stay gathered after forward, all layers' are, however many are asked for.
     """
     is_sharded = jobs.zero_stage >= rules.shards_weights_at
     stays = ~jobs.reshard_after_forward | (jobs.zero_stage < 3)
-    some = np.minimum(GATHERED_LAYERS * _largest(layer, stage), everything)
-    weights = np.where(stays, everything, some) * rules.gathered_bytes
+
+    def weights(count: float) -> Array:
+        some = np.minimum(count * _largest(layer, stage), everything)
+        return np.where(is_sharded, np.where(stays, everything, some), 0.0) * rules.gathered_bytes
+
     head = np.where(stage.is_last, layer.vocabulary, 0.0)
     head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
-    return np.where(is_sharded, weights, 0.0), head_bytes
+    return weights, head_bytes
 
 
 def _largest(layer: LayerParameters, stage: StageContent) -> Array:

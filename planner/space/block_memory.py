@@ -12,7 +12,7 @@ import numpy as np
 from planner.executable import V_SCHEDULES
 from planner.jobs.axes.pipeline import WAITS, open_chunks
 from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
-from planner.jobs.stage_states import StageContent, StageStates, of_chunks
+from planner.jobs.stage_states import StageContent, StageStates, Together, of_chunks
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.tables import StageTable
@@ -82,23 +82,22 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     held = kept.whole[:, :, None, :] * in_flight
     if own.is_any(shared.jobs.activation_offload):
         held = np.minimum(held, LAYERS_NOT_OFFLOADED * kept.largest[:, :, None, :])
-    activations_on_top, on_top = _on_top(own, states, content, kept.backward)
     scratch = own.each(states.scratch)
     again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
     casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
     casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    cached = (own.each(states.casts) * again)[:, :, None, :]
     is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
     count, chunks = own.choices.count[:, None, None], own.choices.chunks[columns][:, None]
     degrees = own.each(shared.jobs.pipeline)[..., None]
     opened = open_chunks(np.array(own.choices.schedules)[columns][:, None], degrees, chunks, count)
     together = of_chunks(lambda values: own.each(values)[..., None], states, np.maximum(chunks, 1.0), opened)
     is_early = holds_all(in_flight, count, chunks)
-    whole = np.where(is_early, -own.each(states.fresh)[..., None], together.accumulated) + together.passing
+    cached = (own.each(states.casts) * again)[:, :, None, :] + together.forward
+    activations_on_top, on_top = _on_top(own, states, content, kept.backward, together)
+    whole = np.where(is_early, -own.each(states.fresh)[..., None], together.accumulated)
     beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
-    is_forward = cached > on_top[:, :, None, :]
-    activations_on_top = np.where(is_forward, 0.0, activations_on_top[:, :, None, :])
-    full = beside + np.maximum(on_top[:, :, None, :], cached)
+    activations_on_top = np.where(cached > on_top, 0.0, activations_on_top)
+    full = beside + np.maximum(on_top, cached)
     # The embedding goes backward when the last micro-batch's activations are free.
     remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
     vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
@@ -136,8 +135,10 @@ def _waiting_logits(own: Block, content: StageContent, is_gpipe: Flags, in_fligh
     return np.asarray(one[:, :, None, :] * np.where(is_gpipe[:, None], in_flight - 1, 0.0))
 
 
-def _on_top(own: Block, states: StageStates, content: StageContent, backward: Array) -> tuple[Array, Array]:
-    """What comes on top of all activations in flight: of it activations, and everything. Shapes: (g, m, k).
+def _on_top(
+    own: Block, states: StageStates, content: StageContent, backward: Array, together: Together
+) -> tuple[Array, Array]:
+    """What comes on top of all activations in flight: of it activations, and everything. Shapes: (g, m, s, k).
 
     Model: the fullest of three moments, the backward of the last layer, the loss, and the backward of the head.
     """
@@ -153,12 +154,14 @@ def _on_top(own: Block, states: StageStates, content: StageContent, backward: Ar
     num_logits = tokens * vocabulary / hidden_size * is_last
     with_head = own.each(states.head_gathered)
     gradient = vocabulary * own.each(rules.head_gradient_bytes) * is_last
-    activations, most = backward, backward
-    for own_activations, everything in (
-        (final, final + num_logits * own.each(loss_bytes(jobs, rules)) + with_head),
-        (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient),
+    activations = backward[:, :, None, :]
+    most = activations + together.backward
+    for own_activations, rest, weights in (
+        (final, final + num_logits * own.each(loss_bytes(jobs, rules)) + with_head, together.loss),
+        (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient, together.head),
     ):
-        activations = np.where(everything > most, own_activations, activations)
+        everything = rest[:, :, None, :] + weights
+        activations = np.where(everything > most, own_activations[:, :, None, :], activations)
         most = np.maximum(everything, most)
     return activations, most
 
