@@ -1,6 +1,7 @@
 """Linears in 8 bits: rounded while a model trains, quantised by torchao afterwards; and what that takes.
 
-Weights, int8 or fp8 (e4m3), have one scale for each row (output); with `int8-dynamic` activations one for each token, found as they come.
+Weights, int8 or fp8 (e4m3), have one scale for each row (output); with `int8-dynamic` activations one for each token,
+found as they come.
 """
 
 from __future__ import annotations

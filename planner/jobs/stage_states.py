@@ -127,12 +127,12 @@ class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
     `gathered` is what sharded weights take while they are together, `at_forward`, `at_loss` and `at_head` at those
-    moments (a pass forward has sharded all layers again, and the last one is fetched), `whole` what all of them would; `passing` are
-    gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that a pipeline
-    adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all these what
-    chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what updating takes,
-    `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left
-    out, and `head_casts` the head's.
+    moments (a pass forward has sharded all layers again, and the last one is fetched), `whole` what all of them would;
+    `passing` are gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that
+    a pipeline adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all
+    these what chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what
+    updating takes, `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers,
+    recomputed ones left out, and `head_casts` the head's.
     """
 
     parameters: Array
