@@ -76,7 +76,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         if reason := cannot_train(choice.recipe, choice.plan):
             raise PlanError(reason)
     if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
-        raise EnvironmentFailure("8-bit recipes need torchao, pip install 'trainwright[compress]' or no such recipes")
+        raise EnvironmentFailure("8-bit recipes need torchao: pip install 'trainwright[compress]', or leave them out")
     if extras.export is not None:
         check_can_export()
         artifacts.ensure_writable(extras.export / "model.onnx")
