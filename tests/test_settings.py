@@ -73,7 +73,8 @@ def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
 
 
 def test_batches_are_compared_by_token() -> None:
-    request = Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm", global_batches=(16, 128))
+    # Where memory is short, a step of one micro-batch may win: no gradients lie beside its activations.
+    request = Request(model=load_sizes("llama-3.2-1b"), num_devices=8, device="h100-sxm", global_batches=(16, 128))
     file, _ = ask(request, Questions())
     # A larger batch spreads the exchange of gradients over more tokens.
     assert file.global_batch_size == 128
