@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.nn.parallel import DistributedDataParallel
 
 from profiles.errors import EnvironmentFailure
+from profiles.fakes import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from profiles.rank import Rank
 
 __all__ = [

@@ -12,13 +12,13 @@ from typing import Any
 from planner.choices import Plan
 from planner.weights import Weights, weights_of
 from profiles.artifacts import STRICT
+from profiles.efficiency import LINEAR_SCHEMES
 from profiles.errors import PlanError, UnknownNameError
 
 FULL_BYTES, BYTE = 4.0, 1.0
 # Channels are removed in multiples of this, so that what is left still fills the device's vector units.
 CHANNEL_MULTIPLE = 8
 PARTS = ("ffn", "heads", "layers")
-QUANTISED = ("int8-weights", "int8-dynamic", "fp8-weights")
 KNOWN = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "sparse-2:4", "int8-weights",
     "int8-dynamic", "fp8-weights", "qat-int8", "distil-layers-50", "distil-layers-50-hidden",
@@ -86,7 +86,7 @@ def recipe(name: str) -> Recipe:
         return replace(recipe(name.removesuffix("-hidden")), name=name, matches_hidden=True)
     if name == "none":
         return Recipe(name=name, method="none")
-    if name in QUANTISED:
+    if name in LINEAR_SCHEMES:
         return Recipe(name=name, method="quantise", scheme=name)
     if name == "qat-int8":
         return Recipe(name=name, method="qat", scheme="int8-dynamic")

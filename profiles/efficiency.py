@@ -18,6 +18,8 @@ from profiles.operators import ATTENTION_FLOPS
 Array = NDArray[np.float64]
 
 BYTES_PER_ELEMENT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
+# How a linear's weights may be kept after training; each has a curve of its own.
+LINEAR_SCHEMES = ("int8-weights", "int8-dynamic", "fp8-weights")
 # AdamW reads parameter, gradient and two moments and writes all but the gradient, all in fp32.
 ADAMW_BYTES_PER_PARAMETER = 4.0 * (4 + 3)
 # A sample's correction has lost half its say where the dims are further away than this factor.

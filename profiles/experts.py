@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor  # private path of a class torch documents for such use
+
+from profiles.fakes import FakeTensor
 
 # The name under which transformers finds `experts`.
 EXPERTS = "trainwright"

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from profiles.cluster import KernelCurve
-from profiles.efficiency import fit_kernel
+from profiles.efficiency import LINEAR_SCHEMES, fit_kernel
 from profiles.errors import EnvironmentFailure
 from profiles.measure_kernels import sample
 from profiles.timing import Action, Bench
 
 INT8_MAX = 127
 SMALLEST = 1e-12
-SCHEMES = ("int8-weights", "int8-dynamic", "fp8-weights")
 # (tokens, inputs, outputs)
 LINEARS = tuple(
     (tokens, inputs, outputs)
@@ -51,7 +50,7 @@ def quantise(model: nn.Module, scheme: str) -> None:
     )
 
     kinds = (Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Float8WeightOnlyConfig)
-    quantize_(model, dict(zip(SCHEMES, kinds, strict=True))[scheme]())
+    quantize_(model, dict(zip(LINEAR_SCHEMES, kinds, strict=True))[scheme]())
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ def rounded(values: Tensor) -> Tensor:
 def measure_linears(bench: Bench, shapes: tuple[tuple[int, int, int], ...] = LINEARS) -> list[KernelCurve]:
     """The forward pass of a linear without gradients, by how its weights are kept; of fp32 alone without torchao."""
     curves = []
-    for scheme in ("fp32", *(SCHEMES if can_quantise() else ())):
+    for scheme in ("fp32", *(LINEAR_SCHEMES if can_quantise() else ())):
         timings = bench.time([_linear(scheme, *shape, bench.device) for shape in shapes])
         samples = [sample(tuple(map(float, shape)), timing) for shape, timing in zip(shapes, timings, strict=True)]
         curves.append(fit_kernel("linear", scheme, scheme.partition("-")[0], samples))

@@ -77,9 +77,11 @@ class StackMemory:
     communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
     `receives_whole_step` whether a pipeline allots what it receives for all micro-batches of a step at once,
     `accumulates_whole` whether a pipeline with sharded weights adds up whole gradients in 32 bits until the step ends,
-    `cuts_by_parameters` whether pipeline stages are cut by parameters, the head's among them, and not by layers. What
-    the allocator holds beyond: `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's
-    16-bit gradients, of 16-bit logits and of activations. `context_gib`: context and communicators, outside of it.
+    `frees_by_moment` whether, of sharded weights and gradients, each moment of a pass has what it needs and no more,
+    where others are as full at all of them as in a layer's backward pass; `cuts_by_parameters` whether pipeline stages
+    are cut by parameters, the head's among them, and not by layers. What the allocator holds beyond:
+    `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit
+    logits and of activations. `context_gib`: context and communicators, outside of it.
     """
 
     __pydantic_config__ = STRICT
@@ -113,6 +115,7 @@ class StackMemory:
     routed_workspaces: float = 0.0
     receives_whole_step: bool = False
     accumulates_whole: bool = False
+    frees_by_moment: bool = False
     cuts_by_parameters: bool = False
     vocabulary_slack: float
     logit_slack: float

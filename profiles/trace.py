@@ -17,11 +17,11 @@ from difflib import SequenceMatcher
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # private path of a class torch documents for such use
 
 from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
 from profiles.experts import holds_experts
+from profiles.fakes import FakeTensorMode
 from profiles.model import LayerProfile, Message, ModelProfile
 from profiles.operators import Operator, Phase, Polynomial, Term, add
 from profiles.recorder import RecordedOperator, Recorder, Recording

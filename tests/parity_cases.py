@@ -106,6 +106,7 @@ def two_ranks(complete: bool) -> list[Case]:
     # Sharded weights are gathered in the precision of the passes.
     cases += [("llama", make_plan(LAYOUTS["data"][stage], {"precision": "bf16"})) for stage in (2, 3)]
     cases += [("mixtral", make_plan(option)) for option in (EXPERTS if complete else EXPERTS[:2])]
+    cases.append(("odd-mixtral", make_plan({"data_parallel": 2, "zero_stage": 3})))
     return list(allowed(cases))
 
 

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,9 @@ from profiles.reductions import bucket_options, register
 from profiles.workloads import load_workload
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, NUM_STEPS, QWEN3, SEED, SEQUENCE
 
-SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "mixtral": MIXTRAL}
+# Three experts over two ranks: FSDP cuts them along their width.
+ODD_MIXTRAL = replace(MIXTRAL, config={**MIXTRAL.config, "num_local_experts": 3})
+SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "mixtral": MIXTRAL, "odd-mixtral": ODD_MIXTRAL}
 
 
 def run_plans(cases: list[tuple[str, dict[str, Any]]], references: dict[str, str]) -> list[list[dict[str, Any]]]:

@@ -5,7 +5,6 @@ import json
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,12 +59,11 @@ def rehearse(jobs: list[tuple[Plan, WorkloadSpec, int, int]]) -> list[Rehearsed]
     return list(rehearse_all(jobs, lambda fraction, words: None))
 
 
-def together(cases: list[Case], num_ranks: int) -> Iterator[tuple[Case, list[int]]]:
+def together(plan: Plan) -> list[list[int]]:
     """Ranks to be compared: the first and the last, or where tokens choose their experts' ranks, all in one sum."""
-    for case in cases:
-        shared = case[1].expert_parallel > 1
-        for ranks in [list(range(num_ranks))] if shared else [[rank] for rank in sorted({0, num_ranks - 1})]:
-            yield case, ranks
+    if plan.expert_parallel > 1:
+        return [list(range(plan.num_devices))]
+    return [[rank] for rank in sorted({0, plan.num_devices - 1})]
 
 
 def totals(counted: list[dict[str, Any]]) -> tuple[Counter[str], Counter[tuple[str, str, str]], float]:
@@ -83,14 +81,16 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
     """FLOPs and messages are the same; the peak is close, for real tensors die when the last thread lets go of them."""
     payload = [(name, asdict(plan)) for name, plan in cases]
     real = launch("tests.rehearsal_entries:count_all", payload, num_ranks, "cpu")
-    compared = list(together(cases, num_ranks))
-    jobs = [(plan, SPECS[name], SEQUENCE, rank) for (name, plan), ranks in compared for rank in ranks]
-    rehearsed = iter(rehearse(jobs))
-    by_case = {id(case): everyone for case, everyone in zip(cases, real, strict=True)}
-    for case, ranks in compared:
-        counted = totals([by_case[id(case)][rank] for rank in ranks])
+    compared = [
+        (name, plan, own, ranks) for (name, plan), own in zip(cases, real, strict=True) for ranks in together(plan)
+    ]
+    rehearsed = iter(
+        rehearse([(plan, SPECS[name], SEQUENCE, rank) for name, plan, _, ranks in compared for rank in ranks])
+    )
+    for name, plan, everyone, ranks in compared:
+        counted = totals([everyone[rank] for rank in ranks])
         found = totals([asdict(next(rehearsed)) for _ in ranks])
-        what = f"{case[0]} {case[1].id}, ranks {ranks}"
+        what = f"{name} {plan.id}, ranks {ranks}"
         assert found[:2] == counted[:2], what
         assert found[2] == pytest.approx(counted[2], rel=0.1), what
 

@@ -170,34 +170,35 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
 
     updated = held(jobs.zero_stage >= 1)
     optimizer = updated * (rules.master_bytes + rules.moment_bytes)
-    everything = common + experts
-    layers_gathered, head_gathered = _gathered(jobs, rules, layer, stage, everything)
+    everything, is_sharded = common + experts, _shards_weights(jobs, rules)
+    head = np.where(stage.is_last & is_sharded & ~_stay_gathered(jobs), layer.vocabulary, 0.0)
     # Where whole gradients are added up, their shards are not there before the update.
-    adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & (jobs.zero_stage >= rules.shards_weights_at)
+    adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
     gradients = held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     one = np.minimum(_largest(layer, stage), everything)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
-    is_sharded = jobs.zero_stage >= rules.shards_weights_at
-    passing, gathered = np.where(is_sharded, one * new, 0.0), layers_gathered(GATHERED_LAYERS)
+    passing = np.where(is_sharded, one * new, 0.0)
+    alone, fetched, gathered = (
+        _weights_together(jobs, rules, layer, stage, count) for count in (0.0, 1.0, GATHERED_LAYERS)
+    )
     matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
     matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
     return StageStates(
-        parameters=held(jobs.zero_stage >= rules.shards_weights_at) * rules.weight_bytes,
+        parameters=held(is_sharded) * rules.weight_bytes,
         gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
         optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
         gathered=gathered,
-        # Published runs of other stacks look as if these moments were as full as a layer's backward pass.
-        at_forward=np.where(rules.accumulates_whole, gathered, gathered + passing),
-        at_loss=np.where(rules.accumulates_whole, layers_gathered(0.0), gathered + passing),
-        at_head=np.where(rules.accumulates_whole, layers_gathered(1.0), gathered + passing),
+        at_forward=np.where(rules.frees_by_moment, gathered, gathered + passing),
+        at_loss=np.where(rules.frees_by_moment, alone, gathered + passing),
+        at_head=np.where(rules.frees_by_moment, fetched, gathered + passing),
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
-        # DDP's buckets hold them all the time; published runs of other stacks look as if theirs were there as well.
-        fresh=np.where(rules.accumulates_whole & is_sharded & ~adds_up, gradients, 0.0),
+        # DDP's buckets hold them all the time.
+        fresh=np.where(rules.frees_by_moment & is_sharded & ~adds_up, gradients, 0.0),
         reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
-        head_gathered=head_gathered,
+        head_gathered=head * rules.gathered_bytes,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
         scratch=matrices * rules.layer_gradient_bytes,
         casts=of_layers * rules.cast_bytes,
@@ -258,23 +259,22 @@ def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
     return np.maximum(group, 1.0), experts
 
 
-def _gathered(
-    jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, everything: Array
-) -> tuple[Callable[[float], Array], Array]:
-    """Bytes of gathered weights: of so many layers, and of the head.
+def _weights_together(
+    jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, count: float
+) -> Array:
+    """Bytes of `count` layers' gathered weights; of all that the stage has where they stay so after forward."""
+    everything = sum(_parameters(jobs, layer, stage))
+    some = np.minimum(count * _largest(layer, stage), everything)
+    weights = np.where(_stay_gathered(jobs), everything, some) * rules.gathered_bytes
+    return np.where(_shards_weights(jobs, rules), weights, 0.0)
 
-    Model: where weights stay gathered after forward, all layers' are, however many are asked for.
-    """
-    is_sharded = jobs.zero_stage >= rules.shards_weights_at
-    stays = ~jobs.reshard_after_forward | (jobs.zero_stage < 3)
 
-    def weights(count: float) -> Array:
-        some = np.minimum(count * _largest(layer, stage), everything)
-        return np.where(is_sharded, np.where(stays, everything, some), 0.0) * rules.gathered_bytes
+def _shards_weights(jobs: Jobs, rules: MemoryRules) -> Flags:
+    return np.asarray(jobs.zero_stage >= rules.shards_weights_at)
 
-    head = np.where(stage.is_last, layer.vocabulary, 0.0)
-    head_bytes = np.where(is_sharded & ~stays, head, 0.0) * rules.gathered_bytes
-    return weights, head_bytes
+
+def _stay_gathered(jobs: Jobs) -> Flags:
+    return np.asarray(~jobs.reshard_after_forward | (jobs.zero_stage < 3))
 
 
 def _largest(layer: LayerParameters, stage: StageContent) -> Array:
