@@ -11,6 +11,7 @@ from planner.executable import ModelFacts, refusal
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.job import ranks_per_host
+from profiles.precision import unavailable
 from profiles.workloads import Workload
 
 BYTE_VALUES = 256
@@ -75,6 +76,16 @@ def check_data(file: PlanFile, workload: Workload) -> None:
     example = workload.example_input(1, 8)
     if example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
         raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")
+
+
+def check_precision(plan: Plan, device_kind: str) -> None:
+    """Check that this machine computes in the plan's precision.
+
+    Raises: EnvironmentFailure.
+    """
+    reason = unavailable(plan.precision, device_kind)
+    if reason:
+        raise EnvironmentFailure(f"plan {plan.id}: {reason}")
 
 
 def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool:

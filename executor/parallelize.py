@@ -5,8 +5,6 @@ Every rank builds its layers from the seed and their positions, so nothing has t
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,6 +16,7 @@ from executor.fakes import outside_fakes
 from executor.mesh import Coordinates
 from executor.tensor import split_layer
 from planner.choices import Plan, recomputed_layers
+from profiles.precision import computing, lower
 from profiles.workloads import Workload
 
 
@@ -32,7 +31,7 @@ class Stage(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Token ids or hidden states to hidden states or logits."""
         # Entered here rather than around the step, so that pipeline stages and the reference do the same.
-        with autocast(self.precision, self.device_kind):
+        with computing(self.precision, self.device_kind):
             for layer, recomputed in zip(self.layers, self.recomputed, strict=True):
                 if recomputed:
                     # There is no dropout, so no random state has to be kept.
@@ -40,13 +39,6 @@ class Stage(nn.Module):
                 else:
                     hidden = layer(hidden)
         return hidden
-
-
-def autocast(precision: str, device_kind: str) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision as the plan says: bf16 compute over fp32 parameters, gradients and optimizer, or nothing."""
-    if precision == "bf16":
-        return torch.autocast(device_kind, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def build_stage(
@@ -61,7 +53,10 @@ def build_stage(
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
     num_layers = len(workload.layers)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
-    layers = workload.build(start, stop, seed)
+    whole = workload.build(start, stop, seed)
+    layers = nn.Sequential(
+        *(lower(layer, plan.precision, start + index == num_layers - 1) for index, layer in enumerate(whole))
+    )
     if device.type != "cpu":
         layers.to(device)
     covered = recomputed_layers(plan, stage, num_layers)

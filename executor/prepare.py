@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
-from executor.checks import check_data, check_devices, check_plan
+from executor.checks import check_data, check_devices, check_plan, check_precision
 from executor.data import data_name, load_samples
 from executor.session import Order
 from planner.choices import Plan
@@ -70,6 +70,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     workload = load_workload(file.workload)
     for index in chosen:
         check_plan(file.candidates[index].plan, file, workload)
+        check_precision(file.candidates[index].plan, device_kind)
     check_data(file, workload)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)

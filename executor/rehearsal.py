@@ -25,6 +25,7 @@ from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
 from profiles.errors import PlanError
+from profiles.model import MIXED
 from profiles.workloads import Workload
 
 
@@ -92,7 +93,7 @@ def _edge(plan: Plan, workload: Workload, sequence_length: int, stage: int) -> t
     """Examples of what `stage` is given and gives: token ids, hidden states as a rank holds them, logits."""
     tokens = sequence_length // plan.context_parallel
     own = tokens // plan.tensor_parallel if plan.sequence_parallel else tokens
-    low = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    low = torch.bfloat16 if plan.precision in MIXED else torch.float32
     columns = workload.vocab_size // plan.tensor_parallel if plan.vocab_parallel else workload.vocab_size
 
     def example(length: int, width: int, dtype: torch.dtype) -> Tensor:

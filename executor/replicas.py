@@ -28,6 +28,7 @@ from executor.recorder import Recorder
 from planner.choices import Plan
 from planner.executable import SPLIT_BACKWARD
 from profiles.codecs import ALL_REDUCE
+from profiles.model import MIXED
 from profiles.reductions import Reduction, bucket_options, register
 
 
@@ -69,7 +70,7 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     """
     # Of two dimensions where whole copies of the shards stand beside one another.
     place = functools.partial(_shards, replicas.size(-1))
-    low = torch.bfloat16 if plan.precision == "bf16" else None
+    low = torch.bfloat16 if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
     with outside_fakes():

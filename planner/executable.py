@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from planner.choices import Plan, recomputable_layers
 from profiles.codecs import codec
-from profiles.model import ModelProfile
+from profiles.model import PRECISIONS, ModelProfile
 
-PRECISIONS = ("fp32", "bf16")
 # Schedules of one stage per rank; of several, dealt out in turns; of two, dealt out there and back.
 SINGLE_SCHEDULES = ("gpipe", "1f1b")
 LOOPED_SCHEDULES = ("interleaved-1f1b", "interleaved-zb")
@@ -60,7 +59,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
 
 def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
     """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
-    for rules in (_names, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile):
+    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile):
         for reason in rules(plan, model, sequence_length):
             return f"plan {reason}"
     return ""
@@ -75,6 +74,24 @@ def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]
         yield f"replica_microbatches={plan.replica_microbatches}: planned only, leave it out"
     if plan.offload != "none":
         yield f"offload={plan.offload}: planned only, use offload=none"
+
+
+def _fp8(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What torchao's linears do not go together with."""
+    if plan.precision != "fp8":
+        return
+    if plan.tensor_parallel > 1:
+        yield (
+            f"precision=fp8 with tensor_parallel={plan.tensor_parallel}: torch would send the largest number of every "
+            "split tensor in a message of its own (rehearsed), use bf16 or data_parallel"
+        )
+    if plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"precision=fp8 with schedule={plan.schedule}: torchao computes both gradients of a linear at once, and "
+            "would do so twice (rehearsed), use interleaved-1f1b"
+        )
+    if model.num_experts:
+        yield f"precision=fp8 with the experts of {model.name}: torchao rounds linears alone, use bf16"
 
 
 def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:

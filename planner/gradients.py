@@ -15,6 +15,7 @@ from planner.table import PlanTable
 from profiles.cluster import Collective, MachineProfile
 from profiles.codecs import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, codec
 from profiles.efficiency import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
+from profiles.model import MIXED
 
 Array = NDArray[np.float64]
 # Timings that spread more than this are left alone: 0.6 and 0.94 were seen where other work ran beside, 0.3 without.
@@ -54,7 +55,7 @@ def gradient_seconds(machine: MachineProfile, table: PlanTable, stages: StageCos
     exposed, coding = np.zeros(len(table)), np.zeros(len(table))
     stride = np.where(table.axis_order == 0, 1, table.pipeline_parallel) * table.tensor_parallel
     keys = np.stack([table.data_parallel, table.zero_stage, table.codec, stride], axis=1)
-    low_bytes = GRADIENT_BYTES / 2 if table.precision == "bf16" else GRADIENT_BYTES
+    low_bytes = GRADIENT_BYTES / 2 if table.precision in MIXED else GRADIENT_BYTES
     distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
     for index, (degree, zero, code, step) in enumerate(distinct):
         rows = np.flatnonzero(inverse.reshape(-1) == index)

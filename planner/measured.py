@@ -40,21 +40,22 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
 
     Raises: InputError, NoFeasiblePlanError.
     """
-    profile, gpus = load_model(asked.model), asked.num_devices
+    gpus = asked.num_devices
     target, which = load_machine(asked.machine, asked.device, gpus)
+    usual = "bf16" if target.device_kind == "cuda" else "fp32"
+    precisions = tuple((asked.precision or usual).split(","))
+    profile = load_model(asked.model, precisions)
     notes = [f"planned for {which}"]
     if target.device_kind == "cpu" and gpus > target.num_devices:
         notes.append(f"measured with {target.num_devices} ranks: what larger groups take is carried over from those")
         target = _with_more_ranks(target, gpus)
-    sequence_length, global_batch, precision = asked.sequence_length, asked.global_batch, asked.precision
+    sequence_length, global_batch = asked.sequence_length, asked.global_batch
     if sequence_length is None:
         sequence_length = min(profile.max_sequence_length or 512, DEFAULT_SEQUENCE_LENGTH)
         notes.append(f"sequence length assumed: {sequence_length} tokens")
     if global_batch is None:
         global_batch = DEFAULT_SAMPLES_PER_DEVICE * gpus
         notes.append(f"global batch assumed: {global_batch} samples")
-    if precision is None:
-        precision = "bf16" if target.device_kind == "cuda" else "fp32"
     found = search(
         target,
         profile,
@@ -62,7 +63,7 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
             num_devices=gpus,
             global_batch_size=global_batch,
             sequence_length=sequence_length,
-            precisions=tuple(precision.split(",")),
+            precisions=precisions,
             codecs=codecs_of(asked.codecs) if asked.codecs else measured_codecs(target, codecs_of(asked.usual_codecs)),
         ),
     )

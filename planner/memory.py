@@ -11,6 +11,7 @@ from planner.stages import StageCosts
 from planner.table import SCHEDULE_NAMES, PlanTable
 from profiles.cluster import MachineProfile
 from profiles.codecs import FSDP_STAGES, codec
+from profiles.model import MIXED
 
 Array = NDArray[np.float64]
 
@@ -80,7 +81,7 @@ def _parameter_bytes(table: PlanTable, stages: StageCosts) -> Array:
     """
     whole, data = stages.num_parameters, table.data_parallel
     shards = PARAMETER_BYTES * whole / data
-    low = LOW_BYTES if table.precision == "bf16" else PARAMETER_BYTES
+    low = LOW_BYTES if table.precision in MIXED else PARAMETER_BYTES
     gathered = shards + np.maximum(0.0, low * whole - GRADIENT_BYTES * whole / data)
     states = [table.zero_stage == GATHERED_TWICE, table.zero_stage == GATHERED_ONCE]
     return np.select(states, [shards, gathered], PARAMETER_BYTES * whole)

@@ -152,6 +152,9 @@ def _enumerate(
     rows: list[tuple[int, ...]] = []
     dropped: Counter[str] = Counter()
     for item in legal:
+        if precision == "fp8" and item.tensor > 1:
+            dropped["tensor parallel in fp8, which the executor does not run"] += 1
+            continue
         local = choices.global_batch_size // item.data
         for micro_batch in divisors(local):
             count = local // micro_batch

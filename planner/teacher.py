@@ -12,7 +12,7 @@ from planner.recipes import FULL_BYTES
 from planner.search import Choices, search
 from profiles.cluster import MachineProfile
 from profiles.codecs import FSDP_STAGES
-from profiles.model import ModelProfile
+from profiles.model import MIXED, ModelProfile
 from profiles.operators import evaluate
 
 
@@ -61,4 +61,4 @@ def teacher_bytes(model: ModelProfile, choices: Choices, plan: Plan) -> float:
 
 
 def _gathered_bytes(plan: Plan) -> float:
-    return FULL_BYTES / 2 if plan.precision == "bf16" else FULL_BYTES
+    return FULL_BYTES / 2 if plan.precision in MIXED else FULL_BYTES

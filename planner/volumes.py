@@ -18,7 +18,7 @@ from planner.orders import Shape
 from planner.schedules import rank_steps
 from profiles.artifacts import STRICT
 from profiles.codecs import codec
-from profiles.model import LayerProfile, ModelProfile
+from profiles.model import MIXED, LayerProfile, ModelProfile
 from profiles.operators import Polynomial, evaluate
 
 FULL, HALF = 4.0, 2.0
@@ -82,7 +82,7 @@ class _Rank:
         }
         self.count = plan.num_microbatches
         self.replicas = plan.data_parallel * plan.context_parallel
-        self.is_mixed = plan.precision == "bf16"
+        self.is_mixed = plan.precision in MIXED
         self.low = HALF if self.is_mixed else FULL
         # Of embeddings, and of gradients of norms: 16 bits where weights are gathered in them.
         self.weight = self.low if plan.zero_stage >= 2 else FULL
@@ -109,7 +109,8 @@ class _Rank:
             return sum(self.at(op.flops) for op in products if op.kind == "attention")
         # What an expert gave is needed for the gradient of its weight.
         last = [] if layer.num_expert_parameters else [op for op in products if op.kind == "matmul"][-1:]
-        return self.at(layer.flops("forward")) - sum(self.at(op.flops) for op in last)
+        # torchao keeps a linear's input and weight when it is done.
+        return self.at(layer.flops("forward")) - sum(self.at(op.flops) for op in last if op.dtype != "fp8")
 
     def _split(self, position: int) -> int:
         """Ranks over which the ends of the model are split beside what every layer says of itself."""

@@ -48,7 +48,7 @@ def machine(
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the model's shapes.")] = 128,
     micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes of the model's shapes.")] = "1,2,4,8",
-    precision: Annotated[str, typer.Option(help="Precisions to measure.")] = "fp32,bf16",
+    precision: Annotated[str, typer.Option(help="Precisions to measure: fp32, bf16, fp8; tf32 on GPUs.")] = "fp32,bf16",
     oversubscription: Annotated[
         bool, typer.Option(help="Measure twice as many ranks as cores too (15 s more).")
     ] = False,
@@ -63,7 +63,8 @@ def machine(
 
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
-    profiles = [load_model(name) for name in model or ()]
+    precisions = tuple(precision.split(","))
+    profiles = [load_model(name, precisions) for name in model or ()]
     out = console.console(json_output)
     kind = current_device_kind()
     out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
@@ -74,7 +75,7 @@ def machine(
             sequence_length=sequence_length,
             micro_batch_sizes=_numbers(micro_batches, "--micro-batches"),
             tensor_degrees=_tensor_degrees(profiles, gpus),
-            precisions=tuple(precision.split(",")),
+            precisions=precisions,
             on_progress=on_progress,
             models=profiles,
             with_oversubscription=oversubscription,

@@ -17,7 +17,7 @@ from profiles.operators import ATTENTION_FLOPS
 
 Array = NDArray[np.float64]
 
-BYTES_PER_ELEMENT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
+BYTES_PER_ELEMENT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 # How a linear's weights may be kept after training; each has a curve of its own.
 LINEAR_SCHEMES = ("int8-weights", "int8-dynamic", "fp8-weights")
 # AdamW reads parameter, gradient and two moments and writes all but the gradient, all in fp32.
@@ -137,6 +137,23 @@ def link_seconds(curve: LinkCurve, num_bytes: ArrayLike) -> Array:
     below = base * (seconds[0] / at_knots[0])
     above = base * (seconds[-1] / at_knots[-1])
     return np.asarray(np.where(num_bytes < knots[0], below, np.where(num_bytes > knots[-1], above, inside)))
+
+
+def best_product_rate(kernels: Sequence[KernelCurve], precision: str) -> float:
+    """FLOPs per second of the fastest product measured."""
+    return max(
+        float(work_of("matmul", sample.dims, precision)[0]) / sample.seconds
+        for curve in kernels
+        if (curve.kind, curve.precision) == ("matmul", precision)
+        for sample in curve.samples
+    )
+
+
+def copy_rate(kernels: Sequence[KernelCurve]) -> float:
+    """Bytes per second of the largest plain copy, which no cache holds."""
+    copies = [sample for curve in kernels if (curve.kind, curve.name) == ("memory", "") for sample in curve.samples]
+    largest = max(copies, key=lambda sample: sample.dims)
+    return largest.dims[0] / largest.seconds
 
 
 def _per(amount: Array, rate: float) -> Array:

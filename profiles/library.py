@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from profiles.artifacts import artifact_kind, parse, read
@@ -14,7 +16,7 @@ from profiles.cluster import MachineProfile
 from profiles.devices import device_names, load_device, machine_of
 from profiles.errors import InputError, UnknownNameError
 from profiles.families import VISION_FAMILIES
-from profiles.model import ModelProfile
+from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.sizes import ModelSizes, read_config, sizes_of
 
 MODELS = Path(__file__).parent / "catalog" / "models"
@@ -54,11 +56,24 @@ def load_sizes(model: str) -> ModelSizes | None:
     raise UnknownNameError("model", model, [*model_names(), *config_names()])
 
 
-def load_model(model: str) -> ModelProfile:
+def load_model(model: str, precisions: Sequence[str] = ()) -> ModelProfile:
     """The profile of `model`: an alias, a profile file, a Hugging Face config.json or its folder, or module:factory.
 
-    Raises: UnknownNameError with the nearest alias; InputError where the file or the factory cannot be used.
+    Of `precisions` those that it lacks are traced.
+    Raises: UnknownNameError with the nearest alias or precision; InputError where the file or the factory cannot be
+    used; EnvironmentFailure where a precision needs a library that is not installed.
     """
+    profile = _load_model(model)
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+    missing = [precision for precision in precisions if precision not in profile.layers]
+    if missing:
+        profile = replace(profile, layers=profile.layers | _traced(profile.workload, missing).layers)
+    return profile
+
+
+def _load_model(model: str) -> ModelProfile:
     if model in model_names():
         path = MODELS / f"{model}.json"
         return parse(json.loads(path.read_text()), "model-profile", ModelProfile, str(path))
@@ -79,12 +94,17 @@ def trace_model(model: str) -> ModelProfile:
 
     Raises: InputError where it cannot be built or traced.
     """
+    from profiles.workloads import load_spec
+
+    return _traced(load_model(model).workload if model in model_names() else load_spec(model))
+
+
+def _traced(spec: WorkloadSpec, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
     # Only a trace needs torch, which takes seconds to import.
     from profiles.trace import trace
-    from profiles.workloads import load_spec, load_workload
+    from profiles.workloads import load_workload
 
-    spec = load_model(model).workload if model in model_names() else load_spec(model)
-    return trace(load_workload(spec))
+    return trace(load_workload(spec), precisions)
 
 
 def stored_machine_path() -> Path:

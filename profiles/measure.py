@@ -18,8 +18,8 @@ import torch
 
 from profiles.artifacts import STRICT, dump, parse, validate
 from profiles.cluster import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
-from profiles.efficiency import work_of
-from profiles.errors import InputError
+from profiles.efficiency import best_product_rate, copy_rate
+from profiles.errors import EnvironmentFailure, UnknownNameError
 from profiles.fingerprint import current_fingerprint
 from profiles.job import in_job, ranks_per_host
 from profiles.launcher import launch
@@ -34,7 +34,8 @@ from profiles.measure_runtime import (
     measure_pipeline_action_seconds,
 )
 from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
-from profiles.model import ModelProfile, Precision, WorkloadSpec
+from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, Precision, WorkloadSpec
+from profiles.precision import BESIDE_PRODUCTS, unavailable
 from profiles.quantised import LINEARS, measure_linears
 from profiles.rank import join_group, report
 from profiles.timing import Bench, Peers, device_timer
@@ -100,7 +101,7 @@ def measure_machine(
     sequence_length: int = 128,
     micro_batch_sizes: Sequence[int] = (1, 2, 4, 8),
     tensor_degrees: Sequence[int] = (1,),
-    precisions: Sequence[str] = ("fp32", "bf16"),
+    precisions: Sequence[str] = USUAL_PRECISIONS,
     on_progress: OnProgress | None = None,
     *,
     models: Sequence[ModelProfile] = (),
@@ -112,11 +113,15 @@ def measure_machine(
     Workloads are traced unless their profiles are given as `models`; their shapes and layers are measured at every
     micro-batch size and tensor degree. `with_oversubscription` starts twice as many ranks as cores afterwards. None is
     what the other ranks of a job get that torchrun or Slurm started: rank 0 has the profile.
-    Raises: InputError for a precision, a degree or a model that cannot be; EnvironmentFailure where ranks cannot start.
+    Raises: UnknownNameError for a precision; InputError for a degree or a model that cannot be; EnvironmentFailure
+    where this machine has no such precision or ranks cannot start.
     """
-    unknown = set(precisions) - {"fp32", "bf16"}
-    if unknown or not precisions:
-        raise InputError(f"precision {', '.join(sorted(unknown)) or 'list is empty'}: give fp32, bf16 or both")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+        reason = unavailable(precision, device_kind)
+        if reason:
+            raise EnvironmentFailure(reason)
     traced = {model.workload.digest for model in models}
     missing = [spec for spec in workload_specs if spec.digest not in traced]
     profiles = [*models, *(trace(load_workload(spec), tuple(precisions)) for spec in missing)]
@@ -206,20 +211,21 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
 
 
 def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -> list[KernelCurve]:
-    grid, sizes = settings.effort.grid, _sizes(settings)
+    grid, sizes, elements = settings.effort.grid, _sizes(settings), settings.effort.memory_elements
+    beside = dict.fromkeys(BESIDE_PRODUCTS.get(precision, precision) for precision in settings.precisions)
+    # Training in bf16 keeps norms, losses and parameters in fp32.
+    parts: list[tuple[str, str]] = [("matrix products", precision) for precision in settings.precisions]
+    parts += [("attention", precision) for precision in beside]
+    parts += [("memory-bound operators", precision) for precision in dict.fromkeys((*beside, "fp32"))]
     kernels: list[KernelCurve] = []
-    for position, precision in enumerate(settings.precisions):
-        for part, words in enumerate(("matrix products", "attention", "memory-bound operators")):
-            report(0.25 + 0.3 * (position + part / 3) / len(settings.precisions), f"{words} in {precision}")
-            if part == 0:
-                kernels += measure_matmuls(bench, precision, grid, models, sizes)
-            elif part == 1:
-                kernels += measure_attention(bench, precision, grid, models, sizes)
-            else:
-                kernels += measure_memory_operators(bench, precision, models, settings.effort.memory_elements)
-    if "fp32" not in settings.precisions:
-        # Training in bf16 keeps norms, losses and parameters in fp32.
-        kernels += measure_memory_operators(bench, "fp32", models, settings.effort.memory_elements)
+    for position, (words, precision) in enumerate(parts):
+        report(0.25 + 0.3 * position / len(parts), f"{words} in {precision}")
+        if words == "matrix products":
+            kernels += measure_matmuls(bench, precision, grid, models, sizes)
+        elif words == "attention":
+            kernels += measure_attention(bench, precision, grid, models, sizes)
+        else:
+            kernels += measure_memory_operators(bench, precision, models, elements)
     report(0.55, "optimizer and codecs")
     return kernels
 
@@ -261,9 +267,9 @@ def _assemble(
         num_devices=num_ranks,
         devices_per_node=ranks_per_host(settings.num_ranks),
         memory_bytes=memory_bytes,
-        peak_flops_per_second={precision: _best_matmul(kernels, precision) for precision in settings.precisions},
+        peak_flops_per_second={precision: best_product_rate(kernels, precision) for precision in settings.precisions},
         peak_source="best matmul measured",
-        memory_bytes_per_second=_copy_rate(kernels),
+        memory_bytes_per_second=copy_rate(kernels),
         launch_seconds=overheads.launch_seconds,
         parallel_linear_seconds=overheads.parallel_linear_seconds,
         parallel_message_seconds_per_byte=overheads.parallel_message_seconds_per_byte,
@@ -279,22 +285,6 @@ def _assemble(
     )
 
 
-def _best_matmul(kernels: Sequence[KernelCurve], precision: str) -> float:
-    return max(
-        float(work_of("matmul", sample.dims, precision)[0]) / sample.seconds
-        for curve in kernels
-        if (curve.kind, curve.precision) == ("matmul", precision)
-        for sample in curve.samples
-    )
-
-
 def _median_spread(curves: Sequence[KernelCurve] | Sequence[LinkCurve]) -> str:
     spreads = [sample.spread_fraction for curve in curves for sample in curve.samples]
     return format_percent(statistics.median(spreads)) if spreads else "nothing"
-
-
-def _copy_rate(kernels: Sequence[KernelCurve]) -> float:
-    """Bytes per second of the largest plain copy, which no cache holds."""
-    copies = [sample for curve in kernels if (curve.kind, curve.name) == ("memory", "") for sample in curve.samples]
-    largest = max(copies, key=lambda sample: sample.dims)
-    return largest.dims[0] / largest.seconds

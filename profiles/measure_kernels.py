@@ -12,20 +12,28 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import ScalingType, scaled_dot_product_attention, scaled_mm
 
 from profiles.artifacts import STRICT
 from profiles.cluster import KernelCurve, Sample
 from profiles.efficiency import fit_kernel, kernel_seconds, work_of
 from profiles.model import ModelProfile
 from profiles.operators import evaluate
+from profiles.precision import set_products
 from profiles.timing import Action, Bench, Timing
 
 Dims = tuple[float, ...]
 Sizes = tuple[tuple[int, int, int], ...]  # micro-batch, sequence length, tensor-parallel degree
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+}
 LAYOUTS = ("nt", "nn", "tn")
+# fp8 units take one layout alone: operands of others are laid out anew when they are rounded.
+FP8_LAYOUTS = ("nt",)
 TOKENS = (64, 512, 2048, 8192)
 FEATURES = ((256, 256), (1024, 256), (256, 1024), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
 ATTENTION_DIMS: tuple[Dims, ...] = (
@@ -61,13 +69,14 @@ def measure_matmuls(
     """One curve per layout, and the general curve "" through the samples of all."""
     rate = _probe_flops_per_second(bench, precision)
     curves = []
-    for layout in LAYOUTS:
+    layouts = FP8_LAYOUTS if precision == "fp8" else LAYOUTS
+    for layout in layouts:
         general = [_matmul_dims(layout, m, n, k) for m, (n, k) in itertools.product(grid.tokens, grid.features)]
         general = [dims for dims in general if _flops(dims) / rate < LONGEST_CALL_SECONDS]
         samples = _time_matmuls(bench, precision, layout, general)
         curve = fit_kernel("matmul", layout, precision, samples)
         own = model_shapes(models, "matmul", layout, precision, sizes) - set(general)
-        chosen = within_seconds(curve, own, grid.model_seconds / len(LAYOUTS), bench.repeats)
+        chosen = within_seconds(curve, own, grid.model_seconds / len(layouts), bench.repeats)
         samples += _time_matmuls(bench, precision, layout, chosen)
         curves.append(fit_kernel("matmul", layout, precision, samples))
     everything = [sample for curve in curves for sample in curve.samples]
@@ -134,6 +143,7 @@ def _probe_flops_per_second(bench: Bench, precision: str) -> float:
 
 
 def _time_matmuls(bench: Bench, precision: str, layout: str, shapes: Sequence[Dims]) -> list[Sample]:
+    set_products(precision)
     samples = []
     for start in range(0, len(shapes), TURNS):
         turn = shapes[start : start + TURNS]
@@ -148,8 +158,15 @@ def _matmul(layout: str, dims: Dims, dtype: torch.dtype, device: torch.device) -
     b = _operand(layout[1], batch, k, n, dtype, device)
     if batch == 1:
         a, b = a[0], b[0]
+        if dtype == TORCH_DTYPES["fp8"]:
+            return _scaled_product(a, b)
         return lambda: torch.mm(a, b)
     return lambda: torch.bmm(a, b)
+
+
+def _scaled_product(a: Tensor, b: Tensor) -> Action:
+    scale, whole = torch.ones((), device=a.device), ScalingType.TensorWise
+    return lambda: scaled_mm(a, b, scale, whole, scale, whole)
 
 
 def _operand(letter: str, batch: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

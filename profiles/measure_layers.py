@@ -8,7 +8,6 @@ micro-batch but the first and, in DDP's buckets, for that one too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -19,8 +18,9 @@ from profiles.blocks import shrink_to_shard
 from profiles.cluster import LayerTiming
 from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import PHASES, evaluate
+from profiles.precision import computing, lower
 from profiles.timing import Action, Bench
-from profiles.workloads import Workload, load_workload
+from profiles.workloads import LayerSpec, Workload, load_workload
 
 LONGEST_CHAIN = 4
 # A layer's time is used as it is, so it is worth waiting for a calm moment.
@@ -59,7 +59,7 @@ class Segment:
     def forward(self) -> None:
         """Run the chain and, in the last layer, the loss."""
         value = self.value
-        with _autocast(value.device, self.precision):
+        with computing(self.precision, value.device.type):
             for module in self.modules:
                 value = module(value)
             self.output = value if self.target is None else self.loss(value, self.target)
@@ -67,7 +67,7 @@ class Segment:
     def infer(self) -> None:
         """Run the chain with nothing kept, and no loss."""
         value = self.value.detach()
-        with torch.inference_mode(), _autocast(value.device, self.precision):
+        with torch.inference_mode(), computing(self.precision, value.device.type):
             for module in self.modules:
                 value = module(value)
 
@@ -96,7 +96,7 @@ def measure_layers(
         workload = load_workload(model.workload)
         for position, case in enumerate(cases):
             on_case((number + position / len(cases)) / len(models))
-            if not _can_split(workload, case.tensor_parallel) or case.precision not in model.layers:
+            if not _can_split(workload, case) or case.precision not in model.layers:
                 continue
             if _needed_bytes(model, case) > MEMORY_FRACTION * memory_bytes or spent > seconds:
                 left_out += 1
@@ -112,8 +112,8 @@ def _time_case(bench: Bench, workload: Workload, model: ModelProfile, case: Case
     segments = list(_segments(workload, model, case, bench.device))
     actions: list[Action] = [segment.forward for segment in segments]
     actions += [segment.backward for segment in reversed(segments)]
-    # An answer to one question is what inference is timed for.
-    asks = case.micro_batch_size == case.tensor_parallel == 1
+    # An answer to one question is what inference is timed for; linears in fp8 are for training alone.
+    asks = case.micro_batch_size == case.tensor_parallel == 1 and case.precision != "fp8"
     alone = [timing.seconds for timing in bench.time([segment.infer for segment in segments])] if asks else []
     times = bench.time(actions)
     found = [
@@ -148,7 +148,7 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
         count = min(LONGEST_CHAIN, model.structure.count(index)) if repeats else 1
         value = outputs[structure[position]].detach().clone()
         segment = Segment(
-            modules=[shrink_to_shard(spec.build(), spec.styles, case.tensor_parallel).to(device) for _ in range(count)],
+            modules=[_module(spec, case, is_last).to(device) for _ in range(count)],
             value=value.requires_grad_(value.is_floating_point()),
             target=workload.example_targets(outputs[-1]) if is_last else None,
             loss=workload.loss,
@@ -160,11 +160,14 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
         yield segment
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+def _module(spec: LayerSpec, case: Case, is_last: bool) -> nn.Module:
+    return lower(shrink_to_shard(spec.build(), spec.styles, case.tensor_parallel), case.precision, is_last)
 
 
-def _can_split(workload: Workload, degree: int) -> bool:
+def _can_split(workload: Workload, case: Case) -> bool:
+    degree = case.tensor_parallel
+    if case.precision == "fp8" and degree > 1:
+        return False
     splits = workload.can_tensor_parallel and workload.num_heads % degree == 0 and workload.num_kv_heads % degree == 0
     return degree == 1 or splits
 

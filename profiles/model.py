@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from profiles.artifacts import STRICT
 from profiles.families import VISION_FAMILIES
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     import networkx
     import pandas
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+# Those that a model is traced at unless others are asked for.
+USUAL_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+# Those in which activations, and weights that FSDP gathers, have 16 bits.
+MIXED = ("bf16", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

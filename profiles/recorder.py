@@ -19,7 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from profiles.operators import Kind, Phase
 
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8",
+    torch.float8_e5m2: "fp8",
+}
 INPUT = -1
 UNNUMBERED = -1
 LOOKUPS = ("embedding", "nll_loss_forward")
@@ -63,8 +69,10 @@ class Recording:
 class Recorder(TorchDispatchMode):
     """A dispatch mode that fills a Recording; views are not kernels and are left out."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, products: str = "fp32") -> None:
+        """Record `module`, whose products of fp32 numbers are computed in the precision `products`."""
         super().__init__()
+        self._products = products
         self.recording = Recording()
         self.phase: Phase = "forward"
         self._module = module
@@ -101,6 +109,9 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` and record it."""
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            # A wrapper, such as torchao's numbers with their scale, goes first; its own kernels come back here.
+            return NotImplemented
         result = func(*args, **(kwargs or {}))
         if func.namespace != "aten":
             return result
@@ -135,7 +146,7 @@ class Recorder(TorchDispatchMode):
                 kind=kind,
                 phase=self.phase,
                 path=self._path,
-                dtype=DTYPES.get((inputs if kind != "memory" else outputs)[0].dtype, "other") if outputs else "other",
+                dtype=self._precision(kind, inputs, outputs),
                 layout=layout,
                 dims=dims,
                 read_bytes=read,
@@ -144,6 +155,12 @@ class Recorder(TorchDispatchMode):
                 outputs=indices,
             )
         )
+
+    def _precision(self, kind: Kind, inputs: list[Tensor], outputs: list[Tensor]) -> str:
+        if not outputs:
+            return "other"
+        name = DTYPES.get((outputs if kind == "memory" else inputs)[0].dtype, "other")
+        return self._products if (kind, name) == ("matmul", "fp32") else name
 
     def _living(self, tensor: Tensor) -> int:
         # An address alone does not name a storage: a new one may be given the place of a dead one.
@@ -195,7 +212,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _classify(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ...]]:
     """Kind, layout and dims of a kernel: products by their sizes, fused attention by its own, the rest memory-bound."""
-    if name in ("mm", "addmm", "bmm", "baddbmm"):
+    if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"):
         a, b = (args[1], args[2]) if name in ("addmm", "baddbmm") else (args[0], args[1])
         batch = a.shape[0] if a.dim() == 3 else 1
         return "matmul", _letter(a) + _letter(b), (batch, a.shape[-2], b.shape[-1], a.shape[-1])

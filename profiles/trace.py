@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from difflib import SequenceMatcher
 
@@ -22,17 +21,18 @@ from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
 from profiles.experts import holds_experts
 from profiles.fakes import FakeTensorMode
-from profiles.model import LayerProfile, Message, ModelProfile
-from profiles.operators import Operator, Phase, Polynomial, Term, add
+from profiles.model import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
+from profiles.operators import Operator, Phase, Polynomial, add
+from profiles.polynomials import Size, fit
+from profiles.precision import autocast, lower
 from profiles.recorder import RecordedOperator, Recorder, Recording
 from profiles.workloads import LayerSpec, Workload
 
-Size = tuple[int, int, int]  # micro-batch, sequence length, tensor-parallel degree
 Outcome = tuple[Recording, Tensor, nn.Module]
 
 
-def trace(workload: Workload, precisions: Sequence[str] = ("fp32", "bf16")) -> ModelProfile:
-    """The profile of `workload` at each precision: fp32, or bf16 as torch.autocast runs it over fp32 parameters.
+def trace(workload: Workload, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
+    """The profile of `workload` at each precision, over fp32 parameters.
 
     Raises: InputError where a layer does not run, or runs other kernels at another size.
     """
@@ -106,9 +106,9 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
     with FakeTensorMode(), torch.device("cpu"):
         value = workload.example_input(batch, sequence)
         for position, spec in enumerate(workload.layers):
-            layer = shrink_to_shard(spec.build(), spec.styles, degree)
-            shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters())
             last = position == len(workload.layers) - 1
+            layer = lower(shrink_to_shard(spec.build(), spec.styles, degree), precision, last)
+            shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters())
             # The data needs no gradient, what a layer hands on does; the last layer has the loss.
             value.requires_grad_(position > 0 and value.is_floating_point())
             key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, value.requires_grad, last)
@@ -126,12 +126,11 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
 
 
 def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str, last: bool) -> Outcome:
-    recorder = Recorder(layer)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    recorder = Recorder(layer, products="tf32" if precision == "tf32" else "fp32")
     target = workload.example_targets(value)
     with recorder.watch():
         recorder.adopt(value)
-        with autocast:
+        with autocast(precision, "cpu"):
             output = layer(value)
             if last:
                 loss = workload.loss(output, target)
@@ -259,37 +258,3 @@ def _messages(spec: LayerSpec, sizes: tuple[Size, ...], recordings: list[Recordi
         num_bytes = fit(sizes, [version[column] for version in versions])
         messages.append(Message(phase=phase, collective="all_reduce", num_bytes=num_bytes))
     return tuple(messages)
-
-
-def fit(sizes: tuple[Size, ...], values: Sequence[int]) -> Polynomial:
-    """The polynomial through `values`: one term where the ratios are powers, else a constant and one term each.
-
-    Shapes: `sizes` differ from the first in one place each, in the order of `Size`.
-    """
-    first = values[0]
-    if first == 0:
-        return ()
-    exponents = [0, 0, 0]
-    powers = True
-    for axis, (size, value) in enumerate(zip(sizes[1:], values[1:], strict=True)):
-        exponent = math.log(value / first) / math.log(size[axis] / sizes[0][axis]) if value > 0 else math.nan
-        powers = powers and not math.isnan(exponent) and abs(exponent - round(exponent)) < 1e-9
-        exponents[axis] = round(exponent) if powers else 0
-    if powers:
-        scale = math.prod(float(x) ** e for x, e in zip(sizes[0], exponents, strict=True))
-        return ((first / scale, exponents[0], exponents[1], exponents[2]),)
-    return _affine(sizes, values)
-
-
-def _affine(sizes: tuple[Size, ...], values: Sequence[int]) -> Polynomial:
-    """A constant plus a term linear in micro-batch, in sequence length and in 1 / degree."""
-    terms: list[Term] = []
-    rest = float(values[0])
-    for axis, (size, value) in enumerate(zip(sizes[1:], values[1:], strict=True)):
-        exponent = -1 if axis == 2 else 1
-        before, after = float(sizes[0][axis]) ** exponent, float(size[axis]) ** exponent
-        slope = (value - values[0]) / (after - before)
-        rest -= slope * before
-        if slope:
-            terms.append((slope, int(axis == 0), int(axis == 1), -int(axis == 2)))
-    return add(tuple(terms), ((rest, 0, 0, 0),))

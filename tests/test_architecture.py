@@ -17,7 +17,7 @@ TORCH_AT_IMPORT = {
         "blocks.py", "workloads.py", "trace.py", "recorder.py", "timing.py", "launcher.py", "rank.py",
         "measure.py", "measure_kernels.py", "measure_memory.py", "measure_links.py", "encodings.py", "quantised.py",
         "measure_layers.py", "measure_update.py", "measure_runtime.py", "measure_exchange.py",
-        "factory.py", "reductions.py", "vision.py", "experts.py", "fakes.py",
+        "factory.py", "reductions.py", "vision.py", "experts.py", "fakes.py", "precision.py",
     },
     "executor": None,
 }  # fmt: skip

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchao.float8 import convert_to_float8_training
 
 from executor.data import default_text, load_text
 from executor.optimizer import LEARNING_RATE
 from planner.choices import Plan, stages_of
 from planner.executable import SPLIT_BACKWARD
 from profiles.launcher import launch
+from profiles.model import MIXED
 from profiles.workloads import load_workload
 from tests import parity_cases
 from tests.parity_cases import Case, eight_ranks, four_ranks, make_plan, two_ranks
@@ -26,20 +28,23 @@ from tests.plan_builders import GLOBAL_BATCH, NUM_LAYERS, NUM_STEPS, SEED, SEQUE
 
 # Of losses, relative; of parameters, in units of the farthest that AdamW can have moved them. bf16 is compared with a
 # single device in bf16: only the order of sums differs, but activations keep eight bits.
-LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
-PARAMETER_TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
+LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-5, "bf16": 1e-3, "fp8": 1e-3}
+PARAMETER_TOLERANCE = {"fp32": 2e-3, "tf32": 2e-3, "bf16": 0.1, "fp8": 0.25}
 
 
 @functools.cache
 def plain_training(name: str, precision: str) -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
     """Losses before each step, and every parameter after the last by its path."""
     model = load_workload(SPECS[name]).build(0, NUM_LAYERS, SEED)
+    if precision == "fp8":
+        for index in range(NUM_LAYERS - 1):
+            convert_to_float8_training(model[index])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     text = load_text(default_text(), SEQUENCE, SEED)
     losses = []
     for step in range(NUM_STEPS):
         inputs, targets = text.batch(step, GLOBAL_BATCH)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision in MIXED):
             logits = model(inputs)
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         optimizer.zero_grad()

@@ -57,7 +57,7 @@ LITTLE = Effort(
 
 @pytest.fixture(scope="module")
 def tiny():
-    return trace(load_workload(SPEC), ("fp32", "bf16"))
+    return trace(load_workload(SPEC), ("fp32", "bf16", "fp8"))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
         sequence_length=TOKENS,
         micro_batch_sizes=(1, 2),
         tensor_degrees=(1, 2),
-        precisions=("fp32", "bf16"),
+        precisions=("fp32", "bf16", "fp8"),
         on_progress=lambda fraction, text: heard.append(fraction),
         models=[tiny],
         effort=LITTLE,
@@ -87,7 +87,8 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     _check_kernels(machine)
     timed = {(t.layer, t.precision, t.micro_batch_size, t.tensor_parallel) for t in machine.layer_timings}
     names, precisions = ("embedding", "block", "head"), ("fp32", "bf16")
-    assert timed == {(n, p, b, t) for n in names for p in precisions for b in (1, 2) for t in (1, 2)}
+    split = {(n, p, b, t) for n in names for p in precisions for b in (1, 2) for t in (1, 2)}
+    assert timed == split | {(n, "fp8", b, 1) for n in names for b in (1, 2)}
     assert all(t.workload == SPEC.digest and t.sequence_length == TOKENS for t in machine.layer_timings)
     assert all(t.forward_seconds > 0 and t.backward_seconds > 0 for t in machine.layer_timings)
     exchanged = {(t.codec, t.zero_stage) for t in machine.exchange_timings}
@@ -117,6 +118,9 @@ def _check_kernels(machine):
         assert {("attention_forward", "", precision), ("attention_backward", "", precision)} <= present
         assert {("memory", "", precision), ("memory", "tanh", precision)} <= present
         assert machine.peak_flops_per_second[precision] > 0
+    # Beside products in fp8 there is attention in bf16.
+    assert {("matmul", layout, "fp8") for layout in ("nt", "")} <= present
+    assert not {name for kind, name, precision in present if precision == "fp8" and kind not in ("matmul", "linear")}
     assert ("optimizer", "", "fp32") in present
     assert {("codec", name, "fp32") for name in ("bf16", "powersgd-1", "powersgd-4")} <= present
     # The model's own projection (tokens x 3 widths x width) is among the samples, at both micro-batches and degrees.

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.operators import add, constant, evaluate, multiply
-from profiles.trace import fit
+from profiles.polynomials import fit
 
 terms = st.tuples(st.integers(-50, 50).map(float), st.integers(0, 2), st.integers(0, 2), st.integers(-1, 0))
 polynomials = st.lists(terms, max_size=4).map(tuple)
@@ -37,3 +37,14 @@ def test_a_product_of_powers_is_recovered_and_extrapolates(coefficient, i, j, k,
 def test_a_sum_of_different_powers_is_recovered():
     values = [7 + 5 * b + 3 * s for b, s, _ in SIZES]
     assert abs(float(evaluate(fit(SIZES, values), 9, 1000, 4)) - (7 + 45 + 3000)) < 1e-6
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000), st.booleans(), st.booleans(), points)
+def test_what_stands_beside_the_tokens_is_told_from_them(per_token, beside, tokens_split, beside_split, point):
+    """A weight or a scale beside activations, either of them split over the tensor axis."""
+    per_token, beside = 2 * per_token, 2 * beside
+
+    def at(b, s, t):
+        return per_token * b * s / (t if tokens_split else 1) + beside / (t if beside_split else 1)
+
+    assert abs(float(evaluate(fit(SIZES, [round(at(*size)) for size in SIZES]), *point)) / at(*point) - 1) < 1e-6
