@@ -111,11 +111,11 @@ class Ledger(LiveTensors):
         packet = func.overloadpacket
         name = packet.__name__
         if name == ATTENTION:
-            query, key, value = args[:3]
-            self.flops["attention"] += sdpa_flop_count(query.shape, key.shape, value.shape)
+            query, key, value = (_beside(args[0], value) for value in args[:3])
+            self.flops["attention"] += sdpa_flop_count(query, key, value)
         elif name == f"{ATTENTION}_backward":
-            gradient, query, key, value = args[:4]
-            self.flops["attention"] += sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+            gradient, query, key, value = (_beside(args[0], value) for value in args[:4])
+            self.flops["attention"] += sdpa_backward_flop_count(gradient, query, key, value)
         elif packet in flop_registry:
             self.flops["matmul"] += flop_registry[packet](*args, **kwargs, out_val=result)
 
@@ -133,6 +133,12 @@ class Ledger(LiveTensors):
         key = axis, collective
         self._messages[key] += 1
         self._sent[key] += num_bytes
+
+
+def _beside(query: Tensor, value: Tensor) -> tuple[int, ...]:
+    """The shape of an operand of attention with as many heads as the query has: torch 2.11 counts no others."""
+    batch, _, length, size = value.shape
+    return batch, query.shape[1], length, size
 
 
 def _group_ranks(given: Mapping[str, Any]) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     until its backward. Gradients are reduced in 32 bits, or in 16 where the plan's codec says so.
     """
     # Of two dimensions where whole copies of the shards stand beside one another.
-    place = functools.partial(_shards, replicas.size(-1))
+    place = functools.partial(_shards, replicas.size(replicas.ndim - 1))
     low = torch.bfloat16 if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)

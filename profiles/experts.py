@@ -39,8 +39,10 @@ def experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Ten
     dispatch: Callable[[Compute, Tensor, list[int]], Tensor] | None = module.__dict__.get("dispatch")
     tokens = hidden[rows]
     answers = compute(tokens, counts) if dispatch is None else dispatch(compute, tokens, counts)
-    weighted = answers * top_k_weights.flatten()[order, None]
-    return torch.zeros_like(hidden).index_add(0, rows, weighted.to(hidden.dtype))
+    # Put back rather than added by index: that would keep what it adds for backward, as large as all answers.
+    by_token = answers[order.argsort()].unflatten(0, top_k_index.shape)
+    result: Tensor = (by_token * top_k_weights[..., None]).sum(dim=1).to(hidden.dtype)
+    return result
 
 
 def set_dispatch(module: nn.Module, dispatch: Callable[[Compute, Tensor, list[int]], Tensor]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import ScalingType, scaled_dot_product_attention, scaled_mm
+from torch.nn.functional import scaled_dot_product_attention
 
 from profiles.artifacts import STRICT
 from profiles.cluster import KernelCurve, Sample
@@ -165,8 +165,9 @@ def _matmul(layout: str, dims: Dims, dtype: torch.dtype, device: torch.device) -
 
 
 def _scaled_product(a: Tensor, b: Tensor) -> Action:
-    scale, whole = torch.ones((), device=a.device), ScalingType.TensorWise
-    return lambda: scaled_mm(a, b, scale, whole, scale, whole)
+    scale = torch.ones((), device=a.device)
+    # torchao's own call; the public one, torch.nn.functional.scaled_mm, has no kernel for CPUs in torch 2.11.
+    return lambda: torch._scaled_mm(a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
 
 
 def _operand(letter: str, batch: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

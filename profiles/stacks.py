@@ -77,6 +77,7 @@ class StackMemory:
     communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
     `receives_whole_step` whether a pipeline allots what it receives for all micro-batches of a step at once,
     `accumulates_whole` whether a pipeline with sharded weights adds up whole gradients in 32 bits until the step ends,
+    `experts_in_turns` whether a layer's experts compute one by one and their weights' gradients become one tensor,
     `frees_by_moment` whether, of sharded weights and gradients, each moment of a pass has what it needs and no more,
     where others are as full at all of them as in a layer's backward pass; `cuts_by_parameters` whether pipeline stages
     are cut by parameters, the head's among them, and not by layers. What the allocator holds beyond:
@@ -115,6 +116,7 @@ class StackMemory:
     routed_workspaces: float = 0.0
     receives_whole_step: bool = False
     accumulates_whole: bool = False
+    experts_in_turns: bool = False
     frees_by_moment: bool = False
     cuts_by_parameters: bool = False
     vocabulary_slack: float

@@ -159,7 +159,7 @@ def _stage_parts(
     states = stage_states(jobs, rules, parameters, stage)
     activations, logits, buffers = _moments(jobs, rules, parameters, layers, stage, states)
     when = np.argmax(activations + logits + buffers, axis=0)
-    received = num_received(jobs, rules, stage) * jobs.num_microbatches * _hidden_bytes(jobs, rules)[0]
+    received = num_received(jobs, rules, stage) * jobs.num_microbatches * hidden_bytes(jobs, rules)[0]
 
     def pick(table: Array) -> Array:
         return np.asarray(np.take_along_axis(table, when[None], axis=0)[0])
@@ -196,7 +196,7 @@ def _moments(
     held = np.where(jobs.activation_offload, np.minimum(held, LAYERS_NOT_OFFLOADED * largest), held)
     # The last layer goes backward first.
     backward = np.where(stage.routed_layers > 0, routed.backward, dense.backward)
-    hidden, gathered = _hidden_bytes(jobs, rules)
+    hidden, gathered = hidden_bytes(jobs, rules)
     num_logits = np.where(stage.is_last, jobs.tokens * parameters.vocabulary / jobs.model.hidden_size, 0.0)
     head = np.where(stage.is_last, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
     embedding = np.where(stage.is_first, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
@@ -248,7 +248,7 @@ def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
     return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
 
 
-def _hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
+def hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
     """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head."""
     whole = jobs.tokens * jobs.model.hidden_size * rules.element_bytes
     return (

@@ -50,6 +50,7 @@ class MemoryRules:
     context_output_copies: Array
     receives_whole_step: Flags
     accumulates_whole: Flags
+    experts_in_turns: Flags
     frees_by_moment: Flags
     cuts_by_parameters: Flags
     selective_by_operator: Flags

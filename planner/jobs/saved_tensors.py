@@ -21,11 +21,13 @@ class LayerMemory:
     """One layer, one micro-batch, one rank, bytes. Shapes: one entry per job.
 
     `kept` stays from forward to backward with the job's recomputation; `backward` is what the backward needs at its
-    worst beside what all layers keep, recomputed tensors included.
+    worst beside what all layers keep, recomputed tensors included; `attention` of these what is there still when the
+    feed-forward network has gone backward.
     """
 
     kept: Array
     backward: Array
+    attention: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ def layer_memory(jobs: Jobs, rules: MemoryRules, *, routed: bool) -> LayerMemory
     is_full, is_selective = jobs.recompute == "full", jobs.recompute == "selective"
     kept = np.where(is_full, full, np.where(is_selective, selective, everything))
     gradients = backward_bytes(jobs, rules, after_attention, routed=routed)
-    return LayerMemory(kept=kept, backward=everything - kept + gradients)
+    attention = sum((tensor.num_bytes for tensor in attention_tensors(jobs, rules)), zero)
+    return LayerMemory(kept=kept, backward=everything - kept + gradients, attention=np.maximum(attention - kept, 0.0))
 
 
 def attention_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
@@ -188,6 +191,8 @@ def routed_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
         *_feed_forward(jobs, rules, shares.whole, model.shared_ffn_size / jobs.tensor, "shared"),
         Saved("dispatched", shares.routed * model.hidden_size * rules.input_bytes),
         *_feed_forward(jobs, rules, shares.routed, model.expert_ffn_size / jobs.expert_tensor, "experts"),
+        # Weighted by the router; compiled and fused kernels do that before the second product.
+        Saved("answers", shares.routed * model.hidden_size * np.where(rules.experts_in_turns, rules.element_bytes, 0)),
     ]
 
 
@@ -207,8 +212,12 @@ def backward_bytes(jobs: Jobs, rules: MemoryRules, after_attention: list[Saved],
     attention = attention + np.where(is_unfused, 2 * size * shares.whole * heads * jobs.sequence, 0.0)
     free = np.asarray(sum((tensor.num_bytes for tensor in after_attention), np.zeros(len(jobs))))
     if routed:
-        columns = model.hidden_size + widths * model.expert_ffn_size / jobs.expert_tensor
-        inside = shares.routed * np.maximum(columns, EXCHANGED_COPIES * model.hidden_size) * size
+        own = widths * model.expert_ffn_size / jobs.expert_tensor
+        together = np.maximum(model.hidden_size + own, EXCHANGED_COPIES * model.hidden_size)
+        # One expert after another, between gradients of what all of them gave and were given, and of their exchange.
+        ends = model.hidden_size * np.where(jobs.expert > 1, 4.0, 2.0)
+        in_turns = ends + own * jobs.expert / np.maximum(model.num_experts, 1.0)
+        inside = shares.routed * np.where(rules.experts_in_turns, in_turns, together) * size
     else:
         inside = shares.whole * widths * model.ffn_size / jobs.tensor * size
     return shares.sequence * model.hidden_size * size + np.maximum(inside, np.maximum(attention - free, 0.0))

@@ -13,6 +13,7 @@ from planner.executable import ModelFacts, refusal
 from planner.explain import verdict
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
+from planner.space.memory import memories
 from planner.space.plans import best_places, plan_of
 from planner.space.predictions import predictions
 from planner.space.setting import Setting
@@ -95,7 +96,8 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
 def runnable_places(space: Space, simulate: bool, top: int) -> Iterator[Place]:
     """The fastest plan of each layout in order, those that the executor refuses left out unless `simulate`.
 
-    Layouts that differ in schedule, sequence parallelism or the order of their axes count as one.
+    Layouts that differ in schedule, sequence parallelism or the order of their axes count as one. Left out as well is
+    what fits by the closed form and not step by step.
     """
     seen: set[tuple[int, ...]] = set()
     own = space.layouts
@@ -104,7 +106,9 @@ def runnable_places(space: Space, simulate: bool, top: int) -> Iterator[Place]:
         key = tuple(int(column[place.layout]) for column in columns)
         if len(seen) == top:
             return
-        if key not in seen and (simulate or not why_not_run(space.at, plan_of(space, place))):
+        if key in seen or not (simulate or not why_not_run(space.at, plan_of(space, place))):
+            continue
+        if memories(space, [place])[0].device <= space.at.memory_bytes:
             seen.add(key)
             yield place
 

@@ -8,15 +8,13 @@ import numpy as np
 
 from planner.explain import MAX_SPANS
 from planner.jobs.bands import band, spread
-from planner.jobs.footprint import Footprint
 from planner.jobs.ingredients import ingredients_of
 from planner.jobs.learning import predict, total_seconds
 from planner.prediction import KINDS, PARTS, Prediction, Span
 from planner.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling
-from planner.space.block_memory import device_bytes
 from planner.space.explore import Place, Space
-from planner.space.placing import placed_footprint
+from planner.space.memory import Memory, memories
 from planner.space.plans import KIND_OF, jobs_at
 from planner.space.retime import Retimed, corrections, retimed
 from planner.space.setting import Setting
@@ -26,7 +24,8 @@ from profiles.transformer import Array
 def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     """What the plans at `places` would take: totals of the search, pipelines by replay, parts by the laws for jobs.
 
-    Model: where some layers of a stage are recomputed, parts lie between those of none and of all.
+    Model: where some layers of a stage are recomputed, parts lie between those of none and of all; the memory of our
+    own pipelines is followed step by step.
     """
     replayed = retimed(space, places)
     added = corrections(space, places, replayed)
@@ -34,13 +33,11 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
     parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
     seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
-    memory, least = (placed_footprint(space, places, which) for which in (jobs, rest))
-    stages = least.stage_allocated_bytes + (memory.stage_allocated_bytes - least.stage_allocated_bytes) * share[:, None]
-    held = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in memory.parts.items()}
+    memory = memories(space, places)
     low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
     width = np.stack([low, high]) / total_seconds(seconds)
     return [
-        _prediction(space, place, index, seconds, held, memory, stages, width[:, index], float(added[index]), replayed)
+        _prediction(space, place, index, seconds, memory[index], width[:, index], float(added[index]), replayed)
         for index, place in enumerate(places)
     ]
 
@@ -50,9 +47,7 @@ def _prediction(
     place: Place,
     index: int,
     seconds: dict[str, Array],
-    held: dict[str, Array],
-    memory: Footprint,
-    stages: Array,
+    memory: Memory,
     width: Array,
     added: float,
     replayed: dict[Place, Retimed],
@@ -61,7 +56,6 @@ def _prediction(
     own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
     where = (0, place.micro_batch, place.schedule, place.recompute)
     step = float(step_seconds(own)[where]) + added
-    device = float(memory.device_bytes[index] if place in space.placed else device_bytes(own)[where])
     parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
     if place in replayed:
         found = replayed[place]
@@ -71,9 +65,9 @@ def _prediction(
     # Of mixed recomputation the parts' sum is off by what messages hide behind other passes.
     parts["compute"] += step - sum(parts.values())
     kinds = dict.fromkeys(KINDS, 0.0)
-    for name, values in held.items():
-        kinds[KIND_OF.get(name, name)] += float(values[index])
-    kinds["slack"] = device - sum(kinds.values())
+    for name, value in memory.parts.items():
+        kinds[KIND_OF.get(name, name)] += value
+    kinds["slack"] = memory.device - sum(kinds.values())
     tokens = at.global_batch_size * at.sequence_length
     peak = peak_flops_per_second(at)
     return Prediction(
@@ -82,9 +76,9 @@ def _prediction(
         high_seconds=step * float(width[1]),
         seconds=parts,
         bytes_per_rank=kinds,
-        peak_bytes=device,
-        stage_peak_bytes=tuple(map(float, stages[index][np.isfinite(stages[index])])),
-        fits=device <= at.memory_bytes,
+        peak_bytes=memory.device,
+        stage_peak_bytes=memory.stages,
+        fits=memory.device <= at.memory_bytes,
         tokens_per_second=tokens / step,
         mfu=model_flops(at) / step / at.num_devices / peak,
         mfu_denominator=(

@@ -20,8 +20,9 @@ from planner.replay import PipelineSeconds, replay_plans
 from planner.schedules import stage_ranks
 from planner.space.block import block, pipelined_seconds, step_seconds, straggling
 from planner.space.explore import Best, Place, Space
-from planner.space.placing import fullest_share, placeable, placed_footprint, placements
-from planner.space.plans import best_places, jobs_at, plan_of
+from planner.space.memory import memories
+from planner.space.placing import fullest_share, placeable, placements
+from planner.space.plans import best_places, plan_of
 from planner.space.stage_passes import StagePasses, hides_messages, shape_of, stage_layers, stage_passes
 from profiles.transformer import Array
 
@@ -177,7 +178,7 @@ def _gaining(
         return {}
     closed = seconds[tried] - corrections(space, chosen)
     after = closed + corrections(own, chosen)
-    held = placed_footprint(own, chosen, jobs_at(own, chosen)).device_bytes
+    held = np.array([memory.device for memory in memories(own, chosen)])
     is_better = (after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)) & (held <= space.at.memory_bytes)
     return {
         place: (found[place], float(after[row]), float(held[row])) for row, place in enumerate(chosen) if is_better[row]
