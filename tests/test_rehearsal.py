@@ -176,11 +176,12 @@ def test_the_planner_expects_what_plans_drawn_from_its_space_do(seed: int) -> No
 
 
 @pytest.mark.slow
-def test_peak_memory_is_what_the_laws_of_shipped_devices_say() -> None:
-    """Plans of an 8B model for 8 and 64 H100, against live tensors of the same program on CPU; README says so."""
-    draw, model, jobs, expected = random.Random(2), load_model("llama-3.1-8b"), [], []
-    for num_devices in (8, 64):
-        at = setting(load_sizes("llama-3.1-8b"), load_device("h100-sxm"), num_devices, 4 * num_devices, 2048)
+@pytest.mark.parametrize(("name", "counts"), [("llama-3.1-8b", (8, 64)), ("mixtral-8x7b", (64, 512))])
+def test_peak_memory_is_what_the_laws_of_shipped_devices_say(name: str, counts: tuple[int, ...]) -> None:
+    """Plans drawn from the space, against live tensors of the same program on CPU; README says so."""
+    draw, model, jobs, expected = random.Random(2), load_model(name), [], []
+    for num_devices in counts:
+        at = setting(load_sizes(name), load_device("h100-sxm"), num_devices, 4 * num_devices, 2048)
         space = explore(at, Options(offload=("none",)))
         places = best_places(space, len(space.best))
         draw.shuffle(places)
@@ -193,8 +194,9 @@ def test_peak_memory_is_what_the_laws_of_shipped_devices_say() -> None:
             jobs.append((plan, model.workload, 2048, first_group(plan, "pipeline")[stage]))
             expected.append(predictions(space, [place])[0].stage_peak_bytes[stage])
     off = [abs(law / own.peak_bytes - 1) for law, own in zip(expected, rehearse(jobs), strict=True)]
-    assert statistics.median(off) < 0.05
-    assert statistics.quantiles(off, n=4)[2] < 0.08
+    assert statistics.median(off) < 0.03
+    assert sum(value < 0.05 for value in off) >= 0.9 * len(off)
+    assert max(off) < 0.1
 
 
 def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:

@@ -147,19 +147,22 @@ def _of_layers(laws: _Laws) -> Iterator[tuple[Layer, ...]]:
 def _of_kind(laws: _Laws, is_routed: bool, is_again: bool) -> list[Layer]:
     """A layer as it is on every stage.
 
-    Model: gradients of experts' weights come one by one and are put together in one tensor of all experts, which DDP's
-    autocast converts beside its 16-bit copy of the weights; FSDP2 reduces those of the layer as they are.
+    Model: a recomputed layer goes backward with autocast's copies of its weights, which no micro-batch kept. Gradients
+    of experts' weights come one by one and are put together in one tensor of all experts, which DDP's autocast converts
+    beside its copy of the weights; FSDP2 reduces those of the layer as they are.
     """
     jobs, rules, parameters = laws.jobs if is_again else laws.plain, laws.rules, laws.parameters
     law = layer_memory(jobs, rules, routed=is_routed)
+    layer = parameters.shared + parameters.experts if is_routed else parameters.dense
+    copies = rules.cast_bytes * layer * (jobs.recompute == "full")
     passing, finishing = laws.states.passing, np.zeros(len(jobs))
     if is_routed and rules.experts_in_turns.any():
-        size, layer, is_sharded = rules.element_bytes, parameters.shared + parameters.experts, laws.states.whole > 0
+        size, is_sharded = rules.element_bytes, laws.states.whole > 0
         largest = parameters.experts * np.where(jobs.model.gated, 2 / 3, 1 / 2)
         converted = np.where(rules.cast_bytes > 0, WHOLE_GRADIENT_BYTES + rules.cast_bytes * is_again, 0.0)
         weights = size * largest + np.where(is_sharded, size * layer, converted * largest)
         passing, finishing = 0 * passing, law.attention + weights
-    columns = (law.kept, law.backward, passing, finishing)
+    columns = (law.kept, law.backward + copies, passing, finishing)
     return [Layer(*map(float, values)) for values in zip(*columns, strict=True)]
 
 
