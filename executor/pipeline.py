@@ -64,7 +64,7 @@ class RecordedStage(PipelineStage):
 
         Not documented; torch 2.13 lets stages such as this one vote instead.
         """
-        first = super()._get_init_p2p_neighbors_ops()  # type: ignore[misc]
+        first = super()._get_init_p2p_neighbors_ops()
         return [op for op in first if op.peer != dist.get_rank()]
 
     @contextlib.contextmanager

@@ -1,11 +1,23 @@
 """What ranks hold step by step: against lists of steps, torch's own gathering, and sums by hand."""
 
+from dataclasses import replace
+
 import pytest
 from torch.distributed.pipelining.schedules import _Action, _add_unshard_reshard, _ComputationType
 
 from planner.holding import Chunk, Layer, Rank, _coming
+from planner.jobs.footprint import footprint
 from planner.orders import ACTIONS, Shape
 from planner.schedules import in_flight, orders, stage_ranks
+from planner.space.answers import runnable_places
+from planner.space.explore import Space, explore
+from planner.space.held import held_exactly
+from planner.space.layouts import Options
+from planner.space.plans import best_places, jobs_at, plan_of
+from planner.space.predictions import predictions
+from planner.space.setting import setting
+from profiles.devices import load_device
+from profiles.library import load_sizes
 
 NOTHING = {
     "casts": 0.0, "cached": 0.0, "weights": 0.0, "stays_whole": False, "gradients": 0.0, "shards": 0.0,
@@ -78,3 +90,32 @@ def test_gradients_add_up_until_a_chunks_last_backward_pass_and_leave_shards() -
 
 def test_every_action_has_a_name_in_the_lists() -> None:
     assert set(TORCH) < set(ACTIONS)
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    at = setting(load_sizes("llama-3.1-8b"), load_device("h100-sxm"), 64, 256, 2048)
+    return explore(at, Options(offload=("none",)))
+
+
+def test_step_by_step_is_the_closed_form_where_one_moment_says_all(space: Space) -> None:
+    """No sharded weights, one stage per rank that alternates, all layers recomputed or none."""
+    plain = []
+    for place in best_places(space, len(space.best)):
+        plan = plan_of(space, place)
+        if plan.schedule == "1f1b" and plan.zero_stage < 2 and not plan.recompute_layers:
+            plain.append(place)
+    for place in plain[:40]:
+        closed = footprint(jobs_at(space, [place])).stage_allocated_bytes[0]
+        held = held_exactly(space, place)
+        assert held is not None
+        assert held.rank_bytes == pytest.approx(closed, rel=0.03), plan_of(space, place).id
+        assert sum(held.parts.values()) == pytest.approx(held.rank_bytes.max())
+
+
+def test_what_is_offered_fits_step_by_step(space: Space) -> None:
+    found = list(runnable_places(space, False, 10))
+    assert all(prediction.fits for prediction in predictions(space, found))
+    # In half a GiB nothing is offered.
+    at = replace(space.at, device=replace(space.at.device, memory_gib=0.5))
+    assert not list(runnable_places(replace(space, at=at), False, 1))
