@@ -35,13 +35,15 @@ class Chunk:
 
     `weights` are its sharded weights when whole, 0 where they always are (`stays_whole` after a forward pass),
     `gradients` what its backward passes add up before `shards` of it are left, `reducing` those of a layer meanwhile.
-    `casts` are copies of weights that wait for backward, `cached` those that do not, `waiting` logits that do,
+    `casts` are copies of weights that wait for backward, `cached` those that do not, `lingering` gradients of weights
+    that torch holds on to where they are done apart and are DTensors, `waiting` logits that wait for backward,
     `at_loss` and `at_head` what those moments take beside, `embedding` all gradients of the first layer of all.
     """
 
     layers: tuple[Layer, ...]
     casts: float
     cached: float
+    lingering: float
     weights: float
     stays_whole: bool
     gradients: float
@@ -76,6 +78,8 @@ class Rank:
     _whole: set[int] = field(default_factory=set)
     _fetched: list[int] = field(default_factory=list)
     _open: set[int] = field(default_factory=set)
+    # Stages that have done weight gradients apart.
+    _lingering: set[int] = field(default_factory=set)
 
     def go_through(self, order: Order) -> None:
         """All steps in turn."""
@@ -84,12 +88,16 @@ class Rank:
         for index, (action, stage) in enumerate(zip(order.action.tolist(), order.stage.tolist(), strict=True)):
             if coming:
                 self._fetch(coming[index])
+            # The first stage of all has no input gradients: all of its backward is done with those of its weights.
+            is_first = self.chunks[stage].embedding > 0
             if action == F:
                 self._forward(stage)
-            elif action == W:
-                self._weights_done(stage)
-            else:
+            elif action == W and not is_first:
+                self._leave(self.chunks[stage], 1 + WAITING_SHARE)
+            elif action != I or not is_first:
                 self._backward(stage, waits=action == I)
+            if action == W:
+                self._lingering.add(stage)
             if index == last[stage]:
                 self._reduce(stage)
 
@@ -148,9 +156,6 @@ class Rank:
         if chunk.embedding:
             self._note(weights=self._weights(), gradients=chunk.embedding)
 
-    def _weights_done(self, stage: int) -> None:
-        self._leave(self.chunks[stage], 1 + WAITING_SHARE)
-
     def _leave(self, chunk: Chunk, share: float) -> None:
         self._kept -= share * chunk.activations
         self._casts -= chunk.casts
@@ -179,10 +184,11 @@ class Rank:
     ) -> None:
         """Remember a moment, by part, where it is the fullest so far."""
         held = sum(self.chunks[stage].gradients for stage in self._open)
+        lingering = sum(self.chunks[stage].lingering for stage in self._lingering)
         now = {
             "activations": self._kept + activations,
             "logits": self._logits + logits,
-            "gradients": held + self._shards + gradients,
+            "gradients": held + self._shards + lingering + gradients,
             "buffers": weights + self._casts + casts,
         }
         if not self.most or sum(now.values()) > self.most_bytes:

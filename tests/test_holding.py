@@ -20,8 +20,8 @@ from profiles.devices import load_device
 from profiles.library import load_sizes
 
 NOTHING = {
-    "casts": 0.0, "cached": 0.0, "weights": 0.0, "stays_whole": False, "gradients": 0.0, "shards": 0.0,
-    "reducing": 0.0, "waiting": 0.0, "at_loss": 0.0, "at_head": 0.0, "embedding": 0.0,
+    "casts": 0.0, "cached": 0.0, "lingering": 0.0, "weights": 0.0, "stays_whole": False, "gradients": 0.0,
+    "shards": 0.0, "reducing": 0.0, "waiting": 0.0, "at_loss": 0.0, "at_head": 0.0, "embedding": 0.0,
 }  # fmt: skip
 SHAPES = [
     Shape("gpipe", 4, 1, 6),
@@ -119,3 +119,13 @@ def test_what_is_offered_fits_step_by_step(space: Space) -> None:
     # In half a GiB nothing is offered.
     at = replace(space.at, device=replace(space.at.device, memory_gib=0.5))
     assert not list(runnable_places(replace(space, at=at), False, 1))
+
+
+def test_the_first_stage_goes_backward_when_its_weights_do() -> None:
+    """It has no input gradients: what its linears gave does not wait, as it does on other stages."""
+    shape = Shape("zbv", 1, 2, 1)
+    assert [step.action for step in orders(shape)[0].steps()].count("I") == 2
+    first = Rank(chunks={0: chunk((1.0, 5.0), embedding=0.5), 1: chunk((1.0, 0.0))})
+    first.go_through(orders(shape)[0])
+    # The other stage is done by then.
+    assert first.most == {"activations": 1.0 + 5.0, "logits": 0, "gradients": 0, "buffers": 0}

@@ -108,9 +108,14 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
     at_head = 3 * hidden + gathered + logits * rules.head_logit_bytes + gradient + states.head_gathered
     count = laws.layers.count["dense"] + laws.layers.count["moe"]
     again = sum(laws.layers.recomputed.values()) * (jobs.recompute == "full") / np.maximum(count, 1)
+    # Of experts autocast keeps no copies: what they multiply with are views of their weights, one by one.
+    common = content.dense_layers * laws.parameters.dense + content.routed_layers * (
+        laws.parameters.shared + np.where(rules.experts_in_turns, 0.0, laws.parameters.experts)
+    )
     columns = {
         "casts": states.casts * (1 - again) + states.head_casts,
-        "cached": states.casts * again,
+        "lingering": np.where(jobs.tensor > 1, states.casts + states.head_casts, 0.0),
+        "cached": again * rules.cast_bytes * common,
         "weights": states.whole,
         "gradients": states.accumulated,
         "shards": states.parameters * rules.gradient_bytes / rules.weight_bytes,
