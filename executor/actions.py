@@ -9,6 +9,8 @@ from dataclasses import dataclass
 FORWARD, BACKWARD, WEIGHT = "F", "B", "W"
 PASSES = (FORWARD, BACKWARD, WEIGHT)
 OPTIMIZER = "optimizer"
+# What a profiler is told of the exchanges of attention and of experts, by the axis they are of.
+EXCHANGES = {"context": "context all-to-all", "expert": "expert all-to-all"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from executor.actions import EXCHANGES
 from executor.mesh import Coordinates
 from planner.choices import Plan
 from profiles.blocks import Attend, Embedding, RotaryBlock, SequencePart, set_attention_core
@@ -66,7 +68,8 @@ def exchange(tensor: Tensor, group: dist.ProcessGroup, cut: int, join: int) -> T
 def _all_to_all(tensor: Tensor, group: dist.ProcessGroup, cut: int, join: int) -> Tensor:
     sent = torch.stack(tensor.chunk(group.size(), dim=cut))
     received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
+    with record_function(EXCHANGES["context"]):
+        dist.all_to_all_single(received, sent, group=group)
     return torch.cat(received.unbind(0), dim=join)
 
 

@@ -15,7 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.profiler import record_function
 
+from executor.actions import EXCHANGES
 from executor.fakes import FakeTensor
 from profiles.experts import Compute, holds_experts, set_dispatch
 
@@ -82,7 +84,8 @@ def _incoming(counts: list[int], num_local: int, group: dist.ProcessGroup, devic
     """How many rows every rank sends to each expert of this one."""
     told = torch.tensor(counts, device=device)
     incoming = torch.empty_like(told)
-    dist.all_to_all_single(incoming, told, group=group)
+    with record_function(EXCHANGES["expert"]):
+        dist.all_to_all_single(incoming, told, group=group)
     if isinstance(incoming, FakeTensor):
         # In a rehearsal all ranks are alike.
         first = group.rank() * num_local
@@ -118,5 +121,6 @@ def _exchange(rows: Tensor, received: list[int], sent: list[int], group: dist.Pr
 
 def _all_to_all(rows: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
     result = rows.new_empty(sum(received), rows.shape[1])
-    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
+    with record_function(EXCHANGES["expert"]):
+        dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
     return result

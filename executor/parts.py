@@ -29,11 +29,11 @@ SPAN_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTraces:
-    """All timed steps of one rank; `tensor_comm_seconds` per step, None where it was not observed."""
+    """All timed steps of one rank; `exchange_seconds` of a step by part, None where they were not observed."""
 
     place: Coordinates
     steps: tuple[StepTrace, ...]
-    tensor_comm_seconds: float | None
+    exchange_seconds: dict[str, float] | None
 
 
 def step_seconds(ranks: Sequence[RankTraces]) -> tuple[float, ...]:
@@ -88,7 +88,7 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
     busiest = max(ranks, key=lambda rank: _busy_seconds(rank.steps[step]))
     trace = busiest.steps[step]
     data_comm, codec_seconds = _gradient_seconds(trace)
-    tensor_comm = 0.0 if plan.tensor_parallel == 1 else busiest.tensor_comm_seconds
+    exchanges = _exchanges(plan, busiest)
     bubble, pipeline_comm = 0.0, 0.0
     if plan.pipeline_parallel > 1:
         neighbours = {
@@ -96,14 +96,14 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
         }
         bubble, pipeline_comm = _waits(neighbours, busiest.place.pipeline)
         bubble += total - trace.seconds
-    compute = _busy_seconds(trace) - data_comm - codec_seconds - (tensor_comm or 0.0)
+    compute = _busy_seconds(trace) - data_comm - codec_seconds - sum(value or 0.0 for value in exchanges.values())
     optimizer = sum(action.seconds for action in trace.named(OPTIMIZER))
     seconds: dict[str, float | None] = {
         "compute": max(0.0, compute),
         # Recomputation runs inside the backward pass and is counted as compute.
         "recompute": 0.0 if plan.recompute == "none" else None,
         "bubble": bubble,
-        "tensor_comm": tensor_comm,
+        **exchanges,
         # FSDP's messages lie within forward and backward passes and are counted as compute.
         "data_comm": None if plan.zero_stage >= 2 else data_comm,
         "pipeline_comm": pipeline_comm,
@@ -112,6 +112,17 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
     }
     seconds["host"] = max(0.0, total - sum(value for value in seconds.values() if value is not None))
     return seconds
+
+
+def _exchanges(plan: Plan, rank: RankTraces) -> dict[str, float | None]:
+    """Seconds by part of what the plan's axes send within passes; None where that was not observed."""
+    degrees = {
+        "tensor_comm": plan.tensor_parallel,
+        "context_comm": plan.context_parallel,
+        "expert_comm": plan.expert_parallel,
+    }
+    seen = rank.exchange_seconds
+    return {part: 0.0 if degree == 1 else None if seen is None else seen[part] for part, degree in degrees.items()}
 
 
 def _codec_part(plan: Plan, seconds: float, on_cuda: bool) -> float | None:

@@ -27,7 +27,7 @@ from executor.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.memory import LiveTensors
 from executor.mesh import Coordinates, Meshes
 from executor.parts import RankTraces
-from executor.tracing import TENSOR_COLLECTIVE, Profiled, profiled, write_trace
+from executor.tracing import Profiled, exchange_seconds, profiled, write_trace
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
@@ -123,12 +123,12 @@ class Runner:
         num_steps = len(self.losses)
         if self.trace_folder is not None:
             write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
-        tensor_comm = self._tensor_comm_seconds() if self.plan.tensor_parallel > 1 else 0.0
+        exchanges = self._exchange_seconds()
         losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
         place = self.trainer.place
         del self.trainer
         gc.collect()
-        traces = RankTraces(place=place, steps=tuple(self.traces), tensor_comm_seconds=tensor_comm)
+        traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
         return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes)
 
     def _build_and_step(self, num_steps: int) -> None:
@@ -185,15 +185,15 @@ class Runner:
             if is_stopping:
                 raise stopped(self.plan, done, path)
 
-    def _tensor_comm_seconds(self) -> float | None:
-        """Seconds that one step spends in tensor-parallel collectives, from one more step under the profiler.
+    def _exchange_seconds(self) -> dict[str, float] | None:
+        """Seconds that one step spends in collectives within its passes, from one more step under the profiler.
 
         Ignores: on CUDA, where collectives run beside the host's calls, nothing is told.
         """
-        if self.rank.device.type != "cpu":
+        has_any = max(self.plan.tensor_parallel, self.plan.context_parallel, self.plan.expert_parallel) > 1
+        if self.rank.device.type != "cpu" or not has_any:
             return None
-        spent = [event for event in self._profiled().profiler.key_averages() if event.key.startswith(TENSOR_COLLECTIVE)]
-        return sum(float(event.self_cpu_time_total) for event in spent) * 1e-6
+        return exchange_seconds(self._profiled())
 
     def _profiled(self) -> Profiled:
         return profiled(lambda: self._step(wait=True), self.rank.device)

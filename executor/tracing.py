@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from executor.actions import StepTrace
+from executor.actions import EXCHANGES, StepTrace
 from planner.choices import Plan
 from planner.trace_export import STREAMS, named
 from profiles.artifacts import write_text
@@ -27,6 +27,8 @@ from profiles.rank import Rank
 MARK = "trainwright step"
 # DTensor alone uses functional collectives; DDP and pipelines call the process group directly.
 TENSOR_COLLECTIVE = "_c10d_functional::"
+# Parts of a step by the axis that sends within passes.
+EXCHANGE_PARTS = {"tensor": "tensor_comm", "context": "context_comm", "expert": "expert_comm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,18 @@ def profiled(step: Callable[[], StepTrace], device: torch.device) -> Profiled:
         trace = step()
         stop = time.perf_counter()
     return Profiled(profiler=profiler, trace=trace, start_seconds=start, stop_seconds=stop)
+
+
+def exchange_seconds(step: Profiled) -> dict[str, float]:
+    """Seconds of the step in collectives within passes, by part: those of DTensor, of attention and of experts."""
+    seconds = dict.fromkeys(EXCHANGE_PARTS.values(), 0.0)
+    axes = {name: axis for axis, name in EXCHANGES.items()}
+    for event in step.profiler.key_averages():
+        if event.key.startswith(TENSOR_COLLECTIVE):
+            seconds[EXCHANGE_PARTS["tensor"]] += float(event.self_cpu_time_total) * 1e-6
+        elif event.key in axes:
+            seconds[EXCHANGE_PARTS[axes[event.key]]] += float(event.cpu_time_total) * 1e-6
+    return seconds
 
 
 def write_trace(folder: Path, plan: Plan, rank: Rank, step: Profiled) -> Path:
@@ -85,6 +99,12 @@ def _planned_tracks(rank: int, step: Profiled, events: list[dict[str, Any]]) -> 
         {"name": event["name"].removeprefix(TENSOR_COLLECTIVE), "cat": "tensor", "ts": event["ts"], "dur": event["dur"]}
         for event in events
         if event.get("name", "").startswith(TENSOR_COLLECTIVE) and event["ph"] == "X"
+    ]
+    found += [
+        {"name": "all-to-all", "cat": axis, "ts": event["ts"], "dur": event["dur"]}
+        for axis, name in EXCHANGES.items()
+        for event in events
+        if event.get("name") == name and event["ph"] == "X"
     ]
     tracks = [named("process_name", rank, 0, name=f"rank {rank}, as planned")]
     for stream in sorted({event["cat"] for event in found}, key=STREAMS.index):

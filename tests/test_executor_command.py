@@ -28,6 +28,7 @@ SOURCE = Path(__file__).parent.parent
 DATA = Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2)
 STAGES = Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3), micro_batch_size=2, num_microbatches=4)
 SPLIT = Plan(tensor_parallel=2, micro_batch_size=4, num_microbatches=2)
+CONTEXT = Plan(context_parallel=2, micro_batch_size=4, num_microbatches=2)
 
 
 def stages(schedule: str, virtual_stages: int, **fields: Any) -> Plan:
@@ -144,8 +145,8 @@ def check_kept(folder: Path, run: Path) -> None:
     assert own.read_text() == run.read_text()
     assert own.name.removesuffix(".run.json") == log.name.removesuffix(".log.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    # Three plans in blocks of five steps and one.
-    assert [line["plan"] for line in lines] == [plan.id for plan in (STAGES, SPLIT, DATA)] * 2
+    # Four plans in blocks of five steps and one.
+    assert [line["plan"] for line in lines] == [plan.id for plan in (STAGES, SPLIT, CONTEXT, DATA)] * 2
     for line in lines:
         assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu"}
         assert line["tps"] == pytest.approx(8 * 32 / line["seconds"])
@@ -166,10 +167,10 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.gloo
 def test_runs_measures_and_writes(tmp_path: Path) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
-    write_plan_file(plan, STAGES, SPLIT, DATA, baseline=2)
+    write_plan_file(plan, STAGES, SPLIT, CONTEXT, DATA, baseline=3)
     kept = tmp_path / "runs"
     done = execute(
-        str(plan), "--steps", "6", "--top", "2", "--with-baseline", "--json", "-v", "-o", str(run), "--runs", str(kept),
+        str(plan), "--steps", "6", "--top", "3", "--with-baseline", "--json", "-v", "-o", str(run), "--runs", str(kept),
         "--trace", str(tmp_path / "traces"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -179,8 +180,8 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == json.loads(run.read_text())
     assert "tps:" in done.stderr
     result = artifacts.read(run, "run", RunFile)
-    assert [item.plan for item in result.runs] == [STAGES, SPLIT, DATA]
-    assert [item.is_baseline for item in result.runs] == [False, False, True]
+    assert [item.plan for item in result.runs] == [STAGES, SPLIT, CONTEXT, DATA]
+    assert [item.is_baseline for item in result.runs] == [False, False, False, True]
     for item in result.runs:
         measured = item.measurement
         assert measured.loss_check.status == "passed", measured.loss_check
@@ -192,9 +193,12 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
         assert 0 < sum(known) < 1.5 * max(measured.step_seconds)
         assert {span.action for span in measured.spans} >= {"F", "B", "optimizer"}
         assert all(0 <= span.start_seconds <= span.stop_seconds for span in measured.spans)
-    stages, split, data = (item.measurement for item in result.runs)
+    stages, split, context, data = (item.measurement for item in result.runs)
     assert stages.seconds["bubble"]
-    assert split.seconds["tensor_comm"]
+    for own, part in ((split, "tensor_comm"), (context, "context_comm")):
+        sent = {name for name in ("tensor_comm", "context_comm", "expert_comm") if own.seconds[name]}
+        assert sent == {part}
+        assert own.seconds[part] < max(own.step_seconds)
     assert data.seconds["data_comm"]
     assert stages.losses == pytest.approx(split.losses, rel=1e-4)
     assert {span.stage for span in stages.spans} == {0, 1}
@@ -203,7 +207,7 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
 def check_traces(folder: Path) -> None:
     """Every plan and rank has a trace, on the planner's tracks, whose actions fill the step that torch timed."""
     files = sorted(folder.iterdir())
-    assert len(files) == 3 * 2
+    assert len(files) == 4 * 2
     for path in files:
         events = json.loads(path.read_text())["traceEvents"]
         rank = int(path.name.split(".rank")[1].split(".")[0])
@@ -222,6 +226,10 @@ def check_traces(folder: Path) -> None:
         assert len(inside) == len(products)
     split = next(json.loads(path.read_text()) for path in files if path.name.startswith("tp2"))
     assert any(event.get("cat") == "tensor" and event["name"] == "all_reduce" for event in split["traceEvents"])
+    context = next(json.loads(path.read_text()) for path in files if path.name.startswith("cp2"))
+    exchanges = [event for event in context["traceEvents"] if event.get("cat") == "context"]
+    # Of queries, keys, values and what attention gives, there and back, in every block and micro-batch.
+    assert len(exchanges) == 2 * 4 * LLAMA.config["num_hidden_layers"] * CONTEXT.num_microbatches
 
 
 def check_board(kept: Path) -> None:

@@ -6,6 +6,7 @@ from executor.actions import Action, StepTrace
 from executor.mesh import Coordinates, coordinates
 from executor.parts import RankTraces, median_parts, median_spans, step_seconds
 from executor.reference import check_losses
+from executor.tracing import EXCHANGE_PARTS
 from planner.choices import Plan
 
 
@@ -19,7 +20,8 @@ def trace(stop: float, *actions: Action, ready: float | None = None) -> StepTrac
 
 def rank(step: StepTrace, stage: int = 0, tensor_comm: float | None = 0.0) -> RankTraces:
     place = Coordinates(tensor=0, data=0, pipeline=stage)
-    return RankTraces(place=place, steps=(step,), tensor_comm_seconds=tensor_comm)
+    seen = None if tensor_comm is None else dict.fromkeys(EXCHANGE_PARTS.values(), tensor_comm)
+    return RankTraces(place=place, steps=(step,), exchange_seconds=seen)
 
 
 def test_pipeline_waits_are_told_apart() -> None:
