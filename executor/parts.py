@@ -14,7 +14,7 @@ from executor.actions import BACKWARD, FORWARD, OPTIMIZER, PASSES, WEIGHT, Actio
 from executor.mesh import Coordinates
 from planner.choices import Plan
 from planner.prediction import PARTS, Span
-from profiles.codecs import ALL_REDUCE, DECODE, ENCODE, codec
+from profiles.codecs import ALL_REDUCE, DECODE, ENCODE, FSDP_STAGES, codec
 
 # Names under which the report draws what the recorder notes; a decode lies within the wait for its all-reduce.
 SPAN_NAMES = {
@@ -104,8 +104,7 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
         "recompute": 0.0 if plan.recompute == "none" else None,
         "bubble": bubble,
         **exchanges,
-        # FSDP's messages lie within forward and backward passes and are counted as compute.
-        "data_comm": None if plan.zero_stage >= 2 else data_comm,
+        "data_comm": exchanges["data_comm"] if plan.zero_stage in FSDP_STAGES else data_comm,
         "pipeline_comm": pipeline_comm,
         "codec": _codec_part(plan, codec_seconds, on_cuda),
         "optimizer": optimizer,
@@ -116,13 +115,14 @@ def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: 
 
 def _exchanges(plan: Plan, rank: RankTraces) -> dict[str, float | None]:
     """Seconds by part of what the plan's axes send within passes; None where that was not observed."""
-    degrees = {
-        "tensor_comm": plan.tensor_parallel,
-        "context_comm": plan.context_parallel,
-        "expert_comm": plan.expert_parallel,
+    sends = {
+        "tensor_comm": plan.tensor_parallel > 1,
+        "context_comm": plan.context_parallel > 1,
+        "expert_comm": plan.expert_parallel > 1,
+        "data_comm": plan.zero_stage in FSDP_STAGES,
     }
     seen = rank.exchange_seconds
-    return {part: 0.0 if degree == 1 else None if seen is None else seen[part] for part, degree in degrees.items()}
+    return {part: 0.0 if not own else None if seen is None else seen[part] for part, own in sends.items()}
 
 
 def _codec_part(plan: Plan, seconds: float, on_cuda: bool) -> float | None:

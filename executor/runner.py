@@ -30,7 +30,7 @@ from executor.parts import RankTraces
 from executor.tracing import Profiled, exchange_seconds, profiled, write_trace
 from executor.trainer import Trainer
 from planner.choices import Plan
-from profiles.codecs import codec
+from profiles.codecs import FSDP_STAGES, codec
 from profiles.rank import TIMEOUT_SECONDS, Rank
 from profiles.workloads import Workload
 
@@ -190,8 +190,9 @@ class Runner:
 
         Ignores: on CUDA, where collectives run beside the host's calls, nothing is told.
         """
-        has_any = max(self.plan.tensor_parallel, self.plan.context_parallel, self.plan.expert_parallel) > 1
-        if self.rank.device.type != "cpu" or not has_any:
+        plan = self.plan
+        degree = max(plan.tensor_parallel, plan.context_parallel, plan.expert_parallel)
+        if self.rank.device.type != "cpu" or (degree == 1 and plan.zero_stage not in FSDP_STAGES):
             return None
         return exchange_seconds(self._profiled())
 

@@ -84,12 +84,13 @@ def _corrected(
 ) -> Array:
     """`total` seconds by the law, corrected by a timing of the same exchange in the midst of training.
 
-    DDP is off by so many seconds per parameter, which the backward pass cannot hide. FSDP2 on CPU is off by a factor,
+    DDP, and the sending of weights after it, is off by so many seconds per parameter, which the backward pass cannot
+    hide. FSDP2 on CPU is off by a factor,
     since all of it is serial; on GPUs, where most of it is hidden, nothing is carried over.
     """
     if zero in FSDP_STAGES and machine.device_kind != "cpu":
         return total
-    how, name = (zero, "none") if zero in FSDP_STAGES else (0, name)
+    how, name = (zero, "none") if zero else (0, name)
     timings = (t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how))
     timing = next((t for t in timings if t.spread_fraction < NOISY_FRACTION), None)
     timed_group = None if timing is None else group_of(timing.group_size, 1, machine.devices_per_node)
@@ -107,7 +108,7 @@ def _corrected(
         gathered_bytes=GRADIENT_BYTES * timing.num_parameters * one,
     )
     expected = float(np.sum(_law(machine, timed_group, name, how, case)))
-    if how:
+    if how in FSDP_STAGES:
         return total * max(0.0, timing.added_seconds) / expected
     return np.maximum(0.0, total + (timing.added_seconds - expected) / timing.num_parameters * num_parameters)
 

@@ -109,7 +109,8 @@ class Overlap:
 class ExchangeTiming:
     """What averaging gradients over all ranks added to a backward pass, in the midst of training.
 
-    By DDP with one codec, or by FSDP2 (`zero_stage` 2 or 3), which gathers weights too. The pass is of linears with
+    By DDP with one codec, where `zero_stage` is 1 with the sending of updated weights, or by FSDP2 (2 or 3), which
+    gathers weights too. The pass is of linears with
     `num_parameters` in fp32, whose rows and columns make `matrix_sides`; by itself it takes `backward_seconds`, and
     with the average `added_seconds` more.
     """

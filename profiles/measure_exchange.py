@@ -36,7 +36,9 @@ FEWEST = 2
 FIRST_STEPS = 1
 REPEATS = 4
 BACKWARD_SHARE = 2 / 3
-CASES = (*((name, 0) for name in KNOWN), *(("none", stage) for stage in FSDP_STAGES))
+# Of ZeRO stage 1 as well: each rank then sends the weights that it updated.
+OWNERS_SEND = 1
+CASES = (*((name, 0) for name in KNOWN), ("none", OWNERS_SEND), *(("none", stage) for stage in FSDP_STAGES))
 # Timed in turns, beside one pass without: as many as fit in memory easily.
 TOGETHER = 4
 
@@ -44,7 +46,7 @@ TOGETHER = 4
 def measure_exchange(
     bench: Bench, links: Sequence[LinkCurve], width: int = WIDTH, num_linears: int = NUM_LINEARS
 ) -> list[ExchangeTiming]:
-    """A timing of DDP with every known codec, and of FSDP2, over all ranks; none without a second rank."""
+    """A timing of DDP with every known codec, of ZeRO 1 and of FSDP2, over all ranks; none without a second rank."""
     num_ranks = bench.peers.num_ranks
     if num_ranks == 1:
         return []
@@ -58,7 +60,7 @@ def measure_exchange(
     for cases in (CASES[start : start + TOGETHER] for start in range(0, len(CASES), TOGETHER)):
         modules = [_linears(bench, width, count) for _ in cases]
         actions = [
-            _training(bench, _sharded(module, mesh, zero_stage) if zero_stage else _averaged(module, name), width)
+            _exchanging(bench, module, mesh, name, zero_stage, width)
             for module, (name, zero_stage) in zip(modules, cases, strict=True)
         ]
         for action in actions * FIRST_STEPS:
@@ -98,6 +100,30 @@ def _sharded(module: nn.Sequential, mesh: DeviceMesh, zero_stage: int) -> nn.Mod
     for part in (*module, module):
         fully_shard(part, mesh=mesh, reshard_after_forward=zero_stage == max(FSDP_STAGES))
     return module
+
+
+def _exchanging(
+    bench: Bench, module: nn.Sequential, mesh: DeviceMesh, name: str, zero_stage: int, width: int
+) -> Action:
+    if zero_stage in FSDP_STAGES:
+        return _training(bench, _sharded(module, mesh, zero_stage), width)
+    train = _training(bench, _averaged(module, name), width)
+    if zero_stage != OWNERS_SEND:
+        return train
+
+    def train_and_send() -> None:
+        train()
+        # As torch.distributed.optim.ZeroRedundancyOptimizer does it: all at once, weight by weight.
+        owners = (index % bench.peers.num_ranks for index in range(len(module)))
+        sent = [
+            dist.broadcast(weight.data, src=owner, async_op=True)
+            for weight, owner in zip(module.parameters(), owners, strict=True)
+        ]
+        for work in sent:
+            assert work is not None
+            work.wait()
+
+    return train_and_send
 
 
 def _training(bench: Bench, module: nn.Module, width: int) -> Action:

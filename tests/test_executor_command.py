@@ -28,7 +28,7 @@ SOURCE = Path(__file__).parent.parent
 DATA = Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2)
 STAGES = Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 3), micro_batch_size=2, num_microbatches=4)
 SPLIT = Plan(tensor_parallel=2, micro_batch_size=4, num_microbatches=2)
-CONTEXT = Plan(context_parallel=2, micro_batch_size=4, num_microbatches=2)
+CONTEXT = Plan(context_parallel=2, zero_stage=3, micro_batch_size=4, num_microbatches=2)
 
 
 def stages(schedule: str, virtual_stages: int, **fields: Any) -> Plan:
@@ -195,11 +195,12 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
         assert all(0 <= span.start_seconds <= span.stop_seconds for span in measured.spans)
     stages, split, context, data = (item.measurement for item in result.runs)
     assert stages.seconds["bubble"]
-    for own, part in ((split, "tensor_comm"), (context, "context_comm")):
-        sent = {name for name in ("tensor_comm", "context_comm", "expert_comm") if own.seconds[name]}
-        assert sent == {part}
-        assert own.seconds[part] < max(own.step_seconds)
-    assert data.seconds["data_comm"]
+    # FSDP shards over the context axis too.
+    sent = [(stages, {"pipeline"}), (split, {"tensor"}), (context, {"context", "data"}), (data, {"data"})]
+    for own, axes in sent:
+        seen = {axis for axis in ("tensor", "context", "expert", "data", "pipeline") if own.seconds[f"{axis}_comm"]}
+        assert seen == axes
+        assert sum(own.seconds[f"{axis}_comm"] for axis in seen) < max(own.step_seconds)
     assert stages.losses == pytest.approx(split.losses, rel=1e-4)
     assert {span.stage for span in stages.spans} == {0, 1}
 
