@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.jobs.stage_states import GATHERED_LAYERS
 from planner.orders import Shape
 from planner.schedules import in_flight
 from planner.stages import StageCosts
@@ -30,6 +31,7 @@ def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -
     gradients = GRADIENT_BYTES * stages.num_parameters / np.where(zero >= 2, data, 1)
     optimizer = MOMENT_BYTES * stages.num_parameters / np.where(zero >= 1, data, 1)
     gradients, activations = _at_the_peak(table, _in_flight(table, len(stages.forward)), stages, gradients)
+    activations = activations + _passing_bytes(table, stages)
     buffers = _codec_bytes(table, stages) + _pipeline_bytes(table, stages)
     held = parameters + gradients + optimizer + activations + buffers
     slack = held * CUDA_SLACK_FRACTION + CUDA_CONTEXT_BYTES if machine.device_kind == "cuda" else np.zeros_like(held)
@@ -60,11 +62,12 @@ def _at_the_peak(table: PlanTable, held: Array, stages: StageCosts, gradients: A
 
     DDP's buckets hold gradients all the time, and so does a stage that goes forward again after its first backward.
     Otherwise a step starts without gradients; the first micro-batch's backward makes them and frees what it had kept:
-    the peak lies before or after that.
+    the peak lies before or after that. FSDP2's shards of gradients come one by one as well.
     """
     kept, cached = _casts(table, stages)
     activations = (held - 1) * (stages.kept_bytes - kept) + stages.working_bytes - kept + cached
-    one_pass = (table.data_parallel == 1) & (held >= table.num_microbatches)
+    has_no_buckets = (table.data_parallel == 1) | (table.zero_stage >= GATHERED_ONCE)
+    one_pass = has_no_buckets & (held >= table.num_microbatches)
     before_backward = one_pass & (gradients <= stages.kept_bytes)
     after_first_backward = one_pass & ~before_backward
     return (
@@ -74,17 +77,27 @@ def _at_the_peak(table: PlanTable, held: Array, stages: StageCosts, gradients: A
 
 
 def _parameter_bytes(table: PlanTable, stages: StageCosts) -> Array:
-    """Parameters on a rank: whole, or FSDP2's shards.
+    """Parameters on a rank: whole, or FSDP2's shards and what it has gathered, in the precision of the passes.
 
-    Stage 2 keeps them gathered from its forward pass to its backward, in the precision of the passes. That and the
-    shards stand where gradients come afterwards, which are counted beside: what is more than those counts here.
+    Stage 2 keeps all of them from its forward pass to its backward, stage 3 has the layer at work and the next.
     """
-    whole, data = stages.num_parameters, table.data_parallel
-    shards = PARAMETER_BYTES * whole / data
+    whole = stages.num_parameters
+    shards = PARAMETER_BYTES * whole / table.data_parallel
     low = LOW_BYTES if table.precision in MIXED else PARAMETER_BYTES
-    gathered = shards + np.maximum(0.0, low * whole - GRADIENT_BYTES * whole / data)
+    fetched = np.minimum(whole, GATHERED_LAYERS * stages.largest_layer)
     states = [table.zero_stage == GATHERED_TWICE, table.zero_stage == GATHERED_ONCE]
-    return np.select(states, [shards, gathered], PARAMETER_BYTES * whole)
+    return np.select(states, [shards + low * fetched, shards + low * whole], PARAMETER_BYTES * whole)
+
+
+def _passing_bytes(table: PlanTable, stages: StageCosts) -> Array:
+    """Whole gradients of the layer at work until FSDP2 has shared them out: as computed, and as it reduces them.
+
+    Of recomputed layers they come when what the layer had computed again is free.
+    """
+    reduced = np.where(np.array(table.codec_names)[table.codec] == "none", GRADIENT_BYTES, LOW_BYTES)
+    computed = LOW_BYTES if table.precision in MIXED else 0.0
+    has_any = (table.zero_stage >= GATHERED_ONCE) & (table.recompute == 0)
+    return np.where(has_any, (computed + reduced) * stages.largest_layer, 0.0)
 
 
 def _casts(table: PlanTable, stages: StageCosts) -> tuple[Array, Array]:
@@ -105,7 +118,8 @@ def _casts(table: PlanTable, stages: StageCosts) -> tuple[Array, Array]:
 def _codec_bytes(table: PlanTable, stages: StageCosts) -> Array:
     result = np.zeros_like(stages.num_parameters)
     for index, name in enumerate(table.codec_names):
-        where = table.codec == index
+        # FSDP2 reduces in 16 bits by itself.
+        where = (table.codec == index) & (table.zero_stage < GATHERED_ONCE)
         held = codec(name).state_bytes(
             stages.num_parameters[:, where], stages.matrix_sides[:, where], table.data_parallel[where]
         )

@@ -45,6 +45,7 @@ class StageCosts:
     forward_busy: Array
     backward_busy: Array
     num_parameters: Array
+    largest_layer: Array  # its parameters
     matrix_sides: Array
     num_vectors: Array
     kept_bytes: Array
@@ -103,6 +104,7 @@ def stage_costs(layout: StageLayout, costs: LayerCosts, combos: NDArray[np.intp]
         forward_busy=forward + comm_forward + host_forward,
         backward_busy=backward + again + comm_backward + host_backward,
         num_parameters=total(costs.num_parameters),
+        largest_layer=np.where((counts > 0)[:, :, None], costs.num_parameters[None][:, :, combos], 0.0).max(axis=1),
         matrix_sides=total(costs.matrix_sides),
         num_vectors=total(costs.num_vectors),
         kept_bytes=total(costs.saved_bytes, counts - recomputed) + total(costs.input_bytes, recomputed),
