@@ -18,7 +18,8 @@ from profiles.workloads import Workload
 
 NUM_STEPS = 3
 # Relative. fp32 differs by the order of sums alone; bf16 rounds activations to 8 bits, and AdamW amplifies that.
-TOLERANCE_FRACTIONS = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 2e-2, "fp8": 5e-2}
+# tf32 keeps two bits more; fp8 is bf16 whose scales depend on the micro-batch (3e-3 seen).
+TOLERANCE_FRACTIONS = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 2e-2, "fp8": 2e-2}
 # fp32 weight, gradient and two moments.
 STATE_BYTES_PER_PARAMETER = 16
 ROOM_FRACTION = 0.7

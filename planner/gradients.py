@@ -85,14 +85,14 @@ def _corrected(
     """`total` seconds by the law, corrected by a timing of the same exchange in the midst of training.
 
     DDP, and the sending of weights after it, is off by so many seconds per parameter, which the backward pass cannot
-    hide. FSDP2 on CPU is off by a factor,
-    since all of it is serial; on GPUs, where most of it is hidden, nothing is carried over.
+    hide; where the sending was not timed, DDP's own are. FSDP2 on CPU is off by a factor, since all of it is serial;
+    on GPUs, where most of it is hidden, nothing is carried over.
     """
     if zero in FSDP_STAGES and machine.device_kind != "cpu":
         return total
-    how, name = (zero, "none") if zero else (0, name)
-    timings = (t for t in machine.exchange_timings if (t.codec, t.zero_stage) == (name, how))
-    timing = next((t for t in timings if t.spread_fraction < NOISY_FRACTION), None)
+    cases = [("none", zero)] if zero in FSDP_STAGES else [(name, how) for how in range(zero, -1, -1)]
+    calm = {(t.codec, t.zero_stage): t for t in machine.exchange_timings if t.spread_fraction < NOISY_FRACTION}
+    timing = next((calm[case] for case in cases if case in calm), None)
     timed_group = None if timing is None else group_of(timing.group_size, 1, machine.devices_per_node)
     is_alike = timed_group is not None and (timed_group.inside == timed_group.size) == (group.inside == group.size)
     if timing is None or timed_group is None or not is_alike:
@@ -107,8 +107,8 @@ def _corrected(
         num_microbatches=np.ones(1),
         gathered_bytes=GRADIENT_BYTES * timing.num_parameters * one,
     )
-    expected = float(np.sum(_law(machine, timed_group, name, how, case)))
-    if how in FSDP_STAGES:
+    expected = float(np.sum(_law(machine, timed_group, timing.codec, timing.zero_stage, case)))
+    if zero in FSDP_STAGES:
         return total * max(0.0, timing.added_seconds) / expected
     return np.maximum(0.0, total + (timing.added_seconds - expected) / timing.num_parameters * num_parameters)
 

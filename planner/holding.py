@@ -134,7 +134,7 @@ class Rank:
 
     def _backward(self, stage: int, waits: bool) -> None:
         """Layer by layer from the last: what those before it keep, and what those after it gave."""
-        chunk, others, is_first = self.chunks[stage], self._weights(but=stage), stage not in self._open
+        chunk, others, opens = self.chunks[stage], self._weights(but=stage), stage not in self._open
         self._logits -= chunk.waiting
         is_whole, count = stage in self._whole or chunk.stays_whole, len(chunk.layers)
         if chunk.at_head:
@@ -143,7 +143,7 @@ class Rank:
         freed = 0.0
         for done, layer in enumerate(reversed(chunk.layers)):
             own = others + (chunk.weights if is_whole else chunk.together(done + GATHERED_LAYERS))
-            made = chunk.gradients * done / count if is_first else 0.0
+            made = chunk.gradients * done / count if opens else 0.0
             self._note(activations=layer.backward - freed, weights=own, gradients=made + layer.passing)
             self._note(activations=-freed, weights=own, gradients=made + layer.finishing)
             freed += layer.kept

@@ -19,7 +19,7 @@ import torch
 from profiles.artifacts import STRICT, dump, parse, validate
 from profiles.cluster import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
 from profiles.efficiency import best_product_rate, copy_rate
-from profiles.errors import EnvironmentFailure, UnknownNameError
+from profiles.errors import EnvironmentFailure, InputError, UnknownNameError
 from profiles.fingerprint import current_fingerprint
 from profiles.job import in_job, ranks_per_host
 from profiles.launcher import launch
@@ -116,6 +116,8 @@ def measure_machine(
     Raises: UnknownNameError for a precision; InputError for a degree or a model that cannot be; EnvironmentFailure
     where this machine has no such precision or ranks cannot start.
     """
+    if not precisions:
+        raise InputError("precision list is empty: give at least one")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UnknownNameError("precision", precision, PRECISIONS)

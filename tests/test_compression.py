@@ -20,4 +20,4 @@ def test_codecs_train_a_real_model_as_well_as_they_say() -> None:
     assert last["int8"] == pytest.approx(last["none"], rel=0.02)
     assert last["none"] < last["powersgd-4"] < 1.05 * last["none"]
     # The twentieth part of the gradients is not enough, and less so where the rest is forgotten.
-    assert 1.01 * last["none"] < last["topk-5"] < last["topk-5 without feedback"]
+    assert last["powersgd-4"] < last["topk-5"] < last["topk-5 without feedback"]

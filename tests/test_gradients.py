@@ -55,6 +55,11 @@ def test_what_ddp_is_off_by_grows_with_the_parameters() -> None:
     assert exchange(here, "none", 0, 3.0) == pytest.approx(exchange(machine(), "none", 0, 3.0) + 0.03)
 
 
+def test_zero_1_takes_what_ddp_is_off_by_where_it_was_not_timed_itself() -> None:
+    here = machine(exchange_timings=(timing("none", 0, exchange(machine(), "none", 0) + 0.01),))
+    assert exchange(here, "none", 1) == pytest.approx(exchange(machine(), "none", 1) + 0.01)
+
+
 def test_what_fsdp_is_off_by_is_a_factor_whatever_it_reduces_in() -> None:
     law = exchange(machine(), "none", 3)
     here = machine(exchange_timings=(timing("none", 3, 2 * law),))

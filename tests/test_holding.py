@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from torch.distributed.pipelining.schedules import _Action, _add_unshard_reshard, _ComputationType
 
 from planner.holding import Chunk, Layer, Rank, _coming
 from planner.jobs.footprint import footprint
-from planner.orders import ACTIONS, Shape
+from planner.orders import Shape
 from planner.schedules import in_flight, orders, stage_ranks
 from planner.space.answers import runnable_places
 from planner.space.explore import Space, explore
@@ -18,6 +17,7 @@ from planner.space.predictions import predictions
 from planner.space.setting import setting
 from profiles.devices import load_device
 from profiles.library import load_sizes
+from tests.torch_schedules import gathered_stages
 
 NOTHING = {
     "casts": 0.0, "cached": 0.0, "lingering": 0.0, "weights": 0.0, "stays_whole": False, "gradients": 0.0,
@@ -30,9 +30,6 @@ SHAPES = [
     Shape("interleaved-1f1b", 4, 2, 8),
     Shape("interleaved-1f1b", 2, 4, 1),
 ]
-# As pipelining names what our lists call forward, whole backward and its halves.
-TORCH = {"F": _ComputationType.FORWARD, "B": _ComputationType.FULL_BACKWARD}
-SHARDING = (_ComputationType.UNSHARD, _ComputationType.RESHARD)
 
 
 def chunk(*layers: tuple[float, float], **own) -> Chunk:
@@ -56,18 +53,7 @@ def test_activations_are_those_of_the_most_micro_batches_under_way(shape) -> Non
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.virtual_stages > 1], ids=str)
 def test_chunks_are_gathered_when_torch_gathers_them(shape) -> None:
     for order in orders(shape):
-        steps = order.steps()
-        actions = [_Action(step.stage, TORCH[step.action], step.microbatch) for step in steps]
-        gathered: set[int] = set()
-        theirs = []
-        for action in _add_unshard_reshard(actions):
-            if action.computation_type not in SHARDING:
-                theirs.append(set(gathered))
-            elif action.computation_type == SHARDING[0]:
-                gathered.add(action.stage_index)
-            else:
-                gathered.discard(action.stage_index)
-        assert [set(stages) for stages in _coming(order)] == theirs
+        assert [set(stages) for stages in _coming(order)] == gathered_stages(order.steps())
 
 
 def test_the_first_layers_are_recomputed_and_the_last_goes_backward_first() -> None:
@@ -86,10 +72,6 @@ def test_gradients_add_up_until_a_chunks_last_backward_pass_and_leave_shards() -
     # When the second chunk has gone backward: its weights alone, for the schedule believes those of the first, which
     # fully_shard gave back after their forward pass, to be there. The first one's activation is left.
     assert rank.most == {"activations": 1.0, "logits": 0.0, "gradients": 8.0 + 3.0, "buffers": 4.0}
-
-
-def test_every_action_has_a_name_in_the_lists() -> None:
-    assert set(TORCH) < set(ACTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """torch's own order of steps, read from its schedule objects; the one place that touches their private attributes."""
 
+from collections.abc import Sequence
 from unittest.mock import MagicMock
 
+from torch.distributed.pipelining.schedules import _Action, _add_unshard_reshard, _ComputationType
 from torch.distributed.pipelining.stage import _PipelineStageBase
 
 from executor.pipeline import ONE_STAGE, SCHEDULES
@@ -50,3 +52,18 @@ def _steps(action) -> list[Step]:
         first, second = (step for part in action.sub_actions for step in _steps(part))
         return [first, Step(second.action, second.stage, second.microbatch, paired=True)]
     return [Step(action.computation_type.value, action.stage_index, action.microbatch_index)]
+
+
+def gathered_stages(steps: Sequence[Step]) -> list[set[int]]:
+    """The stages whose weights torch has gathered at each of a rank's forward and whole backward passes."""
+    names = {"F": _ComputationType.FORWARD, "B": _ComputationType.FULL_BACKWARD}
+    gathered: set[int] = set()
+    result = []
+    for action in _add_unshard_reshard([_Action(step.stage, names[step.action], step.microbatch) for step in steps]):
+        if action.computation_type == _ComputationType.UNSHARD:
+            gathered.add(action.stage_index)
+        elif action.computation_type == _ComputationType.RESHARD:
+            gathered.discard(action.stage_index)
+        else:
+            result.append(set(gathered))
+    return result
