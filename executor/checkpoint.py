@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor
 from executor.experts import placed_expert
 from executor.trainer import Trainer
 from planner.choices import Plan
-from profiles.artifacts import STRICT, validate, write_text
+from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError, InputError
+from profiles.files import write_text
 from profiles.workloads import Workload
 
 FOLDER = re.compile(r"step-(\d{8})")

@@ -83,7 +83,7 @@ def execute(
         return
     from executor.checkpoint import checkpoints_of
     from executor.prepare import RunOptions, prepare
-    from profiles.artifacts import ensure_writable
+    from profiles.files import ensure_writable
     from profiles.job import is_main_process
 
     out = console.console(json_output)
@@ -113,8 +113,9 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     from executor.runfile import run_file
     from executor.runs import KeptRun
     from executor.show_run import show
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump
     from profiles.errors import ToleranceError
+    from profiles.files import write_text
     from profiles.launcher import launch
 
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
@@ -163,7 +164,8 @@ def _compress(
     """Run the recipes of the plan file; write and show what came of them."""
     from executor.compress.job import compression_file, prepare_compression
     from executor.compress.show import show
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump
+    from profiles.files import write_text
     from profiles.launcher import launch
 
     job = prepare_compression(plan, extras, options)
@@ -204,7 +206,7 @@ def _emit(
 ) -> None:
     from executor.emit import emit
     from executor.prepare import checked
-    from profiles.artifacts import ensure_writable, write_text
+    from profiles.files import ensure_writable, write_text
 
     if output is not None:
         ensure_writable(output)
@@ -222,8 +224,9 @@ def _rehearse(
 ) -> None:
     from executor.dress import rehearse_file
     from executor.show_rehearsal import show
-    from profiles.artifacts import dump, ensure_writable, write_text
+    from profiles.artifacts import dump
     from profiles.errors import InputError
+    from profiles.files import ensure_writable, write_text
 
     if not asked:
         raise InputError("--rank and --all-stages say what is rehearsed: give --rehearse too")

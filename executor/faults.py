@@ -22,8 +22,8 @@ from torch import Tensor
 
 from executor.mesh import coordinates
 from planner.choices import Plan
-from profiles.artifacts import write_text
 from profiles.errors import RankFailure, Stopped, ToleranceError
+from profiles.files import write_text
 from profiles.rank import Rank, job_store
 from profiles.units import format_bytes
 

@@ -15,6 +15,7 @@ from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError
+from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind, current_fingerprint
 from profiles.rank import TIMEOUT_SECONDS
 from profiles.workloads import Workload, load_workload
@@ -64,7 +65,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     chosen, notes = choose(file, options.top, options.with_baseline)
     device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
     if options.trace is not None:
-        artifacts.ensure_writable(options.trace / "trace.json")
+        ensure_writable(options.trace / "trace.json")
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload)

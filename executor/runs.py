@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from profiles.artifacts import write_text
 from profiles.errors import EnvironmentFailure
+from profiles.files import write_text
 
 RUN, LOG = ".run.json", ".log.jsonl"
 # What TensorBoard shows over the steps of each plan.

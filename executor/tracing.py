@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from executor.actions import EXCHANGES, StepTrace
 from planner.choices import Plan
 from planner.trace_export import STREAMS, named
-from profiles.artifacts import write_text
 from profiles.codecs import ALL_REDUCE
+from profiles.files import write_text
 from profiles.rank import Rank
 
 MARK = "trainwright step"

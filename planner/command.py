@@ -64,8 +64,9 @@ def plan(
     """
     from planner.measured import Asked, codecs_of, plan_file, searched
     from planner.show import show
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump
     from profiles.errors import InputError
+    from profiles.files import write_text
 
     asked: dict[str, object] = {
         "--why-not": why_not, "--sensitivity": sensitivity, "--tokens": tokens, "--price": price, "--all": all_file,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.step_work import Simulated, SimulatedSpan
-from profiles.artifacts import write_text
+from profiles.files import write_text
 
 MICROSECONDS = 1e6
 # Threads from top to bottom; other streams follow by name.

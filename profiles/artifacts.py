@@ -1,4 +1,4 @@
-"""Strict files: a frozen dataclass to JSON and back, written whole or not at all.
+"""Strict files: a frozen dataclass to JSON and back.
 
 Every file starts with `artifact` (what it is) and `schema` (its version); an unknown key, a wrong type or another
 version is an ArtifactError that says where. Numbers that do not exist are null, never NaN.
@@ -7,15 +7,14 @@ version is an ArtifactError that says where. Numbers that do not exist are null,
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from profiles.errors import ArtifactError, EnvironmentFailure
+from profiles.errors import ArtifactError
+from profiles.files import write_text
 
 T = TypeVar("T")
 
@@ -60,41 +59,6 @@ def write(path: Path, artifact: str, value: Any) -> None:
     Raises: EnvironmentFailure where the disk is full or the folder cannot be written.
     """
     write_text(path, dump(artifact, value))
-
-
-def ensure_writable(path: Path) -> None:
-    """Try that a file can be made beside `path`, before hours are spent on what shall go there.
-
-    Raises: EnvironmentFailure where the folder cannot be made or written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot write {path}: {error.strerror or error}; nothing was started") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all (temporary file in the same folder, then rename)."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read(path: Path, artifact: str, kind: type[T]) -> T:

@@ -28,7 +28,8 @@ def model(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
 ) -> None:
     """Trace MODEL into layers of operators, without weights and without a device."""
-    from profiles.artifacts import dump, write_text
+    from profiles.artifacts import dump
+    from profiles.files import write_text
     from profiles.library import trace_model
 
     profile = trace_model(model)
@@ -56,7 +57,8 @@ def machine(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
-    from profiles.artifacts import dump, ensure_writable, write_text
+    from profiles.artifacts import dump
+    from profiles.files import ensure_writable, write_text
     from profiles.fingerprint import current_device_kind
     from profiles.library import load_model, stored_machine_path
     from profiles.measure import measure_machine

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from profiles import artifacts
 from profiles.cluster import COLLECTIVES
 from profiles.collective_tables import MICROSECOND, measured_tables
+from profiles.files import write_text
 from profiles.interconnect import (
     CONSTANTS,
     Array,
@@ -241,7 +241,7 @@ def main() -> None:
     points = read_points()
     constants = fit(points, np.ones(len(points.seconds), dtype=np.bool_))
     found, without = errors(points, constants), held_out_errors(points)
-    artifacts.write_text(CONSTANTS, as_toml(constants, medians(points, found), medians(points, without)))
+    write_text(CONSTANTS, as_toml(constants, medians(points, found), medians(points, without)))
     for title, smallest in (("from 256 KiB", LARGE_BYTES), ("of all sizes", SMALLEST_BYTES)):
         fitted, held_out = medians(points, found, smallest), medians(points, without, smallest)
         for name, error in fitted.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from profiles import artifacts
+from profiles.files import write_text
 from profiles.kernel_speed import (
     NUMBERS,
     PATH,
@@ -236,7 +236,7 @@ def as_toml(constants: dict[str, KernelConstants]) -> str:
 def main() -> None:
     """Fit, write the catalogue file and print the errors, those of Ampere, Blackwell and Hopper held out."""
     constants = fit_all()
-    artifacts.write_text(PATH, as_toml(constants))
+    write_text(PATH, as_toml(constants))
     report = [(f"{name} held out", rows_of(name), held_out_errors(name)) for name in ("ampere", "blackwell", "hopper")]
     report += [(name, rows, errors(rows, constants)) for name in ("matmul", "attention") for rows in [read_table(name)]]
     for title, rows, found in report:

@@ -76,9 +76,10 @@ def compare(
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
     screen = console.console(json_output)
     if output is not None:
+        from profiles.files import write_text
         from reports.html import render
 
-        artifacts.write_text(output, render(report))
+        write_text(output, render(report))
     show(report, screen)
     if output is not None:
         screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
@@ -109,7 +110,9 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
     files = [artifacts.read(path, kind, Content) for path in paths]
     screen = console.console(json_output)
     if output is not None:
-        artifacts.write_text(output, render(files))
+        from profiles.files import write_text
+
+        write_text(output, render(files))
     for file in files:
         show(file, screen)
     if output is not None:
@@ -154,7 +157,6 @@ def compare_tables(
     """
     import json
 
-    from profiles import artifacts
     from reports.published import predict
     from reports.published_summary import row_to_json, summarise
     from reports.published_terminal import show
@@ -165,9 +167,10 @@ def compare_tables(
     summary = summarise(runs)
     screen = console.console(json_output)
     if output is not None:
+        from profiles.files import write_text
         from reports.published_page import render
 
-        artifacts.write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
+        write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
     show(runs, summary, screen)
     for note in notes:
         screen.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

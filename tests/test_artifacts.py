@@ -9,6 +9,7 @@ import pytest
 from profiles import artifacts
 from profiles.cluster import MachineProfile
 from profiles.errors import ArtifactError, EnvironmentFailure
+from profiles.files import ensure_writable
 from profiles.library import load_model
 from profiles.model import ModelProfile
 from tests.machine_builders import machine
@@ -82,6 +83,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(written, monkeypatch):
 def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFailure, match="nothing was started"):
-        artifacts.ensure_writable(tmp_path / "file" / "run.json")
-    artifacts.ensure_writable(tmp_path / "new" / "run.json")
+        ensure_writable(tmp_path / "file" / "run.json")
+    ensure_writable(tmp_path / "new" / "run.json")
     assert list((tmp_path / "new").iterdir()) == []

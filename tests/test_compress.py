@@ -16,8 +16,9 @@ from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
 from planner.weights import weights_of
 from profiles import artifacts
-from profiles.artifacts import dump, validate, write_text
+from profiles.artifacts import dump, validate
 from profiles.errors import InputError, PlanError
+from profiles.files import write_text
 from profiles.launcher import launch
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file

@@ -25,8 +25,9 @@ from planner.executable import refusal
 from planner.recipes import CompressionChoice, recipe, risk, smaller, smaller_weights, stored_bytes
 from planner.weights import weights_of
 from profiles import artifacts
-from profiles.artifacts import dump, validate, write_text
+from profiles.artifacts import dump, validate
 from profiles.errors import InputError
+from profiles.files import write_text
 from profiles.launcher import launch
 from profiles.library import load_sizes
 from profiles.operators import evaluate

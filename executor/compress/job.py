@@ -18,6 +18,7 @@ from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, cannot_train
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind
 from profiles.job import in_job
 from profiles.quantised import can_quantise
@@ -79,7 +80,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         raise EnvironmentFailure("8-bit recipes need torchao: pip install 'trainwright[compress]', or leave them out")
     if extras.export is not None:
         check_can_export()
-        artifacts.ensure_writable(extras.export / "model.onnx")
+        ensure_writable(extras.export / "model.onnx")
     data = "" if options.data is None else str(options.data.resolve())
     load_samples(data, workload, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]

@@ -13,7 +13,7 @@ from planner.jobs.factors import PATH, Learned
 from planner.jobs.ingredients import ingredients_of
 from planner.jobs.learning import Runs, family_weights, learn, leave_one_family_out
 from planner.jobs.reading import read_jobs
-from profiles import artifacts
+from profiles.files import write_text
 
 RUNS = Path(__file__).parent.parent.parent / "profiles" / "catalog" / "measured" / "runs.csv"
 SOURCE = "learned by `python -m planner.jobs.calibrate` from catalog/measured/runs.csv, whose rows name their sources"
@@ -61,4 +61,4 @@ def as_toml(learned: Learned) -> str:
 
 
 if __name__ == "__main__":
-    artifacts.write_text(PATH, as_toml(calibrate(shipped_runs())))
+    write_text(PATH, as_toml(calibrate(shipped_runs())))
