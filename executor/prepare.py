@@ -18,6 +18,7 @@ from profiles.errors import InputError, PlanError
 from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind, current_fingerprint
 from profiles.rank import TIMEOUT_SECONDS
+from profiles.stores import open_to
 from profiles.workloads import Workload, load_workload
 
 
@@ -80,7 +81,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
-    notes += _machine_notes(file, device_kind)
+    notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
     return Job(
         file=file,
         order=Order(

@@ -23,7 +23,8 @@ from executor.runner import PEAK_KINDS, Outcome, Runner
 from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
-from profiles.rank import TIMEOUT_SECONDS, Rank, join_group, num_restarts, report, wait_for_first
+from profiles.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
+from profiles.stores import num_restarts
 from profiles.workloads import Workload, load_workload
 
 BLOCK_STEPS = 5

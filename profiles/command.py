@@ -60,8 +60,10 @@ def machine(
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
     from profiles.fingerprint import current_device_kind
+    from profiles.job import is_main_process
     from profiles.library import load_model, stored_machine_path
     from profiles.measure import measure_machine
+    from profiles.stores import open_to
 
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
@@ -70,6 +72,8 @@ def machine(
     out = console.console(json_output)
     kind = current_device_kind()
     out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
+    if is_main_process() and open_to():
+        out.print(f"note: {open_to()}", markup=False)
     with console.progress(out, "measuring") as on_progress:
         measured = measure_machine(
             num_ranks=gpus,

@@ -30,6 +30,11 @@ def ranks_per_host(num_ranks: int) -> int:
     return num_ranks
 
 
+def is_on_one_host() -> bool:
+    """Whether all ranks of the job are known to be on this machine."""
+    return os.environ.get("LOCAL_WORLD_SIZE", "") == os.environ.get("WORLD_SIZE")
+
+
 def join_slurm() -> None:
     """Translate Slurm's variables to the ones that torch.distributed reads; nothing where torchrun has set them."""
     if _in_torchrun() or not _in_slurm():
@@ -39,6 +44,7 @@ def join_slurm() -> None:
         RANK=os.environ["SLURM_PROCID"],
         WORLD_SIZE=os.environ["SLURM_NTASKS"],
         LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+        LOCAL_WORLD_SIZE=str(ranks_per_host(int(os.environ["SLURM_NTASKS"]))),
         MASTER_ADDR=os.environ.get("MASTER_ADDR") or _slurm_master(),
         # One port per job, so that two jobs of one node do not meet.
         MASTER_PORT=os.environ.get("MASTER_PORT") or str(DEFAULT_PORT + job % 1000),

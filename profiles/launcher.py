@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -33,13 +32,13 @@ from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
 from profiles.job import in_job, is_main_process, join_slurm
 from profiles.rank import (
     FOLDER_VARIABLE,
-    LOOPBACK,
     PROGRESS_FILE,
     Failure,
     Report,
     call_entry,
     result_path,
 )
+from profiles.stores import LOOPBACK, one_host_environment, stay_on_this_host
 
 # glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
 # ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
@@ -53,6 +52,8 @@ ALLOCATOR_ENVIRONMENT = {
 }
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# The launcher's agent would host a store for the ranks, open to every address. torch's name for not doing so.
+NO_AGENT_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 POLL_SECONDS = 0.1
 
 
@@ -68,7 +69,7 @@ def launch(
     """Run `entry` ("package.module:function") on the JSON-able `payload` in `num_ranks` processes; rank 0's return.
 
     Under torchrun or Slurm this process is one of the ranks: it runs the entry itself, and other ranks get None.
-    Where a rank dies, all are started again up to `max_restarts` times; the entry asks `profiles.rank.num_restarts`.
+    Where a rank dies, all are started again up to `max_restarts` times; the entry asks `profiles.stores.num_restarts`.
     `on_report` is called, on another thread, with what rank 0 passes to `profiles.rank.report`.
 
     Raises: RankFailure for a rank that dies; the error itself where it is one of ours; EnvironmentFailure where ranks
@@ -90,6 +91,7 @@ def _join(entry: str, payload: Any, num_ranks: int) -> Any:
     present = int(os.environ["WORLD_SIZE"])
     if present != num_ranks:
         raise EnvironmentFailure(f"the job has {present} processes, but {num_ranks} are needed: start {num_ranks}")
+    stay_on_this_host()
     value = call_entry(entry, payload)
     return value if is_main_process() else None
 
@@ -99,7 +101,7 @@ def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: P
     payload_file.write_text(json.dumps(payload))
     arguments = ("-P", "-m", "profiles.rank", entry, str(payload_file), str(folder))
     try:
-        with _environment(_rank_environment(device_kind)), _quiet():
+        with _environment(_rank_environment(device_kind, folder)), _quiet():
             elastic_launch(_config(num_ranks, folder, max_restarts), entrypoint=sys.executable)(*arguments)
     except ChildFailedError as error:
         # Codes of the ranks that were seen to fail; those the launcher stopped afterwards carry its SIGTERM.
@@ -125,8 +127,10 @@ def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
         max_nodes=1,
         nproc_per_node=num_ranks,
         run_id=uuid.uuid4().hex,
+        # The launcher meets nobody but itself: in a file, where its other kind of store would listen on the network.
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{LOOPBACK}:{_port()}",
+        rdzv_endpoint=str(folder / "rendezvous"),
+        rdzv_configs={"store_type": "file"},
         local_addr=LOOPBACK,
         max_restarts=max_restarts,
         monitor_interval=POLL_SECONDS,
@@ -134,31 +138,18 @@ def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
     )
 
 
-def _port() -> int:
-    """The port that MASTER_PORT asks for, else 0: the store then takes a free one by itself."""
-    wanted = os.environ.get("MASTER_PORT", "")
-    if not wanted:
-        return 0
-    if not wanted.isdigit() or int(wanted) > 65535:
-        raise EnvironmentFailure(f"MASTER_PORT={wanted} is no port: give a number up to 65535, or unset it")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, int(wanted)))
-        except OSError as error:
-            raise EnvironmentFailure(
-                f"port {wanted} (MASTER_PORT) cannot be used: {error.strerror}; choose another or unset MASTER_PORT"
-            ) from error
-    return int(wanted)
-
-
-def _rank_environment(device_kind: str) -> dict[str, str]:
-    # The ranks import what this process can import, whatever folder they stand in.
-    variables = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), **THREAD_ENVIRONMENT}
+def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
+    variables = {
+        # The ranks import what this process can import, whatever folder they stand in.
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        **THREAD_ENVIRONMENT,
+        **one_host_environment(folder),
+        **NO_AGENT_STORE,
+    }
     if device_kind == "cpu":
         own = os.environ.get("GLIBC_TUNABLES")
         tunables = f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
-        variables |= {"GLOO_SOCKET_IFNAME": "lo", **ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
+        variables |= {**ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
     return variables
 
 

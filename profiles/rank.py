@@ -29,13 +29,12 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure, TrainwrightError
+from profiles.stores import join_store
 
 FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
 PROGRESS_FILE = "progress.jsonl"
 # How long a rank waits for another in a collective.
 TIMEOUT_SECONDS = 600.0
-# Processes that reach each other by loopback; the agent's store lives there too.
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,7 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
             "gloo" if device_kind == "cpu" else "nccl",
             timeout=datetime.timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
-            **_own_store(timeout_seconds),
+            **join_store(timeout_seconds),
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
@@ -122,25 +121,6 @@ def unpinned() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, pinned)
-
-
-def num_restarts() -> int:
-    """How often the ranks of this job have been started again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def _own_store(timeout_seconds: float) -> dict[str, Any]:
-    """Where ranks that were started again meet: the agent's store has the addresses of those before them still."""
-    if not num_restarts():
-        return {}
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-    )
-    own = dist.PrefixStore(f"attempt-{num_restarts()}", store)  # type: ignore[attr-defined]
-    return {"store": own, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def job_store() -> Any:

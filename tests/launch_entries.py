@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import PlanError
-from profiles.rank import join_group, num_restarts, report
+from profiles.rank import join_group, report
+from profiles.stores import num_restarts
 
 
 def add_up(payload: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
 # Files that build, trace, measure or run modules; everything else loads torch inside functions, if at all.
 TORCH_AT_IMPORT = {
     "profiles": {
-        "blocks.py", "workloads.py", "trace.py", "recorder.py", "timing.py", "launcher.py", "rank.py",
+        "blocks.py", "workloads.py", "trace.py", "recorder.py", "timing.py", "launcher.py", "rank.py", "stores.py",
         "measure.py", "measure_kernels.py", "measure_memory.py", "measure_links.py", "encodings.py", "quantised.py",
         "measure_layers.py", "measure_update.py", "measure_runtime.py", "measure_exchange.py",
         "factory.py", "reductions.py", "vision.py", "experts.py", "fakes.py", "precision.py",

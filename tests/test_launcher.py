@@ -62,15 +62,6 @@ def test_first_cause_is_named(how: str, error: type[Exception], words: str, capf
         Path(log[1]).unlink()
 
 
-def test_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(EnvironmentFailure, match="MASTER_PORT"):
-            launch("tests.launch_entries:add_up", {}, 2, "cpu")
-
-
 @pytest.mark.gloo
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_rank_outlives_its_launcher(number: signal.Signals) -> None:
