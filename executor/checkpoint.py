@@ -16,10 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
+from executor.checkpoint_index import Reader, Writer, check_names, read_index
 from executor.experts import placed_expert
 from executor.trainer import Trainer
 from planner.choices import Plan
@@ -126,7 +128,7 @@ def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    dcp_save(state_of(trainer), checkpoint_id=part)
+    dcp_save(state_of(trainer), storage_writer=Writer(part))
     if dist.get_rank() == 0:
         write_text(part / "progress.json", json.dumps(asdict(progress)))
         shutil.rmtree(whole, ignore_errors=True)
@@ -138,28 +140,42 @@ def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
 
 
 def restore(path: Path, trainer: Trainer) -> None:
-    """Read a checkpoint into a trainer that has taken no step; collective."""
-    dcp_load(state_of(trainer), checkpoint_id=path)
+    """Read a checkpoint into a trainer that has taken no step; collective.
+
+    Raises: ArtifactError where the folder is damaged, or of another model.
+    """
+    _load(path, state_of(trainer))
 
 
 def save_weights(folder: Path, trainer: Trainer) -> None:
     """Write the weights alone; collective."""
-    dcp_save(_weights(trainer), checkpoint_id=folder)
+    dcp_save(_weights(trainer), storage_writer=Writer(folder))
 
 
 def restore_weights(folder: Path, trainer: Trainer) -> None:
     """Read the weights alone into a trainer that has taken no step; collective."""
-    dcp_load(_weights(trainer), checkpoint_id=folder)
+    _load(folder, _weights(trainer))
 
 
 def save_whole(folder: Path, model: nn.Module) -> None:
     """Write the weights of a complete model, by this process alone, as `save_weights` would."""
-    dcp_save(_whole(model), checkpoint_id=folder, no_dist=True)
+    dcp_save(_whole(model), storage_writer=Writer(folder), no_dist=True)
 
 
 def load_whole(folder: Path, model: nn.Module) -> None:
     """Read weights of any layout into a complete model, by this process alone."""
-    dcp_load(_whole(model), checkpoint_id=folder, no_dist=True)
+    _load(folder, _whole(model), no_dist=True)
+
+
+def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
+    check_names(folder, read_index(folder), state)
+    try:
+        dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
+    except CheckpointException as error:
+        # Not what torch says: it advises to unpickle the file without care.
+        kind = type(next(iter(error.failures.values()))[0]).__name__
+        words = f"its tensors cannot be read as such ({kind}); resume from another checkpoint"
+        raise ArtifactError(f"{folder} is damaged: {words}") from error
 
 
 def _weights(trainer: Trainer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
+from executor.checkpoint_index import read_index
 from executor.checks import check_data, check_devices, check_plan, check_precision
 from executor.data import data_name, load_samples
 from executor.session import Order
@@ -118,6 +119,7 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
         return [f"no checkpoint in {checkpoints.folder} yet: starting from the first step"]
     found = read_progress(path)
     check_progress(path, found, progress_of(plan, workload, seed, found.step))
+    read_index(path)
     return [f"going on from step {found.step}, {path}"]
 
 
