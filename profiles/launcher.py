@@ -32,6 +32,7 @@ from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
 from profiles.job import in_job, is_main_process, join_slurm
 from profiles.rank import (
     FOLDER_VARIABLE,
+    LAUNCHER_VARIABLE,
     PROGRESS_FILE,
     Failure,
     Report,
@@ -142,6 +143,7 @@ def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
     variables = {
         # The ranks import what this process can import, whatever folder they stand in.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        LAUNCHER_VARIABLE: str(os.getpid()),
         **THREAD_ENVIRONMENT,
         **one_host_environment(folder),
         **NO_AGENT_STORE,

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from profiles.errors import EnvironmentFailure, TrainwrightError
 from profiles.stores import join_store
 
-FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
+FOLDER_VARIABLE, LAUNCHER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER", "TRAINWRIGHT_LAUNCHER"
 PROGRESS_FILE = "progress.jsonl"
 # How long a rank waits for another in a collective.
 TIMEOUT_SECONDS = 600.0
@@ -157,6 +157,9 @@ def die_with_parent() -> None:
     death_signal_option = 1  # PR_SET_PDEATHSIG of prctl(2)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(death_signal_option, signal.SIGKILL)
+    if os.getppid() != int(os.environ[LAUNCHER_VARIABLE]):
+        # It died before it could be asked about.
+        os._exit(1)
 
 
 def describe(rank: int, kind: type[BaseException], error: BaseException) -> Failure:

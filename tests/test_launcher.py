@@ -148,3 +148,15 @@ def test_wrong_number_of_joined_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ranks_are_started_again() -> None:
     assert launch("tests.launch_entries:die_once", {}, 2, "cpu", max_restarts=1) == 2
+
+
+def test_a_rank_whose_launcher_is_gone_already_does_not_start(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    started = subprocess.run(
+        [sys.executable, "-m", "profiles.rank", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
+        cwd=SOURCE,
+        env={**os.environ, "RANK": "0", "TRAINWRIGHT_LAUNCHER": gone.stdout.decode().strip()},
+        check=False,
+    )
+    assert started.returncode == 1
+    assert not list(tmp_path.iterdir())
