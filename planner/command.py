@@ -77,10 +77,10 @@ def plan(
         sequence_length=sequence_length, machine=machine, device=device, precision=precision, codecs=codecs,
         usual_codecs=CODECS,
     )  # fmt: skip
-    lines: list[str] = []
     sizes = _shipped(model, machine, device, cluster)
     if sizes is not None:
-        from planner.shipped import Questions, Request, ask, parse_batches
+        from planner.shipped import Request, ask, parse_batches, parse_count
+        from planner.space.beside import Questions
 
         request = Request(
             model=sizes, num_devices=gpus, global_batches=parse_batches(global_batch) if global_batch else (),
@@ -90,10 +90,10 @@ def plan(
             codecs=codecs_of(codecs or ("none" if all_file else CODECS)),
         )  # fmt: skip
         questions = Questions(
-            why_not=why_not, sensitivity=sensitivity, tokens=tokens, price=price, trace_file=trace,
-            reliability=_reliability(mtbf, checkpoint_seconds),
+            why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
+            price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
         )  # fmt: skip
-        result, lines = ask(request, questions)
+        result = ask(request, questions)
     else:
         _refuse(asked)
         found, notes = searched(question)
@@ -107,7 +107,7 @@ def plan(
         write_text(output, text)
     if json_output:
         console.print_json(text)
-    show(result, console.console(json_output), output, lines)
+    show(result, console.console(json_output), output)
 
 
 def _compressed(result: PlanFile, question: Asked, recipes_text: str, target: str | None) -> PlanFile:

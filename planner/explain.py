@@ -14,7 +14,7 @@ from planner.search import Priced, Search
 from planner.table import SCHEDULE_NAMES
 from profiles.codecs import codec
 from profiles.errors import NoFeasiblePlanError
-from profiles.units import format_bytes, format_seconds
+from profiles.units import format_bytes, format_percent, format_seconds
 
 PART_NAMES = {
     "compute": "compute",
@@ -155,10 +155,13 @@ def verdict(memory_bytes: float, best: Prediction, other: Prediction, plan: Plan
         largest = max(other.seconds, key=lambda part: other.seconds[part] if part != "compute" else -1.0)
         return f"fastest; most lost to {PART_NAMES[largest]}" if other.seconds[largest] > 0 else "fastest"
     lost = {part: other.seconds[part] - best.seconds[part] for part in other.seconds}
-    worst = max(lost, key=lambda part: lost[part])
+    worst, least = max(lost, key=lambda part: lost[part]), min(lost, key=lambda part: lost[part])
     behind = other.step_seconds / best.step_seconds - 1
     words = f"+{format_seconds(lost[worst])} {PART_NAMES[worst]}" if lost[worst] > 0 else "equal parts"
-    if behind <= CLOSE_FRACTION:
+    if behind < -CLOSE_FRACTION:
+        # The best of those that may be chosen: this one may not.
+        words = f"{format_percent(-behind)} faster than the best; -{format_seconds(-lost[least])} {PART_NAMES[least]}"
+    elif behind <= CLOSE_FRACTION:
         words = f"as fast within {CLOSE_FRACTION:.0%}; {words}"
     return words + (" (lossy gradients)" if codec(plan.codec).lossy else "")
 

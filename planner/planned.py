@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner import show_answers
+from planner.answers import Change, Cost, WhyNot
 from planner.prediction import Candidate, PlanFile
 from planner.shipped import Request, answer_to
 from planner.space.answers import Answer
-from planner.space.questions import Change, Cost, Reliability, cost_of, sensitivity, why_not
+from planner.space.questions import Reliability, cost_of, sensitivity, why_not
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_sizes
@@ -53,7 +55,7 @@ class Planned:
         """
         artifacts.write(Path(path), "plan", self.file)
 
-    def why_not(self, degrees: str) -> list[str]:
+    def why_not(self, degrees: str) -> WhyNot:
         """What becomes of plans with such degrees, tp=8,pp=4.
 
         Raises: InputError for names that are none.
@@ -61,7 +63,7 @@ class Planned:
         return why_not(self.answer, degrees)
 
     def sensitivity(self) -> list[Change]:
-        """What would change the winner."""
+        """What each unknown would cost, and whether it would change the winner."""
         return sensitivity(self.answer)
 
     def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
@@ -70,7 +72,9 @@ class Planned:
 
     def _repr_html_(self) -> str:
         rows = "".join(_tr("td", _cells(candidate)) for candidate in self.file.candidates)
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        notes = "".join(
+            f"<li>{html.escape(note)}</li>" for note in (*self.notes, *show_answers.notes(self.file.answers))
+        )
         title = f"{self.file.model_name} on {self.file.num_devices} x {self.file.machine_name}"
         return (
             f"<table><caption>{html.escape(title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"

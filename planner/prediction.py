@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.answers import Answers
 from planner.choices import Plan
 from planner.recipes import CompressionChoice
 from profiles.artifacts import STRICT
@@ -81,7 +82,8 @@ class Candidate:
 class PlanFile:
     """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
 
-    `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal.
+    `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal. `answers` is what was
+    asked besides; `execute` has no use for it.
     """
 
     __pydantic_config__ = STRICT
@@ -104,3 +106,4 @@ class PlanFile:
     notes: tuple[str, ...] = ()
     created: str = ""
     compression: tuple[CompressionChoice, ...] = ()
+    answers: Answers = Answers()

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from planner.answers import Answers, PoolAlone
 from planner.prediction import PlanFile
-from planner.simulate import simulate
 from planner.space.answers import Answer, answer
+from planner.space.beside import Questions, answers_to
 from planner.space.export import write_all
 from planner.space.layouts import Options
-from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
+from planner.space.questions import parse_wanted
 from planner.space.retime import in_order
 from planner.space.setting import Setting, setting
 from planner.space.settings import try_settings
-from planner.space.timeline import step_work
-from planner.topology import axis_links
-from planner.trace_export import write_trace
 from profiles.clusters import Cluster, MixedCluster, find_cluster, load_pools
 from profiles.devices import load_device
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.sizes import ModelSizes
 from profiles.stacks import load_stack
-from profiles.units import format_bytes, format_percent, format_seconds
 
 DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH = 8, 4096
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
@@ -51,33 +47,23 @@ class Request:
     all_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Questions:
-    """What is asked about the answer; `price` is in dollars per device and hour."""
-
-    why_not: str | None = None
-    sensitivity: bool = False
-    tokens: str | None = None
-    price: float | None = None
-    reliability: Reliability = Reliability()
-    trace_file: Path | None = None
-
-
-def ask(request: Request, questions: Questions) -> tuple[PlanFile, list[str]]:
-    """The plan file, and lines that answer the questions.
+def ask(request: Request, questions: Questions) -> PlanFile:
+    """The plan file, with the answers to the questions in it.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     cluster = _cluster_of(request)
     if isinstance(cluster, MixedCluster):
         _refuse_for_pools(request, questions)
-        return mixed(request, cluster), []
-    found = answer_to(request)
-    return found.file, list(_lines(request, questions, found))
+        return mixed(request, cluster)
+    if questions.why_not is not None:
+        # Before a long search.
+        parse_wanted(questions.why_not)
+    return answer_to(request, questions).file
 
 
 def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
-    """The best plans across two kinds of devices, and notes on what each kind would do alone.
+    """The best plans across two kinds of devices, and what each kind would do alone.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
@@ -106,20 +92,18 @@ def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
             cluster=pool.cluster.name if pool.cluster else None, sequence_length=sequence, precisions=(precision,),
         )  # fmt: skip
         alone.append(_alone(one, found.candidates[0].prediction.tokens_per_second))
-    return replace(found, notes=(*found.notes, *alone))
+    return replace(found, answers=Answers(pools=tuple(alone)))
 
 
-def _alone(request: Request, tokens_per_second: float) -> str:
+def _alone(request: Request, tokens_per_second: float) -> PoolAlone:
     """What one of the pools would do by itself, against all of them."""
-    words = f"the {request.num_devices} x {request.device} alone"
+    alone = PoolAlone(device=request.device or "", num_devices=request.num_devices)
     try:
         best = answer_to(request).file.candidates[0]
     except (InputError, NoFeasiblePlanError) as error:
-        return f"{words}: {error}"
-    share = best.prediction.tokens_per_second / tokens_per_second
-    if share >= 1:
-        return f"{words} would be as fast or faster, {share:.2f} times: do not mix ({best.plan.id})"
-    return f"{words} would reach {format_percent(share)} of the throughput ({best.plan.id})"
+        return replace(alone, refusal=str(error))
+    own = best.prediction.tokens_per_second
+    return replace(alone, plan=best.plan.id, tokens_per_second=own, share_fraction=own / tokens_per_second)
 
 
 def _refuse_for_pools(request: Request, questions: Questions) -> None:
@@ -138,8 +122,8 @@ def _cluster_of(request: Request) -> Cluster | MixedCluster | None:
     return find_cluster(request.cluster) if request.cluster else None
 
 
-def answer_to(request: Request) -> Answer:
-    """The search and its best plans; every plan is written on the way where a file is asked for.
+def answer_to(request: Request, questions: Questions | None = None) -> Answer:
+    """The search, its best plans and its answers; every plan is written on the way where a file is asked for.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
@@ -153,7 +137,9 @@ def answer_to(request: Request) -> Answer:
     else:
         space = in_order(write_all(settings[0], options, request.all_file))
         notes.append(f"all {space.generated:,} plans written to {request.all_file}")
-    return answer(space, request.top, request.simulate, notes)
+    result = answer(space, request.top, request.simulate, notes)
+    answers = answers_to(result, request.simulate, questions or Questions())
+    return replace(result, file=replace(result.file, answers=answers))
 
 
 def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
@@ -228,39 +214,3 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if not 0 < first <= last:
         raise InputError(f"--global-batch {text}: the first must be at least 1 and no more than the last")
     return tuple(first * 2**power for power in range((last // first).bit_length()))
-
-
-def _lines(request: Request, questions: Questions, found: Answer) -> Iterator[str]:
-    best = found.file.candidates[0].prediction
-    at = found.space.at
-    links = axis_links(found.file.candidates[0].plan, at)
-    if links:
-        yield f"links of the best plan: {'; '.join(map(str, links))}"
-    front = pareto(found.space, request.simulate)
-    if len(front) > 1:
-        yield "time against memory:"
-        yield from (f"  {format_seconds(step)}, {format_bytes(held)}: {plan.id}" for plan, step, held in front)
-    if questions.tokens is not None:
-        yield str(cost_of(at, best, parse_count(questions.tokens), questions.price, questions.reliability))
-    if questions.why_not is not None:
-        yield from why_not(found, questions.why_not)
-    if questions.trace_file is not None:
-        yield from _simulated(found, questions.trace_file)
-    if questions.sensitivity:
-        yield "what would change the winner:"
-        for change in sensitivity(found):
-            words = "the same plan" if change.is_same else f"{change.winner}, {format_percent(change.gain)} faster"
-            yield f"  {change.what}: {words}"
-        yield f"  the price of a device-hour: the same plan, as every plan takes all {at.num_devices} devices"
-
-
-def _simulated(found: Answer, path: Path) -> Iterator[str]:
-    """The plans of the table by event simulation, beside their predictions; the timeline of the best is written."""
-    yield "by event simulation, with links shared and overlaps played out:"
-    for number, (place, candidate) in enumerate(zip(found.places, found.file.candidates, strict=True)):
-        played = simulate(step_work(found.space, place))
-        off = played.step_seconds / candidate.prediction.step_seconds - 1
-        yield f"  {format_seconds(played.step_seconds)}, {format_percent(off, signed=True)}: {candidate.plan.id}"
-        if number == 0:
-            write_trace(path, played, candidate.plan.id)
-    yield f"timeline of the best written to {path}: open it at ui.perfetto.dev"

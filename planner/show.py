@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,11 @@ if TYPE_CHECKING:
     from planner.prediction import PlanFile
 
 
-def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[str] = ()) -> None:
+def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
     from rich.table import Table
 
+    from planner.show_answers import lines, notes
     from profiles.units import format_bytes, format_count, format_percent, format_seconds
 
     best = result.candidates[0]
@@ -25,7 +25,7 @@ def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[st
         f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {where}, "
         f"global batch {result.global_batch_size} x {result.sequence_length} tokens"
     )
-    for note in result.notes:
+    for note in (*result.notes, *notes(result.answers)):
         out.print(f"note: {note}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (("#", "right"), ("plan", "left"), ("step", "right"), ("tok/s", "right"), ("MFU", "right")):
@@ -56,10 +56,20 @@ def show(result: PlanFile, out: Console, output: Path | None, lines: Sequence[st
     )
     if result.compression:
         _show_compression(result, out)
-    for line in lines:
+    for line in lines(result):
         out.print(line, markup=False, highlight=False)
     if output is not None:
-        out.print(f"written to {output}; run it with: execute {output}")
+        out.print(f"written to {output}; {_next_step(result, output)}")
+
+
+def _next_step(result: PlanFile, output: Path) -> str:
+    """What can be done with the plan file: `execute` runs its best plan that is not simulate only."""
+    best = next((candidate for candidate in result.candidates if candidate.executable), None)
+    if best is None:
+        return "no plan in it can be run (simulate only): plan again without --simulate for plans that can"
+    if best is result.candidates[0]:
+        return f"run it with: execute {output}"
+    return f"the best is simulate only; run plan {best.rank}, the best that can be run, with: execute {output}"
 
 
 def _show_compression(result: PlanFile, out: Console) -> None:

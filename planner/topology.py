@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.answers import AxisLinks
 from planner.choices import Plan
-from profiles.units import GB
 
 if TYPE_CHECKING:
     import networkx
@@ -16,20 +15,6 @@ if TYPE_CHECKING:
     from planner.space.setting import Setting
 
 NETWORK = "network"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AxisLinks:
-    """How the first group of an axis is joined: by so many fast domains, at a rate per device and direction."""
-
-    axis: str
-    degree: int
-    num_domains: int
-    bytes_per_second: float
-
-    def __str__(self) -> str:
-        where = "inside one fast domain" if self.num_domains == 1 else f"across {self.num_domains} fast domains"
-        return f"{self.axis} {self.degree} {where} ({self.bytes_per_second / GB:.4g} GB/s)"
 
 
 def machine_graph(at: Setting, ranks: Iterable[int]) -> networkx.Graph:

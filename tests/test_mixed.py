@@ -193,10 +193,10 @@ def test_the_command_plans_for_pools_named_in_a_file(tmp_path):
     answer = artifacts.read(tmp_path / "plan.json", "plan", PlanFile)
     assert answer.num_devices == 16
     assert json.loads(done.stdout)
-    assert [note.split(":")[0].split(" would")[0] for note in answer.notes[-2:]] == [
-        "the 8 x h100-sxm alone", "the 8 x a100-sxm-80gb alone",
+    assert [(alone.num_devices, alone.device) for alone in answer.answers.pools] == [
+        (8, "h100-sxm"), (8, "a100-sxm-80gb"),
     ]  # fmt: skip
-    assert "alone would reach" in answer.notes[-1]
+    assert "the 8 x a100-sxm-80gb alone would reach" in done.stderr
     assert any("codecs are not tried" in note for note in answer.notes)
 
 

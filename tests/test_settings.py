@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from planner.executable import SPLIT_BACKWARD
-from planner.shipped import Questions, Request, ask, parse_batches
+from planner.shipped import Request, ask, parse_batches
+from planner.space.beside import Questions
 from planner.space.layouts import Options
 from planner.space.plans import best_places
 from planner.space.predictions import predictions
@@ -75,7 +76,7 @@ def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
 def test_batches_are_compared_by_token() -> None:
     # Where memory is short, a step of one micro-batch may win: no gradients lie beside its activations.
     request = Request(model=load_sizes("llama-3.2-1b"), num_devices=8, device="h100-sxm", global_batches=(16, 128))
-    file, _ = ask(request, Questions())
+    file = ask(request, Questions())
     # A larger batch spreads the exchange of gradients over more tokens.
     assert file.global_batch_size == 128
     assert any(note.startswith("global batch 16: ") for note in file.notes)
@@ -96,7 +97,7 @@ def test_what_is_no_batch_is_refused_in_a_sentence(text: str) -> None:
 
 
 def test_failures_cost_more_the_more_devices_there_are() -> None:
-    found = ask(Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm"), Questions())[0]
+    found = ask(Request(model=load_sizes("llama-3.1-8b"), num_devices=8, device="h100-sxm"), Questions())
     prediction = found.candidates[0].prediction
     days = []
     for count in (8, 1024, 16384):

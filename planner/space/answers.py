@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from planner.answers import Answers, NearestMiss
 from planner.choices import Plan
 from planner.executable import ModelFacts, refusal
 from planner.explain import verdict
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
 from planner.space.memory import memories
-from planner.space.plans import best_places, plan_of
+from planner.space.plans import place_at, plan_of
 from planner.space.predictions import predictions
 from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError
@@ -102,7 +103,7 @@ def runnable_places(space: Space, simulate: bool, top: int) -> Iterator[Place]:
     seen: set[tuple[int, ...]] = set()
     own = space.layouts
     columns = (own.tensor, own.context, own.expert, own.pipeline, own.data, own.zero_stage, own.shard)
-    for place in best_places(space, len(space.best)):
+    for place in (place_at(space, row) for row in range(len(space.best))):
         key = tuple(int(column[place.layout]) for column in columns)
         if len(seen) == top:
             return
@@ -136,7 +137,7 @@ def _best_where(space: Space, allowed: Flags) -> Place | None:
     """The fastest plan of the allowed layouts, else the one that takes the fewest bytes; None where none is allowed."""
     rows = np.flatnonzero(allowed[space.best.layout])
     if len(rows):
-        return best_places(space, int(rows[0]) + 1)[-1]
+        return place_at(space, int(rows[0]))
     nearest = np.where(allowed, space.nearest, np.inf)
     if not np.isfinite(nearest).any():
         return None
@@ -189,10 +190,8 @@ def no_plan(space: Space) -> str:
 
 def _file(space: Space, candidates: tuple[Candidate, ...], baselines: dict[str, int], notes: Sequence[str]) -> PlanFile:
     at = space.at
-    missed = nearest_miss(space)
-    if missed is not None and space.rejected[NO_ROOM]:
-        over = format_bytes(missed[1])
-        notes = (*notes, f"nearest miss for memory: {plan_of(space, missed[0]).id}, {over} over")
+    missed = nearest_miss(space) if space.rejected[NO_ROOM] else None
+    miss = missed and NearestMiss(plan=plan_of(space, missed[0]).id, over_bytes=missed[1])
     return PlanFile(
         model_name=at.model.name,
         workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
@@ -211,4 +210,5 @@ def _file(space: Space, candidates: tuple[Candidate, ...], baselines: dict[str, 
         rejected={**space.rejected, **space.broken},
         notes=tuple(notes),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        answers=Answers(nearest_miss=miss),
     )

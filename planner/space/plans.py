@@ -27,6 +27,12 @@ def best_places(space: Space, count: int) -> list[Place]:
     return [Place(*map(int, row)) for row in zip(*columns, strict=True)]
 
 
+def place_at(space: Space, row: int) -> Place:
+    """The plan that comes after `row` faster ones."""
+    best = space.best
+    return Place(*(int(column[row]) for column in (best.layout, best.micro_batch, best.schedule, best.recompute)))
+
+
 def closed_seconds(space: Space, tables: Tables, place: Place, row: int) -> float:
     """What the closed form says of a plan's step, by `tables` in which its layout has this row."""
     own = block(tables, np.array([row]), space.choices(place.layout))

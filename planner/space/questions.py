@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.choices import Plan
+from planner.answers import Change, Cost, ParetoPlan, WhyNot
 from planner.explain import verdict
 from planner.goodput import goodput
 from planner.jobs.factors import Factors
 from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
-from planner.space.explore import STATES_ALONE, Place, Space, tables_of
+from planner.space.explore import Place, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
-from planner.space.plans import best_places, closed_seconds, plan_of
+from planner.space.memory import memories
+from planner.space.plans import best_places, closed_seconds, place_at, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import corrections
 from planner.space.setting import Setting
 from profiles.errors import InputError
 from profiles.transformer import Array, Flags
-from profiles.units import format_bytes, format_count, format_percent, format_seconds
+from profiles.units import format_seconds
 
 # What --why-not may fix, and the columns of the layouts that hold it.
 DEGREES = {
@@ -33,8 +34,8 @@ SECONDS_PER_DAY, SECONDS_PER_HOUR, JOULES_PER_KWH = 86400.0, 3600.0, 3.6e6
 # (arXiv 2407.21783), section 3.3.4. How long a checkpoint and a restart hold a job up is assumed.
 DEVICE_FAILURE_HOURS = 54 * 24 * 16384 / 419
 CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
-# Plans whose order is asked about under another machine.
-CONTENDERS = 300
+# Plans whose order is asked about under another machine; of the degrees asked about, those followed step by step.
+CONTENDERS, MOST_FOLLOWED = 300, 40
 
 
 def parse_wanted(text: str) -> dict[str, int]:
@@ -52,7 +53,7 @@ def parse_wanted(text: str) -> dict[str, int]:
     return wanted
 
 
-def why_not(answer: Answer, text: str) -> list[str]:
+def why_not(answer: Answer, text: str) -> WhyNot:
     """What becomes of the plans with the given degrees: whether they are legal, fit, run, and what they lose.
 
     Raises: InputError for unknown names.
@@ -60,22 +61,46 @@ def why_not(answer: Answer, text: str) -> list[str]:
     space, wanted = answer.space, parse_wanted(text)
     own = _matching(space.layouts, wanted)
     if not own.any():
-        return [f"{text}: not legal; {_rule(space, wanted)}"]
-    lines = [f"{text}: legal, {int(own.sum())} layouts"]
-    rows = np.flatnonzero(own[space.best.layout])
-    if not len(rows):
-        return [*lines, *_does_not_fit(space, own)]
-    places = [best_places(space, int(row) + 1)[-1] for row in rows[:1]]
-    mine = predictions(space, places)[0]
-    plan, best = plan_of(space, places[0]), answer.file.candidates[0].prediction
-    lines.append(f"fits: {plan.id} takes {format_bytes(mine.peak_bytes)} of {format_bytes(space.at.memory_bytes)}")
-    refused = why_not_run(space.at, plan)
-    lines.append(f"simulate only: {refused}" if refused else "can be run")
-    behind = mine.step_seconds / best.step_seconds - 1
-    words = verdict(space.at.memory_bytes, best, mine, plan, is_best=False)
-    lines.append(f"{format_seconds(mine.step_seconds)} a step, {format_percent(behind, signed=True)}: {words}")
-    lines += _differences(best, mine)
-    return lines
+        return WhyNot(asked=text, is_legal=False, rule=_rule(space, wanted))
+    legal = WhyNot(asked=text, is_legal=True, num_layouts=int(own.sum()), memory_bytes=space.at.memory_bytes)
+    place, fits = _fastest(space, own)
+    if place is None:
+        # Of every one the states alone are too many.
+        least = np.where(own, space.tables.shared.least_state_bytes, np.inf).min()
+        return replace(legal, peak_bytes=float(least), over_bytes=float(least) - space.at.memory_bytes)
+    mine, plan, best = predictions(space, [place])[0], plan_of(space, place), answer.file.candidates[0].prediction
+    held = replace(legal, plan=plan.id, peak_bytes=mine.peak_bytes, bytes_per_rank=mine.bytes_per_rank)
+    if not fits:
+        return replace(held, over_bytes=mine.peak_bytes - space.at.memory_bytes)
+    return replace(
+        held,
+        fits=True,
+        refusal=why_not_run(space.at, plan),
+        step_seconds=mine.step_seconds,
+        behind_fraction=mine.step_seconds / best.step_seconds - 1,
+        difference_seconds={part: mine.seconds[part] - best.seconds[part] for part in mine.seconds},
+        verdict=verdict(space.at.memory_bytes, best, mine, plan, is_best=False),
+    )
+
+
+def _fastest(space: Space, own: Flags) -> tuple[Place | None, bool]:
+    """The fastest plan of the layouts that fits, and whether one does; else the one of the fewest bytes.
+
+    None where the states alone of every layout are too many.
+    """
+    rows = np.flatnonzero(own[space.best.layout])[:MOST_FOLLOWED]
+    places = [place_at(space, int(row)) for row in rows]
+    for place in places:
+        # What fits by the closed form may not step by step.
+        if memories(space, [place])[0].device <= space.at.memory_bytes:
+            return place, True
+    if places:
+        return min(places, key=lambda place: memories(space, [place])[0].device), False
+    nearest = np.where(own, space.nearest, np.inf)
+    if not np.isfinite(nearest).any():
+        return None, False
+    layout = int(nearest.argmin())
+    return Place(layout, *map(int, space.nearest_place[layout])), False
 
 
 def _matching(layouts: Layouts, wanted: dict[str, int]) -> Flags:
@@ -96,44 +121,11 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     return reason or "no layout has these degrees together"
 
 
-def _does_not_fit(space: Space, own: Flags) -> list[str]:
-    """How far the smallest such plan is from fitting, and what would help."""
-    nearest = np.where(own, space.nearest, np.inf)
-    if not np.isfinite(nearest).any():
-        least = np.where(own, space.tables.shared.least_state_bytes, np.inf).min()
-        return [f"{STATES_ALONE}: {format_bytes(float(least))} at the least of {format_bytes(space.at.memory_bytes)}"]
-    layout = int(nearest.argmin())
-    place = Place(layout, *map(int, space.nearest_place[layout]))
-    over = format_bytes(float(nearest[layout]) - space.at.memory_bytes)
-    held = predictions(space, [place])[0].bytes_per_rank
-    most = max(held, key=lambda kind: held[kind])
-    smallest = plan_of(space, place).id
-    return [f"does not fit: even {smallest} is {over} over; most of it is {most}, {format_bytes(held[most])}"]
-
-
-def _differences(best: Prediction, mine: Prediction) -> Iterator[str]:
-    """Seconds by part against the best, the largest differences first."""
-    lost = {part: mine.seconds[part] - best.seconds[part] for part in mine.seconds}
-    for part in sorted(lost, key=lambda part: -abs(lost[part])):
-        if abs(lost[part]) > 0.001 * best.step_seconds:
-            sign = "+" if lost[part] > 0 else "-"
-            yield f"  {part}: {sign}{format_seconds(abs(lost[part]))}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What becomes of the winner under another machine; `winner` is the plan's id, `gain` what changing to it saves."""
-
-    what: str
-    winner: str
-    is_same: bool
-    gain: float
-
-
 def sensitivity(answer: Answer) -> list[Change]:
-    """Which unknown would change the winner: links, their share in overlap, and products, each off by what is usual.
+    """What each unknown would cost, and whether it would change the winner: links, their share in overlap, products.
 
-    Model: the best plans of the search are priced again, pipelines off by what replay said; memory is what it was.
+    Model: the best plans of the search are priced again, each unknown off by what is usual, pipelines off by what
+    replay said; memory is what it was.
     """
     space = answer.space
     best = space.best
@@ -149,21 +141,34 @@ def sensitivity(answer: Answer) -> list[Change]:
     chosen, where = np.unique([place.layout for place in contenders], return_inverse=True)
     closed = np.array([closed_seconds(space, space.tables, place, place.layout) for place in contenders])
     off = 1 + corrections(space, contenders) / closed
+    today = float(closed[0] * off[0])
     for what, at, factors in _changes(space):
         tables = tables_of(at, space.layouts.take(chosen), replace(space.learned, factors=factors))
         priced = [closed_seconds(space, tables, place, int(row)) for place, row in zip(contenders, where, strict=True)]
         seconds = np.array(priced) * off
-        # Equal ones stay with the winner.
-        winner = int(seconds.argmin()) if seconds.min() < seconds[0] * (1 - 1e-9) else 0
+        winner = _winner(space, contenders, seconds)
         result.append(
             Change(
                 what=what,
+                step_seconds=float(seconds[0]),
+                change_fraction=float(seconds[0] / today - 1),
                 winner=plan_of(space, contenders[winner]).id,
+                winner_seconds=float(seconds[winner]),
                 is_same=winner == 0,
                 gain=float(1 - seconds[winner] / seconds[0]),
             )
         )
     return result
+
+
+def _winner(space: Space, contenders: Sequence[Place], seconds: Array) -> int:
+    """The fastest contender that fits; the first, which is today's best, where others are only as fast."""
+    for index in np.argsort(seconds, kind="stable"):
+        if seconds[index] >= seconds[0] * (1 - 1e-9):
+            break
+        if memories(space, [contenders[index]])[0].device <= space.at.memory_bytes:
+            return int(index)
+    return 0
 
 
 def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
@@ -185,41 +190,6 @@ def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a number of tokens takes: days, device-hours, energy, and dollars from lowest to highest price.
-
-    Days and all that follows include `goodput_fraction`, the share of the time that a job trains between failures, with
-    a checkpoint every `interval_seconds`.
-    """
-
-    tokens: float
-    days: float
-    device_hours: float
-    kwh: float
-    goodput_fraction: float
-    interval_seconds: float
-    dollars: tuple[float, float] | None
-    price_date: str
-
-    def __str__(self) -> str:
-        words = (
-            f"{format_count(self.tokens)} tokens: {self.days:,.3g} days, {format_count(self.device_hours)} "
-            f"device-hours, {format_count(self.kwh)} kWh of the devices at their rated power"
-        )
-        if self.dollars is None:
-            return f"{words}; no price is known: give --price{self._failures()}"
-        low, high = (format_count(value) for value in self.dollars)
-        amount = f"${low}" if low == high else f"${low} to ${high}"
-        return f"{words}, {amount}" + (f" ({self.price_date})" if self.price_date else "") + self._failures()
-
-    def _failures(self) -> str:
-        return (
-            f"; of the time {format_percent(self.goodput_fraction)} trains, with failures as expected and a checkpoint "
-            f"every {format_seconds(self.interval_seconds)}"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
     """How often one device fails, in hours of it, and how long a checkpoint and a restart hold the job up."""
 
@@ -233,7 +203,7 @@ def cost_of(
 ) -> Cost:
     """What training on `tokens` takes at a plan's predicted speed; `price` is in dollars per device and hour.
 
-    Raises: InputError where a time of `reliability` is not positive.
+    Raises: InputError where a time of `reliability` is not positive, or the job would never end.
     """
     reliability = reliability or Reliability()
     expected = goodput(
@@ -242,6 +212,9 @@ def cost_of(
         checkpoint_seconds=reliability.checkpoint_seconds,
         restart_seconds=reliability.restart_seconds,
     )
+    if not expected.goodput_fraction:
+        between, saving = format_seconds(float(expected.job_failure_seconds)), reliability.checkpoint_seconds
+        raise InputError(f"a job that fails every {between} and takes {saving:g} s to save never ends: see --mtbf")
     seconds = tokens / prediction.tokens_per_second / float(expected.goodput_fraction)
     hours = seconds / SECONDS_PER_HOUR * at.num_devices
     prices = (price, price) if price is not None else at.device.price_per_hour
@@ -250,6 +223,7 @@ def cost_of(
         days=seconds / SECONDS_PER_DAY,
         device_hours=hours,
         goodput_fraction=float(expected.goodput_fraction),
+        num_failures=seconds / float(expected.job_failure_seconds),
         interval_seconds=float(expected.interval_seconds),
         kwh=seconds * at.num_devices * at.device.power_watts / JOULES_PER_KWH,
         dollars=None if prices is None else (hours * prices[0], hours * prices[1]),
@@ -257,19 +231,19 @@ def cost_of(
     )
 
 
-def pareto(space: Space, simulate: bool, most: int = 6) -> list[tuple[Plan, float, float]]:
-    """Plans that no other beats in both time and memory, fastest first: plan, step seconds, bytes."""
+def pareto(space: Space, simulate: bool, most: int = 6) -> tuple[ParetoPlan, ...]:
+    """Plans that no other beats in both time and memory, fastest first."""
     best = space.best
     lowest: Array = np.minimum.accumulate(best.device_bytes)
     front = np.flatnonzero(np.concatenate([[len(best) > 0], best.device_bytes[1:] < lowest[:-1]]))
     result = []
     held = np.inf
     for row in front:
-        plan = plan_of(space, best_places(space, int(row) + 1)[-1])
+        plan = plan_of(space, place_at(space, int(row)))
         # A step down of less than 3 % is no choice.
         if best.device_bytes[row] < 0.97 * held and (simulate or not why_not_run(space.at, plan)):
             held = float(best.device_bytes[row])
-            result.append((plan, float(best.step_seconds[row]), held))
+            result.append(ParetoPlan(plan=plan.id, step_seconds=float(best.step_seconds[row]), device_bytes=held))
         if len(result) == most:
             break
-    return result
+    return tuple(result)

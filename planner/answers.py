@@ -1,0 +1,161 @@
+"""What a plan call answers beside its table: values that the plan file holds and that all text is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from profiles.artifacts import STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisLinks:
+    """How the first group of an axis, `degree` ranks, is joined: by so many fast domains, at a rate per direction.
+
+    One domain: the group stays on fast links. Several: it crosses the network.
+    """
+
+    __pydantic_config__ = STRICT
+
+    axis: str
+    degree: int
+    num_domains: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParetoPlan:
+    """A plan, by its id, that no other beats in both time and memory."""
+
+    __pydantic_config__ = STRICT
+
+    plan: str
+    step_seconds: float
+    device_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearestMiss:
+    """The plan, by its id, that misses the device's memory by the fewest bytes."""
+
+    __pydantic_config__ = STRICT
+
+    plan: str
+    over_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a number of tokens takes: days, device-hours, energy, and dollars from lowest to highest price.
+
+    Days and all that follows include `goodput_fraction`, the share of the time that a job trains between failures, of
+    which `num_failures` are expected, with a checkpoint every `interval_seconds`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    tokens: float
+    days: float
+    device_hours: float
+    kwh: float
+    goodput_fraction: float
+    num_failures: float
+    interval_seconds: float
+    dollars: tuple[float, float] | None
+    price_date: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyNot:
+    """What becomes of the plans with the degrees `asked` for, and of their best, `plan` by its id.
+
+    `rule` is what they break where none is legal. Of legal ones `plan` is the fastest that fits; where none does, the
+    one that takes the fewest bytes, `over_bytes` more than there are, or "" where the states alone are too many for
+    every one, of which `peak_bytes` are then the fewest. `refusal` is why it is simulate only, "" where it can be run.
+    `behind_fraction` and `difference_seconds` (by part) are against the table's best: positive where this is slower.
+    """
+
+    __pydantic_config__ = STRICT
+
+    asked: str
+    is_legal: bool
+    rule: str = ""
+    num_layouts: int = 0
+    plan: str = ""
+    fits: bool = False
+    peak_bytes: float | None = None
+    memory_bytes: float | None = None
+    over_bytes: float | None = None
+    bytes_per_rank: dict[str, float] = field(default_factory=dict)
+    refusal: str = ""
+    step_seconds: float | None = None
+    behind_fraction: float | None = None
+    difference_seconds: dict[str, float] = field(default_factory=dict)
+    verdict: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What becomes of the best plan under another machine, which `what` describes.
+
+    `step_seconds` is that of today's best plan there, `change_fraction` how much longer than today; `winner` is the id
+    of the plan that is fastest there, in `winner_seconds`, and `gain` the share of time that changing to it saves.
+    """
+
+    __pydantic_config__ = STRICT
+
+    what: str
+    step_seconds: float
+    change_fraction: float
+    winner: str
+    winner_seconds: float
+    is_same: bool
+    gain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedPlan:
+    """A plan of the table, by its id, played event by event; `off_fraction` is against its prediction."""
+
+    __pydantic_config__ = STRICT
+
+    plan: str
+    step_seconds: float
+    off_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolAlone:
+    """What one of several pools of devices would do by itself, in its best `plan`, against all of them together.
+
+    `refusal` says why it would do nothing, "" where it would; `share_fraction` is of the throughput of all.
+    """
+
+    __pydantic_config__ = STRICT
+
+    device: str
+    num_devices: int
+    plan: str = ""
+    tokens_per_second: float | None = None
+    share_fraction: float | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """All answers; what was not asked, or cannot be answered for the machine, is left out.
+
+    `links` are those of the best plan, `pareto` goes from the fastest plan to the one of the fewest bytes, `simulated`
+    is in the table's order with the best's timeline in the file `timeline`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    links: tuple[AxisLinks, ...] = ()
+    pareto: tuple[ParetoPlan, ...] = ()
+    nearest_miss: NearestMiss | None = None
+    pools: tuple[PoolAlone, ...] = ()
+    cost: Cost | None = None
+    why_not: WhyNot | None = None
+    simulated: tuple[SimulatedPlan, ...] = ()
+    timeline: str = ""
+    sensitivity: tuple[Change, ...] = ()

@@ -1,0 +1,117 @@
+"""The answers of a plan file as lines of text: every number is one that the file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
+from planner.prediction import PlanFile
+from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
+
+# Parts whose difference is less than this share of the best plan's step are not worth a line.
+WORTH_A_LINE_FRACTION = 0.001
+
+
+def notes(answers: Answers) -> Iterator[str]:
+    """What is said before the table."""
+    if answers.nearest_miss is not None:
+        miss = answers.nearest_miss
+        yield f"nearest miss for memory: {miss.plan}, {format_bytes(miss.over_bytes)} over"
+    yield from map(_pool, answers.pools)
+
+
+def lines(file: PlanFile) -> Iterator[str]:
+    """What is said after the table."""
+    answers = file.answers
+    if answers.links:
+        yield f"links of the best plan: {'; '.join(map(_links, answers.links))}"
+    if answers.pareto:
+        yield "time against memory:"
+        for plan in answers.pareto:
+            yield f"  {format_seconds(plan.step_seconds)}, {format_bytes(plan.device_bytes)}: {plan.plan}"
+    if answers.cost is not None:
+        yield _cost(answers.cost)
+    if answers.why_not is not None:
+        yield from _why_not(answers.why_not, file.candidates[0].prediction.step_seconds)
+    if answers.simulated:
+        yield "by event simulation, with links shared and overlaps played out:"
+        for played in answers.simulated:
+            off = format_percent(played.off_fraction, signed=True)
+            yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
+        yield f"timeline of the best written to {answers.timeline}: open it at ui.perfetto.dev"
+    if answers.sensitivity:
+        yield "what the best plan would take, and what would change the winner:"
+        yield from map(_change, answers.sensitivity)
+        yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
+
+
+def _pool(alone: PoolAlone) -> str:
+    words = f"the {alone.num_devices} x {alone.device} alone"
+    if alone.share_fraction is None:
+        return f"{words}: {alone.refusal}"
+    if alone.share_fraction >= 1:
+        return f"{words} would be as fast or faster, {alone.share_fraction:.2f} times: do not mix ({alone.plan})"
+    return f"{words} would reach {format_percent(alone.share_fraction)} of the throughput ({alone.plan})"
+
+
+def _links(links: AxisLinks) -> str:
+    where = "inside one fast domain" if links.num_domains == 1 else f"across {links.num_domains} fast domains"
+    return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
+
+
+def _cost(cost: Cost) -> str:
+    words = (
+        f"{format_count(cost.tokens)} tokens: {cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours, "
+        f"{format_count(cost.kwh)} kWh of the devices at their rated power"
+    )
+    failures = (
+        f"of the time {format_percent(cost.goodput_fraction)} trains, with {format_count(cost.num_failures)} failures "
+        f"expected and a checkpoint every {format_seconds(cost.interval_seconds)}"
+    )
+    if cost.dollars is None:
+        return f"{words}; no price is known: give --price; {failures}"
+    low, high = (format_count(value) for value in cost.dollars)
+    amount = f"${low}" if low == high else f"${low} to ${high}"
+    return f"{words}, {amount}" + (f" ({cost.price_date})" if cost.price_date else "") + f"; {failures}"
+
+
+def _why_not(found: WhyNot, best_seconds: float) -> Iterator[str]:
+    if not found.is_legal:
+        yield f"{found.asked}: not legal; {found.rule}"
+        return
+    yield f"{found.asked}: legal, {found.num_layouts} layouts"
+    if not found.fits:
+        yield _does_not_fit(found)
+        return
+    held, room = format_bytes(found.peak_bytes or 0.0), format_bytes(found.memory_bytes or 0.0)
+    yield f"fits: {found.plan} takes {held} of {room}"
+    behind = found.behind_fraction or 0.0
+    if not found.refusal:
+        yield "can be run"
+    elif behind < 0:
+        yield f"faster than the best plan, but simulate only: {found.refusal}"
+    else:
+        yield f"simulate only: {found.refusal}"
+    yield f"{format_seconds(found.step_seconds or 0.0)} a step, {format_percent(behind, signed=True)}: {found.verdict}"
+    for part in sorted(found.difference_seconds, key=lambda part: -abs(found.difference_seconds[part])):
+        lost = found.difference_seconds[part]
+        if abs(lost) > WORTH_A_LINE_FRACTION * best_seconds:
+            yield f"  {part}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
+
+
+def _does_not_fit(found: WhyNot) -> str:
+    """How far the smallest such plan is from fitting, and what would help."""
+    if not found.plan:
+        least, room = format_bytes(found.peak_bytes or 0.0), format_bytes(found.memory_bytes or 0.0)
+        return f"states alone do not fit in memory: {least} at the least of {room}"
+    most = max(found.bytes_per_rank, key=lambda kind: found.bytes_per_rank[kind])
+    over, largest = format_bytes(found.over_bytes or 0.0), format_bytes(found.bytes_per_rank[most])
+    return f"does not fit: even {found.plan} is {over} over; most of it is {most}, {largest}"
+
+
+def _change(change: Change) -> str:
+    now = f"{format_seconds(change.step_seconds)} a step, {format_percent(change.change_fraction, signed=True)}"
+    if change.is_same:
+        return f"  {change.what}: {now}; the same plan"
+    then = f"{change.winner} in {format_seconds(change.winner_seconds)}, {format_percent(change.gain)} faster"
+    return f"  {change.what}: {now}; then {then}"

@@ -1,0 +1,59 @@
+"""What is answered beside the table of a search: all of it as values, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.answers import Answers, SimulatedPlan
+from planner.simulate import simulate
+from planner.space.answers import Answer
+from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
+from planner.space.timeline import step_work
+from planner.topology import axis_links
+from planner.trace_export import write_trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What is asked about a search; `price` is in dollars per device and hour, `why_not` degrees as tp=8,pp=4."""
+
+    why_not: str | None = None
+    sensitivity: bool = False
+    tokens: float | None = None
+    price: float | None = None
+    reliability: Reliability = Reliability()
+    trace_file: Path | None = None
+
+
+def answers_to(found: Answer, offers_all: bool, asked: Questions) -> Answers:
+    """Links of the best plan and time against memory, which every search says, and what was asked.
+
+    `offers_all` tells that plans which the executor cannot run are offered too.
+    Raises: InputError for degrees or times that cannot be; EnvironmentFailure where the timeline cannot be written.
+    """
+    best, at = found.file.candidates[0], found.space.at
+    front = pareto(found.space, offers_all)
+    return replace(
+        found.file.answers,
+        links=tuple(axis_links(best.plan, at)),
+        pareto=front if len(front) > 1 else (),
+        cost=None
+        if asked.tokens is None
+        else cost_of(at, best.prediction, asked.tokens, asked.price, asked.reliability),
+        why_not=None if asked.why_not is None else why_not(found, asked.why_not),
+        simulated=() if asked.trace_file is None else tuple(_simulated(found, asked.trace_file)),
+        timeline="" if asked.trace_file is None else str(asked.trace_file),
+        sensitivity=tuple(sensitivity(found)) if asked.sensitivity else (),
+    )
+
+
+def _simulated(found: Answer, path: Path) -> Iterator[SimulatedPlan]:
+    """The plans of the table by event simulation; the timeline of the best is written."""
+    for number, (place, candidate) in enumerate(zip(found.places, found.file.candidates, strict=True)):
+        played = simulate(step_work(found.space, place))
+        off = played.step_seconds / candidate.prediction.step_seconds - 1
+        yield SimulatedPlan(plan=candidate.plan.id, step_seconds=played.step_seconds, off_fraction=off)
+        if number == 0:
+            write_trace(path, played, candidate.plan.id)
