@@ -14,6 +14,7 @@ from planner.choices import Plan
 from planner.explain import candidates
 from planner.layer_costs import find_curve
 from planner.prediction import Candidate
+from planner.progress import OnProgress, silent
 from planner.recipes import (
     FULL_BYTES,
     CompressionChoice,
@@ -71,7 +72,7 @@ def parse_targets(text: str | None) -> dict[str, float]:
 
 
 def compression_choices(
-    found: Search, recipes: Sequence[Recipe], targets: dict[str, float]
+    found: Search, recipes: Sequence[Recipe], targets: dict[str, float], on_progress: OnProgress = silent
 ) -> tuple[CompressionChoice, ...]:
     """Every recipe with its price; what cannot be had keeps its reason.
 
@@ -88,7 +89,10 @@ def compression_choices(
         best=_trainable(search(found.machine, found.model, choices), recipe("none")),
         latency_seconds=_inference_seconds(found.machine, found.model, replace(choices, precisions=(FULL_PRECISION,))),
     )
-    made = [_priced(whole, own) for own in recipes]
+    made = []
+    for number, own in enumerate(recipes):
+        on_progress(number / len(recipes), own.name)
+        made.append(_priced(whole, own))
     return tuple(
         replace(choice, meets_targets=_meets(whole, choice, targets), on_front=is_on_front(choice, made))
         for choice in made

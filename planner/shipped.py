@@ -9,8 +9,10 @@ from pathlib import Path
 
 from planner.answers import Answers, PoolAlone
 from planner.prediction import PlanFile
+from planner.progress import OnNote, OnProgress, pieces, silent, unheard
 from planner.space.answers import Answer, answer
 from planner.space.beside import Questions, answers_to
+from planner.space.explore import NO_ROOM
 from planner.space.export import write_all
 from planner.space.layouts import Options
 from planner.space.questions import parse_wanted
@@ -18,7 +20,7 @@ from planner.space.retime import in_order
 from planner.space.setting import Setting, setting
 from planner.space.settings import try_settings
 from profiles.clusters import Cluster, MixedCluster, find_cluster, load_pools
-from profiles.devices import load_device
+from profiles.devices import find_device
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.sizes import ModelSizes
 from profiles.stacks import load_stack
@@ -26,6 +28,8 @@ from profiles.stacks import load_stack
 DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH = 8, 4096
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
 BATCHES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
+# Of the time of a search with questions that take long.
+SEARCH_SHARE = 0.8
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
@@ -47,22 +51,24 @@ class Request:
     all_file: Path | None = None
 
 
-def ask(request: Request, questions: Questions) -> PlanFile:
-    """The plan file, with the answers to the questions in it.
+def ask(
+    request: Request, questions: Questions, on_progress: OnProgress = silent, on_note: OnNote = unheard
+) -> PlanFile:
+    """The plan file, with the answers to the questions in it; `on_note` hears what must be known before the end.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     cluster = _cluster_of(request)
     if isinstance(cluster, MixedCluster):
         _refuse_for_pools(request, questions)
-        return mixed(request, cluster)
+        return mixed(request, cluster, on_progress)
     if questions.why_not is not None:
         # Before a long search.
         parse_wanted(questions.why_not)
-    return answer_to(request, questions).file
+    return answer_to(request, questions, on_progress, on_note).file
 
 
-def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
+def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = silent) -> PlanFile:
     """The best plans across two kinds of devices, and what each kind would do alone.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
@@ -79,27 +85,29 @@ def mixed(request: Request, cluster: MixedCluster) -> PlanFile:
     if request.codecs != ("none",):
         notes.append("gradients are sent as they are: codecs are not tried across two kinds of devices")
     precision = (request.precisions or ("bf16",))[0]
+    together, *apart = pieces(on_progress, (1.0, *(1.0 for _ in pools)))
     found = mixed_answer(
         mixture(request.model, pools, batches[0], sequence, request.stack, precision, cluster.network_gb_per_second),
         request.top,
         request.simulate,
         notes,
+        together,
     )
     alone = []
-    for pool in pools:
+    for pool, on_search in zip(pools, apart, strict=True):
         one = replace(
             request, num_devices=pool.num_devices, device=pool.device.name, global_batches=batches, top=1,
             cluster=pool.cluster.name if pool.cluster else None, sequence_length=sequence, precisions=(precision,),
         )  # fmt: skip
-        alone.append(_alone(one, found.candidates[0].prediction.tokens_per_second))
+        alone.append(_alone(one, found.candidates[0].prediction.tokens_per_second, on_search))
     return replace(found, answers=Answers(pools=tuple(alone)))
 
 
-def _alone(request: Request, tokens_per_second: float) -> PoolAlone:
+def _alone(request: Request, tokens_per_second: float, on_progress: OnProgress) -> PoolAlone:
     """What one of the pools would do by itself, against all of them."""
     alone = PoolAlone(device=request.device or "", num_devices=request.num_devices)
     try:
-        best = answer_to(request).file.candidates[0]
+        best = answer_to(request, on_progress=on_progress).file.candidates[0]
     except (InputError, NoFeasiblePlanError) as error:
         return replace(alone, refusal=str(error))
     own = best.prediction.tokens_per_second
@@ -122,23 +130,31 @@ def _cluster_of(request: Request) -> Cluster | MixedCluster | None:
     return find_cluster(request.cluster) if request.cluster else None
 
 
-def answer_to(request: Request, questions: Questions | None = None) -> Answer:
+def answer_to(
+    request: Request,
+    questions: Questions | None = None,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = unheard,
+) -> Answer:
     """The search, its best plans and its answers; every plan is written on the way where a file is asked for.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     settings, notes = settings_of(request)
+    questions = questions or Questions()
+    is_long = questions.sensitivity or questions.trace_file is not None
+    searching, answering = pieces(on_progress, (SEARCH_SHARE, 1 - SEARCH_SHARE) if is_long else (1.0, 0.0))
     options = Options() if request.simulate else Options(offload=("none",))
     if request.all_file is None:
-        space, found = try_settings(settings, options, request.simulate)
+        space, found = try_settings(settings, options, request.simulate, searching)
         notes += found
     elif len(settings) > 1:
         raise InputError("--all writes the plans of one setting: give one precision, codec and global batch")
     else:
-        space = in_order(write_all(settings[0], options, request.all_file))
-        notes.append(f"all {space.generated:,} plans written to {request.all_file}")
+        space = in_order(write_all(settings[0], options, request.all_file, searching, on_note))
+        notes.append(f"all {space.accepted + space.rejected[NO_ROOM]:,} legal plans written to {request.all_file}")
     result = answer(space, request.top, request.simulate, notes)
-    answers = answers_to(result, request.simulate, questions or Questions())
+    answers = answers_to(result, request.simulate, questions, answering)
     return replace(result, file=replace(result.file, answers=answers))
 
 
@@ -150,9 +166,9 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     cluster = _cluster_of(request)
     if isinstance(cluster, MixedCluster):
         raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
-    if cluster and request.device and request.device != cluster.device:
+    device = find_device(request.device or (cluster.device if cluster else ""))
+    if cluster and find_device(cluster.device) != device:
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
-    device = load_device(request.device or (cluster.device if cluster else ""))
     load_stack(request.stack)
     where = cluster.title if cluster else device.title
     notes = [f"planned for {where} with {request.stack}: data sheet and published runs, not measured"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # Rich takes 80 columns where there is no terminal; a pipe or a file deserves whole lines.
 PIPE_COLUMNS = 160
+QUIET_SECONDS = 1.0
 
 
 def console(json_output: bool = False) -> Console:
@@ -38,16 +40,29 @@ def print_json(text: str) -> None:
 
 @contextmanager
 def progress(out: Console, title: str) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on a terminal, nothing elsewhere; call what it gives with a fraction (0..1) and a few words."""
+    """A progress bar on a terminal after a second, nothing elsewhere.
+
+    Call what it gives with a fraction (0..1) and a few words.
+    """
     if not out.is_terminal:
         yield lambda fraction, words: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"))
-    with Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task(title, total=1.0, words="")
+    bar = Progress(*columns, console=out, transient=True)
+    task = bar.add_task(title, total=1.0, words="")
+    # What is done within a second needs no bar.
+    start = threading.Timer(QUIET_SECONDS, bar.start)
+    start.daemon = True
+    start.start()
+    try:
         yield lambda fraction, words: bar.update(task, completed=fraction, words=words)
+    finally:
+        start.cancel()
+        start.join()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def run(app: typer.Typer) -> NoReturn:

@@ -14,6 +14,7 @@ from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replicas import Shared, share
 from planner.mixed.stages import best_across_stages, deal
 from planner.prediction import Candidate, PlanFile
+from planner.progress import OnProgress, silent
 from planner.space.answers import why_not_run
 from planner.space.explore import NO_ROOM
 from profiles.errors import NoFeasiblePlanError
@@ -21,7 +22,9 @@ from profiles.model import WorkloadSpec
 from profiles.units import format_bytes
 
 
-def mixed_answer(asked: Mixture, top: int, simulate: bool, notes: Sequence[str]) -> PlanFile:
+def mixed_answer(
+    asked: Mixture, top: int, simulate: bool, notes: Sequence[str], on_progress: OnProgress = silent
+) -> PlanFile:
     """The `top` fastest plans across both pools, those that the executor refuses only with `simulate`.
 
     Raises: NoFeasiblePlanError where none fits.
@@ -30,13 +33,15 @@ def mixed_answer(asked: Mixture, top: int, simulate: bool, notes: Sequence[str])
     found: list[Found] = []
     num_legal = num_fitting = 0
     # Whichever pool comes first, ranks count from it.
-    for turned in (asked, asked.turned()):
+    for done, turned in enumerate((asked, asked.turned())):
+        on_progress(done / 3, f"pipelines from {turned.first.at.device.name} on")
         piped, _ = legal_rows(turned)
         tables = deal(turned, piped, learned)
         num_legal += len(piped)
         num_fitting += sum(int(own.fits.sum()) for own in tables)
         found += [of_stages(turned, own, learned) for own in best_across_stages(tables)]
     _, replicated = legal_rows(asked)
+    on_progress(2 / 3, "replicas on each kind")
     shared = share(asked, replicated, learned)
     num_legal += len(shared.rows)
     num_fitting += int(shared.fits.sum())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.jobs.factors import Learned, load_learned
+from planner.progress import OnProgress, silent
 from planner.space.block import SHARDED, Tables, block, step_seconds
 from planner.space.block_memory import device_bytes
 from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
@@ -17,11 +18,13 @@ from planner.space.tables import layer_table, layout_table, message_table
 from planner.space.variants import Variants, variants
 from profiles.errors import NoFeasiblePlanError
 from profiles.transformer import Array
+from profiles.units import format_count
 
 NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"
 # About as many plans are priced at once.
 BLOCK_PLANS = 32768
-Seen = Callable[[Ints, Variants, Array, Array], None]
+# Called with how many legal plans there are to see in all, and a block's layouts, choices, seconds and bytes.
+Seen = Callable[[int, Ints, Variants, Array, Array], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,27 @@ def tables_of(at: Setting, layouts: Layouts, learned: Learned) -> Tables:
     )
 
 
-def explore(at: Setting, options: Options, learned: Learned | None = None, seen: Seen | None = None) -> Space:
-    """Price every plan of a setting; `seen` is called with the layouts, choices, seconds and bytes of every block.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Layouts that are priced at once, with what each can choose, of which `num_legal` plans are legal."""
+
+    layouts: Ints
+    choices: Variants
+    num_legal: int
+
+    @property
+    def num_plans(self) -> int:
+        return len(self.layouts) * self.choices.num_plans
+
+
+def explore(
+    at: Setting,
+    options: Options,
+    learned: Learned | None = None,
+    seen: Seen | None = None,
+    on_progress: OnProgress = silent,
+) -> Space:
+    """Price every plan of a setting; `seen` is shown every block.
 
     Layouts whose states alone take more than the device has are counted and not priced.
     Raises: NoFeasiblePlanError where no layout is legal.
@@ -114,39 +136,60 @@ def explore(at: Setting, options: Options, learned: Learned | None = None, seen:
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
         raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
     tables = tables_of(at, layouts, learned)
-    rejected: Counter[str] = Counter()
-    generated = accepted = 0
+    known: dict[tuple[int, int], Variants] = {}
+    own, generated, rejected = _to_price(at, options, layouts, _least_bytes(tables), known)
+    accepted = done = 0
     found: list[tuple[Array | Ints, ...]] = []
     nearest = np.full(len(layouts), np.inf)
     places = np.zeros((len(layouts), 3), dtype=np.int64)
-    least = _least_bytes(tables)
+    total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
+    for piece in own:
+        chosen, choices = piece.layouts, piece.choices
+        priced = block(tables, chosen, choices)
+        seconds, held = step_seconds(priced), device_bytes(priced)
+        held = np.where(choices.legal[:, :, None], held, np.inf)
+        fits = held <= at.memory_bytes
+        num_fitting = int(fits.sum())
+        accepted += num_fitting
+        rejected[NO_ROOM] += piece.num_legal * len(chosen) - num_fitting
+        fewest = held.reshape(len(chosen), -1).argmin(axis=1)
+        places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
+        nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
+        if num_fitting:
+            found.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
+        if seen is not None:
+            seen(num_legal, chosen, choices, seconds, held)
+        done += piece.num_plans
+        on_progress(done / total, f"{format_count(done)} of {format_count(total)} plans, {at.precision}")
+    return Space(
+        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(found),
+        generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
+        nearest_place=places, _known=known,
+    )  # fmt: skip
+
+
+def _to_price(
+    at: Setting, options: Options, layouts: Layouts, least: Array, known: dict[tuple[int, int], Variants]
+) -> tuple[list[_Piece], int, Counter[str]]:
+    """The layouts to price, in pieces; how many plans there are in all, and counts of those that need no pricing.
+
+    The variants go into `known`, by the degrees that share them.
+    """
+    rejected: Counter[str] = Counter()
+    generated, result = 0, []
     for alike in _groups(layouts):
-        choices = choices_of(at, options, layouts, int(alike[0]))
+        first = int(alike[0])
+        key = int(layouts.pipeline[first]), int(layouts.data[first])
+        if key not in known:
+            known[key] = choices_of(at, options, layouts, first)
+        choices = known[key]
         num_legal = choices.num_plans - choices.illegal.total()
         generated += choices.num_plans * len(alike)
         rejected.update({reason: count * len(alike) for reason, count in choices.illegal.items()})
         held_back = least[alike] > at.memory_bytes
         rejected[STATES_ALONE] += num_legal * int(held_back.sum())
-        for chosen in _pieces(alike[~held_back], choices.num_plans):
-            own = block(tables, chosen, choices)
-            seconds, held = step_seconds(own), device_bytes(own)
-            held = np.where(choices.legal[:, :, None], held, np.inf)
-            fits = held <= at.memory_bytes
-            num_fitting = int(fits.sum())
-            accepted += num_fitting
-            rejected[NO_ROOM] += num_legal * len(chosen) - num_fitting
-            fewest = held.reshape(len(chosen), -1).argmin(axis=1)
-            places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
-            nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
-            if num_fitting:
-                found.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
-            if seen is not None:
-                seen(chosen, choices, seconds, held)
-    return Space(
-        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(found),
-        generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
-        nearest_place=places,
-    )  # fmt: skip
+        result += [_Piece(chosen, choices, num_legal) for chosen in _pieces(alike[~held_back], choices.num_plans)]
+    return result, generated, rejected
 
 
 def _groups(layouts: Layouts) -> list[Ints]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,39 +12,71 @@ from typing import Any
 
 import numpy as np
 
+from planner.progress import OnNote, OnProgress, silent, unheard
 from planner.space.explore import Space, explore
 from planner.space.layouts import Ints, Layouts, Options, legal_layouts
 from planner.space.setting import Setting
 from planner.space.variants import METHODS, Variants
 from profiles.errors import EnvironmentFailure, InputError
 from profiles.transformer import Array
+from profiles.units import format_bytes
 
 Columns = dict[str, Any]
 
 
-def write_all(at: Setting, options: Options, path: Path) -> Space:
+def write_all(
+    at: Setting,
+    options: Options,
+    path: Path,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = unheard,
+) -> Space:
     """Search, and write every legal plan with its seconds, bytes and whether it fits. Half a file is never left.
 
-    Layouts whose states alone do not fit have no seconds and no row.
-    Raises: InputError for another ending than .csv or .parquet; EnvironmentFailure where pyarrow is missing.
+    Layouts whose states alone do not fit have no seconds and no row. How large the file will be is told by its first
+    block, before the others are written.
+    Raises: InputError for another ending than .csv or .parquet; EnvironmentFailure where pyarrow is missing, or the
+    disk has no room for all of it.
     """
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"--all {path}: the name must end in .csv or .parquet")
     layouts, _ = legal_layouts(at, options)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
+    is_told = False
     try:
         write, close = (_csv if path.suffix == ".csv" else _parquet)(Path(name))
 
-        def seen(chosen: Ints, choices: Variants, seconds: Array, held: Array) -> None:
-            write(_columns(at, layouts, chosen, choices, seconds, held))
+        def seen(num_legal: int, chosen: Ints, choices: Variants, seconds: Array, held: Array) -> None:
+            nonlocal is_told
+            columns = _columns(at, layouts, chosen, choices, seconds, held)
+            write(columns)
+            if not is_told:
+                written = Path(name).stat().st_size
+                needed = written / len(columns["fits"]) * num_legal
+                on_note(f"{num_legal:,} plans go to {path}, about {format_bytes(needed)}")
+                _check_room(path, needed, written)
+                is_told = True
 
-        space = explore(at, options, seen=seen)
+        space = explore(at, options, seen=seen, on_progress=on_progress)
         close()
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
     return space
+
+
+def _check_room(path: Path, needed: float, written: int) -> None:
+    """Check that a file of which some bytes are written already has room for the rest.
+
+    Raises: EnvironmentFailure.
+    """
+    free = shutil.disk_usage(path.parent).free + written
+    if needed > free:
+        raise EnvironmentFailure(
+            f"--all {path}: about {format_bytes(needed)} are needed and {format_bytes(free)} are free there; nothing "
+            "was written"
+        )
 
 
 def _columns(at: Setting, layouts: Layouts, chosen: Ints, choices: Variants, seconds: Array, held: Array) -> Columns:
@@ -70,6 +103,7 @@ def _csv(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]:
 
     def write(columns: Columns) -> None:
         pandas.DataFrame(columns).to_csv(stream, index=False, header=stream.tell() == 0)
+        stream.flush()
 
     return write, stream.close
 

@@ -12,6 +12,7 @@ from planner.explain import verdict
 from planner.goodput import goodput
 from planner.jobs.factors import Factors
 from planner.prediction import Prediction
+from planner.progress import OnProgress, silent
 from planner.space.answers import Answer, why_not_run
 from planner.space.explore import Place, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
@@ -121,7 +122,7 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     return reason or "no layout has these degrees together"
 
 
-def sensitivity(answer: Answer) -> list[Change]:
+def sensitivity(answer: Answer, on_progress: OnProgress = silent) -> list[Change]:
     """What each unknown would cost, and whether it would change the winner: links, their share in overlap, products.
 
     Model: the best plans of the search are priced again, each unknown off by what is usual, pipelines off by what
@@ -142,7 +143,9 @@ def sensitivity(answer: Answer) -> list[Change]:
     closed = np.array([closed_seconds(space, space.tables, place, place.layout) for place in contenders])
     off = 1 + corrections(space, contenders) / closed
     today = float(closed[0] * off[0])
-    for what, at, factors in _changes(space):
+    changes = list(_changes(space))
+    for number, (what, at, factors) in enumerate(changes):
+        on_progress(number / len(changes), what)
         tables = tables_of(at, space.layouts.take(chosen), replace(space.learned, factors=factors))
         priced = [closed_seconds(space, tables, place, int(row)) for place, row in zip(contenders, where, strict=True)]
         seconds = np.array(priced) * off

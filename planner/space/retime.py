@@ -16,6 +16,7 @@ from planner.choices import Plan
 from planner.executable import LOOPED_SCHEDULES
 from planner.jobs.passes import Pass
 from planner.orders import STAGES_OF_V, Shape, round_length
+from planner.progress import OnProgress, silent
 from planner.replay import PipelineSeconds, replay_plans
 from planner.schedules import stage_ranks
 from planner.space.block import block, pipelined_seconds, step_seconds, straggling
@@ -145,16 +146,18 @@ def _period(shape: Shape) -> int:
     return round_length(shape) if shape.schedule in LOOPED_SCHEDULES else shape.num_ranks
 
 
-def in_order(space: Space, count: int = MOST_PLANS) -> Space:
+def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = silent) -> Space:
     """The space with its `count` best plans timed again and ranked anew; the others follow as they were.
 
     Of the very best, layers are placed on stages as suits each, where that gains enough.
     """
     places = best_places(space, min(count, len(space.best)))
     seconds, held = space.best.step_seconds.copy(), space.best.device_bytes.copy()
+    on_progress(0.0, f"replaying the {len(places)} best")
     seconds[: len(places)] += corrections(space, places)
     fastest = np.argsort(seconds[: len(places)], kind="stable")
     first = list(itertools.islice((int(row) for row in fastest if placeable(space, places[row])), MOST_PLACED))
+    on_progress(0.3, f"placing the layers of the {len(first)} best")
     placed = _gaining(space, [places[row] for row in first], seconds[first])
     for row in first:
         if places[row] in placed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from planner.progress import OnProgress, pieces, silent
 from planner.space.answers import no_plan, runnable_places
 from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
@@ -15,6 +16,8 @@ from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError
 from profiles.units import format_percent
 
+# Plans with lossy gradients, or such as are sent for nothing, are about a tenth as many as those without.
+PLAIN_WEIGHT, REPLAY_SHARE = 10.0, 0.1
 # Lossy gradients must promise at least this much: a choice, below what any prediction is sure of.
 WORTH_FRACTION = 0.02
 
@@ -29,7 +32,9 @@ class Tried:
     closed_seconds: float
 
 
-def try_settings(settings: Sequence[Setting], options: Options, simulate: bool) -> tuple[Space, list[str]]:
+def try_settings(
+    settings: Sequence[Setting], options: Options, simulate: bool, on_progress: OnProgress = silent
+) -> tuple[Space, list[str]]:
     """The space of the setting whose best plan is the fastest per token, and what became of the others.
 
     Codecs are tried where gradients sent for nothing would be worth them: no codec does better than that.
@@ -39,12 +44,16 @@ def try_settings(settings: Sequence[Setting], options: Options, simulate: bool) 
     failed: list[NoFeasiblePlanError] = []
     notes: list[str] = []
     lossy = [at for at in settings if at.compresses]
-    for at in (at for at in settings if not at.compresses):
-        _try(at, options, simulate, tried, failed)
-    gains = {_but_codec(own.space.at): _most_gained(own, options, simulate) for own in tried} if lossy else {}
+    plain = [at for at in settings if not at.compresses]
+    # Each plain one, then what it would gain, then the lossy ones.
+    rest = len(plain) + len(lossy) if lossy else 0
+    following = pieces(on_progress, [PLAIN_WEIGHT] * len(plain) + [1.0] * rest)
+    for at in plain:
+        _try(at, options, simulate, tried, failed, next(following))
+    gains = {_but_codec(own.space.at): _most_gained(own, options, simulate, next(following)) for own in tried if lossy}
     declined = {key: gain for key, gain in gains.items() if gain < WORTH_FRACTION}
     for at in (at for at in lossy if _but_codec(at) not in declined):
-        _try(at, options, simulate, tried, failed)
+        _try(at, options, simulate, tried, failed, next(following))
     if declined:
         most = format_percent(max(0.0, *declined.values()))
         notes.append(f"gradient codecs are not worth it: gradients sent for nothing would gain {most}")
@@ -62,9 +71,17 @@ def try_settings(settings: Sequence[Setting], options: Options, simulate: bool) 
     return best.space, notes
 
 
-def _try(at: Setting, options: Options, simulate: bool, tried: list[Tried], failed: list[NoFeasiblePlanError]) -> None:
+def _try(
+    at: Setting,
+    options: Options,
+    simulate: bool,
+    tried: list[Tried],
+    failed: list[NoFeasiblePlanError],
+    on_progress: OnProgress,
+) -> None:
+    exploring, replaying = pieces(on_progress, (1 - REPLAY_SHARE, REPLAY_SHARE))
     try:
-        space = explore(at, options)
+        space = explore(at, options, on_progress=exploring)
     except NoFeasiblePlanError as error:
         failed.append(error)
         return
@@ -72,7 +89,7 @@ def _try(at: Setting, options: Options, simulate: bool, tried: list[Tried], fail
     if closed is None:
         failed.append(NoFeasiblePlanError(no_plan(space)))
         return
-    space = in_order(space)
+    space = in_order(space, on_progress=replaying)
     place = next(iter(runnable_places(space, simulate, 1)))
     found = predictions(space, [place])[0]
     tried.append(Tried(space=space, place=place, tokens_per_second=found.tokens_per_second, closed_seconds=closed))
@@ -88,10 +105,11 @@ def _but_codec(at: Setting) -> tuple[str, int]:
     return at.precision, at.global_batch_size
 
 
-def _most_gained(plain: Tried, options: Options, simulate: bool) -> float:
+def _most_gained(plain: Tried, options: Options, simulate: bool, on_progress: OnProgress) -> float:
     """How much faster the best plan would be whose gradients are sent for nothing, by the closed form."""
     try:
-        free = _best_seconds(explore(replace(plain.space.at, free_exchange=True), options), simulate)
+        space = explore(replace(plain.space.at, free_exchange=True), options, on_progress=on_progress)
+        free = _best_seconds(space, simulate)
     except NoFeasiblePlanError:
         free = None
     return 0.0 if free is None else plain.closed_seconds / free - 1
