@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.artifacts import STRICT, read_toml
-from profiles.devices import Device, catalogue_names, load_device
+from profiles.devices import Device, catalogue_names, find_device, load_device
 from profiles.errors import InputError, UnknownNameError
 
 FOLDER = Path(__file__).parent / "catalog" / "clusters"
@@ -124,9 +124,11 @@ def _pool(cluster: MixedCluster, entry: PoolEntry) -> Pool:
     if entry.of in cluster_names():
         own = load_cluster(entry.of)
         return Pool(device=load_device(own.device), cluster=own, num_devices=entry.num_devices)
-    if entry.of in catalogue_names():
-        return Pool(device=load_device(entry.of), cluster=None, num_devices=entry.num_devices)
-    raise UnknownNameError("cluster or device", entry.of, [*cluster_names(), *catalogue_names()])
+    try:
+        device = find_device(entry.of)
+    except UnknownNameError:
+        raise UnknownNameError("cluster or device", entry.of, [*cluster_names(), *catalogue_names()]) from None
+    return Pool(device=device, cluster=None, num_devices=entry.num_devices)
 
 
 def load_cluster(name: str) -> Cluster:

@@ -103,6 +103,8 @@ def find_device(text: str, memory_gib: float | None = None) -> Device:
 
     Raises: UnknownNameError with the nearest name.
     """
+    if memory_gib is None and text in catalogue_names():
+        return load_device(text)
     key, family, stated = _read_spelling(text)
     exact = _spellings().get(key)
     wanted = stated if stated is not None else memory_gib

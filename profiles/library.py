@@ -13,7 +13,7 @@ from pathlib import Path
 
 from profiles.artifacts import artifact_kind, parse, read
 from profiles.cluster import MachineProfile
-from profiles.devices import device_names, load_device, machine_of
+from profiles.devices import device_names, find_device, machine_of
 from profiles.errors import InputError, UnknownNameError
 from profiles.families import VISION_FAMILIES
 from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
@@ -77,30 +77,37 @@ def _load_model(model: str) -> ModelProfile:
     if model in model_names():
         path = MODELS / f"{model}.json"
         return parse(json.loads(path.read_text()), "model-profile", ModelProfile, str(path))
-    if model in config_names():
-        return trace_model(str(CONFIGS / f"{model}.json"))
-    path = Path(model)
-    if path.is_file() and artifact_kind(path) is not None:
-        return read(path, "model-profile", ModelProfile)
-    if not path.exists() and ":" not in model:
-        if path.suffix == ".json" or os.sep in model:
-            raise InputError(f"model {model}: no such file")
-        raise UnknownNameError("model", model, [*model_names(), *config_names()])
+    if _is_profile(model):
+        return read(Path(model), "model-profile", ModelProfile)
     return trace_model(model)
 
 
-def trace_model(model: str) -> ModelProfile:
-    """Trace `model` afresh: a config.json, its folder, module:factory, or an alias through the sizes it was made from.
+def _is_profile(model: str) -> bool:
+    return os.path.isfile(model) and artifact_kind(Path(model)) is not None
 
-    Raises: InputError where it cannot be built or traced.
+
+def trace_model(model: str) -> ModelProfile:
+    """Trace `model` afresh: all that `load_model` takes, an alias or a profile through what it was made from.
+
+    Raises: as `load_model`, and InputError where it cannot be built or traced.
     """
+    return _traced(_spec_of(model))
+
+
+def _spec_of(model: str) -> WorkloadSpec:
+    if model in model_names() or _is_profile(model):
+        return _load_model(model).workload
+    if ":" not in model and not os.path.exists(model) and model not in config_names():
+        if model.endswith(".json") or os.sep in model:
+            raise InputError(f"model {model}: no such file")
+        raise UnknownNameError("model", model, [*model_names(), *config_names()])
+    # Here, because it loads torch, which takes seconds and which only a trace needs.
     from profiles.workloads import load_spec
 
-    return _traced(load_model(model).workload if model in model_names() else load_spec(model))
+    return load_spec(str(CONFIGS / f"{model}.json") if model in config_names() else model)
 
 
 def _traced(spec: WorkloadSpec, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
-    # Only a trace needs torch, which takes seconds to import.
     from profiles.trace import trace
     from profiles.workloads import load_workload
 
@@ -126,8 +133,8 @@ def load_machine(machine: str | None, device: str | None, num_devices: int) -> t
         profile = read(Path(machine), "machine-profile", MachineProfile)
         return profile, f"machine {profile.name} ({profile.origin}), from {machine}"
     if device is not None:
-        profile = machine_of(load_device(device), num_devices)
-        return profile, f"device {device}, shipped data sheet: not measured, so the bands are wide"
+        profile = machine_of(find_device(device), num_devices)
+        return profile, f"device {profile.name}, shipped data sheet: not measured, so the bands are wide"
     stored = stored_machine_path()
     if not stored.exists():
         raise InputError(

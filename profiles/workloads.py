@@ -44,6 +44,7 @@ from profiles.families import (
     llama_paths,
 )
 from profiles.model import WorkloadSpec
+from profiles.sizes import FAMILIES as SIZED_FAMILIES
 
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
 LOUD_WHEN_LOADED = ("torchao", "torch.utils._pytree")
@@ -159,6 +160,11 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     family = str(fields.pop("model_type", ""))
     known = (*LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES, "gpt2")
     if family not in known:
+        if family in SIZED_FAMILIES:
+            raise InputError(
+                f"model {spec.name}: models of the family {family} are planned by their sizes alone, with "
+                "`plan --device` or `plan --cluster`; they are not traced or run"
+            )
         raise UnknownNameError("model_type", family, known)
     try:
         config = AutoConfig.for_model(family, **fields)
