@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planner import show_answers
 from planner.answers import Change, Cost, WhyNot
@@ -17,6 +17,7 @@ from planner.space.questions import Reliability, cost_of, sensitivity, why_not
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_sizes
+from profiles.sizes import ModelSizes
 from profiles.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -82,21 +83,25 @@ class Planned:
         )
 
 
-def planned(model: str, num_devices: int, **choices: Any) -> Planned:
+def sizes_to_plan(model: str) -> ModelSizes:
+    """The sizes of a model: an alias, or a config.json or its folder.
+
+    Raises: InputError for a model that has to be traced; UnknownNameError.
+    """
+    sizes = load_sizes(model)
+    if sizes is None:
+        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
+    return sizes
+
+
+def planned(request: Request) -> Planned:
     """Search as `plan` does.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    known = {field.name for field in fields(Request)} - {"model", "num_devices"}
-    for name in choices:
-        if name not in known:
-            raise InputError(f"plan has no choice {name}: known are {', '.join(sorted(known))}")
-    if not choices.get("device") and not choices.get("cluster"):
+    if not request.device and not request.cluster:
         raise InputError("plan needs device=... or cluster=..., such as device='h100-sxm'")
-    sizes = load_sizes(model)
-    if sizes is None:
-        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
-    found = answer_to(Request(model=sizes, num_devices=num_devices, **choices))
+    found = answer_to(request)
     return Planned(file=found.file, answer=found)
 
 
