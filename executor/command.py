@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles import console
+from profiles.completion import completing
+from profiles.version import VersionOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     from executor.compress.job import Extras
     from executor.prepare import Job, RunOptions
     from profiles.rank import Report
+
+
+def _job_kinds() -> tuple[str, ...]:
+    from executor.emit import KINDS
+
+    return tuple(KINDS)
+
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -45,7 +54,12 @@ def execute(
     ] = None,
     compiled: Annotated[bool, typer.Option(help="Time the compressed models under torch.compile too.")] = False,
     emit: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Write a job file: torchrun, slurm, kubeflow or skypilot.")
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Write a job file: torchrun, slurm, kubeflow or skypilot.",
+            autocompletion=completing(_job_kinds),
+        ),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node in a job file.")] = None,
     image: Annotated[str, typer.Option(help="Container of a kubeflow job; it must have this program.")] = "trainwright",
@@ -64,6 +78,7 @@ def execute(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
+    version: VersionOption = False,
 ) -> None:
     """Run the best plans of PLAN on real processes and measure what was predicted.
 

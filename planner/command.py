@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import console
+from planner import listing
+from profiles import completion, console
+from profiles.version import VersionOption
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from planner.measured import Asked
     from planner.prediction import PlanFile
+    from planner.progress import OnProgress
     from planner.space.questions import Reliability
     from profiles.sizes import ModelSizes
 
@@ -21,22 +27,49 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Option(help="Shipped alias, config.json or its folder, or package.module:factory.")],
-    gpus: Annotated[int, typer.Option(help="Number of devices; CPU ranks where the machine has no GPU.")],
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Shipped alias, config.json or its folder, or package.module:factory.",
+            autocompletion=completion.complete_model,
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="Number of devices; CPU ranks where the machine has no GPU.")] = None,
     global_batch: Annotated[
         str | None,
         typer.Option(help="Samples per optimizer step: 512, or to compare 256,512 or 256-1024 [8 per device]."),
     ] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per sample [the model's, at most 4096].")] = None,
     machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
-    device: Annotated[str | None, typer.Option(help="Shipped device to plan for, such as h100-sxm.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Shipped cluster to plan for, such as dgx-h100.")] = None,
-    stack: Annotated[str, typer.Option(help="Software that trains on a shipped device.")] = "trainwright",
-    precision: Annotated[str | None, typer.Option(help="One, or several to compare: bf16,fp8 [bf16 on GPUs].")] = None,
-    codecs: Annotated[str | None, typer.Option(help=f"Gradient codecs to consider [{CODECS}].")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Shipped device to plan for, such as h100-sxm.", autocompletion=completion.complete_device),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Shipped cluster to plan for, such as dgx-h100.", autocompletion=completion.complete_cluster),
+    ] = None,
+    stack: Annotated[
+        str, typer.Option(help="Software that trains on a shipped device.", autocompletion=completion.complete_stack)
+    ] = "trainwright",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="One, or several to compare: bf16,fp8 [bf16 on GPUs].", autocompletion=listing.complete_precisions
+        ),
+    ] = None,
+    codecs: Annotated[
+        str | None,
+        typer.Option(help=f"Gradient codecs to consider [{CODECS}].", autocompletion=completion.complete_codecs),
+    ] = None,
     compress: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Price compressed models too: auto, none, or names such as prune-ffn-50."),
+        typer.Option(
+            metavar="LIST",
+            help="Price compressed models too: auto, none, or names such as prune-ffn-50.",
+            autocompletion=listing.complete_recipes,
+        ),
     ] = None,
     target: Annotated[
         str | None, typer.Option(metavar="SHARES", help="What they may have, as size=0.5,latency=0.8,memory=1.")
@@ -44,7 +77,9 @@ def plan(
     top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
     simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
     why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
-    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What would change the winner.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="What each unknown would cost, and what would change the winner.")
+    ] = False,
     tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
     price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
     mtbf: Annotated[float | None, typer.Option(help="Hours of one device between failures [50,700].")] = None,
@@ -55,74 +90,102 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
     ] = None,
+    list_kind: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            metavar="KIND",
+            help="Only list devices, clusters, models, stacks, schedules or codecs.",
+            autocompletion=listing.complete_kinds,
+        ),
+    ] = None,
+    legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
+    version: VersionOption = False,
 ) -> None:
     """Predict every legal layout of MODEL on GPUS devices and rank them by step time.
 
     The best plan comes first; every other line says what it loses to the best.
     """
-    from planner.measured import Asked, codecs_of, plan_file, searched
-    from planner.show import show
-    from profiles.artifacts import dump
+    from planner.options import NEEDS, TAKES, check_measured, check_pools
     from profiles.errors import InputError
-    from profiles.files import write_text
+    from profiles.options import check_options, given_options
 
-    asked: dict[str, object] = {
-        "--why-not": why_not, "--sensitivity": sensitivity, "--tokens": tokens, "--price": price, "--all": all_file,
-        "--simulate": simulate, "--trace": trace, "--mtbf": mtbf, "--checkpoint-seconds": checkpoint_seconds,
-    }  # fmt: skip
+    check_options(context, NEEDS, TAKES)
+    out = console.console(json_output)
+    if list_kind is not None or legend:
+        listing.explain(list_kind, out, json_output)
+        return
+    from planner.measured import Asked, codecs_of, plan_file, searched
+    from planner.shipped import Request, ask, parse_batches, parse_count
+    from planner.space.beside import Questions
+
+    if model is None or gpus is None:
+        raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
+    given, sizes = given_options(context), _shipped(model, machine, device, cluster)
     question = Asked(
-        model=model, num_devices=gpus, global_batch=_one_batch(global_batch) if device is cluster is None else None,
-        sequence_length=sequence_length, machine=machine, device=device, precision=precision, codecs=codecs,
-        usual_codecs=CODECS,
+        model=model, num_devices=gpus, global_batch=None, sequence_length=sequence_length, machine=machine,
+        device=device, precision=precision, codecs=codecs, usual_codecs=CODECS,
     )  # fmt: skip
-    sizes = _shipped(model, machine, device, cluster)
-    if sizes is not None:
-        from planner.shipped import Request, ask, parse_batches, parse_count
-        from planner.space.beside import Questions
-
+    if sizes is None:
+        check_measured(given)
+        found, notes = searched(replace(question, global_batch=_one_batch(global_batch)))
+        result = plan_file(found, top, notes)
+    else:
+        check_pools(given, cluster)
         request = Request(
             model=sizes, num_devices=gpus, global_batches=parse_batches(global_batch) if global_batch else (),
-            sequence_length=sequence_length, device=device, cluster=cluster, stack=stack,
-            precisions=_words(precision), top=top, simulate=simulate, all_file=all_file,
+            sequence_length=sequence_length, device=device, cluster=cluster, stack=stack, top=top, simulate=simulate,
             # All plans are those of one setting.
-            codecs=codecs_of(codecs or ("none" if all_file else CODECS)),
+            codecs=codecs_of(codecs or ("none" if all_file else CODECS)), precisions=_words(precision),
+            all_file=all_file,
         )  # fmt: skip
         questions = Questions(
             why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
             price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
         )  # fmt: skip
-        result = ask(request, questions)
-    else:
-        _refuse(asked)
-        found, notes = searched(question)
-        result = plan_file(found, top, notes)
+        with console.progress(out, "planning") as on_progress:
+            result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}", markup=False))
     if compress is not None:
-        result = _compressed(result, question, compress, target)
-    elif target is not None:
-        raise InputError("--target says what compressed models may have: give --compress too")
+        with console.progress(out, "compressing") as on_progress:
+            result = _compressed(result, question, compress, target, on_progress)
+    _put_out(result, out, output, json_output)
+
+
+def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool) -> None:
+    """Write and show the answer."""
+    from planner.show import show
+    from profiles.artifacts import dump
+    from profiles.files import write_text
+
     text = dump("plan", result)
     if output is not None:
         write_text(output, text)
     if json_output:
         console.print_json(text)
-    show(result, console.console(json_output), output)
+    show(result, out, output)
 
 
-def _compressed(result: PlanFile, question: Asked, recipes_text: str, target: str | None) -> PlanFile:
-    """The plan file with what compressed models would give."""
-    from dataclasses import replace
-
+def _compressed(
+    result: PlanFile, question: Asked, recipes_text: str, target: str | None, on_progress: OnProgress
+) -> PlanFile:
+    """The plan file with what compressed models would give, on the device that the plans are for."""
     from planner.compressed import compression_choices, parse_targets
     from planner.measured import searched
     from planner.recipes import recipes
 
     wanted, targets = recipes(recipes_text), parse_targets(target)
+    is_measured = result.machine_origin != "datasheet"
     asked = replace(
-        question, global_batch=result.global_batch_size, sequence_length=result.sequence_length, codecs="none"
+        question, global_batch=result.global_batch_size, sequence_length=result.sequence_length, codecs="none",
+        device=None if is_measured else result.machine_name,
+    )  # fmt: skip
+    choices = compression_choices(searched(asked)[0], wanted, targets, on_progress)
+    words = (
+        f"compressed models are priced by the data sheet of {result.machine_name} alone: compare them with each other"
     )
-    return replace(result, compression=compression_choices(searched(asked)[0], wanted, targets))
+    return replace(result, compression=choices, notes=result.notes if is_measured else (*result.notes, words))
 
 
 def _shipped(model: str, machine: str | None, device: str | None, cluster: str | None) -> ModelSizes | None:
@@ -156,15 +219,6 @@ def _reliability(failure_hours: float | None, checkpoint_seconds: float | None) 
 
     given = {"failure_hours": failure_hours, "checkpoint_seconds": checkpoint_seconds}
     return Reliability(**{name: value for name, value in given.items() if value is not None})
-
-
-def _refuse(asked: dict[str, object]) -> None:
-    """Refuse what only a search on a shipped device answers."""
-    from profiles.errors import InputError
-
-    given = [name for name, value in asked.items() if value]
-    if given:
-        raise InputError(f"{given[0]} needs --device or --cluster, and a model known by its sizes")
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from profiles.errors import PlanError, UnknownNameError
 class Schedule:
     """A name, the order of steps on a rank, and what the executor's rules and the cost model must know about it.
 
-    `settled` gives fewer micro-batches with which a pipeline starts and ends in the same way.
+    `settled` gives fewer micro-batches with which a pipeline starts and ends in the same way; `title` says in a few
+    words what it does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Schedule:
     settled: Callable[[Shape], int]
     is_v: bool = False
     splits_backward: bool = False
+    title: str = ""
 
 
 def schedule(name: str) -> Schedule:
@@ -117,11 +119,36 @@ def _settled_count(shape: Shape) -> int:
 SCHEDULES = {
     rules.name: rules
     for rules in (
-        Schedule("gpipe", gpipe, _settled_count),
-        Schedule("1f1b", one_f_one_b, _settled_count),
-        Schedule("interleaved-1f1b", interleaved, _settled_rounds),
-        Schedule("interleaved-zb", interleaved_zero_bubble, _settled_rounds, splits_backward=True),
-        Schedule("zbv", zbv, _settled_count, is_v=True, splits_backward=True),
-        Schedule("dualpipev", dualpipev, _settled_count, is_v=True, splits_backward=True),
+        Schedule("gpipe", gpipe, _settled_count, title="all forwards, then all backwards"),
+        Schedule("1f1b", one_f_one_b, _settled_count, title="forwards and backwards in turns, few of them in flight"),
+        Schedule(
+            "interleaved-1f1b",
+            interleaved,
+            _settled_rounds,
+            title="1f1b with several stages on each rank, dealt out in turns",
+        ),
+        Schedule(
+            "interleaved-zb",
+            interleaved_zero_bubble,
+            _settled_rounds,
+            splits_backward=True,
+            title="interleaved-1f1b with weight gradients put off to fill the bubble (zero bubble, ZB-H1)",
+        ),
+        Schedule(
+            "zbv",
+            zbv,
+            _settled_count,
+            is_v=True,
+            splits_backward=True,
+            title="two stages on each rank, there and back, weight gradients put off (zero bubble, ZB-V)",
+        ),
+        Schedule(
+            "dualpipev",
+            dualpipev,
+            _settled_count,
+            is_v=True,
+            splits_backward=True,
+            title="two stages on each rank, there and back, forwards and backwards in pairs (DualPipe, folded)",
+        ),
     )
 }

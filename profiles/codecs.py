@@ -26,7 +26,7 @@ FSDP_STAGES = (2, 3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """One codec for fp32 gradients; `rank` is that of a low-rank approximation, else 0.
+    """One codec for fp32 gradients, its `title` in a few words; `rank` is that of a low-rank approximation, else 0.
 
     Messages that cannot be summed on the way are `gathered`: every rank receives all and decodes them.
     With `feedback` a rank keeps what its message left out and adds it to the next one. Sparse messages have the largest
@@ -35,6 +35,7 @@ class Codec:
     """
 
     name: str
+    title: str
     lossy: bool
     wire_bytes_per_parameter: float
     rank: int = 0
@@ -104,13 +105,16 @@ def codec(name: str) -> Codec:
     Raises: UnknownNameError.
     """
     if name == "none":
-        return Codec(name=name, lossy=False, wire_bytes_per_parameter=GRADIENT_BYTES)
+        return Codec(
+            name=name, title="gradients as they are, in fp32", lossy=False, wire_bytes_per_parameter=GRADIENT_BYTES
+        )
     if name in ("bf16", "fp16"):
-        return Codec(name=name, lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES / 2)
+        return Codec(name=name, title="rounded to 16 bits", lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES / 2)
     if name in ("int8", "fp8"):
         # Decoding reads a byte, and reads and writes the sum.
         return Codec(
             name=name,
+            title=f"rounded to 8 bits, a scale for each {BLOCK}; what is lost is added to the next step's",
             lossy=True,
             wire_bytes_per_parameter=1 + SCALE_BYTES / BLOCK,
             gathered=True,
@@ -119,12 +123,19 @@ def codec(name: str) -> Codec:
         )
     head, _, number = name.partition("-")
     if head == "powersgd" and number.isdigit() and int(number) > 0:
-        return Codec(name=name, lossy=True, wire_bytes_per_parameter=GRADIENT_BYTES, rank=int(number))
+        return Codec(
+            name=name,
+            title=f"matrices as products of rank {number}; what is lost is added to the next step's (PowerSGD)",
+            lossy=True,
+            wire_bytes_per_parameter=GRADIENT_BYTES,
+            rank=int(number),
+        )
     percent = _number(number)
     if head == "topk" and 0 < percent <= 100:
         share = percent / 100
         return Codec(
             name=name,
+            title=f"the largest {number} % of the entries; what is left out is added to the next step's",
             lossy=True,
             wire_bytes_per_parameter=share * ENTRY_BYTES,
             gathered=True,

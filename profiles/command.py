@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import console
+from profiles import completion, console
+from profiles.version import VersionOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +21,20 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the profile on standard output.")]
 
 
+@app.callback()
+def profile(version: VersionOption = False) -> None:
+    """Learn what a model is made of, and what this machine can do."""
+
+
 @app.command()
 def model(
-    model: Annotated[str, typer.Argument(help="Shipped alias, config.json or its folder, or package.module:factory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Shipped alias, config.json or its folder, or package.module:factory.",
+            autocompletion=completion.complete_model,
+        ),
+    ],
     sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the table shown.")] = 512,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
@@ -45,11 +57,20 @@ def model(
 def machine(
     gpus: Annotated[int, typer.Option(min=1, help="Devices to measure at once; CPU ranks where there is no GPU.")] = 1,
     model: Annotated[
-        list[str] | None, typer.Option(help="Measure this model's own shapes and layers too; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Measure this model's own shapes and layers too; may be repeated.",
+            autocompletion=completion.complete_model,
+        ),
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the model's shapes.")] = 128,
     micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes of the model's shapes.")] = "1,2,4,8",
-    precision: Annotated[str, typer.Option(help="Precisions to measure: fp32, bf16, fp8; tf32 on GPUs.")] = "fp32,bf16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precisions to measure: fp32, bf16, fp8; tf32 on GPUs.", autocompletion=completion.complete_precisions
+        ),
+    ] = "fp32,bf16",
     oversubscription: Annotated[
         bool, typer.Option(help="Measure twice as many ranks as cores too (15 s more).")
     ] = False,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import console
+from profiles import completion, console
+from profiles.version import VersionOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,12 +39,22 @@ def compare(
         Path | None, typer.Option(help="Machine profile, to draw the memory that one rank may use.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Table: the GPU of rows whose gpu_type is empty, as h100-sxm.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Table: the GPU of rows whose gpu_type is empty, as h100-sxm.",
+            autocompletion=completion.complete_device,
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Table: the machine of rows whose hardware columns are empty."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Table: the machine of rows whose hardware columns are empty.",
+            autocompletion=completion.complete_cluster,
+        ),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     """Compare predictions with measurements; with -o as one HTML file that works offline.
 
@@ -158,7 +169,7 @@ def compare_tables(
     import json
 
     from reports.published import predict
-    from reports.published_summary import row_to_json, summarise
+    from reports.published_summary import in_sample_notes, row_to_json, summarise
     from reports.published_terminal import show
 
     rows, notes = read_rows(paths, device, cluster)
@@ -183,17 +194,6 @@ def compare_tables(
         error = summary.total.median_error_fraction
         _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
         _check_error(error or 0.0, tolerance_fraction)
-
-
-def in_sample_notes(row_ids: Sequence[str]) -> list[str]:
-    """A note where rows are among those that the factors were learned from."""
-    from planner.jobs.calibrate import learned_from
-
-    num_learned = len(learned_from().intersection(row_ids))
-    if not num_learned:
-        return []
-    share = f"{num_learned} of {len(row_ids)} rows"
-    return [f"{share} are among the runs that the factors were learned from: their errors are in sample"]
 
 
 def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) -> tuple[list[Row], list[str]]:
@@ -292,7 +292,3 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
 def main() -> None:
     """The console script `compare`."""
     console.run(app)
-
-
-if __name__ == "__main__":
-    main()

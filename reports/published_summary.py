@@ -265,3 +265,14 @@ def row_to_json(run: PublishedRun) -> dict[str, Any]:
         "assumptions": list(made.assumptions),
         "refused": made.refused,
     }
+
+
+def in_sample_notes(row_ids: Sequence[str]) -> list[str]:
+    """A note where rows are among those that the factors were learned from."""
+    from planner.jobs.calibrate import learned_from
+
+    num_learned = len(learned_from().intersection(row_ids))
+    if not num_learned:
+        return []
+    share = f"{num_learned} of {len(row_ids)} rows"
+    return [f"{share} are among the runs that the factors were learned from: their errors are in sample"]

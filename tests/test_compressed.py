@@ -137,7 +137,7 @@ def test_the_command_prices_and_writes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--target", "size=0.5"), "give --compress too"),
+        (("--target", "size=0.5"), "without --compress"),
         (("--compress", "prune-toes-5"), "unknown compression"),
         (("--compress", "auto", "--target", "speed=1"), "--target speed=1"),
     ],

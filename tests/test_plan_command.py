@@ -133,7 +133,7 @@ def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
     ("arguments", "code", "sentence"),
     [
         (("--model", "llama-3.1-8", "--gpus", "2", "--device", "h100-sxm"), 2, "did you mean 'llama-3.1-8b'"),
-        (("--model", "llama-26m", "--gpus", "2", "--device", "h100"), 2, "did you mean 'h100-sxm'"),
+        (("--model", "llama-26m", "--gpus", "2", "--device", "h100-smx"), 2, "did you mean 'h100-sxm'"),
         (("--model", "llama-26m", "--gpus", "2"), 2, "run `profile machine --gpus 2`"),
         (("--model", "llama-26m", "--gpus", "0", "--device", "l40s"), 2, "--gpus 0: must be at least 1"),
         ((*H100, "--machine", "x.json"), 2, "either --machine FILE or --device NAME"),
