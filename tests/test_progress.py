@@ -19,6 +19,7 @@ from planner.space.layouts import Options
 from profiles import console
 from profiles.errors import EnvironmentFailure
 from profiles.library import load_sizes
+from profiles.units import format_count
 from tests.test_space import make
 
 SMALL = ("--model", "llama-3.2-1b", "--gpus", "4", "--device", "h100-sxm", "--global-batch", "8")
@@ -50,9 +51,10 @@ def test_a_search_says_how_many_of_its_plans_are_priced():
     heard = Heard()
     space = explore(make(num_devices=16), Options(), on_progress=heard)
     heard.check()
+    assert heard.words[0] == f"{format_count(len(space.layouts))} layouts, bf16"
     assert heard.fractions[-1] == 1
     assert len(heard.fractions) > 3
-    assert re.fullmatch(r"[\d.]+ [kM]? ?of ([\d.]+ [kM]?) ?plans, bf16", heard.words[0])
+    assert re.fullmatch(r"[\d.]+ [kM]? ?of ([\d.]+ [kM]?) ?plans, bf16", heard.words[1])
     assert space.generated == explore(make(num_devices=16), Options()).generated
 
 

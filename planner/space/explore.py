@@ -135,6 +135,7 @@ def explore(
     if not len(layouts):
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
         raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
+    on_progress(0.0, f"{format_count(len(layouts))} layouts, {at.precision}")
     tables = tables_of(at, layouts, learned)
     known: dict[tuple[int, int], Variants] = {}
     own, generated, rejected = _to_price(at, options, layouts, _least_bytes(tables), known)
