@@ -6,32 +6,14 @@ import os
 
 import torch
 
+from executor.legality import check_text
 from planner.choices import Plan
-from planner.executable import ModelFacts, refusal
+from planner.executable import ModelFacts
 from planner.prediction import PlanFile
-from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.errors import EnvironmentFailure, InputError
 from profiles.job import ranks_per_host
 from profiles.precision import unavailable
 from profiles.workloads import Workload
-
-BYTE_VALUES = 256
-
-
-def check_plan(plan: Plan, file: PlanFile, workload: Workload) -> None:
-    """Check that `plan` can be carried out on this model with this many ranks.
-
-    Raises: PlanError that names the field, its value and the rule.
-    """
-    plan.check(len(workload.layers))
-    reason = refusal(plan, facts_of_workload(workload), file.sequence_length)
-    if reason:
-        raise PlanError(reason)
-    if plan.num_devices != file.num_devices:
-        raise PlanError(f"plan {plan.id} is for {plan.num_devices} devices, its file for {file.num_devices}")
-    if plan.global_batch_size != file.global_batch_size:
-        raise PlanError(
-            f"plan {plan.id} takes {plan.global_batch_size} samples per step, its file {file.global_batch_size}"
-        )
 
 
 def facts_of_workload(workload: Workload) -> ModelFacts:
@@ -63,16 +45,7 @@ def check_data(file: PlanFile, workload: Workload) -> None:
                 f"{file.sequence_length}: plan again with --sequence-length {workload.max_sequence_length}"
             )
         return
-    if workload.vocab_size < BYTE_VALUES:
-        raise InputError(
-            f"{workload.spec.name} has a vocabulary of {workload.vocab_size}: text is fed as bytes, which needs "
-            f"at least {BYTE_VALUES}"
-        )
-    longest = workload.max_sequence_length
-    if longest and file.sequence_length > longest:
-        raise InputError(
-            f"sequences of {file.sequence_length} tokens are longer than the {longest} of {workload.spec.name}"
-        )
+    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length)
     example = workload.example_input(1, 8)
     if example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
         raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.compress.job import Extras
+    from executor.emit import JobOptions
     from executor.prepare import Job, RunOptions
     from profiles.rank import Report
 
@@ -62,7 +63,11 @@ def execute(
         ),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node in a job file.")] = None,
-    image: Annotated[str, typer.Option(help="Container of a kubeflow job; it must have this program.")] = "trainwright",
+    image: Annotated[str | None, typer.Option(help="Container of yours for a kubeflow job.")] = None,
+    install: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="What a job installs this program from: a path, git+URL@COMMIT, NAME==1.0"),
+    ] = None,
     runs: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep the run and its log here; `compare DIR` reads them."),
@@ -86,13 +91,20 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     if emit is not None:
+        from executor.emit import JobOptions
+
         words = _options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
             oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
             checkpoint_every=checkpoint_every if checkpoint else None,
         )  # fmt: skip
-        _emit(plan, emit, gpus_per_node, image, (*words, "-o", "run.json"), max_restarts, output)
+        job_options = JobOptions(
+            arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
+            max_restarts=max_restarts,
+        )  # fmt: skip
+        _emit(plan, emit, job_options, output)
         return
+    _refuse_without_emit(install=install, image=image, gpus_per_node=gpus_per_node)
     if rehearse or rank is not None or all_stages:
         _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
         return
@@ -210,23 +222,27 @@ def _options(**chosen: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _emit(
-    plan: Path,
-    kind: str,
-    gpus_per_node: int | None,
-    image: str,
-    arguments: tuple[str, ...],
-    max_restarts: int,
-    output: Path | None,
-) -> None:
+def _refuse_without_emit(**options: object) -> None:
+    """Refuse what is said of a job file where none is asked for."""
+    from profiles.errors import InputError
+
+    words = _options(**options)
+    if words:
+        raise InputError(f"{words[0]} says how a job file starts its ranks: give --emit KIND too")
+
+
+def _emit(plan: Path, kind: str, options: JobOptions, output: Path | None) -> None:
     from executor.emit import emit
-    from executor.prepare import checked
+    from executor.legality import checked
     from profiles.files import ensure_writable, write_text
 
     if output is not None:
         ensure_writable(output)
-    file, candidate = checked(plan)
-    text = emit(kind, file, candidate, str(plan), arguments, gpus_per_node, image, max_restarts)
+    file, candidate, unchecked = checked(plan)
+    text = emit(kind, file, candidate, str(plan), options)
+    if unchecked:
+        note = f"note: {unchecked}, so what depends on its layers is checked where the job starts"
+        console.console(json_output=True).print(note, markup=False, soft_wrap=True)
     if output is None:
         console.print_json(text)
     else:
@@ -235,7 +251,14 @@ def _emit(
 
 
 def _rehearse(
-    plan: Path, top: int, rank: int | None, all_stages: bool, json_output: bool, output: Path | None, *, asked: bool
+    plan: Path,
+    top: int,
+    rank: int | None,
+    all_stages: bool,
+    json_output: bool,
+    output: Path | None,
+    *,
+    asked: bool,
 ) -> None:
     from executor.dress import rehearse_file
     from executor.show_rehearsal import show

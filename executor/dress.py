@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from executor.checks import check_plan
-from executor.prepare import choose
+from executor.checks import facts_of_workload
+from executor.legality import check_plan, choose
 from executor.rehearsal import rehearse
 from executor.rehearsed import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
 from planner.choices import Plan
@@ -47,7 +47,7 @@ def rehearse_file(path: Path, top: int, rank: int | None, all_stages: bool, adva
     candidates = [file.candidates[index] for index in chosen]
     workload = load_workload(file.workload)
     for candidate in candidates:
-        check_plan(candidate.plan, file, workload)
+        check_plan(candidate.plan, file, facts_of_workload(workload))
     wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
     done = rehearse_all(jobs, advance)

@@ -1,11 +1,13 @@
 """A plan as a job file for whoever starts the ranks: torchrun on every host, Slurm, Kubeflow, SkyPilot.
 
-Ranks are numbered node by node, as the plan's axes want them: neighbours on inner axes share a node.
+Ranks are numbered node by node, as the plan's axes want them: neighbours on inner axes share a node. No file names this
+program on an index or in a registry, where anybody may take its name: it comes from where the user says. Torch-free.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -26,11 +28,21 @@ SKYPILOT_NAMES = {
     "v100-sxm-16gb": "V100", "v100-sxm-32gb": "V100-32GB", "l4": "L4", "l40s": "L40S", "a10g": "A10G", "a10": "A10",
 }  # fmt: skip
 LONGEST_NAME = 50
+GIT_WITH_COMMIT = re.compile(r"git\+.+@[0-9a-f]{7,64}(#.*)?")
+USES_INSTALLED = "Runs the Trainwright that is installed on the nodes."
+TO_COMPLETE = """\
+# TO BE COMPLETED: install Trainwright here from where you have it (a path, a git URL with its commit), or write this
+# file again with --install.
+command -v execute > /dev/null || { echo "Trainwright is not installed: complete the setup of this job" >&2; exit 1; }
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a job file says: `arguments` are those of `execute` beside the plan file."""
+    """What a job file says: `arguments` are those of `execute` beside the plan file.
+
+    `install` is what pip installs the program from, `image` a container; "" where the user names none.
+    """
 
     name: str
     file: PlanFile
@@ -39,8 +51,9 @@ class Job:
     num_nodes: int
     ranks_per_node: int
     arguments: tuple[str, ...]
-    image: str
-    max_restarts: int
+    image: str = ""
+    install: str = ""
+    max_restarts: int = 0
 
     @property
     def command(self) -> str:
@@ -48,27 +61,40 @@ class Job:
         return shlex.join(["-m", "executor", self.plan_path, *self.arguments])
 
     @property
+    def pip(self) -> str:
+        """What installs the program on a node."""
+        return shlex.join(["python", "-m", "pip", "install", self.install]) + "\n" if self.install else ""
+
+    @property
     def torchrun(self) -> str:
         """The launcher, which starts ranks again where that was asked for."""
         return f"torchrun --max-restarts {self.max_restarts}" if self.max_restarts else "torchrun"
 
 
-def emit(
-    kind: str,
-    file: PlanFile,
-    candidate: Candidate,
-    plan_path: str,
-    arguments: tuple[str, ...],
-    ranks_per_node: int | None,
-    image: str,
-    max_restarts: int = 0,
-) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What a user may ask of a job file, as the options of `execute` are called; `arguments` are all others."""
+
+    arguments: tuple[str, ...] = ()
+    gpus_per_node: int | None = None
+    image: str | None = None
+    install: str | None = None
+    max_restarts: int = 0
+
+
+def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, options: JobOptions) -> str:
     """The text of the job file.
 
-    Raises: UnknownNameError for a kind that is none; InputError where ranks do not fill nodes evenly.
+    Raises: UnknownNameError for a kind that is none; InputError where ranks do not fill nodes evenly, or where the
+    program or its container would come from a place that the user did not name.
     """
     if kind not in KINDS:
         raise UnknownNameError("job file", kind, list(KINDS))
+    if options.install is not None and kind not in ("skypilot", "kubeflow"):
+        raise InputError(f"--install: a job of {kind} runs what is installed on its nodes; install it there, once")
+    if options.image is not None and kind != "kubeflow":
+        raise InputError(f"--image: a job of {kind} runs in no container of its own; it is for --emit kubeflow")
+    ranks_per_node = options.gpus_per_node
     own = ranks_per_node or _usual(file)
     own = min(own, file.num_devices)
     if file.num_devices % own:
@@ -83,11 +109,38 @@ def emit(
         plan_path=plan_path,
         num_nodes=file.num_devices // own,
         ranks_per_node=own,
-        arguments=arguments,
-        image=image,
-        max_restarts=max_restarts,
+        arguments=options.arguments,
+        image=options.image or "",
+        install=_source(options.install),
+        max_restarts=options.max_restarts,
     )
     return KINDS[kind](job)
+
+
+def _source(text: str | None) -> str:
+    """What pip is to install from: a path, a git URL with its commit, or a requirement with its version.
+
+    Raises: InputError for a source whose content somebody else can choose.
+    """
+    if text is None:
+        return ""
+    if not text.isprintable() or not text or text.startswith("-"):
+        raise InputError(f"--install {text!r}: give a path, git+URL@COMMIT or NAME==VERSION")
+    if text.startswith("git+"):
+        if not GIT_WITH_COMMIT.fullmatch(text):
+            raise InputError(f"--install {text}: a branch changes with time: add its commit, git+URL@COMMIT")
+        return text
+    if "/" in text or text.endswith(".whl"):
+        return text
+    if os.path.exists(text):
+        # Without a slash pip takes it for a name on an index.
+        return f"./{text}"
+    if "==" not in text:
+        raise InputError(
+            f"--install {text}: anybody may have that name on an index, and there is no such file: give a path with a "
+            "slash, git+URL@COMMIT, or NAME==VERSION of an index that you trust"
+        )
+    return text
 
 
 def _usual(file: PlanFile) -> int:
@@ -100,11 +153,12 @@ def _usual(file: PlanFile) -> int:
 def _torchrun(job: Job) -> str:
     if job.num_nodes == 1:
         return (
-            f"#!/usr/bin/env bash\n# {_about(job)}\nset -euo pipefail\n"
+            f"#!/usr/bin/env bash\n# {_about(job)}\n# {USES_INSTALLED}\nset -euo pipefail\n"
             f"exec {job.torchrun} --standalone --nproc-per-node {job.ranks_per_node} {job.command}\n"
         )
     return f"""#!/usr/bin/env bash
 # {_about(job)}
+# {USES_INSTALLED}
 # Start it on every node, with NODE_RANK from 0 to {job.num_nodes - 1} in the order of the cabling: neighbours stay
 # neighbours. MASTER_ADDR is the address of node 0.
 set -euo pipefail
@@ -120,6 +174,7 @@ def _slurm(job: Job) -> str:
     gpus = f"#SBATCH --gpus-per-node={job.ranks_per_node}\n" if job.file.machine_device_kind == "cuda" else ""
     return f"""#!/usr/bin/env bash
 # {_about(job)}
+# {USES_INSTALLED}
 #SBATCH --job-name={job.name}
 #SBATCH --nodes={job.num_nodes}
 #SBATCH --ntasks-per-node={job.ranks_per_node}
@@ -137,6 +192,10 @@ def _kubeflow(job: Job) -> str:
 
     Source: trainer.kubeflow.org/v1alpha1 as in its custom resource definition and the Trainer's documentation.
     """
+    if not job.image:
+        raise InputError(
+            "--emit kubeflow needs --image NAME: a container of yours that has this program, or torch and --install"
+        )
     # Timelines are long, and nothing that runs reads them.
     light = tuple(replace(own, prediction=replace(own.prediction, spans=())) for own in job.file.candidates)
     text = dump("plan", replace(job.file, candidates=light))
@@ -144,7 +203,7 @@ def _kubeflow(job: Job) -> str:
     arguments = shlex.join(job.arguments)
     script = (
         f'PLAN="${{TMPDIR:-/tmp}}/plan.json"\ncat > "$PLAN" <<\'{marker}\'\n{text.rstrip()}\n{marker}\n'
-        f'exec {job.torchrun} -m executor "$PLAN" {arguments}\n'
+        f'{job.pip}exec {job.torchrun} -m executor "$PLAN" {arguments}\n'
     )
     trainer: dict[str, Any] = {
         "image": job.image,
@@ -166,7 +225,8 @@ def _kubeflow(job: Job) -> str:
             "trainer": trainer,
         },
     }  # fmt: skip
-    return f"# {_about(job)}\n# The image must have this program installed.\n" + _yaml(body)
+    has = "torch" if job.install else "Trainwright installed"
+    return f"# {_about(job)}\n# The image must have {has}.\n" + _yaml(body)
 
 
 def _skypilot(job: Job) -> str:
@@ -176,17 +236,23 @@ def _skypilot(job: Job) -> str:
             known = ", ".join(sorted(SKYPILOT_NAMES))
             raise InputError(f"SkyPilot's name of {job.file.machine_name} is not known here: known are {known}")
         body["resources"] = {"accelerators": f"{SKYPILOT_NAMES[job.file.machine_name]}:{job.ranks_per_node}"}
-    body["setup"] = "command -v execute || pip install trainwright\n"
+    body["setup"] = job.pip or TO_COMPLETE
     body["run"] = (
         'MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n1)\n'
         f"{job.torchrun} --nnodes $SKYPILOT_NUM_NODES --nproc-per-node {job.ranks_per_node} "
         f'--node-rank $SKYPILOT_NODE_RANK --master-addr "$MASTER_ADDR" --master-port {PORT} {job.command}\n'
     )
-    return f"# {_about(job)}\n# Start it in a folder that has {job.plan_path}.\n" + _yaml(body)
+    return f"# {_about(job)}\n# Start it in a folder that has {_on_one_line(job.plan_path)}.\n" + _yaml(body)
 
 
 def _about(job: Job) -> str:
-    return f"{job.candidate.plan.id}: {job.file.num_devices} ranks on {job.num_nodes} x {job.ranks_per_node}"
+    about = f"{job.candidate.plan.id}: {job.file.num_devices} ranks on {job.num_nodes} x {job.ranks_per_node}"
+    return _on_one_line(about)
+
+
+def _on_one_line(text: str) -> str:
+    """The text without what could end a comment, or hide in one."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class _Readable(yaml.SafeDumper):  # type: ignore[misc]

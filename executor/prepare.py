@@ -9,13 +9,14 @@ from typing import Any
 
 from executor.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.checkpoint_index import read_index
-from executor.checks import check_data, check_devices, check_plan, check_precision
+from executor.checks import check_data, check_devices, check_precision, facts_of_workload
 from executor.data import data_name, load_samples
+from executor.legality import check_plan, choose
 from executor.session import Order
 from planner.choices import Plan
-from planner.prediction import Candidate, PlanFile
+from planner.prediction import PlanFile
 from profiles import artifacts
-from profiles.errors import InputError, PlanError
+from profiles.errors import InputError
 from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind, current_fingerprint
 from profiles.rank import TIMEOUT_SECONDS
@@ -72,7 +73,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload)
     for index in chosen:
-        check_plan(file.candidates[index].plan, file, workload)
+        check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
         check_precision(file.candidates[index].plan, device_kind)
     check_data(file, workload)
     if checkpoints is not None:
@@ -121,40 +122,6 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
     check_progress(path, found, progress_of(plan, workload, seed, found.step))
     read_index(path)
     return [f"going on from step {found.step}, {path}"]
-
-
-def checked(path: Path) -> tuple[PlanFile, Candidate]:
-    """A plan file with its best plan that can be run, which is one.
-
-    Raises: ArtifactError, PlanError, InputError.
-    """
-    file = artifacts.read(path, "plan", PlanFile)
-    (best, *_), _ = choose(file, 1, with_baseline=False)
-    candidate, workload = file.candidates[best], load_workload(file.workload)
-    check_plan(candidate.plan, file, workload)
-    check_data(file, workload)
-    return file, candidate
-
-
-def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
-    """Indices of the plans to run, best first, and what is left out."""
-    best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
-    runnable = [index for index in best if file.candidates[index].executable]
-    if not runnable:
-        raise PlanError("no plan of this file can be run, all are planned only: plan again with fewer choices")
-    chosen = runnable[:top]
-    worst = file.candidates[chosen[-1]].rank
-    left_out = [file.candidates[index] for index in best if file.candidates[index].rank < worst and index not in chosen]
-    notes = [f"plan {candidate.plan.id} is planned only and left out" for candidate in left_out]
-    if with_baseline:
-        baseline = file.baseline
-        if baseline < 0:
-            notes.append("there is no baseline: plain data parallel is not legal here")
-        elif not 0 <= baseline < len(file.candidates):
-            raise PlanError(f"plan file baseline={baseline}: there are {len(file.candidates)} candidates")
-        elif baseline not in chosen:
-            chosen = [*chosen, baseline]
-    return tuple(chosen), notes
 
 
 def _machine_notes(file: PlanFile, device_kind: str) -> list[str]:

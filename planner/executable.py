@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from planner.choices import Plan, recomputable_layers
 from profiles.codecs import codec
 from profiles.model import PRECISIONS, ModelProfile
+from profiles.sizes import ModelSizes
 
 # Schedules of one stage per rank; of several, dealt out in turns; of two, dealt out there and back.
 SINGLE_SCHEDULES = ("gpipe", "1f1b")
@@ -54,6 +55,24 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         can_pipeline=model.can_pipeline,
         is_transformer=model.workload.reads_text,
         num_experts=model.num_experts,
+    )
+
+
+def facts_of_sizes(model: ModelSizes) -> ModelFacts:
+    """The facts of a model that is known by its sizes."""
+    sizes = model.transformer
+    return ModelFacts(
+        name=model.name,
+        num_layers=model.num_layers + 2,
+        num_heads=int(sizes.num_heads[0]),
+        num_kv_heads=int(sizes.num_kv_heads[0]),
+        ffn_size=int(sizes.ffn_size[0]),
+        vocab_size=int(sizes.vocab_size[0]),
+        tied_embeddings=bool(sizes.tied[0]),
+        can_tensor_parallel=not sizes.num_experts[0],
+        can_pipeline=not sizes.tied[0],
+        is_transformer=True,
+        num_experts=int(sizes.num_experts[0]),
     )
 
 

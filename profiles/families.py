@@ -59,6 +59,8 @@ VISION_FAMILIES = ("vit",)
 LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # The same with experts in place of one feed-forward; nothing says yet how tensor parallel splits those.
 EXPERT_FAMILIES = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
+# Families that can be built, traced and run; others are known by their sizes alone.
+BUILT_FAMILIES = ("gpt2", *LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES)
 # Their norms of single queries and keys: every tensor-parallel rank norms its own heads with the same weights.
 HEAD_NORMS = dict.fromkeys(("qwen3", "qwen3_moe"), ("block.self_attn.q_norm", "block.self_attn.k_norm"))
 

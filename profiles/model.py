@@ -41,6 +41,11 @@ class WorkloadSpec:
         return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
 
     @property
+    def title(self) -> str:
+        """What it is called in an error."""
+        return self.factory if self.kind == "module" else f"model {self.name}"
+
+    @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify this workload."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]

@@ -2,23 +2,33 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from executor.checks import facts_of_workload
 from executor.command import app
 from executor.measurement import RunFile
 from planner.choices import Plan
+from planner.executable import facts_of_sizes
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError, UnknownNameError
-from tests.plan_builders import write_plan_file
+from profiles.model import WorkloadSpec
+from profiles.sizes import sizes_of
+from profiles.workloads import load_workload
+from tests.plan_builders import GPT2, LLAMA, MIXTRAL, QWEN3, VIT, write_plan_file
 
+SOURCE = Path(__file__).parent.parent
 RUNNER = CliRunner()
 KINDS = ("torchrun", "slurm", "kubeflow", "skypilot")
 # What a TrainJob of trainer.kubeflow.org/v1alpha1 may have here, from its custom resource definition.
@@ -92,6 +102,85 @@ def test_a_skypilot_task_asks_for_the_cards(plan_file: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=body["run"], text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_installed_that_was_not_asked_for(plan_file: Path, kind: str) -> None:
+    image = ["--image", "ours:1"] if kind == "kubeflow" else []
+    assert "pip install" not in emitted(plan_file, kind, *image)
+    if kind in ("kubeflow", "skypilot"):
+        text = emitted(plan_file, kind, *image, "--install", "git+https://host/ours.git@0123abc")
+        assert re.findall(r"pip install (\S+)", text) == ["git+https://host/ours.git@0123abc"]
+
+
+def test_a_skypilot_setup_that_is_not_completed_fails_in_a_sentence(plan_file: Path, tmp_path: Path) -> None:
+    setup = yaml.safe_load(emitted(plan_file, "skypilot"))["setup"]
+    bash = shutil.which("bash")
+    assert bash is not None
+    done = subprocess.run([bash, "-c", setup], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Trainwright is not installed: complete the setup of this job\n"
+
+
+@pytest.mark.parametrize("source", ["/shared/a folder; reboot", "git+ssh://git@host/ours.git@0123abc", "ours==1.0"])
+def test_the_program_comes_from_where_the_user_says(plan_file: Path, source: str) -> None:
+    setup = yaml.safe_load(emitted(plan_file, "skypilot", "--install", source))["setup"]
+    assert shlex.split(setup) == ["python", "-m", "pip", "install", source]
+
+
+def test_a_file_here_is_no_name_on_an_index(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plan_file.parent)
+    (plan_file.parent / "trainwright").mkdir()
+    setup = yaml.safe_load(emitted(plan_file, "skypilot", "--install", "trainwright"))["setup"]
+    assert shlex.split(setup)[-1] == "./trainwright"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_name_breaks_out_of_a_job_file(tmp_path: Path, kind: str) -> None:
+    """Names with line breaks and shell's words run nothing: what a job starts is the same as with plain names."""
+    evil = "x\ntouch broken-out\n$(touch broken-out)"
+    spec = replace(LLAMA, name=evil)
+    options = ["--image", "ours:1"] if kind == "kubeflow" else []
+    folder = tmp_path / "a\ntouch broken-out; $(touch broken-out)"
+    folder.mkdir()
+    path = write_plan_file(folder / "plan.json", Plan(data_parallel=2, micro_batch_size=4), spec=spec)
+    text = emitted(path, kind, *options)
+    if kind in ("kubeflow", "skypilot"):
+        body = yaml.safe_load(text)
+        text = body["run"] if kind == "skypilot" else body["spec"]["trainer"]["command"][2]
+    for name in ("torchrun", "srun", "execute", "python"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SKYPILOT_NODE_IPS": "a"}
+    subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert not (tmp_path / "broken-out").exists()
+
+
+@pytest.mark.parametrize("spec", [LLAMA, GPT2, QWEN3, MIXTRAL], ids=lambda spec: spec.name)
+def test_a_model_known_by_its_sizes_is_the_model_that_is_built(spec: WorkloadSpec) -> None:
+    assert facts_of_sizes(sizes_of(spec.name, spec.config)) == facts_of_workload(load_workload(spec))
+
+
+def test_what_is_not_checked_is_said(tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2), spec=VIT, sequence=17)
+    done = RUNNER.invoke(app, [str(path), "--emit", "slurm"])
+    assert done.exit_code == 0
+    assert "is not known by its sizes, so what depends on its layers is checked where the job starts" in done.stderr
+
+
+def test_a_job_file_is_written_without_torch(plan_file: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["execute", {str(plan_file)!r}, "--emit", "slurm"]
+from executor.command import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SOURCE)
+    assert done.stdout.split()[-1] == "False"
+
+
 def free_port() -> str:
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))
@@ -118,7 +207,7 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
     run = run_script(job.read_text(), tmp_path)
     assert [item.plan for item in run.runs] == [plan]
     # The plan that a TrainJob carries is the whole plan: the file beside it is not read.
-    body = yaml.safe_load(emitted(path, "kubeflow", "--steps", "2", "--warmup", "0"))
+    body = yaml.safe_load(emitted(path, "kubeflow", "--image", "ours:1", "--steps", "2", "--warmup", "0"))
     path.unlink()
     (tmp_path / "run.json").unlink()
     script = body["spec"]["trainer"]["command"][2]
@@ -133,12 +222,25 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
         (["pbs"], UnknownNameError, "slurm"),
         (["slurm", "--gpus-per-node", "5"], InputError, "give a divisor"),
         (["slurm", "--max-restarts", "1"], InputError, "submit the job again"),
+        (["kubeflow"], InputError, "needs --image"),
+        (["slurm", "--image", "ours:1"], InputError, "it is for --emit kubeflow"),
+        (["torchrun", "--install", "./here"], InputError, "runs what is installed on its nodes"),
+        (["skypilot", "--install", "trainwright"], InputError, "anybody may have that name on an index"),
+        (["skypilot", "--install", "git+https://host/ours@main"], InputError, "add its commit"),
+        (["skypilot", "--install", "--index-url=https://host"], InputError, "give a path"),
     ],
 )
 def test_what_cannot_be_is_refused(plan_file: Path, arguments: list[str], error: type, words: str) -> None:
     done = RUNNER.invoke(app, [str(plan_file), "--emit", *arguments])
     assert isinstance(done.exception, error)
     assert words in str(done.exception)
+
+
+@pytest.mark.parametrize("option", [("--install", "./here"), ("--image", "ours:1"), ("--gpus-per-node", "4")])
+def test_what_is_said_of_a_job_file_needs_one(plan_file: Path, option: tuple[str, str]) -> None:
+    done = RUNNER.invoke(app, [str(plan_file), *option])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception) == f"{option[0]} says how a job file starts its ranks: give --emit KIND too"
 
 
 def test_a_plan_that_cannot_run_is_not_emitted(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from executor.command import app
 from executor.dress import rehearse_all
 from executor.rehearsed import RehearsalFile, Rehearsed
 from planner.choices import Plan
-from planner.executable import refusal
-from planner.space.answers import model_facts
+from planner.executable import facts_of_sizes, refusal
 from planner.space.explore import explore
 from planner.space.layouts import Options
 from planner.space.plans import best_places, plan_of
@@ -166,7 +165,7 @@ def test_the_planner_expects_what_plans_drawn_from_its_space_do(seed: int) -> No
         chosen = (
             plan
             for plan in plans
-            if not refusal(plan, model_facts(at), 128)
+            if not refusal(plan, facts_of_sizes(at.model), 128)
             and plan.num_microbatches <= 32
             # Every rank has a row of every weight: otherwise FSDP fills up.
             and plan.data_parallel * plan.context_parallel * plan.tensor_parallel <= 256
@@ -187,7 +186,9 @@ def test_peak_memory_is_what_the_laws_of_shipped_devices_say(name: str, counts: 
         draw.shuffle(places)
         found = ((place, plan_of(space, place)) for place in places)
         chosen = (
-            (place, p) for place, p in found if not refusal(p, model_facts(at), 2048) and p.num_microbatches <= 16
+            (place, p)
+            for place, p in found
+            if not refusal(p, facts_of_sizes(at.model), 2048) and p.num_microbatches <= 16
         )
         for place, plan in itertools.islice(chosen, 10):
             stage = draw.randrange(plan.pipeline_parallel)
@@ -218,7 +219,7 @@ def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:
 
 def test_shapes_that_do_not_fit_together_are_found_before_a_cluster_does() -> None:
     plan = Plan(tensor_parallel=3, micro_batch_size=2)
-    assert refusal(plan, model_facts(setting(sizes_of("x", LLAMA.config), load_device("h100-sxm"), 3, 6, 32)), 32)
+    assert refusal(plan, facts_of_sizes(sizes_of("x", LLAMA.config)), 32)
     with pytest.raises(PlanError, match=r"tp3 mb2x1 fp32 cannot run on rank 1"):
         rehearse([(plan, LLAMA, SEQUENCE, 1)])
 

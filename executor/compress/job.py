@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from executor.checks import check_data, check_devices, check_plan
+from executor.checks import check_data, check_devices, facts_of_workload
 from executor.compress.handover import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.study import CompressionOrder
 from executor.data import data_name, load_samples
+from executor.legality import check_plan
 from executor.prepare import RunOptions
 from executor.runfile import environment
 from planner.prediction import PlanFile
@@ -72,7 +73,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     chosen = tuple(choice for choice in file.compression if not choice.refusal)
     if chosen[0].recipe.method != "none":
         raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
-    check_plan(chosen[0].plan, file, workload)
+    check_plan(chosen[0].plan, file, facts_of_workload(workload))
     for choice in chosen:
         if reason := cannot_train(choice.recipe, choice.plan):
             raise PlanError(reason)

@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.answers import Answers, NearestMiss
 from planner.choices import Plan
-from planner.executable import ModelFacts, refusal
+from planner.executable import facts_of_sizes, refusal
 from planner.explain import verdict
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
@@ -19,12 +19,10 @@ from planner.space.plans import place_at, plan_of
 from planner.space.predictions import predictions
 from planner.space.setting import Setting
 from profiles.errors import NoFeasiblePlanError
+from profiles.families import BUILT_FAMILIES
 from profiles.model import WorkloadSpec
 from profiles.transformer import Flags
 from profiles.units import format_bytes, format_percent
-
-# Families that the executor builds: profiles/workloads.
-BUILT = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,30 +35,12 @@ class Answer:
     baselines: dict[str, int]
 
 
-def model_facts(at: Setting) -> ModelFacts:
-    """What the rules of planner/executable ask."""
-    model, sizes = at.model, at.model.transformer
-    return ModelFacts(
-        name=model.name,
-        num_layers=model.num_layers + 2,
-        num_heads=int(sizes.num_heads[0]),
-        num_kv_heads=int(sizes.num_kv_heads[0]),
-        ffn_size=int(sizes.ffn_size[0]),
-        vocab_size=int(sizes.vocab_size[0]),
-        tied_embeddings=bool(sizes.tied[0]),
-        can_tensor_parallel=not sizes.num_experts[0],
-        can_pipeline=not sizes.tied[0],
-        is_transformer=True,
-        num_experts=int(sizes.num_experts[0]),
-    )
-
-
 def why_not_run(at: Setting, plan: Plan) -> str:
     """Why the executor would refuse the plan, or ""."""
     family = at.model.config.get("model_type")
-    if family not in BUILT:
+    if family not in BUILT_FAMILIES:
         return f"the executor does not build models of the family {family}"
-    return refusal(plan, model_facts(at), at.sequence_length)
+    return refusal(plan, facts_of_sizes(at.model), at.sequence_length)
 
 
 def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:
