@@ -9,6 +9,7 @@ import typer
 
 from profiles import console
 from profiles.completion import completing
+from profiles.module_options import TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def execute(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
+    trust_module: TrustOption = None,
     version: VersionOption = False,
 ) -> None:
     """Run the best plans of PLAN on real processes and measure what was predicted.
@@ -90,23 +92,24 @@ def execute(
     Starts the ranks on this machine, or joins them where torchrun or srun started this command. With --rehearse nothing
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
+    trusted = tuple(trust_module or ())
     if emit is not None:
         from executor.emit import JobOptions
 
         words = _options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
             oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
-            checkpoint_every=checkpoint_every if checkpoint else None,
+            checkpoint_every=checkpoint_every if checkpoint else None, trust_module=trusted,
         )  # fmt: skip
         job_options = JobOptions(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
             max_restarts=max_restarts,
         )  # fmt: skip
-        _emit(plan, emit, job_options, output)
+        _emit(plan, emit, job_options, trusted, output)
         return
     _refuse_without_emit(install=install, image=image, gpus_per_node=gpus_per_node)
     if rehearse or rank is not None or all_stages:
-        _rehearse(plan, top, rank, all_stages, json_output, output, asked=rehearse)
+        _rehearse(plan, top, rank, all_stages, json_output, output, trusted, asked=rehearse)
         return
     from executor.checkpoint import checkpoints_of
     from executor.prepare import RunOptions, prepare
@@ -127,6 +130,7 @@ def execute(
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
+        trusted=trusted,
     )  # fmt: skip
     job = prepare(plan, options)
     if is_main_process():
@@ -216,9 +220,10 @@ def _compress(
 def _options(**chosen: object) -> tuple[str, ...]:
     """Options as they would be given on a command line, those left out that say nothing."""
     words: list[str] = []
-    for name, value in chosen.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    for name, given in chosen.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and value is not False:
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return tuple(words)
 
 
@@ -231,14 +236,16 @@ def _refuse_without_emit(**options: object) -> None:
         raise InputError(f"{words[0]} says how a job file starts its ranks: give --emit KIND too")
 
 
-def _emit(plan: Path, kind: str, options: JobOptions, output: Path | None) -> None:
+def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:
     from executor.emit import emit
     from executor.legality import checked
     from profiles.files import ensure_writable, write_text
+    from profiles.trust import check_trusted
 
     if output is not None:
         ensure_writable(output)
     file, candidate, unchecked = checked(plan)
+    check_trusted(file.workload, trusted, str(plan))
     text = emit(kind, file, candidate, str(plan), options)
     if unchecked:
         note = f"note: {unchecked}, so what depends on its layers is checked where the job starts"
@@ -257,6 +264,7 @@ def _rehearse(
     all_stages: bool,
     json_output: bool,
     output: Path | None,
+    trusted: tuple[str, ...],
     *,
     asked: bool,
 ) -> None:
@@ -274,7 +282,7 @@ def _rehearse(
     if output is not None:
         ensure_writable(output)
     with console.progress(out, "rehearsing") as advance:
-        file = rehearse_file(plan, top, rank, all_stages, advance)
+        file = rehearse_file(plan, top, rank, all_stages, advance, trusted)
     text = dump("rehearsal", file)
     if output is not None:
         write_text(output, text)

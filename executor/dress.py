@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +37,12 @@ PRELOADED = [
 Progress = Callable[[float, str], object]
 
 
-def rehearse_file(path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress) -> RehearsalFile:
+def rehearse_file(
+    path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress, trusted: Sequence[str] = ()
+) -> RehearsalFile:
     """Rehearse the `top` best plans of a file: the rank that is given, one of every stage, or of the fullest.
+
+    A module of the user's that builds the model is imported where it is `trusted`.
 
     Raises: ArtifactError; InputError for a rank that is none; PlanError for what does not run.
     """
@@ -45,12 +50,12 @@ def rehearse_file(path: Path, top: int, rank: int | None, all_stages: bool, adva
     file = artifacts.read(path, "plan", PlanFile)
     chosen, notes = choose(file, top, with_baseline=False)
     candidates = [file.candidates[index] for index in chosen]
-    workload = load_workload(file.workload)
+    workload = load_workload(file.workload, trusted, str(path))
     for candidate in candidates:
         check_plan(candidate.plan, file, facts_of_workload(workload))
     wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
-    done = rehearse_all(jobs, advance)
+    done = rehearse_all(jobs, advance, trusted)
     traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
     plans = []
     for candidate, ranks in wanted:
@@ -99,21 +104,23 @@ def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanF
     )
 
 
-def rehearse_all(jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress) -> Iterator[Rehearsed]:
+def rehearse_all(
+    jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress, trusted: Sequence[str] = ()
+) -> Iterator[Rehearsed]:
     """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results = []
     with contextlib.closing(context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1)) as pool:
-        for index, result in enumerate(pool.imap(_rehearse_one, jobs)):
+        for index, result in enumerate(pool.imap(functools.partial(_rehearse_one, tuple(trusted)), jobs)):
             advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")
             results.append(result)
     pool.join()
     return iter(results)
 
 
-def _rehearse_one(job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:
+def _rehearse_one(trusted: tuple[str, ...], job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:
     plan, spec, sequence_length, rank = job
     # FSDP warns of whoever would write into a view that it returns; nobody does.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
-    return rehearse(plan, load_workload(spec), sequence_length, rank)
+    return rehearse(plan, load_workload(spec, trusted), sequence_length, rank)

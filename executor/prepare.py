@@ -35,16 +35,17 @@ class Job:
     notes: tuple[str, ...]
     started: str
     max_restarts: int = 0
+    trusted: tuple[str, ...] = ()
 
     @property
     def payload(self) -> dict[str, Any]:
         """What the ranks are given, JSON-able."""
-        return {"file": asdict(self.file), "order": asdict(self.order)}
+        return {"file": asdict(self.file), "order": asdict(self.order), "trusted": list(self.trusted)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What a user may ask of a run, as the options of `execute` are called."""
+    """What a user may ask of a run, as the options of `execute` are called; `trusted` modules may build its model."""
 
     steps: int = 20
     warmup: int = 3
@@ -57,6 +58,7 @@ class RunOptions:
     max_restarts: int = 0
     timeout: float = TIMEOUT_SECONDS
     trace: Path | None = None
+    trusted: tuple[str, ...] = ()
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -71,7 +73,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         ensure_writable(options.trace / "trace.json")
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
-    workload = load_workload(file.workload)
+    workload = load_workload(file.workload, options.trusted, str(plan_path))
     for index in chosen:
         check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
         check_precision(file.candidates[index].plan, device_kind)
@@ -98,6 +100,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             trace_folder="" if options.trace is None else str(options.trace.resolve()),
         ),
         max_restarts=options.max_restarts,
+        trusted=options.trusted,
         data_name=data_name("" if data is None else str(data), workload),
         oversubscribed=oversubscribed,
         notes=tuple(notes),

@@ -83,7 +83,7 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             STOP.listen()
             if num_restarts():
                 order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
-        workload = load_workload(file.workload)
+        workload = load_workload(file.workload, payload["trusted"])
         session = Session(
             file=file,
             order=order,

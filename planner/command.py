@@ -10,6 +10,7 @@ import typer
 
 from planner import listing
 from profiles import completion, console
+from profiles.module_options import TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def plan(
     legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
+    trust_module: TrustOption = None,
     version: VersionOption = False,
 ) -> None:
     """Predict every legal layout of MODEL on GPUS devices and rank them by step time.
@@ -126,7 +128,7 @@ def plan(
     given, sizes = given_options(context), _shipped(model, machine, device, cluster)
     question = Asked(
         model=model, num_devices=gpus, global_batch=None, sequence_length=sequence_length, machine=machine,
-        device=device, precision=precision, codecs=codecs, usual_codecs=CODECS,
+        device=device, precision=precision, codecs=codecs, usual_codecs=CODECS, trusted=tuple(trust_module or ()),
     )  # fmt: skip
     if sizes is None:
         check_measured(given)

@@ -22,7 +22,10 @@ REPEAT_FRACTION = 0.08
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `plan` was asked of a measured machine; None is for it to choose, codecs among the usual ones."""
+    """What `plan` was asked of a measured machine; None is for it to choose, codecs among the usual ones.
+
+    `trusted` are the modules of the user's that a file's model may be built by.
+    """
 
     model: str
     num_devices: int
@@ -33,6 +36,7 @@ class Asked:
     precision: str | None
     codecs: str | None
     usual_codecs: str
+    trusted: tuple[str, ...] = ()
 
 
 def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
@@ -44,7 +48,7 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
     target, which = load_machine(asked.machine, asked.device, gpus)
     usual = "bf16" if target.device_kind == "cuda" else "fp32"
     precisions = tuple((asked.precision or usual).split(","))
-    profile = load_model(asked.model, precisions)
+    profile = load_model(asked.model, precisions, asked.trusted)
     notes = [f"planned for {which}"]
     if target.device_kind == "cpu" and gpus > target.num_devices:
         notes.append(f"measured with {target.num_devices} ranks: what larger groups take is carried over from those")

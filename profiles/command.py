@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles import completion, console
+from profiles.module_options import TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ def model(
     sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the table shown.")] = 512,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
+    trust_module: TrustOption = None,
 ) -> None:
     """Trace MODEL into layers of operators, without weights and without a device."""
     from profiles.artifacts import dump
     from profiles.files import write_text
     from profiles.library import trace_model
 
-    profile = trace_model(model)
+    profile = trace_model(model, trust_module or ())
     text = dump("model-profile", profile)
     if output is not None:
         write_text(output, text)
@@ -76,6 +78,7 @@ def machine(
     ] = False,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
+    trust_module: TrustOption = None,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
     from profiles.artifacts import dump
@@ -85,11 +88,13 @@ def machine(
     from profiles.library import load_model, stored_machine_path
     from profiles.measure import measure_machine
     from profiles.stores import open_to
+    from profiles.trust import named_modules
 
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
     precisions = tuple(precision.split(","))
-    profiles = [load_model(name, precisions) for name in model or ()]
+    trusted = (*(trust_module or ()), *named_modules(*(model or ())))
+    profiles = [load_model(name, precisions, trusted) for name in model or ()]
     out = console.console(json_output)
     kind = current_device_kind()
     out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
@@ -106,6 +111,7 @@ def machine(
             on_progress=on_progress,
             models=profiles,
             with_oversubscription=oversubscription,
+            trusted=trusted,
         )
     if measured is None:
         return

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
 
 import torch
 from torch import nn
@@ -21,7 +24,10 @@ def from_factory(spec: WorkloadSpec) -> Workload:
     Optional attributes: `vocab_size`, `loss(output, targets)`, `example_input(batch, sequence)`,
     `tensor_parallel_styles` ({layer index: {linear path: "colwise" or "rowwise"}}), `num_heads`, `max_sequence_length`.
     """
-    factory = _import_factory(spec.factory)
+    try:
+        factory = _import_factory(spec)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import {spec.factory}: {error}; give package.module:factory") from error
     try:
         with torch.device("meta"):
             model = factory()
@@ -55,15 +61,32 @@ def from_factory(spec: WorkloadSpec) -> Workload:
     )
 
 
-def _import_factory(path: str) -> Callable[[], nn.Module]:
-    module_name, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {path}: {error}; give package.module:factory") from error
+def _import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
+    """The factory itself, from the current folder where that has such a module, else as it is installed."""
+    here = os.getcwd()
+    package = spec.module.partition(".")[0]
+    found = PathFinder.find_spec(package, [here])
+    if found is not None:
+        if here not in sys.path and "" not in sys.path:
+            # Last, so that other files of the folder stand in for nothing that is installed.
+            sys.path.append(here)
+        # A folder without an __init__.py is a package only where there is no other of its name.
+        if package not in sys.modules and found.origin is not None:
+            _load(package, found)
+    factory: Callable[[], nn.Module] = getattr(importlib.import_module(spec.module), spec.factory.partition(":")[2])
     return factory
+
+
+def _load(name: str, found: ModuleSpec) -> None:
+    """Import a module from where it was found, as importlib's documentation says it is done."""
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        assert found.loader is not None
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def _build_child(factory: Callable[[], nn.Module], index: int) -> nn.Module:

@@ -18,6 +18,7 @@ from profiles.errors import InputError, UnknownNameError
 from profiles.families import VISION_FAMILIES
 from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.sizes import ModelSizes, read_config, sizes_of
+from profiles.trust import is_factory, named_modules
 
 MODELS = Path(__file__).parent / "catalog" / "models"
 # Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
@@ -56,10 +57,11 @@ def load_sizes(model: str) -> ModelSizes | None:
     raise UnknownNameError("model", model, [*model_names(), *config_names()])
 
 
-def load_model(model: str, precisions: Sequence[str] = ()) -> ModelProfile:
+def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str] = ()) -> ModelProfile:
     """The profile of `model`: an alias, a profile file, a Hugging Face config.json or its folder, or module:factory.
 
-    Of `precisions` those that it lacks are traced.
+    Of `precisions` those that it lacks are traced, which a file whose model is built by a module of the user's allows
+    where that is among the `trusted` ones.
     Raises: UnknownNameError with the nearest alias or precision; InputError where the file or the factory cannot be
     used; EnvironmentFailure where a precision needs a library that is not installed.
     """
@@ -69,7 +71,7 @@ def load_model(model: str, precisions: Sequence[str] = ()) -> ModelProfile:
             raise UnknownNameError("precision", precision, PRECISIONS)
     missing = [precision for precision in precisions if precision not in profile.layers]
     if missing:
-        profile = replace(profile, layers=profile.layers | _traced(profile.workload, missing).layers)
+        profile = replace(profile, layers=profile.layers | _traced(model, profile.workload, trusted, missing).layers)
     return profile
 
 
@@ -86,18 +88,18 @@ def _is_profile(model: str) -> bool:
     return os.path.isfile(model) and artifact_kind(Path(model)) is not None
 
 
-def trace_model(model: str) -> ModelProfile:
+def trace_model(model: str, trusted: Sequence[str] = ()) -> ModelProfile:
     """Trace `model` afresh: all that `load_model` takes, an alias or a profile through what it was made from.
 
     Raises: as `load_model`, and InputError where it cannot be built or traced.
     """
-    return _traced(_spec_of(model))
+    return _traced(model, _spec_of(model), trusted)
 
 
 def _spec_of(model: str) -> WorkloadSpec:
     if model in model_names() or _is_profile(model):
         return _load_model(model).workload
-    if ":" not in model and not os.path.exists(model) and model not in config_names():
+    if not is_factory(model) and not os.path.exists(model) and model not in config_names():
         if model.endswith(".json") or os.sep in model:
             raise InputError(f"model {model}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])
@@ -107,11 +109,13 @@ def _spec_of(model: str) -> WorkloadSpec:
     return load_spec(str(CONFIGS / f"{model}.json") if model in config_names() else model)
 
 
-def _traced(spec: WorkloadSpec, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
+def _traced(
+    model: str, spec: WorkloadSpec, trusted: Sequence[str], precisions: Sequence[str] = USUAL_PRECISIONS
+) -> ModelProfile:
     from profiles.trace import trace
     from profiles.workloads import load_workload
 
-    return trace(load_workload(spec), precisions)
+    return trace(load_workload(spec, (*trusted, *named_modules(model)), model), precisions)
 
 
 def stored_machine_path() -> Path:

@@ -34,14 +34,12 @@ from profiles.measure_runtime import (
     measure_pipeline_action_seconds,
 )
 from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
-from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, Precision, WorkloadSpec
+from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, Precision
 from profiles.precision import BESIDE_PRODUCTS, unavailable
 from profiles.quantised import LINEARS, measure_linears
 from profiles.rank import join_group, report
 from profiles.timing import Bench, Peers, device_timer
-from profiles.trace import trace
 from profiles.units import format_percent
-from profiles.workloads import load_workload
 
 OnProgress = Callable[[float, str], None]
 
@@ -81,6 +79,7 @@ class Settings:
     precisions: tuple[Precision, ...]
     fingerprint: Fingerprint
     effort: Effort
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,6 @@ class Overheads:
 def measure_machine(
     num_ranks: int,
     device_kind: str,
-    workload_specs: Sequence[WorkloadSpec] = (),
     sequence_length: int = 128,
     micro_batch_sizes: Sequence[int] = (1, 2, 4, 8),
     tensor_degrees: Sequence[int] = (1,),
@@ -107,12 +105,13 @@ def measure_machine(
     models: Sequence[ModelProfile] = (),
     effort: Effort | None = None,
     with_oversubscription: bool = False,
+    trusted: Sequence[str] = (),
 ) -> MachineProfile | None:
     """Measure this machine with `num_ranks` ranks busy at once.
 
-    Workloads are traced unless their profiles are given as `models`; their shapes and layers are measured at every
-    micro-batch size and tensor degree. `with_oversubscription` starts twice as many ranks as cores afterwards. None is
-    what the other ranks of a job get that torchrun or Slurm started: rank 0 has the profile.
+    The shapes and layers of `models` are measured at every micro-batch size and tensor degree; modules of users that
+    build them are imported where they are `trusted`. `with_oversubscription` starts twice as many ranks as cores
+    afterwards. None is what the other ranks of a job get that torchrun or Slurm started: rank 0 has the profile.
     Raises: UnknownNameError for a precision; InputError for a degree or a model that cannot be; EnvironmentFailure
     where this machine has no such precision or ranks cannot start.
     """
@@ -124,9 +123,6 @@ def measure_machine(
         reason = unavailable(precision, device_kind)
         if reason:
             raise EnvironmentFailure(reason)
-    traced = {model.workload.digest for model in models}
-    missing = [spec for spec in workload_specs if spec.digest not in traced]
-    profiles = [*models, *(trace(load_workload(spec), tuple(precisions)) for spec in missing)]
     settings = {
         "num_ranks": num_ranks,
         "device_kind": device_kind,
@@ -136,8 +132,9 @@ def measure_machine(
         "precisions": list(precisions),
         "fingerprint": asdict(current_fingerprint(device_kind)),
         "effort": asdict(effort or Effort()),
+        "trusted": list(trusted),
     }
-    payload = {"settings": settings, "models": [json.loads(dump("model-profile", model)) for model in profiles]}
+    payload = {"settings": settings, "models": [json.loads(dump("model-profile", model)) for model in models]}
     return _launch(payload, on_progress or (lambda fraction, text: None), with_oversubscription)
 
 
@@ -206,7 +203,13 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         for precision in settings.precisions
     ]
     timings, left_out = measure_layers(
-        bench, models, cases, memory_bytes, effort.layer_seconds, lambda done: report(0.6 + 0.4 * done, "layers")
+        bench,
+        models,
+        cases,
+        memory_bytes,
+        effort.layer_seconds,
+        lambda done: report(0.6 + 0.4 * done, "layers"),
+        settings.trusted,
     )
     profile = _assemble(settings, memory_bytes, overheads, links, kernels, timings, left_out)
     return replace(profile, exchange_timings=tuple(exchanges))

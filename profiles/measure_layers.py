@@ -20,7 +20,7 @@ from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import PHASES, evaluate
 from profiles.precision import computing, lower
 from profiles.timing import Action, Bench
-from profiles.workloads import LayerSpec, Workload, load_workload
+from profiles.workloads import Workload, load_workload
 
 LONGEST_CHAIN = 4
 # A layer's time is used as it is, so it is worth waiting for a calm moment.
@@ -83,17 +83,18 @@ def measure_layers(
     memory_bytes: float,
     seconds: float,
     on_case: Callable[[float], None] = lambda _: None,
+    trusted: Sequence[str] = (),
 ) -> tuple[list[LayerTiming], int]:
     """Timings of every distinct layer in every case, and how many cases were left out: by memory, or past `seconds`.
 
-    `on_case` hears the fraction done.
+    `on_case` hears the fraction done; modules of users are imported where they are `trusted`.
     """
     bench = replace(bench, max_calls=1, patience_seconds=PATIENCE_SECONDS)
     timings: list[LayerTiming] = []
     left_out = 0
     spent = 0.0
     for number, model in enumerate(models):
-        workload = load_workload(model.workload)
+        workload = load_workload(model.workload, trusted)
         for position, case in enumerate(cases):
             on_case((number + position / len(cases)) / len(models))
             if not _can_split(workload, case) or case.precision not in model.layers:
@@ -142,13 +143,12 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
     structure = (-1, *model.structure)
     for index in range(len(model.layers[case.precision])):
         position = model.structure.index(index)
-        spec = workload.layers[position]
         is_last = position == model.num_layers - 1
         repeats = any(pair == (index, index) for pair in pairwise(structure))
         count = min(LONGEST_CHAIN, model.structure.count(index)) if repeats else 1
         value = outputs[structure[position]].detach().clone()
         segment = Segment(
-            modules=[_module(spec, case, is_last).to(device) for _ in range(count)],
+            modules=[_module(workload, position, case).to(device) for _ in range(count)],
             value=value.requires_grad_(value.is_floating_point()),
             target=workload.example_targets(outputs[-1]) if is_last else None,
             loss=workload.loss,
@@ -160,8 +160,9 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
         yield segment
 
 
-def _module(spec: LayerSpec, case: Case, is_last: bool) -> nn.Module:
-    return lower(shrink_to_shard(spec.build(), spec.styles, case.tensor_parallel), case.precision, is_last)
+def _module(workload: Workload, position: int, case: Case) -> nn.Module:
+    layer = shrink_to_shard(workload.layers[position].build(), workload.layers[position].styles, case.tensor_parallel)
+    return lower(layer, case.precision, position == len(workload.layers) - 1)
 
 
 def _can_split(workload: Workload, case: Case) -> bool:

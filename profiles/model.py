@@ -41,6 +41,11 @@ class WorkloadSpec:
         return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
 
     @property
+    def module(self) -> str:
+        """The module that the factory stands in; "" where transformers builds the model."""
+        return self.factory.partition(":")[0] if self.kind == "module" else ""
+
+    @property
     def title(self) -> str:
         """What it is called in an error."""
         return self.factory if self.kind == "module" else f"model {self.name}"

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ from profiles.blocks import (
 from profiles.errors import InputError, UnknownNameError
 from profiles.experts import EXPERTS, register_experts
 from profiles.families import (
+    BUILT_FAMILIES,
     EXPERT_FAMILIES,
     GPT2_PATHS,
     GPT2_STYLE,
-    LLAMA_FAMILIES,
     LLAMA_STYLE,
     VISION_FAMILIES,
     BlockPaths,
@@ -45,6 +44,8 @@ from profiles.families import (
 )
 from profiles.model import WorkloadSpec
 from profiles.sizes import FAMILIES as SIZED_FAMILIES
+from profiles.sizes import read_config
+from profiles.trust import check_trusted, is_factory
 
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
 LOUD_WHEN_LOADED = ("torchao", "torch.utils._pytree")
@@ -122,28 +123,22 @@ def load_spec(model: str) -> WorkloadSpec:
 
     Raises: InputError where the file or the factory cannot be used.
     """
+    if is_factory(model):
+        return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
     path = Path(model)
     if path.is_dir():
         path = path / "config.json"
-    if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): give a Hugging Face config.json") from error
-        if not isinstance(config, dict) or "model_type" not in config:
-            raise InputError(f"{path} has no model_type: give a Hugging Face config.json")
-        name = path.parent.resolve().name if path.name == "config.json" else path.stem
-        return WorkloadSpec(kind="transformers", name=name, config=config)
-    return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
+    name = path.parent.resolve().name if path.name == "config.json" else path.stem
+    return WorkloadSpec(kind="transformers", name=name, config=read_config(path))
 
 
-def load_workload(spec: WorkloadSpec) -> Workload:
-    """The workload of `spec`.
+def load_workload(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file") -> Workload:
+    """The workload of `spec`, built by transformers, or by a module that is among the `trusted` ones.
 
-    Raises: InputError where the family is not supported or the factory does not give a module.
+    `where` is what names the model, for errors.
+    Raises: InputError where the module is not trusted, the family is not supported, or the code of either fails.
     """
+    check_trusted(spec, trusted, where)
     if spec.kind == "module":
         # Here, because it needs the types above.
         from profiles.factory import from_factory
@@ -158,21 +153,20 @@ def _from_config(spec: WorkloadSpec) -> Workload:
 
     fields = dict(spec.config)
     family = str(fields.pop("model_type", ""))
-    known = (*LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES, "gpt2")
-    if family not in known:
+    if family not in BUILT_FAMILIES:
         if family in SIZED_FAMILIES:
             raise InputError(
                 f"model {spec.name}: models of the family {family} are planned by their sizes alone, with "
                 "`plan --device` or `plan --cluster`; they are not traced or run"
             )
-        raise UnknownNameError("model_type", family, known)
+        raise UnknownNameError("model_type", family, BUILT_FAMILIES)
+    register_attention()
+    if family in EXPERT_FAMILIES:
+        register_experts()
     try:
         config = AutoConfig.for_model(family, **fields)
     except (TypeError, ValueError) as error:
         raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
-    register_attention()
-    if family in EXPERT_FAMILIES:
-        register_experts()
     config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
     config._experts_implementation = EXPERTS  # the same of experts_implementation
     heads = int(config.num_attention_heads)

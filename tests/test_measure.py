@@ -71,7 +71,6 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     machine = measure_machine(
         num_ranks=2,
         device_kind="cpu",
-        workload_specs=[SPEC],
         sequence_length=TOKENS,
         micro_batch_sizes=(1, 2),
         tensor_degrees=(1, 2),

@@ -18,18 +18,19 @@ from tests.plan_builders import MIXTRAL
 from tests.workload_builders import GPT2, LLAMA
 
 OWN = WorkloadSpec(kind="module", name="own", factory="tests.workload_builders:own_model")
+TRUSTED = ("tests.workload_builders",)
 # A size that no probe of the tracer has.
 BATCH, SEQUENCE = 5, 80
 
 
 @pytest.fixture(scope="module", params=[LLAMA, GPT2, MIXTRAL, OWN], ids=lambda spec: spec.name)
 def traced(request) -> tuple[WorkloadSpec, ModelProfile]:
-    return request.param, trace(load_workload(request.param))
+    return request.param, trace(load_workload(request.param, TRUSTED))
 
 
 def _run(spec: WorkloadSpec, precision: str = "fp32"):
     """Loss of a real forward pass of all layers."""
-    workload = load_workload(spec)
+    workload = load_workload(spec, TRUSTED)
     modules = workload.build(0, len(workload.layers), seed=1)
     tokens = workload.example_input(BATCH, SEQUENCE)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -102,7 +103,7 @@ def test_saved_bytes_equal_those_of_a_real_forward_pass(traced, precision):
 
 def test_a_module_that_is_no_sequence_is_traced_as_one_layer():
     spec = WorkloadSpec(kind="module", name="picture", factory="tests.workload_builders:Picture")
-    workload = load_workload(spec)
+    workload = load_workload(spec, TRUSTED)
     profile = trace(workload, ["fp32"])
     assert profile.structure == (0,)
     assert not profile.can_pipeline
