@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from executor.legality import check_text
 from planner.choices import Plan
 from planner.executable import ModelFacts
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError
+from profiles.foreign_code import foreign_code
 from profiles.job import ranks_per_host
 from profiles.precision import unavailable
 from profiles.workloads import Workload
@@ -46,8 +48,9 @@ def check_data(file: PlanFile, workload: Workload) -> None:
             )
         return
     check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length)
-    example = workload.example_input(1, 8)
-    if example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
+    with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
+        example = workload.example_input(1, 8)
+    if not isinstance(example, Tensor) or example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
         raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from profiles import console
 from profiles.completion import completing
-from profiles.module_options import TrustOption
+from profiles.module_options import TracebackOption, TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def execute(
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
     trust_module: TrustOption = None,
+    traceback: TracebackOption = False,
     version: VersionOption = False,
 ) -> None:
     """Run the best plans of PLAN on real processes and measure what was predicted.

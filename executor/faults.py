@@ -24,11 +24,11 @@ from executor.mesh import coordinates
 from planner.choices import Plan
 from profiles.errors import RankFailure, Stopped, ToleranceError
 from profiles.files import write_text
+from profiles.foreign_code import EXHAUSTED
 from profiles.rank import Rank, job_store
 from profiles.units import format_bytes
 
 TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
-EXHAUSTED = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 # Ranks that wait give up one after the other: whoever has not said so by then is whom they waited for.
 GATHER_SECONDS = 10.0
 NUM_LISTED = 100

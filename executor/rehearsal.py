@@ -24,7 +24,8 @@ from executor.runner import TRACKED_STEPS
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
-from profiles.errors import PlanError
+from profiles.errors import PlanError, TrainwrightError
+from profiles.foreign_code import calling_foreign_code
 from profiles.model import MIXED
 from profiles.workloads import Workload
 
@@ -47,10 +48,13 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
         edges = functools.partial(_edge, plan, workload, sequence_length)
         with mode, ledger, whole_shapes_apart():
             try:
-                trainer = Trainer(plan, workload, own, 0, mesh, edges)
-                # Taken now: DDP over split parameters hides them from its first forward on.
-                parameters = list(trainer.parameters())
-                _step(trainer, ledger, sequence_length)
+                with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run in plan {plan.id}"):
+                    trainer = Trainer(plan, workload, own, 0, mesh, edges)
+                    # Taken now: DDP over split parameters hides them from its first forward on.
+                    parameters = list(trainer.parameters())
+                    _step(trainer, ledger, sequence_length)
+            except TrainwrightError:
+                raise
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise PlanError(f"plan {plan.id} cannot run on rank {rank}: {_first_line(error)}") from error
             moments = [value for own in trainer.moments_by_parameter.values() for value in own.values()]

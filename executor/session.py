@@ -23,6 +23,7 @@ from executor.runner import PEAK_KINDS, Outcome, Runner
 from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
+from profiles.foreign_code import calling_foreign_code
 from profiles.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.stores import num_restarts
 from profiles.workloads import Workload, load_workload
@@ -92,8 +93,9 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             rank=rank,
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
-        references = _references(session)
-        measurements = _run_all(session, references)
+        with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
+            references = _references(session)
+            measurements = _run_all(session, references)
     return [asdict(measurement) for measurement in measurements] if rank.rank == 0 else None
 
 

@@ -10,7 +10,7 @@ import typer
 
 from planner import listing
 from profiles import completion, console
-from profiles.module_options import TrustOption
+from profiles.module_options import TracebackOption, TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def plan(
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
     trust_module: TrustOption = None,
+    traceback: TracebackOption = False,
     version: VersionOption = False,
 ) -> None:
     """Predict every legal layout of MODEL on GPUS devices and rank them by step time.

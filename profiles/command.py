@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles import completion, console
-from profiles.module_options import TrustOption
+from profiles.module_options import TracebackOption, TrustOption
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def model(
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
     trust_module: TrustOption = None,
+    traceback: TracebackOption = False,
 ) -> None:
     """Trace MODEL into layers of operators, without weights and without a device."""
     from profiles.artifacts import dump
@@ -79,6 +80,7 @@ def machine(
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
     trust_module: TrustOption = None,
+    traceback: TracebackOption = False,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
     from profiles.artifacts import dump

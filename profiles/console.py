@@ -67,10 +67,11 @@ def progress(out: Console, title: str) -> Iterator[Callable[[float, str], None]]
 
 def run(app: typer.Typer) -> NoReturn:
     """Run a command and exit: errors meant for the user become one sentence on standard error and their exit code."""
+    asked: dict[str, bool] = {}  # filled by the options of profiles.module_options
     try:
-        app()
+        app(obj=asked)
     except TrainwrightError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error.details if any(asked.values()) else "")
     except KeyboardInterrupt:
         _fail("interrupted: nothing was written", INTERRUPTED)
     except SystemExit as end:
@@ -87,6 +88,9 @@ def run(app: typer.Typer) -> NoReturn:
     raise SystemExit(0)
 
 
-def _fail(sentence: str, exit_code: int) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"error: {sentence}", markup=False)
+def _fail(sentence: str, exit_code: int, details: str = "") -> NoReturn:
+    out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    out.print(f"error: {sentence}", markup=False)
+    if details:
+        out.print(details, markup=False)
     raise SystemExit(exit_code)

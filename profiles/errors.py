@@ -19,9 +19,10 @@ from collections.abc import Iterable
 
 
 class TrainwrightError(Exception):
-    """Base of all errors meant for the user."""
+    """Base of all errors meant for the user; `details` are what stands below the sentence where it is asked for."""
 
     exit_code = 1
+    details = ""
 
 
 class InputError(TrainwrightError, ValueError):

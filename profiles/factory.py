@@ -7,15 +7,20 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 
 import torch
-from torch import nn
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
 
 from profiles.errors import InputError
+from profiles.families import Style
+from profiles.foreign_code import foreign_code
 from profiles.model import WorkloadSpec
 from profiles.workloads import LayerSpec, Workload, next_token_loss, token_ids
+
+Styles = dict[int, dict[str, Style]]
 
 
 def from_factory(spec: WorkloadSpec) -> Workload:
@@ -23,42 +28,87 @@ def from_factory(spec: WorkloadSpec) -> Workload:
 
     Optional attributes: `vocab_size`, `loss(output, targets)`, `example_input(batch, sequence)`,
     `tensor_parallel_styles` ({layer index: {linear path: "colwise" or "rowwise"}}), `num_heads`, `max_sequence_length`.
+    Raises: InputError where the module cannot be imported, its factory fails or gives no nn.Module, or an attribute is
+    not what it should be.
     """
-    try:
+    with foreign_code(spec, f"cannot import {spec.factory}"):
         factory = _import_factory(spec)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {spec.factory}: {error}; give package.module:factory") from error
-    try:
+    with foreign_code(spec, f"{spec.factory} fails on the meta device, where it is built without weights"):
         with torch.device("meta"):
             model = factory()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{spec.factory} failed on the meta device: {error}") from error
+        return _workload(spec, factory, model)
+
+
+def _workload(spec: WorkloadSpec, factory: Callable[[], nn.Module], model: object) -> Workload:
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec.factory} gave a {type(model).__name__}: the factory must return an nn.Module")
     children = list(model) if isinstance(model, nn.Sequential) else [model]
-    styles = getattr(model, "tensor_parallel_styles", {})
-    vocab_size = int(getattr(model, "vocab_size", 0) or _first_embedding_size(model, spec.factory))
-    heads = int(getattr(model, "num_heads", 1))
+    if not children:
+        raise InputError(f"{spec.factory} gave an nn.Sequential without layers: give it at least one")
+    known = _Attributes(spec, model)
+    vocab_size = known.number("vocab_size", 0) or _first_embedding_size(model, spec.factory)
+    heads = known.number("num_heads", 1)
+    styles = known.styles(len(children))
     return Workload(
         spec=spec,
         layers=tuple(
             LayerSpec(
                 name=type(child).__name__,
                 build=functools.partial(_build_child, factory, index),
-                styles=dict(styles.get(index, {})),
+                styles=styles.get(index, {}),
             )
             for index, child in enumerate(children)
         ),
-        hidden_size=int(getattr(model, "hidden_size", 0)),
+        hidden_size=known.number("hidden_size", 0),
         num_heads=heads,
-        num_kv_heads=int(getattr(model, "num_kv_heads", heads)),
-        ffn_size=int(getattr(model, "ffn_size", 0)),
+        num_kv_heads=known.number("num_kv_heads", heads),
+        ffn_size=known.number("ffn_size", 0),
         vocab_size=vocab_size,
-        max_sequence_length=int(getattr(model, "max_sequence_length", 0)),
+        max_sequence_length=known.number("max_sequence_length", 0),
         tied_embeddings=False,
-        example_input=getattr(model, "example_input", functools.partial(token_ids, vocab_size)),
-        loss=getattr(model, "loss", next_token_loss),
+        example_input=known.function("example_input", functools.partial(token_ids, vocab_size)),
+        loss=known.function("loss", next_token_loss),
     )
+
+
+class _Attributes:
+    """What a user's module says of itself, checked."""
+
+    def __init__(self, spec: WorkloadSpec, model: nn.Module) -> None:
+        self.spec, self.model = spec, model
+
+    def number(self, name: str, default: int) -> int:
+        """A count, 0 where the module does not know it."""
+        value = getattr(self.model, name, default)
+        try:
+            number = int(value)
+        except (TypeError, ValueError, OverflowError):
+            number = -1
+        if number < 0 or number != value:
+            raise self._wrong(name, value, "a whole number of at least 0")
+        return number
+
+    def function(self, name: str, default: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function that gives a tensor."""
+        value = getattr(self.model, name, default)
+        if not callable(value):
+            raise self._wrong(name, value, "a function")
+        return value
+
+    def styles(self, num_layers: int) -> Mapping[int, dict[str, Style]]:
+        """How linears are split, by layer."""
+        value = getattr(self.model, "tensor_parallel_styles", {})
+        try:
+            styles = TypeAdapter(Styles).validate_python(value, strict=True)
+        except ValidationError:
+            styles = {-1: {}}
+        if not all(0 <= index < num_layers for index in styles):
+            wanted = f'{{layer index below {num_layers}: {{linear path: "colwise" or "rowwise"}}}}'
+            raise self._wrong("tensor_parallel_styles", value, wanted)
+        return styles
+
+    def _wrong(self, name: str, value: object, wanted: str) -> InputError:
+        return InputError(f"{self.spec.factory}: its attribute {name} is {value!r:.100}: give {wanted}")
 
 
 def _import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
@@ -74,6 +124,8 @@ def _import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
         if package not in sys.modules and found.origin is not None:
             _load(package, found)
     factory: Callable[[], nn.Module] = getattr(importlib.import_module(spec.module), spec.factory.partition(":")[2])
+    if not callable(factory):
+        raise InputError(f"cannot import {spec.factory}: it is a {type(factory).__name__}, which is not callable")
     return factory
 
 

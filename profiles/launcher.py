@@ -244,7 +244,7 @@ def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> Trainwright
 def _ours(word: Failure) -> TrainwrightError:
     kind = getattr(errors, word.error, RankFailure)
     error: TrainwrightError = kind.__new__(kind)  # not called: some of these errors compose their message themselves
-    error.args = (word.message,)
+    error.args, error.details = (word.message,), word.details
     return error
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from profiles.blocks import shrink_to_shard
 from profiles.cluster import LayerTiming
+from profiles.foreign_code import calling_foreign_code
 from profiles.model import LayerProfile, ModelProfile
 from profiles.operators import PHASES, evaluate
 from profiles.precision import computing, lower
@@ -102,7 +103,8 @@ def measure_layers(
             if _needed_bytes(model, case) > MEMORY_FRACTION * memory_bytes or spent > seconds:
                 left_out += 1
                 continue
-            found, taken = _time_case(bench, workload, model, case)
+            with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
+                found, taken = _time_case(bench, workload, model, case)
             timings += found
             spent += taken
     return timings, left_out
@@ -161,7 +163,7 @@ def _segments(workload: Workload, model: ModelProfile, case: Case, device: torch
 
 
 def _module(workload: Workload, position: int, case: Case) -> nn.Module:
-    layer = shrink_to_shard(workload.layers[position].build(), workload.layers[position].styles, case.tensor_parallel)
+    layer = shrink_to_shard(workload.build_layer(position), workload.layers[position].styles, case.tensor_parallel)
     return lower(layer, case.precision, position == len(workload.layers) - 1)
 
 

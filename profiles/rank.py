@@ -49,13 +49,14 @@ class Rank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a rank ended: `error` is the exception's class, `message` its first line."""
+    """Why a rank ended: `error` is the exception's class, `message` its first line, `details` those of our errors."""
 
     rank: int
     error: str
     message: str
     is_ours: bool
     is_lost_peer: bool
+    details: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,18 +163,34 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def describe(rank: int, kind: type[BaseException], error: BaseException) -> Failure:
+def describe(rank: int, error: BaseException) -> Failure:
     """What is said of an exception that ended `rank`."""
-    ours = issubclass(kind, TrainwrightError)
-    while error.__cause__ is not None and not ours:
-        # The libraries wrap what went wrong in what they were doing at the time.
-        error = error.__cause__
-        kind = type(error)
-    message = _first_line(error)
-    lost = issubclass(kind, dist.DistError) or any(
-        word in message.lower() for word in ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
+    error = _first_cause(error)
+    details = error.details if isinstance(error, TrainwrightError) else ""
+    return Failure(
+        rank=rank,
+        error=type(error).__name__,
+        message=_first_line(error),
+        is_ours=isinstance(error, TrainwrightError),
+        is_lost_peer=is_lost_peer(error),
+        details=details,
     )
-    return Failure(rank=rank, error=kind.__name__, message=message, is_ours=ours, is_lost_peer=lost and not ours)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error says no more than that another rank is gone, which has its own account of why."""
+    error = _first_cause(error)
+    message = _first_line(error).lower()
+    words = ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
+    said = isinstance(error, dist.DistError) or any(word in message for word in words)
+    return said and not isinstance(error, TrainwrightError)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error that the libraries wrapped in what they were doing at the time; the first that is one of ours."""
+    while error.__cause__ is not None and not isinstance(error, TrainwrightError):
+        error = error.__cause__
+    return error
 
 
 def failure_path(folder: Path, rank: int) -> Path:
@@ -201,7 +218,7 @@ def main() -> None:
         # The log first: the launcher may end this process as soon as it knows of any failure.
         # Not to sys.stderr, which torch.distributed's own hook, around this one, has replaced by a buffer.
         traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, kind, error))))
+        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, error))))
         if isinstance(error, RuntimeError):
             # A peer's death shows here first; its own account is better, so let the launcher see that one as well.
             time.sleep(0.05)

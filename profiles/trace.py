@@ -21,6 +21,7 @@ from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
 from profiles.experts import holds_experts
 from profiles.fakes import FakeTensorMode
+from profiles.foreign_code import foreign_code
 from profiles.model import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
 from profiles.operators import Operator, Phase, Polynomial, add
 from profiles.polynomials import Size, fit
@@ -104,21 +105,21 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
     outcomes: list[Outcome] = []
     structure = []
     with FakeTensorMode(), torch.device("cpu"):
-        value = workload.example_input(batch, sequence)
+        with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
+            value = _tensor(workload, "example_input", workload.example_input(batch, sequence))
         for position, spec in enumerate(workload.layers):
             last = position == len(workload.layers) - 1
-            layer = lower(shrink_to_shard(spec.build(), spec.styles, degree), precision, last)
+            layer = workload.build_layer(position)
+            with foreign_code(workload.spec, f"{workload.spec.title}: layer {spec.name} cannot be split or lowered"):
+                layer = lower(shrink_to_shard(layer, spec.styles, degree), precision, last)
             shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters())
             # The data needs no gradient, what a layer hands on does; the last layer has the loss.
             value.requires_grad_(position > 0 and value.is_floating_point())
             key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, value.requires_grad, last)
             if key not in distinct:
                 distinct[key] = len(outcomes)
-                try:
+                with foreign_code(workload.spec, f"{workload.spec.title}: layer {spec.name} does not run"):
                     outcomes.append(_record(workload, layer, value, precision, last))
-                except (RuntimeError, TypeError, ValueError) as error:
-                    cause = str(error).splitlines()[0]
-                    raise InputError(f"model {workload.spec.name}: layer {spec.name} does not run: {cause}") from error
             structure.append(distinct[key])
             output = outcomes[distinct[key]][1]
             value = torch.empty(output.shape, dtype=output.dtype)
@@ -131,9 +132,9 @@ def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str,
     with recorder.watch():
         recorder.adopt(value)
         with autocast(precision, "cpu"):
-            output = layer(value)
+            output = _tensor(workload, f"layer {type(layer).__name__}", layer(value))
             if last:
-                loss = workload.loss(output, target)
+                loss = _tensor(workload, "loss", workload.loss(output, target))
         recorder.phase = "backward"
         if last:
             loss.backward()
@@ -143,6 +144,13 @@ def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str,
             output.backward(gradient)
     recorder.forget(parameter.grad for parameter in layer.parameters())
     return recorder.recording, output.detach(), layer
+
+
+def _tensor(workload: Workload, what: str, value: object) -> Tensor:
+    """The value, which has to be a tensor."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{workload.spec.title}: its {what} gave a {type(value).__name__}: it must give one tensor")
+    return value
 
 
 def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[Outcome]) -> LayerProfile:

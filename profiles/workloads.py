@@ -42,16 +42,18 @@ from profiles.families import (
     Style,
     llama_paths,
 )
+from profiles.foreign_code import foreign_code
 from profiles.model import WorkloadSpec
 from profiles.sizes import FAMILIES as SIZED_FAMILIES
 from profiles.sizes import read_config
 from profiles.trust import check_trusted, is_factory
 
-# transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine.
-LOUD_WHEN_LOADED = ("torchao", "torch.utils._pytree")
+# transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine. Fake
+# tensors log what they raise, with a traceback.
+LOUD = {"torchao": logging.ERROR, "torch.utils._pytree": logging.ERROR, "torch._subclasses.fake_tensor": logging.FATAL}
 # At once, because whoever loads this may load a family of transformers before asking for a workload.
-for loud in LOUD_WHEN_LOADED:
-    logging.getLogger(loud).setLevel(logging.ERROR)
+for loud, level in LOUD.items():
+    logging.getLogger(loud).setLevel(level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,22 @@ class Workload:
         """Whether the model is a sequence that can be cut; a tied embedding would sit on two stages."""
         return len(self.layers) > 1 and not self.tied_embeddings
 
+    def build_layer(self, position: int) -> nn.Module:
+        """The layer at `position`, its weights as its own code leaves them.
+
+        Raises: InputError where that code fails.
+        """
+        layer = self.layers[position]
+        with foreign_code(self.spec, f"{self.spec.title}: layer {layer.name} cannot be built"):
+            return layer.build()
+
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
         """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone."""
         modules = nn.Sequential()
         for position in range(start, stop):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 100_003 + position)
-                modules.append(self.layers[position].build())
+                modules.append(self.build_layer(position))
                 _initialise(modules[-1])
         if self.tied_embeddings and start == 0 and stop == len(self.layers):
             modules[-1].get_submodule("projection").weight = modules[0].get_parameter("tokens.weight")
@@ -163,12 +174,14 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     register_attention()
     if family in EXPERT_FAMILIES:
         register_experts()
-    try:
+    with foreign_code(spec, f"model {spec.name}: transformers does not accept its configuration"):
         config = AutoConfig.for_model(family, **fields)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model {spec.name}: transformers does not accept its configuration: {error}") from error
-    config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained; no weights here
-    config._experts_implementation = EXPERTS  # the same of experts_implementation
+        config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained
+        config._experts_implementation = EXPERTS  # the same of experts_implementation
+        return _workload(spec, config, family)
+
+
+def _workload(spec: WorkloadSpec, config: Any, family: str) -> Workload:
     heads = int(config.num_attention_heads)
     ffn_size = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     layers, fields = _layers_and_fields(config, family)
