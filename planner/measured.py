@@ -14,6 +14,7 @@ from profiles.cluster import MachineProfile
 from profiles.codecs import codec
 from profiles.fingerprint import describe_difference
 from profiles.library import load_machine, load_model
+from profiles.load import causes
 
 # Repeated steps of one plan differ by this much (README, "How right it is"). Most of what a band allows for is common
 # to all plans of a machine and says nothing about which of two is faster.
@@ -99,6 +100,9 @@ def _warnings(search: Search) -> list[str]:
     warnings = []
     if machine.device_kind == "cpu":
         warnings.append(f"no GPU: {count} devices are {count} CPU ranks of one thread each")
+    if machine.load is not None and machine.load.is_busy:
+        words = f"the machine was busy while it was profiled ({causes(machine.load)})"
+        warnings.append(f"{words}, so predictions are off: run `profile machine` again when it is quiet")
     if machine.fingerprint is not None:
         difference = describe_difference(machine.fingerprint)
         if difference:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from profiles.artifacts import STRICT
+from profiles.load import MachineLoad
 
 Origin = Literal["measured", "datasheet"]
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive"]
@@ -156,7 +157,8 @@ class MachineProfile:
     tensor-parallel linear, forward and backward, and `parallel_message_seconds_per_byte` what its messages take longer
     in the midst of training than `links` say; `pipeline_action_seconds` what the pipeline runtime adds to one
     forward or backward of one micro-batch. `oversubscription_factor` is the measured slow-down with twice as many
-    ranks as cores, 0 where it was not measured. Prices are US dollars per device and hour, lowest and highest seen.
+    ranks as cores, 0 where it was not measured. `load` is what else the machine did meanwhile, `load_before` just
+    before; None where nobody looked. Prices are US dollars per device and hour, lowest and highest seen.
     """
 
     __pydantic_config__ = STRICT
@@ -184,4 +186,6 @@ class MachineProfile:
     parallel_message_seconds_per_byte: float = 0.0
     price_per_hour: tuple[float, float] | None = None
     sources: dict[str, str] = field(default_factory=dict)
+    load_before: MachineLoad | None = None
+    load: MachineLoad | None = None
     created: str = ""

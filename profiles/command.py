@@ -83,11 +83,14 @@ def machine(
     traceback: TracebackOption = False,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
+    from dataclasses import replace
+
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
     from profiles.fingerprint import current_device_kind
     from profiles.job import is_main_process
     from profiles.library import load_model, stored_machine_path
+    from profiles.load import look_before
     from profiles.measure import measure_machine
     from profiles.stores import open_to
     from profiles.trust import named_modules
@@ -99,6 +102,9 @@ def machine(
     profiles = [load_model(name, precisions, trusted) for name in model or ()]
     out = console.console(json_output)
     kind = current_device_kind()
+    load_before, warnings = look_before(gpus)
+    for warning in warnings:
+        out.print(f"note: {warning}", markup=False)
     out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
     if is_main_process() and open_to():
         out.print(f"note: {open_to()}", markup=False)
@@ -117,6 +123,7 @@ def machine(
         )
     if measured is None:
         return
+    measured = replace(measured, load_before=load_before)
     text = dump("machine-profile", measured)
     write_text(stored_machine_path(), text)
     if output is not None:
@@ -182,6 +189,7 @@ def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path
 def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     from rich.table import Table
 
+    from profiles.load import causes
     from profiles.units import GB, format_percent, format_seconds
 
     out.print(f"{measured.num_devices} x {measured.device_name}, {measured.created}")
@@ -201,6 +209,9 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     table.add_row("communication slower while computing", format_percent(slow.communication_slowdown_fraction), "")
     table.add_row("layers timed", str(len(measured.layer_timings)), "")
     out.print(table)
+    if measured.load is not None and measured.load.is_busy:
+        words = f"this machine was busy while it was measured ({causes(measured.load)})"
+        out.print(f"note: {words}: the profile is marked, take it again when the machine is quiet", markup=False)
     out.print(f"written to {path}")
 
 

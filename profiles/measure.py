@@ -18,11 +18,13 @@ import torch
 
 from profiles.artifacts import STRICT, dump, parse, validate
 from profiles.cluster import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
+from profiles.counters import Watch
 from profiles.efficiency import best_product_rate, copy_rate
 from profiles.errors import EnvironmentFailure, InputError, UnknownNameError
 from profiles.fingerprint import current_fingerprint
 from profiles.job import in_job, ranks_per_host
 from profiles.launcher import launch
+from profiles.load import load_of_job
 from profiles.measure_exchange import NUM_LINEARS, WIDTH, measure_exchange
 from profiles.measure_kernels import Grid, measure_attention, measure_matmuls
 from profiles.measure_layers import Case, measure_layers
@@ -37,7 +39,7 @@ from profiles.measure_update import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure
 from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, Precision
 from profiles.precision import BESIDE_PRODUCTS, unavailable
 from profiles.quantised import LINEARS, measure_linears
-from profiles.rank import join_group, report
+from profiles.rank import join_group, own_cores, report
 from profiles.timing import Bench, Peers, device_timer
 from profiles.units import format_percent
 
@@ -167,7 +169,9 @@ def measure_rank(payload: dict[str, Any]) -> dict[str, Any]:
     models = [parse(model, "model-profile", ModelProfile, "the model profile") for model in payload["models"]]
     with join_group(settings.device_kind) as place:
         torch.manual_seed(place.rank)
-        profile = _measure(settings, models, Peers(device=place.device))
+        with Watch(own_cores()) as watch:
+            profile = _measure(settings, models, Peers(device=place.device))
+        profile = replace(profile, load=load_of_job(watch))
     fields: dict[str, Any] = json.loads(dump("machine-profile", profile))
     return fields
 

@@ -102,21 +102,21 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
 
 @functools.cache
-def _own_cores() -> tuple[int, ...]:
+def own_cores() -> tuple[int, ...]:
     """The cores this process was given, as they were when first asked for, before any pinning."""
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def pin(local_rank: int) -> None:
     """Keep the calling thread on one core of the process's; ranks beyond the number of cores share them evenly."""
-    cores = _own_cores()
+    cores = own_cores()
     os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
 
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
     """While entered, threads that start (those of a new process group) may run on any core of the process's."""
-    cores, pinned = _own_cores(), os.sched_getaffinity(0)
+    cores, pinned = own_cores(), os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
         yield

@@ -9,6 +9,7 @@ from dataclasses import replace
 from executor.measurement import Environment, LossCheck, Measurement, PlanRun, RunFile
 from planner.choices import Plan
 from planner.prediction import KINDS, PARTS, Prediction, Span
+from profiles.load import MachineLoad
 from profiles.model import WorkloadSpec
 
 MIB = 2**20
@@ -137,6 +138,23 @@ def simple_run(
         prediction=prediction({"compute": predicted_seconds}, {"parameters": 100.0}),
         measurement=measurement(step_seconds, dict(parts)),
     )
+
+
+def load(other_cores: float) -> MachineLoad:
+    """Two ranks on two cores over ten seconds, with others that take so many cores from them."""
+    return MachineLoad(
+        seconds=10.0,
+        num_ranks=2,
+        num_cores=2,
+        other_cores=other_cores,
+        waited_fraction=0.02 + other_cores / 2,
+        stolen_fraction=0.0,
+    )
+
+
+def beside(run: PlanRun, other_cores: float) -> PlanRun:
+    """The run beside other processes that took so many cores."""
+    return replace(run, measurement=replace(run.measurement, load=load(other_cores)))
 
 
 def run_file(runs: Sequence[PlanRun], oversubscribed: bool = False) -> RunFile:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -93,6 +94,10 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     exchanged = {(t.codec, t.zero_stage) for t in machine.exchange_timings}
     assert exchanged == {*((name, 0) for name in KNOWN), ("none", 1), ("none", 2), ("none", 3)}
     assert all(t.backward_seconds > 0 and t.num_parameters == 2 * 32**2 for t in machine.exchange_timings)
+    assert machine.load is not None
+    assert (machine.load.num_ranks, machine.load.num_cores) == (2, len(os.sched_getaffinity(0)))
+    assert machine.load.seconds > 1
+    assert machine.load.other_cores is not None
     assert machine.fingerprint is not None
     assert machine.memory_bytes == machine.fingerprint.memory_bytes / 2
     assert 0 < machine.launch_seconds < 1e-2

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from planner.measured import Asked, plan_file, searched
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.workloads import load_spec
 from tests.machine_builders import machine
+from tests.report_builders import load as taken
 from tests.workload_builders import LLAMA
 
 
@@ -116,6 +118,24 @@ def test_the_stored_machine_is_used_and_another_fingerprint_is_flagged(tmp_path)
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine(fingerprint=changed))
     done = plan("--model", "llama-26m", "--gpus", "2", home=tmp_path)
     assert "profiled elsewhere or with other versions (torch 1.0 there" in " ".join(done.stdout.split())
+
+
+def test_a_profile_of_a_busy_machine_is_flagged_and_priced_as_it_is(tmp_path):
+    prices = []
+    for name, load in (("quiet", taken(0.05)), ("busy", taken(0.97))):
+        path = tmp_path / f"{name}.json"
+        artifacts.write(path, "machine-profile", machine(load=load, load_before=taken(0.0)))
+        asked = Asked(
+            model="llama-26m", num_devices=2, global_batch=8, sequence_length=64, machine=str(path), device=None,
+            precision=None, codecs="none", usual_codecs="none",
+        )  # fmt: skip
+        found, notes = searched(asked)
+        said = [note for note in notes if "was busy" in note]
+        assert bool(said) == (name == "busy")
+        prices.append([candidate.prediction for candidate in plan_file(found, 5, notes).candidates])
+    assert prices[0] == prices[1]
+    assert "was busy while it was profiled (0.97 of 2 cores taken by other processes)" in said[0]
+    assert "run `profile machine` again" in said[0]
 
 
 def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
