@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.choices import Plan
 from planner.prediction import Prediction, Span
 from profiles.artifacts import STRICT
+from profiles.load import MachineLoad, busiest, causes
 from profiles.model import WorkloadSpec
 
 
@@ -29,7 +31,8 @@ class Measurement:
 
     `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
-    first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start.
+    first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start; `load` what
+    else the machine did during the timed steps, None where nobody looked.
     """
 
     __pydantic_config__ = STRICT
@@ -44,11 +47,12 @@ class Measurement:
     tokens_per_second: float
     first_step: int = 0
     spans: tuple[Span, ...] = ()
+    load: MachineLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where and how a run took place."""
+    """Where and how a run took place; `load_before` is what the machine did just before, None where nobody looked."""
 
     __pydantic_config__ = STRICT
 
@@ -64,6 +68,13 @@ class Environment:
     oversubscribed: bool
     command: str
     data: str
+    load_before: MachineLoad | None = None
+
+    def why_not_judged(self, load: MachineLoad | None) -> str:
+        """What makes times say little that were taken here, under this load; "" where they are judged."""
+        if self.oversubscribed:
+            return "more ranks than cores"
+        return "a busy machine" if load is not None and load.is_busy else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +107,13 @@ class RunFile:
     runs: tuple[PlanRun, ...]
     environment: Environment
     notes: tuple[str, ...] = ()
+
+
+def busy_words(runs: Sequence[PlanRun]) -> str:
+    """How many of the plans ran on a busy machine, and how busy it was at worst; "" where none did."""
+    loads = [run.measurement.load for run in runs]
+    worst = busiest(loads)
+    if worst is None or not worst.is_busy:
+        return ""
+    count = sum(load is not None and load.is_busy for load in loads)
+    return f"{count} of {len(runs)} plans ran on a busy machine (at worst {causes(worst)})"

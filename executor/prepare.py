@@ -19,6 +19,7 @@ from profiles import artifacts
 from profiles.errors import InputError
 from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind, current_fingerprint
+from profiles.load import MachineLoad, look_before
 from profiles.rank import TIMEOUT_SECONDS
 from profiles.stores import open_to
 from profiles.workloads import Workload, load_workload
@@ -34,6 +35,7 @@ class Job:
     oversubscribed: bool
     notes: tuple[str, ...]
     started: str
+    load_before: MachineLoad | None = None
     max_restarts: int = 0
     trusted: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
     notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
+    load_before, warnings = look_before(file.num_devices)
     return Job(
         file=file,
         order=Order(
@@ -103,8 +106,9 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         trusted=options.trusted,
         data_name=data_name("" if data is None else str(data), workload),
         oversubscribed=oversubscribed,
-        notes=tuple(notes),
+        notes=(*notes, *warnings),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        load_before=load_before,
     )
 
 

@@ -14,6 +14,7 @@ from executor.measurement import Environment, Measurement, PlanRun, RunFile
 from executor.prepare import Job, is_baseline
 from profiles import artifacts
 from profiles.fingerprint import current_fingerprint
+from profiles.load import MachineLoad
 
 
 def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
@@ -41,13 +42,25 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
         seed=job.order.seed,
         runs=tuple(runs),
         environment=environment(
-            job.order.device_kind, job.file.num_devices, job.started, job.oversubscribed, job.data_name
+            job.order.device_kind,
+            job.file.num_devices,
+            job.started,
+            job.oversubscribed,
+            job.data_name,
+            job.load_before,
         ),
         notes=job.notes,
     )
 
 
-def environment(device_kind: str, num_devices: int, started: str, oversubscribed: bool, data: str) -> Environment:
+def environment(
+    device_kind: str,
+    num_devices: int,
+    started: str,
+    oversubscribed: bool,
+    data: str,
+    load_before: MachineLoad | None = None,
+) -> Environment:
     """Where and how a run took place: here and now, but for what is given."""
     here = current_fingerprint(device_kind)
     return Environment(
@@ -63,6 +76,7 @@ def environment(device_kind: str, num_devices: int, started: str, oversubscribed
         oversubscribed=oversubscribed,
         command=shlex.join(["execute", *sys.argv[1:]]),
         data=data,
+        load_before=load_before,
     )
 
 

@@ -31,7 +31,8 @@ from executor.tracing import Profiled, exchange_seconds, profiled, write_trace
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import FSDP_STAGES, codec
-from profiles.rank import TIMEOUT_SECONDS, Rank
+from profiles.counters import Counters, Watch
+from profiles.rank import TIMEOUT_SECONDS, Rank, own_cores
 from profiles.workloads import Workload
 
 # The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
@@ -42,12 +43,13 @@ PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one rank has to tell of one plan; a loss is None where this rank does not compute it."""
+    """What one rank has to tell of one plan: a loss is None where it does not compute it, `counted` of timed steps."""
 
     place: Coordinates
     traces: RankTraces
     losses: tuple[float | None, ...]
     peak_bytes: float
+    counted: Counters
 
 
 class Runner:
@@ -74,6 +76,7 @@ class Runner:
         self.traces: list[StepTrace] = []
         self.peak_bytes = 0.0
         self.num_warmup_steps = 0
+        self.watch = Watch(own_cores())
 
     def prepare(self, num_warmup_steps: int) -> None:
         """Build the model, measure memory over the first steps, and step until things are as they will stay."""
@@ -102,8 +105,9 @@ class Runner:
         # A collection in the middle of a step would be timed with it.
         gc.disable()
         try:
-            for _ in range(num_steps):
-                self.traces.append(self._step(wait=True))
+            with self.watch:
+                for _ in range(num_steps):
+                    self.traces.append(self._step(wait=True))
         finally:
             gc.enable()
         if not is_finite(self.losses[-1]):
@@ -129,7 +133,8 @@ class Runner:
         del self.trainer
         gc.collect()
         traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
-        return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes)
+        counted = self.watch.counted
+        return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted)
 
     def _build_and_step(self, num_steps: int) -> None:
         self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)

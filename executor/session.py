@@ -24,6 +24,7 @@ from planner.choices import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
 from profiles.foreign_code import calling_foreign_code
+from profiles.load import load_of
 from profiles.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.stores import num_restarts
 from profiles.workloads import Workload, load_workload
@@ -227,6 +228,7 @@ def _measurement(session: Session, runner: Runner, references: dict[str, tuple[f
             first_step=runner.first_step,
             tokens_per_second=tokens * len(seconds) / sum(seconds),
             spans=median_spans(ranks),
+            load=load_of([outcome.counted for outcome in outcomes]),
         )
     ]
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from executor.measurement import busy_words
 from profiles.units import format_count, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def show(result: RunFile, num_devices: int, out: Console, output: Path | None) -
     out.print(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
+    if words := busy_words(result.runs):
+        out.print(f"note: {words}: their times are shown but not judged", markup=False)
     if output is not None:
         out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
 

@@ -1,7 +1,7 @@
 """One case per question asked of the planner: which plan it ranked first, which ran fastest, and what that gained.
 
 A plan that ran several times in a case is one standing: its timed steps are pooled, so its quartiles hold the noise
-between runs too.
+between runs too. Where some runs are judged and others not, standings are of the former.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ class Case:
     @property
     def is_judged(self) -> bool:
         """Whether timings of this case mean anything."""
-        return self.rows[0].is_judged
+        return bool(self.judged_rows)
+
+    @property
+    def judged_rows(self) -> tuple[Row, ...]:
+        """The rows whose timings mean anything."""
+        return tuple(row for row in self.rows if row.is_judged)
 
     @property
     def chosen(self) -> Standing:
@@ -119,7 +124,7 @@ def cases_of(sources: Sequence[Source]) -> tuple[Case, ...]:
 
 def _standings(rows: Sequence[Row]) -> tuple[Standing, ...]:
     by_plan: dict[Plan, list[Row]] = {}
-    for row in rows:
+    for row in [row for row in rows if row.is_judged] or rows:
         by_plan.setdefault(row.run.plan, []).append(row)
     return tuple(
         Standing(

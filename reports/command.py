@@ -231,7 +231,7 @@ def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:
         )
     error = summary.median_error_fraction
     if error is None:
-        raise InputError("--tolerance cannot be checked: every run had more ranks than cores; run with fewer ranks")
+        raise InputError("--tolerance cannot be checked: every run had more ranks than cores or a busy machine")
     _check_error(error, tolerance_fraction)
 
 

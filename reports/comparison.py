@@ -1,7 +1,8 @@
 """Prediction against measurement, in numbers: one row per plan that ran.
 
 An error is predicted / measured - 1: positive where the plan ran faster than predicted. A measured time is the median
-of the timed steps. Runs with more ranks than cores are shown, but no case, summary or calibration is built on them.
+of the timed steps. Runs with more ranks than cores, or on a busy machine, are shown, but no case, summary or
+calibration is built on them.
 """
 
 from __future__ import annotations
@@ -63,12 +64,20 @@ def kind_of_plan(plan: Plan) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One plan that ran. Measured values that nobody could observe are None."""
+    """One plan that ran. Measured values that nobody could observe are None.
+
+    `why_not_judged` says what made its times say little, "" where they are judged.
+    """
 
     source: str
     run: PlanRun
-    is_judged: bool
+    why_not_judged: str
     measured: Quartiles
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its times mean anything."""
+        return not self.why_not_judged
 
     @property
     def plan_id(self) -> str:
@@ -140,6 +149,8 @@ class Row:
             "plan": asdict(self.run.plan),
             "is_baseline": self.run.is_baseline,
             "is_judged": self.is_judged,
+            "why_not_judged": self.why_not_judged,
+            "load": None if measurement.load is None else asdict(measurement.load),
             "predicted_seconds": self.predicted_seconds,
             "predicted_low_seconds": prediction.low_seconds,
             "predicted_high_seconds": prediction.high_seconds,
@@ -206,7 +217,7 @@ def rows_of(source: Source) -> tuple[Row, ...]:
             raise ArtifactError(f"{source.name}: plan '{run.plan.id}' has no timed steps; run `execute` again")
         if min((run.prediction.step_seconds, *run.measurement.step_seconds)) <= 0:
             raise ArtifactError(f"{source.name}: plan '{run.plan.id}' has a step time that is not above 0 seconds")
-        judged = not source.file.environment.oversubscribed
+        why = source.file.environment.why_not_judged(run.measurement.load)
         measured = quartiles(run.measurement.step_seconds)
-        rows.append(Row(source=source.name, run=run, is_judged=judged, measured=measured))
+        rows.append(Row(source=source.name, run=run, why_not_judged=why, measured=measured))
     return tuple(rows)

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from profiles.load import MachineLoad, busiest, causes
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
 from reports import figures, frames, tables
 from reports.comparison import Row, Source, kind_of_plan
@@ -147,6 +148,8 @@ def environment_facts(source: Source) -> list[tuple[str, str]]:
         ("device", f"{environment.num_devices} x {environment.device}"),
         ("cores", str(environment.num_cores)),
         ("more ranks than cores", "yes, timings are not judged" if environment.oversubscribed else "no"),
+        ("machine before the run", _load_words([environment.load_before])),
+        ("machine during timed steps", _load_words([run.measurement.load for run in file.runs])),
         ("torch, Python", f"{environment.torch}, {environment.python}"),
         ("backend", environment.backend),
         ("commit", environment.commit or "unknown"),
@@ -156,3 +159,9 @@ def environment_facts(source: Source) -> list[tuple[str, str]]:
         ("started", environment.started),
         ("command", environment.command),
     ]
+
+
+def _load_words(loads: Sequence[MachineLoad | None]) -> str:
+    """What else the machine did, at its busiest."""
+    worst = busiest(loads)
+    return "unknown" if worst is None else causes(worst) or "quiet"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from executor.measurement import busy_words
 from profiles.cluster import MachineProfile
 from reports.calibration import Calibration, calibrate
 from reports.cases import Case, cases_of
@@ -76,6 +77,8 @@ def _warnings(sources: Sequence[Source], machine: MachineProfile | None) -> list
         if file.environment.oversubscribed:
             ranks, cores = file.environment.num_devices, file.environment.num_cores
             warnings.append(f"{source.name}: {ranks} ranks shared {cores} cores; its timings are shown but not judged.")
+        if words := busy_words(file.runs):
+            warnings.append(f"{source.name}: {words}; their timings are shown but not judged.")
         if file.machine_fingerprint != file.environment.fingerprint:
             planned = file.machine_fingerprint or "no fingerprint"
             warnings.append(

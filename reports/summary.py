@@ -1,6 +1,6 @@
 """What all rows say together: how large the errors are, how well the order was found, and the verdict in plain words.
 
-Only judged cases count. Rank correlation, regret and speed-up belong to one case; over several cases their medians
+Only judged runs count. Rank correlation, regret and speed-up belong to one case; over several cases their medians
 are given.
 """
 
@@ -56,7 +56,7 @@ def summarise(cases: Sequence[Case]) -> Summary:
     """The summary of all judged cases."""
     rows = [row for case in cases for row in case.rows]
     judged_cases = [case for case in cases if case.is_judged]
-    judged = [row for case in judged_cases for row in case.rows]
+    judged = [row for case in judged_cases for row in case.judged_rows]
     errors = np.array([row.error_fraction for row in judged])
     return Summary(
         num_runs=len(rows),
@@ -109,13 +109,17 @@ def case_to_json(case: Case) -> dict[str, Any]:
 
 def verdict(case: Case) -> tuple[Finding, ...]:
     """What a case showed, most important first."""
-    if not case.is_judged:
-        timing = [
-            Finding(tone="fair", text="Not judged: more ranks than cores, so timings say little about the plans.")
-        ]
-    else:
-        timing = [_choice(case), *_gain(case), _accuracy(case.rows)]
-    return (*timing, *_losses(case.rows))
+    timing = [_choice(case), *_gain(case), _accuracy(case.judged_rows)] if case.is_judged else []
+    return (*timing, *_not_judged(case), *_losses(case.rows))
+
+
+def _not_judged(case: Case) -> list[Finding]:
+    left = [row.why_not_judged for row in case.rows if not row.is_judged]
+    if not left:
+        return []
+    share = f" {len(left)} of {len(case.rows)} runs," if case.is_judged else ""
+    why = " and ".join(dict.fromkeys(left))
+    return [Finding(tone="fair", text=f"Not judged:{share} {why}, so timings say little about the plans.")]
 
 
 def _choice(case: Case) -> Finding:
@@ -142,7 +146,8 @@ def _choice(case: Case) -> Finding:
 def _gain(case: Case) -> list[Finding]:
     baseline, measured, predicted = case.baseline, case.measured_speedup, case.predicted_speedup
     if baseline is None or measured is None or predicted is None:
-        return [Finding(tone="plain", text="Plain data parallel did not run, so the gain over it is unknown.")]
+        missing = "was not judged" if any(row.run.is_baseline for row in case.rows) else "did not run"
+        return [Finding(tone="plain", text=f"Plain data parallel {missing}, so the gain over it is unknown.")]
     if baseline is case.chosen:
         return [Finding(tone="plain", text="The planner's choice is plain data parallel itself.")]
     tone: Tone = "bad" if _is_slower(case.chosen, baseline) else "good" if measured > 1 else "fair"

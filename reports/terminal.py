@@ -18,7 +18,9 @@ COLOURS = {"good": "green", "fair": "yellow", "bad": "red", "plain": "default"}
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     console.print(plans_table(report.rows))
-    console.print("[dim]error = predicted / measured - 1; spread = middle half of the steps / median[/dim]")
+    legend = "error = predicted / measured - 1; spread = middle half of the steps / median"
+    brackets = "" if all(row.is_judged for row in report.rows) else "; (error): not judged"
+    console.print(f"[dim]{legend}{brackets}[/dim]")
     for case in report.cases:
         if len(report.cases) > 1:
             console.print(f"\n[bold]{escape(case.name)}[/bold]")
@@ -44,13 +46,14 @@ def plans_table(rows: tuple[Row, ...]) -> Table:
     table.add_column("losses", no_wrap=True)
     for label, row in zip(labels_of(rows), rows, strict=True):
         memory = row.measured_peak_bytes
+        error = format_percent(row.error_fraction, signed=True)
         table.add_row(
             str(row.run.rank),
             escape(label) + (" [dim]baseline[/dim]" if row.run.is_baseline else ""),
             format_seconds(row.predicted_seconds),
             format_seconds(row.measured_seconds),
             format_percent(row.measured.spread_fraction),
-            format_percent(row.error_fraction, signed=True) if row.is_judged else "-",
+            error if row.is_judged else f"[dim]({error})[/dim]",
             byte_text(row.predicted_peak_bytes),
             "-" if memory is None else byte_text(memory),
             escape(row.run.measurement.loss_check.status),

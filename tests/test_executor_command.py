@@ -1,28 +1,34 @@
 """`execute` from the outside: what it refuses, what it writes, and what it leaves behind when it is stopped."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import executor.prepare
 from executor.checks import check_devices
 from executor.command import app
 from executor.measurement import RunFile
 from executor.prepare import RunOptions, prepare
 from executor.runs import KeptRun
+from executor.show_run import show
 from planner.choices import Plan
 from planner.trace_export import STREAMS
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
 from reports.command import in_folders, read_sources
 from tests.plan_builders import LLAMA, write_plan_file
+from tests.report_builders import beside, demo_run_file, load, run_file
 
 SOURCE = Path(__file__).parent.parent
 DATA = Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2)
@@ -164,6 +170,23 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
         in_folders([tmp_path])
 
 
+def test_a_busy_machine_is_told_before_the_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = replace(load(1.9), waited_fraction=None)
+    monkeypatch.setattr(executor.prepare, "look_before", lambda ranks: (before, ["busy before the start"]))
+    job = checked(write_plan_file(tmp_path / "plan.json", DATA))
+    assert job.notes[-1] == "busy before the start"  # type: ignore[attr-defined]
+    assert job.load_before == before  # type: ignore[attr-defined]
+
+
+def test_plans_that_ran_on_a_busy_machine_are_told() -> None:
+    out = Console(file=io.StringIO(), width=160)
+    first, *others = demo_run_file().runs
+    show(run_file([beside(first, 0.97), *others]), 2, out, None)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert first.plan.id in text
+    assert "note: 1 of 7 plans ran on a busy machine (at worst 0.97 of 2 cores taken by other processes)" in text
+
+
 @pytest.mark.gloo
 def test_runs_measures_and_writes(tmp_path: Path) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
@@ -180,6 +203,7 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == json.loads(run.read_text())
     assert "tps:" in done.stderr
     result = artifacts.read(run, "run", RunFile)
+    assert result.environment.load_before is not None
     assert [item.plan for item in result.runs] == [STAGES, SPLIT, CONTEXT, DATA]
     assert [item.is_baseline for item in result.runs] == [False, False, False, True]
     for item in result.runs:
@@ -188,6 +212,10 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
         assert len(measured.step_seconds) == 6
         assert len(measured.losses) == 6 + measured.num_warmup_steps
         assert len(measured.peak_bytes) == 2
+        # The watch looks on during the timed steps, and between them within a block.
+        assert measured.load is not None
+        assert sum(measured.step_seconds) <= 1.01 * measured.load.seconds
+        assert (measured.load.num_ranks, measured.load.other_cores is None) == (2, False)
         known = [value for value in measured.seconds.values() if value is not None]
         # Parts are medians, each of its own step: their sum is near the median step, not equal to it.
         assert 0 < sum(known) < 1.5 * max(measured.step_seconds)

@@ -11,7 +11,7 @@ import pytest
 
 from profiles import artifacts
 from reports.command import main
-from tests.report_builders import demo_run_file, run_file, simple_run
+from tests.report_builders import beside, demo_run_file, run_file, simple_run
 
 ROW_KEYS = {
     "rank", "plan_id", "plan", "predicted_seconds", "measured_seconds", "spread_fraction", "error_fraction", "parts",
@@ -88,6 +88,21 @@ def test_tolerance_cannot_be_checked_on_oversubscribed_runs(tmp_path, monkeypatc
     artifacts.write(path, "run", run_file([simple_run(1.0, [1.0])], oversubscribed=True))
     assert compare(monkeypatch, path, "-o", tmp_path / "r.html", "--tolerance", "0.5") == 2
     assert "cannot be checked" in " ".join(capsys.readouterr().err.split())
+
+
+def test_tolerance_is_held_against_quiet_runs_only(tmp_path, monkeypatch, capsys):
+    path, good, bad = tmp_path / "run.json", simple_run(1.0, [1.0], rank=1), simple_run(1.0, [9.0], rank=2)
+    artifacts.write(path, "run", run_file([beside(good, 0.6), beside(bad, 0.6)]))
+    assert compare(monkeypatch, path, "--tolerance", "0.5") == 2
+    said = capsys.readouterr()
+    assert "cannot be checked: every run had more ranks than cores or a busy machine" in " ".join(said.err.split())
+    assert "(-88.9 %)" in said.out
+    assert "Not judged: a busy machine" in said.out
+    artifacts.write(path, "run", run_file([beside(good, 0.05), beside(bad, 0.6)]))
+    assert compare(monkeypatch, path, "--tolerance", "0.5") == 0
+    assert "1 of 2 plans ran on a busy machine" in capsys.readouterr().out
+    artifacts.write(path, "run", run_file([beside(good, 0.6), beside(bad, 0.05)]))
+    assert compare(monkeypatch, path, "--tolerance", "0.5") == 4
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from reports.report import build
 from reports.summary import summarise, verdict
 from reports.timeline import bubble_fraction, busy_seconds
 from tests.report_builders import (
+    beside,
     demo_run_file,
     measurement,
     prediction,
@@ -142,6 +143,35 @@ def test_oversubscribed_runs_are_shown_but_not_judged():
     assert report.calibrations == ()
     assert "Not judged" in verdict(report.cases[0])[0].text
     assert "2 ranks shared 2 cores" in report.warnings[0]
+
+
+def test_runs_on_a_busy_machine_are_shown_but_not_judged():
+    runs = [beside(simple_run(1.0, [2.0], rank=rank), 0.97) for rank in (1, 2)]
+    report = build([Source(name="run.json", file=run_file(runs))])
+    assert [row.error_fraction for row in report.rows] == [-0.5, -0.5]
+    assert (report.summary.num_runs, report.summary.num_judged) == (2, 0)
+    assert report.summary.median_error_fraction is None
+    assert report.calibrations == ()
+    assert "Not judged: a busy machine" in verdict(report.cases[0])[0].text
+    (warning,) = report.warnings
+    assert "run.json: 2 of 2 plans ran on a busy machine (at worst 0.97 of 2 cores taken by other processes)" in warning
+    row = report.to_json()["rows"][0]
+    assert (row["is_judged"], row["why_not_judged"], row["load"]["other_cores"]) == (False, "a busy machine", 0.97)
+
+
+def test_quiet_runs_are_judged_beside_busy_ones():
+    quiet = beside(simple_run(1.0, [1.1], rank=2), 0.03)
+    busy = beside(replace(simple_run(1.0, [0.5], rank=1), is_baseline=True), 0.5)
+    report = build([Source(name="run.json", file=run_file([busy, quiet]))])
+    (case,) = report.cases
+    assert report.summary.num_judged == 1
+    assert report.summary.median_error_fraction == pytest.approx(1 - 1 / 1.1)
+    assert report.calibrations[0].num_runs == 1
+    assert case.fastest.plan == case.chosen.plan == quiet.plan
+    text = " ".join(finding.text for finding in verdict(case))
+    assert "Not judged: 1 of 2 runs, a busy machine" in text
+    assert "Plain data parallel was not judged" in text
+    assert "1 of 2 plans ran on a busy machine" in report.warnings[0]
 
 
 def test_failed_losses_are_named():

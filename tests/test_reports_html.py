@@ -14,7 +14,7 @@ from profiles.units import format_seconds
 from reports.comparison import Source
 from reports.html import render
 from reports.report import Report, build
-from tests.report_builders import demo_run_file, run_file, simple_run
+from tests.report_builders import beside, demo_run_file, load, run_file, simple_run
 
 EVIL = "</script><img src=https://example.com/x onerror=alert(1)>"
 
@@ -126,6 +126,19 @@ def test_the_least_a_run_can_hold():
     text = " ".join(page.text)
     assert "Not judged" in text
     assert "no run of this report is judged" in text
+
+
+def test_a_busy_machine_is_marked():
+    run = beside(simple_run(1.0, [2.0]), 0.97)
+    file = run_file([run])
+    file = replace(file, environment=replace(file.environment, load_before=load(1.9)))
+    text = " ".join(page_of(build([Source(name="run.json", file=file)])).text)
+    assert "not judged: a busy machine" in text
+    assert "-50.0 %" in text
+    assert "machine before the run 1.9 of 2 cores taken by other processes" in " ".join(text.split())
+    assert "machine during timed steps 0.97 of 2 cores taken by other processes" in " ".join(text.split())
+    quiet = " ".join(page_of(build([Source(name="run.json", file=run_file([beside(run, 0.01)]))])).text)
+    assert "machine before the run unknown machine during timed steps quiet" in " ".join(quiet.split())
 
 
 def test_several_files_name_their_runs():
