@@ -201,6 +201,8 @@ def _compress(
     from profiles.launcher import launch
 
     job = prepare_compression(plan, extras, options)
+    for note in job.notes:
+        out.print(f"note: {note}", markup=False)
     with console.progress(out, f"{len(job.choices)} models") as advance:
         fields = launch(
             "executor.compress.session:run_compression",

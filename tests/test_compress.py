@@ -22,6 +22,7 @@ from profiles.files import write_text
 from profiles.launcher import launch
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file
+from tests.report_builders import load, run_file
 
 RUNNER = CliRunner()
 WIDE = replace(LLAMA, config={**LLAMA.config, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8})
@@ -62,7 +63,7 @@ def run(
     )  # fmt: skip
     payload = {"file": asdict(plan_file(names, plan)), "order": asdict(order)}
     fields = launch("executor.compress.session:run_compression", payload, 2, "cpu")
-    results = [validate(one, CompressionResult, "the test") for one in fields]
+    results = [validate(one, CompressionResult, "the test") for one in fields["results"]]
     return {result.recipe.name: result for result in results}
 
 
@@ -137,6 +138,9 @@ def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
     assert done.exit_code == 0, (done.output, done.exception)
     assert "prune-heads-50 is left out" in " ".join(done.output.split())
     content = artifacts.read(output, "compression", CompressionFile)
+    assert content.load is not None
+    assert content.load.seconds > 0
+    assert content.environment.load_before is not None
     assert [own.recipe.name for own in content.results] == ["none", "prune-ffn-50", "int8-dynamic"]
     shown = RUNNER.invoke(compare_app, [str(output), "-o", str(page), "--json"])
     assert shown.exit_code == 0, (shown.output, shown.exception)
@@ -185,8 +189,13 @@ def test_worth_weighs_savings_against_quality(size: int, latency: float, loss: f
     file = CompressionFile(
         model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, sample_shape=(64,),
         first_steps=1, seed=0,
-        choices=(), results=(whole, own), environment=None,  # type: ignore[arg-type]
+        choices=(), results=(whole, own), environment=run_file([]).environment,
     )  # fmt: skip
     found_tone, words = worth(file, own)
     assert found_tone == tone, words
     assert ("no, it saves nothing" in words) == (tone == "bad")
+    # Times taken on a busy machine say nothing, sizes do.
+    found_tone, words = worth(replace(file, load=load(0.97)), own)
+    assert found_tone == "fair"
+    assert words.startswith("sparse-50: not judged (a busy machine)")
+    assert ("% smaller" in words) == (size < 95)

@@ -184,7 +184,7 @@ def test_recipes_are_judged_by_what_they_read() -> None:
     )
     fields = launch(
         "executor.compress.session:run_compression", {"file": asdict(file), "order": asdict(order)}, 2, "cpu"
-    )
+    )["results"]
     found = {result.recipe.name: result for result in (validate(one, CompressionResult, "the test") for one in fields)}
     for name, result in found.items():
         expected = choice(name)

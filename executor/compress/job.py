@@ -22,6 +22,7 @@ from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import ensure_writable
 from profiles.fingerprint import current_device_kind
 from profiles.job import in_job
+from profiles.load import MachineLoad, causes, look_before
 from profiles.quantised import can_quantise
 from profiles.workloads import load_workload
 
@@ -36,6 +37,7 @@ class CompressionJob:
     oversubscribed: bool
     started: str
     sample_shape: tuple[int, ...]
+    load_before: MachineLoad | None
     notes: tuple[str, ...]
 
     @property
@@ -87,6 +89,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     data = "" if options.data is None else str(options.data.resolve())
     load_samples(data, workload, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
+    load_before, warnings = look_before(file.num_devices)
     return CompressionJob(
         file=file,
         order=CompressionOrder(
@@ -103,12 +106,15 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         sample_shape=tuple(workload.example_input(1, file.sequence_length).shape[1:]),
-        notes=(*notes, "a small model on little data: what holds here need not hold for a large one"),
+        load_before=load_before,
+        notes=(*notes, *warnings, "a small model on little data: what holds here need not hold for a large one"),
     )
 
 
-def compression_file(job: CompressionJob, results: list[dict[str, Any]]) -> CompressionFile:
+def compression_file(job: CompressionJob, found: dict[str, Any]) -> CompressionFile:
     """The compression file of a job from what its rank 0 gave."""
+    load = artifacts.validate(found["load"], MachineLoad, "the load")
+    busy = [f"the machine was busy ({causes(load)}): times are shown but not judged"] if load.is_busy else []
     return CompressionFile(
         model_name=job.file.model_name,
         workload=job.file.workload,
@@ -119,9 +125,15 @@ def compression_file(job: CompressionJob, results: list[dict[str, Any]]) -> Comp
         first_steps=job.order.first_steps,
         seed=job.order.seed,
         choices=job.choices,
-        results=tuple(artifacts.validate(fields, CompressionResult, "the result") for fields in results),
+        results=tuple(artifacts.validate(fields, CompressionResult, "the result") for fields in found["results"]),
         environment=environment(
-            job.order.device_kind, job.file.num_devices, job.started, job.oversubscribed, job.data_name
+            job.order.device_kind,
+            job.file.num_devices,
+            job.started,
+            job.oversubscribed,
+            job.data_name,
+            job.load_before,
         ),
-        notes=job.notes,
+        load=load,
+        notes=(*job.notes, *busy),
     )

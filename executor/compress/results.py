@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from executor.measurement import Environment
 from planner.recipes import CompressionChoice, Recipe
 from profiles.artifacts import STRICT
+from profiles.load import MachineLoad
 from profiles.model import WorkloadSpec
 
 
@@ -48,7 +49,8 @@ class CompressionResult:
 class CompressionFile:
     """What `execute --compress -o` writes and `compare` reads; the first result is the uncompressed model.
 
-    `sample_shape` is that of one sample; `first_steps` were taken by the uncompressed model before it was compressed.
+    `sample_shape` is that of one sample; `first_steps` were taken by the uncompressed model before it was compressed;
+    `load` is what else the machine did during the timed steps and latencies, None where nobody looked.
     """
 
     __pydantic_config__ = STRICT
@@ -64,4 +66,5 @@ class CompressionFile:
     choices: tuple[CompressionChoice, ...]
     results: tuple[CompressionResult, ...]
     environment: Environment
+    load: MachineLoad | None = None
     notes: tuple[str, ...] = ()

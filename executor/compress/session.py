@@ -29,8 +29,10 @@ from executor.trainer import Trainer
 from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, smaller
 from profiles.artifacts import validate
+from profiles.counters import Watch
+from profiles.load import load_of_job
 from profiles.quantised import quantise
-from profiles.rank import FOLDER_VARIABLE, Rank, join_group, report, wait_for_first
+from profiles.rank import FOLDER_VARIABLE, Rank, join_group, own_cores, report, wait_for_first
 from profiles.workloads import Workload, load_workload
 
 HELD_OUT_SHARE = 0.1
@@ -38,8 +40,8 @@ HELD_OUT_SHARE = 0.1
 JUDGED_SAMPLES = 16
 
 
-def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The entry of every rank; rank 0 gives the results as JSON-able fields."""
+def run_compression(payload: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry of every rank; rank 0 gives the results, and what else the machine did, as JSON-able fields."""
     file = validate(payload["file"], PlanFile, "the plan")
     order = validate(payload["order"], CompressionOrder, "the order")
     choices = [choice for choice in file.compression if not choice.refusal]
@@ -56,13 +58,15 @@ def run_compression(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             held_out=_on(rank, held_out.held_out),
             folder=Path(os.environ[FOLDER_VARIABLE]),
             workload=workload,
+            watch=Watch(own_cores()),
         )
         whole = _first(study, choices[0])
         for number, choice in enumerate(choices):
             report((number + 1) / (len(choices) + 1), choice.recipe.name)
             _one(study, choice, whole)
         time_models(study)
-    return [asdict(result) for result in _results(study)] if rank.rank == 0 else None
+        load = load_of_job(study.watch)
+    return {"results": [asdict(result) for result in _results(study)], "load": asdict(load)} if rank.rank == 0 else None
 
 
 def _first(study: Study, choice: CompressionChoice) -> Path:
@@ -186,14 +190,15 @@ def _judge_on_the_way(study: Study, trainer: Trainer, workload: Workload, number
 def _train(study: Study, trainer: Trainer, count: int, first: int, zeros: Zeros | None = None) -> list[float]:
     """Seconds of so many steps from the `first` sample on, on the slowest rank."""
     taken = []
-    for step in range(count):
-        batch = study.samples.batch(first + step, study.file.global_batch_size)
-        dist.barrier()
-        start = time.perf_counter()
-        trainer.step(*batch)
-        if zeros is not None:
-            zeros.apply(first + step + 1 - study.order.first_steps)
-        taken.append(time.perf_counter() - start)
+    with study.watch:
+        for step in range(count):
+            batch = study.samples.batch(first + step, study.file.global_batch_size)
+            dist.barrier()
+            start = time.perf_counter()
+            trainer.step(*batch)
+            if zeros is not None:
+                zeros.apply(first + step + 1 - study.order.first_steps)
+            taken.append(time.perf_counter() - start)
     slowest = torch.tensor(taken, device=study.rank.device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return [float(value) for value in slowest]

@@ -19,7 +19,8 @@ def time_models(study: Study) -> None:
     """
     report(1.0, "latencies")
     dist.barrier()
-    taken = latencies(study.models, study.held_out[0][:1])
+    with study.watch:
+        taken = latencies(study.models, study.held_out[0][:1])
     for own in study.found:
         own["latency_seconds"], own["latency_spread_fraction"] = taken[own["recipe"].name]
     if study.order.export_folder:

@@ -13,6 +13,7 @@ from executor.data import Samples
 from executor.mesh import Meshes
 from planner.prediction import PlanFile
 from profiles.artifacts import STRICT
+from profiles.counters import Watch
 from profiles.rank import Rank
 from profiles.workloads import Workload
 
@@ -38,7 +39,7 @@ class CompressionOrder:
 
 @dataclass(slots=True, kw_only=True)
 class Study:
-    """What the recipes share on this rank; `found` is rank 0's."""
+    """What the recipes share on this rank; `found` is rank 0's, `watch` looks on during whatever is timed."""
 
     file: PlanFile
     order: CompressionOrder
@@ -48,6 +49,7 @@ class Study:
     held_out: tuple[Tensor, Tensor]
     folder: Path
     workload: Workload
+    watch: Watch
     models: dict[str, nn.Module] = field(default_factory=dict)
     found: list[dict[str, Any]] = field(default_factory=list)
 

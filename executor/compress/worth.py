@@ -10,13 +10,19 @@ SAVING, AS_GOOD = 0.05, 0.01
 
 
 def worth(file: CompressionFile, result: CompressionResult) -> tuple[str, str]:
-    """A tone (good, fair, bad) and a sentence: size and latency against the model as it is, loss at equal time."""
+    """A tone (good, fair, bad) and a sentence: size and latency against the model as it is, loss at equal time.
+
+    Where times are not judged, size alone.
+    """
     whole = file.results[0]
     name = result.recipe.name
     if result is whole:
         return "fair", f"{name}: the model as it is, which the others are held against"
     smaller = 1 - result.stored_bytes / whole.stored_bytes
     faster = 1 - result.latency_seconds / whole.latency_seconds
+    if reason := file.environment.why_not_judged(file.load):
+        saved = f", {format_percent(smaller)} smaller" if smaller >= SAVING else ""
+        return "fair", f"{name}: not judged ({reason}){saved}"
     gains = [
         f"{format_percent(saved)} {word}"
         for saved, word in ((smaller, "smaller"), (faster, "faster"))
