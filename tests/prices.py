@@ -57,7 +57,7 @@ def _drawn(at: Setting) -> tuple[Space, list[tuple[Place, float, float]]]:
     """The space, and some of its plans drawn evenly: place, seconds by the closed form, bytes."""
     draw, kept, seen = np.random.default_rng(0), [], 0
 
-    def look(chosen, choices, seconds, held) -> None:
+    def look(_num_legal, chosen, choices, seconds, held) -> None:
         nonlocal seen
         places = np.argwhere(np.isfinite(held))
         for place in draw.choice(places, size=min(3, len(places)), replace=False):
