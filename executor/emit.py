@@ -20,6 +20,7 @@ from planner.prediction import Candidate, PlanFile
 from profiles.artifacts import dump
 from profiles.devices import catalogue_names, load_device
 from profiles.errors import InputError, UnknownNameError
+from profiles.job import LOOPBACK, NO_AGENT_STORE
 
 PORT = 29500
 # Names under which SkyPilot's catalogue has the cards. Source: docs.skypilot.co, "GPUs and Accelerators".
@@ -29,6 +30,8 @@ SKYPILOT_NAMES = {
 }  # fmt: skip
 LONGEST_NAME = 50
 GIT_WITH_COMMIT = re.compile(r"git\+.+@[0-9a-f]{7,64}(#.*)?")
+MEETS_IN_A_FILE = "The ranks of one host meet in a file: nothing listens beyond loopback."
+LISTENS = "torchrun on node 0 listens there without a password: keep the nodes inside a network that you trust."
 USES_INSTALLED = "Runs the Trainwright that is installed on the nodes."
 TO_COMPLETE = """\
 # TO BE COMPLETED: install Trainwright here from where you have it (a path, a git URL with its commit), or write this
@@ -153,14 +156,18 @@ def _usual(file: PlanFile) -> int:
 def _torchrun(job: Job) -> str:
     if job.num_nodes == 1:
         return (
-            f"#!/usr/bin/env bash\n# {_about(job)}\n# {USES_INSTALLED}\nset -euo pipefail\n"
-            f"exec {job.torchrun} --standalone --nproc-per-node {job.ranks_per_node} {job.command}\n"
+            f"#!/usr/bin/env bash\n# {_about(job)}\n# {USES_INSTALLED}\n# {MEETS_IN_A_FILE}\nset -euo pipefail\n"
+            f"export {NO_AGENT_STORE}=1\n"
+            f"exec {job.torchrun} --rdzv-backend c10d --rdzv-conf store_type=file "
+            f'--rdzv-endpoint "$(mktemp -d)/rendezvous" --local-addr {LOOPBACK} '
+            f"--nproc-per-node {job.ranks_per_node} {job.command}\n"
         )
     return f"""#!/usr/bin/env bash
 # {_about(job)}
 # {USES_INSTALLED}
 # Start it on every node, with NODE_RANK from 0 to {job.num_nodes - 1} in the order of the cabling: neighbours stay
 # neighbours. MASTER_ADDR is the address of node 0.
+# {LISTENS}
 set -euo pipefail
 : "${{NODE_RANK:?the number of this node, 0 to {job.num_nodes - 1}}}" "${{MASTER_ADDR:?the address of node 0}}"
 exec {job.torchrun} --nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --node-rank "$NODE_RANK" \\

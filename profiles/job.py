@@ -6,6 +6,9 @@ import os
 import re
 
 DEFAULT_PORT = 29500
+LOOPBACK = "127.0.0.1"
+# torchrun's agent hosts a store for its ranks, open to every address. torch's variable for not doing so.
+NO_AGENT_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 def in_job() -> bool:

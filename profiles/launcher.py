@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from profiles import errors
 from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
-from profiles.job import in_job, is_main_process, join_slurm
+from profiles.job import LOOPBACK, NO_AGENT_STORE, in_job, is_main_process, join_slurm
 from profiles.rank import (
     FOLDER_VARIABLE,
     LAUNCHER_VARIABLE,
@@ -39,7 +39,7 @@ from profiles.rank import (
     call_entry,
     result_path,
 )
-from profiles.stores import LOOPBACK, one_host_environment, stay_on_this_host
+from profiles.stores import one_host_environment, stay_on_this_host
 
 # glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
 # ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
@@ -53,8 +53,6 @@ ALLOCATOR_ENVIRONMENT = {
 }
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# The launcher's agent would host a store for the ranks, open to every address. torch's name for not doing so.
-NO_AGENT_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 POLL_SECONDS = 0.1
 
 
@@ -146,7 +144,7 @@ def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
         LAUNCHER_VARIABLE: str(os.getpid()),
         **THREAD_ENVIRONMENT,
         **one_host_environment(folder),
-        **NO_AGENT_STORE,
+        NO_AGENT_STORE: "1",
     }
     if device_kind == "cpu":
         own = os.environ.get("GLIBC_TUNABLES")

@@ -17,11 +17,11 @@ from typing import Any
 import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure
-from profiles.job import in_job, is_on_one_host, join_slurm
+from profiles.job import LOOPBACK, in_job, is_on_one_host, join_slurm
 
 # The folder in which the ranks of one host meet.
 STORE_VARIABLE = "TRAINWRIGHT_STORE"
-LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
+LOOPBACK_INTERFACE = "lo"
 # Which network interfaces the backends listen on.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

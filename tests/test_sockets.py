@@ -49,11 +49,12 @@ def watch(
     *commands: list[str],
     environments: list[dict[str, str]] | None = None,
     look: Callable[[psutil.Process], set[str]] = listening,
+    folder: Path = SOURCE,
 ) -> set[str]:
     """All that listens while the commands run side by side; they must end well."""
     started = [
         subprocess.Popen(
-            command, cwd=SOURCE, env={**os.environ, **extra}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command, cwd=folder, env={**os.environ, **extra}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         for command, extra in zip(commands, environments or [{}] * len(commands), strict=True)
     ]
@@ -107,6 +108,19 @@ def test_profiling_and_rehearsing_listen_on_loopback_alone(tmp_path: Path) -> No
     )
     assert found
     found |= watch([sys.executable, "-m", "executor", str(plan), "--rehearse"])
+    assert all(is_loopback(address) for address in found), found
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_an_emitted_job_of_one_host_listens_on_loopback_alone(tmp_path: Path) -> None:
+    plan, job = write_plan_file(tmp_path / "plan.json", DATA), tmp_path / "job.sh"
+    command = [sys.executable, "-m", "executor", str(plan), "--emit", "torchrun", "--steps", "3", "-o", str(job)]
+    subprocess.run(command, cwd=SOURCE, check=True, capture_output=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SOURCE)}
+    found = watch(["bash", str(job)], environments=[environment], folder=tmp_path)
+    assert found
     assert all(is_loopback(address) for address in found), found
 
 
