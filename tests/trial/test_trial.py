@@ -1,0 +1,41 @@
+"""Every case of the trial: one sentence, the right exit code, nothing left behind, in bounded time and memory."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trial import (
+    clusters,
+    configs,
+    factories,
+    options_execute,
+    options_plan,
+    outputs,
+    own_files,
+    own_numbers,
+    surroundings,
+    tables,
+)
+from tests.trial.case import Case
+from tests.trial.runner import check
+
+FAMILIES = {
+    "configurations": configs.CASES,
+    "own files": own_files.CASES,
+    "own numbers": own_numbers.CASES,
+    "clusters": clusters.CASES,
+    "tables": tables.CASES,
+    "options of plan": options_plan.CASES,
+    "options of execute and profile": options_execute.CASES,
+    "factories": factories.CASES,
+    "outputs": outputs.CASES,
+    "surroundings": surroundings.CASES,
+}
+CASES = [case for cases in FAMILIES.values() for case in cases]
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES]
+)
+def test_a_bad_input_is_one_sentence(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path)
