@@ -110,7 +110,7 @@ def test_parts_sum_to_the_whole_and_counters_are_ordered(stack, routed):
     assert result.stage_allocated_bytes[0, int(result.stage[0])] == result.allocated_bytes[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     stack=st.sampled_from(STACKS),
     routed=st.booleans(),
@@ -132,7 +132,7 @@ def test_splitting_saves_memory(stack, routed, micro_batch, recompute, pipeline)
     assert falls([allocated(**same, cp=degree, pp=pipeline) for degree in (1, 2, 4)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     stack=st.sampled_from(STACKS),
     routed=st.booleans(),

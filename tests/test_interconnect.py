@@ -112,7 +112,7 @@ rates = st.floats(1e9, 1e12)
 FAST = 450e9
 sizes = st.floats(0.0, 1e11)
 kinds = st.sampled_from(COLLECTIVES)
-PROPERTY = settings(max_examples=150, deadline=None)
+PROPERTY = settings(max_examples=150)
 
 
 @PROPERTY

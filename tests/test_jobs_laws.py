@@ -24,7 +24,7 @@ def made(base, **changes):
     return result
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     layers=st.integers(1, 40),
     tensor=st.sampled_from((1, 2, 4, 8)),
@@ -41,7 +41,7 @@ def test_twice_the_layers_take_twice_the_time_of_the_blocks(layers, tensor, zero
         assert two[part] <= 2 * one[part] * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     tensor=st.sampled_from((1, 2, 4)),
     pipeline=st.sampled_from((1, 2)),

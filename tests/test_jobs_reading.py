@@ -206,14 +206,14 @@ def test_no_rows():
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(CONFIGURATION), st.text(max_size=6), max_size=12), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_read_or_refused(rows):
     reading = read_jobs([LEAST | row for row in rows])
     assert len(reading.jobs) + len(reading.refused) == len(rows)
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_numbers_are_read_or_refused(data):
     numbers = st.sampled_from(["0", "1", "2", "3", "8", "64", "-1", "1e3", "1e308", "0.5", "none", "nan", "yes"])
     row = data.draw(st.dictionaries(st.sampled_from(CONFIGURATION), numbers, max_size=15))

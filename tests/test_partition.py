@@ -72,13 +72,13 @@ def check_against_brute_force(layers, shape, memory_bytes, gap):
     assert best * (1 - 1e-9) <= objective_seconds(layers, shape, placed.bounds) <= best * (1 + gap)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems(("gpipe", "1f1b"), max_ranks=4, max_layers=9))
 def test_one_stage_per_rank_is_placed_as_by_brute_force(problem):
     check_against_brute_force(*problem, gap=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problems(("interleaved-1f1b", "zbv", "dualpipev"), max_ranks=3, max_layers=8))
 def test_several_stages_per_rank_are_placed_as_by_brute_force(problem):
     check_against_brute_force(*problem, gap=2 * SOLVER_GAP_FRACTION)

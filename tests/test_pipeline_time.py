@@ -42,7 +42,7 @@ def test_the_closed_form_is_close_to_the_replay(name, spread, message, tolerance
     assert np.abs(found).mean() <= tolerance / 5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes(max_ranks=6, max_microbatches=40), st.floats(0, 0.9), st.integers(0, 99))
 def test_without_messages_it_is_the_length_of_a_real_path(shape, spread, seed):
     found = errors(shape, spread, 0.0, seed)

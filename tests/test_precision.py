@@ -29,7 +29,7 @@ def rounded_product(value: Tensor, linear: nn.Linear) -> Tensor:
         return lower(nn.Sequential(linear), "fp8", is_last=False)(value).float()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**31), st.floats(1e-4, 1e4))
 def test_products_in_fp8_are_off_by_no_more_than_their_rounding(rows, inputs, outputs, seed, scale) -> None:
     torch.manual_seed(seed)

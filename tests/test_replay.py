@@ -44,7 +44,7 @@ def longest_path(shape, seconds):
     return nx.dag_longest_path_length(graph)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes(max_ranks=5, max_microbatches=12), st.floats(0, 0.9), st.floats(0, 1), st.integers(0, 99))
 def test_replay_is_the_longest_path(shape, spread, message, seed):
     seconds = random_seconds(shape, 3, spread, message, seed)
@@ -55,7 +55,7 @@ def test_replay_is_the_longest_path(shape, spread, message, seed):
         assert replay_spans(shape, one)[0] == pytest.approx(ours.step_seconds[plan])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes(max_ranks=5, max_microbatches=12), st.floats(0, 0.9), st.floats(0, 1), st.integers(0, 99))
 def test_a_rank_does_one_thing_at_a_time_and_all_it_has_to(shape, spread, message, seed):
     seconds = random_seconds(shape, 1, spread, message, seed)
@@ -68,7 +68,7 @@ def test_a_rank_does_one_thing_at_a_time_and_all_it_has_to(shape, spread, messag
         assert busy[rank] <= end + 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes(), st.sampled_from(["forward", "backward", "message"]), st.integers(0, 99))
 def test_nothing_is_faster_for_a_slower_part(shape, name, seed):
     seconds = random_seconds(shape, 4, 0.5, 0.3, seed)

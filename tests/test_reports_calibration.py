@@ -32,7 +32,7 @@ def rows_for(parts: list[dict[str, float]], factors: dict[str, float], oversubsc
 
 
 @given(SHARES, st.floats(0.5, 2.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_common_factor_is_found_and_removes_the_error(values, factor):
     learnt = calibrate("box", rows_for([{"compute": value} for value in values], {"compute": factor}))
     assert learnt.step_factor == pytest.approx(factor)

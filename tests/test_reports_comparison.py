@@ -96,7 +96,7 @@ def test_choice_within_noise_when_quartiles_touch():
 
 
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=2, max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rank_correlation_is_scipys(pairs):
     runs = [simple_run(predicted, [measured], rank) for rank, (predicted, measured) in enumerate(pairs, start=1)]
     (case,) = cases_for(run_file(runs))
@@ -109,7 +109,7 @@ def test_rank_correlation_is_scipys(pairs):
 
 
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=6), st.floats(0.01, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_summary_does_not_depend_on_the_unit(pairs, scale):
     def summary(factor: float):
         runs = [simple_run(factor * p, [factor * m], rank) for rank, (p, m) in enumerate(pairs, start=1)]
@@ -207,7 +207,7 @@ def test_kinds_of_plans():
 
 
 @given(st.sampled_from(["gpipe", "1f1b"]), st.integers(2, 5), st.integers(1, 9), st.floats(0.1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bubble_of_equal_stages_is_the_textbooks(schedule, num_stages, num_microbatches, backward):
     # (p - 1) / (m + p - 1), for GPipe and 1F1B alike where messages are free.
     spans = simulate_pipeline(schedule, num_stages, num_microbatches, 1.0, backward)

@@ -45,7 +45,7 @@ SECONDS = st.floats(0, 5)
     st.dictionaries(st.sampled_from(PARTS), st.none() | SECONDS),
     st.floats(0.01, 10),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_parts_conserve_seconds(predicted, measured, step):
     predicted = {**predicted, "compute": 1.0}
     run = replace(

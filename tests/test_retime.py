@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.jobs.axes.pipeline import WAITING_SHARE, bubble_left, held_microbatches
@@ -45,7 +45,6 @@ def test_activations_held_are_those_of_the_lists_of_steps(name: str, chunks: int
     st.floats(0.24, 1 / 3),
     st.floats(0.1, 1 / 3),
 )
-@settings(deadline=None)
 def test_bubbles_left_are_those_of_the_lists_of_steps(
     own: tuple[str, int], ranks: int, forward: float, weight: float
 ) -> None:

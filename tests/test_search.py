@@ -75,7 +75,7 @@ def test_one_device_has_no_communication_and_no_bubble():
             assert (priced.estimate.seconds[part] == 0).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from(["bandwidth", "flops", "memory_bytes"]), st.floats(1.05, 8))
 def test_a_better_machine_never_makes_the_best_plan_slower(what, factor):
     base = {"bandwidth": 1e8, "flops": 1e11, "memory_bytes": 3e8}

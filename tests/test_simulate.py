@@ -81,7 +81,7 @@ def test_without_sharing_it_is_the_replay(name, spread, sent):
         np.testing.assert_allclose(found.busy_seconds[0], expected.busy_seconds[:, 0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes(max_ranks=4, max_microbatches=8), st.floats(1.0, 3.0), st.integers(0, 99))
 def test_nothing_is_faster_over_a_slower_link(shape, factor, seed):
     work = with_stages(step_of(shape, random_seconds(shape, 1, 0.3, 0.3, seed)), buckets=(reduction(2 * GB),))
@@ -89,7 +89,7 @@ def test_nothing_is_faster_over_a_slower_link(shape, factor, seed):
     assert simulate(slower).step_seconds >= simulate(work).step_seconds * (1 - 1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes(max_ranks=4, max_microbatches=8), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
 def test_busy_time_is_conserved_and_grows_only_by_interference(shape, compute, communication, seed):
     seconds = random_seconds(shape, 1, 0.3, 0.3, seed)
@@ -104,7 +104,7 @@ def test_busy_time_is_conserved_and_grows_only_by_interference(shape, compute, c
     assert np.all(found <= alone * (1 + compute) * (1 + 1e-9))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes(max_ranks=4, max_microbatches=8), st.integers(0, 99))
 def test_a_stream_does_one_thing_at_a_time(shape, seed):
     tensor = Transfer(name="all_reduce", stream="tensor", span="node", num_bytes=0.2 * GB, latency_seconds=0.01)

@@ -156,7 +156,7 @@ def test_layouts_are_all_products_of_degrees_that_divide() -> None:
 FACTORS = st.floats(1.0, 8.0)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.sampled_from(["network_bytes_per_second", "fast_bytes_per_second"]), FACTORS, st.sampled_from([8, 12, 16]))
 def test_a_faster_link_never_makes_the_best_plan_slower(field: str, factor: float, num_devices: int) -> None:
     at = make(num_devices=num_devices, devices_per_node=4, fast_domain=4)
@@ -165,7 +165,7 @@ def test_a_faster_link_never_makes_the_best_plan_slower(field: str, factor: floa
     assert fast.best.step_seconds[0] <= slow.best.step_seconds[0] * (1 + 1e-9)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(FACTORS, st.sampled_from(["memory_gib", "memory_gb_per_second"]))
 def test_a_better_device_never_makes_the_best_plan_slower(factor: float, field: str) -> None:
     at = make("uneven", num_devices=8)
@@ -177,7 +177,7 @@ def test_a_better_device_never_makes_the_best_plan_slower(factor: float, field: 
         assert after.accepted >= before.accepted
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.sets(st.sampled_from(["selective", "full"])), st.sets(st.sampled_from([1, 2, 3])), st.booleans())
 def test_more_choices_never_give_a_worse_best(recompute: set[str], stages: set[int], partial: bool) -> None:
     at = make(num_devices=8, batch=32)
