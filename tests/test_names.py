@@ -226,7 +226,7 @@ def test_devices_have_their_aliases_everywhere():
 
 
 def test_a_device_beside_its_own_cluster_may_be_called_by_an_alias():
-    small = ("--model", "llama-3.2-1b", "--gpus", "8", "--global-batch", "8", "--top", "1", "--json")
+    small = ("--model", "llama-3.2-1b", "--gpus", "8", "--global-batch", "8", "--codecs", "none", "--json")
     assert invoke("plan", *small, "--device", "H100", "--cluster", "dgx-h100").exit_code == 0
     assert "has h100-sxm, not a100" in str(
         invoke("plan", *small, "--device", "a100", "--cluster", "dgx-h100").exception

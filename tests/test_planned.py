@@ -21,10 +21,15 @@ def found():
 def test_it_is_what_the_command_finds(found):
     asked = ask(
         Request(model=load_sizes("llama-3.1-8b"), num_devices=16, device="h100-sxm", global_batches=(64,), top=3),
-        Questions(),
+        Questions(why_not="tp=2", tokens=1e12, price=2.0, sensitivity=True),
     )
     assert found.best == asked.candidates[0]
     assert found.notes == asked.notes
+    assert found.file.answers.links == asked.answers.links
+    assert found.file.answers.pareto == asked.answers.pareto
+    assert found.why_not("tp=2") == asked.answers.why_not
+    assert found.cost(1e12, 2.0) == asked.answers.cost
+    assert tuple(found.sensitivity()) == asked.answers.sensitivity
 
 
 def test_the_frame_has_a_row_per_plan_and_its_parts_add_up(found):
