@@ -72,7 +72,7 @@ def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: 
         if resume or max_restarts:
             raise InputError("--resume and --max-restarts go on from checkpoints: give --checkpoint DIR")
         return None
-    return Checkpoints(folder=str(folder.resolve()), every=every, resume=resume)
+    return Checkpoints(folder=str(folder.absolute()), every=every, resume=resume)
 
 
 def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
@@ -100,7 +100,7 @@ def read_progress(path: Path) -> Progress:
     Raises: ArtifactError where the folder is no checkpoint of ours.
     """
     try:
-        fields = json.loads((path / "progress.json").read_text())
+        fields = json.loads((path / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is no checkpoint of this program: {error}") from error
     return validate(fields, Progress, str(path))

@@ -17,7 +17,7 @@ from planner.choices import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import InputError
-from profiles.files import ensure_writable
+from profiles.files import ensure_folder
 from profiles.fingerprint import current_device_kind, current_fingerprint
 from profiles.load import MachineLoad, look_before
 from profiles.rank import TIMEOUT_SECONDS
@@ -61,6 +61,7 @@ class RunOptions:
     timeout: float = TIMEOUT_SECONDS
     trace: Path | None = None
     trusted: tuple[str, ...] = ()
+    runs: Path | None = None
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -71,8 +72,6 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     file = artifacts.read(plan_path, "plan", PlanFile)
     chosen, notes = choose(file, options.top, options.with_baseline)
     device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
-    if options.trace is not None:
-        ensure_writable(options.trace / "trace.json")
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     workload = load_workload(file.workload, options.trusted, str(plan_path))
@@ -82,13 +81,16 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     check_data(file, workload)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
-    path = "" if data is None else str(data.resolve())
+    path = "" if data is None else str(data.absolute())
     load_samples(path, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
     notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
     load_before, warnings = look_before(file.num_devices)
+    for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
+        if folder is not None:
+            ensure_folder(folder)
     return Job(
         file=file,
         order=Order(
@@ -100,7 +102,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             device_kind=device_kind,
             checkpoints=checkpoints,
             timeout_seconds=options.timeout,
-            trace_folder="" if options.trace is None else str(options.trace.resolve()),
+            trace_folder="" if options.trace is None else str(options.trace.absolute()),
         ),
         max_restarts=options.max_restarts,
         trusted=options.trusted,

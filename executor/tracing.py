@@ -76,7 +76,7 @@ def write_trace(folder: Path, plan: Plan, rank: Rank, step: Profiled) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch, "trace.json")
         step.profiler.export_chrome_trace(str(exported))
-        content = json.loads(exported.read_text(errors="replace"))
+        content = json.loads(exported.read_text(encoding="utf-8", errors="replace"))
     events = content["traceEvents"]
     content["traceEvents"] = [*_planned_tracks(rank.rank, step, events), *events]
     content["otherData"] = {"plan": plan.id, "origin": "measured", "step_seconds": step.trace.seconds}

@@ -35,7 +35,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def artifact_kind(path: Path) -> str | None:
     """The `artifact` word of a JSON file, or None where the file is not one of ours or cannot be read."""
     try:
-        head = json.loads(path.read_text())
+        head = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return head.get("artifact") if isinstance(head, dict) else None
@@ -67,7 +67,7 @@ def read(path: Path, artifact: str, kind: type[T]) -> T:
     Raises: ArtifactError where the file is missing, damaged, of another kind or schema, or has unknown or wrong keys.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -111,7 +111,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
     Raises: ArtifactError where the file is missing, is no TOML, or has unknown or wrong keys.
     """
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:

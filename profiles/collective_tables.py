@@ -37,7 +37,7 @@ def measured_tables() -> dict[Key, Curve]:
     Source: catalog/measured/collectives.csv, whose rows name theirs. Ignores: special kernels, points without a time.
     """
     points: dict[Key, dict[float, float]] = {}
-    with TABLES.open(newline="") as stream:
+    with TABLES.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             if row["algorithm"].startswith(SPECIAL) or not row["time_us"]:
                 continue

@@ -85,7 +85,7 @@ ASSUMED: dict[str, tuple[float, float, float, dict[str, float]]] = {
 
 def read_table(name: str) -> list[Row]:
     """Rows of a shipped table."""
-    with (MEASURED / f"{name}.csv").open(newline="") as stream:
+    with (MEASURED / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 

@@ -78,7 +78,7 @@ def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str
 def _load_model(model: str) -> ModelProfile:
     if model in model_names():
         path = MODELS / f"{model}.json"
-        return parse(json.loads(path.read_text()), "model-profile", ModelProfile, str(path))
+        return parse(json.loads(path.read_text(encoding="utf-8")), "model-profile", ModelProfile, str(path))
     if _is_profile(model):
         return read(Path(model), "model-profile", ModelProfile)
     return trace_model(model)

@@ -66,7 +66,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     path = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -88,6 +88,19 @@ def test_public_functions_and_modules_say_what_they_do(path):
             assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_have_an_encoding_of_ours_and_not_of_the_locale(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        called = ast.unparse(node.func)
+        modes = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        is_binary = any("b" in mode for mode in modes)
+        is_opened = called == "open" or (called.endswith((".open", ".fdopen")) and called != "os.open")
+        is_text = called.endswith((".read_text", ".write_text")) or (is_opened and not is_binary)
+        assert not is_text, f"{path}:{node.lineno} {ast.unparse(node)}"
+
+
 def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 

@@ -19,7 +19,7 @@ from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, cannot_train
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
-from profiles.files import ensure_writable
+from profiles.files import ensure_folder
 from profiles.fingerprint import current_device_kind
 from profiles.job import in_job
 from profiles.load import MachineLoad, causes, look_before
@@ -85,8 +85,8 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         raise EnvironmentFailure("8-bit recipes need torchao: pip install 'trainwright[compress]', or leave them out")
     if extras.export is not None:
         check_can_export()
-        ensure_writable(extras.export / "model.onnx")
-    data = "" if options.data is None else str(options.data.resolve())
+        ensure_folder(extras.export)
+    data = "" if options.data is None else str(options.data.absolute())
     load_samples(data, workload, file.sequence_length, options.seed)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
     load_before, warnings = look_before(file.num_devices)
@@ -99,7 +99,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
             data_file=data,
             device_kind=device_kind,
             timeout_seconds=options.timeout,
-            export_folder="" if extras.export is None else str(extras.export.resolve()),
+            export_folder="" if extras.export is None else str(extras.export.absolute()),
             compiles=extras.compiles,
         ),
         data_name=data_name("" if options.data is None else str(options.data), workload),

@@ -21,7 +21,7 @@ SOURCE = "learned by `python -m planner.jobs.calibrate` from catalog/measured/ru
 
 def shipped_runs() -> Runs:
     """The shipped runs with measured step times of quality A or B."""
-    with RUNS.open(newline="") as stream:
+    with RUNS.open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["quality"] in ("A", "B") and row["step_time_s"]]
     reading = read_jobs(rows)
     kept = [rows[index] for index in reading.accepted]
@@ -34,7 +34,7 @@ def shipped_runs() -> Runs:
 
 def learned_from() -> frozenset[str]:
     """The ids of all shipped runs: predictions of these are in sample."""
-    with RUNS.open(newline="") as stream:
+    with RUNS.open(newline="", encoding="utf-8") as stream:
         return frozenset(row["row_id"] for row in csv.DictReader(stream))
 
 

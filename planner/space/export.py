@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from planner.space.layouts import Ints, Layouts, Options, legal_layouts
 from planner.space.setting import Setting
 from planner.space.variants import METHODS, Variants
 from profiles.errors import EnvironmentFailure, InputError
+from profiles.files import replacing
 from profiles.transformer import Array
 from profiles.units import format_bytes
 
@@ -41,18 +40,17 @@ def write_all(
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"--all {path}: the name must end in .csv or .parquet")
     layouts, _ = legal_layouts(at, options)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
     is_told = False
-    try:
-        write, close = (_csv if path.suffix == ".csv" else _parquet)(Path(name))
+    with replacing(path, binary=True) as stream:
+        write, close = (_csv if path.suffix == ".csv" else _parquet)(stream)
 
         def seen(num_legal: int, chosen: Ints, choices: Variants, seconds: Array, held: Array) -> None:
             nonlocal is_told
             columns = _columns(at, layouts, chosen, choices, seconds, held)
             write(columns)
-            if not is_told:
-                written = Path(name).stat().st_size
+            # A pipe takes what comes, and has no size.
+            if not is_told and stream.seekable():
+                written = stream.tell()
                 needed = written / len(columns["fits"]) * num_legal
                 on_note(f"{num_legal:,} plans go to {path}, about {format_bytes(needed)}")
                 _check_room(path, needed, written)
@@ -60,9 +58,6 @@ def write_all(
 
         space = explore(at, options, seen=seen, on_progress=on_progress)
         close()
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
     return space
 
 
@@ -96,19 +91,18 @@ def _columns(at: Setting, layouts: Layouts, chosen: Ints, choices: Variants, sec
     }
 
 
-def _csv(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]:
+def _csv(stream: IO[bytes]) -> tuple[Callable[[Columns], None], Callable[[], None]]:
     import pandas
 
-    stream = path.open("w", newline="")
+    headers = iter([True])
 
     def write(columns: Columns) -> None:
-        pandas.DataFrame(columns).to_csv(stream, index=False, header=stream.tell() == 0)
-        stream.flush()
+        pandas.DataFrame(columns).to_csv(stream, index=False, header=next(headers, False))
 
-    return write, stream.close
+    return write, stream.flush
 
 
-def _parquet(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]:
+def _parquet(stream: IO[bytes]) -> tuple[Callable[[Columns], None], Callable[[], None]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -119,7 +113,7 @@ def _parquet(path: Path) -> tuple[Callable[[Columns], None], Callable[[], None]]
     def write(columns: Columns) -> None:
         table = pyarrow.table(columns)
         if not writer:
-            writer.append(pyarrow.parquet.ParquetWriter(path, table.schema))
+            writer.append(pyarrow.parquet.ParquetWriter(stream, table.schema))
         writer[0].write_table(table)
 
     return write, lambda: writer[0].close() if writer else None
