@@ -15,38 +15,36 @@ if TYPE_CHECKING:
 
 def show(file: RehearsalFile, out: Console, output: Path | None = None) -> None:
     """Print what the ranks would do beside what was expected of them."""
-    from rich.table import Table
+    from profiles.tables import plain_table, print_table
 
     out.print(
         f"{file.model_name} ({format_count(file.num_parameters)} parameters) on {file.num_devices} ranks, rehearsed "
         f"with torch {file.torch}: one step of {file.global_batch_size} x {file.sequence_length} tokens, nothing "
-        "computed, nothing sent",
-        markup=False,
+        "computed, nothing sent"
     )
     for own in file.plans:
-        out.print(f"\n#{own.rank} {own.plan.id}", markup=False)
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        out.print(f"\n#{own.rank} {own.plan.id}")
+        table = plain_table()
         table.add_column("rank", justify="right", no_wrap=True)
         table.add_column("per step")
         for name in ("expected", "rehearsed", "off"):
             table.add_column(name, justify="right", no_wrap=True)
         for cells in rows(own):
             table.add_row(*cells)
-        out.print(table)
+        print_table(table, out, named_by=1)
         for rank in own.ranks:
             done = rank.rehearsed
             place = ", ".join(f"{axis} {index}" for axis, index in done.place.items() if own.plan.degree(axis) > 1)
             out.print(
                 f"rank {done.rank} ({place or 'alone'}): {done.num_operators} operators in "
-                f"{format_seconds(done.seconds)}",
-                markup=False,
+                f"{format_seconds(done.seconds)}"
             )
     for words in verdict(file):
-        out.print(words, markup=False)
+        out.print(words)
     for note in file.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if output is not None:
-        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
+        out.print(f"written to {output}; see it with: compare {output} -o report.html")
 
 
 def rows(own: PlanRehearsal) -> Iterator[tuple[str, str, str, str, str]]:

@@ -17,29 +17,28 @@ if TYPE_CHECKING:
 
 def show(result: RunFile, num_devices: int, out: Console, output: Path | None) -> None:
     """Predicted against measured, one plan a row."""
-    from rich.table import Table
+    from profiles.tables import plain_table, print_table
 
     out.print(
         f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {num_devices} x "
         f"{result.environment.device}, {result.environment.backend}, torch {result.environment.torch}; global batch "
-        f"{result.global_batch_size} x {result.sequence_length} tokens",
-        markup=False,
+        f"{result.global_batch_size} x {result.sequence_length} tokens"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("plan")
-    for name in ("predicted", "measured", "error", "tok/s", "GiB predicted", "GiB measured"):
+    for name in ("predicted", "measured", "error", "tok/s", "GiB predicted, measured"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("losses", min_width=16)
+    table.add_column("losses")
     for run in result.runs:
         table.add_row(*_row(run))
-    out.print(table)
+    print_table(table, out, named_by=1)
     for note in result.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if words := busy_words(result.runs):
-        out.print(f"note: {words}: their times are shown but not judged", markup=False)
+        out.print(f"note: {words}: their times are shown but not judged")
     if output is not None:
-        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
+        out.print(f"written to {output}; see it with: compare {output} -o report.html")
 
 
 def _row(run: PlanRun) -> tuple[str, ...]:
@@ -54,8 +53,7 @@ def _row(run: PlanRun) -> tuple[str, ...]:
         f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
         format_percent(predicted.step_seconds / middle - 1, signed=True),
         format_count(measured.tokens_per_second),
-        f"{predicted.peak_bytes / 2**30:.3g}",
-        f"{max(measured.peak_bytes) / 2**30:.3g}",
+        f"{predicted.peak_bytes / 2**30:.3g}, {max(measured.peak_bytes) / 2**30:.3g}",
         check.status + ("" if difference is None else f" ({difference:.0e})"),
     )
 

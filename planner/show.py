@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
-    from rich.table import Table
-
     from planner.show_answers import lines, notes
+    from profiles.tables import plain_table, print_table
     from profiles.units import format_bytes, format_count, format_percent, format_seconds
 
     best = result.candidates[0]
@@ -27,10 +26,11 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     )
     for note in (*result.notes, *notes(result.answers)):
         out.print(f"note: {note}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("#", "right"), ("plan", "left"), ("step", "right"), ("tok/s", "right"), ("MFU", "right")):
-        table.add_column(name, justify=justify, no_wrap=name != "plan")  # type: ignore[arg-type]
-    table.add_column("GiB", justify="right", no_wrap=True)
+    table = plain_table()
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("plan")
+    for name in ("step", "tok/s", "MFU", "GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", min_width=20)
     for candidate in result.candidates:
         prediction = candidate.prediction
@@ -44,7 +44,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
             f"{prediction.peak_bytes / 2**30:.3g}",
             candidate.verdict + ("" if candidate.executable else " (simulate only)"),
         )
-    out.print(table)
+    print_table(table, out, named_by=1)
     out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
     kinds = ", ".join(
         f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
@@ -74,12 +74,11 @@ def _next_step(result: PlanFile, output: Path) -> str:
 
 def _show_compression(result: PlanFile, out: Console) -> None:
     """Compressed models beside the model as it is; those that no other beats are marked."""
-    from rich.table import Table
-
+    from profiles.tables import plain_table, print_table
     from profiles.units import format_bytes, format_count, format_seconds
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table = plain_table()
+    table.add_column("", no_wrap=True)
     table.add_column("compression", no_wrap=True)
     for name in ("parameters", "stored", "step", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -98,7 +97,7 @@ def _show_compression(result: PlanFile, out: Console) -> None:
             latency,
             "; ".join(words for words in (choice.risk, choice.note) if words),
         )
-    out.print(table)
+    print_table(table, out, named_by=1)
     out.print(
         "* no other is at least as good in training step, stored bytes and latency of one sample; - misses a target; "
         "quality is measured by: execute PLAN --compress"

@@ -157,18 +157,18 @@ def _tensor_degrees(profiles: list[ModelProfile], num_ranks: int) -> tuple[int, 
 
 
 def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path | None) -> None:
-    from rich.table import Table
-
     from profiles.operators import evaluate
+    from profiles.tables import plain_table, print_table
     from profiles.units import format_bytes, format_count
 
     out.print(
         f"{profile.name}: {format_count(profile.num_parameters)} parameters, {profile.num_layers} layers "
         f"({len(set(profile.structure))} distinct), traced with {profile.traced_with}"
     )
-    table = Table(title=f"one micro-batch of 1 x {sequence} tokens", title_justify="left", box=None, pad_edge=False)
-    for name in ("layer", "count", "precision", "parameters", "operators", "forward", "backward", "saved"):
-        table.add_column(name, justify="left" if name == "layer" else "right")
+    table = plain_table(f"one micro-batch of 1 x {sequence} tokens")
+    table.add_column("layer")
+    for name in ("count", "precision", "parameters", "operators", "forward FLOP", "backward FLOP", "saved"):
+        table.add_column(name, justify="right", no_wrap=True)
     for precision, layers in profile.layers.items():
         for index, layer in enumerate(layers):
             table.add_row(
@@ -177,25 +177,25 @@ def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path
                 precision,
                 format_count(float(evaluate(layer.num_parameters, 1, sequence, 1))),
                 str(len(layer.operators)),
-                format_count(float(evaluate(layer.flops("forward"), 1, sequence, 1))) + "FLOP",
-                format_count(float(evaluate(layer.flops("backward"), 1, sequence, 1))) + "FLOP",
+                format_count(float(evaluate(layer.flops("forward"), 1, sequence, 1))),
+                format_count(float(evaluate(layer.flops("backward"), 1, sequence, 1))),
                 format_bytes(float(evaluate(layer.saved_bytes, 1, sequence, 1))),
             )
-    out.print(table)
+    print_table(table, out)
     if output is not None:
         out.print(f"written to {output}")
 
 
 def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
-    from rich.table import Table
-
     from profiles.load import causes
+    from profiles.tables import plain_table, print_table
     from profiles.units import GB, format_percent, format_seconds
 
     out.print(f"{measured.num_devices} x {measured.device_name}, {measured.created}")
-    table = Table(box=None, pad_edge=False)
-    for name in ("what", "value", "fit error"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    table = plain_table()
+    table.add_column("what")
+    for name in ("value", "fit error"):
+        table.add_column(name, justify="right", no_wrap=True)
     for precision, peak in measured.peak_flops_per_second.items():
         table.add_row(f"best matmul {precision}", f"{peak / 1e9:.4g} GFLOP/s", "")
     table.add_row("memory bandwidth", f"{measured.memory_bytes_per_second / GB:.3g} GB/s", "")
@@ -208,10 +208,10 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     table.add_row("compute slower while communicating", format_percent(slow.compute_slowdown_fraction), "")
     table.add_row("communication slower while computing", format_percent(slow.communication_slowdown_fraction), "")
     table.add_row("layers timed", str(len(measured.layer_timings)), "")
-    out.print(table)
+    print_table(table, out)
     if measured.load is not None and measured.load.is_busy:
         words = f"this machine was busy while it was measured ({causes(measured.load)})"
-        out.print(f"note: {words}: the profile is marked, take it again when the machine is quiet", markup=False)
+        out.print(f"note: {words}: the profile is marked, take it again when the machine is quiet")
     out.print(f"written to {path}")
 
 

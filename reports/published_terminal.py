@@ -5,45 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from profiles.tables import plain_table, print_table
 from profiles.units import format_percent, format_seconds
 from reports.published import PublishedRun
 from reports.published_summary import Errors, PublishedSummary, verdict
-from reports.terminal import COLOURS
+from reports.terminal import say
 
 NUM_WORST, NUM_REASONS, NUM_ASSUMPTIONS, NUM_FAMILIES = 5, 12, 20, 40
 
 
 def show(runs: Sequence[PublishedRun], summary: PublishedSummary, console: Console) -> None:
     """Print the summary."""
-    console.print(families_table(summary))
+    print_table(families_table(summary), console)
     console.print(
-        "[dim]error = predicted / measured - 1, without sign; bias: mean with sign; in band: share of measured "
-        "times in the 90 % band; memory: median error. All: every family weighs alike.[/dim]"
+        "error = predicted / measured - 1, without sign; bias: mean with sign; in band: share of measured times in the "
+        "90 % band; memory: median error. All: every family weighs alike.",
+        style="dim",
     )
     for finding in verdict(summary):
-        console.print(f"[{COLOURS[finding.tone]}]*[/] {escape(finding.text)}", highlight=False)
+        say(finding, console)
     worst = sorted((run for run in runs if run.is_judged), key=lambda run: -abs(run.error_fraction or 0.0))[:NUM_WORST]
     if worst:
-        console.print("\n[bold]Farthest off[/bold]")
-        console.print(worst_table(worst))
+        console.print("\nFarthest off", style="bold")
+        print_table(worst_table(worst), console, named_by=1)
     _list("Refused", "row", summary.refusals, NUM_REASONS, console)
     _list("Assumed for empty columns", "row", summary.assumptions, NUM_ASSUMPTIONS, console)
 
 
 def families_table(summary: PublishedSummary) -> Table:
     """One line per family, and one for all."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=24)
+    table = plain_table()
+    table.add_column("family")
     for name in ("rows", "judged", "median", "90th pct", "bias", "in band", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     families = list(summary.families.items())
     for name, errors in families[:NUM_FAMILIES]:
-        table.add_row(escape(name), *_cells(errors))
+        table.add_row(name, *_cells(errors))
     if len(families) > NUM_FAMILIES:
-        table.add_row(f"[dim]{len(families) - NUM_FAMILIES} more families[/dim]")
+        table.add_row(f"{len(families) - NUM_FAMILIES} more families", style="dim")
     if len(families) > 1:
         table.add_row("all", *_cells(summary.total), style="bold")
     return table
@@ -67,15 +68,15 @@ def _percent(fraction: float | None, signed: bool = False) -> str:
 
 def worst_table(runs: Sequence[PublishedRun]) -> Table:
     """Predicted and measured step time of some rows."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("row", overflow="ellipsis", no_wrap=True, max_width=26)
-    table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=16)
+    table = plain_table()
+    table.add_column("row")
+    table.add_column("family")
     for name in ("predicted", "measured", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(
-            escape(run.row_id),
-            escape(run.family),
+            run.row_id,
+            run.family,
             format_seconds(run.forecast.step_seconds or 0.0),
             format_seconds(run.measured_seconds or 0.0),
             _percent(run.error_fraction, signed=True),
@@ -86,12 +87,12 @@ def worst_table(runs: Sequence[PublishedRun]) -> Table:
 def _list(title: str, unit: str, counts: Sequence[tuple[str, int]], limit: int, console: Console) -> None:
     if not counts:
         return
-    console.print(f"\n[bold]{title}[/bold]")
+    console.print(f"\n{title}", style="bold")
     table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for text, count in counts[:limit]:
-        table.add_row(f"{count} {unit}{'' if count == 1 else 's'}", escape(text))
+        table.add_row(f"{count} {unit}{'' if count == 1 else 's'}", text)
     if len(counts) > limit:
-        table.add_row("", f"[dim]and {len(counts) - limit} more kinds[/dim]")
+        table.add_row("", f"and {len(counts) - limit} more kinds", style="dim")
     console.print(table)

@@ -14,44 +14,42 @@ if TYPE_CHECKING:
 
 def show(file: CompressionFile, out: Console, output: Path | None = None) -> None:
     """Predicted beside measured, one recipe a row."""
-    from rich.table import Table
-
     from executor.compress.tensorrt import installed_tensorrt, trtexec_command
     from executor.compress.worth import worth
+    from profiles.tables import plain_table, print_table
     from profiles.units import format_seconds
 
     out.print(
         f"{file.model_name} on {file.environment.num_devices} x {file.environment.device}, {file.plan}; "
         f"{file.first_steps} steps first, global batch {file.global_batch_size} x {file.sequence_length} tokens of "
-        f"{file.environment.data}",
-        markup=False,
+        f"{file.environment.data}"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("compression", no_wrap=True)
     for name in ("stored", "latency", "predicted", "step", "predicted", "loss before", "loss", "uncompressed", "right"):
         table.add_column(name, justify="right", no_wrap=True)
     for choice, result in zip(file.choices, file.results, strict=True):
         table.add_row(*_row(choice, result))
-    out.print(table)
+    print_table(table, out)
     out.print("loss: held-out, before and after training on; uncompressed: of the model as it is after as many seconds")
     out.print("right: the share of held-out answers whose likeliest is")
     for result in file.results[1:]:
-        out.print(worth(file, result)[1], markup=False)
+        out.print(worth(file, result)[1])
     is_compiled = any(result.compiled_seconds is not None for result in file.results)
     for result in file.results:
         if is_compiled:
             own = result.compiled_seconds
             words = "cannot be compiled" if own is None else format_seconds(own)
-            out.print(f"{result.recipe.name} under torch.compile: {words}", markup=False)
+            out.print(f"{result.recipe.name} under torch.compile: {words}")
         if result.onnx_file:
             seconds = format_seconds(result.onnxruntime_seconds or 0.0)
-            out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):", markup=False)
+            out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):")
             command = trtexec_command(Path(result.onnx_file), file.sample_shape, installed_tensorrt())
-            out.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"  {command}")
     for note in file.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if output is not None:
-        out.print(f"written to {output}; see it with: compare {output} -o report.html", markup=False)
+        out.print(f"written to {output}; see it with: compare {output} -o report.html")
 
 
 def _row(choice: CompressionChoice, result: CompressionResult) -> tuple[str, ...]:
