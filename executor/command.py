@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from executor.compress.job import Extras
     from executor.emit import JobOptions
     from executor.prepare import Job, RunOptions
-    from profiles.rank import Report
 
 
 def _job_kinds() -> tuple[str, ...]:
@@ -131,17 +130,20 @@ def execute(
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
-        trusted=trusted,
+        trusted=trusted, runs=runs,
     )  # fmt: skip
     job = prepare(plan, options)
     if is_main_process():
         for note in job.notes:
-            out.print(f"note: {note}", markup=False)
+            out.print(f"note: {note}")
     _run(job, out, verbose, json_output, output, runs)
 
 
 def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None, runs: Path | None) -> None:
     """Run the job's plans; write and show what came of them."""
+    from dataclasses import replace
+
+    from executor.follow import Follower, saying_what_is_kept
     from executor.runfile import run_file
     from executor.runs import KeptRun
     from executor.show_run import show
@@ -151,15 +153,9 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     from profiles.launcher import launch
 
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
-    with console.progress(out, f"{len(job.order.chosen)} plans") as advance:
-
-        def follow(report: Report) -> None:
-            advance(report.fraction, report.text)
-            if verbose and report.line:
-                out.print(report.line, markup=False)
-            if kept is not None and report.values:
-                kept.append(report.values)
-
+    saved = job.order.checkpoints.folder if job.order.checkpoints else None
+    with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:
+        follow = Follower(out, advance, verbose, kept)
         fields = launch(
             "executor.session:run_order",
             job.payload,
@@ -171,15 +167,17 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 writes.
         return
-    result = run_file(job, fields)
+    result = run_file(replace(job, notes=(*job.notes, *follow.notices)), fields)
     text = dump("run", result)
     if output is not None:
         write_text(output, text)
     if kept is not None:
-        out.print(f"kept as {kept.write(text)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"kept as {kept.write(text)}")
     if json_output:
         console.print_json(text)
     show(result, job.file.num_devices, out, output)
+    if follow.failure is not None:
+        raise follow.failure
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")

@@ -6,12 +6,17 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from executor.checks import facts_of_workload
 from executor.legality import check_plan, choose
@@ -24,6 +29,7 @@ from planner.volumes import volumes
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.model import ModelProfile, WorkloadSpec
+from profiles.rank import die_with_parent
 from profiles.trace import trace
 from profiles.workloads import load_workload
 
@@ -110,13 +116,48 @@ def rehearse_all(
     """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    results = []
-    with contextlib.closing(context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1)) as pool:
+    num_processes, results = len(os.sched_getaffinity(0)), []
+    with _server(), context.Pool(num_processes, initializer=die_with_parent, maxtasksperchild=1) as pool:
         for index, result in enumerate(pool.imap(functools.partial(_rehearse_one, tuple(trusted)), jobs)):
             advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")
             results.append(result)
-    pool.join()
     return iter(results)
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """The server that processes are forked from; where the block fails, it ends at once, with what it has forked.
+
+    It lives on otherwise, for the next rehearsal. A Ctrl-C, which a terminal sends to all, is this process's to answer:
+    the server, loading, and processes that start would each say in a traceback what befell them.
+    """
+    # Before the server, so that this is the one child that is new.
+    resource_tracker.ensure_running()
+    known = set(psutil.Process().children())
+    with _interrupts_ignored():
+        forkserver.ensure_running()
+    started = set(psutil.Process().children()) - known
+    try:
+        yield
+    except BaseException:
+        for server in started:
+            for process in (server, *server.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        raise
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """While entered, SIGINT is ignored here, and for good by what is started; in the main thread only, whose it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _rehearse_one(trusted: tuple[str, ...], job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:

@@ -71,6 +71,12 @@ def stopped(plan: Plan, step: int, folder: Path) -> Stopped:
     return Stopped(f"stopped by SIGTERM after step {step} of plan {plan.id}, saved in {folder}: go on with --resume")
 
 
+def restarted(number: int, checkpoint: Path | None) -> str:
+    """What a run says whose ranks were all started again, and where it goes on."""
+    where = f"going on from {checkpoint}" if checkpoint else "from the first step, as no checkpoint had been saved"
+    return f"a rank died and all were started again (restart {number}), {where}"
+
+
 def diverged(plan: Plan, step: int, loss: float | None, checkpoint: Path | None = None) -> ToleranceError:
     """What a run says whose loss is no number (on this rank, where it is given); `checkpoint` is the last one saved."""
     value = "not finite" if loss is None else str(loss)

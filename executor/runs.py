@@ -31,6 +31,11 @@ class KeptRun:
         """Where the run file is, or will be: under a name that no other run has."""
         return self._folder / f"{self._name}{RUN}"
 
+    @property
+    def log(self) -> Path | None:
+        """Where the log is, once there is one."""
+        return self._folder / f"{self._name}{LOG}" if self._is_claimed else None
+
     def append(self, values: dict[str, Any]) -> None:
         """Add a line to the log at once, so that a run that is killed leaves what it had said.
 

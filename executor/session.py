@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import torch.distributed as dist
 
-from executor.checkpoint import Checkpoints
+from executor.checkpoint import Checkpoints, latest
 from executor.data import Samples, load_samples
-from executor.faults import STOP, diverged
+from executor.faults import STOP, diverged, restarted
 from executor.measurement import Measurement
 from executor.mesh import Meshes
 from executor.parts import median_parts, median_spans, step_seconds
@@ -84,6 +84,8 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
         if order.checkpoints is not None:
             STOP.listen()
             if num_restarts():
+                newest = latest(Path(order.checkpoints.folder))
+                report(0.0, "started again", notice=restarted(num_restarts(), newest))
                 order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
         workload = load_workload(file.workload, payload["trusted"])
         session = Session(

@@ -9,7 +9,8 @@ TrainwrightError          1   (a bug, or something unforeseen)
   ToleranceError          4   measured outside the tolerance asked for, or losses that differ
   EnvironmentFailure      5   hardware or optional dependency missing, disk full, port taken
     RankFailure               a rank that died or hung
-  Stopped                 143 (128 + SIGTERM) stopped from outside, with what was done saved
+  Interrupted             130 (128 + SIGINT) ended by the user's Ctrl-C
+  Stopped                 143 (128 + SIGTERM) stopped from outside; says what was saved
 """
 
 from __future__ import annotations
@@ -71,7 +72,13 @@ class RankFailure(EnvironmentFailure):
     """A process of the job died or hung."""
 
 
+class Interrupted(TrainwrightError):
+    """The user ended the run."""
+
+    exit_code = 130
+
+
 class Stopped(TrainwrightError):
-    """The run was asked to end, and saved where it was."""
+    """The run was asked to end from outside; says what was saved."""
 
     exit_code = 143

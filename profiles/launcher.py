@@ -97,10 +97,10 @@ def _join(entry: str, payload: Any, num_ranks: int) -> Any:
 
 def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: Path, max_restarts: int) -> Any:
     payload_file = folder / "payload.json"
-    payload_file.write_text(json.dumps(payload))
+    payload_file.write_text(json.dumps(payload), encoding="utf-8")
     arguments = ("-P", "-m", "profiles.rank", entry, str(payload_file), str(folder))
     try:
-        with _environment(_rank_environment(device_kind, folder)), _quiet():
+        with _environment(_rank_environment(device_kind, folder)), _quiet(), _signals_given_back():
             elastic_launch(_config(num_ranks, folder, max_restarts), entrypoint=sys.executable)(*arguments)
     except ChildFailedError as error:
         # Codes of the ranks that were seen to fail; those the launcher stopped afterwards carry its SIGTERM.
@@ -117,7 +117,7 @@ def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: P
         raise EnvironmentFailure(f"the ranks cannot start: {str(error).splitlines()[0]}") from error
     if not all(result_path(folder, rank).exists() for rank in range(num_ranks)):
         raise _failure(folder, num_ranks, {})
-    return json.loads(result_path(folder, 0).read_text())
+    return json.loads(result_path(folder, 0).read_text(encoding="utf-8"))
 
 
 def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
@@ -169,6 +169,20 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """Put this process's signal handlers back, which the launcher takes for good."""
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back the launcher's log: what it says of a failure, the error says in one sentence."""
     before = logging.root.manager.disable
@@ -191,7 +205,7 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
         position, path = 0, folder / PROGRESS_FILE
         while True:
             last = over.is_set()
-            text = path.read_text()[position:] if path.exists() else ""
+            text = path.read_text(encoding="utf-8")[position:] if path.exists() else ""
             whole = text[: text.rfind("\n") + 1]
             position += len(whole)
             for line in whole.splitlines():
@@ -218,7 +232,7 @@ def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> Trainwright
         hint = " (out of memory?)" if killed[rank] == signal.SIGKILL else ""
         name = signal.Signals(killed[rank]).name
         return RankFailure(f"rank {rank} of {num_ranks} was killed by {name}{hint}{_keep_log(folder, rank)}")
-    words = [Failure(**json.loads(path.read_text())) for path in sorted(folder.glob("failure-*.json"))]
+    words = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("failure-*.json"))]
     for word in sorted(words, key=lambda word: (word.is_lost_peer, not word.is_ours, word.rank)):
         if word.is_ours:
             return _ours(word)

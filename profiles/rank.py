@@ -63,13 +63,14 @@ class Failure:
 class Report:
     """Something that rank 0 tells whoever watches: how far it is, what it does, or a line for the log.
 
-    `values` are what the line says, by name.
+    `values` are what the line says, by name; a `notice` is for everybody to see, and is kept with the result.
     """
 
     fraction: float
     text: str
     line: str = ""
     values: dict[str, Any] = field(default_factory=dict)
+    notice: str = ""
 
 
 @contextlib.contextmanager
@@ -138,12 +139,12 @@ def wait_for_first(what: str, timeout_seconds: float) -> None:
         job_store().wait([key], datetime.timedelta(seconds=timeout_seconds))
 
 
-def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None) -> None:
+def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None, notice: str = "") -> None:
     """Tell the watching process how far the job is; of rank 0 only, the others' reports are dropped."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.environ.get("RANK", "0") == "0":
-        with Path(folder, PROGRESS_FILE).open("a") as stream:
-            said = Report(fraction=fraction, text=text, line=line, values=values or {})
+        with Path(folder, PROGRESS_FILE).open("a", encoding="utf-8") as stream:
+            said = Report(fraction=fraction, text=text, line=line, values=values or {}, notice=notice)
             stream.write(json.dumps(asdict(said)) + "\n")
 
 
@@ -153,13 +154,15 @@ def call_entry(entry: str, payload: Any) -> Any:
     return getattr(importlib.import_module(module), name)(payload)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies, even by SIGKILL (Linux)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the one that started it dies, even by SIGKILL (Linux).
+
+    Where that is not `parent`, it died before it could be asked about, and this process ends at once.
+    """
     death_signal_option = 1  # PR_SET_PDEATHSIG of prctl(2)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(death_signal_option, signal.SIGKILL)
-    if os.getppid() != int(os.environ[LAUNCHER_VARIABLE]):
-        # It died before it could be asked about.
+    if parent is not None and os.getppid() != parent:
         os._exit(1)
 
 
@@ -211,6 +214,8 @@ def _first_line(error: BaseException) -> str:
 def main() -> None:
     """Run one rank: arguments are the entry, the payload's file and the job's folder."""
     die_with_parent()
+    # An interrupt ends a rank wherever it waits, in a collective too; the launcher says so.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     entry, payload_file, folder_name = sys.argv[1:]
     folder, rank = Path(folder_name), int(os.environ["RANK"])
 
@@ -218,7 +223,7 @@ def main() -> None:
         # The log first: the launcher may end this process as soon as it knows of any failure.
         # Not to sys.stderr, which torch.distributed's own hook, around this one, has replaced by a buffer.
         traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, error))))
+        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, error))), encoding="utf-8")
         if isinstance(error, RuntimeError):
             # A peer's death shows here first; its own account is better, so let the launcher see that one as well.
             time.sleep(0.05)
@@ -228,9 +233,9 @@ def main() -> None:
     sys.excepthook = leave_word
     # Of an attempt before this one.
     failure_path(folder, rank).unlink(missing_ok=True)
-    value = call_entry(entry, json.loads(Path(payload_file).read_text()))
+    value = call_entry(entry, json.loads(Path(payload_file).read_text(encoding="utf-8")))
     path = result_path(folder, rank)
-    path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None))
+    path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None), encoding="utf-8")
     path.with_suffix(".part").replace(path)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import PlanError
-from profiles.rank import join_group, report
+from profiles.rank import join_group, report, wait_for_first
 from profiles.stores import num_restarts
 
 
@@ -39,9 +39,12 @@ def fail(how: str) -> None:
 
 
 def sleep(_: object) -> None:
+    """Rank 0 sleeps, the others wait for it in a call of which no Python code ends the wait."""
     with join_group("cpu"):
         report(0.1, "asleep")
-        time.sleep(120)
+        if not dist.get_rank():
+            time.sleep(120)
+        wait_for_first("sleep", 120)
 
 
 def die_once(payload: dict[str, Any]) -> int:

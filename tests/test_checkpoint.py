@@ -126,9 +126,13 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
         time.sleep(0.05)
     ranks = psutil.Process(process.pid).children(recursive=True)
     next(rank for rank in ranks if "profiles.rank" in " ".join(rank.cmdline())).kill()
-    _, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     first, losses = losses_of(broken)
+    # Told when it happens and with the result, and kept.
+    notice = f"a rank died and all were started again (restart 1), going on from {saved / f'step-{first:08d}'}"
+    assert " ".join(said.split()).count(f"note: {notice}") == 2
+    assert artifacts.read(broken, "run", RunFile).notes[-1] == notice
     assert first > 0
     assert first % 10 == 0
     undisturbed = on_one_device(first + 8)
