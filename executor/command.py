@@ -31,6 +31,7 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 
 @app.command()
 def execute(
+    context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
     steps: Annotated[int, typer.Option(min=1, help="Timed optimizer steps per plan.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them; at least 3 are taken.")] = 3,
@@ -92,6 +93,10 @@ def execute(
     Starts the ranks on this machine, or joins them where torchrun or srun started this command. With --rehearse nothing
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
+    from executor.options import NEEDS, TAKES
+    from profiles.options import check_options
+
+    check_options(context, NEEDS, TAKES)
     trusted = tuple(trust_module or ())
     if emit is not None:
         from executor.emit import JobOptions
@@ -99,7 +104,7 @@ def execute(
         words = _options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
             oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
-            checkpoint_every=checkpoint_every if checkpoint else None, trust_module=trusted,
+            checkpoint_every=checkpoint_every if checkpoint else None, trust_module=trusted, verbose=verbose,
         )  # fmt: skip
         job_options = JobOptions(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
@@ -107,9 +112,8 @@ def execute(
         )  # fmt: skip
         _emit(plan, emit, job_options, trusted, output)
         return
-    _refuse_without_emit(install=install, image=image, gpus_per_node=gpus_per_node)
-    if rehearse or rank is not None or all_stages:
-        _rehearse(plan, top, rank, all_stages, json_output, output, trusted, asked=rehearse)
+    if rehearse:
+        _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
     from executor.checkpoint import checkpoints_of
     from executor.prepare import RunOptions, prepare
@@ -228,15 +232,6 @@ def _options(**chosen: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _refuse_without_emit(**options: object) -> None:
-    """Refuse what is said of a job file where none is asked for."""
-    from profiles.errors import InputError
-
-    words = _options(**options)
-    if words:
-        raise InputError(f"{words[0]} says how a job file starts its ranks: give --emit KIND too")
-
-
 def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:
     from executor.emit import emit
     from executor.legality import checked
@@ -255,7 +250,7 @@ def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], 
         console.print_json(text)
     else:
         write_text(output, text)
-        console.console().print(f"written to {output}", markup=False, highlight=False, soft_wrap=True)
+        console.console().print(f"written to {output}")
 
 
 def _rehearse(
@@ -266,19 +261,12 @@ def _rehearse(
     json_output: bool,
     output: Path | None,
     trusted: tuple[str, ...],
-    *,
-    asked: bool,
 ) -> None:
     from executor.dress import rehearse_file
     from executor.show_rehearsal import show
     from profiles.artifacts import dump
-    from profiles.errors import InputError
     from profiles.files import ensure_writable, write_text
 
-    if not asked:
-        raise InputError("--rank and --all-stages say what is rehearsed: give --rehearse too")
-    if rank is not None and all_stages:
-        raise InputError("--rank and --all-stages: give one of the two")
     out = console.console(json_output)
     if output is not None:
         ensure_writable(output)

@@ -43,3 +43,14 @@ def check_options(
         ignored = [given[other] for other in given if name in given and other != name and other not in others]
         if ignored:
             raise InputError(f"{ignored[0]} says nothing with {given[name]}: leave one of them out")
+
+
+def refuse_ignored(context: typer.Context, ignored: Collection[str], what: str) -> None:
+    """Refuse options that are given, and are not read where `what` is compared or planned for.
+
+    Raises: InputError that names the first.
+    """
+    given = given_options(context)
+    for name in ignored:
+        if name in given:
+            raise InputError(f"{given[name]} says nothing of {what}: leave it out")

@@ -213,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 
 def main() -> None:
     """Run one rank: arguments are the entry, the payload's file and the job's folder."""
-    die_with_parent()
+    die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
     # An interrupt ends a rank wherever it waits, in a collective too; the launcher says so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     entry, payload_file, folder_name = sys.argv[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +18,19 @@ if TYPE_CHECKING:
     from reports.published import Row
     from reports.summary import Summary
 
+# Options that are not read for what is compared.
+IGNORED = {
+    "table": ("machine",),
+    "rehearsal": ("machine", "tolerance", "device", "cluster"),
+    "compression": ("machine", "tolerance", "device", "cluster"),
+    "run": ("device", "cluster"),
+}
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -65,24 +74,21 @@ def compare(
 
     from profiles import artifacts
     from profiles.cluster import MachineProfile
+    from profiles.options import refuse_ignored
     from reports.report import build
     from reports.terminal import show
 
     runs = in_folders(runs)
     if output is not None:
         _check_output(output, [*runs, *([machine] if machine else [])])
-    if _are_tables(runs):
-        _refuse(machine is not None, "--machine is for run files; a table names its hardware in columns")
+    kind = kind_of(runs)
+    refuse_ignored(context, IGNORED[kind], f"{kind}s")
+    if kind == "table":
         compare_tables(runs, output, json_output, tolerance, device, cluster)
         return
-    _refuse(device is not None or cluster is not None, "--device and --cluster are for tables of runs (.csv)")
-    for kind in ("rehearsal", "compression"):
-        if _are_all(kind, runs):
-            _refuse(
-                machine is not None or tolerance is not None, f"--machine and --tolerance are for runs, not {kind}s"
-            )
-            compare_pages(kind, runs, output, json_output)
-            return
+    if kind != "run":
+        compare_pages(kind, runs, output, json_output)
+        return
     sources = read_sources(runs)
     report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
     screen = console.console(json_output)
@@ -93,7 +99,7 @@ def compare(
         write_text(output, render(report))
     show(report, screen)
     if output is not None:
-        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"report: {output}")
     if json_output:
         console.print_json(json.dumps(report.to_json(), allow_nan=False))
     if tolerance is not None:
@@ -127,7 +133,7 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
     for file in files:
         show(file, screen)
     if output is not None:
-        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"report: {output}")
     if json_output:
         console.print_json(json.dumps([asdict(file) for file in files], allow_nan=False))
 
@@ -142,7 +148,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     from profiles.errors import InputError
     from reports.comparison import Source
 
-    resolved = [path.resolve() for path in paths]
+    resolved = [os.path.realpath(path) for path in paths]
     for path in resolved:
         if resolved.count(path) > 1:
             raise InputError(f"{path} is given twice; give each run once")
@@ -184,9 +190,9 @@ def compare_tables(
         write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
     show(runs, summary, screen)
     for note in notes:
-        screen.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"note: {note}")
     if output is not None:
-        screen.print(f"report: {output}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"report: {output}")
     if json_output:
         result = {"rows": [row_to_json(run) for run in runs], "summary": summary.to_json()}
         console.print_json(json.dumps(result, allow_nan=False))
@@ -204,7 +210,7 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
     from reports.published import read_tables
     from reports.published_hardware import columns_of_cluster, columns_of_device
 
-    resolved = [path.resolve() for path in paths]
+    resolved = [os.path.realpath(path) for path in paths]
     _refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
     fill: dict[str, str] = {}
     notes: list[str] = []
@@ -259,18 +265,19 @@ def in_folders(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _are_tables(paths: Sequence[Path]) -> bool:
-    count = sum(path.suffix.lower() == ".csv" for path in paths)
-    _refuse(0 < count < len(paths), "tables of runs (.csv) and run files (.json) cannot be compared in one call")
-    return count > 0
+def kind_of(paths: Sequence[Path]) -> str:
+    """What the files are: run, rehearsal, compression, or table.
 
-
-def _are_all(kind: str, paths: Sequence[Path]) -> bool:
+    Raises: InputError where they are not all of one kind.
+    """
     from profiles.artifacts import artifact_kind
 
-    count = sum(artifact_kind(path) == kind for path in paths)
-    _refuse(0 < count < len(paths), f"{kind}s and runs cannot be compared in one call: they say different things")
-    return count > 0
+    kinds = ["table" if path.suffix.lower() == ".csv" else artifact_kind(path) for path in paths]
+    for kind in ("table", "rehearsal", "compression"):
+        if kind in kinds:
+            _refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they say different things")
+            return kind
+    return "run"
 
 
 def _refuse(is_wrong: bool, sentence: str) -> None:
@@ -281,12 +288,9 @@ def _refuse(is_wrong: bool, sentence: str) -> None:
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    from profiles.errors import InputError
-
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give -o the name of the HTML file to write")
-    if output.resolve() in [path.resolve() for path in inputs]:
-        raise InputError(f"-o {output} would overwrite an input; give another name, such as report.html")
+    _refuse(output.is_dir(), f"{output} is a folder; give -o the name of the HTML file to write")
+    is_input = os.path.realpath(output) in map(os.path.realpath, inputs)
+    _refuse(is_input, f"-o {output} would overwrite an input; give another name, such as report.html")
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ TORCH_AT_IMPORT = {
     "executor": None,
 }  # fmt: skip
 TORCH_FREE_IN_EXECUTOR = {
-    "command.py", "emit.py", "legality.py", "measurement.py", "rehearsed.py", "runs.py", "show_rehearsal.py",
-    "show_run.py", "__init__.py", "__main__.py",
+    "command.py", "emit.py", "follow.py", "legality.py", "measurement.py", "options.py", "rehearsed.py", "runs.py",
+    "show_rehearsal.py", "show_run.py", "__init__.py", "__main__.py",
 }  # fmt: skip
 
 

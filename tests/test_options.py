@@ -1,0 +1,108 @@
+"""Options that would be ignored are refused, by a table; each sentence names both options."""
+
+import itertools
+import sys
+
+import pytest
+import typer
+
+from executor.command import app, main
+from executor.options import NEEDS, TAKES
+from executor.rehearsed import RehearsalFile
+from planner.choices import Plan
+from profiles import artifacts
+from reports.command import IGNORED
+from tests.plan_builders import write_plan_file
+from tests.report_builders import demo_run_file
+from tests.test_reports_command import compare
+
+
+def execute(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["execute", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    # Its plan cannot run: what is not refused by the options is refused for that, in other words.
+    return write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, offload="optimizer"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--export x", "--export says nothing without --compress"),
+        ("--compiled", "--compiled says nothing without --compress"),
+        ("--more-steps 3", "--more-steps says nothing without --compress"),
+        ("--rank 1", "--rank says nothing without --rehearse"),
+        ("--all-stages", "--all-stages says nothing without --rehearse"),
+        ("--checkpoint-every 5", "--checkpoint-every says nothing without --checkpoint"),
+        ("--checkpoint-every 10", "--checkpoint-every says nothing without --checkpoint"),
+        ("--resume", "--resume says nothing without --checkpoint"),
+        ("--gpus-per-node 4", "--gpus-per-node says nothing without --emit"),
+        ("--image x", "--image says nothing without --emit kubeflow"),
+        ("--emit slurm --image x", "--image says nothing without --emit kubeflow"),
+        ("--emit slurm --json", "--json says nothing with --emit"),
+        ("--emit slurm --compress", "--emit says nothing with --compress"),
+        ("--emit slurm --rehearse", "says nothing with"),
+        ("--rehearse --rank 1 --all-stages", "--all-stages says nothing with --rank"),
+        ("--rehearse --steps 20", "--steps says nothing with --rehearse"),
+        ("--rehearse -v", "--verbose says nothing with --rehearse"),
+        ("--rehearse --runs x", "--runs says nothing with --rehearse"),
+        ("--compress --checkpoint x", "--checkpoint says nothing with --compress"),
+        ("--compress --warmup 3", "--warmup says nothing with --compress"),
+        ("--compress --trace x", "--trace says nothing with --compress"),
+        ("--steps 3 --no-with-baseline --no-rehearse", "no plan of this file can be run"),
+    ],
+)
+def test_ignored_options_are_refused(options, sentence, plan, monkeypatch, capsys):
+    assert execute(monkeypatch, plan, *options.split()) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_table_knows_the_options_and_every_option_is_in_it():
+    known = {param.name for param in typer.main.get_command(app).params}
+    named = {*NEEDS, *(needed for needed, _ in NEEDS.values()), *TAKES, *itertools.chain(*TAKES.values())}
+    assert named ^ known == {"plan", "install_completion", "show_completion"}
+
+
+def write_rehearsal(path):
+    file = demo_run_file()
+    artifacts.write(
+        path,
+        "rehearsal",
+        RehearsalFile(
+            model_name="m", workload=file.workload, num_parameters=1, machine_name="m", num_devices=1,
+            global_batch_size=1, sequence_length=1, plans=(), torch="2", started="",
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("run.json", "--device h100-sxm", "--device says nothing of runs: leave it out"),
+        ("run.json", "--cluster dgx-h100", "--cluster says nothing of runs: leave it out"),
+        ("rehearsal.json", "--tolerance 0", "--tolerance says nothing of rehearsals: leave it out"),
+        ("rehearsal.json", "--device h100-sxm", "--device says nothing of rehearsals: leave it out"),
+        ("runs.csv", "--machine m.json", "--machine says nothing of tables: leave it out"),
+    ],
+)
+def test_compare_refuses_what_it_does_not_read(name, options, sentence, tmp_path, monkeypatch, capsys):
+    artifacts.write(tmp_path / "run.json", "run", demo_run_file())
+    write_rehearsal(tmp_path / "rehearsal.json")
+    (tmp_path / "runs.csv").write_text("num_layers\n1\n")
+    assert compare(monkeypatch, tmp_path / name, *options.split()) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_compare_takes_files_of_one_kind(tmp_path, monkeypatch, capsys):
+    artifacts.write(tmp_path / "run.json", "run", demo_run_file())
+    write_rehearsal(tmp_path / "rehearsal.json")
+    (tmp_path / "runs.csv").write_text("num_layers\n1\n")
+    for first, second in (("run.json", "runs.csv"), ("run.json", "rehearsal.json"), ("runs.csv", "rehearsal.json")):
+        assert compare(monkeypatch, tmp_path / first, tmp_path / second) == 2
+        assert "cannot be compared in one call" in capsys.readouterr().err
+    assert set(IGNORED) == {"run", "table", "rehearsal", "compression"}
