@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import console
+from executor.options import NEEDS, TAKES
+from profiles import bounds, console
 from profiles.completion import completing
 from profiles.module_options import TracebackOption, TrustOption
+from profiles.options import check_options
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -33,23 +35,30 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 def execute(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
-    steps: Annotated[int, typer.Option(min=1, help="Timed optimizer steps per plan.")] = 20,
-    warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them; at least 3 are taken.")] = 3,
-    top: Annotated[int, typer.Option(min=1, help="How many of the file's best plans to run, in turns.")] = 1,
+    steps: Annotated[int, typer.Option(callback=bounds.STEPS, help="Timed optimizer steps per plan.")] = 20,
+    warmup: Annotated[
+        int, typer.Option(callback=bounds.STEPS_OR_NONE, help="Untimed steps before them; at least 3 are taken.")
+    ] = 3,
+    top: Annotated[
+        int, typer.Option(callback=bounds.SHOWN, help="How many of the file's best plans to run, in turns.")
+    ] = 1,
     with_baseline: Annotated[bool, typer.Option(help="Run plain data parallel as well, where it is legal.")] = False,
     data: Annotated[Path | None, typer.Option(help="Text, or images as .npz [Python's help topics; digits].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of the data.")] = 0,
+    seed: Annotated[int, typer.Option(callback=bounds.SEED, help="Of the weights and the order of the data.")] = 0,
     oversubscribe: Annotated[bool, typer.Option(help="Allow more CPU ranks than cores.")] = False,
     rehearse: Annotated[
         bool, typer.Option(help="Run the program of one rank with nothing computed and nothing sent, and count.")
     ] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="Rehearse this rank [the fullest stage's first].")] = None,
+    rank: Annotated[
+        int | None, typer.Option(callback=bounds.RANK, help="Rehearse this rank [the fullest stage's first].")
+    ] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
     compress: Annotated[
         bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
     ] = False,
     more_steps: Annotated[
-        int | None, typer.Option(min=0, help="Steps of each compressed model [as many as --steps].")
+        int | None,
+        typer.Option(callback=bounds.STEPS_OR_NONE, help="Steps of each compressed model [as many as --steps]."),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
@@ -63,7 +72,9 @@ def execute(
             autocompletion=completing(_job_kinds),
         ),
     ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node in a job file.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(callback=bounds.RANKS, help="Ranks of a node in a job file.")
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Container of yours for a kubeflow job.")] = None,
     install: Annotated[
         str | None,
@@ -74,13 +85,17 @@ def execute(
         typer.Option(metavar="DIR", help="Keep the run and its log here; `compare DIR` reads them."),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Save checkpoints here.")] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
+    checkpoint_every: Annotated[int, typer.Option(callback=bounds.STEPS, help="Steps between checkpoints.")] = 10,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, of this layout or another.")] = False,
-    max_restarts: Annotated[int, typer.Option(min=0, help="Start the ranks again so often when one dies.")] = 0,
+    max_restarts: Annotated[
+        int, typer.Option(callback=bounds.RESTARTS, help="Start the ranks again so often when one dies.")
+    ] = 0,
     trace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a profiled step of every rank here, for Perfetto.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a rank waits for another in a step.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(callback=bounds.TIMEOUT, help="Seconds that a rank waits for another in a step.")
+    ] = 600.0,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
@@ -93,9 +108,6 @@ def execute(
     Starts the ranks on this machine, or joins them where torchrun or srun started this command. With --rehearse nothing
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
-    from executor.options import NEEDS, TAKES
-    from profiles.options import check_options
-
     check_options(context, NEEDS, TAKES)
     trusted = tuple(trust_module or ())
     if emit is not None:

@@ -95,8 +95,6 @@ def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, option
         raise UnknownNameError("job file", kind, list(KINDS))
     if options.install is not None and kind not in ("skypilot", "kubeflow"):
         raise InputError(f"--install: a job of {kind} runs what is installed on its nodes; install it there, once")
-    if options.image is not None and kind != "kubeflow":
-        raise InputError(f"--image: a job of {kind} runs in no container of its own; it is for --emit kubeflow")
     ranks_per_node = options.gpus_per_node
     own = ranks_per_node or _usual(file)
     own = min(own, file.num_devices)

@@ -10,6 +10,7 @@ from planner.prediction import Prediction, Span
 from profiles.artifacts import STRICT
 from profiles.load import MachineLoad, busiest, causes
 from profiles.model import WorkloadSpec
+from profiles.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Timed, Tokens, Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +21,9 @@ class LossCheck:
 
     status: str
     reason: str
-    tolerance_fraction: float
-    largest_difference_fraction: float | None = None
-    reference_losses: tuple[float, ...] = ()
+    tolerance_fraction: Fraction
+    largest_difference_fraction: Fraction | None = None
+    reference_losses: tuple[Finite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +38,15 @@ class Measurement:
 
     __pydantic_config__ = STRICT
 
-    num_warmup_steps: int
-    step_seconds: tuple[float, ...]
-    seconds: dict[str, float | None]
-    peak_bytes: tuple[float, ...]
+    num_warmup_steps: Whole
+    step_seconds: tuple[Timed, ...]
+    seconds: dict[str, Finite | None]
+    peak_bytes: tuple[Amount, ...]
     peak_kind: str
-    losses: tuple[float, ...]
+    losses: tuple[Finite, ...]
     loss_check: LossCheck
-    tokens_per_second: float
-    first_step: int = 0
+    tokens_per_second: Positive
+    first_step: Whole = 0
     spans: tuple[Span, ...] = ()
     load: MachineLoad | None = None
 
@@ -57,8 +58,8 @@ class Environment:
     __pydantic_config__ = STRICT
 
     device: str
-    num_devices: int
-    num_cores: int
+    num_devices: Devices
+    num_cores: Count
     torch: str
     python: str
     backend: str
@@ -83,7 +84,7 @@ class PlanRun:
 
     __pydantic_config__ = STRICT
 
-    rank: int
+    rank: Count
     plan: Plan
     prediction: Prediction
     measurement: Measurement
@@ -98,12 +99,12 @@ class RunFile:
 
     model_name: str
     workload: WorkloadSpec
-    num_parameters: int
+    num_parameters: Whole
     machine_name: str
     machine_fingerprint: str
-    global_batch_size: int
-    sequence_length: int
-    seed: int
+    global_batch_size: Samples
+    sequence_length: Tokens
+    seed: Whole
     runs: tuple[PlanRun, ...]
     environment: Environment
     notes: tuple[str, ...] = ()

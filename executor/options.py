@@ -26,7 +26,7 @@ TAKES = {
     "rehearse": ("top", "rank", "all_stages", "json_output", "output", *ALWAYS),
     "compress": (
         "steps", "data", "seed", "oversubscribe", "timeout", "more_steps", "export", "compiled", "json_output",
-        "output", "traceback",
+        "output", *ALWAYS,
     ),
     "emit": (*RUN, "gpus_per_node", "image", "install", "output", *ALWAYS),
     "rank": ("rehearse", "top", "json_output", "output", *ALWAYS),

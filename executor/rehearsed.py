@@ -10,6 +10,7 @@ from planner.prediction import Prediction
 from planner.volumes import Volumes
 from profiles.artifacts import STRICT
 from profiles.model import WorkloadSpec
+from profiles.ranges import Amount, Count, Devices, Samples, Seconds, Tokens, Whole
 
 # What a rehearsal may differ by: the planner's laws and the program's own count should be the same thing twice.
 TOLERANCE_FRACTIONS = {"FLOPs": 0.01, "bytes": 0.01, "peak memory": 0.05}
@@ -26,8 +27,8 @@ class Message:
 
     axis: str
     collective: str
-    count: int
-    num_bytes: float
+    count: Whole
+    num_bytes: Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +41,14 @@ class Rehearsed:
 
     __pydantic_config__ = STRICT
 
-    rank: int
-    place: dict[str, int]
-    num_operators: int
-    flops: dict[str, float]
+    rank: Whole
+    place: dict[str, Whole]
+    num_operators: Whole
+    flops: dict[str, Amount]
     messages: tuple[Message, ...]
-    peak_bytes: float
-    state_bytes: dict[str, float]
-    seconds: float
+    peak_bytes: Amount
+    state_bytes: dict[str, Amount]
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class RankRehearsal:
 
     rehearsed: Rehearsed
     expected: Volumes
-    expected_peak_bytes: float
+    expected_peak_bytes: Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class PlanRehearsal:
 
     __pydantic_config__ = STRICT
 
-    rank: int
+    rank: Count
     plan: Plan
     prediction: Prediction
     ranks: tuple[RankRehearsal, ...]
@@ -81,11 +82,11 @@ class RehearsalFile:
 
     model_name: str
     workload: WorkloadSpec
-    num_parameters: int
+    num_parameters: Whole
     machine_name: str
-    num_devices: int
-    global_batch_size: int
-    sequence_length: int
+    num_devices: Devices
+    global_batch_size: Samples
+    sequence_length: Tokens
     plans: tuple[PlanRehearsal, ...]
     torch: str
     started: str

@@ -8,6 +8,7 @@ from typing import Literal
 
 from profiles.artifacts import STRICT
 from profiles.errors import PlanError
+from profiles.ranges import Devices, Samples, Whole, ZeroStage
 
 Schedule = Literal["none", "gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev"]
 Recompute = Literal["none", "selective", "full"]
@@ -42,24 +43,24 @@ class Plan:
 
     __pydantic_config__ = STRICT
 
-    data_parallel: int = 1
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    context_parallel: int = 1
-    expert_parallel: int = 1
-    shard_degree: int = 0
+    data_parallel: Devices = 1
+    tensor_parallel: Devices = 1
+    pipeline_parallel: Devices = 1
+    context_parallel: Devices = 1
+    expert_parallel: Devices = 1
+    shard_degree: Whole = 0
     sequence_parallel: bool = False
     vocab_parallel: bool = False
     axis_order: tuple[str, ...] = AXES
-    micro_batch_size: int = 1
-    num_microbatches: int = 1
-    replica_microbatches: tuple[int, ...] = ()
-    stage_bounds: tuple[int, ...] = (0,)
-    virtual_stages: int = 1
+    micro_batch_size: Samples = 1
+    num_microbatches: Samples = 1
+    replica_microbatches: tuple[Samples, ...] = ()
+    stage_bounds: tuple[Whole, ...] = (0,)
+    virtual_stages: Devices = 1
     schedule: Schedule = "none"
-    zero_stage: int = 0
+    zero_stage: ZeroStage = 0
     recompute: Recompute = "none"
-    recompute_layers: tuple[int, ...] = ()
+    recompute_layers: tuple[Whole, ...] = ()
     offload: Offload = "none"
     compiled: bool = False
     codec: str = "none"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner import listing
-from profiles import completion, console
+from profiles import bounds, completion, console
 from profiles.module_options import TracebackOption, TrustOption
 from profiles.version import VersionOption
 
@@ -36,12 +36,18 @@ def plan(
             autocompletion=completion.complete_model,
         ),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="Number of devices; CPU ranks where the machine has no GPU.")] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(callback=bounds.DEVICES, help="Number of devices; CPU ranks where the machine has no GPU."),
+    ] = None,
     global_batch: Annotated[
         str | None,
         typer.Option(help="Samples per optimizer step: 512, or to compare 256,512 or 256-1024 [8 per device]."),
     ] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="Tokens per sample [the model's, at most 4096].")] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(callback=bounds.SEQUENCE, help="Tokens per sample [the model's, at most 4096]."),
+    ] = None,
     machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
     device: Annotated[
         str | None,
@@ -75,17 +81,21 @@ def plan(
     target: Annotated[
         str | None, typer.Option(metavar="SHARES", help="What they may have, as size=0.5,latency=0.8,memory=1.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Layouts to show and to write.")] = 10,
+    top: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Layouts to show and to write.")] = 10,
     simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
     why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="What each unknown would cost, and what would change the winner.")
     ] = False,
     tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
-    price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
-    mtbf: Annotated[float | None, typer.Option(help="Hours of one device between failures [50,700].")] = None,
+    price: Annotated[float | None, typer.Option(callback=bounds.PRICE, help="Dollars per device and hour.")] = None,
+    mtbf: Annotated[
+        float | None,
+        typer.Option(callback=bounds.FAILURE_HOURS, help="Hours of one device between failures [50,700]."),
+    ] = None,
     checkpoint_seconds: Annotated[
-        float | None, typer.Option(help="How long a checkpoint holds training up [30].")
+        float | None,
+        typer.Option(callback=bounds.CHECKPOINT_SECONDS, help="How long a checkpoint holds training up [30]."),
     ] = None,
     all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
     trace: Annotated[
@@ -138,11 +148,11 @@ def plan(
     else:
         check_pools(given, cluster)
         request = Request(
-            model=sizes, num_devices=gpus, global_batches=parse_batches(global_batch) if global_batch else (),
+            model=sizes, num_devices=gpus, global_batches=() if global_batch is None else parse_batches(global_batch),
             sequence_length=sequence_length, device=device, cluster=cluster, stack=stack, top=top, simulate=simulate,
             # All plans are those of one setting.
-            codecs=codecs_of(codecs or ("none" if all_file else CODECS)), precisions=_words(precision),
-            all_file=all_file,
+            codecs=codecs_of(codecs if codecs is not None else "none" if all_file else CODECS),
+            precisions=_words(precision), all_file=all_file,
         )  # fmt: skip
         questions = Questions(
             why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
@@ -204,14 +214,14 @@ def _shipped(model: str, machine: str | None, device: str | None, cluster: str |
 
 
 def _words(text: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",")) if text else ()
+    return () if text is None else tuple(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
 def _one_batch(text: str | None) -> int | None:
     from planner.shipped import parse_batches
     from profiles.errors import InputError
 
-    batches = parse_batches(text) if text else ()
+    batches = () if text is None else parse_batches(text)
     if len(batches) > 1:
         raise InputError(f"--global-batch {text}: several are compared with --device or --cluster only; give one")
     return batches[0] if batches else None

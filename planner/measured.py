@@ -48,7 +48,7 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
     gpus = asked.num_devices
     target, which = load_machine(asked.machine, asked.device, gpus)
     usual = "bf16" if target.device_kind == "cuda" else "fp32"
-    precisions = tuple((asked.precision or usual).split(","))
+    precisions = tuple(dict.fromkeys((usual if asked.precision is None else asked.precision).split(",")))
     profile = load_model(asked.model, precisions, asked.trusted)
     notes = [f"planned for {which}"]
     if target.device_kind == "cpu" and gpus > target.num_devices:
@@ -69,7 +69,9 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
             global_batch_size=global_batch,
             sequence_length=sequence_length,
             precisions=precisions,
-            codecs=codecs_of(asked.codecs) if asked.codecs else measured_codecs(target, codecs_of(asked.usual_codecs)),
+            codecs=codecs_of(asked.codecs)
+            if asked.codecs is not None
+            else measured_codecs(target, codecs_of(asked.usual_codecs)),
         ),
     )
     return found, (*notes, *_warnings(found))

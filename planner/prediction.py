@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from planner.answers import Answers
 from planner.choices import Plan
 from planner.recipes import CompressionChoice
 from profiles.artifacts import STRICT
 from profiles.model import WorkloadSpec
+from profiles.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Seconds, Timed, Tokens, Whole
 
 # Seconds of a step by source; they add up to the step.
 PARTS: tuple[str, ...] = (
@@ -36,11 +40,11 @@ class Span:
 
     __pydantic_config__ = STRICT
 
-    stage: int
+    stage: Whole
     action: str
     microbatch: int
-    start_seconds: float
-    stop_seconds: float
+    start_seconds: Seconds
+    stop_seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +53,16 @@ class Prediction:
 
     __pydantic_config__ = STRICT
 
-    step_seconds: float
-    low_seconds: float
-    high_seconds: float
-    seconds: dict[str, float]
-    bytes_per_rank: dict[str, float]
-    peak_bytes: float
-    stage_peak_bytes: tuple[float, ...]
+    step_seconds: Timed
+    low_seconds: Timed
+    high_seconds: Timed
+    seconds: dict[str, Finite]
+    bytes_per_rank: dict[str, Finite]
+    peak_bytes: Amount
+    stage_peak_bytes: tuple[Amount, ...]
     fits: bool
-    tokens_per_second: float
-    mfu: float
+    tokens_per_second: Positive
+    mfu: Fraction
     mfu_denominator: str
     method: str
     assumptions: tuple[str, ...] = ()
@@ -71,7 +75,7 @@ class Candidate:
 
     __pydantic_config__ = STRICT
 
-    rank: int
+    rank: Count
     plan: Plan
     prediction: Prediction
     verdict: str
@@ -90,19 +94,19 @@ class PlanFile:
 
     model_name: str
     workload: WorkloadSpec
-    num_layers: int
-    num_parameters: int
+    num_layers: Count
+    num_parameters: Whole
     machine_name: str
     machine_origin: str
-    machine_device_kind: str
+    machine_device_kind: Literal["cpu", "cuda"]
     machine_fingerprint: str
-    num_devices: int
-    global_batch_size: int
-    sequence_length: int
+    num_devices: Devices
+    global_batch_size: Samples
+    sequence_length: Tokens
     candidates: tuple[Candidate, ...]
-    baseline: int
-    num_legal: int
-    rejected: dict[str, int]
+    baseline: Annotated[int, Field(ge=-1)]
+    num_legal: Whole
+    rejected: dict[str, Whole]
     notes: tuple[str, ...] = ()
     created: str = ""
     compression: tuple[CompressionChoice, ...] = ()

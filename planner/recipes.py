@@ -6,7 +6,8 @@ bytes follows from the shapes alone, exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from planner.choices import Plan
@@ -14,11 +15,16 @@ from planner.weights import Weights, weights_of
 from profiles.artifacts import STRICT
 from profiles.efficiency import LINEAR_SCHEMES
 from profiles.errors import PlanError, UnknownNameError
+from profiles.ranges import Amount, Seconds, Share, Whole
 
 FULL_BYTES, BYTE = 4.0, 1.0
 # Channels are removed in multiples of this, so that what is left still fills the device's vector units.
 CHANNEL_MULTIPLE = 8
 PARTS = ("ffn", "heads", "layers")
+SPARSE = re.compile(r"sparse-(?P<percent>[1-9][0-9]?)")
+SMALLER = re.compile(
+    rf"(?P<method>prune|distil)-(?P<part>{'|'.join(PARTS)})-(?P<percent>[1-9][0-9]?)(?P<hidden>-hidden)?"
+)
 KNOWN = (
     "none", "prune-ffn-50", "prune-heads-50", "prune-layers-50", "sparse-50", "sparse-2:4", "int8-weights",
     "int8-dynamic", "fp8-weights", "qat-int8", "distil-layers-50", "distil-layers-50-hidden",
@@ -43,7 +49,7 @@ class Recipe:
     name: str
     method: str
     part: str = ""
-    fraction: float = 0.0
+    fraction: Share = 0.0
     scheme: str = ""
     matches_hidden: bool = False
 
@@ -61,11 +67,11 @@ class CompressionChoice:
 
     recipe: Recipe
     plan: Plan
-    num_parameters: int
-    stored_bytes: float
-    step_seconds: float
-    peak_bytes: float
-    latency_seconds: float | None
+    num_parameters: Whole
+    stored_bytes: Amount
+    step_seconds: Seconds
+    peak_bytes: Amount
+    latency_seconds: Seconds | None
     risk: str
     note: str = ""
     refusal: str = ""
@@ -81,9 +87,6 @@ def recipe(name: str) -> Recipe:
 
     Raises: UnknownNameError.
     """
-    words = name.split("-")
-    if words[0] == "distil" and words[-1] == "hidden":
-        return replace(recipe(name.removesuffix("-hidden")), name=name, matches_hidden=True)
     if name == "none":
         return Recipe(name=name, method="none")
     if name in LINEAR_SCHEMES:
@@ -92,11 +95,18 @@ def recipe(name: str) -> Recipe:
         return Recipe(name=name, method="qat", scheme="int8-dynamic")
     if name == "sparse-2:4":
         return Recipe(name=name, method="sparse", part="2:4", fraction=0.5)
-    if len(words) == 2 and words[0] == "sparse" and _is_percent(words[1]):
-        return Recipe(name=name, method="sparse", part="weights", fraction=int(words[1]) / 100)
-    if len(words) == 3 and words[0] in ("prune", "distil") and words[1] in PARTS and _is_percent(words[2]):
-        return Recipe(name=name, method=words[0], part=words[1], fraction=int(words[2]) / 100)
-    raise UnknownNameError("compression", name, KNOWN)
+    if match := SPARSE.fullmatch(name):
+        return Recipe(name=name, method="sparse", part="weights", fraction=int(match["percent"]) / 100)
+    match = SMALLER.fullmatch(name)
+    if match is None or (match["hidden"] and match["method"] != "distil"):
+        raise UnknownNameError("compression", name, KNOWN)
+    return Recipe(
+        name=name,
+        method=match["method"],
+        part=match["part"],
+        fraction=int(match["percent"]) / 100,
+        matches_hidden=bool(match["hidden"]),
+    )
 
 
 def recipes(text: str) -> tuple[Recipe, ...]:
@@ -213,7 +223,3 @@ def speed_note(own: Recipe, device_kind: str) -> str:
     if own.scheme in ("int8-weights", "fp8-weights"):
         return "weights are turned back to fp32 for every product: memory only"
     return ""
-
-
-def _is_percent(text: str) -> bool:
-    return text.isdigit() and 0 < int(text) < 100

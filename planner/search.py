@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from planner.estimate import Estimate, Pricing, estimate, pricing
 from planner.executable import FSDP_CODECS
+from planner.space.layouts import divisors
 from planner.table import SCHEDULE_NAMES, PlanTable
+from profiles import limits
 from profiles.cluster import MachineProfile
 from profiles.errors import InputError, UnknownNameError
 from profiles.model import ModelProfile
@@ -97,9 +99,8 @@ def search(machine: MachineProfile, model: ModelProfile, choices: Choices) -> Se
 
 
 def _check(machine: MachineProfile, model: ModelProfile, choices: Choices) -> None:
-    for name, value in (("gpus", choices.num_devices), ("global-batch", choices.global_batch_size)):
-        if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+    limits.check("--gpus", choices.num_devices, 1, limits.DEVICES)
+    limits.check("--global-batch", choices.global_batch_size, 1, limits.SAMPLES)
     longest = model.max_sequence_length
     if choices.sequence_length < 1 or (longest and choices.sequence_length > longest):
         raise InputError(
@@ -112,11 +113,6 @@ def _check(machine: MachineProfile, model: ModelProfile, choices: Choices) -> No
             raise InputError(
                 f"machine {machine.name} has no measured rate for {precision}: profile it at that precision"
             )
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
 def _degrees(model: ModelProfile, choices: Choices) -> Iterator[Degrees]:

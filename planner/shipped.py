@@ -19,6 +19,8 @@ from planner.space.questions import parse_wanted
 from planner.space.retime import in_order
 from planner.space.setting import Setting, setting
 from planner.space.settings import try_settings
+from profiles import limits
+from profiles.bounds import whole_numbers
 from profiles.clusters import Cluster, MixedCluster, find_cluster, load_pools
 from profiles.devices import find_device
 from profiles.errors import InputError, NoFeasiblePlanError
@@ -197,9 +199,10 @@ def _sizes(request: Request, notes: list[str]) -> tuple[int, tuple[int, ...]]:
     if not batches:
         batches = (DEFAULT_SAMPLES_PER_DEVICE * request.num_devices,)
         notes.append(f"global batch assumed: {batches[0]} samples")
-    for name, values in (("gpus", (request.num_devices,)), ("global-batch", batches), ("sequence-length", (sequence,))):
-        if min(values) < 1:
-            raise InputError(f"--{name} {min(values)}: must be at least 1")
+    limits.check("--gpus", request.num_devices, 1, limits.DEVICES)
+    limits.check("--sequence-length", sequence, 1, limits.SEQUENCE)
+    for batch in batches:
+        limits.check("--global-batch", batch, 1, limits.SAMPLES)
     if longest and sequence > longest:
         raise InputError(f"--sequence-length {sequence}: {request.model.name} takes 1 to {longest} tokens")
     return sequence, batches
@@ -213,7 +216,9 @@ def parse_count(text: str) -> float:
     match = COUNT.fullmatch(text.strip())
     if match is None or not float(match.group(1)):
         raise InputError(f"--tokens {text}: give a number such as 300B or 1T")
-    return float(match.group(1)) * SCALES[match.group(2).lower()]
+    count = float(match.group(1)) * SCALES[match.group(2).lower()]
+    limits.check("--tokens", count, 1, limits.TOKENS)
+    return count
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -225,8 +230,9 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if match is None:
         raise InputError(f"--global-batch {text}: give samples such as 512, several such as 256,512, or 256-1024")
     if match["last"] is None:
-        return tuple(int(word) for word in text.split(","))
+        return whole_numbers("--global-batch", text, 1, limits.SAMPLES)
     first, last = int(match["first"]), int(match["last"])
+    limits.check("--global-batch", last, 1, limits.SAMPLES)
     if not 0 < first <= last:
         raise InputError(f"--global-batch {text}: the first must be at least 1 and no more than the last")
     return tuple(first * 2**power for power in range((last // first).bit_length()))

@@ -20,6 +20,7 @@ from profiles.artifacts import STRICT
 from profiles.codecs import codec
 from profiles.model import MIXED, LayerProfile, ModelProfile
 from profiles.operators import Polynomial, evaluate
+from profiles.ranges import Amount
 
 FULL, HALF = 4.0, 2.0
 # What tells another rank how many rows to expect for each expert.
@@ -36,7 +37,7 @@ class Traffic:
 
     axis: str
     collective: str
-    num_bytes: float
+    num_bytes: Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Volumes:
 
     __pydantic_config__ = STRICT
 
-    flops: float
+    flops: Amount
     traffic: tuple[Traffic, ...]
 
 
@@ -291,10 +292,9 @@ class _Rank:
 
     def _pipeline(self) -> Sent:
         """Hidden states go to the next stage and their gradients come back, where that is another rank."""
-        plan = self.plan
-        own = self.hidden / (plan.tensor_parallel if plan.sequence_parallel else 1) * self.low * self.count
+        own = self.hidden / (self.plan.tensor_parallel if self.plan.sequence_parallel else 1) * self.low * self.count
         for stage in self.stages:
             for other in (stage - 1, stage + 1):
-                if 0 <= other < plan.num_stages and other not in self.stages:
+                if 0 <= other < self.plan.num_stages and other not in self.stages:
                     yield "pipeline", "send", own
                     yield "pipeline", "receive", own

@@ -7,6 +7,7 @@ from typing import Any
 
 from profiles.errors import InputError
 from profiles.families import VISION_FAMILIES
+from profiles.hf_config import VitConfig, checked
 from profiles.sizes import sizes_of
 
 # How often a linear stands in the model, its inputs and its outputs.
@@ -53,21 +54,21 @@ def weights_of(name: str, config: dict[str, Any]) -> Weights:
 
 def _vit(name: str, config: dict[str, Any]) -> Weights:
     """Of a vision transformer: patches, class token and positions in front, norms and biases throughout."""
-    try:
-        hidden, layers, heads = (config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-        pixels = config["num_channels"] * config["patch_size"] ** 2
-        patches = (config["image_size"] // config["patch_size"]) ** 2
-        ffn, labels = config["intermediate_size"], config.get("num_labels") or len(config["id2label"])
-    except KeyError as error:
-        raise InputError(f"model {name}: its configuration has no {error.args[0]}") from None
-    attention = heads * (config.get("head_dim") or hidden // heads)
+    own = checked(name, config)
+    assert isinstance(own, VitConfig)
+    hidden, layers, heads, ffn = own.hidden_size, own.num_hidden_layers, own.num_attention_heads, own.intermediate_size
+    pixels, patches = own.num_channels * own.patch_size**2, (own.image_size // own.patch_size) ** 2
+    labels = own.num_labels or len(own.id2label or ())
+    if not labels:
+        raise InputError(f"model {name}: its configuration has neither num_labels nor id2label")
+    attention = heads * (own.head_dim or hidden // heads)
     blocks: tuple[Linear, ...] = (
         (3 * layers, hidden, attention), (layers, attention, hidden), (layers, hidden, ffn), (layers, ffn, hidden),
     )  # fmt: skip
     linears = ((1, pixels, hidden), *blocks, (1, hidden, labels))
     # Every linear has a bias, unless queries, keys and values are to have none; a norm has two vectors.
     biases = sum(count * outputs for count, _, outputs in linears)
-    biases -= 0 if config.get("qkv_bias", True) else 3 * layers * attention
+    biases -= 0 if own.qkv_bias else 3 * layers * attention
     norms = (2 * layers + 1) * 2 * hidden
     matrices = sum(count * inputs * outputs for count, inputs, outputs in linears)
     total = matrices + biases + norms + hidden + (patches + 1) * hidden

@@ -7,14 +7,18 @@ version is an ArtifactError that says where. Numbers that do not exist are null,
 from __future__ import annotations
 
 import json
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from profiles import foreign
 from profiles.errors import ArtifactError
 from profiles.files import write_text
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
@@ -25,6 +29,8 @@ ARTIFACTS = {
     "machine-profile": "profile machine",
     "plan": "plan",
     "run": "execute",
+    "rehearsal": "execute --rehearse",
+    "compression": "execute --compress",
 }
 
 
@@ -35,8 +41,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def artifact_kind(path: Path) -> str | None:
     """The `artifact` word of a JSON file, or None where the file is not one of ours or cannot be read."""
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        head = foreign.read_json(path, "")
+    except ArtifactError:
         return None
     return head.get("artifact") if isinstance(head, dict) else None
 
@@ -66,17 +72,7 @@ def read(path: Path, artifact: str, kind: type[T]) -> T:
 
     Raises: ArtifactError where the file is missing, damaged, of another kind or schema, or has unknown or wrong keys.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not text: {_wanted(artifact)}") from error
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON ({error}): {_wanted(artifact)}") from error
-    return parse(data, artifact, kind, str(path))
+    return parse(foreign.read_json(path, _wanted(artifact)), artifact, kind, str(path))
 
 
 def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
@@ -93,16 +89,37 @@ def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
     return validate(fields, kind, where)
 
 
-def validate(fields: dict[str, Any], kind: type[T], where: str) -> T:
-    """`fields` as a `kind`, strictly; the error names the first wrong key."""
+def validate(fields: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """`fields` as a `kind`, strictly.
+
+    Raises: ArtifactError with the first wrong key, its value and the rule.
+    """
+    result = validate_given(fields, kind, where, must_have_all=True)
+    assert result is not None
+    return result
+
+
+def validate_given(fields: Mapping[str, Any], kind: type[T], where: str, *, must_have_all: bool = False) -> T | None:
+    """The same of what is given: None where a field that has no default is missing and nothing else is wrong.
+
+    Raises: ArtifactError.
+    """
     try:
         # Through JSON, because strict mode takes a list for a tuple only there.
         result: T = _adapter(kind).validate_json(json.dumps(fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"]) or "top level"
-        raise ArtifactError(f"{where}: at {location}: {first['msg'].lower()}") from error
+        faults = [fault for fault in error.errors(include_url=False) if must_have_all or fault["type"] != "missing"]
+        if not faults:
+            return None
+        location = ".".join(str(part) for part in faults[0]["loc"]) or "top level"
+        raise ArtifactError(f"{where}: at {location}: {_broken(faults[0])}") from None
     return result
+
+
+def _broken(error: ErrorDetails) -> str:
+    """What is wrong with one value, with the value where it stands for the fault."""
+    words = error["msg"][:1].lower() + error["msg"][1:]
+    return words.replace("input should", f"{foreign.shown(error['input'])} should", 1)
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
@@ -110,13 +127,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
 
     Raises: ArtifactError where the file is missing, is no TOML, or has unknown or wrong keys.
     """
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ArtifactError(f"{path} is not TOML: {error}") from error
-    return validate(fields, kind, str(path))
+    return validate(foreign.read_toml(path, "give a file like those in profiles/catalog"), kind, str(path))
 
 
 def _wanted(artifact: str) -> str:

@@ -7,8 +7,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from profiles.artifacts import STRICT
+from profiles.errors import ArtifactError
 from profiles.load import MachineLoad
+from profiles.ranges import (
+    Amount,
+    Count,
+    Devices,
+    Finite,
+    Fraction,
+    OptionalRate,
+    Rate,
+    Samples,
+    Seconds,
+    Size,
+    Timed,
+    Tokens,
+    ZeroStage,
+)
 
+# What the samples of each kind of kernel state: see KernelCurve.
+KERNEL_DIMS = {
+    "matmul": 4, "linear": 3, "attention_forward": 5, "attention_backward": 5, "memory": 1, "codec": 1, "optimizer": 1,
+}  # fmt: skip
 Origin = Literal["measured", "datasheet"]
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive"]
 COLLECTIVES: tuple[Collective, ...] = (
@@ -26,9 +46,9 @@ class Sample:
 
     __pydantic_config__ = STRICT
 
-    dims: tuple[float, ...]
-    seconds: float
-    spread_fraction: float
+    dims: tuple[Size, ...]
+    seconds: Timed
+    spread_fraction: Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +67,10 @@ class KernelCurve:
     kind: str
     name: str = ""
     precision: str
-    latency_seconds: float
-    flops_per_second: float = 0.0
-    bytes_per_second: float = 0.0
-    error_fraction: float
+    latency_seconds: Seconds
+    flops_per_second: OptionalRate = 0.0
+    bytes_per_second: OptionalRate = 0.0
+    error_fraction: Fraction
     origin: Origin
     samples: tuple[Sample, ...] = ()
 
@@ -66,11 +86,11 @@ class LinkCurve:
     __pydantic_config__ = STRICT
 
     collective: Collective
-    group_size: int
+    group_size: Devices
     span: Literal["node", "network"]
-    latency_seconds: float
-    bytes_per_second: float
-    error_fraction: float
+    latency_seconds: Seconds
+    bytes_per_second: Rate
+    error_fraction: Fraction
     origin: Origin
     samples: tuple[Sample, ...] = ()
 
@@ -87,13 +107,13 @@ class LayerTiming:
     workload: str
     layer: str
     precision: str
-    micro_batch_size: int
-    sequence_length: int
-    tensor_parallel: int
-    forward_seconds: float
-    backward_seconds: float
-    spread_fraction: float
-    inference_seconds: float = 0.0
+    micro_batch_size: Samples
+    sequence_length: Tokens
+    tensor_parallel: Devices
+    forward_seconds: Timed
+    backward_seconds: Seconds
+    spread_fraction: Fraction
+    inference_seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +122,8 @@ class Overlap:
 
     __pydantic_config__ = STRICT
 
-    compute_slowdown_fraction: float
-    communication_slowdown_fraction: float
+    compute_slowdown_fraction: Fraction
+    communication_slowdown_fraction: Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +139,13 @@ class ExchangeTiming:
     __pydantic_config__ = STRICT
 
     codec: str
-    zero_stage: int
-    group_size: int
-    num_parameters: float
-    matrix_sides: float
-    backward_seconds: float
-    added_seconds: float
-    spread_fraction: float
+    zero_stage: ZeroStage
+    group_size: Devices
+    num_parameters: Amount
+    matrix_sides: Amount
+    backward_seconds: Timed
+    added_seconds: Finite
+    spread_fraction: Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +155,12 @@ class Fingerprint:
     __pydantic_config__ = STRICT
 
     device: str
-    num_cores: int
-    memory_bytes: int
+    num_cores: Count
+    memory_bytes: Count
     torch: str
     python: str
     backend: str
-    threads_per_rank: int
+    threads_per_rank: Count
     topology: tuple[str, ...] = ()
 
     @property
@@ -167,25 +187,40 @@ class MachineProfile:
     origin: Origin
     device_kind: Literal["cpu", "cuda"]
     device_name: str
-    num_devices: int
-    devices_per_node: int
-    memory_bytes: float
-    peak_flops_per_second: dict[str, float]
+    num_devices: Devices
+    devices_per_node: Devices
+    memory_bytes: Size
+    peak_flops_per_second: dict[str, Rate]
     peak_source: str
-    memory_bytes_per_second: float
-    launch_seconds: float
-    parallel_linear_seconds: float
-    pipeline_action_seconds: float
-    oversubscription_factor: float
+    memory_bytes_per_second: Rate
+    launch_seconds: Seconds
+    parallel_linear_seconds: Seconds
+    pipeline_action_seconds: Seconds
+    oversubscription_factor: Fraction
     kernels: tuple[KernelCurve, ...]
     links: tuple[LinkCurve, ...]
     overlap: Overlap
     layer_timings: tuple[LayerTiming, ...] = ()
     exchange_timings: tuple[ExchangeTiming, ...] = ()
     fingerprint: Fingerprint | None = None
-    parallel_message_seconds_per_byte: float = 0.0
-    price_per_hour: tuple[float, float] | None = None
+    parallel_message_seconds_per_byte: Seconds = 0.0
+    price_per_hour: tuple[Amount, Amount] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     load_before: MachineLoad | None = None
     load: MachineLoad | None = None
     created: str = ""
+
+    def check(self) -> None:
+        """Check that samples have the dims of their curves.
+
+        Raises: ArtifactError.
+        """
+        for kernel in self.kernels:
+            self._check_samples(f"{kernel.kind} {kernel.name}".strip(), kernel.samples, KERNEL_DIMS.get(kernel.kind, 0))
+        for link in self.links:
+            self._check_samples(link.collective, link.samples, 1)
+
+    def _check_samples(self, what: str, samples: tuple[Sample, ...], num_dims: int) -> None:
+        if any(len(sample.dims) != num_dims for sample in samples):
+            words = f"samples should have {num_dims} dims each" if num_dims else "there is no such kernel"
+            raise ArtifactError(f"machine profile {self.name}: at {what}: {words}: profile the machine again")

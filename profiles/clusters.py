@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiles.artifacts import STRICT, read_toml
+from profiles import foreign
+from profiles.artifacts import STRICT, read_toml, validate
 from profiles.devices import Device, catalogue_names, find_device, load_device
 from profiles.errors import InputError, UnknownNameError
+from profiles.ranges import Bandwidth, Devices, Latency, Whole
 
 FOLDER = Path(__file__).parent / "catalog" / "clusters"
 
@@ -27,12 +28,12 @@ class Cluster:
     name: str
     title: str
     device: str
-    devices_per_node: int
-    fast_domain: int
-    nics_per_node: int
-    network_gb_per_second: float
+    devices_per_node: Devices
+    fast_domain: Devices
+    nics_per_node: Whole
+    network_gb_per_second: Bandwidth
     rail_optimised: bool
-    network_latency_us: float
+    network_latency_us: Latency
     sources: dict[str, str] = field(default_factory=dict)
 
 
@@ -43,7 +44,7 @@ class PoolEntry:
     __pydantic_config__ = STRICT
 
     of: str
-    num_devices: int
+    num_devices: Devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class MixedCluster:
     name: str
     title: str
     pools: tuple[PoolEntry, ...]
-    network_gb_per_second: float | None = None
+    network_gb_per_second: Bandwidth | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -88,24 +89,17 @@ def find_cluster(text: str) -> Cluster | MixedCluster:
     Raises: UnknownNameError; ArtifactError for a file that is neither; InputError for pools that are none.
     """
     if text.endswith(".toml"):
-        path = Path(text)
-        return read_toml(path, MixedCluster) if _has_pools(path) else read_toml(path, Cluster)
+        content = foreign.read_toml(Path(text), "give a file like those in profiles/catalog/clusters")
+        return validate(content, MixedCluster, text) if "pools" in content else validate(content, Cluster, text)
     if ":" not in text:
         return load_cluster(text)
     entries = []
     for word in text.split(","):
         name, _, count = word.strip().partition(":")
-        if not count.isdigit() or not int(count):
+        if not count.isdecimal() or not int(count):
             raise InputError(f"--cluster {word.strip()}: give pools as name:devices, such as dgx-h100:32,dgx-a100:32")
         entries.append(PoolEntry(of=name, num_devices=int(count)))
     return MixedCluster(name=text, title=" + ".join(f"{e.num_devices} x {e.of}" for e in entries), pools=tuple(entries))
-
-
-def _has_pools(path: Path) -> bool:
-    try:
-        return "pools" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # read_toml says what is wrong
 
 
 def load_pools(cluster: MixedCluster) -> tuple[Pool, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import completion, console
+from profiles import bounds, completion, console, limits
 from profiles.module_options import TracebackOption, TrustOption
 from profiles.version import VersionOption
 
@@ -36,7 +36,9 @@ def model(
             autocompletion=completion.complete_model,
         ),
     ],
-    sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the table shown.")] = 512,
+    sequence_length: Annotated[
+        int, typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown.")
+    ] = 512,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
     trust_module: TrustOption = None,
@@ -58,7 +60,9 @@ def model(
 
 @app.command()
 def machine(
-    gpus: Annotated[int, typer.Option(min=1, help="Devices to measure at once; CPU ranks where there is no GPU.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(callback=bounds.RANKS, help="Devices to measure at once; CPU ranks where there is no GPU.")
+    ] = 1,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +70,9 @@ def machine(
             autocompletion=completion.complete_model,
         ),
     ] = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Sequence length of the model's shapes.")] = 128,
+    sequence_length: Annotated[
+        int, typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the model's shapes.")
+    ] = 128,
     micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes of the model's shapes.")] = "1,2,4,8",
     precision: Annotated[
         str,
@@ -95,25 +101,25 @@ def machine(
     from profiles.stores import open_to
     from profiles.trust import named_modules
 
+    sizes = bounds.whole_numbers("--micro-batches", micro_batches, 1, limits.SAMPLES)
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
     precisions = tuple(precision.split(","))
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
     profiles = [load_model(name, precisions, trusted) for name in model or ()]
+    _check_sequence(profiles, sequence_length)
     out = console.console(json_output)
     kind = current_device_kind()
-    load_before, warnings = look_before(gpus)
-    for warning in warnings:
-        out.print(f"note: {warning}", markup=False)
+    load_before, notes = look_before(gpus)
+    for note in (*notes, *filter(None, [open_to()])) if is_main_process() else ():
+        out.print(f"note: {note}")
     out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
-    if is_main_process() and open_to():
-        out.print(f"note: {open_to()}", markup=False)
     with console.progress(out, "measuring") as on_progress:
         measured = measure_machine(
             num_ranks=gpus,
             device_kind=kind,
             sequence_length=sequence_length,
-            micro_batch_sizes=_numbers(micro_batches, "--micro-batches"),
+            micro_batch_sizes=sizes,
             tensor_degrees=_tensor_degrees(profiles, gpus),
             precisions=precisions,
             on_progress=on_progress,
@@ -133,16 +139,10 @@ def machine(
     _show_machine(measured, out, output or stored_machine_path())
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    from profiles.errors import InputError
-
-    try:
-        numbers = tuple(sorted({int(word) for word in text.split(",")}))
-    except ValueError as error:
-        raise InputError(f"{option} {text}: give whole numbers with commas between, such as 1,2,4") from error
-    if numbers[0] < 1:
-        raise InputError(f"{option} {text}: must be at least 1")
-    return numbers
+def _check_sequence(profiles: list[ModelProfile], sequence_length: int) -> None:
+    for profile in profiles:
+        longest = profile.max_sequence_length or limits.SEQUENCE
+        limits.check(f"{profile.name}: --sequence-length", sequence_length, 1, longest)
 
 
 def _tensor_degrees(profiles: list[ModelProfile], num_ranks: int) -> tuple[int, ...]:

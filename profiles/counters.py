@@ -159,6 +159,6 @@ def _lines(path: Path) -> list[list[str]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

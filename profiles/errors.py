@@ -18,6 +18,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What is longer is not shown whole: no name that is known is half as long.
+LONGEST_NAME = 80
+
 
 class TrainwrightError(Exception):
     """Base of all errors meant for the user; `details` are what stands below the sentence where it is asked for."""
@@ -45,6 +48,7 @@ class UnknownNameError(InputError):
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
+        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'? " if close else ""
         super().__init__(f"unknown {what} '{name}': {hint}known are {', '.join(names)}")

@@ -9,6 +9,9 @@ DEFAULT_PORT = 29500
 LOOPBACK = "127.0.0.1"
 # torchrun's agent hosts a store for its ranks, open to every address. torch's variable for not doing so.
 NO_AGENT_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+# What a rank has taken when it has loaded torch and joined its group, and how many of them may wait for one core.
+RANK_BYTES = 256 * 2**20
+RANKS_PER_CORE = 16
 
 
 def in_job() -> bool:
@@ -36,6 +39,31 @@ def ranks_per_host(num_ranks: int) -> int:
 def is_on_one_host() -> bool:
     """Whether all ranks of the job are known to be on this machine."""
     return os.environ.get("LOCAL_WORLD_SIZE", "") == os.environ.get("WORLD_SIZE")
+
+
+def check_room(num_ranks: int, device_kind: str) -> None:
+    """Check, before any is started, that this machine has room for its ranks of a job.
+
+    Raises: EnvironmentFailure that says how many it has room for.
+    """
+    import psutil
+
+    from profiles.errors import EnvironmentFailure
+
+    here = ranks_per_host(num_ranks)
+    if device_kind == "cuda":
+        import torch
+
+        if here > (present := torch.cuda.device_count()):
+            raise EnvironmentFailure(f"{here} ranks need {here} GPUs, this machine has {present}: ask for {present}")
+        return
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    most = min(cores * RANKS_PER_CORE, max(1, memory // RANK_BYTES))
+    if here > most:
+        raise EnvironmentFailure(
+            f"{here} ranks are too many for this machine of {cores} cores and {memory / 2**30:.3g} GiB: "
+            f"ask for at most {most}"
+        )
 
 
 def join_slurm() -> None:

@@ -5,19 +5,19 @@ Aliases are traced profiles that ship with the program, so that planning a known
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from profiles.artifacts import artifact_kind, parse, read
+from profiles.artifacts import artifact_kind, read
 from profiles.cluster import MachineProfile
 from profiles.devices import device_names, find_device, machine_of
 from profiles.errors import InputError, UnknownNameError
 from profiles.families import VISION_FAMILIES
+from profiles.foreign import shown
 from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
-from profiles.sizes import ModelSizes, read_config, sizes_of
+from profiles.sizes import ModelSizes, config_name, read_config, sizes_of
 from profiles.trust import is_factory, named_modules
 
 MODELS = Path(__file__).parent / "catalog" / "models"
@@ -45,13 +45,12 @@ def load_sizes(model: str) -> ModelSizes | None:
     path = Path(model)
     if model in config_names():
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
-    if model in model_names() or (path.is_file() and artifact_kind(path) is not None):
+    if model in model_names() or (os.path.isfile(path) and artifact_kind(path) is not None):
         workload = load_model(model).workload
         return sizes_of(workload.name, workload.config) if workload.reads_text else None
-    if path.exists() or path.suffix == ".json":
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    if os.path.exists(path) or path.suffix == ".json":
         config = read_config(path)
-        return None if config["model_type"] in VISION_FAMILIES else sizes_of(name, config)
+        return None if config["model_type"] in VISION_FAMILIES else sizes_of(config_name(path), config)
     if ":" in model:
         return None
     raise UnknownNameError("model", model, [*model_names(), *config_names()])
@@ -77,10 +76,11 @@ def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str
 
 def _load_model(model: str) -> ModelProfile:
     if model in model_names():
-        path = MODELS / f"{model}.json"
-        return parse(json.loads(path.read_text(encoding="utf-8")), "model-profile", ModelProfile, str(path))
+        return read(MODELS / f"{model}.json", "model-profile", ModelProfile)
     if _is_profile(model):
-        return read(Path(model), "model-profile", ModelProfile)
+        profile = read(Path(model), "model-profile", ModelProfile)
+        profile.check()
+        return profile
     return trace_model(model)
 
 
@@ -101,7 +101,7 @@ def _spec_of(model: str) -> WorkloadSpec:
         return _load_model(model).workload
     if not is_factory(model) and not os.path.exists(model) and model not in config_names():
         if model.endswith(".json") or os.sep in model:
-            raise InputError(f"model {model}: no such file")
+            raise InputError(f"model {shown(model)}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])
     # Here, because it loads torch, which takes seconds and which only a trace needs.
     from profiles.workloads import load_spec
@@ -126,6 +126,16 @@ def stored_machine_path() -> Path:
     return folder / "machine.json"
 
 
+def read_machine(path: Path) -> MachineProfile:
+    """The machine profile in a file.
+
+    Raises: ArtifactError where it is none.
+    """
+    profile = read(path, "machine-profile", MachineProfile)
+    profile.check()
+    return profile
+
+
 def load_machine(machine: str | None, device: str | None, num_devices: int) -> tuple[MachineProfile, str]:
     """The machine to plan for, and a sentence that says which it is.
 
@@ -134,7 +144,7 @@ def load_machine(machine: str | None, device: str | None, num_devices: int) -> t
     if machine is not None and device is not None:
         raise InputError("give either --machine FILE or --device NAME, not both")
     if machine is not None:
-        profile = read(Path(machine), "machine-profile", MachineProfile)
+        profile = read_machine(Path(machine))
         return profile, f"machine {profile.name} ({profile.origin}), from {machine}"
     if device is not None:
         profile = machine_of(find_device(device), num_devices)
@@ -145,5 +155,5 @@ def load_machine(machine: str | None, device: str | None, num_devices: int) -> t
             f"no machine is known here: run `profile machine --gpus {num_devices}`, give --machine FILE, "
             f"or plan for a shipped device with --device ({', '.join(device_names())})"
         )
-    profile = read(stored, "machine-profile", MachineProfile)
+    profile = read_machine(stored)
     return profile, f"this machine, {profile.name}, as measured {profile.created or 'before'}"

@@ -22,7 +22,7 @@ from profiles.counters import Watch
 from profiles.efficiency import best_product_rate, copy_rate
 from profiles.errors import EnvironmentFailure, InputError, UnknownNameError
 from profiles.fingerprint import current_fingerprint
-from profiles.job import in_job, ranks_per_host
+from profiles.job import check_room, in_job, ranks_per_host
 from profiles.launcher import launch
 from profiles.load import load_of_job
 from profiles.measure_exchange import NUM_LINEARS, WIDTH, measure_exchange
@@ -125,6 +125,7 @@ def measure_machine(
         reason = unavailable(precision, device_kind)
         if reason:
             raise EnvironmentFailure(reason)
+    check_room(num_ranks, device_kind)
     settings = {
         "num_ranks": num_ranks,
         "device_kind": device_kind,

@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from profiles.artifacts import STRICT
+from profiles.errors import ArtifactError
 from profiles.families import VISION_FAMILIES
+from profiles.hf_config import check_given
 from profiles.operators import Operator, Phase, Polynomial, add, evaluate
+from profiles.ranges import Count, Whole
 
 if TYPE_CHECKING:
     import networkx
@@ -39,6 +42,13 @@ class WorkloadSpec:
     def reads_text(self) -> bool:
         """Whether it is a transformer of tokens, with norms, attention and vocabulary where they are expected."""
         return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
+
+    def check(self) -> None:
+        """Check what the configuration says, for a file from elsewhere may say anything.
+
+        Raises: ArtifactError.
+        """
+        check_given(self.name, self.config)
 
     @property
     def module(self) -> str:
@@ -81,11 +91,11 @@ class LayerProfile:
 
     name: str
     num_parameters: Polynomial
-    num_parameter_tensors: int
+    num_parameter_tensors: Whole
     matrix_sides: Polynomial = ()
     num_vector_parameters: Polynomial = ()
     num_expert_parameters: Polynomial = ()
-    num_parallel_linears: int = 0
+    num_parallel_linears: Whole = 0
     operators: tuple[Operator, ...]
     input_bytes: Polynomial
     output_bytes: Polynomial
@@ -111,20 +121,38 @@ class ModelProfile:
 
     name: str
     workload: WorkloadSpec
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    ffn_size: int
-    vocab_size: int
-    max_sequence_length: int
+    hidden_size: Whole
+    num_heads: Count
+    num_kv_heads: Count
+    ffn_size: Whole
+    vocab_size: Whole
+    max_sequence_length: Whole
     tied_embeddings: bool
     can_tensor_parallel: bool
     can_pipeline: bool
-    structure: tuple[int, ...]
+    structure: tuple[Whole, ...]
     layers: dict[str, tuple[LayerProfile, ...]]
     traced_with: str
-    num_experts: int = 0
-    experts_per_token: int = 0
+    num_experts: Whole = 0
+    experts_per_token: Whole = 0
+
+    def check(self) -> None:
+        """Check what its parts say of each other, and its workload.
+
+        Raises: ArtifactError.
+        """
+        self.workload.check()
+        known = {len(layers) for layers in self.layers.values()}
+        if len(known) != 1 or not self.structure or max(self.structure) >= min(known):
+            raise ArtifactError(
+                f"model profile {self.name}: at structure: it should name layers that every precision has: trace again"
+            )
+        for layer in (layer for layers in self.layers.values() for layer in layers):
+            for index, operator in enumerate(layer.operators):
+                if any(source >= index for source in operator.inputs):
+                    raise ArtifactError(
+                        f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
+                    )
 
     @property
     def num_layers(self) -> int:

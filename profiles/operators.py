@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.artifacts import STRICT
+from profiles.ranges import Exponent, Finite, Whole
 
-Term = tuple[float, int, int, int]
+Term = tuple[Finite, Exponent, Exponent, Exponent]
 Polynomial = tuple[Term, ...]
 Kind = Literal["matmul", "attention", "memory"]
 Phase = Literal["forward", "backward"]
@@ -83,7 +84,7 @@ class Operator:
     read_bytes: Polynomial = ()
     written_bytes: Polynomial = ()
     saved_bytes: Polynomial = ()
-    inputs: tuple[int, ...] = ()
+    inputs: tuple[Whole, ...] = ()
 
     @property
     def flops(self) -> Polynomial:

@@ -43,9 +43,10 @@ from profiles.families import (
     llama_paths,
 )
 from profiles.foreign_code import foreign_code
+from profiles.hf_config import FAMILIES as SIZED_FAMILIES
+from profiles.hf_config import checked
 from profiles.model import WorkloadSpec
-from profiles.sizes import FAMILIES as SIZED_FAMILIES
-from profiles.sizes import read_config
+from profiles.sizes import config_name, read_config
 from profiles.trust import check_trusted, is_factory
 
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine. Fake
@@ -137,10 +138,7 @@ def load_spec(model: str) -> WorkloadSpec:
     if is_factory(model):
         return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
     path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
-    name = path.parent.resolve().name if path.name == "config.json" else path.stem
-    return WorkloadSpec(kind="transformers", name=name, config=read_config(path))
+    return WorkloadSpec(kind="transformers", name=config_name(path), config=read_config(path))
 
 
 def load_workload(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file") -> Workload:
@@ -160,7 +158,7 @@ def load_workload(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = 
 
 def _from_config(spec: WorkloadSpec) -> Workload:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     fields = dict(spec.config)
     family = str(fields.pop("model_type", ""))
@@ -171,6 +169,9 @@ def _from_config(spec: WorkloadSpec) -> Workload:
                 "`plan --device` or `plan --cluster`; they are not traced or run"
             )
         raise UnknownNameError("model_type", family, BUILT_FAMILIES)
+    usual = CONFIG_MAPPING[family]
+    renamed = {usual.attribute_map.get(key, key): value for key, value in spec.config.items()}
+    checked(spec.name, renamed, usual().to_dict())
     register_attention()
     if family in EXPERT_FAMILIES:
         register_experts()

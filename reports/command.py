@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import completion, console
+from profiles import bounds, completion, console
+from profiles.foreign import real_path
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def compare(
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable result on standard output.")] = False,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Exit with 4 where the median error of step times exceeds this fraction, as 0.15."),
+        typer.Option(
+            callback=bounds.TOLERANCE,
+            help="Exit with 4 where the median error of step times exceeds this fraction, as 0.15.",
+        ),
     ] = None,
     machine: Annotated[
         Path | None, typer.Option(help="Machine profile, to draw the memory that one rank may use.")
@@ -72,8 +76,7 @@ def compare(
     """
     import json
 
-    from profiles import artifacts
-    from profiles.cluster import MachineProfile
+    from profiles.library import read_machine
     from profiles.options import refuse_ignored
     from reports.report import build
     from reports.terminal import show
@@ -90,7 +93,7 @@ def compare(
         compare_pages(kind, runs, output, json_output)
         return
     sources = read_sources(runs)
-    report = build(sources, artifacts.read(machine, "machine-profile", MachineProfile) if machine else None)
+    report = build(sources, read_machine(machine) if machine else None)
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -125,6 +128,8 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
         from executor.compress.show import show  # type: ignore[assignment]
         from reports.compression_page import render  # type: ignore[assignment]
     files = [artifacts.read(path, kind, Content) for path in paths]
+    for file in files:
+        file.workload.check()
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -148,16 +153,17 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     from profiles.errors import InputError
     from reports.comparison import Source
 
-    resolved = [os.path.realpath(path) for path in paths]
+    resolved = [real_path(path) for path in paths]
     for path in resolved:
         if resolved.count(path) > 1:
             raise InputError(f"{path} is given twice; give each run once")
     names = [path.name for path in paths]
     are_distinct = len(set(names)) == len(names)
-    return [
-        Source(name=path.name if are_distinct else str(path), file=artifacts.read(path, "run", RunFile))
-        for path in paths
-    ]
+    files = [artifacts.read(path, "run", RunFile) for path in paths]
+    for file in files:
+        file.workload.check()
+    shown = (path.name if are_distinct else str(path) for path in paths)
+    return [Source(name=name, file=file) for name, file in zip(shown, files, strict=True)]
 
 
 def compare_tables(
@@ -208,18 +214,11 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
     Raises: InputError where a table, the device or the cluster cannot be read, or a table is given twice.
     """
     from reports.published import read_tables
-    from reports.published_hardware import columns_of_cluster, columns_of_device
+    from reports.published_hardware import hardware_columns
 
-    resolved = [os.path.realpath(path) for path in paths]
+    resolved = [real_path(path) for path in paths]
     _refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
-    fill: dict[str, str] = {}
-    notes: list[str] = []
-    if cluster is not None:
-        fill |= columns_of_cluster(cluster)
-        notes.append(f"Empty hardware columns are those of {cluster}.")
-    if device is not None:
-        fill |= columns_of_device(device)
-        notes.append(f"Where gpu_type is empty, it is {fill['gpu_type']}.")
+    fill, notes = hardware_columns(device, cluster)
     return read_tables(paths, fill), notes
 
 
@@ -259,7 +258,7 @@ def in_folders(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(path.glob("*.run.json")) if path.is_dir() else [path]
+        inside = sorted(path.glob("*.run.json")) if os.path.isdir(path) else [path]
         _refuse(not inside, f"{path} has no runs (*.run.json): `execute --runs {path}` keeps them there")
         found += inside
     return found
@@ -288,8 +287,8 @@ def _refuse(is_wrong: bool, sentence: str) -> None:
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    _refuse(output.is_dir(), f"{output} is a folder; give -o the name of the HTML file to write")
-    is_input = os.path.realpath(output) in map(os.path.realpath, inputs)
+    _refuse(os.path.isdir(output), f"{output} is a folder; give -o the name of the HTML file to write")
+    is_input = real_path(output) in [real_path(path) for path in inputs]
     _refuse(is_input, f"-o {output} would overwrite an input; give another name, such as report.html")
 
 

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,15 @@ from planner.jobs.cells import EMPTY
 from planner.jobs.forecast import Forecast, forecast
 from planner.jobs.reading import CONFIGURATION
 from profiles.errors import InputError
+from profiles.foreign import read_text
 from profiles.units import GIB
 
 Counter = Literal["allocated", "reserved", "device"]
 DELIMITERS = (",", ";", "\t")
 NO_FAMILY = "all"
 LONGEST_CELL = 200
+# Columns of what was measured, and what can be: a microsecond to thirty years, a KiB to a thousand TiB.
+MEASURED = {"step_time_s": (1e-6, 1e9), "peak_mem_gib": (1e-6, 1e6)}
 UNFIT = re.compile(r"c\b", re.IGNORECASE)
 DEVICE_COUNTERS = ("nvidia-smi", "nvidia_smi", "smi", "nvml", "driver")
 # "torch max_allocated; reserved 70.88 GiB": the second counter is an aside, not what the column holds.
@@ -143,12 +146,14 @@ def _filled(row: Row, fill: Mapping[str, str]) -> Row:
 
 
 def _read_table(path: Path, family: str) -> list[Row]:
-    text = _read_text(path)
+    text = read_text(path, "give a table of runs, as CSV in UTF-8")
+    if "\0" in text:
+        raise InputError(f"{path} is no table of comma-separated values: it has zero bytes")
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise InputError(f"{path} is empty; it needs a line that names the columns, and a line per run")
-    delimiter = max(DELIMITERS, key=lambda mark: len(_known(next(csv.reader([first], delimiter=mark), []))))
     try:
+        delimiter = max(DELIMITERS, key=lambda mark: len(_known(next(csv.reader([first], delimiter=mark), []))))
         lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(line)]
     except csv.Error as error:
         raise InputError(f"{path} is no table of comma-separated values: {error}") from None
@@ -167,22 +172,6 @@ def _read_table(path: Path, family: str) -> list[Row]:
     return rows
 
 
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give a table of runs") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; save the table as CSV in UTF-8") from None
-    if "\0" in text:
-        raise InputError(f"{path} is no table of comma-separated values: it has zero bytes")
-    return text
-
-
 def _known(names: Iterable[str]) -> set[str]:
     return {name.strip().lower() for name in names} & set(CONFIGURATION)
 
@@ -193,7 +182,17 @@ def _row(header: Sequence[str], line: Sequence[str], family: str) -> Row:
     if any(cell.strip() for cell in line[len(header) :]):
         damaged = f"the row has {len(line)} cells, but the header names {len(header)} columns"
     own = cells.get("family", "")
-    return Row(cells=cells, family=family if own.lower() in EMPTY else own, damaged=damaged)
+    row = Row(cells=cells, family=family if own.lower() in EMPTY else own, damaged=damaged)
+    return row if damaged else replace(row, damaged=_wrong_measurement(row))
+
+
+def _wrong_measurement(row: Row) -> str | None:
+    """What a row says was measured and cannot have been, in words; None where all could."""
+    for column, (least, most) in MEASURED.items():
+        text, value = row.text(column), row.number(column)
+        if text and (value is None or not least <= value <= most):
+            return f"{column} is '{text}', not a number from {least:g} to {most:g}"
+    return None
 
 
 def _printable(cell: str) -> str:

@@ -7,6 +7,27 @@ from pathlib import Path
 BITS = 8
 
 
+def hardware_columns(device: str | None, cluster: str | None) -> tuple[dict[str, str], list[str]]:
+    """What fills empty columns, and notes that say so.
+
+    Raises: InputError where the two are of different devices, or one cannot be read.
+    """
+    from profiles.errors import InputError
+
+    fill: dict[str, str] = {}
+    notes: list[str] = []
+    if cluster is not None:
+        fill |= columns_of_cluster(cluster)
+        notes.append(f"Empty hardware columns are those of {cluster}.")
+    if device is not None:
+        named = columns_of_device(device)["gpu_type"]
+        if fill.get("gpu_type", named) != named:
+            raise InputError(f"--cluster {cluster} has {fill['gpu_type']}, not {named}: give one of the two")
+        fill["gpu_type"] = named
+        notes.append(f"Where gpu_type is empty, it is {named}.")
+    return fill, notes
+
+
 def columns_of_device(name: str) -> dict[str, str]:
     """The column that a device fills.
 
@@ -24,14 +45,10 @@ def columns_of_cluster(name_or_file: str) -> dict[str, str]:
     """
     from profiles.artifacts import read_toml
     from profiles.clusters import Cluster, load_cluster
-    from profiles.errors import InputError
 
     path = Path(name_or_file)
     is_file = path.suffix.lower() == ".toml" or len(path.parts) > 1
-    try:
-        cluster = read_toml(path, Cluster) if is_file else load_cluster(name_or_file)
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text, so it describes no cluster") from None
+    cluster = read_toml(path, Cluster) if is_file else load_cluster(name_or_file)
     return {
         **columns_of_device(cluster.device),
         "gpus_per_node": str(cluster.devices_per_node),

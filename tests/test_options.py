@@ -65,7 +65,7 @@ def test_ignored_options_are_refused(options, sentence, plan, monkeypatch, capsy
 def test_the_table_knows_the_options_and_every_option_is_in_it():
     known = {param.name for param in typer.main.get_command(app).params}
     named = {*NEEDS, *(needed for needed, _ in NEEDS.values()), *TAKES, *itertools.chain(*TAKES.values())}
-    assert named ^ known == {"plan", "install_completion", "show_completion"}
+    assert named ^ known == {"plan", "install_completion", "show_completion", "version"}
 
 
 def write_rehearsal(path):

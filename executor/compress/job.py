@@ -16,7 +16,7 @@ from executor.legality import check_plan
 from executor.prepare import RunOptions
 from executor.runfile import environment
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, cannot_train
+from planner.recipes import CompressionChoice, cannot_train, recipe
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import ensure_folder
@@ -74,13 +74,8 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         raise InputError("--compress starts its ranks itself, on this machine: run it without torchrun and srun")
     workload, device_kind = load_workload(file.workload), current_device_kind()
     check_data(file, workload)
-    chosen = tuple(choice for choice in file.compression if not choice.refusal)
-    if chosen[0].recipe.method != "none":
-        raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
+    chosen = _chosen(file, path)
     check_plan(chosen[0].plan, file, facts_of_workload(workload))
-    for choice in chosen:
-        if reason := cannot_train(choice.recipe, choice.plan):
-            raise PlanError(reason)
     if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
         raise EnvironmentFailure("8-bit recipes need torchao: pip install 'trainwright[compress]', or leave them out")
     if extras.export is not None:
@@ -109,6 +104,22 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         load_before=load_before,
         notes=(*notes, *warnings, "a small model on little data: what holds here need not hold for a large one"),
     )
+
+
+def _chosen(file: PlanFile, path: Path) -> tuple[CompressionChoice, ...]:
+    """The recipes of a plan file that are carried out, the model as it is first.
+
+    Raises: PlanError.
+    """
+    chosen = tuple(choice for choice in file.compression if not choice.refusal)
+    if not chosen or chosen[0].recipe.method != "none":
+        raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
+    for choice in chosen:
+        if recipe(choice.recipe.name) != choice.recipe:
+            raise PlanError(f"{path}: recipe {choice.recipe.name} is not what its name says: plan again")
+        if reason := cannot_train(choice.recipe, choice.plan):
+            raise PlanError(reason)
+    return chosen
 
 
 def compression_file(job: CompressionJob, found: dict[str, Any]) -> CompressionFile:

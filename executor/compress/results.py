@@ -9,6 +9,7 @@ from planner.recipes import CompressionChoice, Recipe
 from profiles.artifacts import STRICT
 from profiles.load import MachineLoad
 from profiles.model import WorkloadSpec
+from profiles.ranges import Count, Finite, Fraction, Samples, Seconds, Share, Timed, Tokens, Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +26,19 @@ class CompressionResult:
     __pydantic_config__ = STRICT
 
     recipe: Recipe
-    num_parameters: int
-    num_zeros: int
-    stored_bytes: int
-    loss_before: float
-    loss: float
-    right_fraction: float
-    equal_time_loss: float
-    step_seconds: tuple[float, ...]
-    latency_seconds: float
-    latency_spread_fraction: float
-    compiled_seconds: float | None = None
+    num_parameters: Whole
+    num_zeros: Whole
+    stored_bytes: Whole
+    loss_before: Finite
+    loss: Finite
+    right_fraction: Share
+    equal_time_loss: Finite
+    step_seconds: tuple[Timed, ...]
+    latency_seconds: Seconds
+    latency_spread_fraction: Fraction
+    compiled_seconds: Seconds | None = None
     onnx_file: str = ""
-    onnxruntime_seconds: float | None = None
+    onnxruntime_seconds: Seconds | None = None
 
     @property
     def train_seconds(self) -> float:
@@ -58,11 +59,11 @@ class CompressionFile:
     model_name: str
     workload: WorkloadSpec
     plan: str
-    global_batch_size: int
-    sequence_length: int
-    sample_shape: tuple[int, ...]
-    first_steps: int
-    seed: int
+    global_batch_size: Samples
+    sequence_length: Tokens
+    sample_shape: tuple[Count, ...]
+    first_steps: Whole
+    seed: Whole
     choices: tuple[CompressionChoice, ...]
     results: tuple[CompressionResult, ...]
     environment: Environment

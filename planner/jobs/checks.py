@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from planner.jobs.cells import EMPTY, TRUE, Refused
+from profiles import limits
 from profiles.devices import Device, catalogue_names, find_device
 from profiles.errors import UnknownNameError
 
@@ -18,10 +19,16 @@ USUAL_KV_HEADS = 8
 SMALL_HIDDEN, SMALL_HEAD = 2048, 64
 # Beyond any run there ever was: a table with such a number has a column out of place.
 LARGEST = {
-    "num_layers": 5000, "hidden_size": 1e6, "ffn_size": 1e7, "num_heads": 1e5, "vocab_size": 1e8, "num_experts": 1e5,
+    "num_layers": limits.LAYERS, "hidden_size": limits.HIDDEN, "ffn_size": limits.FFN, "num_heads": limits.HEADS,
+    "vocab_size": limits.VOCABULARY, "num_experts": limits.EXPERTS, "head_dim": limits.HIDDEN,
+    "expert_ffn_size": limits.FFN, "shared_ffn_size": limits.FFN, "mla_q_lora": limits.HIDDEN,
+    "mla_kv_lora": limits.HIDDEN, "mla_qk_nope": limits.HIDDEN, "mla_qk_rope": limits.HIDDEN, "mla_v": limits.HIDDEN,
     "num_devices": 1e7, "pipeline": 1024, "micro_batch": 1e6, "num_microbatches": 1e7,
 }  # fmt: skip
-COLUMNS = {"num_devices": "num_gpus", "pipeline": "pp", "micro_batch": "micro_batch_size"}
+COLUMNS = {
+    "num_devices": "num_gpus", "pipeline": "pp", "micro_batch": "micro_batch_size", "expert_ffn_size": "moe_ffn_size",
+    "shared_ffn_size": "shared_expert_ffn_size",
+}  # fmt: skip
 
 
 class Row:

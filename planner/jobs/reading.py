@@ -15,6 +15,7 @@ from planner.jobs.job import Jobs
 from planner.jobs.layout_cells import read_layout
 from planner.jobs.model_cells import read_model
 from planner.jobs.software_cells import Software, read_hardware, read_software
+from profiles import limits
 from profiles.transformer import Transformer
 
 WORDS = ("attention_kernel", "device", "schedule", "recompute", "precision", "stack")
@@ -30,7 +31,6 @@ CONFIGURATION = (
     "activation_offload", "precision_class", "global_batch_size", "micro_batch_size", "num_microbatches", "stack",
     "compiled", "overlap_grad", "overlap_param", "overlap_tp", "overlap_pp",
 )  # fmt: skip
-LONGEST_SEQUENCE = 2**24
 USUAL_SEQUENCE = 2048
 
 
@@ -85,8 +85,8 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str]]:
     software: Software = read_software(cells)
     sequence = cells.size("seq_len", USUAL_SEQUENCE)
-    if sequence > LONGEST_SEQUENCE:
-        raise Refused(f"seq_len is {sequence:.12g}; the longest that can be predicted is {LONGEST_SEQUENCE}")
+    if sequence > limits.SEQUENCE:
+        raise Refused(f"seq_len is {sequence:.12g}; the longest that can be predicted is {limits.SEQUENCE}")
     model = read_model(cells, sequence)
     hardware = read_hardware(cells, software)
     layout = read_layout(cells, software, model, float(hardware["num_devices"]))

@@ -16,13 +16,15 @@ from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layout
 from planner.space.setting import Setting
 from planner.space.tables import layer_table, layout_table, message_table
 from planner.space.variants import Variants, variants
-from profiles.errors import NoFeasiblePlanError
+from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.transformer import Array
 from profiles.units import format_count
 
 NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"
 # About as many plans are priced at once.
 BLOCK_PLANS = 32768
+# About half an hour of one core; and layouts times micro-batches, of which tables have a small part.
+MOST_PLANS, MOST_ENTRIES = 4 * 10**9, 2**27
 # Called with how many legal plans there are to see in all, and a block's layouts, choices, seconds and bytes.
 Seen = Callable[[int, Ints, Variants, Array, Array], None]
 
@@ -95,7 +97,7 @@ def choices_of(at: Setting, options: Options, layouts: Layouts, layout: int) -> 
 
 def tables_of(at: Setting, layouts: Layouts, learned: Learned) -> Tables:
     """Everything that the layouts share, priced once."""
-    sizes = sorted({size for data in set(layouts.data.tolist()) for size in divisors(at.global_batch_size // data)})
+    sizes = _micro_batches(at, layouts)
     return Tables(
         at=at,
         layers=layer_table(at, layouts, sizes, learned),
@@ -128,7 +130,7 @@ def explore(
     """Price every plan of a setting; `seen` is shown every block.
 
     Layouts whose states alone take more than the device has are counted and not priced.
-    Raises: NoFeasiblePlanError where no layout is legal.
+    Raises: NoFeasiblePlanError where no layout is legal; InputError where there are too many.
     """
     learned = learned or load_learned()
     layouts, broken = legal_layouts(at, options)
@@ -136,13 +138,14 @@ def explore(
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
         raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
     on_progress(0.0, f"{format_count(len(layouts))} layouts, {at.precision}")
+    if len(layouts) * len(_micro_batches(at, layouts)) > MOST_ENTRIES:
+        raise _too_many(at)
     tables = tables_of(at, layouts, learned)
     known: dict[tuple[int, int], Variants] = {}
     own, generated, rejected = _to_price(at, options, layouts, _least_bytes(tables), known)
     accepted = done = 0
     found: list[tuple[Array | Ints, ...]] = []
-    nearest = np.full(len(layouts), np.inf)
-    places = np.zeros((len(layouts), 3), dtype=np.int64)
+    nearest, places = np.full(len(layouts), np.inf), np.zeros((len(layouts), 3), dtype=np.int64)
     total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
     for piece in own:
         chosen, choices = piece.layouts, piece.choices
@@ -175,6 +178,7 @@ def _to_price(
     """The layouts to price, in pieces; how many plans there are in all, and counts of those that need no pricing.
 
     The variants go into `known`, by the degrees that share them.
+    Raises: InputError where there are too many.
     """
     rejected: Counter[str] = Counter()
     generated, result = 0, []
@@ -186,11 +190,25 @@ def _to_price(
         choices = known[key]
         num_legal = choices.num_plans - choices.illegal.total()
         generated += choices.num_plans * len(alike)
+        if generated > MOST_PLANS:
+            raise _too_many(at)
         rejected.update({reason: count * len(alike) for reason, count in choices.illegal.items()})
         held_back = least[alike] > at.memory_bytes
         rejected[STATES_ALONE] += num_legal * int(held_back.sum())
         result += [_Piece(chosen, choices, num_legal) for chosen in _pieces(alike[~held_back], choices.num_plans)]
     return result, generated, rejected
+
+
+def _too_many(at: Setting) -> InputError:
+    """What is said of a space that would be priced for hours, or whose tables would not fit in memory."""
+    return InputError(
+        f"--gpus {at.num_devices} with --global-batch {at.global_batch_size} and {at.model.num_layers} layers has more "
+        f"than {MOST_PLANS:,} plans, too many to be priced: give numbers with fewer divisors"
+    )
+
+
+def _micro_batches(at: Setting, layouts: Layouts) -> list[int]:
+    return sorted({size for data in set(layouts.data.tolist()) for size in divisors(at.global_batch_size // data)})
 
 
 def _groups(layouts: Layouts) -> list[Ints]:

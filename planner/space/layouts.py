@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.space.setting import Setting
+from profiles.errors import InputError
 
 Ints = NDArray[np.int64]
+# As many take a gigabyte; 100,000 devices have a third of them at the most.
+MOST_LAYOUTS = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,10 @@ def divisors(number: int) -> list[int]:
 
 
 def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]:
-    """All layouts of a setting, and how many degrees break which rule."""
+    """All layouts of a setting, and how many degrees break which rule.
+
+    Raises: InputError where there are more than can be held.
+    """
     rows: list[tuple[int, ...]] = []
     broken: Counter[str] = Counter()
     for tensor, context, pipeline, data in _degrees(at):
@@ -83,6 +89,10 @@ def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]
         for expert in _expert_degrees(at, data * context * tensor):
             head = (tensor, context, expert, pipeline, data)
             rows += [_columns(head, tail) for tail in _variants(at, options, tensor, context, pipeline, data)]
+        if len(rows) > MOST_LAYOUTS:
+            raise InputError(
+                f"--gpus {at.num_devices} has more than {MOST_LAYOUTS:,} layouts: give a number with fewer divisors"
+            )
     names = [field.name for field in fields(Layouts)]
     table = np.array(rows, dtype=np.int64).reshape(len(rows), len(names)).T
     return Layouts(**dict(zip(names, np.ascontiguousarray(table), strict=True))), broken

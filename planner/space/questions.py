@@ -21,6 +21,7 @@ from planner.space.plans import best_places, closed_seconds, place_at, plan_of
 from planner.space.predictions import predictions
 from planner.space.retime import corrections
 from planner.space.setting import Setting
+from profiles import limits
 from profiles.errors import InputError
 from profiles.transformer import Array, Flags
 from profiles.units import format_seconds
@@ -30,11 +31,14 @@ DEGREES = {
     "tp": "tensor", "cp": "context", "ep": "expert", "pp": "pipeline", "dp": "data", "zero": "zero_stage",
     "shard": "shard", "sp": "sequence_parallel",
 }  # fmt: skip
+DEGREE_RANGES = {"zero": (0, 3), "sp": (0, 1)}
 SECONDS_PER_DAY, SECONDS_PER_HOUR, JOULES_PER_KWH = 86400.0, 3600.0, 3.6e6
 # 419 unexpected interruptions in 54 days on 16,384 GPUs. Source: Grattafiori et al., The Llama 3 Herd of Models, 2024
 # (arXiv 2407.21783), section 3.3.4. How long a checkpoint and a restart hold a job up is assumed.
 DEVICE_FAILURE_HOURS = 54 * 24 * 16384 / 419
 CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
+# What trains less than this share of its time comes to no end.
+LEAST_GOODPUT = 1e-3
 # Plans whose order is asked about under another machine; of the degrees asked about, those followed step by step.
 CONTENDERS, MOST_FOLLOWED = 300, 40
 
@@ -44,13 +48,14 @@ def parse_wanted(text: str) -> dict[str, int]:
 
     Raises: InputError for a name or a number that is none.
     """
-    wanted = {}
+    wanted: dict[str, int] = {}
     for word in text.split(","):
         name, _, value = word.strip().partition("=")
-        if name not in DEGREES or not value.isdigit():
+        if name not in DEGREES or name in wanted or not value.isdecimal():
             known = ", ".join(DEGREES)
-            raise InputError(f"--why-not {word.strip()}: give degrees such as tp=8,pp=4; known are {known}")
+            raise InputError(f"--why-not {word.strip()}: give degrees such as tp=8,pp=4, each once; known are {known}")
         wanted[name] = int(value)
+        limits.check(f"--why-not {name}", wanted[name], *DEGREE_RANGES.get(name, (1, limits.DEVICES)))
     return wanted
 
 
@@ -206,7 +211,7 @@ def cost_of(
 ) -> Cost:
     """What training on `tokens` takes at a plan's predicted speed; `price` is in dollars per device and hour.
 
-    Raises: InputError where a time of `reliability` is not positive, or the job would never end.
+    Raises: InputError where a time of `reliability` is not positive, or the job would hardly train at all.
     """
     reliability = reliability or Reliability()
     expected = goodput(
@@ -215,17 +220,21 @@ def cost_of(
         checkpoint_seconds=reliability.checkpoint_seconds,
         restart_seconds=reliability.restart_seconds,
     )
-    if not expected.goodput_fraction:
-        between, saving = format_seconds(float(expected.job_failure_seconds)), reliability.checkpoint_seconds
-        raise InputError(f"a job that fails every {between} and takes {saving:g} s to save never ends: see --mtbf")
-    seconds = tokens / prediction.tokens_per_second / float(expected.goodput_fraction)
+    trains = float(expected.goodput_fraction)
+    if trains < LEAST_GOODPUT:
+        failure, checkpoint = float(expected.job_failure_seconds), reliability.checkpoint_seconds
+        raise InputError(
+            f"with a failure every {format_seconds(failure)} and {format_seconds(checkpoint)} for a checkpoint the job "
+            f"would train less than {LEAST_GOODPUT:.1%} of the time: see --mtbf, --checkpoint-seconds and --gpus"
+        )
+    seconds = tokens / prediction.tokens_per_second / trains
     hours = seconds / SECONDS_PER_HOUR * at.num_devices
     prices = (price, price) if price is not None else at.device.price_per_hour
     return Cost(
         tokens=tokens,
         days=seconds / SECONDS_PER_DAY,
         device_hours=hours,
-        goodput_fraction=float(expected.goodput_fraction),
+        goodput_fraction=trains,
         num_failures=seconds / float(expected.job_failure_seconds),
         interval_seconds=float(expected.interval_seconds),
         kwh=seconds * at.num_devices * at.device.power_watts / JOULES_PER_KWH,
