@@ -30,7 +30,7 @@ EXHAUSTED = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 def foreign_code(spec: WorkloadSpec, failing: str) -> Iterator[None]:
     """Run code of the model's author; `failing` is how the sentence begins where it does, as "cannot import a.b:c".
 
-    Raises: InputError in place of whatever it raises, an exit included.
+    Raises: InputError in place of whatever it raises, an exit included; MemoryError where no memory is left.
     """
     with contextlib.redirect_stdout(sys.stderr):
         try:
@@ -38,6 +38,8 @@ def foreign_code(spec: WorkloadSpec, failing: str) -> Iterator[None]:
         except BaseException as error:
             if _is_no_failure(error):
                 raise
+            if _is_exhausted(error):
+                raise MemoryError(str(error)) from error
             raise _failure(spec, failing, error) from error
 
 
@@ -57,20 +59,28 @@ def calling_foreign_code(spec: WorkloadSpec, failing: str) -> Iterator[None]:
             # Here, because whoever comes here has loaded torch, and this module needs none.
             from profiles.rank import is_lost_peer
 
-            if not _is_no_failure(error) and _place(spec, error) and not is_lost_peer(error):
+            passes = _is_no_failure(error) or _is_exhausted(error) or is_lost_peer(error)
+            if _place(spec, error) and not passes:
                 raise _failure(spec, failing, error) from error
             raise
 
 
 def _is_no_failure(error: BaseException) -> bool:
-    """Whether the error is none of that code's: a sentence already, a stop from outside, no memory left."""
-    if isinstance(error, TrainwrightError | KeyboardInterrupt | MemoryError):
+    """Whether the error is none of that code's: a sentence already, or a stop from outside."""
+    if isinstance(error, TrainwrightError | KeyboardInterrupt):
         return True
     if isinstance(error, SystemExit):
         # Signals become exits in a line of this program.
         (*_, (last, _)) = traceback.walk_tb(error.__traceback__)
         return _is_ours(last.f_code.co_filename)
-    return isinstance(error, RuntimeError) and EXHAUSTED.search(str(error)) is not None
+    return False
+
+
+def _is_exhausted(error: BaseException) -> bool:
+    """Whether no memory is left, which commands and ranks have a sentence for."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and EXHAUSTED.search(str(error)) is not None
+    )
 
 
 def _failure(spec: WorkloadSpec, failing: str, error: BaseException) -> InputError:
@@ -116,18 +126,18 @@ def _is_users(spec: WorkloadSpec, file: str, module: str) -> bool:
 
 def _is_ours(file: str) -> bool:
     program = Path(__file__).resolve().parent.parent
-    return any(Path(file).is_relative_to(program / package) for package in PACKAGES)
+    return any(Path(file).resolve().is_relative_to(program / package) for package in PACKAGES)
 
 
 def _is_hidden(file: str) -> bool:
     """Whether a line is of this program, of torch, or of Python itself, none of which tells a user anything."""
     if file.startswith("<") or _is_ours(file):
         return True
-    path, parts = Path(file), Path(file).parts
+    parts = Path(file).parts
     for folder in SITE_FOLDERS:
         if folder in parts:
             return parts[parts.index(folder) + 1] == "torch"
-    return path.is_relative_to(sysconfig.get_path("stdlib"))
+    return Path(file).resolve().is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
 
 
 def _traceback(error: BaseException) -> str:
