@@ -130,7 +130,6 @@ def execute(
     from executor.checkpoint import checkpoints_of
     from executor.prepare import RunOptions, prepare
     from profiles.files import ensure_writable
-    from profiles.job import is_main_process
 
     out = console.console(json_output)
     if output is not None:
@@ -148,11 +147,7 @@ def execute(
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
         trusted=trusted, runs=runs,
     )  # fmt: skip
-    job = prepare(plan, options)
-    if is_main_process():
-        for note in job.notes:
-            out.print(f"note: {note}")
-    _run(job, out, verbose, json_output, output, runs)
+    _run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
 def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None, runs: Path | None) -> None:
@@ -166,8 +161,12 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     from profiles.artifacts import dump
     from profiles.errors import ToleranceError
     from profiles.files import write_text
+    from profiles.job import is_main_process
     from profiles.launcher import launch
 
+    if is_main_process():
+        for note in job.notes:
+            out.print(f"note: {note}")
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
     saved = job.order.checkpoints.folder if job.order.checkpoints else None
     with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:

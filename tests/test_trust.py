@@ -68,7 +68,7 @@ def test_a_compressed_module_is_refused_before_anything_is_imported(folder: Path
         "stored_bytes": 1.0, "step_seconds": 1.0, "peak_bytes": 1.0, "latency_seconds": 1.0, "risk": "none",
     }  # fmt: skip
     path.write_text(json.dumps(plan | {"compression": [choice]}))
-    assert "mine:f is a module" in refused(execute_app, str(path), "--compress", "--trust-module", "mine")
+    assert "mine:f is a module" in refused(execute_app, str(path), "--compress")
     assert not (folder / "imported").exists()
 
 
