@@ -21,13 +21,14 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from executor.checkpoint_index import Reader, Writer, check_names, read_index
+from executor.checkpoint_index import FOREIGN, Reader, Writer, check_names, read_index
 from executor.experts import placed_expert
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError, InputError
 from profiles.files import write_text
+from profiles.foreign import read_json
 from profiles.workloads import Workload
 
 FOLDER = re.compile(r"step-(\d{8})")
@@ -99,10 +100,9 @@ def read_progress(path: Path) -> Progress:
 
     Raises: ArtifactError where the folder is no checkpoint of ours.
     """
-    try:
-        fields = json.loads((path / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is no checkpoint of this program: {error}") from error
+    fields = read_json(path / "progress.json", FOREIGN)
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path / 'progress.json'} is not an object; {FOREIGN}")
     return validate(fields, Progress, str(path))
 
 

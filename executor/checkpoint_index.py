@@ -28,8 +28,10 @@ from torch.distributed.checkpoint.metadata import (
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError
 from profiles.files import write_text
+from profiles.foreign import read_json
 
 INDEX = "index.json"
+FOREIGN = "the folder is no checkpoint of this program"
 # As DCP names the files of a rank; nothing outside the folder has such a name.
 FILE = re.compile(r"__\d+_\d+\.distcp")
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)}
@@ -98,12 +100,9 @@ def read_index(folder: Path) -> Index:
 
     Raises: ArtifactError where the folder was not saved by this program, or something of it is missing or damaged.
     """
-    try:
-        fields = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder} is no checkpoint of this program: {INDEX} cannot be read ({error})") from error
+    fields = read_json(folder / INDEX, FOREIGN)
     if not isinstance(fields, dict):
-        raise ArtifactError(f"{folder} is no checkpoint of this program: {INDEX} is not an object")
+        raise ArtifactError(f"{folder / INDEX} is not an object; {FOREIGN}")
     index = validate(fields, Index, str(folder / INDEX))
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if FILE.fullmatch(path.name)}
     for name, tensor in index.tensors.items():

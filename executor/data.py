@@ -6,6 +6,7 @@ The global batch of a step depends on the seed and the step alone.
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,6 +145,10 @@ def load_images(data_file: str, workload: Workload, seed: int) -> Images:
             f"{data_file or 'the digits'}: {len(labels)} labels and images of {tuple(images.shape)}, but "
             f"{workload.spec.name} reads (channels, height, width) = {wanted}"
         )
+    if not len(labels):
+        raise InputError(f"{data_file}: it has no images: there is nothing to train on")
+    if labels.is_floating_point() or not bool(torch.isfinite(images).all()):
+        raise InputError(f"{data_file}: images must be finite numbers, and labels whole ones")
     if int(labels.min()) < 0 or int(labels.max()) >= workload.vocab_size:
         raise InputError(
             f"{data_file or 'the digits'}: labels from {int(labels.min())} to {int(labels.max())}, but "
@@ -167,8 +172,9 @@ def _arrays(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as found:
             return torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {path} as .npz with images and labels: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {path} as .npz with images and labels: {words:.100}") from error
 
 
 def load_text(path: Path, sequence_length: int, seed: int) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.choices import Plan
 from planner.prediction import Prediction, Span
@@ -12,6 +13,8 @@ from profiles.load import MachineLoad, busiest, causes
 from profiles.model import WorkloadSpec
 from profiles.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Timed, Tokens, Whole
 
+Status = Literal["passed", "failed", "exempt", "skipped"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCheck:
@@ -19,7 +22,7 @@ class LossCheck:
 
     __pydantic_config__ = STRICT
 
-    status: str
+    status: Status
     reason: str
     tolerance_fraction: Fraction
     largest_difference_fraction: Fraction | None = None

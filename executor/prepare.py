@@ -79,6 +79,9 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
         check_precision(file.candidates[index].plan, device_kind)
     check_data(file, workload)
+    for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
+        if folder is not None:
+            ensure_folder(folder)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
     path = "" if data is None else str(data.absolute())
@@ -88,9 +91,6 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
     notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
     load_before, warnings = look_before(file.num_devices)
-    for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
-        if folder is not None:
-            ensure_folder(folder)
     return Job(
         file=file,
         order=Order(

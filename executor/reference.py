@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from executor.data import Samples
-from executor.measurement import LossCheck
+from executor.measurement import LossCheck, Status
 from executor.trainer import Trainer
 from planner.choices import Plan
 from profiles.codecs import codec
@@ -64,6 +64,7 @@ def check_losses(plan: Plan, losses: Sequence[float], reference: Sequence[float]
     pairs = list(zip(losses, reference, strict=False))
     difference = max(abs(loss - wanted) / abs(wanted) for loss, wanted in pairs)
     passed = difference <= tolerance
+    status: Status
     if codec(plan.codec).lossy:
         status, reason = "exempt", f"codec {plan.codec} is lossy"
     elif passed:

@@ -9,6 +9,7 @@ from planner.choices import Plan
 from planner.prediction import Prediction
 from planner.volumes import Volumes
 from profiles.artifacts import STRICT
+from profiles.errors import ArtifactError
 from profiles.model import WorkloadSpec
 from profiles.ranges import Amount, Count, Devices, Samples, Seconds, Tokens, Whole
 
@@ -91,6 +92,15 @@ class RehearsalFile:
     torch: str
     started: str
     notes: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Check that something was rehearsed, and its workload.
+
+        Raises: ArtifactError.
+        """
+        self.workload.check()
+        if not self.plans or not all(plan.ranks for plan in self.plans):
+            raise ArtifactError(f"{self.model_name}: plans and their ranks should be at least one: rehearse again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,9 @@ def parse_targets(text: str | None) -> dict[str, float]:
 
     Raises: InputError.
     """
-    targets = {}
+    targets: dict[str, float] = {}
+    if text is not None and not text.strip(" ,"):
+        raise InputError("--target: give shares such as size=0.5,latency=0.8")
     for word in (text or "").split(","):
         name, _, value = word.strip().partition("=")
         if not word.strip():

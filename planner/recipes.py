@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from planner.choices import Plan
 from planner.weights import Weights, weights_of
 from profiles.artifacts import STRICT
 from profiles.efficiency import LINEAR_SCHEMES
-from profiles.errors import PlanError, UnknownNameError
+from profiles.errors import InputError, PlanError, UnknownNameError
 from profiles.ranges import Amount, Seconds, Share, Whole
 
 FULL_BYTES, BYTE = 4.0, 1.0
@@ -35,6 +35,9 @@ AUTO = (
 )  # fmt: skip
 
 
+Method = Literal["none", "prune", "sparse", "quantise", "qat", "distil"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One way to compress a model.
@@ -47,7 +50,7 @@ class Recipe:
     __pydantic_config__ = STRICT
 
     name: str
-    method: str
+    method: Method
     part: str = ""
     fraction: Share = 0.0
     scheme: str = ""
@@ -102,7 +105,7 @@ def recipe(name: str) -> Recipe:
         raise UnknownNameError("compression", name, KNOWN)
     return Recipe(
         name=name,
-        method=match["method"],
+        method=cast(Method, match["method"]),
         part=match["part"],
         fraction=int(match["percent"]) / 100,
         matches_hidden=bool(match["hidden"]),
@@ -112,8 +115,10 @@ def recipe(name: str) -> Recipe:
 def recipes(text: str) -> tuple[Recipe, ...]:
     """The recipes that `--compress` names: auto, none, or a list with commas; the model as it is always comes first.
 
-    Raises: UnknownNameError.
+    Raises: UnknownNameError; InputError where it names none.
     """
+    if not text.strip(" ,"):
+        raise InputError("--compress: give auto, none, or names with commas between, such as prune-ffn-50")
     names = AUTO if text == "auto" else tuple(word.strip() for word in text.split(",") if word.strip())
     return tuple(recipe(name) for name in dict.fromkeys(("none", *names)))
 

@@ -86,6 +86,7 @@ def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
             f"{where} has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}: {_wanted(artifact)}"
         )
     fields = {key: value for key, value in data.items() if key not in ("artifact", "schema")}
+    foreign.refuse_line_breaks(fields, where)
     return validate(fields, kind, where)
 
 

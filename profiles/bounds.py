@@ -28,7 +28,7 @@ def whole_numbers(option: str, text: str, least: int, most: int) -> tuple[int, .
     Raises: InputError where one is none, or outside the range, or there are too many.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
+    if not all(limits.is_whole(word) for word in words):
         raise InputError(f"{option} {text}: give whole numbers with commas between, such as 1,2,4")
     numbers = sorted({int(word) for word in words})
     for number in numbers:

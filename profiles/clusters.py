@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiles import foreign
+from profiles import foreign, limits
 from profiles.artifacts import STRICT, read_toml, validate
 from profiles.devices import Device, catalogue_names, find_device, load_device
 from profiles.errors import InputError, UnknownNameError
@@ -90,13 +90,14 @@ def find_cluster(text: str) -> Cluster | MixedCluster:
     """
     if text.endswith(".toml"):
         content = foreign.read_toml(Path(text), "give a file like those in profiles/catalog/clusters")
+        foreign.refuse_line_breaks(content, text)
         return validate(content, MixedCluster, text) if "pools" in content else validate(content, Cluster, text)
     if ":" not in text:
         return load_cluster(text)
     entries = []
     for word in text.split(","):
         name, _, count = word.strip().partition(":")
-        if not count.isdecimal() or not int(count):
+        if not limits.is_whole(count) or not int(count):
             raise InputError(f"--cluster {word.strip()}: give pools as name:devices, such as dgx-h100:32,dgx-a100:32")
         entries.append(PoolEntry(of=name, num_devices=int(count)))
     return MixedCluster(name=text, title=" + ".join(f"{e.num_devices} x {e.of}" for e in entries), pools=tuple(entries))

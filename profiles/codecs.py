@@ -12,6 +12,8 @@ from profiles.errors import UnknownNameError
 
 KNOWN = ("none", "bf16", "fp16", "int8", "fp8", "topk-1", "powersgd-1", "powersgd-4")
 GRADIENT_BYTES = 4.0
+# Of a product of two factors; beyond, the factors of any matrix are larger than it.
+MOST_RANK = 65_536
 # DistributedDataParallel's default bucket_cap_mb: gradients are exchanged in buckets of this size.
 BUCKET_BYTES = 25 * 2**20
 # A kept entry of a sparse message is its value (fp32) and its place (int32).
@@ -122,7 +124,7 @@ def codec(name: str) -> Codec:
             decode_passes=2.25,
         )
     head, _, number = name.partition("-")
-    if head == "powersgd" and number.isdigit() and int(number) > 0:
+    if head == "powersgd" and number.isascii() and number.isdigit() and 0 < int(number[:6]) <= MOST_RANK:
         return Codec(
             name=name,
             title=f"matrices as products of rank {number}; what is lost is added to the next step's (PowerSGD)",

@@ -104,7 +104,7 @@ def machine(
     sizes = bounds.whole_numbers("--micro-batches", micro_batches, 1, limits.SAMPLES)
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
-    precisions = tuple(precision.split(","))
+    precisions = _precisions(precision)
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
     profiles = [load_model(name, precisions, trusted) for name in model or ()]
     _check_sequence(profiles, sequence_length)
@@ -137,6 +137,21 @@ def machine(
     if json_output:
         console.print_json(text)
     _show_machine(measured, out, output or stored_machine_path())
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    """The precisions that an option names, each once.
+
+    Raises: UnknownNameError.
+    """
+    from profiles.errors import UnknownNameError
+    from profiles.model import PRECISIONS
+
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for name in names:
+        if name not in PRECISIONS:
+            raise UnknownNameError("--precision", name, PRECISIONS)
+    return names
 
 
 def _check_sequence(profiles: list[ModelProfile], sequence_length: int) -> None:

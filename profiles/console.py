@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -37,6 +38,7 @@ ENDED_BY: dict[int, str] = {
 # Rich takes 80 columns where there is no terminal; a pipe or a file deserves whole lines.
 PIPE_COLUMNS = 160
 QUIET_SECONDS = 1.0
+LONGEST_WORD = 100
 # What a terminal would obey rather than show: C0 and C1 but for tabulator and line feed, line and paragraph separators,
 # and what turns the direction of reading round (Unicode's UAX 9).
 OBEYED = (
@@ -126,6 +128,9 @@ def progress(out: RichConsole, title: str) -> Iterator[Callable[[float, str], No
 def run(app: typer.Typer) -> NoReturn:
     """Run a command and exit: errors meant for the user become one sentence on standard error and their exit code."""
     asked: dict[str, bool] = {}  # filled by the options of profiles.module_options
+    if not re.fullmatch("[1-9][0-9]{0,5}", os.environ.get("COLUMNS", "1")):
+        # No width is meant by it.
+        del os.environ["COLUMNS"]
     is_closed = cast("TextIO | None", sys.stdout) is None
     # What was loaded need not be taken apart at the end, which takes a second where torch was, after a Ctrl-C too.
     atexit.register(gc.freeze)
@@ -175,10 +180,16 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def one_line(sentence: str) -> str:
+    """`sentence` on one line, words that are longer than any name (a path of thousands of characters) cut short."""
+    line = sentence.replace("\n", "\\n")
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][: LONGEST_WORD - 20]}...", line)
+
+
 def _fail(sentence: str, exit_code: int, details: str = "") -> int:
     # One line for a program to read, wrapped at its spaces for people.
     out = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
-    out.print(f"error: {sentence}")
+    out.print(f"error: {one_line(sentence)}")
     if details:
         out.print(details)
     return exit_code

@@ -7,19 +7,22 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from profiles import limits
 from profiles.errors import InputError
 from profiles.families import Style
 from profiles.foreign_code import foreign_code
 from profiles.model import WorkloadSpec
 from profiles.workloads import LayerSpec, Workload, next_token_loss, token_ids
 
+# Larger than any size there is.
+MOST = limits.VOCABULARY
 Styles = dict[int, dict[str, Style]]
 
 
@@ -47,8 +50,8 @@ def _workload(spec: WorkloadSpec, factory: Callable[[], nn.Module], model: objec
         raise InputError(f"{spec.factory} gave an nn.Sequential without layers: give it at least one")
     known = _Attributes(spec, model)
     vocab_size = known.number("vocab_size", 0) or _first_embedding_size(model, spec.factory)
-    heads = known.number("num_heads", 1)
-    styles = known.styles(len(children))
+    heads = known.number("num_heads", 1, least=1)
+    styles = known.styles(children)
     return Workload(
         spec=spec,
         layers=tuple(
@@ -61,7 +64,7 @@ def _workload(spec: WorkloadSpec, factory: Callable[[], nn.Module], model: objec
         ),
         hidden_size=known.number("hidden_size", 0),
         num_heads=heads,
-        num_kv_heads=known.number("num_kv_heads", heads),
+        num_kv_heads=known.number("num_kv_heads", heads, least=1),
         ffn_size=known.number("ffn_size", 0),
         vocab_size=vocab_size,
         max_sequence_length=known.number("max_sequence_length", 0),
@@ -77,15 +80,15 @@ class _Attributes:
     def __init__(self, spec: WorkloadSpec, model: nn.Module) -> None:
         self.spec, self.model = spec, model
 
-    def number(self, name: str, default: int) -> int:
+    def number(self, name: str, default: int, least: int = 0) -> int:
         """A count, 0 where the module does not know it."""
         value = getattr(self.model, name, default)
         try:
             number = int(value)
         except (TypeError, ValueError, OverflowError):
             number = -1
-        if number < 0 or number != value:
-            raise self._wrong(name, value, "a whole number of at least 0")
+        if not least <= number <= MOST or number != value:
+            raise self._wrong(name, value, f"a whole number from {least} to {MOST:,}")
         return number
 
     def function(self, name: str, default: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -95,8 +98,9 @@ class _Attributes:
             raise self._wrong(name, value, "a function")
         return value
 
-    def styles(self, num_layers: int) -> Mapping[int, dict[str, Style]]:
+    def styles(self, layers: Sequence[nn.Module]) -> Mapping[int, dict[str, Style]]:
         """How linears are split, by layer."""
+        num_layers = len(layers)
         value = getattr(self.model, "tensor_parallel_styles", {})
         try:
             styles = TypeAdapter(Styles).validate_python(value, strict=True)
@@ -105,6 +109,10 @@ class _Attributes:
         if not all(0 <= index < num_layers for index in styles):
             wanted = f'{{layer index below {num_layers}: {{linear path: "colwise" or "rowwise"}}}}'
             raise self._wrong("tensor_parallel_styles", value, wanted)
+        for index, paths in styles.items():
+            linears = {path for path, module in layers[index].named_modules() if isinstance(module, nn.Linear)}
+            if not set(paths) <= linears:
+                raise self._wrong("tensor_parallel_styles", value, f"paths of linears of layer {index}")
         return styles
 
     def _wrong(self, name: str, value: object, wanted: str) -> InputError:

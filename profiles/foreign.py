@@ -78,6 +78,20 @@ def read_toml(path: Path, wanted: str) -> dict[str, Any]:
     return content
 
 
+def refuse_line_breaks(content: Any, where: str) -> None:
+    """Refuse texts of several lines, for names stand in lines of tables and sentences; `content` is as it was read.
+
+    Raises: ArtifactError.
+    """
+    below = [content]
+    while below:
+        value = below.pop()
+        if isinstance(value, dict | list):
+            below += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and len(value.splitlines()) > 1:
+            raise ArtifactError(f"{where}: {shown(value)} should be on one line")
+
+
 def real_path(path: Path) -> Path:
     """Where a path leads, links followed; reading says where they lead in a circle."""
     return Path(os.path.realpath(path))

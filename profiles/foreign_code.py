@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OPTION = "--traceback"
 PACKAGES = ("profiles", "planner", "executor", "reports")
 SITE_FOLDERS = ("site-packages", "dist-packages")
+# Names of exceptions, and types as Python prints them.
+PYTHON_WORDS = re.compile(r"\b[A-Z]\w*(Error|Exception): |<class '[^']*'>,? ?")
+LONGEST_CAUSE = 100
 # What the libraries say where there is no memory left.
 EXHAUSTED = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
@@ -85,7 +88,12 @@ def _is_exhausted(error: BaseException) -> bool:
 
 def _failure(spec: WorkloadSpec, failing: str, error: BaseException) -> InputError:
     place, details = _place(spec, error), _traceback(error)
-    sentence = f"{failing}: {_cause(error)}{f' ({place})' if place else ''}"
+    cause = _cause(error)
+    if spec.kind != "module":
+        # transformers' errors tell classes and types of its own, at length.
+        cause = PYTHON_WORDS.sub("", cause)
+    cause = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]}..."
+    sentence = f"{failing}: {cause}{f' ({place})' if place else ''}"
     found = InputError(f"{sentence}; {OPTION} shows how it came to that" if details else sentence)
     found.details = details
     return found

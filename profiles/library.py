@@ -22,6 +22,7 @@ from profiles.trust import is_factory, named_modules
 
 MODELS = Path(__file__).parent / "catalog" / "models"
 # Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
+EMPTY = "the model's name is empty: give an alias, a config.json or its folder, or package.module:factory"
 CONFIGS = Path(__file__).parent / "catalog" / "configs"
 
 
@@ -43,6 +44,8 @@ def load_sizes(model: str) -> ModelSizes | None:
     Raises: UnknownNameError for an unknown alias or family; InputError where a file cannot be used.
     """
     path = Path(model)
+    if not model:
+        raise InputError(EMPTY)
     if model in config_names():
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
     if model in model_names() or (os.path.isfile(path) and artifact_kind(path) is not None):
@@ -99,6 +102,8 @@ def trace_model(model: str, trusted: Sequence[str] = ()) -> ModelProfile:
 def _spec_of(model: str) -> WorkloadSpec:
     if model in model_names() or _is_profile(model):
         return _load_model(model).workload
+    if not model:
+        raise InputError(EMPTY)
     if not is_factory(model) and not os.path.exists(model) and model not in config_names():
         if model.endswith(".json") or os.sep in model:
             raise InputError(f"model {shown(model)}: no such file")
@@ -150,7 +155,7 @@ def load_machine(machine: str | None, device: str | None, num_devices: int) -> t
         profile = machine_of(find_device(device), num_devices)
         return profile, f"device {profile.name}, shipped data sheet: not measured, so the bands are wide"
     stored = stored_machine_path()
-    if not stored.exists():
+    if not os.path.exists(stored):
         raise InputError(
             f"no machine is known here: run `profile machine --gpus {num_devices}`, give --machine FILE, "
             f"or plan for a shipped device with --device ({', '.join(device_names())})"

@@ -32,6 +32,14 @@ POSITIONS = 2**30
 PIXELS = 2**16
 CHANNELS = 1024
 
+# Of a number, beyond all that are meant.
+MOST_DIGITS = 30
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number of at least 0, of no more digits than any has that is meant."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+
 
 def check(name: str, value: float | None, least: float, most: float) -> None:
     """Check that a number that was given as `name` lies in its range; None is none, and fine.

@@ -142,6 +142,7 @@ class ModelProfile:
         Raises: ArtifactError.
         """
         self.workload.check()
+        self._check_sizes()
         known = {len(layers) for layers in self.layers.values()}
         if len(known) != 1 or not self.structure or max(self.structure) >= min(known):
             raise ArtifactError(
@@ -153,6 +154,16 @@ class ModelProfile:
                     raise ArtifactError(
                         f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
                     )
+
+    def _check_sizes(self) -> None:
+        if self.workload.kind != "transformers":
+            return
+        for name in ("hidden_size", "ffn_size", "vocab_size"):
+            if not getattr(self, name):
+                raise ArtifactError(f"model profile {self.name}: at {name}: 0 should be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            words = f"{self.num_kv_heads} should divide num_heads, {self.num_heads}"
+            raise ArtifactError(f"model profile {self.name}: at num_kv_heads: {words}")
 
     @property
     def num_layers(self) -> int:

@@ -118,7 +118,10 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
             key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, value.requires_grad, last)
             if key not in distinct:
                 distinct[key] = len(outcomes)
-                with foreign_code(workload.spec, f"{workload.spec.title}: layer {spec.name} does not run"):
+                with foreign_code(
+                    workload.spec,
+                    f"{workload.spec.title}: layer {spec.name}{' or its loss' if last else ''} does not run",
+                ):
                     outcomes.append(_record(workload, layer, value, precision, last))
             structure.append(distinct[key])
             output = outcomes[distinct[key]][1]

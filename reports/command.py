@@ -129,7 +129,7 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
         from reports.compression_page import render  # type: ignore[assignment]
     files = [artifacts.read(path, kind, Content) for path in paths]
     for file in files:
-        file.workload.check()
+        file.check()
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -188,6 +188,9 @@ def compare_tables(
     runs = predict(rows)
     notes += in_sample_notes([run.row_id for run in runs])
     summary = summarise(runs)
+    error = summary.total.median_error_fraction
+    if tolerance_fraction is not None:
+        _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -203,8 +206,6 @@ def compare_tables(
         result = {"rows": [row_to_json(run) for run in runs], "summary": summary.to_json()}
         console.print_json(json.dumps(result, allow_nan=False))
     if tolerance_fraction is not None:
-        error = summary.total.median_error_fraction
-        _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
         _check_error(error or 0.0, tolerance_fraction)
 
 

@@ -20,6 +20,8 @@ from profiles.units import GIB
 
 Counter = Literal["allocated", "reserved", "device"]
 DELIMITERS = (",", ";", "\t")
+# Of what was measured: beyond it nothing is.
+LARGEST = 1e18
 NO_FAMILY = "all"
 LONGEST_CELL = 200
 # Columns of what was measured, and what can be: a microsecond to thirty years, a KiB to a thousand TiB.
@@ -49,7 +51,7 @@ class Row:
             value = float(self.text(column))
         except ValueError:
             return None
-        return value if math.isfinite(value) and value > 0 else None
+        return value if 0 < value < LARGEST else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

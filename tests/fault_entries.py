@@ -12,6 +12,7 @@ import torch
 
 import executor.checkpoint
 from executor.checkpoint import Checkpoints
+from executor.checkpoint_index import Writer
 from executor.data import default_text, load_text
 from executor.mesh import Meshes
 from executor.runner import Runner
@@ -73,11 +74,11 @@ def _break_saving(rank: Rank, spared: int) -> None:
     """Rank 0 dies in the middle of the save after those spared: it leaves half a folder under its first name."""
     real, saves = executor.checkpoint.dcp_save, []
 
-    def save(state: dict[str, Any], checkpoint_id: Path) -> None:
-        saves.append(checkpoint_id)
+    def save(state: dict[str, Any], storage_writer: Writer) -> None:
+        saves.append(storage_writer)
         if len(saves) > spared and rank.rank == 0:
-            (checkpoint_id / "__0_0.distcp").write_bytes(b"half of it")
+            Path(storage_writer.path, "__0_0.distcp").write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        real(state, checkpoint_id=checkpoint_id)
+        real(state, storage_writer=storage_writer)
 
     executor.checkpoint.dcp_save = save  # type: ignore[assignment]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from executor.measurement import Environment
 from planner.recipes import CompressionChoice, Recipe
 from profiles.artifacts import STRICT
+from profiles.errors import ArtifactError
 from profiles.load import MachineLoad
 from profiles.model import WorkloadSpec
 from profiles.ranges import Count, Finite, Fraction, Samples, Seconds, Share, Timed, Tokens, Whole
@@ -28,13 +29,13 @@ class CompressionResult:
     recipe: Recipe
     num_parameters: Whole
     num_zeros: Whole
-    stored_bytes: Whole
+    stored_bytes: Count
     loss_before: Finite
     loss: Finite
     right_fraction: Share
     equal_time_loss: Finite
     step_seconds: tuple[Timed, ...]
-    latency_seconds: Seconds
+    latency_seconds: Timed
     latency_spread_fraction: Fraction
     compiled_seconds: Seconds | None = None
     onnx_file: str = ""
@@ -69,3 +70,12 @@ class CompressionFile:
     environment: Environment
     load: MachineLoad | None = None
     notes: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Check what its parts say of each other, and its workload.
+
+        Raises: ArtifactError.
+        """
+        self.workload.check()
+        if len(self.results) != sum(not choice.refusal for choice in self.choices) or not self.results:
+            raise ArtifactError(f"{self.model_name}: results should be as many as choices that are not refused")

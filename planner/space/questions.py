@@ -51,7 +51,7 @@ def parse_wanted(text: str) -> dict[str, int]:
     wanted: dict[str, int] = {}
     for word in text.split(","):
         name, _, value = word.strip().partition("=")
-        if name not in DEGREES or name in wanted or not value.isdecimal():
+        if name not in DEGREES or name in wanted or not limits.is_whole(value):
             known = ", ".join(DEGREES)
             raise InputError(f"--why-not {word.strip()}: give degrees such as tp=8,pp=4, each once; known are {known}")
         wanted[name] = int(value)

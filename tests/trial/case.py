@@ -33,8 +33,9 @@ class Case:
     one blank, upper and lower case alike). `stdout` and `stderr` are what these are connected to. `seconds` of
     computing are the most that it may take, `largest_file` bytes the most that a file may have, as on a disk that is
     full. `alone` runs it in a process of its own, with `memory` bytes of address space, which `signal` ends after so
-    many seconds or after a line with the word `signal_at`. `quotes_exceptions`: the user's own exceptions may be
-    named. `leaves` are files that may stay after a failure; `after` looks at the folder and the outcome.
+    many seconds or after a line with the word `signal_at`. `beyond_us` says why a case cannot end as it should.
+    `quotes_exceptions`: the user's own exceptions may be named. `leaves` are files that may stay after a failure;
+    `after` looks at the folder and the outcome.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     signal_after: float = 0.0
     signal_at: str = ""
     slow: bool = False
+    beyond_us: str = ""
     quotes_exceptions: bool = False
     leaves: Sequence[str] = ()
     after: Callable[[Path, Outcome], object] | None = None

@@ -61,7 +61,7 @@ def _fields() -> Iterator[Case]:
         yield _plans(f"no {name}", toml(without(CLUSTER, name)), 2, name)
     for name, value in (
         ("name", 7), ("title", ["x"]), ("rail_optimised", 1), ("rail_optimised", "yes"), ("device", 7), ("device", ""),
-        ("device", "h100"), ("device", "x" * 100_000), ("colour", "red"), ("sources", "x"), ("sources", 7),
+        ("device", "h1oo"), ("device", "x" * 100_000), ("colour", "red"), ("sources", "x"), ("sources", 7),
     ):  # fmt: skip
         shown = str(value)[:20]
         # An unknown device is told by its kind, not by the field.
@@ -92,7 +92,7 @@ def _files() -> Iterator[Case]:
         ("network_gb_per_second", -1.0),
         ("network_gb_per_second", 0.0),
         ("devices_per_node", 0),
-        ("device", "h100"),
+        ("device", "h1oo"),
     ):
         yield Case(
             name=f"cluster of a table: {name}={value}", command="compare", words=f"{name}|ours.toml|unknown device",

@@ -53,7 +53,7 @@ TEXTS: tuple[tuple[str, Sequence[str], str], ...] = (
         "powersgd-\u00b2", f"powersgd-{HUGE}", "bf16;int8", "x" * 10_000, "powersgd-1.5", "none,zip",
     ), "codec"),
     ("--stack", ("", "nonsense", "megatron", "../fsdp", "x" * 10_000, "\x1b[31m"), "stack"),
-    ("--device", ("", "h100", "nonsense", "../h100-sxm", "x" * 10_000, "H100 SXM", "\x1b[31m"), "device|--device"),
+    ("--device", ("", "h1oo", "nonsense", "../h100-sxm", "x" * 10_000, "H1OO SXM", "\x1b[31m"), "device|--device"),
     ("--compress", (
         "", ",", "nonsense", "prune-ffn-0", "prune-ffn-100", "prune-ffn-x", "prune-x-50",
         "distil-layers-50-hidden-hidden", "sparse-3:4",
@@ -82,7 +82,7 @@ MODELS = {
     "a missing file": ("no/model.json", "no such file|model.json"),
     "a colon": (":", "module:factory|model"), "a name of 100,000 characters": ("x" * 100_000, "model"),
     "an escape sequence": ("\x1b[31m", "model"),
-    "a line break": ("a\nerror: b", "model"), "a path": ("../../etc/passwd", "model"),
+    "a line break": ("a\nerror: b", "model|module"), "a path": ("../../etc/passwd", "model"),
     "/dev/null": ("/dev/null", "model|null"), "a Hub id": ("meta-llama/Llama-3.1-8B", "model"),
     "a space": (" ", "model"), "another case": ("LLAMA-26M", "llama-26m"), "a table": ("runs.csv", "runs.csv|model"),
     "a plan": ("plan.json", "plan"),
@@ -103,7 +103,6 @@ CONFLICTS: tuple[tuple[Sequence[str], str], ...] = (
     (("--target", "size=0.5"), "--target"),
     (("--machine", "machine.json"), "--machine"),
     (("--cluster", "dgx-a100"), "--cluster|--device"),
-    (("--cluster", "dgx-h100"), "--cluster|--device"),
     (("--cluster", "dgx-h100:1,dgx-a100:1"), "--device|--gpus"),
     (("--cluster", "nonsense"), "cluster"),
     (("--cluster", ""), "cluster"),
@@ -197,7 +196,7 @@ def _together() -> Iterator[Case]:
         yield _plan(
             f"on a measured machine, {' '.join(arguments)}",
             (*MEASURED, *arguments),
-            words=arguments[0],
+            words=f"{arguments[0]}|--tokens",
             files={"machine.json": own("machine")},
         )
     for what, files, words in (

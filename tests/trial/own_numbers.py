@@ -45,7 +45,7 @@ PLANS: tuple[Rule, ...] = (
     (f"{PLAN}.precision", ("fp4", "", "nonsense"), ""),
     (f"{PLAN}.codec", ("zip", "topk-0", "topk-nan", "powersgd-0", ""), "codec"),
     (f"{PLAN}.stage_bounds", ([], [1], [-1], [0, 0], [0, 99]), ""),
-    (f"{PLAN}.axis_order", ([], ["data"], ["x", "context", "data", "pipeline"], ["data"] * 4), ""),
+    (f"{PLAN}.axis_order", ([], ["x", "context", "data", "pipeline"], ["data"] * 4), ""),
     (f"{PLAN}.sequence_parallel", (True,), ""),
     (f"{PLAN}.colour", ("red",), ""),
     ("candidates.0.prediction.step_seconds", (-0.1,), ""),

