@@ -215,7 +215,7 @@ def _compress(
 
     job = prepare_compression(plan, extras, options)
     for note in job.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     with console.progress(out, f"{len(job.choices)} models") as advance:
         fields = launch(
             "executor.compress.session:run_compression",
@@ -256,7 +256,7 @@ def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], 
     text = emit(kind, file, candidate, str(plan), options)
     if unchecked:
         note = f"note: {unchecked}, so what depends on its layers is checked where the job starts"
-        console.console(json_output=True).print(note, markup=False, soft_wrap=True)
+        console.console(json_output=True).print(note)
     if output is None:
         console.print_json(text)
     else:

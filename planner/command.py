@@ -123,6 +123,7 @@ def plan(
     """
     from planner.options import NEEDS, TAKES, check_measured, check_pools
     from profiles.errors import InputError
+    from profiles.files import ensure_writable
     from profiles.options import check_options, given_options
 
     check_options(context, NEEDS, TAKES)
@@ -136,6 +137,8 @@ def plan(
 
     if model is None or gpus is None:
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
+    for path in filter(None, (output, trace)):
+        ensure_writable(path)
     given, sizes = given_options(context), _shipped(model, machine, device, cluster)
     question = Asked(
         model=model, num_devices=gpus, global_batch=None, sequence_length=sequence_length, machine=machine,
@@ -159,7 +162,7 @@ def plan(
             price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
         )  # fmt: skip
         with console.progress(out, "planning") as on_progress:
-            result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}", markup=False))
+            result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"))
     if compress is not None:
         with console.progress(out, "compressing") as on_progress:
             result = _compressed(result, question, compress, target, on_progress)

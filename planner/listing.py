@@ -29,14 +29,14 @@ def explain(kind: str | None, out: Console, json_output: bool) -> None:
     if json_output:
         print_json(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
         return
-    from rich.table import Table
+    from profiles.tables import plain_table, print_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column(names[0], no_wrap=True)
     table.add_column(names[1])
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    print_table(table, out)
 
 
 def listed(kind: str) -> dict[str, str]:

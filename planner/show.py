@@ -57,7 +57,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     if result.compression:
         _show_compression(result, out)
     for line in lines(result):
-        out.print(line, markup=False, highlight=False)
+        out.print(line)
     if output is not None:
         out.print(f"written to {output}; {_next_step(result, output)}")
 

@@ -46,9 +46,11 @@ def model(
 ) -> None:
     """Trace MODEL into layers of operators, without weights and without a device."""
     from profiles.artifacts import dump
-    from profiles.files import write_text
+    from profiles.files import ensure_writable, write_text
     from profiles.library import trace_model
 
+    if output is not None:
+        ensure_writable(output)
     profile = trace_model(model, trust_module or ())
     text = dump("model-profile", profile)
     if output is not None:

@@ -38,7 +38,8 @@ ENDED_BY: dict[int, str] = {
 # Rich takes 80 columns where there is no terminal; a pipe or a file deserves whole lines.
 PIPE_COLUMNS = 160
 QUIET_SECONDS = 1.0
-LONGEST_WORD = 100
+# In a sentence, what is longer than any name or path that is meant is cut in its middle.
+ENDLESS_WORD = re.compile(r"(\S{60})\S{80,}(\S{20})")
 # What a terminal would obey rather than show: C0 and C1 but for tabulator and line feed, line and paragraph separators,
 # and what turns the direction of reading round (Unicode's UAX 9).
 OBEYED = (
@@ -180,16 +181,10 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def one_line(sentence: str) -> str:
-    """`sentence` on one line, words that are longer than any name (a path of thousands of characters) cut short."""
-    line = sentence.replace("\n", "\\n")
-    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][: LONGEST_WORD - 20]}...", line)
-
-
 def _fail(sentence: str, exit_code: int, details: str = "") -> int:
-    # One line for a program to read, wrapped at its spaces for people.
+    # One line for a program to read, whatever names are in it, wrapped at its spaces for people.
     out = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
-    out.print(f"error: {one_line(sentence)}")
+    out.print("error: " + ENDLESS_WORD.sub(r"\1...\2", sentence.replace("\n", "\\n")))
     if details:
         out.print(details)
     return exit_code

@@ -127,9 +127,11 @@ def test_a_signal_is_a_sentence(number, code, sentence, monkeypatch, capsys):
 
 def test_an_error_is_a_sentence(monkeypatch, capsys):
     def act() -> None:
-        raise EnvironmentFailure(f"cannot write {ATTACK}")
+        raise EnvironmentFailure(f"cannot write {ATTACK}\nerror: a second one {'x' * 100_000}")
 
     assert ended(act, monkeypatch) == 5
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write ours\\x1b[2J")
+    assert said.endswith("\\nerror: a second one " + "x" * 80 + "..." + "x" * 20 + "\n")
+    assert said.count("\n") == 1
     assert not obeyed(said)

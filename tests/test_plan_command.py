@@ -161,7 +161,7 @@ def test_a_hugging_face_config_and_its_folder_are_models(tmp_path):
         ((*H100, "--precision", "fp4"), 2, "unknown precision 'fp4'"),
         (("--model", "llama-3.1-70b", "--gpus", "1", "--device", "l40s"), 3, "fit in memory.*nearest:"),
         (("--model", "gpt2-small", "--gpus", "7", "--global-batch", "8", "--device", "l40s"), 3, "not divisible by"),
-        ((*H100, "-o", "/proc/x/plan.json"), 5, "nothing was written"),
+        ((*H100, "-o", "/proc/x/plan.json"), 5, "nothing was started"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_the_right_exit_code(arguments, code, sentence, tmp_path):
