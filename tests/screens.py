@@ -68,7 +68,7 @@ def plan_screen(name: str, out: Console) -> None:
         for rank, plan in ((9, LONG), (10, WITH_CODEC))
     )  # fmt: skip
     file = make_plan_file(LONG, model_name=name, machine_name=name, candidates=candidates, notes=(name,))
-    show_plan(replace(file, compression=choices()), out, Path("plan.json"), (name,))
+    show_plan(replace(file, compression=choices()), out, Path("plan.json"))
 
 
 def named_run_file(name: str) -> RunFile:

@@ -8,16 +8,18 @@ import pytest
 from typer.testing import CliRunner
 
 from executor.command import app
+from executor.compress.job import Extras, prepare_compression
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.study import CompressionOrder
 from executor.compress.worth import worth
+from executor.prepare import RunOptions
 from planner.choices import Plan
 from planner.prediction import PlanFile
 from planner.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
 from planner.weights import weights_of
 from profiles import artifacts
 from profiles.artifacts import dump, validate
-from profiles.errors import InputError, PlanError
+from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import write_text
 from profiles.launcher import launch
 from reports.command import app as compare_app
@@ -65,6 +67,13 @@ def run(
     fields = launch("executor.compress.session:run_compression", payload, 2, "cpu")
     results = [validate(one, CompressionResult, "the test") for one in fields["results"]]
     return {result.recipe.name: result for result in results}
+
+
+def test_the_folder_of_exports_is_tried_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifacts.write(tmp_path / "plan.json", "plan", plan_file(("none",)))
+    with pytest.raises(EnvironmentFailure, match="cannot write plan.json/below: Not a directory; nothing was started"):
+        prepare_compression(Path("plan.json"), Extras(export=Path("plan.json/below")), RunOptions(steps=1))
 
 
 @pytest.fixture(scope="module")

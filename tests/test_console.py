@@ -47,7 +47,8 @@ def test_names_are_shown_and_not_obeyed(screen):
     assert "[bold red]end[/]" in said or screen == "profile model"
 
 
-def test_a_coloured_terminal_has_only_our_own_escapes():
+def test_a_coloured_terminal_has_only_our_own_escapes(monkeypatch):
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
     plain, coloured = (
         Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system="standard" if terminal else None)
         for terminal in (False, True)
@@ -55,6 +56,7 @@ def test_a_coloured_terminal_has_only_our_own_escapes():
     for out in (plain, coloured):
         with console.progress(out, ATTACK) as advance:
             advance(0.5, ATTACK)
+            time.sleep(0.1)
         SCREENS["compare"](ATTACK, out)
     said = coloured.file.getvalue()
     assert {"\x1b[2J", "\x1b]", "\x9b", "\r\b", "\u202e"} & set(said) == set()

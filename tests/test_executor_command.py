@@ -16,6 +16,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import executor.prepare
+from executor.checkpoint import Checkpoints
 from executor.checks import check_devices
 from executor.command import app
 from executor.measurement import RunFile
@@ -125,6 +126,16 @@ def test_refuses_what_the_text_cannot_be(tmp_path: Path) -> None:
     small = LLAMA.__class__(kind="transformers", name="small", config={**LLAMA.config, "vocab_size": 100})
     with pytest.raises(InputError, match="vocabulary of 100"):
         checked(write_plan_file(tmp_path / "plan.json", DATA, spec=small))
+
+
+@pytest.mark.parametrize("option", ["runs", "trace", "checkpoints"])
+def test_folders_are_tried_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_plan_file(tmp_path / "plan.json", DATA)
+    for folder, words in (("plan.json", "File exists"), ("plan.json/below", "Not a directory")):
+        place = Checkpoints(folder=folder, every=1) if option == "checkpoints" else Path(folder)
+        with pytest.raises(EnvironmentFailure, match=f"cannot write {folder}: {words}; nothing was started"):
+            checked(path, **{option: place})
 
 
 def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:

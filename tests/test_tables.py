@@ -8,9 +8,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
+from planner.listing import KINDS, explain
+from profiles import console
 from profiles.console import Console, progress
 from profiles.tables import plain_table, print_table
 from tests.screens import LONG, SCREENS
@@ -38,6 +41,15 @@ def test_every_word_is_whole(screen):
     # The tables that everybody reads are tables here too.
     if screen in ("plan", "execute", "compare"):
         assert any(line.split()[:2] == ["#", "plan"] for line in narrow.splitlines())
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_every_word_of_a_list_is_whole(kind):
+    narrow, wide = (Console(file=io.StringIO(), width=width) for width in (COLUMNS, 500))
+    for out in (narrow, wide):
+        explain(kind, out, False)
+    assert max(map(len, narrow.file.getvalue().splitlines())) <= COLUMNS
+    assert words_of(narrow.file.getvalue()) == words_of(wide.file.getvalue())
 
 
 def table_of(*cells):
@@ -68,10 +80,12 @@ def test_what_fits_no_table_becomes_a_paragraph():
     assert lines == ["1  dp2 mb4x1", "interleaved-1f1b", "  tokens per second:", "  47.5 kilotokens"]
 
 
-def test_a_progress_bar_keeps_what_it_says():
+def test_a_progress_bar_keeps_what_it_says(monkeypatch):
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
     out = Console(file=io.StringIO(), width=COLUMNS, force_terminal=True, color_system=None)
     with progress(out, "3 plans") as advance:
         advance(0.5, f"warming up {LONG.id}")
+        time.sleep(0.1)
     said = out.file.getvalue()
     assert "…" not in said
     assert words_of(said) >= set(LONG.id.split()[:-1])
