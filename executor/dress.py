@@ -7,7 +7,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -134,30 +133,20 @@ def _server() -> Iterator[None]:
     # Before the server, so that this is the one child that is new.
     resource_tracker.ensure_running()
     known = set(psutil.Process().children())
-    with _interrupts_ignored():
-        forkserver.ensure_running()
-    started = set(psutil.Process().children()) - known
+    # What is started has the mask for good; here, an interrupt that comes meanwhile waits.
+    unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         yield
     except BaseException:
-        for server in started:
+        for server in set(psutil.Process().children()) - known:
             for process in (server, *server.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         raise
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """While entered, SIGINT is ignored here, and for good by what is started; in the main thread only, whose it is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _rehearse_one(trusted: tuple[str, ...], job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:

@@ -37,7 +37,7 @@ def interrupted(folder: Path, arguments: list[str], is_time: Callable[[psutil.Pr
     begun = time.monotonic()
     _, errors = process.communicate(timeout=60)
     # Two seconds, on a machine that is busy with other tests too.
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     assert process.returncode == 130
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
