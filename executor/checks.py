@@ -13,7 +13,7 @@ from planner.executable import ModelFacts
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError
 from profiles.foreign_code import foreign_code
-from profiles.job import check_room, ranks_per_host
+from profiles.job import ranks_per_host
 from profiles.precision import unavailable
 from profiles.workloads import Workload
 
@@ -81,5 +81,4 @@ def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool
             f"the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "
             "--oversubscribe to run it all the same (its times are then not judged)"
         )
-    check_room(num_ranks, device_kind)
     return num_ranks > cores

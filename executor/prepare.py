@@ -19,6 +19,7 @@ from profiles import artifacts
 from profiles.errors import InputError
 from profiles.files import ensure_folder
 from profiles.fingerprint import current_device_kind, current_fingerprint
+from profiles.job import check_room
 from profiles.load import MachineLoad, look_before
 from profiles.rank import TIMEOUT_SECONDS
 from profiles.stores import open_to
@@ -87,6 +88,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     path = "" if data is None else str(data.absolute())
     load_samples(path, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
+    check_room(file.num_devices, device_kind)
     if oversubscribed:
         notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
     notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]

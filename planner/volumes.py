@@ -27,6 +27,7 @@ FULL, HALF = 4.0, 2.0
 INT64 = 8.0
 # Sums over the vocabulary's ranks in a loss over split columns: the largest logit, the exponentials, the target's.
 LOSS_MESSAGES = 3
+Sent = Iterator[tuple[str, str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,6 @@ def volumes(plan: Plan, model: ModelProfile, sequence_length: int, pipeline_rank
         Traffic(axis=axis, collective=name, num_bytes=value) for (axis, name), value in sorted(sent.items())
     )
     return Volumes(flops=own.flops(), traffic=traffic)
-
-
-Sent = Iterator[tuple[str, str, float]]
 
 
 class _Rank:

@@ -104,7 +104,7 @@ def _spec_of(model: str) -> WorkloadSpec:
         return _load_model(model).workload
     if not model:
         raise InputError(EMPTY)
-    if not is_factory(model) and not os.path.exists(model) and model not in config_names():
+    if not is_factory(model) and not os.path.lexists(model) and model not in config_names():
         if model.endswith(".json") or os.sep in model:
             raise InputError(f"model {shown(model)}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])

@@ -20,8 +20,6 @@ from profiles.units import GIB
 
 Counter = Literal["allocated", "reserved", "device"]
 DELIMITERS = (",", ";", "\t")
-# Of what was measured: beyond it nothing is.
-LARGEST = 1e18
 NO_FAMILY = "all"
 LONGEST_CELL = 200
 # Columns of what was measured, and what can be: a microsecond to thirty years, a KiB to a thousand TiB.
@@ -45,13 +43,14 @@ class Row:
         value = self.cells.get(column, "").strip()
         return "" if value.lower() in EMPTY else value
 
-    def number(self, column: str) -> float | None:
-        """The cell as a positive number, None where it holds none."""
+    def measured(self, column: str) -> float | None:
+        """The cell as a number that can have been measured, None where it holds none."""
+        least, most = MEASURED[column]
         try:
             value = float(self.text(column))
         except ValueError:
             return None
-        return value if 0 < value < LARGEST else None
+        return value if least <= value <= most else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +190,8 @@ def _row(header: Sequence[str], line: Sequence[str], family: str) -> Row:
 def _wrong_measurement(row: Row) -> str | None:
     """What a row says was measured and cannot have been, in words; None where all could."""
     for column, (least, most) in MEASURED.items():
-        text, value = row.text(column), row.number(column)
-        if text and (value is None or not least <= value <= most):
-            return f"{column} is '{text}', not a number from {least:g} to {most:g}"
+        if row.text(column) and row.measured(column) is None:
+            return f"{column} is '{row.text(column)}', not a number from {least:g} to {most:g}"
     return None
 
 
@@ -236,12 +234,12 @@ def _unread(name: str, reason: str) -> Forecast:
 
 
 def _pair(row: Row, name: str, made: Forecast) -> PublishedRun:
-    peak = row.number("peak_mem_gib")
+    peak = row.measured("peak_mem_gib")
     return PublishedRun(
         row_id=name,
         family=row.family,
         forecast=made,
-        measured_seconds=row.number("step_time_s"),
+        measured_seconds=row.measured("step_time_s"),
         measured_bytes=None if peak is None else peak * GIB,
         counter=counter_of(row.text("peak_mem_kind")),
         is_out_of_memory=row.text("oom").lower() in ("yes", "true", "1", "y"),

@@ -367,6 +367,29 @@ def test_a_row_with_too_many_cells_is_refused(tmp_path, monkeypatch, capsys):
     assert rows[1]["refused"] is None
 
 
+@pytest.mark.parametrize("column", ["step_time_s", "peak_mem_gib"])
+@pytest.mark.parametrize("cell", ["abc", "-3", "0", "inf", "1e308", "1e-308", "=1+1", "1,5"])
+def test_a_measurement_that_cannot_be_refuses_its_row(column, cell, tmp_path, monkeypatch, capsys):
+    rows = [LEAST | {"seq_len": "1000", "step_time_s": "1", "peak_mem_gib": "4"} for _ in range(2)]
+    rows[0][column] = cell
+    first, second = outcome(monkeypatch, capsys, table(tmp_path / "t.csv", rows))["rows"]
+    assert first["refused"].startswith(f"{column} is '{cell}', not a number from")
+    assert second["refused"] is None
+
+
+def test_a_device_and_a_cluster_of_another_one_contradict_each_other(runs_csv, monkeypatch, capsys):
+    assert compare(monkeypatch, runs_csv, "--cluster", "dgx-h100", "--device", "a100-sxm-80gb") == 2
+    assert "has h100-sxm, not a100-sxm-80gb" in " ".join(capsys.readouterr().err.split())
+    assert compare(monkeypatch, runs_csv, "--cluster", "dgx-h100", "--device", "H100 SXM") == 0
+
+
+def test_a_first_line_without_end_is_no_table(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "t.csv"
+    path.write_text("num_layers," + "x" * 200_000 + "\n1,2\n")
+    assert compare(monkeypatch, path) == 2
+    assert "no table" in " ".join(capsys.readouterr().err.split())
+
+
 def test_device_and_cluster_fill_empty_columns_only(tmp_path, monkeypatch, capsys):
     seen: list[dict[str, str]] = []
     monkeypatch.setattr(published, "forecast", lambda rows: seen.extend(rows) or fake(rows))

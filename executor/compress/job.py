@@ -21,7 +21,7 @@ from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import ensure_folder
 from profiles.fingerprint import current_device_kind
-from profiles.job import in_job
+from profiles.job import check_room, in_job
 from profiles.load import MachineLoad, causes, look_before
 from profiles.quantised import can_quantise
 from profiles.workloads import load_workload
@@ -83,6 +83,8 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         ensure_folder(extras.export)
     data = "" if options.data is None else str(options.data.absolute())
     load_samples(data, workload, file.sequence_length, options.seed)
+    oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
+    check_room(file.num_devices, device_kind)
     notes = [f"{c.recipe.name} is left out: {c.refusal}" for c in file.compression if c.refusal]
     load_before, warnings = look_before(file.num_devices)
     return CompressionJob(
@@ -98,7 +100,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
             compiles=extras.compiles,
         ),
         data_name=data_name("" if options.data is None else str(options.data), workload),
-        oversubscribed=check_devices(file.num_devices, device_kind, options.oversubscribe),
+        oversubscribed=oversubscribed,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         sample_shape=tuple(workload.example_input(1, file.sequence_length).shape[1:]),
         load_before=load_before,
