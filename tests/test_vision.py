@@ -1,6 +1,7 @@
 """A vision transformer on handwritten digits: the library's own model, layouts, and what compression leaves of it."""
 
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -208,3 +209,24 @@ def test_it_is_handed_over(tmp_path: Path) -> None:
         torch.testing.assert_close(
             onnxruntime_logits(tmp_path / "vit.onnx", patches), model(patches), atol=1e-4, rtol=1e-4
         )
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+def test_a_pickle_among_images_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.array([Evil(tmp_path / "ran")], dtype=object), labels=np.array([0]))
+    with pytest.raises(InputError, match=r"as \.npz"):
+        load_images(str(path), load_workload(VIT), 0)
+    assert not (tmp_path / "ran").exists()
+    with np.load(path, allow_pickle=True) as found:
+        assert len(found["images"]) == 1
+    assert (tmp_path / "ran").exists()
