@@ -88,7 +88,7 @@ def refuse_line_breaks(content: Any, where: str) -> None:
         value = below.pop()
         if isinstance(value, dict | list):
             below += value.values() if isinstance(value, dict) else value
-        elif isinstance(value, str) and len(value.splitlines()) > 1:
+        elif isinstance(value, str) and "\n" in value:
             raise ArtifactError(f"{where}: {shown(value)} should be on one line")
 
 

@@ -11,7 +11,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from profiles.blocks import (
     norms_as_computed,
     register_attention,
 )
-from profiles.errors import ArtifactError, InputError, UnknownNameError
+from profiles.errors import InputError, UnknownNameError
 from profiles.experts import EXPERTS, register_experts
 from profiles.families import (
     BUILT_FAMILIES,
@@ -42,10 +42,10 @@ from profiles.families import (
     Style,
     llama_paths,
 )
-from profiles.foreign import shown
 from profiles.foreign_code import foreign_code
 from profiles.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.hf_config import checked
+from profiles.hf_words import check_words
 from profiles.model import WorkloadSpec
 from profiles.sizes import config_name, read_config
 from profiles.trust import check_trusted, is_factory
@@ -173,7 +173,7 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     usual = CONFIG_MAPPING[family]
     renamed = {usual.attribute_map.get(key, key): value for key, value in spec.config.items()}
     checked(spec.name, renamed, usual().to_dict())
-    _check_words(spec.name, spec.config)
+    check_words(spec.name, spec.config)
     register_attention()
     if family in EXPERT_FAMILIES:
         register_experts()
@@ -182,32 +182,6 @@ def _from_config(spec: WorkloadSpec) -> Workload:
         config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained
         config._experts_implementation = EXPERTS  # the same of experts_implementation
         return _workload(spec, config, family)
-
-
-def _check_words(name: str, config: Mapping[str, Any]) -> None:
-    """Check the words of a configuration that transformers looks up: without it, it says only that it has none such.
-
-    Raises: ArtifactError.
-    """
-    from transformers.activations import ACT2FN
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ArtifactError(f"model {name}: at rope_parameters: {shown(rope)} should be an object")
-    kinds = {"default", *ROPE_INIT_FUNCTIONS}
-    for key, value, known in (
-        *((key, config[key], ACT2FN) for key in ("hidden_act", "activation_function") if key in config),
-        *(("rope_parameters", rope[key], kinds) for key in ("rope_type", "type") if key in rope),
-    ):
-        if not isinstance(value, str) or value not in known:
-            raise ArtifactError(f"model {name}: at {key}: {shown(value)} is none that transformers knows")
-    for key, value in (("rope_theta", config.get("rope_theta")), ("rope_parameters", rope.get("rope_theta"))):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-            raise ArtifactError(f"model {name}: at {key}: {shown(value)} should be a number above 0")
-    dtype = config.get("dtype", config.get("torch_dtype"))
-    if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        raise ArtifactError(f"model {name}: at dtype: {shown(dtype)} is no dtype of torch")
 
 
 def _workload(spec: WorkloadSpec, config: Any, family: str) -> Workload:

@@ -134,6 +134,6 @@ def test_an_error_is_a_sentence(monkeypatch, capsys):
     assert ended(act, monkeypatch) == 5
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write ours\\x1b[2J")
-    assert said.endswith("\\nerror: a second one " + "x" * 80 + "..." + "x" * 20 + "\n")
+    assert said.endswith("\\nerror: a second one " + "x" * 60 + "..." + "x" * 20 + "\n")
     assert said.count("\n") == 1
     assert not obeyed(said)

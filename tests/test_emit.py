@@ -136,7 +136,7 @@ def test_a_file_here_is_no_name_on_an_index(plan_file: Path, monkeypatch: pytest
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_name_breaks_out_of_a_job_file(tmp_path: Path, kind: str) -> None:
     """Names with line breaks and shell's words run nothing: what a job starts is the same as with plain names."""
-    evil = "x\ntouch broken-out\n$(touch broken-out)"
+    evil = "x; touch broken-out; $(touch broken-out)"
     spec = replace(LLAMA, name=evil)
     options = ["--image", "ours:1"] if kind == "kubeflow" else []
     folder = tmp_path / "a\ntouch broken-out; $(touch broken-out)"
