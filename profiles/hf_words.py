@@ -9,6 +9,12 @@ from profiles.errors import ArtifactError
 from profiles.foreign import shown
 
 
+def both_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`config` with every field under both of its names, where transformers knows it by two."""
+    pairs = [*names.items(), *((own, other) for other, own in names.items())]
+    return {own: config[other] for own, other in pairs if other in config} | dict(config)
+
+
 def check_words(name: str, config: Mapping[str, Any]) -> None:
     """Check the words of a configuration that transformers looks up: without it, it says only that it has none such.
 

@@ -45,7 +45,7 @@ from profiles.families import (
 from profiles.foreign_code import foreign_code
 from profiles.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.hf_config import checked
-from profiles.hf_words import check_words
+from profiles.hf_words import both_names, check_words
 from profiles.model import WorkloadSpec
 from profiles.sizes import config_name, read_config
 from profiles.trust import check_trusted, is_factory
@@ -171,8 +171,8 @@ def _from_config(spec: WorkloadSpec) -> Workload:
             )
         raise UnknownNameError("model_type", family, BUILT_FAMILIES)
     usual = CONFIG_MAPPING[family]
-    renamed = {usual.attribute_map.get(key, key): value for key, value in spec.config.items()}
-    checked(spec.name, renamed, usual().to_dict())
+    names = usual.attribute_map
+    checked(spec.name, both_names(spec.config, names), both_names(usual().to_dict(), names))
     check_words(spec.name, spec.config)
     register_attention()
     if family in EXPERT_FAMILIES:
