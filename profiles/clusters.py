@@ -7,11 +7,12 @@ from pathlib import Path
 
 from profiles import foreign, limits
 from profiles.artifacts import STRICT, read_toml, validate
+from profiles.catalog import CATALOG
 from profiles.devices import Device, catalogue_names, find_device, load_device
 from profiles.errors import InputError, UnknownNameError
 from profiles.ranges import Bandwidth, Devices, Latency, Whole
 
-FOLDER = Path(__file__).parent / "catalog" / "clusters"
+FOLDER = CATALOG / "clusters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

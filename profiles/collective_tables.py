@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from profiles.catalog import CATALOG
 from profiles.cluster import Collective
 from profiles.errors import UnknownNameError
 
 Array = NDArray[np.float64]
 Key = tuple[str, str, int, int]
-TABLES = Path(__file__).parent / "catalog" / "measured" / "collectives.csv"
+TABLES = CATALOG / "measured" / "collectives.csv"
 MICROSECOND = 1e-6
 KNOTS = 8
 # Reduction in the network, and kernels of expert dispatch: other operations than the collective that they stand under.

@@ -6,16 +6,16 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
 from profiles.cluster import COLLECTIVES, Collective, KernelCurve, LinkCurve, MachineProfile, Overlap
 from profiles.errors import UnknownNameError
 from profiles.units import GB, GIB
 
-FOLDER = Path(__file__).parent / "catalog" / "devices"
+FOLDER = CATALOG / "devices"
 MICROSECOND = 1e-6
 # Datasheet links and kernels as they are: what a band must allow for.
 UNMEASURED_ERROR_FRACTION = 0.35

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from profiles.catalog import CATALOG
 from profiles.files import write_text
 from profiles.kernel_speed import (
     NUMBERS,
@@ -27,7 +27,7 @@ from profiles.kernel_speed import (
 )
 
 Row = dict[str, str]
-MEASURED = Path(__file__).parent / "catalog" / "measured"
+MEASURED = CATALOG / "measured"
 # Device of a table: generation, peak and best measured TFLOP/s, memory GB/s, multiprocessors, bytes of an operand.
 DEVICES = {
     "A100-PCIe-80GB": ("ampere", 312.0, 252.9, 1935.0, 108, 2),

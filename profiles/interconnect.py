@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
 from profiles.cluster import Collective as Collective
 from profiles.collective_tables import MICROSECOND
 from profiles.collective_tables import measured_seconds as measured_seconds
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-CONSTANTS = Path(__file__).parent / "catalog" / "interconnect.toml"
+CONSTANTS = CATALOG / "interconnect.toml"
 SLOWEST_BYTES_PER_SECOND = 1.0
 NEVER = np.inf
 # Devices up to which every switch of a fast domain is reached alike.

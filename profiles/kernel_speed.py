@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
 
 Array = NDArray[np.float64]
 Layout = Literal["TN", "NN", "NT"]
 Phase = Literal["forward", "backward"]
-PATH = Path(__file__).parent / "catalog" / "kernels.toml"
+PATH = CATALOG / "kernels.toml"
 # Rows and columns of the tiles that a product may be cut into; the fastest is taken, as the libraries do.
 TILES = ((256.0, 128.0), (128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 128.0), (64.0, 64.0))
 LARGEST = 1 / TILES[0][0] + 1 / TILES[0][1]

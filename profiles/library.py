@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from profiles.artifacts import artifact_kind, read
+from profiles.catalog import CATALOG
 from profiles.cluster import MachineProfile
 from profiles.devices import device_names, find_device, machine_of
 from profiles.errors import InputError, UnknownNameError
@@ -20,10 +21,10 @@ from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadS
 from profiles.sizes import ModelSizes, config_name, read_config, sizes_of
 from profiles.trust import is_factory, named_modules
 
-MODELS = Path(__file__).parent / "catalog" / "models"
+MODELS = CATALOG / "models"
 # Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
 EMPTY = "the model's name is empty: give an alias, a config.json or its folder, or package.module:factory"
-CONFIGS = Path(__file__).parent / "catalog" / "configs"
+CONFIGS = CATALOG / "configs"
 
 
 def model_names() -> list[str]:

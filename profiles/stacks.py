@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
 from profiles.errors import UnknownNameError
 
-FOLDER = Path(__file__).parent / "catalog" / "stacks"
+FOLDER = CATALOG / "stacks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +12,10 @@ from planner.jobs.factors import PATH, Learned
 from planner.jobs.ingredients import ingredients_of
 from planner.jobs.learning import Runs, family_weights, learn, leave_one_family_out
 from planner.jobs.reading import read_jobs
+from profiles.catalog import CATALOG
 from profiles.files import write_text
 
-RUNS = Path(__file__).parent.parent.parent / "profiles" / "catalog" / "measured" / "runs.csv"
+RUNS = CATALOG / "measured" / "runs.csv"
 SOURCE = "learned by `python -m planner.jobs.calibrate` from catalog/measured/runs.csv, whose rows name their sources"
 
 

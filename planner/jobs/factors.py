@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
 
-PATH = Path(__file__).parent.parent.parent / "profiles" / "catalog" / "factors.toml"
+PATH = CATALOG / "factors.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
