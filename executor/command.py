@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from executor.options import NEEDS, TAKES
-from profiles import bounds, console
-from profiles.completion import completing
-from profiles.module_options import TracebackOption, TrustOption
-from profiles.options import check_options
+from profiles.inputs import bounds
+from profiles.terminal import console
+from profiles.terminal.completion import completing
+from profiles.terminal.options import check_options
 from profiles.version import VersionOption
+from profiles.workloads.module_options import TracebackOption, TrustOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.compress.job import Extras
     from executor.emit import JobOptions
-    from executor.prepare import Job, RunOptions
+    from executor.run.prepare import Job, RunOptions
 
 
 def _job_kinds() -> tuple[str, ...]:
@@ -127,8 +128,8 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
-    from executor.checkpoint import checkpoints_of
-    from executor.prepare import RunOptions, prepare
+    from executor.run.checkpoint import checkpoints_of
+    from executor.run.prepare import RunOptions, prepare
     from profiles.files import ensure_writable
 
     out = console.console(json_output)
@@ -154,15 +155,15 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     """Run the job's plans; write and show what came of them."""
     from dataclasses import replace
 
-    from executor.follow import Follower, saying_what_is_kept
-    from executor.runfile import run_file
-    from executor.runs import KeptRun
-    from executor.show_run import show
+    from executor.run.follow import Follower, saying_what_is_kept
+    from executor.run.run_file import run_file
+    from executor.run.run_folder import KeptRun
+    from executor.run.show import show
     from profiles.artifacts import dump
     from profiles.errors import ToleranceError
     from profiles.files import write_text
-    from profiles.job import is_main_process
-    from profiles.launcher import launch
+    from profiles.ranks.environment import is_main_process
+    from profiles.ranks.launcher import launch
 
     if is_main_process():
         for note in job.notes:
@@ -172,7 +173,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:
         follow = Follower(out, advance, verbose, kept)
         fields = launch(
-            "executor.session:run_order",
+            "executor.run.session:run_order",
             job.payload,
             job.file.num_devices,
             job.order.device_kind,
@@ -211,7 +212,7 @@ def _compress(
     from executor.compress.show import show
     from profiles.artifacts import dump
     from profiles.files import write_text
-    from profiles.launcher import launch
+    from profiles.ranks.launcher import launch
 
     job = prepare_compression(plan, extras, options)
     for note in job.notes:
@@ -247,7 +248,7 @@ def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], 
     from executor.emit import emit
     from executor.legality import checked
     from profiles.files import ensure_writable, write_text
-    from profiles.trust import check_trusted
+    from profiles.workloads.trust import check_trusted
 
     if output is not None:
         ensure_writable(output)
@@ -273,8 +274,8 @@ def _rehearse(
     output: Path | None,
     trusted: tuple[str, ...],
 ) -> None:
-    from executor.dress import rehearse_file
-    from executor.show_rehearsal import show
+    from executor.rehearse.all_ranks import rehearse_file
+    from executor.rehearse.show import show
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
 

@@ -18,9 +18,9 @@ import yaml
 
 from planner.prediction import Candidate, PlanFile
 from profiles.artifacts import dump
-from profiles.devices import catalogue_names, load_device
 from profiles.errors import InputError, UnknownNameError
-from profiles.job import LOOPBACK, NO_AGENT_STORE
+from profiles.machines.devices import catalogue_names, load_device
+from profiles.ranks.environment import LOOPBACK, NO_AGENT_STORE
 
 PORT = 29500
 # Names under which SkyPilot's catalogue has the cards. Source: docs.skypilot.co, "GPUs and Accelerators".

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.choices import Plan
-from planner.executable import ModelFacts, facts_of_sizes, refusal
+from planner.legality import ModelFacts, facts_of_sizes, refusal
+from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError
-from profiles.families import BUILT_FAMILIES
-from profiles.sizes import sizes_of
+from profiles.models.families import BUILT_FAMILIES
+from profiles.models.sizes import sizes_of
 
 # Text is fed as bytes.
 BYTE_VALUES = 256

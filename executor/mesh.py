@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from planner.choices import AXES, Plan
-from profiles.rank import TIMEOUT_SECONDS, unpinned
+from planner.plans import AXES, Plan
+from profiles.ranks.rank import TIMEOUT_SECONDS, unpinned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

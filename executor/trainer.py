@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from executor.actions import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
-from executor.experts import average_experts
+from executor.axes.data import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
+from executor.axes.experts import average_experts
+from executor.axes.optimizer import build_optimizer
+from executor.axes.parallelize import Stage, build_stage
+from executor.axes.pipeline import Edges, Pipeline
+from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.mesh import Coordinates, coordinates, replica_mesh
-from executor.optimizer import build_optimizer
-from executor.parallelize import Stage, build_stage
-from executor.pipeline import Edges, Pipeline
-from executor.recorder import Recorder
-from executor.replicas import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
-from executor.tensor import Loss, loss_context, loss_over
-from planner.choices import Plan, stages_of
-from profiles.rank import Rank
-from profiles.reductions import Reduction
-from profiles.workloads import Workload
+from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
+from executor.observe.recorder import Recorder
+from planner.plans import Plan, stages_of
+from profiles.codecs.ddp_hooks import Reduction
+from profiles.ranks.rank import Rank
+from profiles.workloads.workload import Workload
 
 
 class Trainer:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planner.planned import Planned
+    from planner.notebook import Planned
 
 __all__ = ["plan"]
 
@@ -35,8 +35,8 @@ def plan(
     .parquet.
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    from planner.planned import planned, sizes_to_plan
-    from planner.shipped import Request
+    from planner.ask import Request
+    from planner.notebook import planned, sizes_to_plan
 
     return planned(
         Request(

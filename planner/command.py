@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner import listing
-from profiles import bounds, completion, console
-from profiles.module_options import TracebackOption, TrustOption
+from planner.terminal import listing
+from profiles.inputs import bounds
+from profiles.terminal import completion, console
 from profiles.version import VersionOption
+from profiles.workloads.module_options import TracebackOption, TrustOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.measured import Asked
+    from planner.measured.ask import Asked
     from planner.prediction import PlanFile
-    from planner.progress import OnProgress
     from planner.space.questions import Reliability
-    from profiles.sizes import ModelSizes
+    from planner.terminal.progress import OnProgress
+    from profiles.models.sizes import ModelSizes
 
 CODECS = "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -121,18 +122,18 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
-    from planner.options import NEEDS, TAKES, check_measured, check_pools
+    from planner.terminal.options import NEEDS, TAKES, check_measured, check_pools
     from profiles.errors import InputError
     from profiles.files import ensure_writable
-    from profiles.options import check_options, given_options
+    from profiles.terminal.options import check_options, given_options
 
     check_options(context, NEEDS, TAKES)
     out = console.console(json_output)
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.measured import Asked, codecs_of, plan_file, searched
-    from planner.shipped import Request, ask, parse_batches, parse_count
+    from planner.ask import Request, ask, parse_batches, parse_count
+    from planner.measured.ask import Asked, codecs_of, plan_file, searched
     from planner.space.beside import Questions
 
     if model is None or gpus is None:
@@ -171,7 +172,7 @@ def plan(
 
 def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool) -> None:
     """Write and show the answer."""
-    from planner.show import show
+    from planner.terminal.show import show
     from profiles.artifacts import dump
     from profiles.files import write_text
 
@@ -187,9 +188,9 @@ def _compressed(
     result: PlanFile, question: Asked, recipes_text: str, target: str | None, on_progress: OnProgress
 ) -> PlanFile:
     """The plan file with what compressed models would give, on the device that the plans are for."""
-    from planner.compressed import compression_choices, parse_targets
-    from planner.measured import searched
-    from planner.recipes import recipes
+    from planner.compression.prices import compression_choices, parse_targets
+    from planner.compression.recipes import recipes
+    from planner.measured.ask import searched
 
     wanted, targets = recipes(recipes_text), parse_targets(target)
     is_measured = result.machine_origin != "datasheet"
@@ -221,7 +222,7 @@ def _words(text: str | None) -> tuple[str, ...]:
 
 
 def _one_batch(text: str | None) -> int | None:
-    from planner.shipped import parse_batches
+    from planner.ask import parse_batches
     from profiles.errors import InputError
 
     batches = () if text is None else parse_batches(text)

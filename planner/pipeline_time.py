@@ -17,9 +17,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.orders import Ints, Order, Shape, W, round_length
-from planner.replay import PipelineSeconds, step_levels, step_sources
-from planner.schedules import orders, schedule, stage_ranks
+from planner.schedules.registry import orders, schedule, stage_ranks
+from planner.schedules.replay import PipelineSeconds, step_levels, step_sources
+from planner.schedules.steps import Ints, Order, Shape, W, round_length
 
 Array = NDArray[np.float64]
 # Turns by which a rank warms up longer than the next one; schedules that are not named leave messages enough slack.

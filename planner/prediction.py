@@ -8,11 +8,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from planner.answers import Answers
-from planner.choices import Plan
-from planner.recipes import CompressionChoice
+from planner.compression.recipes import CompressionChoice
+from planner.plans import Plan
 from profiles.artifacts import STRICT
-from profiles.model import WorkloadSpec
-from profiles.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Seconds, Timed, Tokens, Whole
+from profiles.inputs.ranges import (
+    Amount,
+    Count,
+    Devices,
+    Finite,
+    Fraction,
+    Positive,
+    Samples,
+    Seconds,
+    Timed,
+    Tokens,
+    Whole,
+)
+from profiles.models.profile import WorkloadSpec
 
 # Seconds of a step by source; they add up to the step.
 PARTS: tuple[str, ...] = (

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from profiles import foreign
 from profiles.errors import ArtifactError
 from profiles.files import write_text
+from profiles.inputs import foreign
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

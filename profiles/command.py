@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import bounds, completion, console, limits
-from profiles.module_options import TracebackOption, TrustOption
+from profiles.inputs import bounds, limits
+from profiles.terminal import completion, console
 from profiles.version import VersionOption
+from profiles.workloads.module_options import TracebackOption, TrustOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from profiles.cluster import MachineProfile
-    from profiles.model import ModelProfile
+    from profiles.machines.profile import MachineProfile
+    from profiles.models.profile import ModelProfile
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -95,13 +96,13 @@ def machine(
 
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
-    from profiles.fingerprint import current_device_kind
-    from profiles.job import is_main_process
     from profiles.library import load_model, stored_machine_path
-    from profiles.load import look_before
-    from profiles.measure import measure_machine
-    from profiles.stores import open_to
-    from profiles.trust import named_modules
+    from profiles.machines.fingerprint import current_device_kind
+    from profiles.machines.load import look_before
+    from profiles.measure.machine import measure_machine
+    from profiles.ranks.environment import is_main_process
+    from profiles.ranks.stores import open_to
+    from profiles.workloads.trust import named_modules
 
     sizes = bounds.whole_numbers("--micro-batches", micro_batches, 1, limits.SAMPLES)
     for path in (stored_machine_path(), *([output] if output else [])):
@@ -147,7 +148,7 @@ def _precisions(text: str) -> tuple[str, ...]:
     Raises: UnknownNameError.
     """
     from profiles.errors import UnknownNameError
-    from profiles.model import PRECISIONS
+    from profiles.models.profile import PRECISIONS
 
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     for name in names:
@@ -174,8 +175,8 @@ def _tensor_degrees(profiles: list[ModelProfile], num_ranks: int) -> tuple[int, 
 
 
 def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path | None) -> None:
-    from profiles.operators import evaluate
-    from profiles.tables import plain_table, print_table
+    from profiles.models.operators import evaluate
+    from profiles.terminal.tables import plain_table, print_table
     from profiles.units import format_bytes, format_count
 
     out.print(
@@ -204,8 +205,8 @@ def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path
 
 
 def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
-    from profiles.load import causes
-    from profiles.tables import plain_table, print_table
+    from profiles.machines.load import causes
+    from profiles.terminal.tables import plain_table, print_table
     from profiles.units import GB, format_percent, format_seconds
 
     out.print(f"{measured.num_devices} x {measured.device_name}, {measured.created}")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from profiles.artifacts import artifact_kind, read
 from profiles.catalog import CATALOG
-from profiles.cluster import MachineProfile
-from profiles.devices import device_names, find_device, machine_of
 from profiles.errors import InputError, UnknownNameError
-from profiles.families import VISION_FAMILIES
-from profiles.foreign import shown
-from profiles.model import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
-from profiles.sizes import ModelSizes, config_name, read_config, sizes_of
-from profiles.trust import is_factory, named_modules
+from profiles.inputs.foreign import shown
+from profiles.machines.devices import device_names, find_device, machine_of
+from profiles.machines.profile import MachineProfile
+from profiles.models.families import VISION_FAMILIES
+from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
+from profiles.models.sizes import ModelSizes, config_name, read_config, sizes_of
+from profiles.workloads.trust import is_factory, named_modules
 
 MODELS = CATALOG / "models"
 # Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
@@ -110,7 +110,7 @@ def _spec_of(model: str) -> WorkloadSpec:
             raise InputError(f"model {shown(model)}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])
     # Here, because it loads torch, which takes seconds and which only a trace needs.
-    from profiles.workloads import load_spec
+    from profiles.workloads.loading import load_spec
 
     return load_spec(str(CONFIGS / f"{model}.json") if model in config_names() else model)
 
@@ -118,8 +118,8 @@ def _spec_of(model: str) -> WorkloadSpec:
 def _traced(
     model: str, spec: WorkloadSpec, trusted: Sequence[str], precisions: Sequence[str] = USUAL_PRECISIONS
 ) -> ModelProfile:
-    from profiles.trace import trace
-    from profiles.workloads import load_workload
+    from profiles.tracing.trace import trace
+    from profiles.workloads.loading import load_workload
 
     return trace(load_workload(spec, (*trusted, *named_modules(model)), model), precisions)
 

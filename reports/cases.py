@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles.errors import ArtifactError
 from reports.comparison import Quartiles, Row, Source, quartiles, rows_of
 

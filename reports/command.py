@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles import bounds, completion, console
-from profiles.foreign import real_path
+from profiles.inputs import bounds
+from profiles.inputs.foreign import real_path
+from profiles.terminal import completion, console
 from profiles.version import VersionOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reports.comparison import Source
-    from reports.published import Row
+    from reports.published.rows import Row
     from reports.summary import Summary
 
 # Options that are not read for what is compared.
@@ -77,7 +78,7 @@ def compare(
     import json
 
     from profiles.library import read_machine
-    from profiles.options import refuse_ignored
+    from profiles.terminal.options import refuse_ignored
     from reports.report import build
     from reports.terminal import show
 
@@ -97,7 +98,7 @@ def compare(
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
-        from reports.html import render
+        from reports.pages.html import render
 
         write_text(output, render(report))
     show(report, screen)
@@ -120,13 +121,13 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
     from profiles import artifacts
 
     if kind == "rehearsal":
-        from executor.rehearsed import RehearsalFile as Content
-        from executor.show_rehearsal import show
-        from reports.rehearsal_page import render
+        from executor.rehearse.result import RehearsalFile as Content
+        from executor.rehearse.show import show
+        from reports.pages.rehearsal_page import render
     else:
         from executor.compress.results import CompressionFile as Content  # type: ignore[assignment]
         from executor.compress.show import show  # type: ignore[assignment]
-        from reports.compression_page import render  # type: ignore[assignment]
+        from reports.pages.compression_page import render  # type: ignore[assignment]
     files = [artifacts.read(path, kind, Content) for path in paths]
     for file in files:
         file.check()
@@ -148,7 +149,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
 
     Raises: ArtifactError where a file is missing, damaged or no run; InputError where one is given twice.
     """
-    from executor.measurement import RunFile
+    from executor.run.measurement import RunFile
     from profiles import artifacts
     from profiles.errors import InputError
     from reports.comparison import Source
@@ -180,9 +181,9 @@ def compare_tables(
     """
     import json
 
-    from reports.published import predict
-    from reports.published_summary import in_sample_notes, row_to_json, summarise
-    from reports.published_terminal import show
+    from reports.published.rows import predict
+    from reports.published.summary import in_sample_notes, row_to_json, summarise
+    from reports.published.terminal import show
 
     rows, notes = read_rows(paths, device, cluster)
     runs = predict(rows)
@@ -194,7 +195,7 @@ def compare_tables(
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
-        from reports.published_page import render
+        from reports.published.page import render
 
         write_text(output, render(runs, summary, " and ".join(path.stem for path in paths), notes))
     show(runs, summary, screen)
@@ -214,8 +215,8 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
 
     Raises: InputError where a table, the device or the cluster cannot be read, or a table is given twice.
     """
-    from reports.published import read_tables
-    from reports.published_hardware import hardware_columns
+    from reports.published.hardware import hardware_columns
+    from reports.published.rows import read_tables
 
     resolved = [real_path(path) for path in paths]
     _refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from executor.measurement import PlanRun, RunFile
-from planner.choices import Plan
+from executor.run.measurement import PlanRun, RunFile
+from planner.plans import Plan
 from planner.prediction import PARTS
 from profiles.errors import ArtifactError
 from reports.timeline import bubble_fraction

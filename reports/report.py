@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from executor.measurement import busy_words
-from profiles.cluster import MachineProfile
+from executor.run.measurement import busy_words
+from profiles.machines.profile import MachineProfile
 from reports.calibration import Calibration, calibrate
 from reports.cases import Case, cases_of
 from reports.comparison import Row, Source

@@ -9,8 +9,8 @@ from planner.prediction import KINDS, PARTS, Span
 from profiles.units import format_bytes, format_percent, format_seconds
 from reports.calibration import Calibration
 from reports.comparison import Row
-from reports.figures import KIND_STYLES, PART_STYLES
 from reports.frames import byte_text, labels_of
+from reports.pages.figures import KIND_STYLES, PART_STYLES
 from reports.timeline import SPAN_KINDS, bubble_fraction, busy_seconds, kind_of_action
 
 UNOBSERVED = "not observable"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from profiles.tables import plain_table, print_table
+from profiles.terminal.tables import plain_table, print_table
 from profiles.units import format_percent, format_seconds
 from reports.comparison import Row
 from reports.frames import labels_of

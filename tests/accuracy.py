@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.jobs.bands import scale_for
-from planner.jobs.calibrate import RUNS, shipped_runs
-from planner.jobs.factors import load_learned
-from planner.jobs.footprint import footprint
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.learning import family_weights, leave_one_family_out, predict, total_seconds
-from planner.jobs.passes import layer_pass
-from planner.jobs.reading import read_jobs
-from planner.jobs.rules import rules_of
+from planner.cost.error_bands import scale_for
+from planner.cost.factors import load_learned
+from planner.cost.layers import layer_pass
+from planner.cost.memory.peak import footprint
+from planner.cost.software_time import rules_of
+from planner.cost.unit_costs import ingredients_of
+from planner.published.calibrate import RUNS, shipped_runs
+from planner.published.learn import family_weights, leave_one_family_out, predict, total_seconds
+from planner.published.reading import read_jobs
 
 LAYER_TIMES = RUNS.parent / "layer_times.csv"
 MEMORY = Path(__file__).parent / "golden" / "published_memory.csv"

@@ -13,25 +13,25 @@ from dataclasses import asdict
 
 import numpy as np
 
-from planner.choices import Plan
-from planner.estimate import estimate, pricing
-from planner.jobs.factors import load_learned
-from planner.jobs.footprint import footprint
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.learning import predict
-from planner.orders import Shape
+from planner.cost.factors import load_learned
+from planner.cost.memory.peak import footprint
+from planner.cost.unit_costs import ingredients_of
+from planner.measured.estimate import estimate, pricing
+from planner.measured.search import Choices, search
 from planner.pipeline_time import pipeline_seconds
-from planner.replay import replay_plans
-from planner.search import Choices, search
-from planner.simulate import simulate
+from planner.plans import Plan
+from planner.published.learn import predict
+from planner.schedules.replay import replay_plans
+from planner.schedules.steps import Shape
+from planner.simulate.step import simulate
+from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.setting import Setting, jobs_of, setting
-from planner.step_work import Bucket, StageWork, StepWork, Transfer
-from profiles.devices import load_device, machine_of
-from profiles.fingerprint import current_fingerprint
-from profiles.launcher import launch
+from planner.space.question import Setting, jobs_of, setting
 from profiles.library import load_model, load_sizes, trace_model
+from profiles.machines.devices import load_device, machine_of
+from profiles.machines.fingerprint import current_fingerprint
+from profiles.ranks.launcher import launch
 from tests.pipeline_builders import random_seconds
 
 REPEATS = 7

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.data import default_text, load_text
 from executor.mesh import Meshes
+from executor.run.batches import default_text, load_text
 from executor.trainer import Trainer
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles.artifacts import validate
 from profiles.library import load_model
-from profiles.rank import Rank, join_group
-from profiles.workloads import load_workload
+from profiles.ranks.rank import Rank, join_group
+from profiles.workloads.loading import load_workload
 
 MODEL, SEQUENCE, SEED = "llama-26m", 128, 0
 ROUNDS, STEPS_PER_ROUND, WARMUP_STEPS = 12, 2, 4

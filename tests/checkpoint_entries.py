@@ -5,14 +5,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from executor.checkpoint import Progress, latest, read_progress, restore, save
-from executor.data import default_text, load_text
 from executor.mesh import Meshes
+from executor.run.batches import default_text, load_text
+from executor.run.checkpoint import Progress, latest, read_progress, restore, save
 from executor.trainer import Trainer
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.rank import join_group
-from profiles.workloads import load_workload
+from profiles.ranks.rank import join_group
+from profiles.workloads.loading import load_workload
 from tests.parity_entries import SPECS
 from tests.plan_builders import GLOBAL_BATCH, SEED, SEQUENCE
 

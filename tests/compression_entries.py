@@ -6,13 +6,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-import profiles.reductions
-from executor.data import default_text, load_text
+import profiles.codecs.ddp_hooks
 from executor.mesh import Meshes
+from executor.run.batches import default_text, load_text
 from executor.trainer import Trainer
-from planner.choices import Plan
-from profiles.rank import join_group
-from profiles.workloads import load_workload
+from planner.plans import Plan
+from profiles.ranks.rank import join_group
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import LLAMA, SEED
 
 SEQUENCE, SAMPLES = 64, 8
@@ -23,7 +23,7 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
     """Losses of the global batch by codec, over so many steps on two ranks."""
     text = load_text(default_text(), SEQUENCE, SEED)
     losses: dict[str, list[float]] = {}
-    keep = profiles.reductions.Feedback.keep
+    keep = profiles.codecs.ddp_hooks.Feedback.keep
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
         for name in payload["codecs"]:
@@ -32,7 +32,7 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
             plan = Plan(data_parallel=2, micro_batch_size=SAMPLES // 2, codec=coded, zero_stage=zero_stage)
             trainer = Trainer(plan, load_workload(LLAMA), rank, SEED, meshes.of(plan))
             if name.endswith(WITHOUT_FEEDBACK):
-                profiles.reductions.Feedback.keep = lambda *_: None  # type: ignore[method-assign]
+                profiles.codecs.ddp_hooks.Feedback.keep = lambda *_: None  # type: ignore[method-assign]
             losses[name] = []
             for step in range(payload["steps"]):
                 loss, _ = trainer.step(*text.batch(step, SAMPLES))
@@ -40,5 +40,5 @@ def train_with(payload: dict[str, Any]) -> dict[str, list[float]]:
                 total = loss.clone()
                 dist.all_reduce(total)
                 losses[name].append(float(total) / rank.num_ranks)
-            profiles.reductions.Feedback.keep = keep  # type: ignore[method-assign]
+            profiles.codecs.ddp_hooks.Feedback.keep = keep  # type: ignore[method-assign]
     return losses

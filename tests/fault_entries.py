@@ -10,16 +10,16 @@ from typing import Any
 import psutil
 import torch
 
-import executor.checkpoint
-from executor.checkpoint import Checkpoints
-from executor.checkpoint_index import Writer
-from executor.data import default_text, load_text
+import executor.run.checkpoint
 from executor.mesh import Meshes
-from executor.runner import Runner
-from planner.choices import Plan
+from executor.run.batches import default_text, load_text
+from executor.run.checkpoint import Checkpoints
+from executor.run.checkpoint_index import Writer
+from executor.run.runner import Runner
+from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.rank import Rank, join_group
-from profiles.workloads import load_workload
+from profiles.ranks.rank import Rank, join_group
+from profiles.workloads.loading import load_workload
 from tests.parity_entries import SPECS
 from tests.plan_builders import SEED, SEQUENCE
 
@@ -72,7 +72,7 @@ def _hang(runner: Runner, fault: str) -> None:
 
 def _break_saving(rank: Rank, spared: int) -> None:
     """Rank 0 dies in the middle of the save after those spared: it leaves half a folder under its first name."""
-    real, saves = executor.checkpoint.dcp_save, []
+    real, saves = executor.run.checkpoint.dcp_save, []
 
     def save(state: dict[str, Any], storage_writer: Writer) -> None:
         saves.append(storage_writer)
@@ -81,4 +81,4 @@ def _break_saving(rank: Rank, spared: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(state, storage_writer=storage_writer)
 
-    executor.checkpoint.dcp_save = save  # type: ignore[assignment]
+    executor.run.checkpoint.dcp_save = save  # type: ignore[assignment]

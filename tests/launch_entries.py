@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import PlanError
-from profiles.rank import join_group, report, wait_for_first
-from profiles.stores import num_restarts
+from profiles.ranks.rank import join_group, report, wait_for_first
+from profiles.ranks.stores import num_restarts
 
 
 def add_up(payload: dict[str, Any]) -> dict[str, Any]:

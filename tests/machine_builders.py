@@ -1,6 +1,6 @@
 """Machines with round numbers, for predictions that can be checked by hand."""
 
-from profiles.cluster import COLLECTIVES, KernelCurve, LinkCurve, MachineProfile, Overlap
+from profiles.machines.profile import COLLECTIVES, KernelCurve, LinkCurve, MachineProfile, Overlap
 
 
 def curve(kind: str, name: str = "", precision: str = "fp32", **numbers: float) -> KernelCurve:

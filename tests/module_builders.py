@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.choices import Plan
-from profiles.model import WorkloadSpec
+from planner.plans import Plan
+from profiles.models.profile import WorkloadSpec
 from tests.plan_builders import write_plan_file
 
 HEAD = "import torch\nfrom torch import nn\n"

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from executor.measurement import PlanRun, RunFile
-from planner.explain import candidates, plan_of, predict
-from planner.measured import plan_file
+from executor.run.measurement import PlanRun, RunFile
+from planner.measured.ask import plan_file
+from planner.measured.explain import candidates, plan_of, predict
+from planner.measured.search import Choices, Search, search
 from planner.prediction import Candidate
-from planner.search import Choices, Search, search
 from profiles import artifacts
-from profiles.cluster import MachineProfile
 from profiles.library import load_model
+from profiles.machines.profile import MachineProfile
 
 MODEL, RANKS, BATCH, SEQUENCE = "llama-26m", 2, 8, 64
 PRECISIONS = ("fp32", "bf16")

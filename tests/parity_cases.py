@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
-from executor.checks import facts_of_workload
-from planner.choices import Plan, Recompute, Schedule
-from planner.executable import LOOPED_SCHEDULES, V_SCHEDULES, refusal
-from profiles.model import PRECISIONS
-from profiles.workloads import load_workload
+from executor.run.checks import facts_of_workload
+from planner.legality import LOOPED_SCHEDULES, V_SCHEDULES, refusal
+from planner.plans import Plan, Recompute, Schedule
+from profiles.models.profile import PRECISIONS
+from profiles.workloads.loading import load_workload
 from tests.parity_entries import SPECS
 from tests.plan_builders import GLOBAL_BATCH, NUM_LAYERS, SEQUENCE
 

@@ -12,19 +12,19 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.data import Text, default_text, load_text
-from executor.experts import MARK
-from executor.memory import LiveTensors
+from executor.axes.experts import MARK
+from executor.axes.optimizer import LEARNING_RATE
 from executor.mesh import Meshes
-from executor.optimizer import LEARNING_RATE
-from executor.recorder import Recorder
+from executor.observe.live_tensors import LiveTensors
+from executor.observe.recorder import Recorder
+from executor.run.batches import Text, default_text, load_text
 from executor.trainer import Trainer
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.model import WorkloadSpec
-from profiles.rank import Rank, join_group
-from profiles.reductions import bucket_options, register
-from profiles.workloads import load_workload
+from profiles.codecs.ddp_hooks import bucket_options, register
+from profiles.models.profile import WorkloadSpec
+from profiles.ranks.rank import Rank, join_group
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, NUM_STEPS, QWEN3, SEED, SEQUENCE
 
 # Three experts over two ranks: FSDP cuts them along their width.

@@ -3,10 +3,10 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from planner.executable import LOOPED_SCHEDULES, SINGLE_SCHEDULES, V_SCHEDULES
-from planner.orders import Shape
-from planner.replay import PipelineSeconds
-from planner.schedules import SCHEDULES
+from planner.legality import LOOPED_SCHEDULES, SINGLE_SCHEDULES, V_SCHEDULES
+from planner.schedules.registry import SCHEDULES
+from planner.schedules.replay import PipelineSeconds
+from planner.schedules.steps import Shape
 
 
 def is_possible(shape):

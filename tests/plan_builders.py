@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from planner.choices import Plan
+from planner.plans import Plan
 from planner.prediction import KINDS, PARTS, Candidate, PlanFile, Prediction
 from profiles import artifacts
-from profiles.fingerprint import current_fingerprint
-from profiles.model import WorkloadSpec
+from profiles.machines.fingerprint import current_fingerprint
+from profiles.models.profile import WorkloadSpec
 
 LLAMA = WorkloadSpec(
     kind="transformers",

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.jobs.forecast import forecast
+from planner.published.predict import forecast
 from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
-from planner.space.plans import best_places, plan_of
 from planner.space.predictions import predictions
-from planner.space.setting import Setting, setting
-from profiles.clusters import Cluster, find_cluster
-from profiles.devices import load_device
+from planner.space.question import Setting, setting
+from planner.space.to_plans import best_places, plan_of
 from profiles.library import load_sizes
+from profiles.machines.clusters import Cluster, find_cluster
+from profiles.machines.devices import load_device
 from tests.accuracy import shipped_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "prices.csv"

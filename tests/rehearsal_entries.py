@@ -6,14 +6,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from executor.data import default_text, load_text
-from executor.ledger import Ledger
 from executor.mesh import Meshes
+from executor.observe.counters import Ledger
+from executor.run.batches import default_text, load_text
 from executor.trainer import Trainer
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.rank import join_group
-from profiles.workloads import load_workload
+from profiles.ranks.rank import join_group
+from profiles.workloads.loading import load_workload
 from tests.parity_entries import SPECS
 from tests.plan_builders import SEED, SEQUENCE
 

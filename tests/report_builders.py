@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from executor.measurement import Environment, LossCheck, Measurement, PlanRun, RunFile
-from planner.choices import Plan
+from executor.run.measurement import Environment, LossCheck, Measurement, PlanRun, RunFile
+from planner.plans import Plan
 from planner.prediction import KINDS, PARTS, Prediction, Span
-from profiles.load import MachineLoad
-from profiles.model import WorkloadSpec
+from profiles.machines.load import MachineLoad
+from profiles.models.profile import WorkloadSpec
 
 MIB = 2**20
 ASSUMPTIONS = ("gradients are reduced in buckets of 25 MiB", "one thread per rank")

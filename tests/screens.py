@@ -6,25 +6,26 @@ from pathlib import Path
 
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.show import show as show_compression
-from executor.follow import Follower
-from executor.measurement import RunFile
-from executor.rehearsed import Message, PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
-from executor.show_rehearsal import show as show_rehearsal
-from executor.show_run import show as show_run
-from planner.choices import Plan
-from planner.jobs.forecast import Forecast
+from executor.observe.events import Message
+from executor.rehearse.result import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
+from executor.rehearse.show import show as show_rehearsal
+from executor.run.follow import Follower
+from executor.run.measurement import RunFile
+from executor.run.show import show as show_run
+from planner.compression.recipes import CompressionChoice, recipe
+from planner.expected_counts import Traffic, Volumes
+from planner.plans import Plan
 from planner.prediction import Candidate, Prediction
-from planner.recipes import CompressionChoice, recipe
-from planner.show import show as show_plan
-from planner.volumes import Traffic, Volumes
+from planner.published.predict import Forecast
+from planner.terminal.show import show as show_plan
 from profiles.command import _show_machine, _show_model
-from profiles.console import Console
 from profiles.library import load_model
-from profiles.rank import Report
+from profiles.ranks.rank import Report
+from profiles.terminal.console import Console
 from reports.comparison import Source
-from reports.published import PublishedRun
-from reports.published_summary import summarise
-from reports.published_terminal import show as show_published
+from reports.published.rows import PublishedRun
+from reports.published.summary import summarise
+from reports.published.terminal import show as show_published
 from reports.report import build
 from reports.terminal import show as show_report
 from tests.machine_builders import machine

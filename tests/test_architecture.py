@@ -5,25 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ("profiles", "planner", "executor", "reports")
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
-# Files that build, trace, measure or run modules; everything else loads torch inside functions, if at all.
-TORCH_AT_IMPORT = {
-    "profiles": {
-        "blocks.py", "workloads.py", "trace.py", "recorder.py", "timing.py", "launcher.py", "rank.py", "stores.py",
-        "measure.py", "measure_kernels.py", "measure_memory.py", "measure_links.py", "encodings.py", "quantised.py",
-        "measure_layers.py", "measure_update.py", "measure_runtime.py", "measure_exchange.py",
-        "factory.py", "reductions.py", "vision.py", "experts.py", "fakes.py", "precision.py",
-    },
-    "executor": None,
-}  # fmt: skip
+# Folders that build, trace, measure or run modules; everything else loads torch inside functions, if at all.
+TORCH_FOLDERS = tuple(f"profiles/{name}" for name in ("workloads", "tracing", "codecs", "ranks", "measure"))
+# What a command of the executor, or a report of its files, reads before anything runs.
 TORCH_FREE_IN_EXECUTOR = {
-    "command.py", "emit.py", "follow.py", "legality.py", "measurement.py", "options.py", "rehearsed.py", "runs.py",
-    "show_rehearsal.py", "show_run.py", "__init__.py", "__main__.py",
+    "command.py", "emit.py", "legality.py", "options.py", "__init__.py", "__main__.py", "rehearse/result.py",
+    "rehearse/show.py", "run/__init__.py", "run/follow.py", "run/measurement.py", "run/run_folder.py", "run/show.py",
 }  # fmt: skip
 
 
@@ -55,13 +49,29 @@ def test_a_package_imports_only_from_packages_to_its_left(path):
         assert package != "tests"
 
 
+def module_name(path: Path) -> str:
+    """The dotted name of a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_file_imports_itself_through_others():
+    names = {module_name(path) for path in FILES}
+    graph = nx.DiGraph()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names} & names
+                graph.add_edges_from((module_name(path), name) for name in whole or {node.module} & names)
+    assert [circle for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_torch_is_loaded_only_where_modules_run(path):
-    package, *_, name = path.relative_to(ROOT).parts
+    package, within = path.relative_to(ROOT).parts[0], path.relative_to(ROOT / path.relative_to(ROOT).parts[0])
     everywhere = package in ("planner", "reports")
-    if package == "executor" and name not in TORCH_FREE_IN_EXECUTOR:
+    if package == "executor" and within.as_posix() not in TORCH_FREE_IN_EXECUTOR:
         return
-    if package == "profiles" and name in (TORCH_AT_IMPORT["profiles"] or ()):
+    if f"{package}/{within.parent.as_posix()}" in TORCH_FOLDERS:
         return
     found = imports(ast.parse(path.read_text()), top_level_only=not everywhere)
     assert not [n for n in found if n.split(".")[0] in ("torch", "transformers")], path
@@ -99,6 +109,13 @@ def test_text_files_have_an_encoding_of_ours_and_not_of_the_locale(path):
         is_opened = called == "open" or (called.endswith((".open", ".fdopen")) and called != "os.open")
         is_text = called.endswith((".read_text", ".write_text")) or (is_opened and not is_binary)
         assert not is_text, f"{path}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_every_folder_has_a_sign_and_a_line_in_the_readme():
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## Words")[0]
+    for folder in {path.parent for path in FILES} - {ROOT / name for name in ORDER}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+        assert f"{folder.name}/ " in tree or f"{folder.name}/," in tree, f"README's tree lacks {folder}"
 
 
 def run_python(code: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from profiles import artifacts
-from profiles.cluster import MachineProfile
 from profiles.errors import ArtifactError, EnvironmentFailure
 from profiles.files import ensure_writable
 from profiles.library import load_model
-from profiles.model import ModelProfile
+from profiles.machines.profile import MachineProfile
+from profiles.models.profile import ModelProfile
 from tests.machine_builders import machine
 
 

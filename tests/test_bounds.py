@@ -4,17 +4,17 @@ import os
 
 import pytest
 
-from planner.recipes import recipe, recipes
-from planner.shipped import Request, parse_batches, parse_count, settings_of
+from planner.ask import Request, parse_batches, parse_count, settings_of
+from planner.compression.recipes import recipe, recipes
 from planner.space.explore import explore
 from planner.space.layouts import Options, legal_layouts
+from planner.space.question import setting
 from planner.space.questions import parse_wanted
-from planner.space.setting import setting
-from profiles import limits
-from profiles.devices import load_device
 from profiles.errors import EnvironmentFailure, InputError, UnknownNameError
-from profiles.job import check_room
+from profiles.inputs import limits
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
+from profiles.ranks.environment import check_room
 from tests.commands import outcome
 
 H100 = ("--model", "llama-3.1-8b", "--device", "h100-sxm")
@@ -131,7 +131,7 @@ def test_too_many_layouts_or_plans_are_refused_before_they_fill_the_memory(monke
 
 @pytest.mark.parametrize("number", [1, 2, 36, 97, 1024, 720720, limits.DEVICES])
 def test_divisors_are_all_of_them(number):
-    from planner.search import divisors
+    from planner.measured.search import divisors
 
     found = divisors(number)
     assert found == sorted(set(found))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from executor.checkpoint import (
+from executor.command import app
+from executor.run.batches import default_text, load_text
+from executor.run.checkpoint import (
     Checkpoints,
     Progress,
     check_progress,
@@ -22,17 +24,15 @@ from executor.checkpoint import (
     progress_of,
     read_progress,
 )
-from executor.command import app
-from executor.data import default_text, load_text
-from executor.measurement import RunFile
-from executor.prepare import RunOptions, prepare
+from executor.run.measurement import RunFile
+from executor.run.prepare import RunOptions, prepare
 from executor.trainer import Trainer
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles import artifacts
 from profiles.errors import ArtifactError, InputError
-from profiles.launcher import launch
-from profiles.rank import Rank
-from profiles.workloads import load_workload
+from profiles.ranks.launcher import launch
+from profiles.ranks.rank import Rank
+from profiles.workloads.loading import load_workload
 from tests.parity_cases import two_ranks
 from tests.plan_builders import GPT2, LLAMA, write_plan_file
 
@@ -125,7 +125,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
         assert time.monotonic() < deadline
         time.sleep(0.05)
     ranks = psutil.Process(process.pid).children(recursive=True)
-    next(rank for rank in ranks if "profiles.rank" in " ".join(rank.cmdline())).kill()
+    next(rank for rank in ranks if "profiles.ranks.rank" in " ".join(rank.cmdline())).kill()
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     first, losses = losses_of(broken)

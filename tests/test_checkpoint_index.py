@@ -14,12 +14,12 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from executor.checkpoint import Checkpoints, load_whole, progress_of, save_whole
-from executor.checkpoint_index import INDEX, read_index
-from executor.prepare import RunOptions, prepare
-from planner.choices import Plan
+from executor.run.checkpoint import Checkpoints, load_whole, progress_of, save_whole
+from executor.run.checkpoint_index import INDEX, read_index
+from executor.run.prepare import RunOptions, prepare
+from planner.plans import Plan
 from profiles.errors import ArtifactError
-from profiles.workloads import load_workload
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import LLAMA, write_plan_file
 
 # DCP says that it saves in a single process where there is no group.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiles.launcher import launch
+from profiles.ranks.launcher import launch
 
 
 @pytest.mark.gloo

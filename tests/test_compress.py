@@ -10,18 +10,18 @@ from typer.testing import CliRunner
 from executor.command import app
 from executor.compress.job import Extras, prepare_compression
 from executor.compress.results import CompressionFile, CompressionResult
-from executor.compress.study import CompressionOrder
-from executor.compress.worth import worth
-from executor.prepare import RunOptions
-from planner.choices import Plan
+from executor.compress.train_one import CompressionOrder
+from executor.compress.verdict import worth
+from executor.run.prepare import RunOptions
+from planner.compression.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
+from planner.plans import Plan
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, recipe, risk, smaller_weights, stored_bytes
-from planner.weights import weights_of
+from planner.space.weights import weights_of
 from profiles import artifacts
 from profiles.artifacts import dump, validate
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import write_text
-from profiles.launcher import launch
+from profiles.ranks.launcher import launch
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file
 from tests.report_builders import load, run_file

@@ -8,16 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from planner.command import app
-from planner.compressed import compression_choices
+from planner.compression.prices import compression_choices
+from planner.compression.recipes import CompressionChoice, recipes, smaller_weights
+from planner.measured.search import Choices, search
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, recipes, smaller_weights
-from planner.search import Choices, search
-from planner.weights import weights_of
+from planner.space.weights import weights_of
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_model
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
 from tests.machine_builders import curve, machine
 from tests.plan_builders import LLAMA
 

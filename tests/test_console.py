@@ -12,9 +12,10 @@ import pytest
 import typer
 
 from planner.command import main as plan_main
-from profiles import artifacts, console
-from profiles.console import Console
+from profiles import artifacts
 from profiles.errors import EnvironmentFailure
+from profiles.terminal import console
+from profiles.terminal.console import Console
 from tests.machine_builders import machine
 from tests.screens import SCREENS, named_run_file
 from tests.test_reports_command import compare

@@ -4,10 +4,10 @@ from dataclasses import fields
 
 import pytest
 
-from planner.search import Choices, search
-from profiles.devices import Device, catalogue_names, device_names, find_device, load_device, machine_of
+from planner.measured.search import Choices, search
 from profiles.errors import UnknownNameError
 from profiles.library import load_model
+from profiles.machines.devices import Device, catalogue_names, device_names, find_device, load_device, machine_of
 
 # Under which key of `sources` the origin of each number stands.
 SOURCE_OF = {

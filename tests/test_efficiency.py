@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.cluster import KernelCurve, LinkCurve, Sample
-from profiles.efficiency import fit_kernel, fit_link, kernel_seconds, link_seconds, work_of
+from profiles.laws.curves import fit_kernel, fit_link, kernel_seconds, link_seconds, work_of
+from profiles.machines.profile import KernelCurve, LinkCurve, Sample
 
 LATENCY, FLOPS_PER_SECOND, BYTES_PER_SECOND = 2e-5, 9e10, 1.1e10
 SHAPES = [(1.0, m, n, k) for m in (64.0, 512.0, 4096.0) for n in (256.0, 2048.0) for k in (64.0, 1024.0)]

@@ -15,17 +15,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from executor.checks import facts_of_workload
 from executor.command import app
-from executor.measurement import RunFile
-from planner.choices import Plan
-from planner.executable import facts_of_sizes
+from executor.run.checks import facts_of_workload
+from executor.run.measurement import RunFile
+from planner.legality import facts_of_sizes
+from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError, UnknownNameError
-from profiles.model import WorkloadSpec
-from profiles.sizes import sizes_of
-from profiles.workloads import load_workload
+from profiles.models.profile import WorkloadSpec
+from profiles.models.sizes import sizes_of
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, QWEN3, VIT, write_plan_file
 
 SOURCE = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from profiles.codecs import BLOCK, KNOWN, codec
-from profiles.encodings import FP8_MAX, INT8_MAX, add_decoded, encode, message_bytes
+from profiles.codecs.codec import BLOCK, KNOWN, codec
+from profiles.codecs.wire_format import FP8_MAX, INT8_MAX, add_decoded, encode, message_bytes
 from profiles.errors import UnknownNameError
 
 VALUES = st.floats(-1e4, 1e4, width=32).filter(lambda value: value == 0 or abs(value) > 1e-20)

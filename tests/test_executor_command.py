@@ -15,16 +15,16 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import executor.prepare
-from executor.checkpoint import Checkpoints
-from executor.checks import check_devices
+import executor.run.prepare
 from executor.command import app
-from executor.measurement import RunFile
-from executor.prepare import RunOptions, prepare
-from executor.runs import KeptRun
-from executor.show_run import show
-from planner.choices import Plan
-from planner.trace_export import STREAMS
+from executor.run.checkpoint import Checkpoints
+from executor.run.checks import check_devices
+from executor.run.measurement import RunFile
+from executor.run.prepare import RunOptions, prepare
+from executor.run.run_folder import KeptRun
+from executor.run.show import show
+from planner.plans import Plan
+from planner.simulate.perfetto import STREAMS
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
 from reports.command import in_folders, read_sources
@@ -183,7 +183,7 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
 
 def test_a_busy_machine_is_told_before_the_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = replace(load(1.9), waited_fraction=None)
-    monkeypatch.setattr(executor.prepare, "look_before", lambda ranks: (before, ["busy before the start"]))
+    monkeypatch.setattr(executor.run.prepare, "look_before", lambda ranks: (before, ["busy before the start"]))
     job = checked(write_plan_file(tmp_path / "plan.json", DATA))
     assert job.notes[-1] == "busy before the start"  # type: ignore[attr-defined]
     assert job.load_before == before  # type: ignore[attr-defined]
@@ -317,7 +317,7 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
         process.send_signal(signal.SIGINT)
         code, sentence = 130, "error: interrupted: nothing was written"
     else:
-        next(rank for rank in ranks if "profiles.rank" in " ".join(rank.cmdline())).kill()
+        next(rank for rank in ranks if "profiles.ranks.rank" in " ".join(rank.cmdline())).kill()
         code, sentence = 5, "was killed by SIGKILL"
     _, errors = process.communicate(timeout=90)
     assert process.returncode == code
@@ -335,9 +335,9 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
 @pytest.mark.gloo
 def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from executor import command
-    from executor.reference import check_losses
-    from profiles import launcher
+    from executor.run.reference import check_losses
     from profiles.errors import ToleranceError
+    from profiles.ranks import launcher
 
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
     write_plan_file(plan, DATA)

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torchao.float8 import convert_to_float8_training
 
-from executor.data import default_text, load_text
-from executor.optimizer import LEARNING_RATE
-from planner.choices import Plan, stages_of
-from planner.executable import SPLIT_BACKWARD
-from profiles.launcher import launch
-from profiles.model import MIXED
-from profiles.workloads import load_workload
+from executor.axes.optimizer import LEARNING_RATE
+from executor.run.batches import default_text, load_text
+from planner.legality import SPLIT_BACKWARD
+from planner.plans import Plan, stages_of
+from profiles.models.profile import MIXED
+from profiles.ranks.launcher import launch
+from profiles.workloads.loading import load_workload
 from tests import parity_cases
 from tests.parity_cases import Case, eight_ranks, four_ranks, make_plan, two_ranks
 from tests.parity_entries import SPECS

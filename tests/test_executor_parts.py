@@ -2,12 +2,12 @@
 
 import pytest
 
-from executor.actions import Action, StepTrace
 from executor.mesh import Coordinates, coordinates
-from executor.parts import RankTraces, median_parts, median_spans, step_seconds
-from executor.reference import check_losses
-from executor.tracing import EXCHANGE_PARTS
-from planner.choices import Plan
+from executor.observe.events import Action, StepTrace
+from executor.observe.time_parts import RankTraces, median_parts, median_spans, step_seconds
+from executor.observe.tracing import EXCHANGE_PARTS
+from executor.run.reference import check_losses
+from planner.plans import Plan
 
 
 def action(name: str, microbatch: int, start: float, stop: float) -> Action:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from executor.checkpoint import Checkpoints, latest, read_progress
-from executor.faults import axes_between
-from executor.prepare import RunOptions, prepare
-from planner.choices import Plan
+from executor.run.checkpoint import Checkpoints, latest, read_progress
+from executor.run.faults import axes_between
+from executor.run.prepare import RunOptions, prepare
+from planner.plans import Plan
 from profiles.errors import RankFailure, ToleranceError
-from profiles.launcher import launch
+from profiles.ranks.launcher import launch
 from tests.fault_entries import FAULTY_STEP
 from tests.plan_builders import write_plan_file
 

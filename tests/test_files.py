@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import planner.space.export
-from planner.shipped import Request, answer_to
+from planner.ask import Request, answer_to
 from profiles.errors import EnvironmentFailure, InputError
 from profiles.files import ensure_folder, ensure_writable, replacing, write_text
 from profiles.library import load_sizes

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.jobs.footprint import PARTS, Footprint, footprint
-from planner.jobs.job import Jobs
-from planner.jobs.reading import read_jobs
-from profiles.stacks import load_stack, stack_names
+from planner.cost.job import Jobs
+from planner.cost.memory.peak import PARTS, Footprint, footprint
+from planner.published.reading import read_jobs
+from profiles.machines.stacks import load_stack, stack_names
 from profiles.units import GIB
 
 GOLDEN = Path(__file__).parent / "golden" / "published_memory.csv"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from planner.choices import Plan
+from planner.plans import Plan
 from planner.prediction import PlanFile
-from profiles import artifacts, foreign
-from profiles.cluster import MachineProfile
-from profiles.clusters import FOLDER as CLUSTERS
+from profiles import artifacts
 from profiles.errors import ArtifactError
+from profiles.inputs import foreign
 from profiles.library import CONFIGS, MODELS, load_model, read_machine
+from profiles.machines.clusters import FOLDER as CLUSTERS
+from profiles.machines.profile import MachineProfile
 from tests.commands import outcome
 from tests.machine_builders import machine
 from tests.plan_builders import write_plan_file

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from executor.measurement import RunFile
-from planner.choices import Plan
-from planner.explain import plan_of, predict
+from executor.run.measurement import RunFile
+from planner.measured.explain import plan_of, predict
+from planner.measured.search import Choices, Search, search
+from planner.plans import Plan
 from planner.prediction import Prediction
-from planner.search import Choices, Search, search
 from profiles import artifacts
-from profiles.cluster import MachineProfile
 from profiles.library import load_model
+from profiles.machines.profile import MachineProfile
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.name.removesuffix(".run.json") for path in GOLDEN.glob("*.run.json"))

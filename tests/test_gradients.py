@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planner.gradients import gradient_seconds
-from planner.stages import StageCosts
-from planner.table import PlanTable
-from profiles.cluster import ExchangeTiming, MachineProfile
+from planner.measured.gradients import gradient_seconds
+from planner.measured.stages import StageCosts
+from planner.measured.table import PlanTable
+from profiles.machines.profile import ExchangeTiming, MachineProfile
 from tests.machine_builders import machine
 
 WIDTH, COUNT = 1024, 8

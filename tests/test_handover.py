@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor.compress.handover import export_onnx, onnxruntime_logits, onnxruntime_seconds
+from executor.compress.export_onnx import export_onnx, onnxruntime_logits, onnxruntime_seconds
 from executor.compress.tensorrt import trtexec_command
-from profiles.model import WorkloadSpec
-from profiles.workloads import load_workload
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import GPT2, LLAMA
 
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from planner.choices import Plan
+from planner.plans import Plan
 from profiles import artifacts
 from profiles.errors import ArtifactError, InputError, UnknownNameError
-from profiles.hf_config import FAMILIES, check_given, checked
 from profiles.library import CONFIGS, config_names, load_model, load_sizes, model_names
-from profiles.sizes import read_config, sizes_of
-from profiles.workloads import load_workload
+from profiles.models.hf_config import FAMILIES, check_given, checked
+from profiles.models.sizes import read_config, sizes_of
+from profiles.workloads.loading import load_workload
 from tests.commands import outcome
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, VIT, write_plan_file
 from tests.report_builders import demo_run_file

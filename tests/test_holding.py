@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from planner.holding import Chunk, Layer, Rank, _coming
-from planner.jobs.footprint import footprint
-from planner.orders import Shape
-from planner.schedules import in_flight, orders, stage_ranks
+from planner.cost.memory.peak import footprint
+from planner.schedules.activations import Chunk, Layer, Rank, _coming
+from planner.schedules.registry import in_flight, orders, stage_ranks
+from planner.schedules.steps import Shape
 from planner.space.answers import runnable_places
 from planner.space.explore import Space, explore
-from planner.space.held import held_exactly
 from planner.space.layouts import Options
-from planner.space.plans import best_places, jobs_at, plan_of
+from planner.space.memory_by_step import held_exactly
 from planner.space.predictions import predictions
-from planner.space.setting import setting
-from profiles.devices import load_device
+from planner.space.question import setting
+from planner.space.to_plans import best_places, jobs_at, plan_of
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 from tests.torch_schedules import gathered_stages
 
 NOTHING = {

@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from executor.measurement import PlanRun, RunFile
-from planner.choices import Plan
+from executor.run.measurement import PlanRun, RunFile
 from planner.command import app as plan_app
+from planner.plans import Plan
 from profiles import artifacts
-from profiles.workloads import load_workload
+from profiles.workloads.loading import load_workload
 from tests.emulated_hosts import Hosts, can_emulate, two_hosts
 from tests.plan_builders import LLAMA, write_plan_file
 

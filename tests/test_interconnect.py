@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiles.clusters import FOLDER, cluster_names, load_cluster
-from profiles.collective_tables import along, measured_tables, with_knots
-from profiles.devices import load_device
 from profiles.errors import UnknownNameError
-from profiles.fit_interconnect import MACHINES, errors, fit, medians, read_points
-from profiles.interconnect import (
+from profiles.laws.collective_tables import along, measured_tables, with_knots
+from profiles.laws.collectives import (
     Fabric,
     collective_seconds,
     ethernet_seconds,
     link_constants,
     measured_seconds,
 )
+from profiles.laws.fit_collectives import MACHINES, errors, fit, medians, read_points
+from profiles.machines.clusters import FOLDER, cluster_names, load_cluster
+from profiles.machines.devices import load_device
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive")
 # Measured: machines' medians have a median of 11.8 % from 256 KiB on, each machine's is below what stands here.

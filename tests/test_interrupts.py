@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from executor.follow import Follower, saying_what_is_kept
-from executor.runs import KeptRun
-from planner.choices import Plan
-from profiles.console import Console
+from executor.run.follow import Follower, saying_what_is_kept
+from executor.run.run_folder import KeptRun
+from planner.plans import Plan
 from profiles.errors import EnvironmentFailure, Interrupted, Stopped
-from profiles.rank import Report
+from profiles.ranks.rank import Report
+from profiles.terminal.console import Console
 from tests.plan_builders import write_plan_file
 
 

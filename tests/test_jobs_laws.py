@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.jobs.forecast import forecast
+from planner.published.predict import forecast
 
 LLAMA = {
     "arch": "llama", "num_layers": "8", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",

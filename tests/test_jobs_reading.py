@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.jobs.job import Jobs
-from planner.jobs.reading import CONFIGURATION, Reading, read_jobs
-from profiles.transformer import Transformer
+from planner.cost.job import Jobs
+from planner.published.reading import CONFIGURATION, Reading, read_jobs
+from profiles.models.transformer import Transformer
 from profiles.units import GB, GIB
 
 LEAST = {

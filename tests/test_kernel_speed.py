@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.fit_kernels import (
+from profiles.laws.fit_kernels import (
     BOUNDS,
     DEVICES,
     FITTED,
@@ -20,7 +20,7 @@ from profiles.fit_kernels import (
     rows_of,
     silicon_of,
 )
-from profiles.kernel_speed import (
+from profiles.laws.kernels import (
     Silicon,
     attention_seconds,
     grouped_matmul_seconds,
@@ -53,7 +53,7 @@ def held_out(generation):
     return rows_of(generation), held_out_errors(generation)
 
 
-# A little above what `python -m profiles.fit_kernels` prints. Of H100 only flash3 is truly held out: the speeds of
+# A little above what `python -m profiles.laws.fit_kernels` prints. Of H100 only flash3 is truly held out: the speeds of
 # flash2 and cudnn against it were set from these points.
 @pytest.mark.parametrize(
     ("gpu", "kind", "median", "mean"),

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from profiles.errors import EnvironmentFailure, PlanError, RankFailure
-from profiles.job import first_host, in_job, is_main_process
-from profiles.launcher import launch
+from profiles.ranks.environment import first_host, in_job, is_main_process
+from profiles.ranks.launcher import launch
 
 SOURCE = Path(__file__).parent.parent
 
@@ -67,7 +67,7 @@ def test_first_cause_is_named(how: str, error: type[Exception], words: str, capf
 def test_no_rank_outlives_its_launcher(number: signal.Signals) -> None:
     code = (
         "import sys; sys.path.insert(0, '')\n"
-        "from profiles.launcher import launch\n"
+        "from profiles.ranks.launcher import launch\n"
         "try:\n"
         "    launch('tests.launch_entries:sleep', None, 2, 'cpu', on_report=lambda r: print(r.text, flush=True))\n"
         "except KeyboardInterrupt:\n"
@@ -96,7 +96,7 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals) -> None:
 def test_joins_the_ranks_that_are_there() -> None:
     code = (
         "import sys; sys.path.insert(0, '')\n"
-        "from profiles.launcher import launch\n"
+        "from profiles.ranks.launcher import launch\n"
         "result = launch('tests.launch_entries:add_up', 7, 2, 'cpu')\n"
         "print(None if result is None else result['total'])\n"
     )
@@ -156,7 +156,7 @@ def test_ranks_are_started_again() -> None:
 def test_a_rank_whose_launcher_is_gone_already_does_not_start(tmp_path: Path) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     started = subprocess.run(
-        [sys.executable, "-m", "profiles.rank", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
+        [sys.executable, "-m", "profiles.ranks.rank", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
         cwd=SOURCE,
         env={**os.environ, "RANK": "0", "TRAINWRIGHT_LAUNCHER": gone.stdout.decode().strip()},
         check=False,

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from profiles.artifacts import dump, validate
-from profiles.counters import Counters, Watch, available_memory_fraction, read_counters
-from profiles.load import MachineLoad, busiest, causes, load_of, look_before
+from profiles.machines.counters import Counters, Watch, available_memory_fraction, read_counters
+from profiles.machines.load import MachineLoad, busiest, causes, load_of, look_before
 
 TICKS = os.sysconf("SC_CLK_TCK")
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from profiles.artifacts import dump, parse
-from profiles.cluster import COLLECTIVES, MachineProfile, Sample
-from profiles.codecs import KNOWN
-from profiles.efficiency import fit_kernel
+from profiles.codecs.codec import KNOWN
 from profiles.errors import InputError
-from profiles.measure import Effort, measure_machine
-from profiles.measure_kernels import Grid, model_shapes, within_seconds
-from profiles.measure_layers import Case, measure_layers
-from profiles.measure_links import group_sizes
-from profiles.measure_memory import OPERATORS, Operands, moved_bytes, wanted_names
-from profiles.model import WorkloadSpec
-from profiles.recorder import Recorder
-from profiles.timing import Bench, HostTimer, Peers
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.laws.curves import fit_kernel
+from profiles.machines.profile import COLLECTIVES, MachineProfile, Sample
+from profiles.measure.layers import Case, measure_layers
+from profiles.measure.links import group_sizes
+from profiles.measure.machine import Effort, measure_machine
+from profiles.measure.matrix_kernels import Grid, model_shapes, within_seconds
+from profiles.measure.memory_kernels import OPERATORS, Operands, moved_bytes, wanted_names
+from profiles.measure.timing import Bench, HostTimer, Peers
+from profiles.models.profile import WorkloadSpec
+from profiles.tracing.operator_recorder import Recorder
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
 
 WIDTH, TOKENS = 32, 16
 SPEC = WorkloadSpec(

@@ -9,26 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from planner.choices import Plan
 from planner.command import app
-from planner.jobs.factors import load_learned
+from planner.cost.factors import load_learned
 from planner.mixed.answers import mixed_answer
 from planner.mixed.mixture import legal_rows, mixture
 from planner.mixed.replicas import balanced, share
 from planner.mixed.stages import deal, fewest_seconds
-from planner.orders import Shape
-from planner.placement import Layers, place
+from planner.plans import Plan
 from planner.prediction import PlanFile
+from planner.schedules.placement import Layers, place
+from planner.schedules.steps import Shape
 from planner.space.answers import answer
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.retime import in_order
-from planner.space.setting import setting
+from planner.space.question import setting
+from planner.space.replay_best import in_order
 from profiles import artifacts
-from profiles.clusters import find_cluster, load_pools
-from profiles.devices import load_device
 from profiles.errors import ArtifactError, InputError, PlanError, TrainwrightError, UnknownNameError
 from profiles.library import load_sizes
+from profiles.machines.clusters import find_cluster, load_pools
+from profiles.machines.devices import load_device
 
 BATCH, SEQUENCE = 64, 4096
 RUNNER = CliRunner()

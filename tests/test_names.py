@@ -18,18 +18,18 @@ import planner.command
 import profiles.command
 import reports.command
 from executor.emit import KINDS as JOB_KINDS
-from planner.choices import AXES, RECOMPUTE_WORDS, Offload, Plan, Recompute, Schedule
-from planner.legend import legend
-from planner.listing import KINDS
-from planner.recipes import KNOWN as RECIPES
-from planner.shipped import Request
-from profiles import trace as tracing
-from profiles.clusters import find_cluster, load_pools
-from profiles.codecs import KNOWN as CODECS
-from profiles.devices import catalogue_names, find_device, load_device
+from planner.ask import Request
+from planner.compression.recipes import KNOWN as RECIPES
+from planner.plans import AXES, RECOMPUTE_WORDS, Offload, Plan, Recompute, Schedule
+from planner.terminal.legend import legend
+from planner.terminal.listing import KINDS
+from profiles.codecs.codec import KNOWN as CODECS
 from profiles.errors import InputError, UnknownNameError
 from profiles.library import config_names, load_machine, model_names, trace_model
-from profiles.model import PRECISIONS
+from profiles.machines.clusters import find_cluster, load_pools
+from profiles.machines.devices import catalogue_names, find_device, load_device
+from profiles.models.profile import PRECISIONS
+from profiles.tracing import trace as tracing
 from profiles.version import version
 from tests.test_architecture import run_python
 

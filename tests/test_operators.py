@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.operators import add, constant, evaluate, multiply
-from profiles.polynomials import fit
+from profiles.models.operators import add, constant, evaluate, multiply
+from profiles.models.polynomials import fit
 
 terms = st.tuples(st.integers(-50, 50).map(float), st.integers(0, 2), st.integers(0, 2), st.integers(-1, 0))
 polynomials = st.lists(terms, max_size=4).map(tuple)

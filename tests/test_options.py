@@ -8,8 +8,8 @@ import typer
 
 from executor.command import app, main
 from executor.options import NEEDS, TAKES
-from executor.rehearsed import RehearsalFile
-from planner.choices import Plan
+from executor.rehearse.result import RehearsalFile
+from planner.plans import Plan
 from profiles import artifacts
 from reports.command import IGNORED
 from tests.plan_builders import write_plan_file

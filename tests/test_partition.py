@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import placement
-from planner.orders import Shape
-from planner.partition import partition
-from planner.placement import SOLVER_GAP_FRACTION, Layers, objective_seconds, place, rank_bytes
+from planner.schedules import placement
+from planner.schedules.partition import partition
+from planner.schedules.placement import SOLVER_GAP_FRACTION, Layers, objective_seconds, place, rank_bytes
+from planner.schedules.steps import Shape
 from profiles.errors import PlanError
 from tests.pipeline_builders import shapes
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.orders import Shape
 from planner.pipeline_time import pipeline_seconds
-from planner.replay import replay_plans
-from planner.schedules import SCHEDULES
+from planner.schedules.registry import SCHEDULES
+from planner.schedules.replay import replay_plans
+from planner.schedules.steps import Shape
 from tests.pipeline_builders import chunk_counts, is_possible, random_seconds, shapes
 
 NAMES = sorted(SCHEDULES)

@@ -8,13 +8,13 @@ import pytest
 
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.placing import placeable, placed_footprint, placements
-from planner.space.plans import best_places, jobs_at, plan_of
+from planner.space.place_layers import placeable, placed_footprint, placements
 from planner.space.predictions import predictions
-from planner.space.retime import corrections, in_order
-from planner.space.setting import setting
-from profiles.devices import load_device
+from planner.space.question import setting
+from planner.space.replay_best import corrections, in_order
+from planner.space.to_plans import best_places, jobs_at, plan_of
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 
 OPTIONS = Options(offload=("none",), schedules=("1f1b", "gpipe"))
 

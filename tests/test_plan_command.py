@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from planner.measured import Asked, plan_file, searched
+from planner.measured.ask import Asked, plan_file, searched
 from planner.prediction import PlanFile
 from profiles import artifacts
-from profiles.workloads import load_spec
+from profiles.workloads.loading import load_spec
 from tests.machine_builders import machine
 from tests.report_builders import load as taken
 from tests.workload_builders import LLAMA
@@ -105,7 +105,7 @@ def test_mixtures_of_experts_are_offered_in_layouts_that_run(tmp_path):
 
 
 def test_the_stored_machine_is_used_and_another_fingerprint_is_flagged(tmp_path):
-    from profiles.fingerprint import current_fingerprint
+    from profiles.machines.fingerprint import current_fingerprint
 
     elsewhere = dict(zip(("torch", "python"), ("1.0", "3.0"), strict=True))
     here = current_fingerprint("cpu")

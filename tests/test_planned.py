@@ -5,8 +5,8 @@ import html.parser
 import pytest
 
 import planner
+from planner.ask import Request, ask
 from planner.prediction import PlanFile
-from planner.shipped import Request, ask
 from planner.space.beside import Questions
 from profiles import artifacts
 from profiles.errors import InputError

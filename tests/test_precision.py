@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from executor.prepare import RunOptions, prepare
-from planner.choices import Plan
+from executor.run.prepare import RunOptions, prepare
+from planner.plans import Plan
 from profiles.errors import EnvironmentFailure
 from profiles.library import load_model
-from profiles.operators import evaluate
-from profiles.precision import computing, lower, set_products, unavailable
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.models.operators import evaluate
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
+from profiles.workloads.precision import computing, lower, set_products, unavailable
 from tests.parity_entries import SPECS
 from tests.plan_builders import write_plan_file
 

@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from planner.ask import Request, ask
 from planner.command import app
-from planner.progress import pieces
-from planner.shipped import Request, ask
 from planner.space import export
 from planner.space.beside import Questions
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from profiles import console
+from planner.terminal.progress import pieces
 from profiles.errors import EnvironmentFailure
 from profiles.library import load_sizes
+from profiles.terminal import console
 from profiles.units import format_count
 from tests.test_space import make
 

@@ -5,11 +5,11 @@ import csv
 import numpy as np
 import pytest
 
-from planner.jobs.calibrate import RUNS, shipped_runs
-from planner.jobs.factors import load_learned
-from planner.jobs.forecast import forecast
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.learning import learn
+from planner.cost.factors import load_learned
+from planner.cost.unit_costs import ingredients_of
+from planner.published.calibrate import RUNS, shipped_runs
+from planner.published.learn import learn
+from planner.published.predict import forecast
 from tests.accuracy import checks, left_out
 
 # Median error of each family with the shipped factors, a little above what README reports.

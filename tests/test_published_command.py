@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from planner.jobs.forecast import Forecast, forecast
-from planner.jobs.reading import CONFIGURATION
-from profiles.clusters import FOLDER as CLUSTERS
+from planner.published.predict import Forecast, forecast
+from planner.published.reading import CONFIGURATION
+from profiles.machines.clusters import FOLDER as CLUSTERS
 from profiles.units import GIB
-from reports import published
-from reports.published import counter_of
-from reports.published_summary import weighted_quantile
+from reports.published import rows as published
+from reports.published.rows import counter_of
+from reports.published.summary import weighted_quantile
 from tests.test_reports_command import compare
 from tests.test_reports_html import Page
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from executor.compress.distil import TEMPERATURE, divergence
 from executor.compress.evaluation import num_stored_bytes
-from executor.compress.rounding import train_rounded
+from executor.compress.fake_quantise import train_rounded
 from executor.compress.shrink import shrink
-from executor.compress.teaching import TEMPERATURE, divergence
-from executor.compress.zeros import largest, two_of_four
-from planner.choices import Plan
-from planner.compressed import is_on_front, parse_targets
-from planner.recipes import (
+from executor.compress.sparsify import largest, two_of_four
+from planner.compression.prices import is_on_front, parse_targets
+from planner.compression.recipes import (
     AUTO,
     KNOWN,
     CompressionChoice,
@@ -28,11 +27,13 @@ from planner.recipes import (
     smaller_weights,
     stored_bytes,
 )
-from planner.weights import weights_of
+from planner.plans import Plan
+from planner.space.weights import weights_of
 from profiles.errors import InputError, PlanError, UnknownNameError
-from profiles.model import WorkloadSpec
-from profiles.quantised import quantise, rounded
-from profiles.workloads import Workload, load_workload
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.int8_linears import quantise, rounded
+from profiles.workloads.loading import load_workload
+from profiles.workloads.workload import Workload
 from tests.plan_builders import GPT2, LLAMA, QWEN3
 
 WIDE = replace(LLAMA, config={**LLAMA.config, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8})

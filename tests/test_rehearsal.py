@@ -13,26 +13,26 @@ import pytest
 from typer.testing import CliRunner
 
 from executor.command import app
-from executor.dress import rehearse_all
-from executor.rehearsed import RehearsalFile, Rehearsed
-from planner.choices import Plan
-from planner.executable import facts_of_sizes, refusal
+from executor.rehearse.all_ranks import rehearse_all
+from executor.rehearse.result import RehearsalFile, Rehearsed
+from planner.expected_counts import volumes
+from planner.legality import facts_of_sizes, refusal
+from planner.plans import Plan
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.plans import best_places, plan_of
 from planner.space.predictions import predictions
-from planner.space.setting import setting
-from planner.topology import first_group
-from planner.volumes import volumes
+from planner.space.question import setting
+from planner.space.to_plans import best_places, plan_of
+from planner.space.topology import first_group
 from profiles import artifacts
-from profiles.devices import load_device
 from profiles.errors import InputError, PlanError
-from profiles.launcher import launch
 from profiles.library import load_model, load_sizes
-from profiles.model import WorkloadSpec
-from profiles.sizes import sizes_of
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.machines.devices import load_device
+from profiles.models.profile import WorkloadSpec
+from profiles.models.sizes import sizes_of
+from profiles.ranks.launcher import launch
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
 from reports.command import app as compare
 from tests.parity_cases import EXPERTS, Case, four_ranks, make_plan, two_ranks
 from tests.parity_entries import SPECS

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import schedules
-from planner.orders import Order, Shape
-from planner.replay import CHUNK, PipelineSeconds, busy_seconds, replay, replay_plans, replay_spans, step_graph
-from planner.schedules import rank_steps, stage_ranks
+from planner.schedules import registry as schedules
+from planner.schedules.registry import rank_steps, stage_ranks
+from planner.schedules.replay import (
+    CHUNK,
+    PipelineSeconds,
+    busy_seconds,
+    replay,
+    replay_plans,
+    replay_spans,
+    step_graph,
+)
+from planner.schedules.steps import Order, Shape
 from profiles.errors import PlanError
 from tests.pipeline_builders import even_seconds, random_seconds, shapes
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.choices import Plan
+from planner.plans import Plan
 from reports.calibration import CALIBRATED_PARTS, calibrate
 from reports.comparison import Row, Source, rows_of
 from tests.report_builders import measurement, prediction, run_file, simple_run

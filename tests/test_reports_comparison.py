@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from executor.measurement import LossCheck, PlanRun, RunFile
-from planner.choices import Plan
+from executor.run.measurement import LossCheck, PlanRun, RunFile
+from planner.plans import Plan
 from profiles.errors import ArtifactError
 from reports.cases import cases_of
 from reports.comparison import Row, Source, kind_of_plan, rows_of

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.prediction import KINDS, PARTS
-from reports import figures, frames
+from reports import frames
 from reports.comparison import Source, rows_of
-from reports.gantt import gantt
+from reports.pages import figures
+from reports.pages.gantt import gantt
 from reports.timeline import bubble_fraction
 from tests.report_builders import demo_run_file, measurement, prediction, run_file, simple_run
 

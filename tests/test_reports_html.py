@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from profiles.units import format_seconds
 from reports.comparison import Source
-from reports.html import render
+from reports.pages.html import render
 from reports.report import Report, build
 from tests.report_builders import beside, demo_run_file, load, run_file, simple_run
 

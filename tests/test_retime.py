@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.jobs.axes.pipeline import WAITING_SHARE, bubble_left, held_microbatches
-from planner.orders import Order, Shape
-from planner.replay import PipelineSeconds, replay_plans
-from planner.schedules import orders
-from planner.space import retime
+from planner.cost.axes.pipeline import WAITING_SHARE, bubble_left, held_microbatches
+from planner.schedules.registry import orders
+from planner.schedules.replay import PipelineSeconds, replay_plans
+from planner.schedules.steps import Order, Shape
+from planner.space import replay_best as retime
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.plans import best_places
-from planner.space.setting import setting
-from profiles.devices import load_device
+from planner.space.question import setting
+from planner.space.to_plans import best_places
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 from tests.test_space import make
 
 SHAPES = [

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from executor.pipeline import SCHEDULES as EXECUTED
-from planner.choices import Plan, stages_of
-from planner.executable import SPLIT_BACKWARD, V_SCHEDULES
-from planner.jobs.axes.pipeline import open_chunks
-from planner.orders import Shape
-from planner.schedules import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
+from executor.axes.pipeline import SCHEDULES as EXECUTED
+from planner.cost.axes.pipeline import open_chunks
+from planner.legality import SPLIT_BACKWARD, V_SCHEDULES
+from planner.plans import Plan, stages_of
+from planner.schedules.registry import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
+from planner.schedules.steps import Shape
 from profiles.errors import PlanError, UnknownNameError
 from tests.pipeline_builders import chunk_counts, is_possible, shapes
 from tests.torch_schedules import torch_steps

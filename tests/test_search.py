@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.collectives import Group, collective_seconds, exposed_seconds, group_of
-from planner.explain import candidates, predict
+from planner.measured.collectives import Group, collective_seconds, exposed_seconds, group_of
+from planner.measured.explain import candidates, predict
+from planner.measured.search import Choices, Search, search
 from planner.prediction import KINDS, PARTS
-from planner.search import Choices, Search, search
-from profiles.devices import device_names, load_device, machine_of
 from profiles.errors import InputError, NoFeasiblePlanError, UnknownNameError
 from profiles.library import load_model
+from profiles.machines.devices import device_names, load_device, machine_of
 from tests.machine_builders import curve, machine
 
 MODEL = load_model("llama-26m")

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from planner.executable import SPLIT_BACKWARD
-from planner.shipped import Request, ask, parse_batches
+from planner.ask import Request, ask, parse_batches
+from planner.legality import SPLIT_BACKWARD
 from planner.space.beside import Questions
+from planner.space.compare_questions import try_settings
 from planner.space.layouts import Options
-from planner.space.plans import best_places
 from planner.space.predictions import predictions
+from planner.space.question import Setting
 from planner.space.questions import Reliability, cost_of
-from planner.space.setting import Setting
-from planner.space.settings import try_settings
+from planner.space.to_plans import best_places
 from profiles.errors import InputError
 from profiles.library import load_sizes
 from tests.test_space import make

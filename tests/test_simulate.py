@@ -10,26 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from executor import actions
-from planner.events import Engine, Rules, Task
+from executor.observe import events as actions
 from planner.goodput import straggler_factor
-from planner.orders import Shape
-from planner.replay import busy_seconds, replay_plans
-from planner.schedules import SCHEDULES
-from planner.simulate import simulate
+from planner.schedules.registry import SCHEDULES
+from planner.schedules.replay import busy_seconds, replay_plans
+from planner.schedules.steps import Shape
+from planner.simulate.events import Engine, Rules, Task
+from planner.simulate.perfetto import trace_events, write_trace
+from planner.simulate.step import simulate
+from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.plans import best_places, plan_of
 from planner.space.predictions import predictions
-from planner.space.retime import MOST_PLANS, in_order
-from planner.space.setting import setting
-from planner.space.timeline import step_work
-from planner.step_work import Bucket, StageWork, StepWork, Transfer
-from planner.trace_export import trace_events, write_trace
-from profiles.codecs import ALL_REDUCE
-from profiles.devices import load_device
+from planner.space.question import setting
+from planner.space.replay_best import MOST_PLANS, in_order
+from planner.space.to_events import step_work
+from planner.space.to_plans import best_places, plan_of
+from profiles.codecs.codec import ALL_REDUCE
 from profiles.errors import EnvironmentFailure, PlanError
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 from tests.pipeline_builders import chunk_counts, even_seconds, is_possible, random_seconds, shapes
 
 GB = 1e9

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from profiles.errors import InputError, UnknownNameError
 from profiles.library import load_model, model_names
-from profiles.sizes import read_config, sizes_of
+from profiles.models.sizes import read_config, sizes_of
 
 COMMON = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8,

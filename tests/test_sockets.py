@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from planner.choices import Plan
-from profiles import stores
+from planner.plans import Plan
 from profiles.errors import EnvironmentFailure
+from profiles.ranks import stores
 from tests.emulated_hosts import CARD, can_emulate, two_hosts
 from tests.plan_builders import write_plan_file
 

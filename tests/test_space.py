@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.jobs.factors import load_learned
-from planner.jobs.footprint import footprint
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.job import Jobs
-from planner.jobs.learning import predict, total_seconds
+from planner.cost.factors import load_learned
+from planner.cost.job import Jobs
+from planner.cost.memory.peak import footprint
+from planner.cost.unit_costs import ingredients_of
+from planner.published.learn import predict, total_seconds
 from planner.space.block import block, step_seconds
 from planner.space.block_memory import device_bytes
 from planner.space.explore import Space, explore
 from planner.space.layouts import Options, legal_layouts
-from planner.space.setting import Setting, setting
+from planner.space.question import Setting, setting
+from planner.space.schedule_choices import HIDES_MESSAGES, METHODS
 from planner.space.tables import layout_jobs
-from planner.space.variants import HIDES_MESSAGES, METHODS
-from profiles.devices import load_device
 from profiles.errors import NoFeasiblePlanError
-from profiles.sizes import sizes_of
+from profiles.machines.devices import load_device
+from profiles.models.sizes import sizes_of
 
 SMALL = {
     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12,

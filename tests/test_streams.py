@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from profiles import artifacts, console
+from profiles import artifacts
 from profiles.errors import EnvironmentFailure
-from profiles.streams import Stream, standard_streams
+from profiles.terminal import console
+from profiles.terminal.streams import Stream, standard_streams
 from tests.report_builders import demo_run_file
 
 # Characters are what the locale says, and files are opened as it says where the program does not.

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from planner.listing import KINDS, explain
-from profiles import console
-from profiles.console import Console, progress
-from profiles.tables import plain_table, print_table
+from planner.terminal.listing import KINDS, explain
+from profiles.terminal import console
+from profiles.terminal.console import Console, progress
+from profiles.terminal.tables import plain_table, print_table
 from tests.screens import LONG, SCREENS
 
 COLUMNS = 80

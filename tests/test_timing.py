@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from profiles.timing import Bench, HostTimer, Peers, summarise
+from profiles.measure.timing import Bench, HostTimer, Peers, summarise
 
 CPU = Peers(device=torch.device("cpu"))
 

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from planner.choices import AXES, Plan
-from planner.jobs.axes.groups import members_inside, pipeline_stride, replicas_inside
+from planner.cost.axes.groups import members_inside, pipeline_stride, replicas_inside
+from planner.plans import AXES, Plan
 from planner.space.explore import Place, explore
 from planner.space.layouts import Options
-from planner.space.plans import jobs_at, plan_of
-from planner.space.setting import setting
-from planner.topology import axis_links, first_group
-from profiles.clusters import load_cluster
-from profiles.devices import load_device
+from planner.space.question import setting
+from planner.space.to_plans import jobs_at, plan_of
+from planner.space.topology import axis_links, first_group
 from profiles.library import load_sizes
+from profiles.machines.clusters import load_cluster
+from profiles.machines.devices import load_device
 
 
 @pytest.mark.parametrize(("cluster", "gpus"), [("dgx-h100", 64), ("gb200-nvl72", 144)])

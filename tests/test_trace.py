@@ -5,15 +5,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from profiles.blocks import shrink_to_shard
 from profiles.errors import InputError
-from profiles.experts import holds_experts
 from profiles.library import load_model, model_names, trace_model
-from profiles.model import ModelProfile, WorkloadSpec
-from profiles.operators import evaluate
-from profiles.recorder import Recorder
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.models.operators import evaluate
+from profiles.models.profile import ModelProfile, WorkloadSpec
+from profiles.tracing.operator_recorder import Recorder
+from profiles.tracing.trace import trace
+from profiles.workloads.blocks import shrink_to_shard
+from profiles.workloads.experts import holds_experts
+from profiles.workloads.loading import load_workload
 from tests.plan_builders import MIXTRAL
 from tests.workload_builders import GPT2, LLAMA
 

@@ -8,11 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from profiles.model import WorkloadSpec
-from profiles.operators import evaluate
-from profiles.trace import trace
-from profiles.transformer import Transformer
-from profiles.workloads import load_workload
+from profiles.models.operators import evaluate
+from profiles.models.profile import WorkloadSpec
+from profiles.models.transformer import Transformer
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
 
 FLAGS = ("gated", "tied", "biases")
 BATCH, SEQUENCE = 2, 96

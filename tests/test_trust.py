@@ -10,13 +10,13 @@ import typer
 from typer.testing import CliRunner
 
 from executor.command import app as execute_app
-from executor.prepare import RunOptions, prepare
+from executor.run.prepare import RunOptions, prepare
 from planner.command import app as plan_app
 from profiles import artifacts
 from profiles.command import app as profile_app
 from profiles.errors import InputError
 from profiles.library import load_model
-from profiles.trust import named_modules
+from profiles.workloads.trust import named_modules
 from tests.module_builders import GOOD, user_folder, write_module_plan
 
 RUNNER = CliRunner()

@@ -10,15 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from executor.command import app as execute_app
-from profiles import console
 from profiles.command import app as profile_app
 from profiles.errors import InputError, TrainwrightError
-from profiles.foreign_code import foreign_code
 from profiles.library import load_model, trace_model
-from profiles.model import WorkloadSpec
-from profiles.rank import describe
-from profiles.trace import trace
-from profiles.workloads import load_workload
+from profiles.models.profile import WorkloadSpec
+from profiles.ranks.rank import describe
+from profiles.terminal import console
+from profiles.tracing.trace import trace
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.loading import load_workload
 from tests.module_builders import HEAD, LAYERS, user_folder, write_module_plan
 from tests.plan_builders import LLAMA
 
@@ -195,7 +195,7 @@ def test_what_transformers_refuses_is_one_sentence(fields: dict[str, Any], words
 
 
 def test_models_that_ship_by_their_sizes_are_traced_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiles.trace.trace", lambda workload, precisions: workload.spec.name)
+    monkeypatch.setattr("profiles.tracing.trace.trace", lambda workload, precisions: workload.spec.name)
     assert trace_model("gpt3-175b") == "gpt3-175b"
     with pytest.raises(InputError, match="deepseek-v3: models of the family deepseek_v3 are planned by their sizes"):
         trace_model("deepseek-v3")

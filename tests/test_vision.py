@@ -13,29 +13,30 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner
 
-from executor.checks import facts_of_workload
 from executor.command import app
 from executor.compress.evaluation import num_stored_bytes
-from executor.compress.handover import export_onnx, onnxruntime_logits
+from executor.compress.export_onnx import export_onnx, onnxruntime_logits
 from executor.compress.results import CompressionResult
-from executor.compress.study import CompressionOrder
-from executor.data import load_images
-from executor.measurement import RunFile
-from planner.choices import Plan
-from planner.executable import refusal
-from planner.recipes import CompressionChoice, recipe, risk, smaller, smaller_weights, stored_bytes
-from planner.weights import weights_of
+from executor.compress.train_one import CompressionOrder
+from executor.run.batches import load_images
+from executor.run.checks import facts_of_workload
+from executor.run.measurement import RunFile
+from planner.compression.recipes import CompressionChoice, recipe, risk, smaller, smaller_weights, stored_bytes
+from planner.legality import refusal
+from planner.plans import Plan
+from planner.space.weights import weights_of
 from profiles import artifacts
 from profiles.artifacts import dump, validate
 from profiles.errors import InputError
 from profiles.files import write_text
-from profiles.launcher import launch
 from profiles.library import load_sizes
-from profiles.operators import evaluate
-from profiles.quantised import quantise
-from profiles.trace import trace
-from profiles.vision import patches_of
-from profiles.workloads import Workload, load_workload
+from profiles.models.operators import evaluate
+from profiles.ranks.launcher import launch
+from profiles.tracing.trace import trace
+from profiles.workloads.int8_linears import quantise
+from profiles.workloads.loading import load_workload
+from profiles.workloads.vision import patches_of
+from profiles.workloads.workload import Workload
 from tests.plan_builders import VIT, VIT_TOKENS, make_plan_file
 
 RUNNER = CliRunner()

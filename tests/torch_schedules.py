@@ -6,8 +6,8 @@ from unittest.mock import MagicMock
 from torch.distributed.pipelining.schedules import _Action, _add_unshard_reshard, _ComputationType
 from torch.distributed.pipelining.stage import _PipelineStageBase
 
-from executor.pipeline import ONE_STAGE, SCHEDULES
-from planner.orders import Shape, Step
+from executor.axes.pipeline import ONE_STAGE, SCHEDULES
+from planner.schedules.steps import Shape, Step
 
 
 def torch_steps(shape: Shape) -> list[tuple[Step, ...]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from profiles.model import WorkloadSpec
+from profiles.models.profile import WorkloadSpec
 
 LLAMA = WorkloadSpec(
     kind="transformers",

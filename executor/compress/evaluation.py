@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from executor.compress.rounding import stored_tensors
-from profiles.workloads import Workload
+from executor.compress.fake_quantise import stored_tensors
+from profiles.workloads.workload import Workload
 
 CHUNK = 8
 WARMUP_CALLS, NUM_CALLS = 3, 15

@@ -7,24 +7,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from executor.checks import check_data, check_devices, facts_of_workload
-from executor.compress.handover import check_can_export
+from executor.compress.export_onnx import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
-from executor.compress.study import CompressionOrder
-from executor.data import data_name, load_samples
+from executor.compress.train_one import CompressionOrder
 from executor.legality import check_plan
-from executor.prepare import RunOptions
-from executor.runfile import environment
+from executor.run.batches import data_name, load_samples
+from executor.run.checks import check_data, check_devices, facts_of_workload
+from executor.run.prepare import RunOptions
+from executor.run.run_file import environment
+from planner.compression.recipes import CompressionChoice, cannot_train, recipe
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, cannot_train, recipe
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import ensure_folder
-from profiles.fingerprint import current_device_kind
-from profiles.job import check_room, in_job
-from profiles.load import MachineLoad, causes, look_before
-from profiles.quantised import can_quantise
-from profiles.workloads import load_workload
+from profiles.machines.fingerprint import current_device_kind
+from profiles.machines.load import MachineLoad, causes, look_before
+from profiles.ranks.environment import check_room, in_job
+from profiles.workloads.int8_linears import can_quantise
+from profiles.workloads.loading import load_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

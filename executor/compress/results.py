@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from executor.measurement import Environment
-from planner.recipes import CompressionChoice, Recipe
+from executor.run.measurement import Environment
+from planner.compression.recipes import CompressionChoice, Recipe
 from profiles.artifacts import STRICT
 from profiles.errors import ArtifactError
-from profiles.load import MachineLoad
-from profiles.model import WorkloadSpec
-from profiles.ranges import Count, Finite, Fraction, Samples, Seconds, Share, Timed, Tokens, Whole
+from profiles.inputs.ranges import Count, Finite, Fraction, Samples, Seconds, Share, Timed, Tokens, Whole
+from profiles.machines.load import MachineLoad
+from profiles.models.profile import WorkloadSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

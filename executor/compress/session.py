@@ -14,26 +14,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from executor.checkpoint import load_whole, restore_weights, save_weights, save_whole
+from executor.compress.distil import Teacher, place_teacher
 from executor.compress.evaluation import num_stored_bytes, num_zeros
+from executor.compress.fake_quantise import train_rounded
+from executor.compress.latency import time_models
 from executor.compress.results import CompressionResult
-from executor.compress.rounding import train_rounded
 from executor.compress.shrink import shrink
-from executor.compress.speed import time_models
-from executor.compress.study import JUDGE_SECONDS, CompressionOrder, Study
-from executor.compress.teaching import Teacher, place_teacher
-from executor.compress.zeros import Zeros
-from executor.data import load_samples
+from executor.compress.sparsify import Zeros
+from executor.compress.train_one import JUDGE_SECONDS, CompressionOrder, Study
 from executor.mesh import Meshes
+from executor.run.batches import load_samples
+from executor.run.checkpoint import load_whole, restore_weights, save_weights, save_whole
 from executor.trainer import Trainer
+from planner.compression.recipes import CompressionChoice, smaller
 from planner.prediction import PlanFile
-from planner.recipes import CompressionChoice, smaller
 from profiles.artifacts import validate
-from profiles.counters import Watch
-from profiles.load import load_of_job
-from profiles.quantised import quantise
-from profiles.rank import FOLDER_VARIABLE, Rank, join_group, own_cores, report, wait_for_first
-from profiles.workloads import Workload, load_workload
+from profiles.machines.counters import Watch
+from profiles.machines.load import load_of_job
+from profiles.ranks.rank import FOLDER_VARIABLE, Rank, join_group, own_cores, report, wait_for_first
+from profiles.workloads.int8_linears import quantise
+from profiles.workloads.loading import load_workload
+from profiles.workloads.workload import Workload
 
 HELD_OUT_SHARE = 0.1
 # Samples by which pruning judges what matters.

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.compress.results import CompressionFile, CompressionResult
-    from planner.recipes import CompressionChoice
+    from planner.compression.recipes import CompressionChoice
 
 
 def show(file: CompressionFile, out: Console, output: Path | None = None) -> None:
     """Predicted beside measured, one recipe a row."""
     from executor.compress.tensorrt import installed_tensorrt, trtexec_command
-    from executor.compress.worth import worth
-    from profiles.tables import plain_table, print_table
+    from executor.compress.verdict import worth
+    from profiles.terminal.tables import plain_table, print_table
     from profiles.units import format_seconds
 
     out.print(

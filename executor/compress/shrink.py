@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from planner.recipes import Recipe
-from profiles.workloads import Workload
+from planner.compression.recipes import Recipe
+from profiles.workloads.workload import Workload
 
 # Linears of a block by the end of their names: the dimension that goes with the channels, and with the heads.
 CHANNEL_DIMS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1, "c_fc": 0, "mlp.c_proj": 1, "fc1": 0, "fc2": 1}

@@ -7,18 +7,18 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from planner.explain import verdict
-from planner.jobs.factors import load_learned
+from planner.cost.factors import load_learned
+from planner.measured.explain import verdict
 from planner.mixed.found import Found, of_replicas, of_stages
 from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replicas import Shared, share
 from planner.mixed.stages import best_across_stages, deal
 from planner.prediction import Candidate, PlanFile
-from planner.progress import OnProgress, silent
 from planner.space.answers import why_not_run
 from planner.space.explore import NO_ROOM
+from planner.terminal.progress import OnProgress, silent
 from profiles.errors import NoFeasiblePlanError
-from profiles.model import WorkloadSpec
+from profiles.models.profile import WorkloadSpec
 from profiles.units import format_bytes
 
 

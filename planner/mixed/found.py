@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.choices import Plan, Recompute
-from planner.explain import MAX_SPANS
-from planner.jobs.bands import band, spread
-from planner.jobs.factors import Learned
-from planner.jobs.footprint import Footprint
-from planner.jobs.passes import Pass
+from planner.cost.error_bands import band, spread
+from planner.cost.factors import Learned
+from planner.cost.layers import Pass
+from planner.cost.memory.peak import Footprint
+from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replicas import Shared
 from planner.mixed.stages import Timed, bytes_by_part, layers_of
+from planner.plans import Plan, Recompute
 from planner.prediction import KINDS, PARTS, Prediction
-from planner.replay import replay_spans
-from planner.space.plans import DATA_OUTSIDE, KIND_OF
-from planner.space.plans import stage_layers as even_layers
+from planner.schedules.replay import replay_spans
 from planner.space.predictions import model_flops, peak_flops_per_second
-from profiles.transformer import Array
+from planner.space.to_plans import DATA_OUTSIDE, KIND_OF
+from planner.space.to_plans import stage_layers as even_layers
+from profiles.models.transformer import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

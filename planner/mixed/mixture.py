@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.jobs.job import Jobs, Names
+from planner.cost.job import Jobs, Names
 from planner.space.layouts import Layouts, Options, divisors, legal_layouts
-from planner.space.setting import Setting, setting
+from planner.space.question import Setting, setting
 from planner.space.tables import layout_jobs
-from profiles.clusters import Pool
 from profiles.errors import InputError
-from profiles.sizes import ModelSizes
-from profiles.transformer import Array
+from profiles.machines.clusters import Pool
+from profiles.models.sizes import ModelSizes
+from profiles.models.transformer import Array
 from profiles.units import GB
 
 RECOMPUTE = ("none", "selective", "full")

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.jobs.factors import Learned
-from planner.jobs.footprint import Footprint, footprint
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.learning import predict, total_seconds
+from planner.cost.factors import Learned
+from planner.cost.memory.peak import Footprint, footprint
+from planner.cost.unit_costs import ingredients_of
 from planner.mixed.mixture import Mixture, Rows
-from planner.space.setting import Setting
-from profiles.transformer import Array, Flags
+from planner.published.learn import predict, total_seconds
+from planner.space.question import Setting
+from profiles.models.transformer import Array, Flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

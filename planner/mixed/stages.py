@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.factors import Factors, Learned
-from planner.jobs.footprint import StageMemory, stage_memory
-from planner.jobs.job import Jobs
-from planner.jobs.passes import Pass, exposed
-from planner.jobs.stage_states import StageContent
-from planner.jobs.step import exchanges, optimizer_parameters, optimizer_seconds
+from planner.cost.factors import Factors, Learned
+from planner.cost.job import Jobs
+from planner.cost.layers import Pass, exposed
+from planner.cost.memory.peak import StageMemory, stage_memory
+from planner.cost.memory.stage_states import StageContent
+from planner.cost.step import exchanges, optimizer_parameters, optimizer_seconds
 from planner.mixed.mixture import Mixture, Rows
-from planner.orders import Shape
-from planner.replay import PipelineSeconds
+from planner.schedules.replay import PipelineSeconds
+from planner.schedules.steps import Shape
 from planner.space.layouts import Ints
-from planner.space.retime import makespans
+from planner.space.replay_best import makespans
 from planner.space.stage_passes import StageLayers, StagePasses, passes_of
-from profiles.transformer import Array, Flags
+from profiles.models.transformer import Array, Flags
 
 BISECTIONS = 50
 MOST_REPLAYED = 200

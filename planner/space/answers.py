@@ -9,19 +9,19 @@ from datetime import UTC, datetime
 import numpy as np
 
 from planner.answers import Answers, NearestMiss
-from planner.choices import Plan
-from planner.executable import facts_of_sizes, refusal
-from planner.explain import verdict
+from planner.legality import facts_of_sizes, refusal
+from planner.measured.explain import verdict
+from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
 from planner.space.memory import memories
-from planner.space.plans import place_at, plan_of
 from planner.space.predictions import predictions
-from planner.space.setting import Setting
+from planner.space.question import Setting
+from planner.space.to_plans import place_at, plan_of
 from profiles.errors import NoFeasiblePlanError
-from profiles.families import BUILT_FAMILIES
-from profiles.model import WorkloadSpec
-from profiles.transformer import Flags
+from profiles.models.families import BUILT_FAMILIES
+from profiles.models.profile import WorkloadSpec
+from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
 

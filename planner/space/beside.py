@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.answers import Answers, SimulatedPlan
-from planner.progress import OnProgress, pieces, silent
-from planner.simulate import simulate
+from planner.simulate.perfetto import write_trace
+from planner.simulate.step import simulate
 from planner.space.answers import Answer
 from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
-from planner.space.timeline import step_work
-from planner.topology import axis_links
-from planner.trace_export import write_trace
+from planner.space.to_events import step_work
+from planner.space.topology import axis_links
+from planner.terminal.progress import OnProgress, pieces, silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

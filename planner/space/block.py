@@ -1,6 +1,6 @@
 """The seconds of all plans of some layouts at once.
 
-The formulae are those of planner/jobs/step, which prices single jobs; a test holds both together. Shapes: arrays
+The formulae are those of planner/cost/step, which prices single jobs; a test holds both together. Shapes: arrays
 broadcast over (layout, micro-batch, schedule, recomputation): g, m, s, k.
 """
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.jobs.axes.pipeline import bubble_left
-from planner.jobs.factors import Factors
-from planner.jobs.passes import exposed, host_excess
-from planner.jobs.step import ADAM_STATE_BYTES, END_SHARE
-from planner.jobs.work import PHASES
+from planner.cost.axes.pipeline import bubble_left
+from planner.cost.factors import Factors
+from planner.cost.kernel_work import PHASES
+from planner.cost.layers import exposed, host_excess
+from planner.cost.step import ADAM_STATE_BYTES, END_SHARE
 from planner.space.layouts import Ints
-from planner.space.setting import Setting
+from planner.space.question import Setting
+from planner.space.schedule_choices import Variants
 from planner.space.tables import LayerTable, LayoutTable, MessageTable
-from planner.space.variants import Variants
-from profiles.transformer import Array, Flags
+from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
 ELEMENT_BYTES = 2.0

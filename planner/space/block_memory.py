@@ -1,6 +1,6 @@
 """The bytes of all plans of some layouts at once, on the few stages one of which is the fullest.
 
-The formulae are those of planner/jobs/footprint, which prices single jobs stage by stage; a test holds both together.
+The formulae are those of planner/cost/memory/peak, which prices single jobs stage by stage; a test holds both together.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.executable import V_SCHEDULES
-from planner.jobs.axes.pipeline import WAITS, open_chunks
-from planner.jobs.footprint import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
-from planner.jobs.stage_states import StageContent, StageStates, Together, of_chunks
+from planner.cost.axes.pipeline import WAITS, open_chunks
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
+from planner.cost.memory.stage_states import StageContent, StageStates, Together, of_chunks
+from planner.legality import V_SCHEDULES
 from planner.space.block import Block
 from planner.space.layouts import Ints
+from planner.space.schedule_choices import METHODS
 from planner.space.tables import StageTable
-from planner.space.variants import METHODS
-from profiles.transformer import Array, Flags
+from profiles.models.transformer import Array, Flags
 
 FIRST, LAST, FULL, BEFORE_LAST = range(4)
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.jobs.factors import Learned, load_learned
-from planner.progress import OnProgress, silent
+from planner.cost.factors import Learned, load_learned
 from planner.space.block import SHARDED, Tables, block, step_seconds
 from planner.space.block_memory import device_bytes
 from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
-from planner.space.setting import Setting
+from planner.space.question import Setting
+from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
-from planner.space.variants import Variants, variants
+from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError, NoFeasiblePlanError
-from profiles.transformer import Array
+from profiles.models.transformer import Array
 from profiles.units import format_count
 
 NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"

@@ -10,14 +10,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from planner.progress import OnNote, OnProgress, silent, unheard
 from planner.space.explore import Space, explore
 from planner.space.layouts import Ints, Layouts, Options, legal_layouts
-from planner.space.setting import Setting
-from planner.space.variants import METHODS, Variants
+from planner.space.question import Setting
+from planner.space.schedule_choices import METHODS, Variants
+from planner.terminal.progress import OnNote, OnProgress, silent, unheard
 from profiles.errors import EnvironmentFailure, InputError
 from profiles.files import replacing
-from profiles.transformer import Array
+from profiles.models.transformer import Array
 from profiles.units import format_bytes
 
 Columns = dict[str, Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.space.setting import Setting
+from planner.space.question import Setting
 from profiles.errors import InputError
 
 Ints = NDArray[np.int64]

@@ -10,14 +10,14 @@ import numpy as np
 from planner.space.block import block
 from planner.space.block_memory import device_bytes
 from planner.space.explore import Place, Space
-from planner.space.held import held_exactly
-from planner.space.placing import placed_footprint
-from planner.space.plans import jobs_at
+from planner.space.memory_by_step import held_exactly
+from planner.space.place_layers import placed_footprint
+from planner.space.to_plans import jobs_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of the fullest rank by part, as planner/jobs/footprint has them; of each stage; and as the driver shows."""
+    """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows."""
 
     parts: dict[str, float]
     stages: tuple[float, ...]

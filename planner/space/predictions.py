@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.explain import MAX_SPANS
-from planner.jobs.bands import band, spread
-from planner.jobs.ingredients import ingredients_of
-from planner.jobs.learning import predict, total_seconds
+from planner.cost.error_bands import band, spread
+from planner.cost.unit_costs import ingredients_of
+from planner.measured.explain import MAX_SPANS
 from planner.prediction import KINDS, PARTS, Prediction, Span
-from planner.replay import replay_spans
+from planner.published.learn import predict, total_seconds
+from planner.schedules.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling
 from planner.space.explore import Place, Space
 from planner.space.memory import Memory, memories
-from planner.space.plans import KIND_OF, jobs_at
-from planner.space.retime import Retimed, corrections, retimed
-from planner.space.setting import Setting
-from profiles.transformer import Array
+from planner.space.question import Setting
+from planner.space.replay_best import Retimed, corrections, retimed
+from planner.space.to_plans import KIND_OF, jobs_at
+from profiles.models.transformer import Array
 
 
 def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:

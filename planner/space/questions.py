@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.answers import Change, Cost, ParetoPlan, WhyNot
-from planner.explain import verdict
+from planner.cost.factors import Factors
 from planner.goodput import goodput
-from planner.jobs.factors import Factors
+from planner.measured.explain import verdict
 from planner.prediction import Prediction
-from planner.progress import OnProgress, silent
 from planner.space.answers import Answer, why_not_run
 from planner.space.explore import Place, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
 from planner.space.memory import memories
-from planner.space.plans import best_places, closed_seconds, place_at, plan_of
 from planner.space.predictions import predictions
-from planner.space.retime import corrections
-from planner.space.setting import Setting
-from profiles import limits
+from planner.space.question import Setting
+from planner.space.replay_best import corrections
+from planner.space.to_plans import best_places, closed_seconds, place_at, plan_of
+from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError
-from profiles.transformer import Array, Flags
+from profiles.inputs import limits
+from profiles.models.transformer import Array, Flags
 from profiles.units import format_seconds
 
 # What --why-not may fix, and the columns of the layouts that hold it.

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.choices import Plan
-from planner.jobs.factors import Learned
-from planner.jobs.ingredients import Ingredients, ingredients_of
-from planner.jobs.job import Jobs
-from planner.jobs.passes import Pass, edge_pass, layer_pass, weight_seconds
-from planner.jobs.step import END_SHARE, KINDS
-from planner.orders import Shape
+from planner.cost.factors import Learned
+from planner.cost.job import Jobs
+from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
+from planner.cost.step import END_SHARE, KINDS
+from planner.cost.unit_costs import Ingredients, ingredients_of
+from planner.plans import Plan
+from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
-from planner.space.plans import jobs_at
+from planner.space.schedule_choices import HIDES_MESSAGES
 from planner.space.tables import taught
-from planner.space.variants import HIDES_MESSAGES
-from profiles.transformer import Array, Transformer
+from planner.space.to_plans import jobs_at
+from profiles.models.transformer import Array, Transformer
 
 # A part of a pass: its total, what it computes, what it sends.
 Part = Callable[[Pass], Array]

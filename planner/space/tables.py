@@ -1,6 +1,6 @@
 """What plans share, priced once: a layer per shape, a message per link, states and gradients per layout.
 
-The laws are those of planner/jobs, asked about distinct combinations only; blocks of plans gather from here.
+The laws are those of planner/cost, asked about distinct combinations only; blocks of plans gather from here.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.executable import V_SCHEDULES
-from planner.jobs.axes import pipeline as pipeline_axis
-from planner.jobs.factors import Learned
-from planner.jobs.hardware import fabric_of
-from planner.jobs.ingredients import Ingredients, ingredients_of
-from planner.jobs.job import Jobs
-from planner.jobs.memory_rules import MemoryRules, memory_rules
-from planner.jobs.passes import edge_pass, layer_work, weight_seconds
-from planner.jobs.rules import TimeRules, rules_of
-from planner.jobs.saved_tensors import layer_memory
-from planner.jobs.stage_states import (
+from planner.cost.axes import pipeline as pipeline_axis
+from planner.cost.factors import Learned
+from planner.cost.hardware import fabric_of
+from planner.cost.job import Jobs
+from planner.cost.kernel_work import PHASES, Phase
+from planner.cost.layers import edge_pass, layer_work, weight_seconds
+from planner.cost.memory.saved_tensors import layer_memory
+from planner.cost.memory.stage_states import (
     LayerParameters,
     StageContent,
     StageStates,
@@ -28,13 +25,16 @@ from planner.jobs.stage_states import (
     stage_content,
     stage_states,
 )
-from planner.jobs.step import codec_seconds, optimizer_parameters, optimizer_seconds
-from planner.jobs.work import PHASES, Phase
-from planner.orders import STAGES_OF_V
+from planner.cost.software_memory import MemoryRules, memory_rules
+from planner.cost.software_time import TimeRules, rules_of
+from planner.cost.step import codec_seconds, optimizer_parameters, optimizer_seconds
+from planner.cost.unit_costs import Ingredients, ingredients_of
+from planner.legality import V_SCHEDULES
+from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
-from planner.space.setting import Setting, jobs_of
-from planner.space.variants import METHODS, NUM_PLACES, fullest_stages, num_leading
-from profiles.transformer import Array
+from planner.space.question import Setting, jobs_of
+from planner.space.schedule_choices import METHODS, NUM_PLACES, fullest_stages, num_leading
+from profiles.models.transformer import Array
 
 KINDS = ("dense", "moe")
 

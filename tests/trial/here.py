@@ -22,7 +22,11 @@ from tests.trial.case import GOOD, Case, Outcome, Stream
 from tests.trial.variables import IDLE, PACKAGES, variables
 
 # Where hours of work would begin: whatever gets there was accepted.
-WORK = ("profiles.launcher:launch", "executor.dress:rehearse_all", "profiles.measure:measure_machine")
+WORK = (
+    "profiles.ranks.launcher:launch",
+    "executor.rehearse.all_ranks:rehearse_all",
+    "profiles.measure.machine:measure_machine",
+)
 MEMORY = 4 * 2**30
 
 

@@ -185,15 +185,16 @@ def row(**cells: str) -> dict[str, str]:
 
 
 def _plan_file() -> Any:
-    from planner.choices import Plan
+    from planner.plans import Plan
 
     return make_plan_file(Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2))
 
 
 def _rehearsal() -> Any:
-    from executor.rehearsed import Message, PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
-    from planner.choices import Plan
-    from planner.volumes import Traffic, Volumes
+    from executor.observe.events import Message
+    from executor.rehearse.result import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
+    from planner.expected_counts import Traffic, Volumes
+    from planner.plans import Plan
 
     done = Rehearsed(
         rank=0,
@@ -228,8 +229,8 @@ def _rehearsal() -> Any:
 
 def _compression() -> Any:
     from executor.compress.results import CompressionFile, CompressionResult
-    from planner.choices import Plan
-    from planner.recipes import CompressionChoice, recipe
+    from planner.compression.recipes import CompressionChoice, recipe
+    from planner.plans import Plan
 
     names, plan = ("none", "prune-ffn-50"), Plan(data_parallel=2, micro_batch_size=4)
     return CompressionFile(

@@ -1,0 +1,1 @@
+"""How a module is split over ranks. One file per axis."""

@@ -1,0 +1,142 @@
+"""The data axis: how ranks that hold copies average their gradients, and shard what they hold.
+
+Stage 0 and 1 of ZeRO are DDP; stages 2 and 3 are FSDP2, whose parameters are shards between steps, and with stage 3
+between passes too. Schedules that compute weight gradients apart bypass DDP: they average once, after the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.axes.experts import expert_names
+from executor.axes.parallelize import Stage
+from executor.fake_group import keep_first_buckets, outside_fakes
+from executor.mesh import replica_mesh
+from executor.observe.recorder import Recorder
+from planner.legality import SPLIT_BACKWARD
+from planner.plans import Plan
+from profiles.codecs.codec import ALL_REDUCE
+from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
+from profiles.models.profile import MIXED
+
+
+def averages_after_the_step(plan: Plan) -> bool:
+    """Whether gradients are averaged by `average_after` rather than while the backward pass runs."""
+    return plan.zero_stage < 2 and plan.schedule in SPLIT_BACKWARD
+
+
+def average_gradients(
+    stage: Stage, plan: Plan, mesh: DeviceMesh, recorder: Recorder
+) -> tuple[nn.Module, Reduction | None]:
+    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
+    replicas = replica_mesh(plan, mesh)
+    if plan.zero_stage >= 2:
+        return shard(stage, plan, replicas), None
+    if averages_after_the_step(plan):
+        return stage, None
+    # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, expert_names(stage))
+    wrapped = DistributedDataParallel(
+        stage,
+        device_mesh=replicas,
+        gradient_as_bucket_view=True,
+        # Ranks start equal by construction, see build_stage, and buffers never change.
+        init_sync=False,
+        **_keep_buffers(),
+        **bucket_options(plan.codec, stage),
+    )
+    reduction = register(wrapped, plan.codec, replicas.get_group(), recorder)
+    keep_first_buckets(wrapped)
+    return wrapped, reduction
+
+
+def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
+    """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
+
+    In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
+    until its backward. Gradients are reduced in 32 bits, or in 16 where the plan's codec says so.
+    """
+    # Of two dimensions where whole copies of the shards stand beside one another.
+    place = functools.partial(_shards, replicas.size(replicas.ndim - 1))
+    low = torch.bfloat16 if plan.precision in MIXED else None
+    reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
+    with outside_fakes():
+        for module in (*stage.layers, stage):
+            fully_shard(
+                module,
+                mesh=replicas,
+                reshard_after_forward=plan.zero_stage == 3,
+                mp_policy=policy,
+                shard_placement_fn=place,
+            )
+    return stage
+
+
+def _shards(num_shards: int, parameter: nn.Parameter) -> Shard | None:
+    """Along which dimension a parameter is cut, where not the first.
+
+    A layer's experts are fewer than ranks may be, and most would hold nothing but padding of the same size.
+    """
+    if parameter.dim() > 2 and parameter.shape[0] % num_shards and not parameter.shape[1] % num_shards:
+        return Shard(1)
+    return None
+
+
+def paused(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[object]:
+    """While entered, backward passes of DDP modules add to the gradients and do not average them."""
+    stack = contextlib.ExitStack()
+    for module in modules:
+        if isinstance(module, DistributedDataParallel):
+            stack.enter_context(module.no_sync())
+    return stack
+
+
+def keep_gathered(module: nn.Module, kept: bool) -> None:
+    """Whether FSDP keeps parameters whole after the next backward pass, for the micro-batch that follows.
+
+    Gradients are sharded after every micro-batch all the same: that is what stages 2 and 3 are.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_backward(not kept)
+
+
+def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, recorder: Recorder) -> None:
+    """Average the gradients over `group` in one message, after a step's backward passes."""
+    ready = recorder.bucket_ready()
+    gradients = [_whole_gradient(parameter) for parameter in parameters]
+    message = torch.cat([gradient.flatten() for gradient in gradients]).div_(group.size())
+    dist.all_reduce(message, group=group)
+    for gradient, averaged in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
+    recorder.note(ALL_REDUCE, -1, ready)
+
+
+def _whole_gradient(parameter: nn.Parameter) -> Tensor:
+    """The memory of a parameter's gradient on this rank, summed first where the tensor axis left sums open."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if isinstance(gradient, DTensor):
+        assert isinstance(parameter.data, DTensor)
+        gradient = gradient.redistribute(placements=parameter.data.placements)
+        parameter.grad = gradient
+        return gradient.to_local()
+    return gradient
+
+
+def _keep_buffers() -> dict[str, Any]:
+    """The option that stops DDP from sending buffers at every forward; torch renamed it after 2.11."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}

@@ -1,0 +1,1 @@
+"""Ranks of any job carried out alone, without the others and without devices."""

@@ -1,0 +1,156 @@
+"""From a plan file to a rehearsal file: which ranks are rehearsed, each in a process of its own, and what of."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from executor.legality import check_plan, choose
+from executor.rehearse.one_rank import rehearse
+from executor.rehearse.result import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
+from executor.run.checks import facts_of_workload
+from planner.expected_counts import volumes
+from planner.plans import Plan
+from planner.prediction import PlanFile, Prediction
+from planner.space.topology import first_group
+from profiles import artifacts
+from profiles.errors import InputError
+from profiles.models.profile import ModelProfile, WorkloadSpec
+from profiles.ranks.rank import die_with_parent
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
+
+# What takes seconds to import, loaded once by the server that every rehearsal's process is forked from.
+PRELOADED = [
+    "executor.rehearse.one_rank",
+    "torch.testing._internal.distributed.fake_pg",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+]
+Progress = Callable[[float, str], object]
+
+
+def rehearse_file(
+    path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress, trusted: Sequence[str] = ()
+) -> RehearsalFile:
+    """Rehearse the `top` best plans of a file: the rank that is given, one of every stage, or of the fullest.
+
+    A module of the user's that builds the model is imported where it is `trusted`.
+
+    Raises: ArtifactError; InputError for a rank that is none; PlanError for what does not run.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    file = artifacts.read(path, "plan", PlanFile)
+    chosen, notes = choose(file, top, with_baseline=False)
+    candidates = [file.candidates[index] for index in chosen]
+    workload = load_workload(file.workload, trusted, str(path))
+    for candidate in candidates:
+        check_plan(candidate.plan, file, facts_of_workload(workload))
+    wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
+    jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
+    done = rehearse_all(jobs, advance, trusted)
+    traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
+    plans = []
+    for candidate, ranks in wanted:
+        model = traced[candidate.plan.precision]
+        own = tuple(_beside(candidate.plan, candidate.prediction, model, file, next(done)) for _ in ranks)
+        plans.append(
+            PlanRehearsal(rank=candidate.rank, plan=candidate.plan, prediction=candidate.prediction, ranks=own)
+        )
+    return RehearsalFile(
+        model_name=file.model_name,
+        workload=file.workload,
+        num_parameters=file.num_parameters,
+        machine_name=file.machine_name,
+        num_devices=file.num_devices,
+        global_batch_size=file.global_batch_size,
+        sequence_length=file.sequence_length,
+        plans=tuple(plans),
+        torch=version("torch"),
+        started=started,
+        notes=tuple(notes),
+    )
+
+
+def _ranks(plan: Plan, prediction: Prediction, file: PlanFile, rank: int | None, all_stages: bool) -> list[int]:
+    if rank is not None:
+        if not 0 <= rank < file.num_devices:
+            raise InputError(f"--rank {rank}: the plan has ranks 0 to {file.num_devices - 1}")
+        return [rank]
+    first = first_group(plan, "pipeline")
+    if all_stages:
+        return list(first)
+    return [first[max(range(len(first)), key=lambda place: _peak_bytes(plan, prediction, place))]]
+
+
+def _peak_bytes(plan: Plan, prediction: Prediction, place: int) -> float:
+    stages = prediction.stage_peak_bytes
+    return stages[place] if len(stages) == plan.pipeline_parallel else prediction.peak_bytes
+
+
+def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanFile, own: Rehearsed) -> RankRehearsal:
+    place = own.place["pipeline"]
+    return RankRehearsal(
+        rehearsed=own,
+        expected=volumes(plan, model, file.sequence_length, place),
+        expected_peak_bytes=_peak_bytes(plan, prediction, place),
+    )
+
+
+def rehearse_all(
+    jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress, trusted: Sequence[str] = ()
+) -> Iterator[Rehearsed]:
+    """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    num_processes, results = len(os.sched_getaffinity(0)), []
+    with _server(), context.Pool(num_processes, initializer=die_with_parent, maxtasksperchild=1) as pool:
+        for index, result in enumerate(pool.imap(functools.partial(_rehearse_one, tuple(trusted)), jobs)):
+            advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")
+            results.append(result)
+    return iter(results)
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """The server that processes are forked from; where the block fails, it ends at once, with what it has forked.
+
+    It lives on otherwise, for the next rehearsal. A Ctrl-C, which a terminal sends to all, is this process's to answer:
+    the server, loading, and processes that start would each say in a traceback what befell them.
+    """
+    # Before the server, so that this is the one child that is new.
+    resource_tracker.ensure_running()
+    known = set(psutil.Process().children())
+    # What is started has the mask for good; here, an interrupt that comes meanwhile waits.
+    unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
+        yield
+    except BaseException:
+        for server in set(psutil.Process().children()) - known:
+            for process in (server, *server.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        raise
+
+
+def _rehearse_one(trusted: tuple[str, ...], job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:
+    plan, spec, sequence_length, rank = job
+    # FSDP warns of whoever would write into a view that it returns; nobody does.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
+    return rehearse(plan, load_workload(spec, trusted), sequence_length, rank)

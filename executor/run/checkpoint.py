@@ -1,0 +1,217 @@
+"""Checkpoints: weights and moments by the names that one device would give them, saved and restored by torch's DCP.
+
+Every rank writes what it holds; a checkpoint of one layout can be read by another, since names are global and shards
+know their place. A checkpoint is a folder that gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.tensor import DTensor
+
+from executor.axes.experts import placed_expert
+from executor.run.checkpoint_index import FOREIGN, Reader, Writer, check_names, read_index
+from executor.trainer import Trainer
+from planner.plans import Plan
+from profiles.artifacts import STRICT, validate
+from profiles.errors import ArtifactError, InputError
+from profiles.files import write_text
+from profiles.inputs.foreign import read_json
+from profiles.workloads.workload import Workload
+
+FOLDER = re.compile(r"step-(\d{8})")
+# The newest, and the one before: where the disk fills up while one is saved, the other is still whole.
+NUM_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch."""
+
+    __pydantic_config__ = STRICT
+
+    step: int
+    model: str
+    seed: int
+    global_batch_size: int
+    fused_parts_split: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Where checkpoints go, after every how many steps, and whether to go on from the newest of them."""
+
+    __pydantic_config__ = STRICT
+
+    folder: str
+    every: int
+    resume: bool = False
+
+    def is_due(self, num_steps: int) -> bool:
+        """Whether a checkpoint is saved after so many steps."""
+        return num_steps % self.every == 0
+
+
+def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: int) -> Checkpoints | None:
+    """What options ask for.
+
+    Raises: InputError where one of them needs a folder.
+    """
+    if folder is None:
+        if resume or max_restarts:
+            raise InputError("--resume and --max-restarts go on from checkpoints: give --checkpoint DIR")
+        return None
+    return Checkpoints(folder=str(folder.absolute()), every=every, resume=resume)
+
+
+def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
+    """What a checkpoint of a run is of."""
+    # A fused query-key-value is cut so that each rank has a part of each: another degree would read other rows.
+    is_fused = any("colwise_qkv" in layer.styles.values() for layer in workload.layers)
+    return Progress(
+        step=step,
+        model=workload.spec.digest,
+        seed=seed,
+        global_batch_size=plan.global_batch_size,
+        fused_parts_split=plan.tensor_parallel if is_fused else 1,
+    )
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder."""
+    found = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def read_progress(path: Path) -> Progress:
+    """What a checkpoint is of.
+
+    Raises: ArtifactError where the folder is no checkpoint of ours.
+    """
+    fields = read_json(path / "progress.json", FOREIGN)
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path / 'progress.json'} is not an object; {FOREIGN}")
+    return validate(fields, Progress, str(path))
+
+
+def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
+    """Hold a checkpoint against the run that wants to go on from it.
+
+    Raises: InputError that names what differs.
+    """
+    for name in ("model", "seed", "global_batch_size", "fused_parts_split"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise InputError(
+                f"{path} has {name}={getattr(found, name)}, the run {getattr(wanted, name)}: its losses would be others"
+            )
+
+
+def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
+    """Write a checkpoint and say where; collective.
+
+    What is half written has another name, and goes with the next one.
+    """
+    whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
+    if dist.get_rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    dcp_save(state_of(trainer), storage_writer=Writer(part))
+    if dist.get_rank() == 0:
+        write_text(part / "progress.json", json.dumps(asdict(progress)))
+        shutil.rmtree(whole, ignore_errors=True)
+        part.rename(whole)
+        for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+    return whole
+
+
+def restore(path: Path, trainer: Trainer) -> None:
+    """Read a checkpoint into a trainer that has taken no step; collective.
+
+    Raises: ArtifactError where the folder is damaged, or of another model.
+    """
+    _load(path, state_of(trainer))
+
+
+def save_weights(folder: Path, trainer: Trainer) -> None:
+    """Write the weights alone; collective."""
+    dcp_save(_weights(trainer), storage_writer=Writer(folder))
+
+
+def restore_weights(folder: Path, trainer: Trainer) -> None:
+    """Read the weights alone into a trainer that has taken no step; collective."""
+    _load(folder, _weights(trainer))
+
+
+def save_whole(folder: Path, model: nn.Module) -> None:
+    """Write the weights of a complete model, by this process alone, as `save_weights` would."""
+    dcp_save(_whole(model), storage_writer=Writer(folder), no_dist=True)
+
+
+def load_whole(folder: Path, model: nn.Module) -> None:
+    """Read weights of any layout into a complete model, by this process alone."""
+    _load(folder, _whole(model), no_dist=True)
+
+
+def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
+    check_names(folder, read_index(folder), state)
+    try:
+        dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
+    except CheckpointException as error:
+        # Not what torch says: it advises to unpickle the file without care.
+        kind = type(next(iter(error.failures.values()))[0]).__name__
+        words = f"its tensors cannot be read as such ({kind}); resume from another checkpoint"
+        raise ArtifactError(f"{folder} is damaged: {words}") from error
+
+
+def _weights(trainer: Trainer) -> dict[str, Any]:
+    return {name: value for name, value in state_of(trainer).items() if name.startswith("model.")}
+
+
+def _whole(model: nn.Module) -> dict[str, Any]:
+    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Weights and moments by global name, as tensors that know their place; moments that are not there yet are made."""
+    state: dict[str, Any] = {}
+    moments = trainer.moments_by_parameter
+    for index, parameters in trainer.named_parameters.items():
+        for path, parameter in parameters.items():
+            _, position, rest = path.removeprefix("module.").split(".", 2)
+            name = f"{trainer.plan.stage_bounds[index] + int(position)}.{rest}"
+            state[f"model.{name}"] = _placed(parameter, parameter)
+            if not trainer.updates(parameter):
+                continue
+            own = moments.setdefault(parameter, {})
+            if not own:
+                own["step"] = torch.zeros((), dtype=torch.float32)
+                own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+            state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+    return state
+
+
+def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`value` with its place in the whole tensor, where it is a part that does not know it.
+
+    DDP keeps the local parts of DTensors under the attribute `_st_info`.
+    """
+    value = placed_expert(value.detach(), parameter)
+    layout = getattr(parameter, "_st_info", None)
+    if layout is None or isinstance(value, DTensor) or value.dim() == 0:
+        return value
+    return DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)

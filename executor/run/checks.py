@@ -1,0 +1,84 @@
+"""What the executor refuses before anything starts: a plan is obeyed literally or turned down by name."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from executor.legality import check_text
+from planner.legality import ModelFacts
+from planner.plans import Plan
+from planner.prediction import PlanFile
+from profiles.errors import EnvironmentFailure, InputError
+from profiles.ranks.environment import ranks_per_host
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.precision import unavailable
+from profiles.workloads.workload import Workload
+
+
+def facts_of_workload(workload: Workload) -> ModelFacts:
+    """What the rules of planner/legality ask, from the model as it will be built."""
+    return ModelFacts(
+        name=workload.spec.name,
+        num_layers=len(workload.layers),
+        num_heads=workload.num_heads,
+        num_kv_heads=workload.num_kv_heads,
+        ffn_size=workload.ffn_size,
+        vocab_size=workload.vocab_size,
+        tied_embeddings=workload.tied_embeddings,
+        can_tensor_parallel=workload.can_tensor_parallel,
+        can_pipeline=workload.can_pipeline,
+        is_transformer=workload.spec.reads_text,
+        num_experts=workload.num_experts,
+    )
+
+
+def check_data(file: PlanFile, workload: Workload) -> None:
+    """Check that bytes as tokens fit the model, or images.
+
+    Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens.
+    """
+    if workload.answers_once:
+        if file.sequence_length != workload.max_sequence_length:
+            raise InputError(
+                f"{workload.spec.name} reads an image as {workload.max_sequence_length} tokens, not "
+                f"{file.sequence_length}: plan again with --sequence-length {workload.max_sequence_length}"
+            )
+        return
+    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length)
+    with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
+        example = workload.example_input(1, 8)
+    if not isinstance(example, Tensor) or example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
+        raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")
+
+
+def check_precision(plan: Plan, device_kind: str) -> None:
+    """Check that this machine computes in the plan's precision.
+
+    Raises: EnvironmentFailure.
+    """
+    reason = unavailable(plan.precision, device_kind)
+    if reason:
+        raise EnvironmentFailure(f"plan {plan.id}: {reason}")
+
+
+def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool:
+    """Whether this host's ranks share cores; `oversubscribe` allows it, on CPU only.
+
+    Raises: EnvironmentFailure where there are fewer devices than ranks.
+    """
+    num_ranks = ranks_per_host(num_ranks)
+    if device_kind == "cuda":
+        present = torch.cuda.device_count()
+        if num_ranks > present:
+            raise EnvironmentFailure(f"the plan needs {num_ranks} GPUs, this machine has {present}: plan for {present}")
+        return False
+    cores = len(os.sched_getaffinity(0))
+    if num_ranks > cores and not oversubscribe:
+        raise EnvironmentFailure(
+            f"the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "
+            "--oversubscribe to run it all the same (its times are then not judged)"
+        )
+    return num_ranks > cores

@@ -1,0 +1,123 @@
+"""What a run taught: types of the run file. Torch-free, so that reports can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.plans import Plan
+from planner.prediction import Prediction, Span
+from profiles.artifacts import STRICT
+from profiles.inputs.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Timed, Tokens, Whole
+from profiles.machines.load import MachineLoad, busiest, causes
+from profiles.models.profile import WorkloadSpec
+
+Status = Literal["passed", "failed", "exempt", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossCheck:
+    """The first losses against one device; `status` is passed, failed, exempt (lossy codec) or skipped."""
+
+    __pydantic_config__ = STRICT
+
+    status: Status
+    reason: str
+    tolerance_fraction: Fraction
+    largest_difference_fraction: Fraction | None = None
+    reference_losses: tuple[Finite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One plan as it ran.
+
+    `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
+    they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
+    first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start; `load` what
+    else the machine did during the timed steps, None where nobody looked.
+    """
+
+    __pydantic_config__ = STRICT
+
+    num_warmup_steps: Whole
+    step_seconds: tuple[Timed, ...]
+    seconds: dict[str, Finite | None]
+    peak_bytes: tuple[Amount, ...]
+    peak_kind: str
+    losses: tuple[Finite, ...]
+    loss_check: LossCheck
+    tokens_per_second: Positive
+    first_step: Whole = 0
+    spans: tuple[Span, ...] = ()
+    load: MachineLoad | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where and how a run took place; `load_before` is what the machine did just before, None where nobody looked."""
+
+    __pydantic_config__ = STRICT
+
+    device: str
+    num_devices: Devices
+    num_cores: Count
+    torch: str
+    python: str
+    backend: str
+    commit: str
+    started: str
+    fingerprint: str
+    oversubscribed: bool
+    command: str
+    data: str
+    load_before: MachineLoad | None = None
+
+    def why_not_judged(self, load: MachineLoad | None) -> str:
+        """What makes times say little that were taken here, under this load; "" where they are judged."""
+        if self.oversubscribed:
+            return "more ranks than cores"
+        return "a busy machine" if load is not None and load.is_busy else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRun:
+    """One plan with the prediction made before it ran and the measurement."""
+
+    __pydantic_config__ = STRICT
+
+    rank: Count
+    plan: Plan
+    prediction: Prediction
+    measurement: Measurement
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFile:
+    """What `execute -o` writes and `compare` reads."""
+
+    __pydantic_config__ = STRICT
+
+    model_name: str
+    workload: WorkloadSpec
+    num_parameters: Whole
+    machine_name: str
+    machine_fingerprint: str
+    global_batch_size: Samples
+    sequence_length: Tokens
+    seed: Whole
+    runs: tuple[PlanRun, ...]
+    environment: Environment
+    notes: tuple[str, ...] = ()
+
+
+def busy_words(runs: Sequence[PlanRun]) -> str:
+    """How many of the plans ran on a busy machine, and how busy it was at worst; "" where none did."""
+    loads = [run.measurement.load for run in runs]
+    worst = busiest(loads)
+    if worst is None or not worst.is_busy:
+        return ""
+    count = sum(load is not None and load.is_busy for load in loads)
+    return f"{count} of {len(runs)} plans ran on a busy machine (at worst {causes(worst)})"

@@ -1,0 +1,92 @@
+"""The run file: measurements beside the predictions made before them, and where and how it took place."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from executor.run.measurement import Environment, Measurement, PlanRun, RunFile
+from executor.run.prepare import Job, is_baseline
+from profiles import artifacts
+from profiles.machines.fingerprint import current_fingerprint
+from profiles.machines.load import MachineLoad
+
+
+def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
+    """The run file of a job from what its rank 0 gave, one set of fields per plan in the order they were chosen."""
+    runs = []
+    for index, fields in zip(job.order.chosen, measurements, strict=True):
+        candidate = job.file.candidates[index]
+        runs.append(
+            PlanRun(
+                rank=candidate.rank,
+                plan=candidate.plan,
+                prediction=candidate.prediction,
+                measurement=artifacts.validate(fields, Measurement, "the measurement"),
+                is_baseline=is_baseline(job.file, candidate.plan),
+            )
+        )
+    return RunFile(
+        model_name=job.file.model_name,
+        workload=job.file.workload,
+        num_parameters=job.file.num_parameters,
+        machine_name=job.file.machine_name,
+        machine_fingerprint=job.file.machine_fingerprint,
+        global_batch_size=job.file.global_batch_size,
+        sequence_length=job.file.sequence_length,
+        seed=job.order.seed,
+        runs=tuple(runs),
+        environment=environment(
+            job.order.device_kind,
+            job.file.num_devices,
+            job.started,
+            job.oversubscribed,
+            job.data_name,
+            job.load_before,
+        ),
+        notes=job.notes,
+    )
+
+
+def environment(
+    device_kind: str,
+    num_devices: int,
+    started: str,
+    oversubscribed: bool,
+    data: str,
+    load_before: MachineLoad | None = None,
+) -> Environment:
+    """Where and how a run took place: here and now, but for what is given."""
+    here = current_fingerprint(device_kind)
+    return Environment(
+        device=here.device,
+        num_devices=num_devices,
+        num_cores=here.num_cores,
+        torch=version("torch"),
+        python=platform.python_version(),
+        backend=here.backend,
+        commit=_commit(),
+        started=started,
+        fingerprint=here.digest,
+        oversubscribed=oversubscribed,
+        command=shlex.join(["execute", *sys.argv[1:]]),
+        data=data,
+        load_before=load_before,
+    )
+
+
+def _commit() -> str:
+    """The commit of this source tree; "" where it is not a checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,205 @@
+"""One plan through its stages in one process: memory, warm-up, timed blocks, a profiled step, and what came of them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from executor.mesh import Coordinates, Meshes
+from executor.observe.events import StepTrace
+from executor.observe.live_tensors import LiveTensors
+from executor.observe.time_parts import RankTraces
+from executor.observe.tracing import Profiled, exchange_seconds, profiled, write_trace
+from executor.run.batches import Samples
+from executor.run.checkpoint import (
+    Checkpoints,
+    Progress,
+    check_progress,
+    latest,
+    progress_of,
+    read_progress,
+    restore,
+    save,
+)
+from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
+from executor.trainer import Trainer
+from planner.plans import Plan
+from profiles.codecs.codec import FSDP_STAGES, codec
+from profiles.machines.counters import Counters, Watch
+from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, own_cores
+from profiles.workloads.workload import Workload
+
+# The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
+# send gradients as they are, its third makes its factors, and other codecs keep what they leave out from the second on.
+TRACKED_STEPS, TRACKED_STEPS_CODED = 2, 4
+PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one rank has to tell of one plan: a loss is None where it does not compute it, `counted` of timed steps."""
+
+    place: Coordinates
+    traces: RankTraces
+    losses: tuple[float | None, ...]
+    peak_bytes: float
+    counted: Counters
+
+
+class Runner:
+    """A plan being run on this rank; all ranks call the same methods in the same order."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        workload: Workload,
+        rank: Rank,
+        samples: Samples,
+        meshes: Meshes,
+        checkpoints: Checkpoints | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        predicted_bytes: float = 0.0,
+        trace_folder: Path | None = None,
+    ) -> None:
+        self.plan, self.workload, self.rank, self.samples = plan, workload, rank, samples
+        self.checkpoints, self.first_step = checkpoints, 0
+        self.mesh = meshes.of(plan)
+        self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
+        self.trace_folder = trace_folder
+        self.losses: list[Tensor | None] = []
+        self.traces: list[StepTrace] = []
+        self.peak_bytes = 0.0
+        self.num_warmup_steps = 0
+        self.watch = Watch(own_cores())
+
+    def prepare(self, num_warmup_steps: int) -> None:
+        """Build the model, measure memory over the first steps, and step until things are as they will stay."""
+        used = codec(self.plan.codec)
+        tracked = TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
+        self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
+        if self.rank.device.type == "cuda":
+            torch.cuda.empty_cache()
+            self._build_and_step(tracked - 1)
+            torch.cuda.reset_peak_memory_stats()
+            self._step()
+            self.peak_bytes = float(torch.cuda.max_memory_allocated())
+        else:
+            with LiveTensors() as live:
+                self._build_and_step(tracked - 1)
+                live.add(self.trainer.held_tensors)
+                live.reset_peak()
+                self._step()
+            self.peak_bytes = float(live.peak_bytes)
+        for _ in range(self.num_warmup_steps - tracked):
+            self._step()
+
+    def run_block(self, num_steps: int) -> None:
+        """Timed steps; a barrier before each lets all ranks start together."""
+        gc.collect()
+        # A collection in the middle of a step would be timed with it.
+        gc.disable()
+        try:
+            with self.watch:
+                for _ in range(num_steps):
+                    self.traces.append(self._step(wait=True))
+        finally:
+            gc.enable()
+        if not is_finite(self.losses[-1]):
+            raise diverged(self.plan, self.num_steps_done, self.latest_loss())
+
+    @property
+    def num_steps_done(self) -> int:
+        """Steps taken since the first of all, those before a checkpoint included."""
+        return self.first_step + len(self.losses)
+
+    def latest_loss(self) -> float | None:
+        """The newest loss as rank 0's log shows it: this replica's where this rank has it."""
+        return None if self.losses[-1] is None else float(self.losses[-1])
+
+    def finish(self) -> Outcome:
+        """What this rank has to tell; the model is gone afterwards."""
+        num_steps = len(self.losses)
+        if self.trace_folder is not None:
+            write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
+        exchanges = self._exchange_seconds()
+        losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
+        place = self.trainer.place
+        del self.trainer
+        gc.collect()
+        traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
+        counted = self.watch.counted
+        return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted)
+
+    def _build_and_step(self, num_steps: int) -> None:
+        self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)
+        if self.checkpoints is not None and self.checkpoints.resume:
+            self._go_on(Path(self.checkpoints.folder))
+        for _ in range(num_steps):
+            self._step()
+
+    def _go_on(self, folder: Path) -> None:
+        """Restore the newest checkpoint, where there is one."""
+        path = latest(folder)
+        if path is None:
+            return
+        found = read_progress(path)
+        check_progress(path, found, self._progress(found.step))
+        restore(path, self.trainer)
+        self.first_step = found.step
+
+    def _progress(self, step: int) -> Progress:
+        return progress_of(self.plan, self.workload, self.samples.seed, step)
+
+    def _step(self, wait: bool = False) -> StepTrace:
+        batch = self.samples.batch(self.num_steps_done, self.plan.global_batch_size)
+        if wait:
+            with self._explained(between_steps=True):
+                dist.barrier()
+        with self._explained():
+            loss, trace = self.trainer.step(*batch)
+        self.losses.append(loss)
+        if self.checkpoints is not None:
+            with self._explained(between_steps=True):
+                self._check_in(self.checkpoints)
+        return trace
+
+    def _explained(self, *, between_steps: bool = False) -> contextlib.AbstractContextManager[None]:
+        return explained(
+            self.plan,
+            self.rank,
+            self.num_steps_done + 1,
+            self.timeout_seconds,
+            self.predicted_bytes,
+            between_steps=between_steps,
+        )
+
+    def _check_in(self, checkpoints: Checkpoints) -> None:
+        """After a step: save where that is due, or where a rank is asked to stop; never what is no number."""
+        done, folder = self.num_steps_done, Path(checkpoints.folder)
+        is_stopping, has_diverged = agree(self.rank.device, STOP.has_come, not is_finite(self.losses[-1]))
+        if has_diverged:
+            raise diverged(self.plan, done, self.latest_loss(), latest(folder))
+        if is_stopping or checkpoints.is_due(done):
+            path = save(folder, self._progress(done), self.trainer)
+            if is_stopping:
+                raise stopped(self.plan, done, path)
+
+    def _exchange_seconds(self) -> dict[str, float] | None:
+        """Seconds that one step spends in collectives within its passes, from one more step under the profiler.
+
+        Ignores: on CUDA, where collectives run beside the host's calls, nothing is told.
+        """
+        plan = self.plan
+        degree = max(plan.tensor_parallel, plan.context_parallel, plan.expert_parallel)
+        if self.rank.device.type != "cpu" or (degree == 1 and plan.zero_stage not in FSDP_STAGES):
+            return None
+        return exchange_seconds(self._profiled())
+
+    def _profiled(self) -> Profiled:
+        return profiled(lambda: self._step(wait=True), self.rank.device)

@@ -1,0 +1,246 @@
+"""All plans of one launch, on one rank: in turns, so that a slow moment of the machine falls on all plans alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+from executor.mesh import Meshes
+from executor.observe.time_parts import median_parts, median_spans, step_seconds
+from executor.run.batches import Samples, load_samples
+from executor.run.checkpoint import Checkpoints, latest
+from executor.run.faults import STOP, diverged, restarted
+from executor.run.measurement import Measurement
+from executor.run.reference import check_losses, reference_losses
+from executor.run.runner import PEAK_KINDS, Outcome, Runner
+from planner.plans import Plan
+from planner.prediction import Candidate, PlanFile, Prediction
+from profiles import artifacts
+from profiles.machines.load import load_of
+from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
+from profiles.ranks.stores import num_restarts
+from profiles.workloads.foreign_code import calling_foreign_code
+from profiles.workloads.loading import load_workload
+from profiles.workloads.workload import Workload
+
+BLOCK_STEPS = 5
+# One device works off the reference while the others wait for it.
+REFERENCE_SECONDS = 3600.0
+ROOM_FRACTION = 0.5
+# More models than this, and each runs slower for the company: their pages crowd each other out (5 % at three dozen).
+MOST_TOGETHER = 9
+FLOPS_PER_PARAMETER_AND_TOKEN = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a launch is asked to do; `chosen` are indices of the plan file's candidates.
+
+    `checkpoints` are of one plan alone; ranks that are started again go on from the newest. Into `trace_folder`,
+    where there is one, goes a profiled step of each.
+    """
+
+    __pydantic_config__ = artifacts.STRICT
+
+    chosen: tuple[int, ...]
+    num_steps: int
+    num_warmup_steps: int
+    seed: int
+    data_file: str
+    device_kind: str
+    checkpoints: Checkpoints | None = None
+    timeout_seconds: float = TIMEOUT_SECONDS
+    trace_folder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What all plans of the launch share on this rank."""
+
+    file: PlanFile
+    order: Order
+    workload: Workload
+    samples: Samples
+    rank: Rank
+    meshes: Meshes
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates to run, in their order."""
+        return [self.file.candidates[index] for index in self.order.chosen]
+
+
+def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The entry of every rank: run the order on the plan file; rank 0 gives the measurements as JSON-able fields."""
+    file = artifacts.validate(payload["file"], PlanFile, "the plan")
+    order = artifacts.validate(payload["order"], Order, "the order")
+    with join_group(order.device_kind, order.timeout_seconds) as rank:
+        if order.checkpoints is not None:
+            STOP.listen()
+            if num_restarts():
+                newest = latest(Path(order.checkpoints.folder))
+                report(0.0, "started again", notice=restarted(num_restarts(), newest))
+                order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
+        workload = load_workload(file.workload, payload["trusted"])
+        session = Session(
+            file=file,
+            order=order,
+            workload=workload,
+            samples=load_samples(order.data_file, workload, file.sequence_length, order.seed),
+            rank=rank,
+            meshes=Meshes(order.device_kind, order.timeout_seconds),
+        )
+        with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
+            references = _references(session)
+            measurements = _run_all(session, references)
+    return [asdict(measurement) for measurement in measurements] if rank.rank == 0 else None
+
+
+def _references(session: Session) -> dict[str, tuple[float, ...]]:
+    """First losses on one device by precision, on rank 0; the others wait."""
+    references = {}
+    plans = [candidate.plan for candidate in session.candidates]
+    for precision in sorted({plan.precision for plan in plans}):
+        same = [plan for plan in plans if plan.precision == precision]
+        if session.rank.rank == 0:
+            report(0.0, f"reference losses in {precision} on one device")
+            references[precision] = reference_losses(
+                session.workload, same, session.samples, session.rank, session.file.num_parameters
+            )
+    wait_for_first("references", REFERENCE_SECONDS)
+    return references
+
+
+def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
+    measurements: list[Measurement] = []
+    for group in _groups(session.candidates, session.order.device_kind):
+        runners = [
+            Runner(
+                candidate.plan,
+                session.workload,
+                session.rank,
+                session.samples,
+                session.meshes,
+                session.order.checkpoints,
+                session.order.timeout_seconds,
+                candidate.prediction.peak_bytes,
+                Path(session.order.trace_folder) if session.order.trace_folder else None,
+            )
+            for candidate in group
+        ]
+        for index, runner in enumerate(runners):
+            done = len(measurements) / len(session.order.chosen)
+            report(done + 0.4 * index / len(session.order.chosen), f"warming up {runner.plan.id}")
+            runner.prepare(session.order.num_warmup_steps)
+        _run_in_turns(session, runners, len(measurements))
+        for runner in runners:
+            measurements += _measurement(session, runner, references)
+        del runners, runner
+        gc.collect()
+    report(1.0, "done")
+    return measurements
+
+
+def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Candidate]]:
+    """Plans that take turns: on CUDA one by one, on CPU as many as half of what is free can hold, and no crowd.
+
+    Neighbours in rank, whose order is what matters, take turns with each other.
+    """
+    groups: list[list[Candidate]] = []
+    # All ranks must agree, so rank 0's view of the memory counts.
+    room = [ROOM_FRACTION * float(psutil.virtual_memory().available)]
+    dist.broadcast_object_list(room)
+    held = 0.0
+    for candidate in candidates:
+        need = sum(candidate.prediction.stage_peak_bytes) or candidate.prediction.peak_bytes
+        need *= candidate.plan.num_devices / max(1, len(candidate.prediction.stage_peak_bytes))
+        if not groups or device_kind != "cpu" or held + need > room[0] or len(groups[-1]) == MOST_TOGETHER:
+            groups.append([])
+            held = 0.0
+        groups[-1].append(candidate)
+        held += need
+    return groups
+
+
+def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
+    order = session.order
+    predictions = {candidate.plan.id: candidate.prediction for candidate in session.candidates}
+    for start in range(0, order.num_steps, BLOCK_STEPS):
+        block = min(BLOCK_STEPS, order.num_steps - start)
+        for index, runner in enumerate(runners):
+            runner.run_block(block)
+            share = (start + block * (index + 1) / len(runners)) / order.num_steps
+            fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
+            values = _log_values(session, runner, predictions[runner.plan.id], block)
+            report(min(fraction, 1.0), runner.plan.id, _log_line(values), values)
+
+
+def _log_values(session: Session, runner: Runner, prediction: Prediction, block: int) -> dict[str, Any]:
+    """A block of steps in the words of a training log: per step and device, but for `tps`, which is of the whole job.
+
+    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names.
+    """
+    seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
+    tokens = runner.plan.global_batch_size * session.file.sequence_length / seconds
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
+    return {
+        "plan": runner.plan.id,
+        "step": runner.first_step + len(runner.losses),
+        "loss": runner.latest_loss(),
+        "memory_gib": runner.peak_bytes / 2**30,
+        "seconds": seconds,
+        "tps": tokens,
+        "tflops": flops / 1e12,
+        "mfu": prediction.mfu * prediction.step_seconds / seconds,
+    }
+
+
+def _log_line(values: dict[str, Any]) -> str:
+    loss = "on the last stage" if values["loss"] is None else f"{values['loss']:.4f}"
+    return (
+        f"{values['plan']}  step: {values['step']}  loss: {loss}  memory: {values['memory_gib']:.2f}GiB  "
+        f"tps: {values['tps']:,.0f}  tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
+    )
+
+
+def _measurement(session: Session, runner: Runner, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
+    """The plan's measurement from all ranks' outcomes; the references, and so the check, are rank 0's."""
+    own = runner.finish()
+    outcomes: list[Any] = [None] * session.rank.num_ranks
+    dist.all_gather_object(outcomes, own)
+    ranks = [outcome.traces for outcome in outcomes]
+    seconds = step_seconds(ranks)
+    losses = _global_losses(runner.plan, outcomes)
+    tokens = runner.plan.global_batch_size * session.file.sequence_length
+    return [
+        Measurement(
+            num_warmup_steps=runner.num_warmup_steps,
+            step_seconds=seconds,
+            seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
+            peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
+            peak_kind=PEAK_KINDS[session.order.device_kind],
+            losses=losses,
+            loss_check=check_losses(runner.plan, losses, references.get(runner.plan.precision, ()), runner.first_step),
+            first_step=runner.first_step,
+            tokens_per_second=tokens * len(seconds) / sum(seconds),
+            spans=median_spans(ranks),
+            load=load_of([outcome.counted for outcome in outcomes]),
+        )
+    ]
+
+
+def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+    """Mean over the replicas, as the rank of each that runs the last stage computed them."""
+    last = [outcome.losses for outcome in outcomes if outcome.losses[0] is not None and outcome.place.tensor == 0]
+    means = tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))
+    for step, mean in enumerate(means):
+        if not math.isfinite(mean):
+            raise diverged(plan, step + 1, mean)
+    return means

@@ -1,0 +1,25 @@
+"""Context parallelism: keys and values travel round the ranks that hold the pieces of a sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.axes.groups import seconds
+from planner.cost.job import Jobs
+from profiles.laws.collectives import Fabric
+from profiles.models.transformer import Array
+
+MESSAGE_ELEMENT_BYTES = 2.0
+
+
+def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+    """Seconds of one layer's exchange forward, before any overlap; backward sends twice as much.
+
+    Model: every rank's keys and values reach all others, (c - 1)/c of the whole, as in ring attention.
+    Source: Liu et al. 2023 (arXiv 2310.01889).
+    """
+    model = jobs.model
+    kv_heads = np.maximum(model.num_kv_heads / jobs.tensor, 1.0)
+    per_token = kv_heads * (model.qk_head_dim + model.v_head_dim)
+    whole = jobs.micro_batch * jobs.sequence * per_token * MESSAGE_ELEMENT_BYTES
+    return seconds(jobs, fabric, "all_gather", whole, jobs.context, jobs.tensor)

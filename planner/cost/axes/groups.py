@@ -1,0 +1,47 @@
+"""Which ranks a group spans. Ranks are numbered tensor first, then context, then data, then pipeline.
+
+Where data parallelism is outermost the last two change places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from profiles.laws.collectives import Collective, Fabric, collective_seconds
+from profiles.models.transformer import Array
+
+
+def members_inside(jobs: Jobs, size: Array, stride: Array) -> Array:
+    """How many of a group's `size` members, `stride` ranks apart, share a fast domain.
+
+    Source: the rank order of Megatron-LM (tp-cp-ep-dp-pp), which other stacks follow.
+    """
+    return np.clip(np.floor(jobs.fast_domain / stride), 1.0, np.maximum(size, 1.0))
+
+
+def replicas_inside(jobs: Jobs, size: Array, stride: Array) -> Array:
+    """The same for a group of data- and context-parallel ranks, whose later members may lie beyond the pipeline."""
+    together = members_inside(jobs, size, stride)
+    block = jobs.tensor * jobs.context * jobs.pipeline
+    near = np.minimum(together, np.maximum(jobs.tensor * jobs.context / stride, 1.0))
+    whole_blocks = np.clip(np.floor(jobs.fast_domain / block), 1.0, jobs.data)
+    apart = np.clip(np.where(jobs.fast_domain >= block, near * whole_blocks, near), 1.0, np.maximum(size, 1.0))
+    return np.asarray(np.where(jobs.data_outside, apart, together))
+
+
+def pipeline_stride(jobs: Jobs) -> Array:
+    """How far apart the ranks of neighbouring stages are."""
+    return np.asarray(np.where(jobs.data_outside, jobs.tensor * jobs.context, jobs.num_devices / jobs.pipeline))
+
+
+def seconds(jobs: Jobs, fabric: Fabric, collective: Collective, num_bytes: Array, size: Array, stride: Array) -> Array:
+    """Seconds of `collective` over a group of `size` ranks that lie `stride` apart. Shapes: one entry per job."""
+    return collective_seconds(collective, num_bytes, size, members_inside(jobs, size, stride), fabric)
+
+
+def replica_seconds(
+    jobs: Jobs, fabric: Fabric, collective: Collective, num_bytes: Array, size: Array, stride: Array
+) -> Array:
+    """The same over data- and context-parallel ranks."""
+    return collective_seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride), fabric)

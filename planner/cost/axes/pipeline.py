@@ -1,0 +1,147 @@
+"""Pipeline parallelism: which layers a stage has, what it sends to the next one, and how long stages stand idle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.axes.groups import pipeline_stride, seconds
+from planner.cost.job import Jobs, Names
+from planner.cost.software_time import TimeRules
+from profiles.laws.collectives import Fabric
+from profiles.models.transformer import Array
+
+MESSAGE_ELEMENT_BYTES = 2.0
+# Gradients of what a layer's linears gave, over what the layer keeps for backward: rehearsed, 0.55 to 0.6 of a llama's.
+WAITING_SHARE = 0.57
+# Schedules that compute weight gradients later than those of inputs, and keep both gradients until then.
+WAITS = ("interleaved-zb", "zbv")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageLayers:
+    """Dense and mixture-of-experts layers of the first, a middle and the last stage. Shapes: one entry per job."""
+
+    dense: tuple[Array, Array, Array]
+    moe: tuple[Array, Array, Array]
+
+
+def stage_layers(jobs: Jobs) -> StageLayers:
+    """Layers by stage: as even as they come, the first and last shorter by what the job says; dense ones lead.
+
+    Where there is no middle stage, the last one stands for it.
+    """
+    model = jobs.model
+    even = np.ceil((model.num_layers + jobs.first_fewer + jobs.last_fewer) / jobs.pipeline)
+    first = np.where(jobs.pipeline > 1, even - jobs.first_fewer, model.num_layers)
+    last = np.where(jobs.pipeline > 1, even - jobs.last_fewer, model.num_layers)
+    dense_total = model.num_layers - model.num_moe_layers
+    dense_first = np.where(model.is_moe, np.minimum(first, dense_total), first)
+    last_dense = np.where(model.is_moe, np.where(jobs.pipeline > 1, 0.0, dense_total), last)
+    has_middle = jobs.pipeline > 2
+    middle = np.where(has_middle, even, last)
+    middle_dense = np.where(has_middle, np.where(model.is_moe, 0.0, even), last_dense)
+    dense = (dense_first, middle_dense, last_dense)
+    totals = (first, middle, last)
+    return StageLayers(
+        dense=dense,
+        moe=tuple(total - count for total, count in zip(totals, dense, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
+    """Seconds of sending one micro-batch's activations to the next stage, 0 without a pipeline.
+
+    Model: with sequence parallelism, and where the stack cuts its messages up, a rank
+    sends its share alone. Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
+    """
+    shared = jobs.sequence_parallel | (rules.scatters_pipeline > 0)
+    num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES / np.where(shared, jobs.tensor, 1.0)
+    pair = np.where(jobs.pipeline > 1, 2.0, 1.0)
+    return seconds(jobs, fabric, "send_receive", num_bytes, pair, pipeline_stride(jobs))
+
+
+def idle_seconds(jobs: Jobs, stage_sum: Array, slowest: Array, forward: Array, weight: Array) -> Array:
+    """Seconds per step in which the slowest stage waits for the pipeline to fill and to drain.
+
+    `stage_sum` is the seconds of one micro-batch over all stages, `slowest` over the slowest one; `forward` and
+    `weight` are the shares of forward and of weight gradients in it.
+    """
+    filling, rounds = np.zeros(len(jobs)), np.zeros(len(jobs))
+    for schedule in np.unique(jobs.schedule):
+        own = idle_terms(jobs.pipeline, jobs.chunks, jobs.num_microbatches)
+        left = bubble_left(str(schedule), jobs.pipeline, forward, weight)
+        is_own = jobs.schedule == schedule
+        filling, rounds = np.where(is_own, own[0] * left, filling), np.where(is_own, own[1], rounds)
+    return np.asarray(np.maximum(stage_sum - slowest, 0.0) * filling + slowest * rounds)
+
+
+def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:
+    """Idle seconds as multiples: of what a micro-batch takes on all other stages, and on the slowest one.
+
+    Model: 1F1B and GPipe wait for the others once; interleaving divides that by the chunks, but waits for whole rounds.
+    Source: Narayanan et al. 2021 (arXiv 2104.04473). Shapes: one entry per job.
+    """
+    parts = np.maximum(chunks, 1.0)
+    missing = np.mod(-count, pipeline)
+    filling = np.where(pipeline > 1, 1 / parts, 0.0)
+    return filling, np.where((pipeline > 1) & (parts > 1), (parts - 1) / parts * missing, 0.0)
+
+
+def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -> Array:
+    """Share of 1F1B's bubble that a schedule leaves which does weight gradients apart; 1 for one that does not.
+
+    Model: with forward F, input gradients I and weight gradients W of one chunk, adding up to 1: F + I - W for ZB-H1
+    and F + I - 2W for ZB-H2 (Qi et al. 2024, arXiv 2401.10241), but not less than I where steps wait for all ranks; the
+    laws of the two schedules that go through a V are read off replays of their lists of steps. Shapes: broadcast.
+    """
+    inputs = 1 - forward - weight
+    late = np.maximum(forward - weight, 0.0)
+    match schedule:
+        case "zb-1p" | "interleaved-zb":
+            left = inputs + late
+        case "zb-2p":
+            left = np.maximum(inputs + forward - 2 * weight, 0.0)
+        case "zbv":
+            left = np.maximum(inputs, 2 * (inputs - weight))
+        case "dualpipev":
+            left = (
+                inputs + forward - weight + np.maximum(inputs - forward * pipeline / np.maximum(pipeline - 1, 1), 0.0)
+            )
+        case _:
+            left = np.ones_like(inputs)
+    return np.asarray(left)
+
+
+def open_chunks(schedule: str | Names, pipeline: Array, chunks: Array, count: Array) -> Array:
+    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job.
+
+    Model: where chunks are dealt out in turns, a chunk's micro-batches of one round go backward one after another; in
+    a single round a chunk is done before the next begins. There and back through a V both are under way.
+    """
+    in_turns = np.char.startswith(np.asarray(schedule, dtype=str), "interleaved") & (count < 2 * pipeline)
+    return np.asarray(np.where(in_turns, 1.0, np.maximum(chunks, 1.0)))
+
+
+def held_microbatches(schedule: str, pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
+    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job.
+
+    Those whose weight gradients still wait keep the gradients of what their linears gave as well, WAITING_SHARE as
+    much again: one chunk more of them on each rank of interleaved-zb, and through a V the more the later the rank.
+    Source: Narayanan et al. 2021 (arXiv 2104.04473) for 1F1B and interleaving, Qi et al. 2024 (arXiv 2401.10241) for
+    zero-bubble schedules; the V of DualPipe holds one more chunk; what waits was read off lists of steps and rehearsed.
+    """
+    after, parts = np.maximum(pipeline - stage, 1.0), np.maximum(chunks, 1.0)
+    waiting = WAITING_SHARE * np.minimum(stage + 1, count * parts) / parts
+    late = pipeline + stage + WAITING_SHARE * (2 * stage + 1)
+    most = {
+        "gpipe": count, "zb-1p": pipeline, "zb-2p": 2 * pipeline - 1, "interleaved-zb": pipeline + waiting,
+        "zbv": np.maximum(2 * pipeline + WAITING_SHARE, late) / 2, "dualpipev": pipeline + 0.5,
+    }  # fmt: skip
+    if schedule in most:
+        held = most[schedule]
+    else:
+        held = np.where(parts > 1, (2 * (after - 1) + (parts - 1) * pipeline + 1) / parts, after)
+    most_of_step = count * np.where(schedule in WAITS, 1 + WAITING_SHARE, 1.0)
+    return np.where(pipeline > 1, np.minimum(held, most_of_step), 1.0)

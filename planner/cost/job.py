@@ -1,0 +1,92 @@
+"""Training jobs in columns: model, hardware, layout, software and batch of many jobs at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiles.models.transformer import Array, Flags, Transformer
+
+Names = NDArray[np.str_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jobs:
+    """Everything that a prediction may read. Shapes: one entry per job in every field; degrees and sizes are floats.
+
+    Bandwidths are uni-directional, per device, in bytes per second. `device` and `stack` are names in the catalogue.
+    `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
+    number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
+    pipeline stage (virtual stages). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not tensor,
+    context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
+    `network_latency_seconds` of a hop between fast domains. A gradient codec sends
+    `gradient_wire_fraction` of the bytes, passes `codec_passes` times over fp32 gradients, and keeps
+    `codec_state_bytes` per parameter. Messages that cannot be summed on the way are gathered: every rank receives
+    `gradient_gather_fraction` of the bytes from each other, passes `codec_decode_passes` times over fp32 gradients for
+    each, and holds `codec_message_bytes` of each.
+    """
+
+    model: Transformer
+    sequence: Array
+    attention_kernel: Names  # unfused, flash, flash1, flash2, flash3, cudnn
+    device: Names
+    device_memory_bytes: Array
+    num_devices: Array
+    devices_per_node: Array
+    fast_domain: Array
+    fast_bytes_per_second: Array
+    network_bytes_per_second: Array
+    tensor: Array
+    pipeline: Array
+    chunks: Array
+    context: Array
+    data: Array
+    expert: Array
+    expert_tensor: Array
+    zero_stage: Array
+    shard: Array
+    reshard_after_forward: Flags
+    sequence_parallel: Flags
+    schedule: Names  # 1f1b, interleaved, gpipe, zb-1p, zb-2p
+    first_fewer: Array
+    last_fewer: Array
+    recompute: Names  # none, selective, full
+    optimizer_offload: Flags
+    activation_offload: Flags
+    precision: Names  # fp32, fp16, bf16, fp8, mxfp8, nvfp4
+    micro_batch: Array
+    num_microbatches: Array
+    stack: Names
+    compiled: Flags
+    overlap_grad: Flags
+    overlap_param: Flags
+    overlap_tensor: Flags
+    overlap_pipeline: Flags
+    data_outside: Flags
+    network_latency_seconds: Array
+    gradient_wire_fraction: Array
+    codec_passes: Array
+    codec_state_bytes: Array
+    gradient_gather_fraction: Array
+    codec_decode_passes: Array
+    codec_message_bytes: Array
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def take(self, index: NDArray[np.int64] | Flags) -> Jobs:
+        """The jobs at `index`."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
+        return Jobs(model=self.model.take(index), **{name: column[index] for name, column in columns.items()})
+
+    @property
+    def tokens(self) -> Array:
+        """Tokens of one micro-batch that one rank holds: its samples times its share of the sequence."""
+        return self.micro_batch * self.sequence / self.context
+
+    @property
+    def global_batch(self) -> Array:
+        """Samples per step."""
+        return self.micro_batch * self.num_microbatches * self.data

@@ -1,0 +1,243 @@
+"""What one micro-batch costs on one rank, layer by layer: seconds of products, bytes of everything memory-bound.
+
+Kernels are priced at the shapes a rank has. Nothing here knows of overlap, pipelines or the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
+from planner.cost.job import Jobs
+from planner.cost.vocabulary import padded_vocabulary
+from profiles.laws.kernels import Silicon, attention_seconds, grouped_matmul_seconds, is_aligned, matmul_seconds
+from profiles.models.transformer import Array, Flags
+
+Phase = Literal["forward", "backward"]
+PHASES: tuple[Phase, ...] = ("forward", "backward")
+# Reads and writes of one activation by kernels that fuse what Megatron's do: (forward, backward). A norm reads and
+# writes; bias, dropout and residual are one kernel of two reads and a write; backward also adds the two branches up.
+NORM_PASSES, RESIDUAL_PASSES, ROTARY_PASSES = (2.0, 3.0), (3.0, 3.0), (2.0, 2.0)
+PLAIN_ACTIVATION_PASSES, GATED_ACTIVATION_PASSES = (2.0, 3.0), (3.0, 5.0)
+# Softmax reads and writes the scores, dropout as well; its mask is half a pass.
+SCORE_PASSES = (4.0, 4.5)
+# Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies.
+ROUTING_PASSES = (6.0, 7.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Work of one phase of one layer on one rank.
+
+    Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides, apart
+    by what a stack's fusion changes: activations, attention scores, logits (elements), operands
+    converted to low precision (elements).
+    """
+
+    matmul_seconds: Array
+    attention_seconds: Array
+    activation_bytes: Array
+    score_bytes: Array
+    logit_elements: Array
+    copied_elements: Array
+
+    def __add__(self, other: Load) -> Load:
+        return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
+
+
+def _load(like: Array, **fields: Array) -> Load:
+    """A load of the `fields` given and nothing else."""
+    zero = np.zeros_like(like)
+    return Load(**{name: fields.get(name, zero) for name in Load.__slots__})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Loads per micro-batch and rank by part of the model and phase; `core` is what selective recomputation repeats."""
+
+    dense: dict[Phase, Load]
+    moe: dict[Phase, Load]
+    embedding: dict[Phase, Load]
+    head: dict[Phase, Load]
+    core: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shapes:
+    """What the pieces share: token counts of a rank, degrees, devices in both precisions."""
+
+    jobs: Jobs
+    low: Silicon
+    wide: Silicon
+    width: Array
+    tokens: Array
+    spread: Array  # tokens of norms and residuals: split as well with sequence parallelism
+    is_low: Flags
+
+
+def work_of(jobs: Jobs) -> Work:
+    """The work of every part of the model. Shapes: one entry per job in every array."""
+    wide = silicon_of(jobs, wide_precisions(jobs))
+    low = silicon_of(jobs, linear_precisions(jobs))
+    shapes = _Shapes(
+        jobs=jobs,
+        low=low,
+        wide=wide,
+        width=wide.element_bytes,
+        tokens=jobs.tokens,
+        spread=jobs.tokens / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
+        is_low=low.element_bytes < wide.element_bytes,
+    )
+    attention = {phase: _attention(shapes, phase) for phase in PHASES}
+    dense_ffn = {phase: _feed_forward(shapes, jobs.model.ffn_size, phase) for phase in PHASES}
+    experts = {phase: _experts(shapes, phase) for phase in PHASES}
+    return Work(
+        dense={phase: attention[phase] + dense_ffn[phase] for phase in PHASES},
+        moe={phase: attention[phase] + experts[phase] for phase in PHASES},
+        embedding={phase: _embedding(shapes, phase) for phase in PHASES},
+        head={phase: _head(shapes, phase) for phase in PHASES},
+        core=_core(shapes, "forward"),
+    )
+
+
+def _at(phase: Phase, pair: tuple[float, float]) -> float:
+    return pair[0] if phase == "forward" else pair[1]
+
+
+def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase: Phase, wide: bool = False) -> Load:
+    """One linear of `inputs` by `outputs` on `tokens` rows; backward has the two products of its gradients."""
+    silicon = shapes.wide if wide else shapes.low
+    aligned = is_aligned(inputs, silicon) & is_aligned(outputs, silicon)
+    if phase == "forward":
+        seconds = matmul_seconds(tokens, outputs, inputs, "TN", silicon, aligned=aligned)
+        converted = tokens * inputs
+    else:
+        seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon, aligned=aligned)
+        of_weight = matmul_seconds(outputs, inputs, tokens, "NT", silicon, accumulate=True, aligned=aligned)
+        seconds = seconds + of_weight
+        converted = tokens * outputs
+    copied = np.where(shapes.is_low & ~np.bool_(wide), converted, 0.0)
+    return _load(seconds, matmul_seconds=seconds, copied_elements=copied)
+
+
+def _moved(shapes: _Shapes, elements: Array) -> Load:
+    """Memory-bound work on `elements` of activations, each pass counted."""
+    return _load(elements, activation_bytes=elements * shapes.width)
+
+
+def _core(shapes: _Shapes, phase: Phase) -> Load:
+    """Attention itself: scores, softmax, weighted values; without a fused kernel the scores pass through memory."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    heads = model.num_heads / jobs.tensor
+
+    def seconds(keys: Array) -> Array:
+        result = np.zeros(len(jobs))
+        for kernel in np.unique(jobs.attention_kernel):
+            part = np.where(
+                jobs.attention_kernel == kernel,
+                attention_seconds(
+                    phase,
+                    str(kernel),
+                    jobs.micro_batch,
+                    heads,
+                    jobs.sequence,
+                    keys,
+                    model.qk_head_dim,
+                    model.v_head_dim,
+                    shapes.wide,
+                ),
+                0.0,
+            )  # fmt: skip
+            result = result + part
+        return result
+
+    full = seconds(jobs.sequence)
+    if np.any(model.window > 0):
+        limited = seconds(np.minimum(jobs.sequence, np.where(model.window > 0, 2 * model.window, jobs.sequence)))
+        full = np.where(model.window > 0, (full + limited) / 2, full)
+    scores = jobs.micro_batch * heads * jobs.sequence**2 / jobs.context
+    unfused = np.where(jobs.attention_kernel == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
+    return _load(scores, attention_seconds=full / jobs.context, score_bytes=unfused * shapes.width)
+
+
+def _attention(shapes: _Shapes, phase: Phase) -> Load:
+    """Norm, projections, attention, residual of one layer."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    rotated = shapes.tokens * (model.num_heads + model.num_kv_heads) * model.qk_head_dim / jobs.tensor
+    rotated = np.where(model.learned_positions > 0, 0.0, rotated)
+    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
+    load = _core(shapes, phase) + _moved(
+        shapes, shapes.spread * model.hidden_size * passes + rotated * _at(phase, ROTARY_PASSES)
+    )
+    for _, inputs, outputs, split in model.attention_linears:
+        rows = shapes.spread if split == "whole" else shapes.tokens
+        inputs = inputs / np.where(split == "row", jobs.tensor, 1.0)
+        outputs = outputs / np.where(split == "column", jobs.tensor, 1.0)
+        load = load + _linear(shapes, rows, inputs, outputs, phase)
+    return load
+
+
+def _feed_forward(shapes: _Shapes, ffn_size: Array, phase: Phase) -> Load:
+    """Norm, feed-forward network, residual of one dense layer."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
+    return _network(shapes, shapes.tokens, ffn_size / jobs.tensor, phase) + _moved(
+        shapes, shapes.spread * model.hidden_size * passes
+    )
+
+
+def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> Load:
+    """The two linears and the activation between them."""
+    model = shapes.jobs.model
+    activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
+    load = _moved(shapes, tokens * ffn_size * activation)
+    for _, inputs, outputs, _ in model.feed_forward_linears(ffn_size):
+        load = load + _linear(shapes, tokens, inputs, outputs, phase)
+    return load
+
+
+def _experts(shapes: _Shapes, phase: Phase) -> Load:
+    """Router, routed experts under balanced load, shared expert, norm and residual of one mixture-of-experts layer."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    local = np.maximum(model.num_experts, 1.0) / jobs.expert
+    own = shapes.tokens / jobs.tensor
+    routed = own * model.experts_per_token * jobs.expert_tensor
+    ffn = model.expert_ffn_size / jobs.expert_tensor
+    widened = ffn * np.where(model.gated, 2.0, 1.0)
+    rows = routed / local
+    zero = np.zeros(len(jobs))
+    seconds = zero
+    for inputs, outputs in ((model.hidden_size, widened), (ffn, model.hidden_size)):
+        if phase == "forward":
+            seconds = seconds + grouped_matmul_seconds(local, rows, outputs, inputs, "TN", shapes.low)
+        else:
+            seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", shapes.low)
+            seconds = seconds + grouped_matmul_seconds(local, outputs, inputs, rows, "NT", shapes.low)
+    activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
+    moved = routed * model.hidden_size * _at(phase, ROUTING_PASSES) + routed * ffn * activation
+    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
+    moved = moved + shapes.spread * model.hidden_size * passes
+    load = _moved(shapes, moved) + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
+    load = load + _linear(shapes, own, model.hidden_size, np.maximum(model.num_experts, 1.0), phase, wide=True)
+    return load + _load(seconds, matmul_seconds=seconds)
+
+
+def _embedding(shapes: _Shapes, phase: Phase) -> Load:
+    """Looking tokens up; backward clears and fills a gradient of the whole table."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    moved = 2 * shapes.spread * model.hidden_size
+    if phase == "backward":
+        moved = moved + 2 * model.vocab_size * model.hidden_size / jobs.tensor
+    return _moved(shapes, moved)
+
+
+def _head(shapes: _Shapes, phase: Phase) -> Load:
+    """Final norm, projection to the vocabulary and loss."""
+    jobs, model = shapes.jobs, shapes.jobs.model
+    outputs = padded_vocabulary(jobs) / jobs.tensor
+    load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
+    load = load + _moved(shapes, shapes.spread * model.hidden_size * _at(phase, NORM_PASSES))
+    return load + _load(outputs, logit_elements=shapes.tokens * outputs)

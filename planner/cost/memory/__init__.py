@@ -1,0 +1,1 @@
+"""Bytes that a job holds: states of its parameters, tensors saved for backward, and the fullest moment."""

@@ -1,0 +1,62 @@
+"""Everything about jobs that no fitted factor changes: kernels and messages, each priced alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.axes import context, data, expert, pipeline, tensor
+from planner.cost.factors import expected
+from planner.cost.hardware import fabric_of, of_devices
+from planner.cost.job import Jobs
+from planner.cost.kernel_work import Work, work_of
+from planner.cost.software_time import TimeRules, rules_of
+from profiles.models.transformer import Array
+from profiles.units import GB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array."""
+
+    jobs: Jobs
+    rules: TimeRules
+    work: Work
+    layers: pipeline.StageLayers
+    held: data.StageParameters
+    exchange: data.Exchange
+    sharded: data.Sharded
+    half_layer: Array
+    gather_again: Array
+    expert_layer: Array
+    context_layer: Array
+    message: Array
+    memory_rate: Array
+    host_link_rate: Array
+    num_nodes: Array
+
+
+def ingredients_of(jobs: Jobs) -> Ingredients:
+    """Price every kernel and message of `jobs` alone."""
+    rules = rules_of(jobs, expected())
+    fabric = fabric_of(jobs)
+    layers = pipeline.stage_layers(jobs)
+    held = data.stage_parameters(jobs, layers)
+    return Ingredients(
+        jobs=jobs,
+        rules=rules,
+        work=work_of(jobs),
+        layers=layers,
+        held=held,
+        exchange=data.exchange(jobs, rules, fabric, held),
+        sharded=data.sharded(jobs, rules, fabric),
+        half_layer=tensor.half_layer_seconds(jobs, fabric),
+        gather_again=tensor.gather_seconds(jobs, fabric),
+        expert_layer=expert.layer_seconds(jobs, fabric),
+        context_layer=context.layer_seconds(jobs, fabric),
+        message=pipeline.message_seconds(jobs, rules, fabric),
+        memory_rate=of_devices(jobs.device, lambda device: device.memory_gb_per_second * GB),
+        host_link_rate=of_devices(jobs.device, lambda device: device.host_gb_per_second * GB),
+        num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),
+    )

@@ -1,1 +1,0 @@
-"""Jobs on anybody's cluster, priced in columns from their configuration: sizes, layout, hardware, software."""

@@ -1,0 +1,274 @@
+"""Whether a plan can be carried out, and if not why: one list of rules for the table of plans and for the executor.
+
+Each rule says what the stock library cannot do, or what the model does not allow, and the nearest choice that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.plans import Plan, recomputable_layers
+from profiles.codecs.codec import codec
+from profiles.models.profile import PRECISIONS, ModelProfile
+from profiles.models.sizes import ModelSizes
+
+# Schedules of one stage per rank; of several, dealt out in turns; of two, dealt out there and back.
+SINGLE_SCHEDULES = ("gpipe", "1f1b")
+LOOPED_SCHEDULES = ("interleaved-1f1b", "interleaved-zb")
+V_SCHEDULES = ("zbv", "dualpipev")
+# Schedules that compute weight gradients apart from input gradients.
+SPLIT_BACKWARD = ("interleaved-zb", "zbv", "dualpipev")
+STAGES_OF_V = 2
+# Codecs that are a precision to reduce in, which FSDP2 has an option for.
+FSDP_CODECS = ("none", "bf16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split."""
+
+    name: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    can_tensor_parallel: bool
+    can_pipeline: bool
+    is_transformer: bool
+    num_experts: int = 0
+
+
+def facts_of(model: ModelProfile) -> ModelFacts:
+    """The facts of a profiled model."""
+    return ModelFacts(
+        name=model.name,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        ffn_size=model.ffn_size,
+        vocab_size=model.vocab_size,
+        tied_embeddings=model.tied_embeddings,
+        can_tensor_parallel=model.can_tensor_parallel,
+        can_pipeline=model.can_pipeline,
+        is_transformer=model.workload.reads_text,
+        num_experts=model.num_experts,
+    )
+
+
+def facts_of_sizes(model: ModelSizes) -> ModelFacts:
+    """The facts of a model that is known by its sizes."""
+    sizes = model.transformer
+    return ModelFacts(
+        name=model.name,
+        num_layers=model.num_layers + 2,
+        num_heads=int(sizes.num_heads[0]),
+        num_kv_heads=int(sizes.num_kv_heads[0]),
+        ffn_size=int(sizes.ffn_size[0]),
+        vocab_size=int(sizes.vocab_size[0]),
+        tied_embeddings=bool(sizes.tied[0]),
+        can_tensor_parallel=not sizes.num_experts[0],
+        can_pipeline=not sizes.tied[0],
+        is_transformer=True,
+        num_experts=int(sizes.num_experts[0]),
+    )
+
+
+def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
+    """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
+    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile):
+        for reason in rules(plan, model, sequence_length):
+            return f"plan {reason}"
+    return ""
+
+
+def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if plan.precision not in PRECISIONS:
+        yield f"precision={plan.precision}: the executor knows {', '.join(PRECISIONS)}"
+    if plan.zero_stage not in range(4):
+        yield f"zero_stage={plan.zero_stage}: there are stages 0 to 3"
+    if plan.replica_microbatches:
+        yield f"replica_microbatches={plan.replica_microbatches}: planned only, leave it out"
+    if plan.offload != "none":
+        yield f"offload={plan.offload}: planned only, use offload=none"
+
+
+def _fp8(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What torchao's linears do not go together with."""
+    if plan.precision != "fp8":
+        return
+    if plan.tensor_parallel > 1:
+        yield (
+            f"precision=fp8 with tensor_parallel={plan.tensor_parallel}: torch would send the largest number of every "
+            "split tensor in a message of its own (rehearsed), use bf16 or data_parallel"
+        )
+    if plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"precision=fp8 with schedule={plan.schedule}: torchao computes both gradients of a linear at once, and "
+            "would do so twice (rehearsed), use interleaved-1f1b"
+        )
+    if model.num_experts:
+        yield f"precision=fp8 with the experts of {model.name}: torchao rounds linears alone, use bf16"
+
+
+def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    replicas = plan.data_parallel * plan.context_parallel
+    if codec(plan.codec).lossy and replicas == 1:
+        yield f"codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress"
+    if plan.zero_stage and replicas == 1:
+        yield f"zero_stage={plan.zero_stage} with data_parallel=1: nothing to shard over, use zero_stage=0"
+    if plan.zero_stage >= 2 and plan.codec not in FSDP_CODECS:
+        yield (
+            f"zero_stage={plan.zero_stage} with codec={plan.codec}: FSDP reduces in {' or '.join(FSDP_CODECS[1:])} "
+            "and takes no other codec, use that or zero_stage=1"
+        )
+    if plan.shard_degree and plan.zero_stage < 2:
+        yield f"shard_degree={plan.shard_degree} with zero_stage={plan.zero_stage}: HSDP is FSDP, use zero_stage=2 or 3"
+    if plan.shard_degree and plan.context_parallel > 1:
+        yield (
+            f"shard_degree={plan.shard_degree} with context_parallel={plan.context_parallel}: the context axis is "
+            "sharded over as well, use shard_degree=0"
+        )
+    if plan.zero_stage >= 2 and model.tied_embeddings:
+        yield (
+            f"zero_stage={plan.zero_stage}: embedding and head of {model.name} share a weight that FSDP would shard "
+            "twice, use zero_stage=1"
+        )
+
+
+def _tensor(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    degree = plan.tensor_parallel
+    for name in ("sequence_parallel", "vocab_parallel"):
+        if getattr(plan, name) and degree == 1:
+            yield f"{name} with tensor_parallel=1: there is nothing to split, leave it out"
+        if getattr(plan, name) and not model.is_transformer:
+            yield f"{name}: where {model.name} has its norms and vocabulary is not known, leave it out"
+    if degree == 1:
+        return
+    if not model.can_tensor_parallel:
+        yield f"tensor_parallel={degree}: {model.name} does not say how its linears are split, use data_parallel"
+    for what in ("num_heads", "num_kv_heads", "ffn_size"):
+        if getattr(model, what) % degree:
+            yield f"tensor_parallel={degree}: {what}={getattr(model, what)} of {model.name} is no multiple"
+    if plan.sequence_parallel and sequence_length % (degree * plan.context_parallel):
+        yield f"sequence_parallel: {sequence_length} tokens cannot be cut into {degree * plan.context_parallel} pieces"
+    if plan.vocab_parallel and model.vocab_size % degree:
+        yield f"vocab_parallel: a vocabulary of {model.vocab_size} is no multiple of tensor_parallel={degree}"
+    if plan.vocab_parallel and model.tied_embeddings:
+        yield f"vocab_parallel: embedding and head of {model.name} share a weight, and are not split yet; leave it out"
+
+
+def _context(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    degree = plan.context_parallel
+    if degree == 1:
+        return
+    if not model.is_transformer:
+        yield f"context_parallel={degree}: where {model.name} has its attention is not known, use data_parallel"
+    if sequence_length % degree:
+        yield f"context_parallel={degree}: {sequence_length} tokens cannot be cut into as many pieces"
+    for what in ("num_heads", "num_kv_heads"):
+        own = getattr(model, what) // plan.tensor_parallel
+        if own % degree:
+            yield (
+                f"context_parallel={degree}: heads are exchanged for tokens, and {what}={getattr(model, what)} over "
+                f"tensor_parallel={plan.tensor_parallel} is no multiple"
+            )
+
+
+def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """Experts are shared out over ranks of the data axis, and averaged beside DDP."""
+    degree = plan.expert_parallel
+    if model.num_experts and plan.context_parallel > 1:
+        yield f"context_parallel={plan.context_parallel} with the experts of {model.name}: not tried, use data_parallel"
+    if model.num_experts and plan.schedule in SPLIT_BACKWARD:
+        yield f"schedule={plan.schedule} with the experts of {model.name}: not tried, use 1f1b"
+    if model.num_experts and plan.compiled:
+        yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
+    if degree == 1:
+        return
+    if not model.num_experts or model.num_experts % degree:
+        yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, which is no multiple"
+    if plan.data_parallel % degree:
+        yield (
+            f"expert_parallel={degree}: ranks that share experts lie on the data axis, and data_parallel="
+            f"{plan.data_parallel} is no multiple"
+        )
+    if plan.zero_stage or codec(plan.codec).lossy:
+        yield (
+            f"expert_parallel={degree} with zero_stage={plan.zero_stage} and codec={plan.codec}: experts are averaged "
+            "beside DDP, use zero_stage=0 and codec=none"
+        )
+
+
+def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    stages, count = plan.pipeline_parallel, plan.num_microbatches
+    if stages == 1:
+        if plan.virtual_stages > 1:
+            yield f"virtual_stages={plan.virtual_stages} with pipeline_parallel=1: use virtual_stages=1"
+        return
+    if not model.can_pipeline:
+        yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages (tied embeddings, or a single layer)"
+    if plan.schedule in SINGLE_SCHEDULES and plan.virtual_stages > 1:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has one stage per rank, use interleaved-1f1b"
+    if plan.schedule == "interleaved-1f1b" and plan.virtual_stages < 2:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} needs several stages per rank, use 1f1b"
+    if plan.schedule in V_SCHEDULES and plan.virtual_stages != STAGES_OF_V:
+        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has two stages per rank, use virtual_stages=2"
+    if plan.schedule == "1f1b" and count < stages:
+        yield f"num_microbatches={count}: 1f1b needs at least one per stage, {stages}"
+    if plan.schedule == "dualpipev" and count < plan.num_stages:
+        yield f"num_microbatches={count}: dualpipev needs at least one per stage, {plan.num_stages}"
+    if plan.schedule in LOOPED_SCHEDULES and count % max(1, count // stages):
+        rounds = max(1, count // stages)
+        yield f"num_microbatches={count}: {plan.schedule} goes in {rounds} rounds of equal length, use a multiple"
+    yield from _pipeline_and_data(plan)
+
+
+def _pipeline_and_data(plan: Plan) -> Iterator[str]:
+    """What torch's pipelining does not do together with an axis that averages gradients."""
+    if plan.schedule in SPLIT_BACKWARD and codec(plan.codec).lossy:
+        yield (
+            f"codec={plan.codec} with schedule={plan.schedule}: its weight gradients bypass DDP, which codecs work in; "
+            "use codec=none, or interleaved-1f1b"
+        )
+    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 1 and plan.tensor_parallel > 1:
+        yield (
+            f"zero_stage=1 with schedule={plan.schedule} and tensor_parallel={plan.tensor_parallel}: without DDP, "
+            "weights stay DTensors, which ZeroRedundancyOptimizer cannot send (rehearsed); use zero_stage=2"
+        )
+    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 3:
+        yield (
+            f"zero_stage=3 with schedule={plan.schedule}: FSDP gives its parameters back between the two halves of a "
+            "backward pass, and weight gradients are lost (tried: losses differ); use zero_stage=2"
+        )
+
+
+def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if plan.recompute == "selective" and not model.is_transformer:
+        yield f"recompute=selective: where {model.name} has its attention is not known, use recompute=full"
+    if plan.recompute == "full" and plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"recompute=full with schedule={plan.schedule}: torch recomputes a layer for every linear whose weight "
+            "gradient it takes apart (rehearsed: up to 3.6 times the FLOPs); use selective, or interleaved-1f1b"
+        )
+    if not plan.recompute_layers:
+        return
+    if plan.recompute == "none":
+        yield f"recompute_layers={plan.recompute_layers} with recompute=none: leave them out"
+    if len(plan.recompute_layers) != plan.num_stages:
+        yield f"recompute_layers={plan.recompute_layers}: must give one count per stage, {plan.num_stages}"
+    for stage, count in enumerate(plan.recompute_layers):
+        present = len(recomputable_layers(plan, stage, model.num_layers))
+        if not 0 <= count <= present:
+            yield f"recompute_layers={plan.recompute_layers}: stage {stage} has {present} layers that can be recomputed"
+
+
+def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    if not plan.compiled:
+        return
+    if plan.schedule in SPLIT_BACKWARD:
+        yield (
+            f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, use interleaved-1f1b"
+        )

@@ -1,0 +1,1 @@
+"""What a training job takes on a machine that was measured, by its own kernels, layers and links."""

@@ -1,0 +1,140 @@
+"""The answer of `planner.plan` as an object: for notebooks and programs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.answers import Change, Cost, WhyNot
+from planner.ask import Request, answer_to
+from planner.prediction import Candidate, PlanFile
+from planner.space.answers import Answer
+from planner.space.questions import Reliability, cost_of, sensitivity, why_not
+from planner.terminal import show_answers
+from profiles import artifacts
+from profiles.errors import InputError
+from profiles.library import load_sizes
+from profiles.models.sizes import ModelSizes
+from profiles.units import format_bytes, format_percent, format_seconds
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = ("plan", "step", "tokens/s", "MFU", "memory", "why")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A ranked table of plans that answers further questions; `file` is what `plan -o` writes."""
+
+    file: PlanFile
+    answer: Answer
+
+    @property
+    def best(self) -> Candidate:
+        """The plan of choice with its prediction."""
+        return self.file.candidates[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader must know before trusting the table."""
+        return self.file.notes
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per plan: totals, seconds by part, bytes of the fullest rank by kind."""
+        import pandas
+
+        return pandas.DataFrame([_row(candidate) for candidate in self.file.candidates])
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan file, which `execute` runs.
+
+        Raises: EnvironmentFailure where it cannot be written.
+        """
+        artifacts.write(Path(path), "plan", self.file)
+
+    def why_not(self, degrees: str) -> WhyNot:
+        """What becomes of plans with such degrees, tp=8,pp=4.
+
+        Raises: InputError for names that are none.
+        """
+        return why_not(self.answer, degrees)
+
+    def sensitivity(self) -> list[Change]:
+        """What each unknown would cost, and whether it would change the winner."""
+        return sensitivity(self.answer)
+
+    def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
+        """What training on so many tokens takes; `price` in dollars per device and hour."""
+        return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(_tr("td", _cells(candidate)) for candidate in self.file.candidates)
+        notes = "".join(
+            f"<li>{html.escape(note)}</li>" for note in (*self.notes, *show_answers.notes(self.file.answers))
+        )
+        title = f"{self.file.model_name} on {self.file.num_devices} x {self.file.machine_name}"
+        return (
+            f"<table><caption>{html.escape(title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
+            f"</table><ul>{notes}</ul>"
+        )
+
+
+def sizes_to_plan(model: str) -> ModelSizes:
+    """The sizes of a model: an alias, or a config.json or its folder.
+
+    Raises: InputError for a model that has to be traced; UnknownNameError.
+    """
+    sizes = load_sizes(model)
+    if sizes is None:
+        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
+    return sizes
+
+
+def planned(request: Request) -> Planned:
+    """Search as `plan` does.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
+    """
+    if not request.device and not request.cluster:
+        raise InputError("plan needs device=... or cluster=..., such as device='h100-sxm'")
+    found = answer_to(request)
+    return Planned(file=found.file, answer=found)
+
+
+def _row(candidate: Candidate) -> dict[str, object]:
+    prediction = candidate.prediction
+    return {
+        "rank": candidate.rank,
+        "plan": candidate.plan.id,
+        "step_seconds": prediction.step_seconds,
+        "low_seconds": prediction.low_seconds,
+        "high_seconds": prediction.high_seconds,
+        "tokens_per_second": prediction.tokens_per_second,
+        "mfu": prediction.mfu,
+        "peak_bytes": prediction.peak_bytes,
+        "fits": prediction.fits,
+        "executable": candidate.executable,
+        "why": candidate.verdict,
+        **{f"{part}_seconds": seconds for part, seconds in prediction.seconds.items()},
+        **{f"{kind}_bytes": held for kind, held in prediction.bytes_per_rank.items()},
+    }
+
+
+def _cells(candidate: Candidate) -> Sequence[str]:
+    prediction = candidate.prediction
+    return (
+        candidate.plan.id,
+        format_seconds(prediction.step_seconds),
+        f"{prediction.tokens_per_second:,.0f}",
+        format_percent(prediction.mfu),
+        format_bytes(prediction.peak_bytes),
+        candidate.verdict,
+    )
+
+
+def _tr(kind: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"

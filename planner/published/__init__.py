@@ -1,0 +1,1 @@
+"""Tables of runs of others: read, predicted, and what the factors learn from them."""

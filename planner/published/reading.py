@@ -1,0 +1,108 @@
+"""Rows of a table of runs as jobs: every configuration column read, empty ones filled and noted, bad rows refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.job import Jobs
+from planner.published import checks
+from planner.published.cells import Cells, Refused
+from planner.published.layout_cells import read_layout
+from planner.published.model_cells import read_model
+from planner.published.software_cells import Software, read_hardware, read_software
+from profiles.inputs import limits
+from profiles.models.transformer import Transformer
+
+WORDS = ("attention_kernel", "device", "schedule", "recompute", "precision", "stack")
+# All that a prediction may read; `row_id` names the row and nothing else.
+CONFIGURATION = (
+    "arch", "num_layers", "hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "seq_len",
+    "mlp_type", "tied_embeddings", "num_experts", "moe_topk", "moe_ffn_size", "shared_expert_ffn_size",
+    "num_dense_layers", "dense_ffn_size", "attention", "mla_q_lora", "mla_kv_lora", "mla_qk_nope", "mla_qk_rope",
+    "mla_v", "sliding_window_alternating", "attention_kernel", "gpu_type", "gpu_mem_gib", "num_gpus", "gpus_per_node",
+    "nvlink_domain_gpus", "intra_node_gbytes_per_s_unidir", "nic_gbit_per_s_per_gpu", "tp", "pp", "vp", "dp", "cp",
+    "ep", "etp", "zero_stage", "dp_shard", "reshard_after_forward", "sequence_parallel", "schedule",
+    "first_stage_fewer_layers", "last_stage_fewer_layers", "recompute_class", "optimizer_offload",
+    "activation_offload", "precision_class", "global_batch_size", "micro_batch_size", "num_microbatches", "stack",
+    "compiled", "overlap_grad", "overlap_param", "overlap_tp", "overlap_pp",
+)  # fmt: skip
+USUAL_SEQUENCE = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a table says.
+
+    `accepted` is the row of each job, `assumptions` are per row, and `refused` gives the reason by row.
+    """
+
+    row_ids: list[str]
+    jobs: Jobs
+    accepted: NDArray[np.int64]
+    assumptions: list[tuple[str, ...]]
+    refused: dict[int, str]
+
+
+def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
+    """Every row as a job, or refused with a reason; never raises for what a row says."""
+    ids: list[str] = []
+    assumptions: list[tuple[str, ...]] = []
+    refused: dict[int, str] = {}
+    models: list[dict[str, float | bool]] = []
+    jobs: list[dict[str, float | bool | str]] = []
+    accepted: list[int] = []
+    for number, given in enumerate(rows):
+        row = checks.Row(given)
+        ids.append(f"row {number + 1}" if row.is_empty("row_id") else row.cells["row_id"])
+        row.cells = {name: row.cells[name] for name in CONFIGURATION if name in row.cells}
+        cells = Cells({})
+        try:
+            checks.complete(row)
+            cells = Cells(row.cells)
+            model, job = _read(cells)
+            checks.check(row, model, job)
+        except Refused as reason:
+            refused[number] = str(reason)
+        else:
+            models.append(model)
+            jobs.append(job)
+            accepted.append(number)
+        assumptions.append((*row.notes, *cells.assumptions))
+    return Reading(
+        row_ids=ids,
+        jobs=_columns(models, jobs),
+        accepted=np.array(accepted, dtype=np.int64),
+        assumptions=assumptions,
+        refused=refused,
+    )
+
+
+def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str]]:
+    software: Software = read_software(cells)
+    sequence = cells.size("seq_len", USUAL_SEQUENCE)
+    if sequence > limits.SEQUENCE:
+        raise Refused(f"seq_len is {sequence:.12g}; the longest that can be predicted is {limits.SEQUENCE}")
+    model = read_model(cells, sequence)
+    hardware = read_hardware(cells, software)
+    layout = read_layout(cells, software, model, float(hardware["num_devices"]))
+    return model, {"sequence": sequence, **hardware, **layout}
+
+
+def _columns(models: list[dict[str, float | bool]], jobs: list[dict[str, float | bool | str]]) -> Jobs:
+    """Rows turned into columns of the types that the fields have."""
+    flags = {"gated", "tied", "biases"}
+    model: dict[str, Any] = {
+        field.name: np.array([row[field.name] for row in models], dtype=bool if field.name in flags else float)
+        for field in fields(Transformer)
+    }
+    own: dict[str, Any] = {}
+    for field in fields(Jobs):
+        if field.name != "model":
+            kind: type = str if field.name in WORDS else bool if field.type == "Flags" else float
+            own[field.name] = np.array([row[field.name] for row in jobs], dtype=kind)
+    return Jobs(model=Transformer(**model), **own)

@@ -1,0 +1,107 @@
+"""The columns that describe the software and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.published.cells import Cells, Refused
+from profiles.errors import UnknownNameError
+from profiles.machines.devices import Device, find_device
+from profiles.machines.stacks import stack_names
+from profiles.units import GB, GIB
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4")
+KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "cudnn")
+OVERLAPS_GRADIENTS = ("fsdp", "fsdp2", "megatron-core", "deepspeed", "xla", "torch", "nanotron", "trainwright")
+OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
+# Of a card's label the driver keeps about this share.
+KEPT_SHARE = 0.01
+LABEL_TOLERANCE = 0.1
+BITS = 8.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """The stack, and whether the row says more than that it is plain."""
+
+    stack: str
+
+
+def read_software(cells: Cells) -> Software:
+    """The stack; where it is empty, one that can do what the other columns ask for.
+
+    Raises: Refused for an unknown one.
+    """
+
+    def above_one(column: str) -> bool:
+        text = cells.text(column)
+        return text is not None and text not in ("1", "1.0")
+
+    zero = cells.text("zero_stage")
+    sharded = cells.text("dp_shard") is not None or (zero is not None and zero.startswith("3"))
+    split = above_one("tp") or above_one("pp") or above_one("ep")
+    usual = "fsdp" if sharded else "megatron-core" if split else "torch"
+    return Software(stack=cells.word("stack", stack_names(), usual))
+
+
+@lru_cache(maxsize=256)
+def _device(text: str, memory_gib: float | None) -> Device:
+    return find_device(text, memory_gib)
+
+
+def read_hardware(cells: Cells, software: Software) -> dict[str, float | bool | str]:
+    """Device, links, precision and kernels of a job.
+
+    Raises: Refused for an unknown device, and for a precision it does not have.
+    """
+    name = cells.text("gpu_type")
+    if name is None:
+        raise Refused("gpu_type is empty; name the GPU in the table, or give --device")
+    stated = cells.text("gpu_mem_gib")
+    label = cells.size("gpu_mem_gib", 0, noted=False) if stated is not None else None
+    try:
+        device = _device(name, label)
+    except UnknownNameError as error:
+        raise Refused(f"gpu_type: {error}") from None
+    memory = device.memory_gib
+    if label is not None and abs(label / device.memory_label_gb - 1) > LABEL_TOLERANCE:
+        memory = label * (1 - KEPT_SHARE)
+    per_node = cells.size("gpus_per_node", device.devices_per_node)
+    fast = cells.size("nvlink_domain_gpus", max(device.fast_domain, 1), noted=False)
+    link = cells.size("intra_node_gbytes_per_s_unidir", device.link_gb_per_second, least=1e-3, whole=False)
+    devices = cells.size("num_gpus")
+    crosses = devices > max(per_node, fast)
+    network = device.network_gb_per_second * BITS
+    card = cells.size("nic_gbit_per_s_per_gpu", network, least=1e-3, whole=False, noted=crosses)
+    return {
+        "device": device.name,
+        "device_memory_bytes": memory * GIB,
+        "num_devices": devices,
+        "devices_per_node": per_node,
+        "fast_domain": fast,
+        "fast_bytes_per_second": link * GB,
+        "network_bytes_per_second": card / BITS * GB,
+        "stack": software.stack,
+        "precision": _precision(cells, device),
+        "attention_kernel": cells.word(
+            "attention_kernel", KERNELS, "unfused" if device.generation == "volta" else "flash2"
+        ),
+        "compiled": cells.flag("compiled", False),
+        "recompute": cells.word("recompute_class", ("none", "selective", "full"), "none"),
+        "optimizer_offload": cells.flag("optimizer_offload", False, noted=False),
+        "activation_offload": cells.flag("activation_offload", False, noted=False),
+        "overlap_grad": cells.flag("overlap_grad", software.stack in OVERLAPS_GRADIENTS),
+        "overlap_param": cells.flag("overlap_param", software.stack in OVERLAPS_PARAMETERS),
+    }
+
+
+def _precision(cells: Cells, device: Device) -> str:
+    usual = "bf16" if "bf16" in device.peak_tflops else "fp16"
+    precision = cells.word("precision_class", PRECISIONS, usual)
+    if precision == "tf32":
+        precision = "fp32"
+    if precision not in device.peak_tflops:
+        known = ", ".join(sorted(device.peak_tflops))
+        raise Refused(f"precision_class is {precision}, which {device.title} does not have; it has {known}")
+    return precision

@@ -1,0 +1,1 @@
+"""One step played event by event: streams, links, stragglers."""

@@ -1,0 +1,164 @@
+"""Layers of the best plans placed on stages exactly: the fastest split that memory allows, where an even one is not.
+
+A stage that holds more micro-batches has room for fewer layers; embedding and head take time that layers make up for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from planner.cost.memory.peak import Footprint, StageMemory, footprint, stage_memory
+from planner.cost.memory.stage_states import StageContent, stage_content
+from planner.schedules.placement import Layers, place
+from planner.schedules.registry import held_at_peak
+from planner.schedules.steps import Shape
+from planner.space.explore import Place, Space
+from planner.space.stage_passes import StagePasses, shape_of, stage_passes
+from planner.space.to_plans import jobs_at, plan_of
+from profiles.errors import PlanError
+from profiles.models.transformer import Array
+
+# Software that takes any stage bounds: the executor. Others split evenly, but for the ends.
+PLACES = ("trainwright",)
+
+
+def placeable(space: Space, place: Place) -> bool:
+    """Whether the plan's layers can be placed: one stage per rank, and all of its layers recomputed or none."""
+    if space.at.stack not in PLACES or space.layouts.pipeline[place.layout] == 1:
+        return False
+    plan = plan_of(space, place)
+    return plan.virtual_stages == 1 and not plan.recompute_layers
+
+
+def placements(space: Space, places: Sequence[Place]) -> dict[Place, tuple[int, ...]]:
+    """Stage bounds other than the plans' own, that are the fastest of those with room on every stage.
+
+    Of plans that `placeable` allows.
+    Model: what a stage takes grows in proportion to its layers and the micro-batches that it holds, as it does between
+    one layer and one more than an even share; whether the bounds really fit is for `placed_footprint` to say.
+    """
+    if not places:
+        return {}
+    passes, probed = stage_passes(space, places), _Probes(stage_memory(jobs_at(space, places)))
+    found = {}
+    for row, own in enumerate(places):
+        plan = plan_of(space, own)
+        shape = shape_of(plan)
+        try:
+            placed = place(_layers(space, passes, probed, row, shape), shape, space.at.memory_bytes)
+        except PlanError:
+            continue
+        # The embedding goes with the first layer, the head with the last.
+        bounds = (0, *(start + 1 for start in placed.bounds[1:]))
+        if bounds != plan.stage_bounds:
+            found[own] = bounds
+    return found
+
+
+class _Probes:
+    """What stages of so many layers take, asked of the laws of memory. Shapes: one entry per plan."""
+
+    def __init__(self, memory: StageMemory) -> None:
+        self.memory = memory
+        jobs = memory.jobs
+        self.last = jobs.pipeline - 1
+        self.more = np.ceil(jobs.model.num_layers / jobs.pipeline)
+        self.kinds = {"dense": self._slopes("dense")}
+        if (jobs.model.num_moe_layers > 0).any():
+            self.kinds["moe"] = self._slopes("moe")
+        nowhere = self._bytes(0 * self.last, "dense", 1.0), self._bytes(self.last, "dense", 1.0)
+        self.first_bytes = self._bytes(0 * self.last, "dense", 1.0, is_first=True) - nowhere[0]
+        self.last_bytes = self._bytes(self.last, "dense", 1.0, is_last=True) - nowhere[1]
+
+    def _bytes(
+        self, index: Array, kind: str, layers: float | Array, *, is_first: bool = False, is_last: bool = False
+    ) -> Array:
+        everywhere = np.ones(len(index), dtype=bool)
+        counts = layers * everywhere
+        held = self.memory.at(
+            StageContent(
+                index=index,
+                exists=everywhere,
+                is_first=is_first & everywhere,
+                is_last=is_last & everywhere,
+                dense_layers=counts if kind == "dense" else 0 * counts,
+                routed_layers=counts if kind == "moe" else 0 * counts,
+            )
+        )
+        return held.reserved_bytes + self.memory.rules.context_bytes
+
+    def _slopes(self, kind: str) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """Bytes of one layer, and of each further one, on the stage that holds most and on the one that holds least."""
+        result = []
+        for index in (0 * self.last, self.last):
+            one, many = (self._bytes(index, kind, count) for count in (1.0, 1 + self.more))
+            result.append((one, (many - one) / self.more))
+        return result[0], result[1]
+
+
+def _layers(space: Space, passes: StagePasses, probed: _Probes, row: int, shape: Shape) -> Layers:
+    """The model's layers as the placement asks for them, the ends with those next to them."""
+    model = space.at.model.transformer
+    total, dense = int(model.num_layers[0]), int(model.num_layers[0] - model.num_moe_layers[0])
+    held_by = held_at_peak(shape)
+    most, least = held_by[0][0], held_by[-1][0]
+    seconds, states, kept, working = (np.zeros(total) for _ in range(4))
+    for kind, where in (("dense", slice(0, dense)), ("moe", slice(dense, total))):
+        if kind not in probed.kinds or kind not in passes.ahead:
+            continue
+        full, empty = ((float(one[row]), float(each[row])) for one, each in probed.kinds[kind])
+        held = max(full[1] - empty[1], 0.0) / (most - least) if most > least else 0.0
+        state = max(empty[1] - held * least, 0.0)
+        seconds[where] = float((passes.ahead[kind].total + passes.again[kind].total)[row])
+        states[where], kept[where] = state, held
+        working[where] = max(full[0] - state - held * most, empty[0] - state - held * least)
+    seconds[0] += float(passes.embedding.total[row])
+    seconds[-1] += float(passes.head.total[row])
+    states[0] += float(probed.first_bytes[row])
+    states[-1] += float(probed.last_bytes[row])
+    return Layers(seconds=seconds, state_bytes=states, kept_bytes=kept, working_bytes=working)
+
+
+def placed_footprint(space: Space, places: Sequence[Place], jobs: Jobs) -> Footprint:
+    """Memory of `jobs`, which are the plans at `places`, with the stage bounds that the space has for them."""
+    if not any(own in space.placed for own in places):
+        return footprint(jobs)
+    return footprint(jobs, _contents(space, places, jobs))
+
+
+def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[StageMemory, int], StageContent]:
+    model = space.at.model.transformer
+    total, dense = int(model.num_layers[0]), int(model.num_layers[0] - model.num_moe_layers[0])
+    placed = {
+        row: np.array([*(bound - 1 for bound in space.placed[own][1:]), total])
+        for row, own in enumerate(places)
+        if own in space.placed
+    }
+
+    def contents(shared: StageMemory, index: int) -> StageContent:
+        even = stage_content(jobs, shared.rules, index)
+        leading, routed = even.dense_layers.copy(), even.routed_layers.copy()
+        for row, ends in placed.items():
+            if index < len(ends):
+                start = ends[index - 1] if index else 0
+                leading[row] = min(dense, ends[index]) - min(dense, start)
+                routed[row] = ends[index] - start - leading[row]
+        return replace(even, dense_layers=leading, routed_layers=routed)
+
+    return contents
+
+
+def fullest_share(space: Space, places: Sequence[Place]) -> Array:
+    """How many times the layers of an even split's fullest stage a plan's fullest has, at least 1. Shapes: (plan,)."""
+    total = int(space.at.model.transformer.num_layers[0])
+    result = np.ones(len(places))
+    for row, own in enumerate(places):
+        if own in space.placed:
+            bounds = space.placed[own]
+            counts = np.diff([0, *(bound - 1 for bound in bounds[1:]), total])
+            result[row] = max(1.0, counts.max() / -(-total // len(bounds)))
+    return result

@@ -1,0 +1,159 @@
+"""What is fixed while layouts are compared: the model, the cluster, the software, the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.codecs.codec import codec as find_codec
+from profiles.laws.collectives import infiniband_seconds
+from profiles.machines.clusters import Cluster
+from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
+from profiles.models.sizes import ModelSizes
+from profiles.models.transformer import Array
+from profiles.units import GB, GIB
+
+OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
+
+# What a codec that is no codec keeps and gathers.
+NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
+
+    `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
+    no codec can.
+    """
+
+    model: ModelSizes
+    device: Device
+    num_devices: int
+    devices_per_node: int
+    fast_domain: int
+    network_bytes_per_second: float
+    fast_bytes_per_second: float
+    stack: str
+    precision: str
+    attention_kernel: str
+    global_batch_size: int
+    sequence_length: int
+    compiled: bool = False
+    codec: str = "none"
+    network_latency_seconds: float
+    free_exchange: bool = False
+
+    @property
+    def compresses(self) -> bool:
+        """Whether gradients are compressed before they are sent."""
+        return self.free_exchange or find_codec(self.codec).lossy
+
+    @property
+    def memory_bytes(self) -> float:
+        """What the driver lets a process use."""
+        return self.device.memory_gib * GIB
+
+
+def setting(
+    model: ModelSizes,
+    device: Device,
+    num_devices: int,
+    global_batch_size: int,
+    sequence_length: int,
+    stack: str = "trainwright",
+    precision: str = "bf16",
+    cluster: Cluster | None = None,
+    codec: str = "none",
+) -> Setting:
+    """A setting with the links of `cluster`, or those that the device is usually sold with."""
+    return Setting(
+        model=model,
+        device=device,
+        num_devices=num_devices,
+        devices_per_node=cluster.devices_per_node if cluster else device.devices_per_node,
+        fast_domain=max(1, cluster.fast_domain if cluster else device.fast_domain),
+        network_bytes_per_second=(cluster.network_gb_per_second if cluster else device.network_gb_per_second) * GB,
+        fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second) * GB,
+        stack=stack,
+        precision=precision,
+        attention_kernel="unfused" if device.generation == "volta" else "flash2",
+        global_batch_size=global_batch_size,
+        sequence_length=sequence_length,
+        codec=codec,
+        network_latency_seconds=cluster.network_latency_us * MICROSECOND if cluster else infiniband_seconds(),
+    )
+
+
+def jobs_of(at: Setting, **columns: Any) -> Jobs:
+    """Jobs of one setting that differ in `columns`, which are equally long; what is not named is one, or off."""
+    count = len(next(iter(columns.values())))
+    fixed: dict[str, Any] = {
+        "sequence": at.sequence_length,
+        "attention_kernel": at.attention_kernel,
+        "device": at.device.name,
+        "device_memory_bytes": at.memory_bytes,
+        "num_devices": at.num_devices,
+        "devices_per_node": at.devices_per_node,
+        "fast_domain": at.fast_domain,
+        "fast_bytes_per_second": at.fast_bytes_per_second,
+        "network_bytes_per_second": at.network_bytes_per_second,
+        "zero_stage": 0.0,
+        "first_fewer": 0.0,
+        "last_fewer": 0.0,
+        "schedule": "1f1b",
+        "recompute": "none",
+        "precision": at.precision,
+        "stack": at.stack,
+        "compiled": at.compiled,
+        # A codec that makes one message of all gradients has nothing to overlap.
+        "overlap_grad": find_codec(at.codec).is_bucketed,
+        "network_latency_seconds": at.network_latency_seconds,
+        **_codec_columns(at),
+        "overlap_param": at.stack in OVERLAPS_PARAMETERS,
+    }
+    own: dict[str, Any] = {}
+    for field in fields(Jobs):
+        if field.name == "model":
+            continue
+        if field.name in columns:
+            own[field.name] = np.asarray(columns[field.name])
+        else:
+            usual = False if field.type == "Flags" else 1.0
+            value = fixed.get(field.name, usual)
+            own[field.name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
+    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **own)
+
+
+def _codec_columns(at: Setting) -> dict[str, float]:
+    """What the setting's gradient codec sends, computes and keeps, per byte and parameter of all linears.
+
+    Assumed until measured: CODEC_PASSES over the gradients.
+    """
+    if at.free_exchange:
+        return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, **dict.fromkeys(NOTHING, 0.0)}
+    own, model = find_codec(at.codec), at.model.transformer
+    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
+    sizes = [(inputs[0], outputs[0]) for _, inputs, outputs, _ in linears if inputs[0] and outputs[0]]
+    count = float(model.num_layers[0])
+    weights = count * sum(inputs * outputs for inputs, outputs in sizes)
+    sides = count * sum(inputs + outputs for inputs, outputs in sizes)
+    sent = float(np.asarray(own.wire_bytes(weights, sides, 0.0))) / (GRADIENT_BYTES * weights)
+    kept = own.feedback_bytes(weights, sides) if own.gathered else own.state_bytes(weights, sides)
+    return {
+        "gradient_wire_fraction": 0.0 if own.gathered else sent,
+        "codec_passes": float(CODEC_PASSES) if own.lossy else 0.0,
+        "codec_state_bytes": float(np.asarray(kept)) / weights,
+        "gradient_gather_fraction": sent if own.gathered else 0.0,
+        "codec_decode_passes": own.decode_passes,
+        "codec_message_bytes": own.bucket_bytes(weights) if own.gathered else 0.0,
+    }
+
+
+def as_floats(*columns: object) -> tuple[Array, ...]:
+    """Columns as floats, which is what jobs are made of."""
+    return tuple(np.asarray(column, dtype=np.float64) for column in columns)

@@ -1,0 +1,146 @@
+"""What is chosen beside a layout: micro-batch, schedule with its chunks, and how many layers are recomputed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.axes.pipeline import held_microbatches, idle_terms
+from planner.legality import LOOPED_SCHEDULES, SPLIT_BACKWARD, V_SCHEDULES
+from planner.space.layouts import Options, divisors
+from planner.space.question import Setting
+from profiles.models.transformer import Array, Flags
+
+# The stages of `fullest_stages`.
+NUM_PLACES = 4
+METHODS = ("none", "selective", "full")
+# What Megatron-Core hides behind the next micro-batch: the messages of its interleaved schedule.
+HIDES_MESSAGES = {"megatron-core": ("interleaved-1f1b",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variants:
+    """The choices of all layouts that share pipeline, data degree and the layers of a stage.
+
+    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
+    `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
+    `held` micro-batches in flight on the stages of `fullest_stages`. `share` is the part of a stage's layers that is
+    recomputed, `method` the number in METHODS of what is done to it.
+    """
+
+    micro_batch: Array
+    count: Array
+    schedules: tuple[str, ...]
+    chunks: Array
+    method: Array
+    layers: Array
+    share: Array
+    legal: Flags
+    filling: Array
+    rounds: Array
+    messages: Array
+    held: tuple[Array, ...]
+    illegal: Counter[str]
+
+    @property
+    def num_plans(self) -> int:
+        """All combinations, legal or not."""
+        return len(self.micro_batch) * len(self.schedules) * len(self.share)
+
+
+def variants(at: Setting, options: Options, pipeline: int, data: int, stage_layers: int) -> Variants:
+    """Every micro-batch that divides a replica's batch, every schedule and every count of recomputed layers."""
+    local = at.global_batch_size // data
+    sizes = [size for size in divisors(local) if not options.max_micro_batch or size <= options.max_micro_batch]
+    micro = np.array(sizes, dtype=np.float64)
+    count = local / micro
+    named = _schedules(at, options, pipeline, stage_layers)
+    legal = np.ones((len(micro), len(named)), dtype=bool)
+    terms = np.zeros((3 + NUM_PLACES, len(micro), len(named)))
+    illegal: Counter[str] = Counter()
+    recompute = _recompute(options, stage_layers)
+    degree = np.full(len(micro), float(pipeline))
+    hidden = HIDES_MESSAGES.get(at.stack, ())
+    for column, (name, chunks) in enumerate(named):
+        parts = np.full(len(micro), float(chunks))
+        legal[:, column], reason = _allowed(name, pipeline, chunks, count)
+        illegal[reason] += int((~legal[:, column]).sum()) * len(recompute)
+        filling, rounds = idle_terms(degree, parts, count)
+        steady = np.zeros(len(micro)) if name in hidden else 2 * count * parts
+        places = fullest_stages(at, pipeline, stage_layers, chunks)
+        held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
+        terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held
+    return Variants(
+        micro_batch=micro,
+        count=count,
+        schedules=tuple(name for name, _ in named),
+        chunks=np.array([chunks for _, chunks in named], dtype=np.float64),
+        method=np.array([METHODS.index(method) for method, _ in recompute]),
+        layers=np.array([layers for _, layers in recompute], dtype=np.float64),
+        share=np.array([layers / stage_layers for _, layers in recompute]),
+        legal=legal,
+        filling=terms[0],
+        rounds=terms[1],
+        messages=terms[2],
+        held=tuple(terms[3:]),
+        illegal=+illegal,
+    )
+
+
+def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, ...]:
+    """The stages one of which is the fullest: first, last, the first with all layers of a stage, and the last but one.
+
+    Later ones hold fewer micro-batches, except where weight gradients wait. A first stage may have fewer layers, or
+    leading dense ones, which are smaller; those are as many in the first chunk of the stages as there are.
+    """
+    full = max(1.0, np.ceil(num_leading(at) * chunks / stage_layers))
+    return 0.0, pipeline - 1.0, min(full, pipeline - 1.0), max(pipeline - 2.0, 0.0)
+
+
+def num_leading(at: Setting) -> int:
+    """Dense layers that lead a mixture of experts."""
+    model = at.model.transformer
+    return int(model.num_dense_layers[0]) if model.is_moe[0] else 0
+
+
+def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:
+    if pipeline == 1:
+        return [("none", 1)]
+    # Chunks of equal length: what divides a stage's layers.
+    splits = [chunks for chunks in divisors(stage_layers) if chunks > 1 and pipeline * chunks <= at.model.num_layers]
+    named: list[tuple[str, int]] = []
+    for name in options.schedules:
+        if at.compresses and name in SPLIT_BACKWARD:
+            continue
+        if name in V_SCHEDULES:
+            named += [(name, 2)] if 2 * pipeline <= at.model.num_layers else []
+        elif name in LOOPED_SCHEDULES:
+            named += [(name, 1)] if name == "interleaved-zb" else []
+            named += [(name, chunks) for chunks in splits]
+        else:
+            named.append((name, 1))
+    return named
+
+
+def _allowed(name: str, pipeline: int, chunks: int, count: Array) -> tuple[Flags, str]:
+    """Which numbers of micro-batches a schedule takes, and what is wrong with the others."""
+    if name == "1f1b":
+        return count >= pipeline, "fewer micro-batches than pipeline stages"
+    if name == "dualpipev":
+        return count >= pipeline * chunks, "fewer micro-batches than stages of dualpipev"
+    if name in LOOPED_SCHEDULES:
+        rounds = np.maximum(count // pipeline, 1)
+        return count % rounds == 0, "micro-batches that make no whole rounds of an interleaved schedule"
+    return np.ones(len(count), dtype=bool), ""
+
+
+def _recompute(options: Options, stage_layers: int) -> list[tuple[str, int]]:
+    """Method and number of layers of a stage; full recomputation also of some layers only."""
+    chosen = [("none", 0)] if "none" in options.recompute else []
+    chosen += [("selective", stage_layers)] if "selective" in options.recompute else []
+    if "full" in options.recompute:
+        chosen += [("full", layers) for layers in range(1 if options.partial_recompute else stage_layers, stage_layers)]
+        chosen.append(("full", stage_layers))
+    return chosen

@@ -1,0 +1,108 @@
+"""Places in the space as plans, and what each would take part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from planner.plans import AXES, Plan, Recompute, Schedule
+from planner.space.block import Tables, block, step_seconds
+from planner.space.explore import Place, Space
+from planner.space.schedule_choices import HIDES_MESSAGES, METHODS
+from planner.space.tables import layout_jobs
+
+DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
+# What the laws of memory tell apart and predictions do not.
+KIND_OF = {"logits": "activations", "workspace": "buffers"}
+
+
+def best_places(space: Space, count: int) -> list[Place]:
+    """The fastest plans, one per layout and schedule."""
+    best = space.best
+    columns = (best.layout[:count], best.micro_batch[:count], best.schedule[:count], best.recompute[:count])
+    return [Place(*map(int, row)) for row in zip(*columns, strict=True)]
+
+
+def place_at(space: Space, row: int) -> Place:
+    """The plan that comes after `row` faster ones."""
+    best = space.best
+    return Place(*(int(column[row]) for column in (best.layout, best.micro_batch, best.schedule, best.recompute)))
+
+
+def closed_seconds(space: Space, tables: Tables, place: Place, row: int) -> float:
+    """What the closed form says of a plan's step, by `tables` in which its layout has this row."""
+    own = block(tables, np.array([row]), space.choices(place.layout))
+    return float(step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute])
+
+
+def plan_of(space: Space, place: Place) -> Plan:
+    """The plan at `place`, with the first layer of each stage."""
+    row, choices = space.layouts.row(place.layout), space.choices(place.layout)
+    name, chunks = choices.schedules[place.schedule], int(choices.chunks[place.schedule])
+    method, layers = METHODS[choices.method[place.recompute]], int(choices.layers[place.recompute])
+    counts = stage_layers(space.at.model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
+    bounds = space.placed.get(place) or (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
+    replicas = row["data"] * row["context"]
+    return Plan(
+        data_parallel=row["data"],
+        tensor_parallel=row["tensor"],
+        pipeline_parallel=row["pipeline"],
+        context_parallel=row["context"],
+        expert_parallel=row["expert"],
+        shard_degree=row["shard"] if row["zero_stage"] == 3 and row["shard"] < replicas else 0,
+        sequence_parallel=bool(row["sequence_parallel"]),
+        vocab_parallel=row["tensor"] > 1,
+        axis_order=DATA_OUTSIDE if row["data_outside"] else AXES,
+        micro_batch_size=int(choices.micro_batch[place.micro_batch]),
+        num_microbatches=int(choices.count[place.micro_batch]),
+        stage_bounds=bounds,
+        virtual_stages=chunks,
+        schedule=cast(Schedule, name),
+        zero_stage=row["zero_stage"],
+        recompute=cast(Recompute, method),
+        recompute_layers=_recomputed(counts, layers, row["pipeline"], chunks, method),
+        offload="optimizer" if row["optimizer_offload"] else "activations" if row["activation_offload"] else "none",
+        compiled=space.at.compiled,
+        precision=space.at.precision,
+        codec=space.at.codec,
+    )
+
+
+def stage_layers(num_layers: int, pipeline: int, chunks: int, first_fewer: int, last_fewer: int) -> list[int]:
+    """Layers of every stage in model order: as even as they come, earlier ones first, ends as the layout says."""
+    stages = pipeline * chunks
+    whole = num_layers + first_fewer + last_fewer
+    counts = [whole // stages + (stage < whole % stages) for stage in range(stages)]
+    counts[0] -= first_fewer
+    counts[-1] -= last_fewer
+    return counts
+
+
+def _recomputed(counts: list[int], layers: int, pipeline: int, chunks: int, method: str) -> tuple[int, ...]:
+    """How many layers of each stage are recomputed; empty where all or none are."""
+    most = -(-sum(counts) // pipeline)
+    if method != "full" or layers >= most:
+        return ()
+    of_chunk = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
+    return tuple(min(count, of_chunk[stage // pipeline]) for stage, count in enumerate(counts))
+
+
+def jobs_at(space: Space, places: Sequence[Place], method: str | None = None) -> Jobs:
+    """The plans at `places` as jobs, recomputed as they say or, where given, by `method`."""
+    jobs = layout_jobs(space.at, space.layouts.take(np.array([place.layout for place in places])))
+    choices = [space.choices(place.layout) for place in places]
+    pairs = list(zip(choices, places, strict=True))
+    names = [own.schedules[place.schedule] for own, place in pairs]
+    return replace(
+        jobs,
+        micro_batch=np.array([own.micro_batch[place.micro_batch] for own, place in pairs]),
+        num_microbatches=np.array([own.count[place.micro_batch] for own, place in pairs]),
+        chunks=np.array([own.chunks[place.schedule] for own, place in pairs]),
+        schedule=np.array(["1f1b" if name == "none" else name for name in names]),
+        recompute=np.array([method or METHODS[own.method[place.recompute]] for own, place in pairs]),
+        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack, ()) for name in names]),
+    )

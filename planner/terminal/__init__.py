@@ -1,0 +1,1 @@
+"""What `plan` prints, and how far it is."""

@@ -1,0 +1,49 @@
+"""Which options of `plan` go together, beside what profiles/terminal/options checks for every command. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from profiles.errors import InputError
+
+# The option that each of these says something about.
+NEEDS = {
+    "price": ("tokens", ""),
+    "mtbf": ("tokens", ""),
+    "checkpoint_seconds": ("tokens", ""),
+    "target": ("compress", ""),
+}
+# What is read where the command explains itself instead of planning.
+TAKES = {"list_kind": ("json_output",), "legend": ("json_output",)}
+# What only the search of the whole space answers: for shipped devices and clusters, of models known by their sizes.
+OF_THE_SPACE = ("cluster", "stack", "simulate", "why_not", "sensitivity", "tokens", "all_file", "trace")
+# What is not answered across two kinds of devices, beside what planner/ask refuses there.
+OF_ONE_KIND = ("codecs", "compress")
+
+
+def check_measured(given: Mapping[str, str]) -> None:
+    """Check what is asked of a measured machine, or about a module of the user's; `given` are options by parameter.
+
+    Raises: InputError where only the search of the whole space would answer it.
+    """
+    for name in OF_THE_SPACE:
+        if name in given:
+            raise InputError(
+                f"{given[name]} needs a shipped --device or --cluster, and a model that is known by its sizes: an "
+                "alias or a config.json"
+            )
+
+
+def check_pools(given: Mapping[str, str], cluster: str | None) -> None:
+    """Check what is asked where a cluster may have two kinds of devices; `given` are options by parameter.
+
+    Raises: InputError where it has, and something would be ignored.
+    """
+    from profiles.machines.clusters import MixedCluster, find_cluster
+
+    if cluster is not None and isinstance(find_cluster(cluster), MixedCluster):
+        for name in OF_ONE_KIND:
+            if name in given:
+                raise InputError(
+                    f"{given[name]} is not answered for a cluster of two kinds of devices: ask about each pool alone"
+                )

@@ -1,0 +1,104 @@
+"""The answer of `plan` as people read it: on a narrow terminal, and through a pipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.prediction import PlanFile
+
+
+def show(result: PlanFile, out: Console, output: Path | None) -> None:
+    """Print the table of plans with what goes before and after it."""
+    from planner.terminal.show_answers import lines, notes
+    from profiles.terminal.tables import plain_table, print_table
+    from profiles.units import format_bytes, format_count, format_percent, format_seconds
+
+    best = result.candidates[0]
+    # A name of pools counts their devices itself.
+    where = result.machine_name if " + " in result.machine_name else f"{result.num_devices} x {result.machine_name}"
+    out.print(
+        f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {where}, "
+        f"global batch {result.global_batch_size} x {result.sequence_length} tokens"
+    )
+    for note in (*result.notes, *notes(result.answers)):
+        out.print(f"note: {note}")
+    table = plain_table()
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("plan")
+    for name in ("step", "tok/s", "MFU", "GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", min_width=20)
+    for candidate in result.candidates:
+        prediction = candidate.prediction
+        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
+        table.add_row(
+            str(candidate.rank),
+            candidate.plan.id,
+            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
+            format_count(prediction.tokens_per_second),
+            format_percent(prediction.mfu),
+            f"{prediction.peak_bytes / 2**30:.3g}",
+            candidate.verdict + ("" if candidate.executable else " (simulate only)"),
+        )
+    print_table(table, out, named_by=1)
+    out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
+    kinds = ", ".join(
+        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
+    )
+    out.print(f"memory of the best plan's fullest rank: {kinds}")
+    rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
+    out.print(
+        f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
+    )
+    if result.compression:
+        _show_compression(result, out)
+    for line in lines(result):
+        out.print(line)
+    if output is not None:
+        out.print(f"written to {output}; {_next_step(result, output)}")
+
+
+def _next_step(result: PlanFile, output: Path) -> str:
+    """What can be done with the plan file: `execute` runs its best plan that is not simulate only."""
+    best = next((candidate for candidate in result.candidates if candidate.executable), None)
+    if best is None:
+        return "no plan in it can be run (simulate only): plan again without --simulate for plans that can"
+    if best is result.candidates[0]:
+        return f"run it with: execute {output}"
+    return f"the best is simulate only; run plan {best.rank}, the best that can be run, with: execute {output}"
+
+
+def _show_compression(result: PlanFile, out: Console) -> None:
+    """Compressed models beside the model as it is; those that no other beats are marked."""
+    from profiles.terminal.tables import plain_table, print_table
+    from profiles.units import format_bytes, format_count, format_seconds
+
+    table = plain_table()
+    table.add_column("", no_wrap=True)
+    table.add_column("compression", no_wrap=True)
+    for name in ("parameters", "stored", "step", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("quality risk, and what it does not give", min_width=24)
+    for choice in result.compression:
+        if choice.refusal:
+            table.add_row("", choice.recipe.name, "", "", "", "", f"refused: {choice.refusal}")
+            continue
+        latency = "?" if choice.latency_seconds is None else format_seconds(choice.latency_seconds)
+        table.add_row(
+            "*" if choice.on_front and choice.meets_targets else "" if choice.meets_targets else "-",
+            choice.recipe.name,
+            format_count(choice.num_parameters),
+            format_bytes(choice.stored_bytes),
+            format_seconds(choice.step_seconds),
+            latency,
+            "; ".join(words for words in (choice.risk, choice.note) if words),
+        )
+    print_table(table, out, named_by=1)
+    out.print(
+        "* no other is at least as good in training step, stored bytes and latency of one sample; - misses a target; "
+        "quality is measured by: execute PLAN --compress"
+    )

@@ -1,0 +1,1 @@
+"""Gradient compression: what a codec sends, how it is written, and its hooks for DDP."""

@@ -1,0 +1,235 @@
+"""Shipped devices: data-sheet numbers with their sources, as a machine of any number of devices. Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from profiles.artifacts import STRICT, read_toml
+from profiles.catalog import CATALOG
+from profiles.errors import UnknownNameError
+from profiles.machines.profile import COLLECTIVES, Collective, KernelCurve, LinkCurve, MachineProfile, Overlap
+from profiles.units import GB, GIB
+
+FOLDER = CATALOG / "devices"
+MICROSECOND = 1e-6
+# Datasheet links and kernels as they are: what a band must allow for.
+UNMEASURED_ERROR_FRACTION = 0.35
+# Assumed until measured: shares of the data sheet's rates that memory-bound kernels, fused attention and codecs (which
+# read and write a gradient about three times) reach.
+MEMORY_EFFICIENCY = 0.85
+ATTENTION_EFFICIENCY = {"attention_forward": 0.65, "attention_backward": 0.50}
+CODEC_PASSES = 3
+# What machine profiles have kernels for.
+PLANNED_PRECISIONS = ("bf16", "fp32")
+Generation = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
+VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
+MEMORY_WORD = re.compile(r"(\d+(?:\.\d+)?)(?:gib|gb|g)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator. Bandwidth is uni-directional per device, peaks are dense; `sources` says whence each is.
+
+    `aliases` are spellings in published tables. `memory_gib` is what the driver lets a process use of the
+    `memory_label_gb` in the name. Rates by precision: fp32 is the TF32 rate of the matrix units where they have it,
+    else the plain one; `vector_tflops` is plain fp32 outside of them. `fast_domain` devices are joined by
+    `link_gb_per_second` each, of which one pair sees `peer_gb_per_second`; `in_switch` links reduce on their way.
+    `host_gb_per_second` joins the device to its processor. `num_multiprocessors` counts streaming multiprocessors or
+    compute units.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    generation: Generation
+    num_multiprocessors: int
+    memory_label_gb: float
+    memory_gib: float
+    memory_gb_per_second: float
+    peak_tflops: dict[str, float]
+    achievable_tflops: dict[str, float]
+    kernel_latency_us: float
+    host_launch_us: float
+    vector_tflops: float
+    devices_per_node: int
+    fast_domain: int
+    in_switch: bool
+    link_gb_per_second: float
+    peer_gb_per_second: float
+    link_latency_us: float
+    host_gb_per_second: float
+    network_gb_per_second: float
+    network_latency_us: float
+    compute_slowdown_fraction: float
+    communication_slowdown_fraction: float
+    power_watts: float
+    price_per_hour: tuple[float, float] | None = None
+    price_date: str = ""
+    sources: dict[str, str]
+
+
+def catalogue_names() -> list[str]:
+    """The names of all shipped devices."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def device_names() -> list[str]:
+    """The names of the shipped devices that train in bf16, which is what plans are made for unless told otherwise."""
+    return [device.name for device in _catalogue() if "bf16" in device.peak_tflops]
+
+
+def load_device(name: str) -> Device:
+    """The shipped device called `name`.
+
+    Raises: UnknownNameError with the nearest name.
+    """
+    if name not in catalogue_names():
+        raise UnknownNameError("device", name, catalogue_names())
+    return read_toml(FOLDER / f"{name}.toml", Device)
+
+
+def find_device(text: str, memory_gib: float | None = None) -> Device:
+    """The shipped device that `text` means: a name or an alias, whatever its case, spaces, hyphens and maker's name.
+
+    Where the text states no memory, `memory_gib` (as on the label or as usable) chooses among the cards of that name.
+    A name is never found within another: "H100" is the SXM card, "H100 PCIe" another.
+
+    Raises: UnknownNameError with the nearest name.
+    """
+    if memory_gib is None and text in catalogue_names():
+        return load_device(text)
+    key, family, stated = _read_spelling(text)
+    exact = _spellings().get(key)
+    wanted = stated if stated is not None else memory_gib
+    if exact is not None and (stated is not None or memory_gib is None):
+        return exact
+    candidates = _families().get(family, ())
+    if not candidates and exact is not None:
+        # The memory stands in the name, but not as a word: "A100SXM480GB", "A100 80 GB".
+        return exact
+    if not candidates:
+        raise UnknownNameError("device", text, catalogue_names())
+    return min(candidates, key=lambda device: _memory_distance(device, wanted))
+
+
+def _memory_distance(device: Device, wanted: float | None) -> float:
+    """How far the device's memory, on the label or usable, is from what is wanted."""
+    return 0.0 if wanted is None else min(abs(device.memory_label_gb - wanted), abs(device.memory_gib - wanted))
+
+
+def _read_spelling(text: str) -> tuple[str, str, float | None]:
+    """Key of the spelling, key without its memory, and the memory it states."""
+    words = [word for word in re.split(r"[\s_\-/]+", text.lower()) if word and word not in VENDOR_WORDS]
+    sizes = [match.group(1) for word in words if (match := MEMORY_WORD.fullmatch(word))]
+    family = "".join(word for word in words if not MEMORY_WORD.fullmatch(word))
+    return "".join(words), family, float(sizes[0]) if sizes else None
+
+
+@functools.cache
+def _catalogue() -> tuple[Device, ...]:
+    return tuple(load_device(name) for name in catalogue_names())
+
+
+@functools.cache
+def _spellings() -> Mapping[str, Device]:
+    return MappingProxyType(
+        {_read_spelling(text)[0]: device for device in _catalogue() for text in (device.name, *device.aliases)}
+    )
+
+
+@functools.cache
+def _families() -> Mapping[str, tuple[Device, ...]]:
+    """The devices that share a spelling but for the memory in it."""
+    families: dict[str, dict[str, Device]] = {}
+    for device in _catalogue():
+        for text in (device.name, *device.aliases):
+            families.setdefault(_read_spelling(text)[1], {})[device.name] = device
+    return MappingProxyType({family: tuple(devices.values()) for family, devices in families.items()})
+
+
+def machine_of(device: Device, num_devices: int) -> MachineProfile:
+    """A machine of `num_devices` devices in nodes as the device is usually sold, all numbers from the data sheet.
+
+    Where fast links span several nodes (NVL72), the machine's node is all that they join.
+    """
+    return MachineProfile(
+        name=device.name,
+        origin="datasheet",
+        device_kind="cuda",
+        device_name=device.title,
+        num_devices=num_devices,
+        devices_per_node=max(device.devices_per_node, device.fast_domain),
+        memory_bytes=device.memory_gib * GIB,
+        peak_flops_per_second={
+            precision: device.peak_tflops[precision] * 1e12
+            for precision in PLANNED_PRECISIONS
+            if precision in device.peak_tflops
+        },
+        peak_source=f"{device.title} data sheet, dense",
+        memory_bytes_per_second=device.memory_gb_per_second * GB * MEMORY_EFFICIENCY,
+        launch_seconds=device.host_launch_us * MICROSECOND,
+        parallel_linear_seconds=0.0,
+        pipeline_action_seconds=0.0,
+        oversubscription_factor=0.0,
+        kernels=_kernels(device),
+        links=tuple(_link(device, collective, span) for collective in COLLECTIVES for span in ("node", "network")),
+        overlap=Overlap(
+            compute_slowdown_fraction=device.compute_slowdown_fraction,
+            communication_slowdown_fraction=device.communication_slowdown_fraction,
+        ),
+        price_per_hour=device.price_per_hour,
+        sources=device.sources,
+    )
+
+
+def _kernels(device: Device) -> tuple[KernelCurve, ...]:
+    bandwidth = device.memory_gb_per_second * GB * MEMORY_EFFICIENCY
+    latency = device.kernel_latency_us * MICROSECOND
+    curves = []
+    for precision in PLANNED_PRECISIONS:
+        if precision not in device.achievable_tflops:
+            continue
+        rates = {"matmul": device.achievable_tflops[precision] * 1e12}
+        rates |= {kind: device.peak_tflops[precision] * 1e12 * share for kind, share in ATTENTION_EFFICIENCY.items()}
+        curves += [_kernel(kind, precision, latency, rate, bandwidth) for kind, rate in rates.items()]
+        curves.append(_kernel("memory", precision, latency, 0.0, bandwidth))
+    curves.append(_kernel("optimizer", "fp32", latency, 0.0, bandwidth))
+    curves.append(_kernel("codec", "fp32", latency, 0.0, bandwidth / CODEC_PASSES))
+    return tuple(curves)
+
+
+def _kernel(kind: str, precision: str, latency: float, flops_rate: float, bandwidth: float) -> KernelCurve:
+    return KernelCurve(
+        kind=kind,
+        precision=precision,
+        latency_seconds=latency,
+        flops_per_second=flops_rate,
+        bytes_per_second=bandwidth,
+        error_fraction=UNMEASURED_ERROR_FRACTION,
+        origin="datasheet",
+    )
+
+
+def _link(device: Device, collective: Collective, span: str) -> LinkCurve:
+    """The curve of two ranks; the planner carries it over to larger groups."""
+    # A bridge that joins pairs is no link of the node.
+    fast = span == "node" and device.link_gb_per_second > 0 and device.fast_domain >= device.devices_per_node
+    rate = device.link_gb_per_second if fast else device.network_gb_per_second
+    # Two ranks send half of a gathered or reduced tensor, all of a message or an all-reduced one.
+    share = 1.0 if collective in ("all_reduce", "send_receive") else 0.5
+    return LinkCurve(
+        collective=collective,
+        group_size=2,
+        span=span,  # type: ignore[arg-type]
+        latency_seconds=(device.link_latency_us if fast else device.network_latency_us) * MICROSECOND,
+        bytes_per_second=rate * GB / share,
+        error_fraction=UNMEASURED_ERROR_FRACTION,
+        origin="datasheet",
+    )

@@ -1,0 +1,213 @@
+"""Measures memory-bound operators by the name under which tracing records them, each at several sizes.
+
+On CPU a tanh or a softmax runs far below the speed of memory, so bytes alone do not tell its time. Bytes are counted by
+the recorder that traces models, so that a curve and the operators it prices mean the same bytes. An operator without
+an entry here falls to the general curve "", which is a plain copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from profiles.laws.curves import fit_kernel
+from profiles.machines.profile import KernelCurve, Sample
+from profiles.measure.matrix_kernels import TORCH_DTYPES, TURNS, sample
+from profiles.measure.timing import Action, Bench
+from profiles.models.profile import ModelProfile
+from profiles.tracing.operator_recorder import Recorder
+
+aten = torch.ops.aten
+WIDTH = 1024
+# Dense where operands leave the caches: between there the rate falls several times.
+SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
+ALL_TRUE = [True, True, True]
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What an operator can be called on: `x` and `y` of `elements` numbers in rows of WIDTH (or one shorter row)."""
+
+    elements: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width."""
+        width = min(WIDTH, self.elements)
+        return self.elements // width, width
+
+    def rows(self) -> Tensor:
+        """Random numbers away from 0, which every function here takes."""
+        row = torch.rand(self.shape[1], device=self.device).add_(0.5).to(self.dtype)
+        return row.expand(self.shape).contiguous()
+
+    def row(self) -> Tensor:
+        """One row: a bias or a norm's weight."""
+        return torch.ones(self.shape[1], dtype=self.dtype, device=self.device)
+
+    def column(self) -> Tensor:
+        """One number per row, as a statistic is."""
+        return torch.ones(self.shape[0], 1, dtype=self.dtype, device=self.device)
+
+    def labels(self) -> Tensor:
+        """One class per row."""
+        return torch.randint(0, self.shape[1], (self.shape[0],), device=self.device)
+
+
+def _of_one(function: Callable[[Tensor], object]) -> Callable[[Operands], Action]:
+    def make(operands: Operands) -> Action:
+        x = operands.rows()
+        return lambda: function(x)
+
+    return make
+
+
+def _of_two(function: Callable[[Tensor, Tensor], object]) -> Callable[[Operands], Action]:
+    def make(operands: Operands) -> Action:
+        x, y = operands.rows(), operands.rows()
+        return lambda: function(x, y)
+
+    return make
+
+
+def _layer_norm(operands: Operands) -> Action:
+    x, weight = operands.rows(), operands.row()
+    return lambda: aten.native_layer_norm(x, [operands.shape[1]], weight, weight, 1e-5)
+
+
+def _layer_norm_backward(operands: Operands) -> Action:
+    x, weight = operands.rows(), operands.row()
+    _, mean, deviation = aten.native_layer_norm(x, [operands.shape[1]], weight, weight, 1e-5)
+    width = [operands.shape[1]]
+    return lambda: aten.native_layer_norm_backward(x, x, width, mean, deviation, weight, weight, ALL_TRUE)
+
+
+def _to_copy(operands: Operands) -> Action:
+    other = torch.float32 if operands.dtype == torch.bfloat16 else torch.bfloat16
+    x = operands.rows().to(other)
+    return lambda: aten._to_copy(x, dtype=operands.dtype)
+
+
+def _embedding(operands: Operands) -> Action:
+    table, labels = operands.rows(), torch.randint(0, operands.shape[0], (operands.shape[0],), device=operands.device)
+    return lambda: functional.embedding(labels, table)
+
+
+def _embedding_backward(operands: Operands) -> Action:
+    gradient, count = operands.rows(), operands.shape[0]
+    labels = torch.randint(0, count, (count,), device=operands.device)
+    return lambda: aten.embedding_dense_backward(gradient, labels, count, -1, False)
+
+
+def _nll_loss(operands: Operands) -> Action:
+    x, labels = operands.rows(), operands.labels()
+    return lambda: aten.nll_loss_forward(x, labels, None, 1, -100)
+
+
+def _nll_loss_backward(operands: Operands) -> Action:
+    x, labels = operands.rows(), operands.labels()
+    loss, weight = aten.nll_loss_forward(x, labels, None, 1, -100)
+    return lambda: aten.nll_loss_backward(loss, x, labels, None, 1, -100, weight)
+
+
+def _softmax_backward(function: Callable[..., Tensor]) -> Callable[[Operands], Action]:
+    return _of_two(lambda x, y: function(x, y, -1, x.dtype))
+
+
+def _copy(operands: Operands) -> Action:
+    x, y = operands.rows(), operands.rows()
+    return lambda: y.copy_(x)
+
+
+OPERATORS: dict[str, Callable[[Operands], Action]] = {
+    "": _of_one(torch.clone),
+    "_log_softmax": _of_one(lambda x: aten._log_softmax(x, -1, False)),
+    "_log_softmax_backward_data": _softmax_backward(aten._log_softmax_backward_data),
+    "_softmax": _of_one(lambda x: aten._softmax(x, -1, False)),
+    "_softmax_backward_data": _softmax_backward(aten._softmax_backward_data),
+    "_to_copy": _to_copy,
+    "add": _of_two(torch.add),
+    "add_": _of_two(lambda x, y: x.add_(y)),
+    "cat": _of_two(lambda x, y: torch.cat((x, y), dim=-1)),
+    "clone": _of_one(torch.clone),
+    "copy_": _copy,
+    "cos": _of_one(torch.cos),
+    "div": _of_two(torch.div),
+    "embedding": _embedding,
+    "embedding_dense_backward": _embedding_backward,
+    "exp": _of_one(torch.exp),
+    "fill_": _of_one(lambda x: x.fill_(1.0)),
+    "gelu": _of_one(functional.gelu),
+    "gelu_backward": _of_two(aten.gelu_backward),
+    "mean": _of_one(lambda x: torch.mean(x, -1, keepdim=True)),
+    "mul": _of_two(torch.mul),
+    "native_layer_norm": _layer_norm,
+    "native_layer_norm_backward": _layer_norm_backward,
+    "neg": _of_one(torch.neg),
+    "new_zeros": _of_one(lambda x: x.new_zeros(x.shape)),
+    "nll_loss_backward": _nll_loss_backward,
+    "nll_loss_forward": _nll_loss,
+    "ones_like": _of_one(torch.ones_like),
+    "pow": _of_one(lambda x: torch.pow(x, 3.0)),
+    "relu": _of_one(torch.relu),
+    "rsqrt": _of_one(torch.rsqrt),
+    "sigmoid": _of_one(torch.sigmoid),
+    "sigmoid_backward": _of_two(aten.sigmoid_backward),
+    "silu": _of_one(functional.silu),
+    "silu_backward": _of_two(aten.silu_backward),
+    "sin": _of_one(torch.sin),
+    "slice_backward": _of_one(lambda x: aten.slice_backward(x, [x.shape[0], 2 * x.shape[1]], 1, 0, x.shape[1], 1)),
+    "sqrt": _of_one(torch.sqrt),
+    "sub": _of_two(torch.sub),
+    "sum": _of_one(lambda x: torch.sum(x, 0, keepdim=True)),
+    "tanh": _of_one(torch.tanh),
+    "tanh_backward": _of_two(aten.tanh_backward),
+    "threshold_backward": _of_two(lambda x, y: aten.threshold_backward(x, y, 0)),
+    "zeros_like": _of_one(torch.zeros_like),
+}
+
+
+def measure_memory_operators(
+    bench: Bench, precision: str, models: Sequence[ModelProfile], sizes: Sequence[int] = SIZES
+) -> list[KernelCurve]:
+    """The curve of every operator that `models` have (all known ones where there are none) and of the plain copy."""
+    samples: dict[str, list[Sample]] = {name: [] for name in wanted_names(models, precision)}
+    points = [(name, elements) for elements in sizes for name in samples]
+    for start in range(0, len(points), TURNS):
+        turn = points[start : start + TURNS]
+        with torch.no_grad():
+            actions = [
+                OPERATORS[name](Operands(elements, TORCH_DTYPES[precision], bench.device)) for name, elements in turn
+            ]
+            timings = bench.time(actions)
+            for (name, _), action, timing in zip(turn, actions, timings, strict=True):
+                samples[name].append(sample((moved_bytes(action, name),), timing))
+    return [fit_kernel("memory", name, precision, points) for name, points in samples.items()]
+
+
+def wanted_names(models: Sequence[ModelProfile], precision: str) -> tuple[str, ...]:
+    """Operators to measure: the general one, and those that the models run at this precision and that are known."""
+    present = {
+        operator.name
+        for model in models
+        for layers in model.layers.values()
+        for layer in layers
+        for operator in layer.operators
+        if operator.kind == "memory" and operator.dtype == precision
+    }
+    return tuple(name for name in OPERATORS if not models or name == "" or name in present)
+
+
+def moved_bytes(action: Action, name: str) -> float:
+    """Bytes that `action` reads and writes in the operator `name`, counted as tracing counts them."""
+    recorder = Recorder(nn.Identity())
+    with recorder.watch():
+        action()
+    operators = recorder.recording.operators
+    return float(sum(op.read_bytes + op.written_bytes for op in operators if op.name == (name or "clone")))

@@ -1,0 +1,230 @@
+"""A model as the planner sees it: an ordered list of layers, each a list of operators. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from profiles.artifacts import STRICT
+from profiles.errors import ArtifactError
+from profiles.inputs.ranges import Count, Whole
+from profiles.models.families import VISION_FAMILIES
+from profiles.models.hf_config import check_given
+from profiles.models.operators import Operator, Phase, Polynomial, add, evaluate
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+
+Precision = Literal["fp32", "tf32", "bf16", "fp8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+# Those that a model is traced at unless others are asked for.
+USUAL_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+# Those in which activations, and weights that FSDP gathers, have 16 bits.
+MIXED = ("bf16", "fp8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSpec:
+    """What is trained, enough to build it: a transformers configuration or the user's own factory."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["transformers", "module"]
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    factory: str = ""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is a transformer of tokens, with norms, attention and vocabulary where they are expected."""
+        return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
+
+    def check(self) -> None:
+        """Check what the configuration says, for a file from elsewhere may say anything.
+
+        Raises: ArtifactError.
+        """
+        check_given(self.name, self.config)
+
+    @property
+    def module(self) -> str:
+        """The module that the factory stands in; "" where transformers builds the model."""
+        return self.factory.partition(":")[0] if self.kind == "module" else ""
+
+    @property
+    def title(self) -> str:
+        """What it is called in an error."""
+        return self.factory if self.kind == "module" else f"model {self.name}"
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify this workload."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One tensor-parallel collective of a layer: its phase, kind, and the bytes of the tensor it works on."""
+
+    __pydantic_config__ = STRICT
+
+    phase: Phase
+    collective: str
+    num_bytes: Polynomial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """One distinct layer at one precision.
+
+    `num_parameters` are per tensor-parallel shard, `num_expert_parameters` those among them of routed experts, which
+    ranks may share out; `matrix_sides` sums rows and columns of its matrices. `saved_bytes` stay between forward and
+    backward of one micro-batch; `forward_peak_bytes` and `backward_peak_bytes` are the most that lives beside what
+    other layers saved.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    num_parameters: Polynomial
+    num_parameter_tensors: Whole
+    matrix_sides: Polynomial = ()
+    num_vector_parameters: Polynomial = ()
+    num_expert_parameters: Polynomial = ()
+    num_parallel_linears: Whole = 0
+    operators: tuple[Operator, ...]
+    input_bytes: Polynomial
+    output_bytes: Polynomial
+    saved_bytes: Polynomial
+    forward_peak_bytes: Polynomial
+    backward_peak_bytes: Polynomial
+    messages: tuple[Message, ...] = ()
+
+    def of_phase(self, phase: Phase) -> tuple[Operator, ...]:
+        """The operators of one phase, in order."""
+        return tuple(op for op in self.operators if op.phase == phase)
+
+    def flops(self, phase: Phase) -> Polynomial:
+        """FLOPs of one phase of one micro-batch on one tensor-parallel shard."""
+        return add(*(op.flops for op in self.of_phase(phase)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """A traced model: its distinct layers at each precision, and the order in which they stand."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    workload: WorkloadSpec
+    hidden_size: Whole
+    num_heads: Count
+    num_kv_heads: Count
+    ffn_size: Whole
+    vocab_size: Whole
+    max_sequence_length: Whole
+    tied_embeddings: bool
+    can_tensor_parallel: bool
+    can_pipeline: bool
+    structure: tuple[Whole, ...]
+    layers: dict[str, tuple[LayerProfile, ...]]
+    traced_with: str
+    num_experts: Whole = 0
+    experts_per_token: Whole = 0
+
+    def check(self) -> None:
+        """Check what its parts say of each other, and its workload.
+
+        Raises: ArtifactError.
+        """
+        self.workload.check()
+        self._check_sizes()
+        known = {len(layers) for layers in self.layers.values()}
+        if len(known) != 1 or not self.structure or max(self.structure) >= min(known):
+            raise ArtifactError(
+                f"model profile {self.name}: at structure: it should name layers that every precision has: trace again"
+            )
+        for layer in (layer for layers in self.layers.values() for layer in layers):
+            for index, operator in enumerate(layer.operators):
+                if any(source >= index for source in operator.inputs):
+                    raise ArtifactError(
+                        f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
+                    )
+
+    def _check_sizes(self) -> None:
+        if self.workload.kind != "transformers":
+            return
+        for name in ("hidden_size", "ffn_size", "vocab_size"):
+            if not getattr(self, name):
+                raise ArtifactError(f"model profile {self.name}: at {name}: 0 should be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            words = f"{self.num_kv_heads} should divide num_heads, {self.num_heads}"
+            raise ArtifactError(f"model profile {self.name}: at num_kv_heads: {words}")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layer positions, embedding and head included."""
+        return len(self.structure)
+
+    def precision_layers(self, precision: str) -> tuple[LayerProfile, ...]:
+        """The distinct layers at `precision`.
+
+        Raises: KeyError where the model was not traced at that precision.
+        """
+        return self.layers[precision]
+
+    def each_layer(self, precision: str) -> Iterator[LayerProfile]:
+        """The layers in model order, repeated ones repeated."""
+        distinct = self.layers[precision]
+        return (distinct[index] for index in self.structure)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model; tied ones count once."""
+        layers = next(iter(self.layers))
+        total = sum(float(evaluate(layer.num_parameters, 1, 1, 1)) for layer in self.each_layer(layers))
+        return round(total - (self.vocab_size * self.hidden_size if self.tied_embeddings else 0))
+
+    def model_flops(self, batch: int, sequence: int) -> float:
+        """FLOPs a training step must do for `batch` samples: three times the forward pass, no recomputation."""
+        layers = next(iter(self.layers))
+        return 3 * sum(float(evaluate(layer.flops("forward"), batch, sequence, 1)) for layer in self.each_layer(layers))
+
+    def graph(self, precision: str = "fp32") -> networkx.DiGraph:
+        """The distinct layers' operators as a graph; nodes carry the Operator, edges follow the data."""
+        import networkx
+
+        graph = networkx.DiGraph(name=self.name)
+        for layer in self.layers[precision]:
+            for index, op in enumerate(layer.operators):
+                graph.add_node((layer.name, index), operator=op)
+                graph.add_edges_from(((layer.name, source), (layer.name, index)) for source in op.inputs)
+        return graph
+
+    def to_frame(self, batch: int = 1, sequence: int = 512, precision: str = "fp32") -> pandas.DataFrame:
+        """One row per operator of each distinct layer, evaluated at `batch` and `sequence` without tensor parallel."""
+        import pandas
+
+        at = (batch, sequence, 1)
+        rows = [
+            {
+                "layer": layer.name,
+                "count": self.structure.count(position),
+                "operator": op.name,
+                "kind": op.kind,
+                "phase": op.phase,
+                "path": op.path,
+                "shape": "x".join(f"{float(evaluate(dim, *at)):.0f}" for dim in op.dims),
+                "flops": float(evaluate(op.flops, *at)),
+                "read_bytes": float(evaluate(op.read_bytes, *at)),
+                "written_bytes": float(evaluate(op.written_bytes, *at)),
+                "saved_bytes": float(evaluate(op.saved_bytes, *at)),
+            }
+            for position, layer in enumerate(self.layers[precision])
+            for op in layer.operators
+        ]
+        return pandas.DataFrame(rows)

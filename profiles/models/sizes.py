@@ -1,0 +1,80 @@
+"""A Hugging Face configuration read as sizes of a transformer, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profiles.errors import ArtifactError, InputError
+from profiles.inputs.foreign import read_json, real_path
+from profiles.models.hf_config import VitConfig, checked
+from profiles.models.transformer import Transformer
+
+Config = Mapping[str, Any]
+WANTED = "give a Hugging Face config.json"
+FLAGS = ("gated", "tied", "biases")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """One model by its sizes; `longest_sequence` is what its positions allow, 0 where they set no limit.
+
+    Shapes: `transformer` has one entry.
+    """
+
+    name: str
+    config: dict[str, Any]
+    transformer: Transformer
+    longest_sequence: int
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers, without embedding and head."""
+        return int(self.transformer.num_layers[0])
+
+
+def sizes_of(name: str, config: Config) -> ModelSizes:
+    """The sizes that a configuration states.
+
+    Raises: ArtifactError where a size is missing or cannot be; UnknownNameError for a family that is not known.
+    """
+    record = checked(name, config)
+    if isinstance(record, VitConfig):
+        raise InputError(f"model {name}: a model of images is not known by its sizes; it has to be traced")
+    sizes = record.sizes
+    columns = {field.name: sizes.get(field.name, 0.0) for field in fields(Transformer)}
+    return ModelSizes(
+        name=name,
+        config=dict(config),
+        transformer=Transformer(
+            **{key: np.array([value], dtype=bool if key in FLAGS else float) for key, value in columns.items()}
+        ),
+        longest_sequence=record.longest_sequence,
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, or the one in a folder.
+
+    Raises: ArtifactError where it is none.
+    """
+    path = _config_file(path)
+    config = read_json(path, WANTED)
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ArtifactError(f"{path} has no model_type; {WANTED}")
+    return config
+
+
+def config_name(path: Path) -> str:
+    """What a model is called whose configuration stands in `path`: a config.json is called like its folder."""
+    path = _config_file(path)
+    return real_path(path.parent).name if path.name == "config.json" else path.stem
+
+
+def _config_file(path: Path) -> Path:
+    return path / "config.json" if os.path.isdir(path) else path

@@ -1,0 +1,1 @@
+"""Processes that compute together: how they are started, found and stopped."""

@@ -1,0 +1,243 @@
+"""Inside one process of a job: joining the process group, pinning, reporting progress, and leaving a word on failure.
+
+One rank is one process, one device and (on CPU) one computing thread on its own core: two such threads per core, or
+ranks that wander between cores, make times random. The threads that move messages stay free to run on any core: bound
+to the same one, they would wait for a scheduler tick of 4 ms behind the computing thread in every collective.
+A failure is written to a file, since the process itself may be gone when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from profiles.errors import EnvironmentFailure, TrainwrightError
+from profiles.ranks.stores import join_store
+
+FOLDER_VARIABLE, LAUNCHER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER", "TRAINWRIGHT_LAUNCHER"
+PROGRESS_FILE = "progress.jsonl"
+# How long a rank waits for another in a collective.
+TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """This process's place in the job."""
+
+    rank: int
+    local_rank: int
+    num_ranks: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rank ended: `error` is the exception's class, `message` its first line, `details` those of our errors."""
+
+    rank: int
+    error: str
+    message: str
+    is_ours: bool
+    is_lost_peer: bool
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Something that rank 0 tells whoever watches: how far it is, what it does, or a line for the log.
+
+    `values` are what the line says, by name; a `notice` is for everybody to see, and is kept with the result.
+    """
+
+    fraction: float
+    text: str
+    line: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    notice: str = ""
+
+
+@contextlib.contextmanager
+def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Rank]:
+    """Join the job's process group (gloo on cpu, nccl on cuda) and leave it at the end.
+
+    Raises: EnvironmentFailure where the group cannot be formed.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu") if device_kind == "cpu" else torch.device("cuda", local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo" if device_kind == "cpu" else "nccl",
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+            **join_store(timeout_seconds),
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
+    if device.type == "cpu":
+        pin(local_rank)
+    yield Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
+    # Only after success: leaving a group whose other ranks are gone or stuck would wait for them.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@functools.cache
+def own_cores() -> tuple[int, ...]:
+    """The cores this process was given, as they were when first asked for, before any pinning."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def pin(local_rank: int) -> None:
+    """Keep the calling thread on one core of the process's; ranks beyond the number of cores share them evenly."""
+    cores = own_cores()
+    os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
+
+
+@contextlib.contextmanager
+def unpinned() -> Iterator[None]:
+    """While entered, threads that start (those of a new process group) may run on any core of the process's."""
+    cores, pinned = own_cores(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, pinned)
+
+
+def job_store() -> Any:
+    """The key-value store that the ranks met in; torch has no public way to it."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def wait_for_first(what: str, timeout_seconds: float) -> None:
+    """Wait until rank 0 comes here too, longer than a collective would; each `what` once in a job."""
+    key = f"trainwright/done/{what}"
+    if dist.get_rank() == 0:
+        job_store().set(key, "1")
+    else:
+        job_store().wait([key], datetime.timedelta(seconds=timeout_seconds))
+
+
+def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None, notice: str = "") -> None:
+    """Tell the watching process how far the job is; of rank 0 only, the others' reports are dropped."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and os.environ.get("RANK", "0") == "0":
+        with Path(folder, PROGRESS_FILE).open("a", encoding="utf-8") as stream:
+            said = Report(fraction=fraction, text=text, line=line, values=values or {}, notice=notice)
+            stream.write(json.dumps(asdict(said)) + "\n")
+
+
+def call_entry(entry: str, payload: Any) -> Any:
+    """Call `package.module:function` on the payload."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)(payload)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the one that started it dies, even by SIGKILL (Linux).
+
+    Where that is not `parent`, it died before it could be asked about, and this process ends at once.
+    """
+    death_signal_option = 1  # PR_SET_PDEATHSIG of prctl(2)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(death_signal_option, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def describe(rank: int, error: BaseException) -> Failure:
+    """What is said of an exception that ended `rank`."""
+    error = _first_cause(error)
+    details = error.details if isinstance(error, TrainwrightError) else ""
+    return Failure(
+        rank=rank,
+        error=type(error).__name__,
+        message=_first_line(error),
+        is_ours=isinstance(error, TrainwrightError),
+        is_lost_peer=is_lost_peer(error),
+        details=details,
+    )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error says no more than that another rank is gone, which has its own account of why."""
+    error = _first_cause(error)
+    message = _first_line(error).lower()
+    words = ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
+    said = isinstance(error, dist.DistError) or any(word in message for word in words)
+    return said and not isinstance(error, TrainwrightError)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error that the libraries wrapped in what they were doing at the time; the first that is one of ours."""
+    while error.__cause__ is not None and not isinstance(error, TrainwrightError):
+        error = error.__cause__
+    return error
+
+
+def failure_path(folder: Path, rank: int) -> Path:
+    """Where `rank` leaves its Failure."""
+    return folder / f"failure-{rank}.json"
+
+
+def result_path(folder: Path, rank: int) -> Path:
+    """Where `rank` leaves what its entry returned; its presence says that the rank came to its end."""
+    return folder / f"result-{rank}.json"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def main() -> None:
+    """Run one rank: arguments are the entry, the payload's file and the job's folder."""
+    die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
+    # An interrupt ends a rank wherever it waits, in a collective too; the launcher says so.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    entry, payload_file, folder_name = sys.argv[1:]
+    folder, rank = Path(folder_name), int(os.environ["RANK"])
+
+    def leave_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # The log first: the launcher may end this process as soon as it knows of any failure.
+        # Not to sys.stderr, which torch.distributed's own hook, around this one, has replaced by a buffer.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, error))), encoding="utf-8")
+        if isinstance(error, RuntimeError):
+            # A peer's death shows here first; its own account is better, so let the launcher see that one as well.
+            time.sleep(0.05)
+        # The interpreter's own exit would wait for the threads of a broken process group.
+        os._exit(1)
+
+    sys.excepthook = leave_word
+    # Of an attempt before this one.
+    failure_path(folder, rank).unlink(missing_ok=True)
+    value = call_entry(entry, json.loads(Path(payload_file).read_text(encoding="utf-8")))
+    path = result_path(folder, rank)
+    path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None), encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is shown and asked in a terminal, alike in all four commands."""

@@ -1,0 +1,75 @@
+"""A layer's experts: tokens sorted by the expert that was chosen for them, each expert's in one product.
+
+Under fake tensors, which have no values, every expert is given as many tokens as the others: what routers are trained
+towards, and what the planner prices. No token is dropped.
+Source: Lepikhin et al., GShard, 2020 (arXiv 2006.16668), without its capacity.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiles.workloads.fake_tensors import FakeTensor
+
+# The name under which transformers finds `experts`.
+EXPERTS = "trainwright"
+# Rows by expert, how many each has, and what the experts make of them. Shapes: (row, hidden) both ways.
+Compute = Callable[[Tensor, list[int]], Tensor]
+
+
+def register_experts() -> None:
+    """Make `experts` known to transformers, which mixtures of any family then call; again and again does no harm."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(EXPERTS, experts)
+
+
+def experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """What the chosen experts make of every token, weighted. Shapes: (token, hidden), twice (token, chosen)."""
+    chosen = top_k_index.flatten()
+    order = chosen.argsort(stable=True)
+    rows = order // top_k_index.shape[1]
+    counts = _counts(chosen, module.num_experts)
+    compute: Compute = functools.partial(_compute, module)
+    dispatch: Callable[[Compute, Tensor, list[int]], Tensor] | None = module.__dict__.get("dispatch")
+    tokens = hidden[rows]
+    answers = compute(tokens, counts) if dispatch is None else dispatch(compute, tokens, counts)
+    # Put back rather than added by index: that would keep what it adds for backward, as large as all answers.
+    by_token = answers[order.argsort()].unflatten(0, top_k_index.shape)
+    result: Tensor = (by_token * top_k_weights[..., None]).sum(dim=1).to(hidden.dtype)
+    return result
+
+
+def set_dispatch(module: nn.Module, dispatch: Callable[[Compute, Tensor, list[int]], Tensor]) -> None:
+    """Let these experts call `dispatch(compute, tokens, counts)` in place of `compute(tokens, counts)`."""
+    module.__dict__["dispatch"] = dispatch
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Transformers keeps all experts of a layer in two tensors of three dimensions."""
+    return getattr(getattr(module, "gate_up_proj", None), "dim", lambda: 0)() == 3
+
+
+def _counts(chosen: Tensor, num_experts: int) -> list[int]:
+    """How many rows each expert is due. Shape: (row,)."""
+    if isinstance(chosen, FakeTensor):
+        each, rest = divmod(len(chosen), num_experts)
+        return [each + (expert < rest) for expert in range(num_experts)]
+    counts: list[int] = torch.bincount(chosen, minlength=num_experts).tolist()
+    return counts
+
+
+def _compute(module: Any, tokens: Tensor, counts: list[int]) -> Tensor:
+    # Weights are unbound at once: the gradient of an index would be a tensor of all experts for each of them.
+    pieces = []
+    weights = zip(module.gate_up_proj.unbind(), module.down_proj.unbind(), strict=True)
+    # An expert without tokens takes part too: its gradient is zero and not missing, for other ranks average theirs.
+    for own, (up_weight, down_weight) in zip(tokens.split(counts), weights, strict=True):
+        gate, up = nn.functional.linear(own, up_weight).chunk(2, dim=-1)
+        pieces.append(nn.functional.linear(module.act_fn(gate) * up, down_weight))
+    return torch.cat(pieces)

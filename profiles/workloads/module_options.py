@@ -1,0 +1,33 @@
+"""Options about modules of the user's, which several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from profiles.workloads import foreign_code, trust
+
+
+def _ask_for_traceback(context: typer.Context, value: bool) -> bool:
+    # `console.run` hands this in, and shows an error's details where it was asked to.
+    if isinstance(context.obj, dict):
+        context.obj[foreign_code.OPTION] = value
+    return value
+
+
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        trust.OPTION, metavar="NAME", help="Let a file import this module of yours for its model; may be repeated."
+    ),
+]
+TracebackOption = Annotated[
+    bool,
+    typer.Option(
+        foreign_code.OPTION,
+        callback=_ask_for_traceback,
+        expose_value=False,
+        help="Where your own module fails, show how it came to that.",
+    ),
+]

@@ -1,0 +1,100 @@
+"""What a workload is: layers in order, each built alone and seeded by its position, its batches and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from profiles.models.families import BlockPaths, Style
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.foreign_code import foreign_code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One layer position: `build` makes the module, `styles` says how tensor parallel splits its linears."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    styles: dict[str, Style] = field(default_factory=dict)
+    paths: BlockPaths = field(default_factory=BlockPaths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model to train: its layers in order and what the planner asks about its sizes.
+
+    `answers_once`: one answer for a whole sample, rather than one for each token of it.
+    """
+
+    spec: WorkloadSpec
+    layers: tuple[LayerSpec, ...]
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    max_sequence_length: int
+    tied_embeddings: bool
+    example_input: Callable[[int, int], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    num_experts: int = 0
+    experts_per_token: int = 0
+    answers_once: bool = False
+
+    def example_targets(self, inputs: Tensor) -> Tensor:
+        """Answers of the right shape for some inputs, all 0. Shapes: (batch,), or (batch, sequence)."""
+        return torch.zeros(inputs.shape[: 1 if self.answers_once else 2], dtype=torch.long, device=inputs.device)
+
+    @property
+    def can_tensor_parallel(self) -> bool:
+        """Whether any layer says how to split its linears."""
+        return any(layer.styles for layer in self.layers)
+
+    @property
+    def can_pipeline(self) -> bool:
+        """Whether the model is a sequence that can be cut; a tied embedding would sit on two stages."""
+        return len(self.layers) > 1 and not self.tied_embeddings
+
+    def build_layer(self, position: int) -> nn.Module:
+        """The layer at `position`, its weights as its own code leaves them.
+
+        Raises: InputError where that code fails.
+        """
+        layer = self.layers[position]
+        with foreign_code(self.spec, f"{self.spec.title}: layer {layer.name} cannot be built"):
+            return layer.build()
+
+    def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
+        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone."""
+        modules = nn.Sequential()
+        for position in range(start, stop):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed * 100_003 + position)
+                modules.append(self.build_layer(position))
+                _initialise(modules[-1])
+        if self.tied_embeddings and start == 0 and stop == len(self.layers):
+            modules[-1].get_submodule("projection").weight = modules[0].get_parameter("tokens.weight")
+        return modules
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in fp32. Shapes: logits (batch, sequence, vocabulary), targets (batch, sequence)."""
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def token_ids(vocab_size: int, batch: int, sequence: int) -> Tensor:
+    """Random tokens. Shapes: (batch, sequence)."""
+    return torch.randint(0, vocab_size, (batch, sequence))
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2's initialisation: normal weights of deviation 0.02, biases 0, norms 1."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)

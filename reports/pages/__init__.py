@@ -1,0 +1,1 @@
+"""Pages of the report: their figures and the HTML around them."""
