@@ -175,7 +175,7 @@ def _prediction(
         method="two kinds of devices",
         assumptions=(
             words,
-            f"kernels, links and software ({at.stack}) as published runs of each kind alone taught: none mixes devices",
+            f"kernels, links and {at.stack.name} as published runs of each kind alone taught: none mixes devices",
         ),
     )
 

@@ -22,13 +22,10 @@ from planner.space.to_plans import jobs_at, plan_of
 from profiles.errors import PlanError
 from profiles.models.transformer import Array
 
-# Software that takes any stage bounds: the executor. Others split evenly, but for the ends.
-PLACES = ("trainwright",)
-
 
 def placeable(space: Space, place: Place) -> bool:
     """Whether the plan's layers can be placed: one stage per rank, and all of its layers recomputed or none."""
-    if space.at.stack not in PLACES or space.layouts.pipeline[place.layout] == 1:
+    if not space.at.stack.habits.follows_stage_bounds or space.layouts.pipeline[place.layout] == 1:
         return False
     plan = plan_of(space, place)
     return plan.virtual_stages == 1 and not plan.recompute_layers

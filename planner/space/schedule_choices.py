@@ -62,7 +62,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     illegal: Counter[str] = Counter()
     recompute = _recompute(options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
-    hidden = HIDES_MESSAGES.get(at.stack, ())
+    hidden = HIDES_MESSAGES.get(at.stack.name, ())
     for column, (name, chunks) in enumerate(named):
         parts = np.full(len(micro), float(chunks))
         legal[:, column], reason = _allowed(name, pipeline, chunks, count)

@@ -32,7 +32,7 @@ def shape_of(plan: Plan) -> Shape:
 
 def hides_messages(space: Space, plan: Plan) -> bool:
     """Whether the software sends a schedule's messages beside the next micro-batch."""
-    return plan.schedule in HIDES_MESSAGES.get(space.at.stack, ())
+    return plan.schedule in HIDES_MESSAGES.get(space.at.stack.name, ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,5 +104,5 @@ def jobs_at(space: Space, places: Sequence[Place], method: str | None = None) ->
         chunks=np.array([own.chunks[place.schedule] for own, place in pairs]),
         schedule=np.array(["1f1b" if name == "none" else name for name in names]),
         recompute=np.array([method or METHODS[own.method[place.recompute]] for own, place in pairs]),
-        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack, ()) for name in names]),
+        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack.name, ()) for name in names]),
     )

@@ -126,6 +126,25 @@ class StackMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StackHabits:
+    """What a stack does where a job does not say otherwise.
+
+    `overlaps_gradients`, `overlaps_parameters` and `overlaps_tensor`: whether it sends these beside compute.
+    `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
+    `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
+    """
+
+    __pydantic_config__ = STRICT
+
+    overlaps_gradients: bool = True
+    overlaps_parameters: bool = False
+    overlaps_tensor: bool = False
+    splits_sequence: bool = False
+    zero_stage: int = 0
+    follows_stage_bounds: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """One program that trains; `sources` says whence each number is.
 
@@ -138,6 +157,7 @@ class Stack:
     name: str
     title: str
     group: str
+    habits: StackHabits
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]
