@@ -10,7 +10,7 @@ import numpy as np
 from planner.cost.error_bands import band, spread
 from planner.cost.factors import Learned
 from planner.cost.layers import Pass
-from planner.cost.memory.peak import Footprint
+from planner.cost.memory.footprint import Footprint
 from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replicas import Shared

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, hidden_bytes, loss_bytes, num_received
+from planner.cost.memory.footprint import hidden_bytes, loss_bytes, num_received
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES
 from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_states import (
     WHOLE_GRADIENT_BYTES,

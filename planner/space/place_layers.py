@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.cost.memory.peak import Footprint, StageMemory, footprint, stage_memory
+from planner.cost.memory.footprint import Footprint, StageMemory, footprint, stage_memory
 from planner.cost.memory.stage_states import StageContent, stage_content
 from planner.schedules.placement import Layers, place
 from planner.schedules.registry import held_at_peak
