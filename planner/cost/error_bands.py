@@ -24,8 +24,6 @@ PART_SPREAD = {
 }  # fmt: skip
 # Of the whole: what no part knows, software that no run taught, hardware that none taught.
 COMMON_SPREAD, NEW_STACK_SPREAD, NEW_GENERATION_SPREAD = 0.04, 0.07, 0.08
-# Stacks whose eager kernels depend most on who wrote them.
-NATIVE_SPREAD = 0.05
 # Models, clusters and sequences beyond what was learned from: spread per doubling.
 BEYOND_SPREAD = 0.02
 

@@ -14,7 +14,6 @@ from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
 from profiles.models.sizes import ModelSizes
-from profiles.models.transformer import Array
 from profiles.units import GB, GIB
 
 OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
@@ -152,8 +151,3 @@ def _codec_columns(at: Setting) -> dict[str, float]:
         "codec_decode_passes": own.decode_passes,
         "codec_message_bytes": own.bucket_bytes(weights) if own.gathered else 0.0,
     }
-
-
-def as_floats(*columns: object) -> tuple[Array, ...]:
-    """Columns as floats, which is what jobs are made of."""
-    return tuple(np.asarray(column, dtype=np.float64) for column in columns)
