@@ -26,22 +26,6 @@ from profiles.inputs.ranges import (
 )
 from profiles.models.profile import WorkloadSpec
 
-# Seconds of a step by source; they add up to the step.
-PARTS: tuple[str, ...] = (
-    "compute",
-    "recompute",
-    "bubble",
-    "tensor_comm",
-    "context_comm",
-    "expert_comm",
-    "data_comm",
-    "pipeline_comm",
-    "codec",
-    "offload",
-    "optimizer",
-    "host",
-    "stragglers",
-)
 # Bytes of the fullest rank by kind; they add up to the peak.
 KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")
 

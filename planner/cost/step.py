@@ -12,21 +12,20 @@ from planner.cost.factors import Factors
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass, edge_pass, exposed, layer_pass, weight_seconds
 from planner.cost.unit_costs import Ingredients
+from planner.parts import PART_NAMES
+from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.models.transformer import Array
 from profiles.units import GB
 
-PARTS = (
-    "compute", "recompute", "bubble", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "data_comm",
-    "codec", "offload", "optimizer", "host", "stragglers",
-)  # fmt: skip
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
-ADAM_STATE_BYTES, GRADIENT_BYTES = 12.0, 4.0
+# Master weights and two moments in 32 bits.
+ADAM_STATE_BYTES = 12.0
 # Of the work on embedding and head a third each is forward, and weight gradients.
 END_SHARE = 1 / 3
 
 
 def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
-    """Seconds of a step by PARTS, which add up to the step. Shapes: one entry per job in every array."""
+    """Seconds of a step by part, which add up to the step. Shapes: one entry per job in every array."""
     jobs = made.jobs
     ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
     layer = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
@@ -63,7 +62,7 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     parts["host"] = parts["host"] + made.rules.host_step_ms * 1e-3
     busy = sum(parts.values())
     parts["stragglers"] = busy * factors.straggling * np.log2(made.num_nodes)
-    return {name: parts[name] for name in PARTS}
+    return {name: parts[name] for name in PART_NAMES}
 
 
 def _pipeline_comm(made: Ingredients, factors: Factors) -> Array:
