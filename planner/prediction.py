@@ -24,6 +24,7 @@ from profiles.inputs.ranges import (
     Tokens,
     Whole,
 )
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import WorkloadSpec
 
 # Bytes of the fullest rank by kind; they add up to the peak.
@@ -83,7 +84,7 @@ class PlanFile:
     """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
 
     `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal. `answers` is what was
-    asked besides; `execute` has no use for it.
+    asked besides; `execute` has no use for it. `stack` is the software that the plans are for.
     """
 
     __pydantic_config__ = STRICT
@@ -107,3 +108,4 @@ class PlanFile:
     created: str = ""
     compression: tuple[CompressionChoice, ...] = ()
     answers: Answers = Answers()
+    stack: str = THIS_PROGRAM

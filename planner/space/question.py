@@ -13,6 +13,7 @@ from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.sizes import ModelSizes
 from profiles.units import GB, GIB
 
@@ -64,7 +65,7 @@ def setting(
     num_devices: int,
     global_batch_size: int,
     sequence_length: int,
-    stack: str = "trainwright",
+    stack: str = THIS_PROGRAM,
     precision: str = "bf16",
     cluster: Cluster | None = None,
     codec: str = "none",
