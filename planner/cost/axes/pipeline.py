@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.groups import pipeline_stride, seconds
+from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
 from profiles.laws.collectives import Fabric
 from profiles.models.transformer import Array
 
-MESSAGE_ELEMENT_BYTES = 2.0
 # Gradients of what a layer's linears gave, over what the layer keeps for backward: rehearsed, 0.55 to 0.6 of a llama's.
 WAITING_SHARE = 0.57
 # Schedules that compute weight gradients later than those of inputs, and keep both gradients until then.
