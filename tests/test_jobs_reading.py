@@ -89,7 +89,7 @@ def test_a_row_of_five_columns_is_a_job_and_says_what_was_assumed():
         ({"zero_stage": "2"}, "stack", "deepspeed"),
         ({}, "stack", "torch"),
         ({"tp": "2"}, "sequence_parallel", "yes"),
-        ({"pp": "4", "vp": "2"}, "schedule", "interleaved"),
+        ({"pp": "4", "vp": "2"}, "schedule", "interleaved-1f1b"),
         ({"gpu_type": "V100-SXM2-16GB"}, "precision_class", "fp16"),
         ({"gpu_type": "V100-SXM2-16GB"}, "attention_kernel", "unfused"),
         ({"stack": "megatron-lm"}, "overlap_grad", "no"),

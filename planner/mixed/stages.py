@@ -17,6 +17,7 @@ from planner.cost.memory.peak import StageMemory, stage_memory
 from planner.cost.memory.stage_states import StageContent
 from planner.cost.step import exchanges, optimizer_parameters, optimizer_seconds
 from planner.mixed.mixture import Mixture, Rows
+from planner.schedules.registry import USUAL
 from planner.schedules.replay import PipelineSeconds
 from planner.schedules.steps import Shape
 from planner.space.layouts import Ints
@@ -273,7 +274,7 @@ def replayed(dealt: Dealt, row: int) -> Timed:
     forward, backward = seconds("forward"), seconds("backward")
     message = dealt.message_seconds[row][:, None]
     own = PipelineSeconds(forward=forward, backward=backward, weight=np.zeros_like(forward), message=message)
-    shape = Shape("1f1b", stages, 1, int(dealt.rows.count[row]))
+    shape = Shape(USUAL, stages, 1, int(dealt.rows.count[row]))
     both = PipelineSeconds(
         forward=np.repeat(forward, 2, axis=1),
         backward=np.repeat(backward, 2, axis=1),

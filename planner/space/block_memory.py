@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.pipeline import WAITS, open_chunks
+from planner.cost.axes.pipeline import open_chunks
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
 from planner.cost.memory.stage_states import StageContent, StageStates, Together, of_chunks
-from planner.legality import V_SCHEDULES
+from planner.schedules.registry import has
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
@@ -26,7 +26,7 @@ def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
     stages, choices = own.tables.shared.stages, own.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
-    is_v = np.isin(choices.schedules, V_SCHEDULES)
+    is_v = has(choices.schedules, lambda rules: rules.stages.is_v)
     result = np.empty((len(own.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)))
     for key in {(int(number), bool(v)) for number, v in zip(chunks, is_v, strict=True)}:
         columns = np.flatnonzero((chunks == key[0]) & (is_v == key[1]))
@@ -43,7 +43,7 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
     result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
-    waits = np.isin(own.choices.schedules, WAITS)[columns]
+    waits = has(own.choices.schedules, lambda rules: rules.waits)[columns]
     if waits.any():
         result[:, :, waits] = np.maximum(
             result[:, :, waits], _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
@@ -86,7 +86,7 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
     casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
     casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    is_gpipe = np.array([name == "gpipe" for name in own.choices.schedules])[columns]
+    forwards_first = has(own.choices.schedules, lambda each: each.forwards_first)[columns]
     count, chunks = own.choices.count[:, None, None], own.choices.chunks[columns][:, None]
     degrees = own.each(shared.jobs.pipeline)[..., None]
     opened = open_chunks(np.array(own.choices.schedules)[columns][:, None], degrees, chunks, count)
@@ -95,7 +95,7 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     cached = (own.each(states.casts) * again)[:, :, None, :] + together.forward
     activations_on_top, on_top = _on_top(own, states, content, kept.backward, together)
     whole = np.where(is_early, -own.each(states.fresh)[..., None], together.accumulated)
-    beside = held + casts + whole + _waiting_logits(own, content, is_gpipe, in_flight)
+    beside = held + casts + whole + _waiting_logits(own, content, forwards_first, in_flight)
     activations_on_top = np.where(cached > on_top, 0.0, activations_on_top)
     full = beside + np.maximum(on_top, cached)
     # The embedding goes backward when the last micro-batch's activations are free.
@@ -121,18 +121,18 @@ def _received(own: Block, content: StageContent, columns: Ints) -> Array:
     ends = own.each(content.is_first.astype(float) + content.is_last)[:, :, None, :]
     step = (message * own.choices.count[:, None])[:, :, None, :]
     chunks = own.choices.chunks[columns][:, None]
-    waits = np.isin(own.choices.schedules, WAITS)[columns][:, None]
+    waits = has(own.choices.schedules, lambda each: each.waits)[columns][:, None]
     left = np.where(waits, chunks - own.each(content.is_first.astype(float))[:, :, None, :], 0.0)
     return np.asarray(step * (2 * chunks - ends + left))
 
 
-def _waiting_logits(own: Block, content: StageContent, is_gpipe: Flags, in_flight: Array) -> Array:
+def _waiting_logits(own: Block, content: StageContent, forwards_first: Flags, in_flight: Array) -> Array:
     """What losses keep that wait for their backward: GPipe's, all but the one at work. Shapes: (g, m, s, 1)."""
     per_token = own.each(own.tables.shared.layer.vocabulary * content.is_last) * (
         KEPT_LOGIT_BYTES + own.each(own.tables.shared.rules.element_bytes)
     )
     one = own.of(own.tables.layers.tokens)[:, :, None] * per_token / own.tables.at.model.transformer.hidden_size[0]
-    return np.asarray(one[:, :, None, :] * np.where(is_gpipe[:, None], in_flight - 1, 0.0))
+    return np.asarray(one[:, :, None, :] * np.where(forwards_first[:, None], in_flight - 1, 0.0))
 
 
 def _on_top(

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, idle_terms
-from planner.legality import LOOPED_SCHEDULES, SPLIT_BACKWARD, V_SCHEDULES
+from planner.schedules.registry import NONE, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
+from profiles.machines.stacks import load_stack
 from profiles.models.transformer import Array, Flags
 
 # The stages of `fullest_stages`.
 NUM_PLACES = 4
 METHODS = ("none", "selective", "full")
-# What Megatron-Core hides behind the next micro-batch: the messages of its interleaved schedule.
-HIDES_MESSAGES = {"megatron-core": ("interleaved-1f1b",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +61,13 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     illegal: Counter[str] = Counter()
     recompute = _recompute(options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
-    hidden = HIDES_MESSAGES.get(at.stack, ())
     for column, (name, chunks) in enumerate(named):
         parts = np.full(len(micro), float(chunks))
-        legal[:, column], reason = _allowed(name, pipeline, chunks, count)
-        illegal[reason] += int((~legal[:, column]).sum()) * len(recompute)
+        counts = schedule_of(name).counts
+        legal[:, column] = counts.allow(degree, parts, count)
+        illegal[counts.others] += int((~legal[:, column]).sum()) * len(recompute)
         filling, rounds = idle_terms(degree, parts, count)
-        steady = np.zeros(len(micro)) if name in hidden else 2 * count * parts
+        steady = np.zeros(len(micro)) if hides_messages(at, name) else 2 * count * parts
         places = fullest_stages(at, pipeline, stage_layers, chunks)
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held
@@ -105,35 +104,27 @@ def num_leading(at: Setting) -> int:
     return int(model.num_dense_layers[0]) if model.is_moe[0] else 0
 
 
+def hides_messages(at: Setting, name: str) -> bool:
+    """Whether the software sends a schedule's messages beside the next micro-batch."""
+    return name in load_stack(at.stack).time.hides_messages_of
+
+
 def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:
+    """Every schedule with every number of chunks that it may have."""
     if pipeline == 1:
-        return [("none", 1)]
-    # Chunks of equal length: what divides a stage's layers.
-    splits = [chunks for chunks in divisors(stage_layers) if chunks > 1 and pipeline * chunks <= at.model.num_layers]
+        return [(NONE, 1)]
+    # Chunks of equal length: what divides a stage's layers. The two of a V may differ.
+    even = divisors(stage_layers)
     named: list[tuple[str, int]] = []
     for name in options.schedules:
-        if at.compresses and name in SPLIT_BACKWARD:
+        rules = schedule(name)
+        if at.compresses and rules.splits_backward:
             continue
-        if name in V_SCHEDULES:
-            named += [(name, 2)] if 2 * pipeline <= at.model.num_layers else []
-        elif name in LOOPED_SCHEDULES:
-            named += [(name, 1)] if name == "interleaved-zb" else []
-            named += [(name, chunks) for chunks in splits]
-        else:
-            named.append((name, 1))
+        numbers = (
+            [rules.stages.least] if rules.stages.is_v else [chunks for chunks in even if rules.stages.allows(chunks)]
+        )
+        named += [(name, chunks) for chunks in numbers if pipeline * chunks <= at.model.num_layers]
     return named
-
-
-def _allowed(name: str, pipeline: int, chunks: int, count: Array) -> tuple[Flags, str]:
-    """Which numbers of micro-batches a schedule takes, and what is wrong with the others."""
-    if name == "1f1b":
-        return count >= pipeline, "fewer micro-batches than pipeline stages"
-    if name == "dualpipev":
-        return count >= pipeline * chunks, "fewer micro-batches than stages of dualpipev"
-    if name in LOOPED_SCHEDULES:
-        rounds = np.maximum(count // pipeline, 1)
-        return count % rounds == 0, "micro-batches that make no whole rounds of an interleaved schedule"
-    return np.ones(len(count), dtype=bool), ""
 
 
 def _recompute(options: Options, stage_layers: int) -> list[tuple[str, int]]:

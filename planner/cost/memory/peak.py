@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.axes.pipeline import WAITS, held_microbatches, open_chunks
+from planner.cost.axes.pipeline import held_microbatches, open_chunks
 from planner.cost.job import Jobs, Names
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
 from planner.cost.memory.stage_states import (
@@ -21,6 +21,7 @@ from planner.cost.memory.stage_states import (
     stage_states,
 )
 from planner.cost.software_memory import MemoryRules, memory_rules
+from planner.schedules.registry import has
 from profiles.models.transformer import Array, Flags
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
@@ -207,7 +208,7 @@ def _moments(
     waiting = (
         num_logits
         * (KEPT_LOGIT_BYTES + rules.element_bytes)
-        * np.where(jobs.schedule == "gpipe", in_flight(jobs, stage.index) - 1, 0.0)
+        * np.where(has(jobs.schedule, lambda rules: rules.forwards_first), in_flight(jobs, stage.index) - 1, 0.0)
     )
     logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
     casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
@@ -243,7 +244,7 @@ def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
     Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
     """
     chunks = np.maximum(jobs.chunks, 1.0)
-    left = np.where(np.isin(jobs.schedule, WAITS), chunks - stage.is_first, 0.0)
+    left = np.where(has(jobs.schedule, lambda own: own.waits), chunks - stage.is_first, 0.0)
     own = 2 * chunks - stage.is_first - stage.is_last + left
     return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
 
