@@ -115,6 +115,12 @@ def test_spelling_does_not_matter():
     assert same(odd.jobs, plain)
 
 
+def test_a_schedule_has_its_own_number_of_stages():
+    assert job(pp="4", schedule="zbv").chunks[0] == 2
+    assert job(pp="4", schedule="zb-1p").chunks[0] == 1
+    assert same(job(pp="4", vp="2", schedule="interleaved"), job(pp="4", vp="2", schedule="interleaved_1F1B"))
+
+
 def test_hardware_is_what_the_row_says_first():
     jobs = job(gpu_mem_gib="40", intra_node_gbytes_per_s_unidir="250.5", nic_gbit_per_s_per_gpu="100")
     assert jobs.device_memory_bytes[0] == pytest.approx(40 * GIB, rel=0.02)
@@ -177,6 +183,7 @@ def test_sizes_that_others_decide():
         ({"attention": "sparse"}, ["attention", "mla"]),
         ({"attention_kernel": "magic"}, ["attention_kernel", "flash2"]),
         ({"schedule": "dualpipe"}, ["schedule", "1f1b"]),
+        ({"schedule": "zbv", "pp": "4", "vp": "3"}, ["vp", "3", "zbv has two stages per rank"]),
         ({"recompute_class": "some"}, ["recompute_class", "selective"]),
         ({"stack": "megatron"}, ["stack", "megatron", "fsdp"]),
         ({"compiled": "perhaps"}, ["compiled", "yes or no"]),

@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from executor.axes.pipeline import torch_schedule
-from planner.cost.axes.pipeline import open_chunks
 from planner.plans import Plan, stages_of
 from planner.schedules.registry import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
 from planner.schedules.steps import Shape
@@ -86,7 +85,7 @@ def test_chunks_under_way_are_the_most_of_the_whole_list(chosen, pipeline, count
         last = {stage: index for index, stage in enumerate(steps)}
         first = {stage: index for index, stage in reversed(list(enumerate(steps)))}
         most = max(sum(first[stage] <= index <= last[stage] for stage in last) for index in range(len(steps)))
-        assert most == open_chunks(name, np.array(pipeline), np.array(chunks), np.array(count))
+        assert most == SCHEDULES[name].open_chunks(*(np.array(float(size)) for size in (pipeline, chunks, count)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from planner.published.cells import Cells, Refused
 from planner.published.software_cells import Software
 from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, Schedule, published_names, schedule
-from planner.schedules.steps import STAGES_OF_V
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.stacks import load_stack
 
@@ -69,7 +68,7 @@ def _schedule(cells: Cells, pipeline: float) -> tuple[Schedule, float]:
     is_several = pipeline > 1 and cells.size("vp", 1, noted=False) > 1
     usual = USUAL_OF_SEVERAL if is_several else USUAL
     rules = schedule(cells.word("schedule", published_names(), usual, noted=pipeline > 1))
-    chunks = cells.size("vp", STAGES_OF_V if rules.stages.is_v else 1, noted=pipeline > 1)
+    chunks = cells.size("vp", rules.stages.least if pipeline > 1 and rules.stages.is_v else 1, noted=pipeline > 1)
     if pipeline > 1 and rules.stages.is_v and not rules.stages.allows(int(chunks)):
         raise Refused(f"vp is {chunks:g}; {rules.name} has {rules.stages.words}")
     return rules, chunks

@@ -79,6 +79,8 @@ def schedule(name: str) -> Schedule:
 
     Raises: UnknownNameError.
     """
+    if name in SCHEDULES:
+        return SCHEDULES[name]
     known = _by_name()
     if name not in known:
         raise UnknownNameError("schedule", name, known)

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.pipeline import open_chunks
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
 from planner.cost.memory.stage_states import StageContent, StageStates, Together, of_chunks
-from planner.schedules.registry import has
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
@@ -26,10 +24,9 @@ def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
     stages, choices = own.tables.shared.stages, own.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
-    is_v = has(choices.schedules, lambda rules: rules.stages.is_v)
     result = np.empty((len(own.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)))
-    for key in {(int(number), bool(v)) for number, v in zip(chunks, is_v, strict=True)}:
-        columns = np.flatnonzero((chunks == key[0]) & (is_v == key[1]))
+    for key in {(int(number), bool(v)) for number, v in zip(chunks, choices.through_v, strict=True)}:
+        columns = np.flatnonzero((chunks == key[0]) & (choices.through_v == key[1]))
         result[:, :, columns] = _of_schedules(own, stages[key], columns)
     return result
 
@@ -43,7 +40,7 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
     result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
-    waits = has(own.choices.schedules, lambda rules: rules.waits)[columns]
+    waits = own.choices.waits[columns]
     if waits.any():
         result[:, :, waits] = np.maximum(
             result[:, :, waits], _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
@@ -86,10 +83,8 @@ def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> A
     again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
     casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
     casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    forwards_first = has(own.choices.schedules, lambda each: each.forwards_first)[columns]
+    forwards_first, opened = own.choices.forwards_first[columns], own.choices.opened[:, columns, None]
     count, chunks = own.choices.count[:, None, None], own.choices.chunks[columns][:, None]
-    degrees = own.each(shared.jobs.pipeline)[..., None]
-    opened = open_chunks(np.array(own.choices.schedules)[columns][:, None], degrees, chunks, count)
     together = of_chunks(lambda values: own.each(values)[..., None], states, np.maximum(chunks, 1.0), opened)
     is_early = holds_all(in_flight, count, chunks)
     cached = (own.each(states.casts) * again)[:, :, None, :] + together.forward
@@ -121,7 +116,7 @@ def _received(own: Block, content: StageContent, columns: Ints) -> Array:
     ends = own.each(content.is_first.astype(float) + content.is_last)[:, :, None, :]
     step = (message * own.choices.count[:, None])[:, :, None, :]
     chunks = own.choices.chunks[columns][:, None]
-    waits = has(own.choices.schedules, lambda each: each.waits)[columns][:, None]
+    waits = own.choices.waits[columns][:, None]
     left = np.where(waits, chunks - own.each(content.is_first.astype(float))[:, :, None, :], 0.0)
     return np.asarray(step * (2 * chunks - ends + left))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, idle_terms
-from planner.schedules.registry import NONE, schedule, schedule_of
+from planner.schedules.registry import NONE, has, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
 from profiles.machines.stacks import load_stack
@@ -25,14 +25,18 @@ class Variants:
 
     Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
     `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
-    `held` micro-batches in flight on the stages of `fullest_stages`. `share` is the part of a stage's layers that is
-    recomputed, `method` the number in METHODS of what is done to it.
+    `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`. `through_v`,
+    `waits` and `forwards_first` are traits of schedules (s,), as their records have them. `share` is the part of a
+    stage's layers that is recomputed, `method` the number in METHODS of what is done to it.
     """
 
     micro_batch: Array
     count: Array
     schedules: tuple[str, ...]
     chunks: Array
+    through_v: Flags
+    waits: Flags
+    forwards_first: Flags
     method: Array
     layers: Array
     share: Array
@@ -40,6 +44,7 @@ class Variants:
     filling: Array
     rounds: Array
     messages: Array
+    opened: Array
     held: tuple[Array, ...]
     illegal: Counter[str]
 
@@ -57,25 +62,30 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
-    terms = np.zeros((3 + NUM_PLACES, len(micro), len(named)))
+    terms = np.zeros((4 + NUM_PLACES, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
     for column, (name, chunks) in enumerate(named):
         parts = np.full(len(micro), float(chunks))
-        counts = schedule_of(name).counts
-        legal[:, column] = counts.allow(degree, parts, count)
-        illegal[counts.others] += int((~legal[:, column]).sum()) * len(recompute)
+        rules = schedule_of(name)
+        legal[:, column] = rules.counts.allow(degree, parts, count)
+        illegal[rules.counts.others] += int((~legal[:, column]).sum()) * len(recompute)
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.zeros(len(micro)) if hides_messages(at, name) else 2 * count * parts
         places = fullest_stages(at, pipeline, stage_layers, chunks)
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
-        terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held
+        messages = 2 * (degree - 1) + np.where(degree > 1, steady, 0.0)
+        terms[:, :, column] = filling, rounds, messages, rules.open_chunks(degree, parts, count), *held
+    names = tuple(name for name, _ in named)
     return Variants(
         micro_batch=micro,
         count=count,
-        schedules=tuple(name for name, _ in named),
+        schedules=names,
         chunks=np.array([chunks for _, chunks in named], dtype=np.float64),
+        through_v=has(names, lambda rules: rules.stages.is_v),
+        waits=has(names, lambda rules: rules.waits),
+        forwards_first=has(names, lambda rules: rules.forwards_first),
         method=np.array([METHODS.index(method) for method, _ in recompute]),
         layers=np.array([layers for _, layers in recompute], dtype=np.float64),
         share=np.array([layers / stage_layers for _, layers in recompute]),
@@ -83,7 +93,8 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         filling=terms[0],
         rounds=terms[1],
         messages=terms[2],
-        held=tuple(terms[3:]),
+        opened=terms[3],
+        held=tuple(terms[4:]),
         illegal=+illegal,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.axes.groups import pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
-from planner.schedules.laws import WAITING_SHARE, OpenChunks
+from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
 from profiles.laws.collectives import Fabric
 from profiles.models.transformer import Array
@@ -96,14 +96,12 @@ def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -
     return np.asarray(schedule_of(schedule).bubble_left(pipeline, forward, weight))
 
 
-def open_chunks(schedule: str | Names, pipeline: Array, chunks: Array, count: Array) -> Array:
-    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: broadcast."""
-    names = np.asarray(schedule, dtype=str)
-    laws: dict[OpenChunks, list[str]] = {}
-    for name in np.unique(names).tolist():
-        laws.setdefault(schedule_of(name).open_chunks, []).append(name)
-    parts = [(np.isin(names, alike), law(pipeline, chunks, count)) for law, alike in laws.items()]
-    return np.asarray(np.select([alike for alike, _ in parts], [number for _, number in parts]))
+def open_chunks(schedule: Names, pipeline: Array, chunks: Array, count: Array) -> Array:
+    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job."""
+    result = np.ones(np.shape(schedule))
+    for name in np.unique(schedule):
+        result = np.where(schedule == name, schedule_of(str(name)).open_chunks(pipeline, chunks, count), result)
+    return result
 
 
 def held_microbatches(schedule: str, pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
