@@ -92,7 +92,7 @@ def check_actions(plan: Plan, rank: dict[str, Any], what: str) -> None:
     for stage in stages:
         for microbatch in range(plan.num_microbatches):
             assert done[("F", microbatch, stage)] == done[("B", microbatch, stage)] == 1, what
-            assert done[("W", microbatch, stage)] <= (plan.rules.splits_backward), what
+            assert done[("W", microbatch, stage)] <= plan.rules.splits_backward, what
     assert done[("optimizer", -1, -1)] == 1, what
     has_copies = plan.data_parallel * plan.context_parallel > 1
     # The tiny models have one bucket per stage; schedules with split backward passes average all stages together.

@@ -11,7 +11,8 @@ import numpy as np
 
 from profiles.models.transformer import Array
 
-# Share of 1F1B's bubble that is left, of `pipeline` and the shares of forward and weight gradients in a micro-batch.
+# Share of 1F1B's bubble that is left, of `pipeline` and of how a micro-batch's seconds are shared out: forward (F) and
+# weight gradients (W); input gradients (I) are the rest.
 BubbleLeft = Callable[[Array, Array, Array], Array]
 # Micro-batches whose activations a rank holds, in whole ranks' worth, of `pipeline`, `chunks`, `count` and `stage`.
 Held = Callable[[Array, Array, Array, Array], Array]

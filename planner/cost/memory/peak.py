@@ -208,7 +208,7 @@ def _moments(
     waiting = (
         num_logits
         * (KEPT_LOGIT_BYTES + rules.element_bytes)
-        * np.where(has(jobs.schedule, lambda rules: rules.forwards_first), in_flight(jobs, stage.index) - 1, 0.0)
+        * np.where(has(jobs.schedule, lambda each: each.forwards_first), in_flight(jobs, stage.index) - 1, 0.0)
     )
     logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
     casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
@@ -244,7 +244,7 @@ def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
     Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
     """
     chunks = np.maximum(jobs.chunks, 1.0)
-    left = np.where(has(jobs.schedule, lambda own: own.waits), chunks - stage.is_first, 0.0)
+    left = np.where(has(jobs.schedule, lambda each: each.waits), chunks - stage.is_first, 0.0)
     own = 2 * chunks - stage.is_first - stage.is_last + left
     return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
 

@@ -94,7 +94,7 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array, is_v: bool
     model, pipeline = jobs.model, jobs.pipeline
     index = np.broadcast_to(np.asarray(index, dtype=np.float64), pipeline.shape)
     is_first, is_last = index == 0, pipeline == index + 1
-    through_v = has(jobs.schedule, lambda own: own.stages.is_v) if is_v is None else is_v
+    through_v = has(jobs.schedule, lambda each: each.stages.is_v) if is_v is None else is_v
     before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
     layers = np.where(
         pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
