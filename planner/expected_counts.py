@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 
-from planner.legality import SPLIT_BACKWARD
 from planner.plans import Plan, recomputed_layers, stages_of
 from planner.schedules.registry import rank_steps
 from planner.schedules.steps import Shape
@@ -182,7 +181,7 @@ class _Rank:
         """Gradients of norms, of which every tensor rank saw some tokens, or some heads."""
         # DDP and FSDP want whole gradients after every backward pass; a pipeline gives them to FSDP once, summed up.
         plan = self.plan
-        keeps_sums = plan.pipeline_parallel > 1 and (plan.zero_stage >= 2 or plan.schedule in SPLIT_BACKWARD)
+        keeps_sums = plan.pipeline_parallel > 1 and (plan.zero_stage >= 2 or plan.rules.splits_backward)
         often = 1 if self.replicas == 1 or keeps_sums else self.count
         width = FULL if keeps_sums else self.weight
         for position in self.positions:

@@ -9,17 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.plans import Plan, recomputable_layers
+from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, schedule
+from planner.schedules.steps import Shape
 from profiles.codecs.codec import codec
 from profiles.models.profile import PRECISIONS, ModelProfile
 from profiles.models.sizes import ModelSizes
 
-# Schedules of one stage per rank; of several, dealt out in turns; of two, dealt out there and back.
-SINGLE_SCHEDULES = ("gpipe", "1f1b")
-LOOPED_SCHEDULES = ("interleaved-1f1b", "interleaved-zb")
-V_SCHEDULES = ("zbv", "dualpipev")
-# Schedules that compute weight gradients apart from input gradients.
-SPLIT_BACKWARD = ("interleaved-zb", "zbv", "dualpipev")
-STAGES_OF_V = 2
 # Codecs that are a precision to reduce in, which FSDP2 has an option for.
 FSDP_CODECS = ("none", "bf16")
 
@@ -104,10 +99,10 @@ def _fp8(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
             f"precision=fp8 with tensor_parallel={plan.tensor_parallel}: torch would send the largest number of every "
             "split tensor in a message of its own (rehearsed), use bf16 or data_parallel"
         )
-    if plan.schedule in SPLIT_BACKWARD:
+    if plan.rules.splits_backward:
         yield (
             f"precision=fp8 with schedule={plan.schedule}: torchao computes both gradients of a linear at once, and "
-            "would do so twice (rehearsed), use interleaved-1f1b"
+            f"would do so twice (rehearsed), use {USUAL_OF_SEVERAL}"
         )
     if model.num_experts:
         yield f"precision=fp8 with the experts of {model.name}: torchao rounds linears alone, use bf16"
@@ -182,8 +177,8 @@ def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
     degree = plan.expert_parallel
     if model.num_experts and plan.context_parallel > 1:
         yield f"context_parallel={plan.context_parallel} with the experts of {model.name}: not tried, use data_parallel"
-    if model.num_experts and plan.schedule in SPLIT_BACKWARD:
-        yield f"schedule={plan.schedule} with the experts of {model.name}: not tried, use 1f1b"
+    if model.num_experts and plan.rules.splits_backward:
+        yield f"schedule={plan.schedule} with the experts of {model.name}: not tried, use {USUAL}"
     if model.num_experts and plan.compiled:
         yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
     if degree == 1:
@@ -203,42 +198,46 @@ def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
 
 
 def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
-    stages, count = plan.pipeline_parallel, plan.num_microbatches
+    stages = plan.pipeline_parallel
     if stages == 1:
         if plan.virtual_stages > 1:
             yield f"virtual_stages={plan.virtual_stages} with pipeline_parallel=1: use virtual_stages=1"
         return
     if not model.can_pipeline:
         yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages (tied embeddings, or a single layer)"
-    if plan.schedule in SINGLE_SCHEDULES and plan.virtual_stages > 1:
-        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has one stage per rank, use interleaved-1f1b"
-    if plan.schedule == "interleaved-1f1b" and plan.virtual_stages < 2:
-        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} needs several stages per rank, use 1f1b"
-    if plan.schedule in V_SCHEDULES and plan.virtual_stages != STAGES_OF_V:
-        yield f"virtual_stages={plan.virtual_stages}: {plan.schedule} has two stages per rank, use virtual_stages=2"
-    if plan.schedule == "1f1b" and count < stages:
-        yield f"num_microbatches={count}: 1f1b needs at least one per stage, {stages}"
-    if plan.schedule == "dualpipev" and count < plan.num_stages:
-        yield f"num_microbatches={count}: dualpipev needs at least one per stage, {plan.num_stages}"
-    if plan.schedule in LOOPED_SCHEDULES and count % max(1, count // stages):
-        rounds = max(1, count // stages)
-        yield f"num_microbatches={count}: {plan.schedule} goes in {rounds} rounds of equal length, use a multiple"
+    yield from _schedule(plan)
     yield from _pipeline_and_data(plan)
+
+
+def _schedule(plan: Plan) -> Iterator[str]:
+    """What a schedule asks for, and whether torch has it."""
+    rules = plan.rules
+    if not rules.torch_class:
+        yield f"schedule={plan.schedule}: planned only, no schedule of torch is like it, use {USUAL}"
+    if not rules.stages.allows(plan.virtual_stages):
+        other = next(name for name in (USUAL, USUAL_OF_SEVERAL) if schedule(name).stages.allows(plan.virtual_stages))
+        yield (
+            f"virtual_stages={plan.virtual_stages}: {plan.schedule} has {rules.stages.words}, use "
+            f"virtual_stages={rules.stages.least} or {other}"
+        )
+    shape = Shape(plan.schedule, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
+    if not rules.counts.allows(shape):
+        yield f"num_microbatches={plan.num_microbatches}: {plan.schedule} {rules.counts.rule(shape)}"
 
 
 def _pipeline_and_data(plan: Plan) -> Iterator[str]:
     """What torch's pipelining does not do together with an axis that averages gradients."""
-    if plan.schedule in SPLIT_BACKWARD and codec(plan.codec).lossy:
+    if plan.rules.splits_backward and codec(plan.codec).lossy:
         yield (
             f"codec={plan.codec} with schedule={plan.schedule}: its weight gradients bypass DDP, which codecs work in; "
-            "use codec=none, or interleaved-1f1b"
+            f"use codec=none, or {USUAL_OF_SEVERAL}"
         )
-    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 1 and plan.tensor_parallel > 1:
+    if plan.rules.splits_backward and plan.zero_stage == 1 and plan.tensor_parallel > 1:
         yield (
             f"zero_stage=1 with schedule={plan.schedule} and tensor_parallel={plan.tensor_parallel}: without DDP, "
             "weights stay DTensors, which ZeroRedundancyOptimizer cannot send (rehearsed); use zero_stage=2"
         )
-    if plan.schedule in SPLIT_BACKWARD and plan.zero_stage == 3:
+    if plan.rules.splits_backward and plan.zero_stage == 3:
         yield (
             f"zero_stage=3 with schedule={plan.schedule}: FSDP gives its parameters back between the two halves of a "
             "backward pass, and weight gradients are lost (tried: losses differ); use zero_stage=2"
@@ -248,10 +247,10 @@ def _pipeline_and_data(plan: Plan) -> Iterator[str]:
 def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if plan.recompute == "selective" and not model.is_transformer:
         yield f"recompute=selective: where {model.name} has its attention is not known, use recompute=full"
-    if plan.recompute == "full" and plan.schedule in SPLIT_BACKWARD:
+    if plan.recompute == "full" and plan.rules.splits_backward:
         yield (
             f"recompute=full with schedule={plan.schedule}: torch recomputes a layer for every linear whose weight "
-            "gradient it takes apart (rehearsed: up to 3.6 times the FLOPs); use selective, or interleaved-1f1b"
+            f"gradient it takes apart (rehearsed: up to 3.6 times the FLOPs); use selective, or {USUAL_OF_SEVERAL}"
         )
     if not plan.recompute_layers:
         return
@@ -268,7 +267,8 @@ def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[
 def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if not plan.compiled:
         return
-    if plan.schedule in SPLIT_BACKWARD:
+    if plan.rules.splits_backward:
         yield (
-            f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, use interleaved-1f1b"
+            f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, "
+            f"use {USUAL_OF_SEVERAL}"
         )

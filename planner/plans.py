@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
+
+from planner.schedules.registry import NONE, Schedule, plan_names, schedule_of
 from profiles.artifacts import STRICT
-from profiles.errors import PlanError
+from profiles.errors import PlanError, UnknownNameError
 from profiles.inputs.ranges import Devices, Samples, Whole, ZeroStage
 
-Schedule = Literal["none", "gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev"]
+
+def _known_schedule(name: str) -> str:
+    if name not in plan_names():
+        raise UnknownNameError("schedule", name, plan_names())
+    return name
+
+
+ScheduleName = Annotated[str, AfterValidator(_known_schedule)]
 Recompute = Literal["none", "selective", "full"]
 Offload = Literal["none", "optimizer", "activations"]
 AXES: tuple[str, ...] = ("tensor", "context", "data", "pipeline")
@@ -59,7 +69,7 @@ class Plan:
     replica_microbatches: tuple[Samples, ...] = ()
     stage_bounds: tuple[Whole, ...] = (0,)
     virtual_stages: Devices = 1
-    schedule: Schedule = "none"
+    schedule: ScheduleName = NONE
     zero_stage: ZeroStage = 0
     recompute: Recompute = "none"
     recompute_layers: tuple[Whole, ...] = ()
@@ -67,6 +77,14 @@ class Plan:
     compiled: bool = False
     codec: str = "none"
     precision: str = "fp32"
+
+    @property
+    def rules(self) -> Schedule:
+        """What its schedule does and asks for; without a pipeline, the usual one of a single stage.
+
+        Raises: UnknownNameError.
+        """
+        return schedule_of(self.schedule)
 
     @property
     def num_devices(self) -> int:
@@ -102,7 +120,7 @@ class Plan:
         words += ["vocab"] if self.vocab_parallel else []
         counts = _in_runs(self.replica_microbatches) if self.replica_microbatches else self.num_microbatches
         words.append(f"mb{self.micro_batch_size}x{counts}")
-        words += [self.schedule] if self.schedule != "none" else []
+        words += [self.schedule] if self.schedule != NONE else []
         words += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         words += [f"zero{self.zero_stage}"] if self.zero_stage else []
         words += [f"shard{self.shard_degree}"] if self.shard_degree else []
@@ -137,7 +155,7 @@ class Plan:
         ends = (*self.stage_bounds[1:], num_layers)
         if self.stage_bounds[0] != 0 or any(start >= end for start, end in zip(self.stage_bounds, ends, strict=True)):
             raise PlanError(f"plan stage_bounds={self.stage_bounds}: must rise from 0 to below {num_layers} layers")
-        if (self.schedule == "none") != (self.pipeline_parallel == 1):
+        if (self.schedule == NONE) != (self.pipeline_parallel == 1):
             raise PlanError(
                 f"plan schedule={self.schedule} with {self.pipeline_parallel} stages: only one stage has none"
             )
@@ -155,7 +173,7 @@ class Plan:
 
 def stages_of(plan: Plan, rank: int) -> tuple[int, ...]:
     """The stages that the pipeline's `rank`-th rank runs: in turns, or for V schedules there and back."""
-    if plan.schedule in ("zbv", "dualpipev"):
+    if plan.rules.stages.is_v:
         return rank, plan.num_stages - 1 - rank
     return tuple(range(rank, plan.num_stages, plan.pipeline_parallel))
 

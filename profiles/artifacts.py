@@ -119,7 +119,8 @@ def validate_given(fields: Mapping[str, Any], kind: type[T], where: str, *, must
 
 def _broken(error: ErrorDetails) -> str:
     """What is wrong with one value, with the value where it stands for the fault."""
-    words = error["msg"][:1].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    words = message[:1].lower() + message[1:]
     return words.replace("input should", f"{foreign.shown(error['input'])} should", 1)
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from executor.run.checks import facts_of_workload
-from planner.legality import LOOPED_SCHEDULES, V_SCHEDULES, refusal
-from planner.plans import Plan, Recompute, Schedule
+from planner.legality import refusal
+from planner.plans import Plan, Recompute
+from planner.schedules.registry import SCHEDULES, schedule
 from profiles.models.profile import PRECISIONS
 from profiles.workloads.loading import load_workload
 from tests.parity_entries import SPECS
@@ -20,7 +21,6 @@ from tests.plan_builders import GLOBAL_BATCH, NUM_LAYERS, SEQUENCE
 Option = dict[str, Any]
 Case = tuple[str, Plan]
 
-SCHEDULES = [name for name in get_args(Schedule) if name != "none"]
 # Uneven on purpose.
 BOUNDS = {1: (0,), 2: (0, 2), 4: (0, 2, 3, 5)}
 LAYOUTS: dict[str, list[Option]] = {
@@ -34,7 +34,7 @@ LAYOUTS: dict[str, list[Option]] = {
         {
             "pipeline_parallel": 2,
             "schedule": name,
-            "virtual_stages": 2 if name in (*LOOPED_SCHEDULES, *V_SCHEDULES) else 1,
+            "virtual_stages": 2 if schedule(name).stages.allows(2) else 1,
         }
         for name in SCHEDULES
     ],

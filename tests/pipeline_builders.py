@@ -3,22 +3,19 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from planner.legality import LOOPED_SCHEDULES, SINGLE_SCHEDULES, V_SCHEDULES
-from planner.schedules.registry import SCHEDULES
+from planner.schedules.registry import SCHEDULES, schedule
 from planner.schedules.replay import PipelineSeconds
 from planner.schedules.steps import Shape
 
 
 def is_possible(shape):
-    if shape.schedule in LOOPED_SCHEDULES:
+    if schedule(shape.schedule).counts.in_rounds:
         return shape.num_microbatches % max(1, shape.num_microbatches // shape.num_ranks) == 0
     return shape.schedule != "dualpipev" or shape.num_microbatches >= shape.num_stages
 
 
 def chunk_counts(name):
-    if name in SINGLE_SCHEDULES:
-        return [1]
-    return [2] if name in V_SCHEDULES else [1, 2, 3]
+    return [chunks for chunks in (1, 2, 3, 4) if schedule(name).stages.allows(chunks)]
 
 
 @st.composite
@@ -27,7 +24,7 @@ def shapes(draw, max_ranks=6, max_microbatches=20):
     ranks, count = draw(st.integers(1, max_ranks)), draw(st.integers(1, max_microbatches))
     shape = Shape(name, ranks, draw(st.sampled_from(chunk_counts(name))), count)
     if not is_possible(shape):
-        count = max(ranks, count // ranks * ranks) if name in LOOPED_SCHEDULES else shape.num_stages + count
+        count = max(ranks, count // ranks * ranks) if schedule(name).counts.in_rounds else shape.num_stages + count
     return Shape(name, ranks, shape.virtual_stages, count)
 
 

@@ -16,7 +16,6 @@ from torchao.float8 import convert_to_float8_training
 
 from executor.axes.optimizer import LEARNING_RATE
 from executor.run.batches import default_text, load_text
-from planner.legality import SPLIT_BACKWARD
 from planner.plans import Plan, stages_of
 from profiles.models.profile import MIXED
 from profiles.ranks.launcher import launch
@@ -93,11 +92,11 @@ def check_actions(plan: Plan, rank: dict[str, Any], what: str) -> None:
     for stage in stages:
         for microbatch in range(plan.num_microbatches):
             assert done[("F", microbatch, stage)] == done[("B", microbatch, stage)] == 1, what
-            assert done[("W", microbatch, stage)] <= (plan.schedule in SPLIT_BACKWARD), what
+            assert done[("W", microbatch, stage)] <= plan.rules.splits_backward, what
     assert done[("optimizer", -1, -1)] == 1, what
     has_copies = plan.data_parallel * plan.context_parallel > 1
     # The tiny models have one bucket per stage; schedules with split backward passes average all stages together.
-    messages = 1 if plan.schedule in SPLIT_BACKWARD else len(stages)
+    messages = 1 if plan.rules.splits_backward else len(stages)
     assert done[("all_reduce", -1, -1)] == (messages if has_copies and plan.zero_stage < 2 else 0), what
 
 

@@ -93,7 +93,7 @@ def test_a_row_of_five_columns_is_a_job_and_says_what_was_assumed():
         ({"zero_stage": "2"}, "stack", "deepspeed"),
         ({}, "stack", "torch"),
         ({"tp": "2"}, "sequence_parallel", "yes"),
-        ({"pp": "4", "vp": "2"}, "schedule", "interleaved"),
+        ({"pp": "4", "vp": "2"}, "schedule", "interleaved-1f1b"),
         ({"gpu_type": "V100-SXM2-16GB"}, "precision_class", "fp16"),
         ({"gpu_type": "V100-SXM2-16GB"}, "attention_kernel", "unfused"),
         ({"stack": "megatron-lm"}, "overlap_grad", "no"),
@@ -117,6 +117,12 @@ def test_spelling_does_not_matter():
     )
     assert not odd.refused
     assert same(odd.jobs, plain)
+
+
+def test_a_schedule_has_its_own_number_of_stages():
+    assert job(pp="4", schedule="zbv").chunks[0] == 2
+    assert job(pp="4", schedule="zb-1p").chunks[0] == 1
+    assert same(job(pp="4", vp="2", schedule="interleaved"), job(pp="4", vp="2", schedule="interleaved_1F1B"))
 
 
 def test_hardware_is_what_the_row_says_first():
@@ -181,6 +187,7 @@ def test_sizes_that_others_decide():
         ({"attention": "sparse"}, ["attention", "mla"]),
         ({"attention_kernel": "magic"}, ["attention_kernel", "flash2"]),
         ({"schedule": "dualpipe"}, ["schedule", "1f1b"]),
+        ({"schedule": "zbv", "pp": "4", "vp": "3"}, ["vp", "3", "zbv has two stages per rank"]),
         ({"recompute_class": "some"}, ["recompute_class", "selective"]),
         ({"stack": "megatron"}, ["stack", "megatron", "fsdp"]),
         ({"compiled": "perhaps"}, ["compiled", "yes or no"]),

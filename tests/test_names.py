@@ -20,7 +20,8 @@ import reports.command
 from executor.emit import KINDS as JOB_KINDS
 from planner.ask import Request
 from planner.compression.recipes import KNOWN as RECIPES
-from planner.plans import AXES, RECOMPUTE_WORDS, Offload, Plan, Recompute, Schedule
+from planner.plans import AXES, RECOMPUTE_WORDS, Offload, Plan, Recompute
+from planner.schedules.registry import plan_names
 from planner.terminal.legend import legend
 from planner.terminal.listing import KINDS
 from profiles.codecs.codec import KNOWN as CODECS
@@ -69,7 +70,7 @@ def test_lists_name_everything_that_options_take(kind):
     assert all(entry["title"] for entry in data)
     known = {
         "devices": catalogue_names(), "models": [*model_names(), *config_names()], "codecs": CODECS,
-        "schedules": set(Schedule.__args__) - {"none"},
+        "schedules": set(plan_names()) - {"none"},
         "clusters": [path.stem for path in (ROOT / "profiles/catalog/clusters").glob("*.toml")],
         "stacks": [path.stem for path in (ROOT / "profiles/catalog/stacks").glob("*.toml")],
     }  # fmt: skip
@@ -94,7 +95,7 @@ PLANS = st.builds(
     expert_parallel=DEGREES, shard_degree=st.integers(0, 64), sequence_parallel=st.booleans(),
     vocab_parallel=st.booleans(), axis_order=st.permutations(AXES).map(tuple), micro_batch_size=DEGREES,
     num_microbatches=DEGREES, replica_microbatches=st.just(()) | SOME_COUNTS, virtual_stages=DEGREES,
-    schedule=st.sampled_from(Schedule.__args__), zero_stage=st.integers(0, 3),
+    schedule=st.sampled_from(plan_names()), zero_stage=st.integers(0, 3),
     recompute=st.sampled_from(Recompute.__args__), recompute_layers=st.just(()) | SOME_COUNTS,
     offload=st.sampled_from(Offload.__args__), compiled=st.booleans(),
     codec=st.sampled_from((*CODECS, "topk-0.5", "powersgd-16")),
@@ -114,7 +115,7 @@ def test_the_legend_explains_nothing_that_no_plan_says():
         Plan(data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2, expert_parallel=2,
              sequence_parallel=True, vocab_parallel=True, virtual_stages=2, shard_degree=2, axis_order=AXES[::-1],
              recompute_layers=(1, 2), replica_microbatches=(1, 2), compiled=True),
-        *(Plan(schedule=name) for name in Schedule.__args__),
+        *(Plan(schedule=name) for name in plan_names()),
         *(Plan(zero_stage=stage) for stage in range(4)),
         *(Plan(recompute=name) for name in RECOMPUTE_WORDS),
         *(Plan(offload=name) for name in Offload.__args__),

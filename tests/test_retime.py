@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.cost.axes.pipeline import WAITING_SHARE, bubble_left, held_microbatches
+from planner.cost.axes.pipeline import bubble_left, held_microbatches
+from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import orders
 from planner.schedules.replay import PipelineSeconds, replay_plans
 from planner.schedules.steps import Order, Shape

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from executor.axes.pipeline import SCHEDULES as EXECUTED
-from planner.cost.axes.pipeline import open_chunks
-from planner.legality import SPLIT_BACKWARD, V_SCHEDULES
+from executor.axes.pipeline import torch_schedule
 from planner.plans import Plan, stages_of
 from planner.schedules.registry import SCHEDULES, held_at_peak, in_flight, orders, rank_steps, schedule, stage_ranks
 from planner.schedules.steps import Shape
@@ -19,7 +17,7 @@ from tests.pipeline_builders import chunk_counts, is_possible, shapes
 from tests.torch_schedules import torch_steps
 
 
-@pytest.mark.parametrize("name", sorted(EXECUTED))
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_steps_are_those_of_torch(name):
     checked = 0
     for ranks, chunks in itertools.product((1, 2, 3, 4, 5, 8), chunk_counts(name)):
@@ -33,10 +31,18 @@ def test_steps_are_those_of_torch(name):
     assert checked > 40
 
 
-def test_torch_and_the_plan_agree_which_schedules_there_are():
-    assert set(SCHEDULES) == set(EXECUTED)
-    assert {name for name, rules in SCHEDULES.items() if rules.is_v} == set(V_SCHEDULES)
-    assert {name for name, rules in SCHEDULES.items() if rules.splits_backward} == set(SPLIT_BACKWARD)
+def test_every_schedule_that_is_planned_is_carried_out_by_torch():
+    assert all(callable(torch_schedule(rules)) for rules in SCHEDULES.values())
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_traits_are_what_the_lists_of_steps_do(name):
+    rules = SCHEDULES[name]
+    shape = Shape(name, 3, rules.stages.least, 12)
+    steps = torch_steps(shape)
+    assert rules.splits_backward == any(step.action == "W" for rank in steps for step in rank)
+    assert rules.stages.is_v == any(step.stage == shape.num_stages - 1 for step in steps[0])
+    assert rules.forwards_first == ("F" not in "".join(step.action for step in steps[0]).lstrip("F"))
 
 
 @given(shapes())
@@ -79,7 +85,7 @@ def test_chunks_under_way_are_the_most_of_the_whole_list(chosen, pipeline, count
         last = {stage: index for index, stage in enumerate(steps)}
         first = {stage: index for index, stage in reversed(list(enumerate(steps)))}
         most = max(sum(first[stage] <= index <= last[stage] for stage in last) for index in range(len(steps)))
-        assert most == open_chunks(name, np.array(pipeline), np.array(chunks), np.array(count))
+        assert most == SCHEDULES[name].open_chunks(*(np.array(float(size)) for size in (pipeline, chunks, count)))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from planner.ask import Request, ask, parse_batches
-from planner.legality import SPLIT_BACKWARD
+from planner.schedules.registry import has
 from planner.space.beside import Questions
 from planner.space.compare_questions import try_settings
 from planner.space.layouts import Options
@@ -54,7 +54,7 @@ def test_codecs_alone_are_planned_for_what_they_work_with() -> None:
     assert space.layouts.zero_stage.max() <= 1
     assert (space.layouts.data * space.layouts.context).min() > 1
     names = {name for layout in range(len(space.layouts)) for name in space.choices(layout).schedules}
-    assert not names & set(SPLIT_BACKWARD)
+    assert not has(tuple(names), lambda rules: rules.splits_backward).any()
 
 
 def test_a_codec_sends_its_share_and_keeps_its_state() -> None:

@@ -18,7 +18,7 @@ from planner.space.block_memory import device_bytes
 from planner.space.explore import Space, explore
 from planner.space.layouts import Options, legal_layouts
 from planner.space.question import Setting, setting
-from planner.space.schedule_choices import HIDES_MESSAGES, METHODS
+from planner.space.schedule_choices import METHODS, hides_messages
 from planner.space.tables import layout_jobs
 from profiles.errors import NoFeasiblePlanError
 from profiles.machines.devices import load_device
@@ -57,7 +57,7 @@ def job_of(space: Space, layout: int, micro: int, schedule: int, recompute: int)
         recompute=np.array([METHODS[choices.method[recompute]]]),
         schedule=np.array(["1f1b" if name == "none" else name]),
         chunks=choices.chunks[schedule : schedule + 1],
-        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack.name, ())]),
+        overlap_pipeline=np.array([hides_messages(space.at, name)]),
     )
 
 

@@ -6,8 +6,10 @@ from unittest.mock import MagicMock
 from torch.distributed.pipelining.schedules import _Action, _add_unshard_reshard, _ComputationType
 from torch.distributed.pipelining.stage import _PipelineStageBase
 
-from executor.axes.pipeline import ONE_STAGE, SCHEDULES
+from executor.axes.pipeline import torch_schedule
+from planner.schedules.registry import schedule
 from planner.schedules.steps import Shape, Step
+from planner.schedules.traits import ONE_STAGE
 
 
 def torch_steps(shape: Shape) -> list[tuple[Step, ...]]:
@@ -21,11 +23,11 @@ def torch_steps(shape: Shape) -> list[tuple[Step, ...]]:
         stub.submod = None
         return stub
 
-    kind = SCHEDULES[shape.schedule]
-    if shape.schedule in ONE_STAGE:
+    rules = schedule(shape.schedule)
+    kind = torch_schedule(rules)
+    if rules.stages == ONE_STAGE:
         return [_performed(kind(stage(rank), shape.num_microbatches), rank) for rank in range(shape.num_ranks)]
-    is_v = shape.schedule in ("zbv", "dualpipev")
-    places = (0, shape.num_stages - 1) if is_v else range(0, shape.num_stages, shape.num_ranks)
+    places = (0, shape.num_stages - 1) if rules.stages.is_v else range(0, shape.num_stages, shape.num_ranks)
     built = kind([stage(index) for index in places], shape.num_microbatches)
     return [
         tuple(step for action in built.pipeline_order[rank] if action is not None for step in _steps(action))

@@ -25,7 +25,6 @@ from executor.axes.parallelize import Stage
 from executor.fake_group import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.observe.recorder import Recorder
-from planner.legality import SPLIT_BACKWARD
 from planner.plans import Plan
 from profiles.codecs.codec import ALL_REDUCE
 from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
@@ -34,7 +33,7 @@ from profiles.models.profile import MIXED
 
 def averages_after_the_step(plan: Plan) -> bool:
     """Whether gradients are averaged by `average_after` rather than while the backward pass runs."""
-    return plan.zero_stage < 2 and plan.schedule in SPLIT_BACKWARD
+    return plan.zero_stage < 2 and plan.rules.splits_backward
 
 
 def average_gradients(

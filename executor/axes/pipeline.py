@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleDualPipeV,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
+from torch.distributed import pipelining
+from torch.distributed.pipelining import PipelineStage
 
 from executor.axes.data import paused
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
 from executor.observe.recorder import Recorder
 from planner.plans import Plan
+from planner.schedules.registry import Schedule
+from planner.schedules.traits import ONE_STAGE
 
-SCHEDULES: dict[str, Callable[..., Any]] = {
-    "gpipe": ScheduleGPipe,
-    "1f1b": Schedule1F1B,
-    "interleaved-1f1b": ScheduleInterleaved1F1B,
-    "interleaved-zb": ScheduleInterleavedZeroBubble,
-    "zbv": ScheduleZBVZeroBubble,
-    "dualpipev": ScheduleDualPipeV,
-}
-ONE_STAGE = ("gpipe", "1f1b")
+
+def torch_schedule(rules: Schedule) -> Callable[..., Any]:
+    """The class of torch that carries a schedule out, over a rank's one stage or a list of several."""
+    return cast(Callable[..., Any], getattr(pipelining, rules.torch_class))
 
 
 class RecordedStage(PipelineStage):
@@ -119,8 +109,8 @@ class Pipeline:
         for stage in self.stages:
             stage.recorder = recorder
         # The loss is divided by the number of micro-batches here; torch would scale all gradients afterwards instead.
-        self.schedule = SCHEDULES[plan.schedule](
-            self.stages[0] if plan.schedule in ONE_STAGE else self.stages,
+        self.schedule = torch_schedule(plan.rules)(
+            self.stages[0] if plan.rules.stages == ONE_STAGE else self.stages,
             plan.num_microbatches,
             loss_fn=self._share_of_loss,
             scale_grads=False,

@@ -88,7 +88,7 @@ class Jobs:
     shard: Array
     reshard_after_forward: Flags
     sequence_parallel: Flags
-    schedule: Names  # 1f1b, interleaved, gpipe, zb-1p, zb-2p
+    schedule: Names  # as planner/schedules/registry names them
     first_fewer: Array
     last_fewer: Array
     recompute: Names  # none, selective, full

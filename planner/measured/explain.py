@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from planner.legality import facts_of, refusal
 from planner.measured.estimate import message_seconds
 from planner.measured.search import Priced, Search
-from planner.measured.table import SCHEDULE_NAMES
+from planner.measured.table import schedule_names
 from planner.parts import PART_TITLES
 from planner.plans import Plan
 from planner.prediction import Candidate, Prediction, Span
@@ -176,7 +176,7 @@ def _spans(priced: Priced, row: int) -> tuple[Span, ...]:
     backward = [float(value) + action for value in stages.backward_busy[:, 0]]
     if num_stages > 1:
         message = float(message_seconds(shared.machine, table.take(rows), stages)[0])
-        name = SCHEDULE_NAMES[table.schedule[row]]
+        name = schedule_names()[table.schedule[row]]
         end, spans = replay(name, forward, backward, message, count)
     else:
         spans = _one_after_the_other(forward[0], backward[0], count)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from planner.cost.memory.stage_states import GATHERED_LAYERS
 from planner.measured.stages import StageCosts
-from planner.measured.table import SCHEDULE_NAMES, PlanTable
-from planner.schedules.registry import in_flight
+from planner.measured.table import PlanTable, schedule_names
+from planner.schedules.registry import NONE, in_flight
 from planner.schedules.steps import Shape
 from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES, codec
 from profiles.machines.profile import MachineProfile
@@ -47,9 +47,9 @@ def stage_bytes(machine: MachineProfile, table: PlanTable, stages: StageCosts) -
 
 def _in_flight(table: PlanTable, num_stages: int) -> Array:
     result = np.ones((num_stages, len(table)))
-    for index, name in enumerate(SCHEDULE_NAMES):
+    for index, name in enumerate(schedule_names()):
         rows = np.flatnonzero(table.schedule == index)
-        if name == "none" or len(rows) == 0:
+        if name == NONE or len(rows) == 0:
             continue
         for count in np.unique(table.num_microbatches[rows]):
             where = rows[table.num_microbatches[rows] == count]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from planner.legality import FSDP_CODECS
 from planner.measured.estimate import Estimate, Pricing, estimate, pricing
-from planner.measured.table import SCHEDULE_NAMES, PlanTable
+from planner.measured.table import PlanTable, schedule_names
+from planner.schedules.registry import NONE
 from planner.space.layouts import divisors
 from profiles.errors import InputError, UnknownNameError
 from profiles.inputs import limits
@@ -178,7 +179,7 @@ def _enumerate(
 
 def _variants(machine: MachineProfile, choices: Choices, item: Degrees) -> Iterator[tuple[int, ...]]:
     """Schedule, ZeRO stage, recomputation, codec and axis order that make sense for these degrees."""
-    schedules = [i for i, name in enumerate(SCHEDULE_NAMES) if (name == "none") == (item.pipeline == 1)]
+    schedules = [i for i, name in enumerate(schedule_names()) if (name == NONE) == (item.pipeline == 1)]
     several_nodes = choices.num_devices > machine.devices_per_node
     orders = (0, 1) if several_nodes and item.data > 1 and item.pipeline > 1 else (0,)
     for zero in choices.zero_stages if item.data > 1 else (0,):

@@ -9,11 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.plans import AXES, Plan
+from planner.schedules.laws import whole_bubble
+from planner.schedules.registry import NONE, SCHEDULES
+from planner.schedules.traits import ONE_STAGE
 
 Ints = NDArray[np.int64]
-SCHEDULE_NAMES = ("none", "gpipe", "1f1b")
 # Innermost first; which of data and pipeline parallel lies next to the tensor axis decides which one crosses nodes.
 AXIS_ORDERS: tuple[tuple[str, ...], ...] = (AXES, ("tensor", "context", "pipeline", "data"))
+
+
+def schedule_names() -> tuple[str, ...]:
+    """Schedules that the closed form knows: of one stage per rank, which have 1F1B's bubble; first that of no pipeline.
+
+    They are asked for by number (`PlanTable.schedule`).
+    """
+    known = (rules for rules in SCHEDULES.values() if rules.stages == ONE_STAGE and rules.bubble_left is whole_bubble)
+    return (NONE, *(rules.name for rules in known))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +63,7 @@ class PlanTable:
             micro_batch_size=int(self.micro_batch_size[row]),
             num_microbatches=int(self.num_microbatches[row]),
             stage_bounds=stage_bounds,
-            schedule=SCHEDULE_NAMES[self.schedule[row]],  # type: ignore[arg-type]
+            schedule=schedule_names()[self.schedule[row]],
             zero_stage=int(self.zero_stage[row]),
             recompute="full" if self.recompute[row] else "none",
             codec=self.codec_names[self.codec[row]],

@@ -13,11 +13,13 @@ from planner.cost.layers import Pass
 from planner.cost.memory.footprint import Footprint
 from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
+from planner.mixed.replayed_stages import Timed, layers_of
 from planner.mixed.replicas import Shared
-from planner.mixed.stages import Timed, bytes_by_part, layers_of
+from planner.mixed.stages import bytes_by_part
 from planner.parts import PART_NAMES
 from planner.plans import Plan, Recompute
 from planner.prediction import KINDS, Prediction
+from planner.schedules.registry import NONE, USUAL
 from planner.schedules.replay import replay_spans
 from planner.space.predictions import model_flops, peak_flops_per_second
 from planner.space.to_plans import DATA_OUTSIDE, KIND_OF
@@ -199,7 +201,7 @@ def _plan(asked: Mixture, rows: Rows, row: int, bounds: tuple[int, ...], data_ou
         micro_batch_size=int(rows.micro_batch[row]),
         num_microbatches=int(rows.count[row]),
         stage_bounds=bounds,
-        schedule="1f1b" if own["pipeline"] > 1 else "none",
+        schedule=USUAL if own["pipeline"] > 1 else NONE,
         zero_stage=own["zero_stage"],
         recompute=method[str(rows.recompute[row])],
         compiled=at.compiled,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.job import Jobs, Names
+from planner.schedules.registry import USUAL
 from planner.space.layouts import Layouts, Options, divisors, legal_layouts
 from planner.space.question import Setting, setting
 from planner.space.tables import layout_jobs
@@ -18,7 +19,7 @@ from profiles.units import GB
 
 RECOMPUTE = ("none", "selective", "full")
 # What crosses pools is slow: schedules of several stages per rank would send it more often.
-SCHEDULES = ("1f1b",)
+SCHEDULES = (USUAL,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.published.cells import Cells, Refused
+from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, Schedule, published_names, schedule
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.stacks import Stack
-
-SCHEDULES = ("1f1b", "interleaved", "gpipe", "zb-1p", "zb-2p")
 
 
 def read_layout(
@@ -27,24 +26,25 @@ def read_layout(
         )
     if float(model["num_heads"]) % tensor:
         raise Refused(f"num_heads ({model['num_heads']:g}) is not divisible by tp ({tensor:g})")
-    chunks = cells.size("vp", 1, noted=pipeline > 1)
+    rules, chunks = _schedule(cells, pipeline)
     if pipeline * chunks > float(model["num_layers"]):
         raise Refused(f"pp x vp is {pipeline:g} x {chunks:g}, more than num_layers ({model['num_layers']:g})")
-    is_interleaved = pipeline > 1 and chunks > 1
     return {
         "tensor": tensor,
         "pipeline": pipeline,
         "chunks": chunks,
         "context": context,
         "data": data,
-        "schedule": cells.word("schedule", SCHEDULES, "interleaved" if is_interleaved else "1f1b", noted=pipeline > 1),
+        "schedule": rules.name,
         "first_fewer": cells.size("first_stage_fewer_layers", 0, least=0, noted=False),
         "last_fewer": cells.size("last_stage_fewer_layers", 0, least=0, noted=False),
         "sequence_parallel": tensor > 1
         and cells.flag("sequence_parallel", stack.habits.splits_sequence, noted=tensor > 1),
         "overlap_tensor": cells.flag("overlap_tp", stack.habits.overlaps_tensor, noted=tensor > 1),
         "overlap_pipeline": cells.flag(
-            "overlap_pp", is_interleaved and stack.name == "megatron-core", noted=pipeline > 1
+            "overlap_pp",
+            pipeline > 1 and rules.name in stack.time.hides_messages_of,
+            noted=pipeline > 1,
         ),
         "data_outside": False,
         "network_latency_seconds": infiniband_seconds(),
@@ -58,6 +58,17 @@ def read_layout(
         **_sharding(cells, stack, data * context),
         **_batch(cells, data),
     }
+
+
+def _schedule(cells: Cells, pipeline: float) -> tuple[Schedule, float]:
+    """The pipeline's schedule, and the stages that each of its ranks has."""
+    is_several = pipeline > 1 and cells.size("vp", 1, noted=False) > 1
+    usual = USUAL_OF_SEVERAL if is_several else USUAL
+    rules = schedule(cells.word("schedule", published_names(), usual, noted=pipeline > 1))
+    chunks = cells.size("vp", rules.stages.least if pipeline > 1 and rules.stages.is_v else 1, noted=pipeline > 1)
+    if pipeline > 1 and rules.stages.is_v and not rules.stages.allows(int(chunks)):
+        raise Refused(f"vp is {chunks:g}; {rules.name} has {rules.stages.words}")
+    return rules, chunks
 
 
 def _experts(cells: Cells, model: Mapping[str, float | bool], ranks: float) -> dict[str, float]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from planner.cost.axes.pipeline import WAITING_SHARE
 from planner.cost.memory.stage_states import GATHERED_CHUNKS, GATHERED_LAYERS
+from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.steps import B, F, I, Order, W
 
 

@@ -68,13 +68,18 @@ class Order:
         )
 
 
+def num_rounds(shape: Shape) -> int:
+    """Rounds in which the micro-batches of a step go, where a rank has several stages in turns."""
+    return max(1, shape.num_microbatches // shape.num_ranks)
+
+
 def round_length(shape: Shape) -> int:
     """Micro-batches that a looped schedule takes through one chunk before it goes on to the next.
 
     Model: rounds of as many micro-batches as ranks where those divide; otherwise fewer, longer rounds of equal length.
     Raises: PlanError where there are no equal rounds.
     """
-    rounds = max(1, shape.num_microbatches // shape.num_ranks)
+    rounds = num_rounds(shape)
     if shape.num_microbatches % rounds:
         raise PlanError(
             f"num_microbatches={shape.num_microbatches}: {shape.schedule} goes in {rounds} rounds of equal length"

@@ -6,11 +6,9 @@ from dataclasses import fields
 
 import numpy as np
 
-from planner.cost.axes.pipeline import WAITS, open_chunks
 from planner.cost.memory.footprint import loss_bytes
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES, StageCosts, reserved_bytes
 from planner.cost.memory.stage_states import StageContent, StageStates
-from planner.legality import V_SCHEDULES
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
@@ -24,10 +22,9 @@ def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
     stages, choices = own.tables.shared.stages, own.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
-    is_v = np.isin(choices.schedules, V_SCHEDULES)
     result = np.empty(own.shape)
-    for key in {(int(number), bool(v)) for number, v in zip(chunks, is_v, strict=True)}:
-        columns = np.flatnonzero((chunks == key[0]) & (is_v == key[1]))
+    for key in {(int(number), bool(v)) for number, v in zip(chunks, choices.through_v, strict=True)}:
+        columns = np.flatnonzero((chunks == key[0]) & (choices.through_v == key[1]))
         result[:, :, columns] = _of_schedules(own, stages[key], columns)
     return result
 
@@ -41,7 +38,7 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
     result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
-    waits = np.isin(own.choices.schedules, WAITS)[columns]
+    waits = own.choices.waits[columns]
     if waits.any():
         waiting = _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
         result[:, :, waits] = np.maximum(result[:, :, waits], waiting)
@@ -67,7 +64,7 @@ def _costs(own: Block, stages: StageTable, place: int, columns: Ints) -> StageCo
     logits_per_token = own.each(vocabulary * content.is_last / hidden_size)
     ends = content.is_first.astype(float) + content.is_last
     count, chunks = choices.count[:, None, None], choices.chunks[columns][:, None]
-    schedules, held = np.array(choices.schedules)[columns][:, None], choices.held[place][:, columns, None]
+    held = choices.held[place][:, columns, None]
     num_logits = tokens * logits_per_token
     return StageCosts(
         states=_each_state(own, stages.states[place]),
@@ -83,13 +80,13 @@ def _costs(own: Block, stages: StageTable, place: int, columns: Ints) -> StageCo
         loss_logit=own.each(loss_bytes(jobs, rules)),
         head_logit=own.each(rules.head_logit_bytes),
         waiting_logit=own.each(KEPT_LOGIT_BYTES + rules.element_bytes),
-        num_waiting=np.where(schedules == "gpipe", held - 1, 0.0),
+        num_waiting=np.where(choices.forwards_first[columns][:, None], held - 1, 0.0),
         is_last=own.each_flag(content.is_last),
         head_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_last),
         embedding_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_first),
         num_microbatches=count,
         chunks=chunks,
-        opened=open_chunks(schedules, own.each(jobs.pipeline), chunks, count),
+        opened=choices.opened[:, columns, None],
         received=_received(own, content, columns, hidden),
         workspace=own.each(rules.workspace_bytes),
         buckets=own.each(np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)),
@@ -124,6 +121,6 @@ def _received(own: Block, content: StageContent, columns: Ints, hidden: Array) -
         return np.zeros((1, 1, 1, 1))
     first, last = own.each(content.is_first.astype(float)), own.each(content.is_last.astype(float))
     chunks = own.choices.chunks[columns][:, None]
-    waits = np.isin(own.choices.schedules, WAITS)[columns][:, None]
+    waits = own.choices.waits[columns][:, None]
     left = np.where(waits, chunks - first, 0.0)
     return np.asarray(hidden * own.choices.count[:, None, None] * (2 * chunks - first - last + left))

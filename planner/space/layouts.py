@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
 from profiles.errors import InputError
 
@@ -27,7 +28,7 @@ class Options:
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     recompute: tuple[str, ...] = ("none", "selective", "full")
     partial_recompute: bool = True
-    schedules: tuple[str, ...] = ("gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb", "zbv", "dualpipev")
+    schedules: tuple[str, ...] = field(default_factory=lambda: tuple(SCHEDULES))
     offload: tuple[str, ...] = ("none", "optimizer", "activations")
     shard_degrees: tuple[int, ...] = ()
 

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from planner.cost.job import Each, Jobs
+from planner.schedules.registry import USUAL
 from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
@@ -104,7 +105,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "zero_stage": 0.0,
         "first_fewer": 0.0,
         "last_fewer": 0.0,
-        "schedule": "1f1b",
+        "schedule": USUAL,
         "recompute": "none",
         "precision": at.precision,
         "compiled": at.compiled,

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.layers import Pass
-from planner.legality import LOOPED_SCHEDULES
 from planner.plans import Plan
-from planner.schedules.registry import stage_ranks
+from planner.schedules.registry import schedule, stage_ranks
 from planner.schedules.replay import PipelineSeconds, replay_plans
-from planner.schedules.steps import STAGES_OF_V, Shape, round_length
+from planner.schedules.steps import STAGES_OF_V, Shape
 from planner.space.block import block, step, straggling
 from planner.space.explore import Best, Place, Space
 from planner.space.memory import memories
 from planner.space.place_layers import fullest_share, placeable, placements
-from planner.space.stage_passes import StagePasses, hides_messages, shape_of, stage_layers, stage_passes
+from planner.space.schedule_choices import hides_messages
+from planner.space.stage_passes import StagePasses, shape_of, stage_layers, stage_passes
 from planner.space.to_plans import best_places, plan_of
 from planner.terminal.progress import OnProgress, silent
 from profiles.models.transformer import Array
@@ -114,7 +114,7 @@ def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> Pipel
         "forward": passes.forward(layers, row, _total),
         "backward": passes.backward(layers, row, _total),
         "weight": passes.weights(layers, row),
-        "message": np.zeros_like(message) if hides_messages(space, plan) else message,
+        "message": np.zeros_like(message) if hides_messages(space.at, plan.schedule) else message,
     }
     return PipelineSeconds(**{name: values[:, None] for name, values in columns.items()})
 
@@ -135,7 +135,7 @@ def makespans(shape: Shape, seconds: PipelineSeconds) -> Array:
     Model: a settled pipeline repeats itself, so that of very many micro-batches some are replayed, and some more, and
     the rest goes on at that pace.
     """
-    period = _period(shape)
+    period = schedule(shape.schedule).period(shape)
     few = period * SETTLED_PERIODS[shape.virtual_stages > STAGES_OF_V] + shape.num_microbatches % period
     if shape.num_stages * shape.num_microbatches <= MOST_PASSES or shape.num_microbatches <= few + period:
         return replay_plans(shape, seconds).step_seconds
@@ -143,11 +143,6 @@ def makespans(shape: Shape, seconds: PipelineSeconds) -> Array:
         replay_plans(replace(shape, num_microbatches=count), seconds).step_seconds for count in (few, few + period)
     )
     return np.asarray(first + (second - first) * (shape.num_microbatches - few) / period)
-
-
-def _period(shape: Shape) -> int:
-    """Micro-batches after which what the ranks do is the same again."""
-    return round_length(shape) if shape.schedule in LOOPED_SCHEDULES else shape.num_ranks
 
 
 def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = silent) -> Space:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, idle_terms
-from planner.legality import LOOPED_SCHEDULES, SPLIT_BACKWARD, V_SCHEDULES
+from planner.schedules.registry import NONE, has, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
 from profiles.models.transformer import Array, Flags
@@ -16,8 +16,6 @@ from profiles.models.transformer import Array, Flags
 # The stages of `fullest_stages`.
 NUM_PLACES = 4
 METHODS = ("none", "selective", "full")
-# What Megatron-Core hides behind the next micro-batch: the messages of its interleaved schedule.
-HIDES_MESSAGES = {"megatron-core": ("interleaved-1f1b",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +24,18 @@ class Variants:
 
     Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
     `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
-    `held` micro-batches in flight on the stages of `fullest_stages`. `share` is the part of a stage's layers that is
-    recomputed, `method` the number in METHODS of what is done to it.
+    `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`. `through_v`,
+    `waits` and `forwards_first` are traits of schedules (s,), as their records have them. `share` is the part of a
+    stage's layers that is recomputed, `method` the number in METHODS of what is done to it.
     """
 
     micro_batch: Array
     count: Array
     schedules: tuple[str, ...]
     chunks: Array
+    through_v: Flags
+    waits: Flags
+    forwards_first: Flags
     method: Array
     layers: Array
     share: Array
@@ -41,6 +43,7 @@ class Variants:
     filling: Array
     rounds: Array
     messages: Array
+    opened: Array
     held: tuple[Array, ...]
     illegal: Counter[str]
 
@@ -57,25 +60,30 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
-    terms = np.zeros((3 + NUM_PLACES, len(micro), len(named)))
+    terms = np.zeros((4 + NUM_PLACES, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
-    hidden = HIDES_MESSAGES.get(at.stack.name, ())
     for column, (name, chunks) in enumerate(named):
         parts = np.full(len(micro), float(chunks))
-        legal[:, column], reason = _allowed(name, pipeline, chunks, count)
-        illegal[reason] += int((~legal[:, column]).sum()) * len(recompute)
+        rules = schedule_of(name)
+        legal[:, column] = rules.counts.allow(degree, parts, count)
+        illegal[rules.counts.others] += int((~legal[:, column]).sum()) * len(recompute)
         filling, rounds = idle_terms(degree, parts, count)
-        steady = np.zeros(len(micro)) if name in hidden else 2 * count * parts
+        steady = np.zeros(len(micro)) if hides_messages(at, name) else 2 * count * parts
         places = fullest_stages(at, pipeline, stage_layers, chunks)
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
-        terms[:, :, column] = filling, rounds, 2 * (degree - 1) + np.where(degree > 1, steady, 0.0), *held
+        messages = 2 * (degree - 1) + np.where(degree > 1, steady, 0.0)
+        terms[:, :, column] = filling, rounds, messages, rules.open_chunks(degree, parts, count), *held
+    names = tuple(name for name, _ in named)
     return Variants(
         micro_batch=micro,
         count=count,
-        schedules=tuple(name for name, _ in named),
+        schedules=names,
         chunks=np.array([chunks for _, chunks in named], dtype=np.float64),
+        through_v=has(names, lambda rules: rules.stages.is_v),
+        waits=has(names, lambda rules: rules.waits),
+        forwards_first=has(names, lambda rules: rules.forwards_first),
         method=np.array([METHODS.index(method) for method, _ in recompute]),
         layers=np.array([layers for _, layers in recompute], dtype=np.float64),
         share=np.array([layers / stage_layers for _, layers in recompute]),
@@ -83,7 +91,8 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         filling=terms[0],
         rounds=terms[1],
         messages=terms[2],
-        held=tuple(terms[3:]),
+        opened=terms[3],
+        held=tuple(terms[4:]),
         illegal=+illegal,
     )
 
@@ -104,35 +113,27 @@ def num_leading(at: Setting) -> int:
     return int(model.num_dense_layers[0]) if model.is_moe[0] else 0
 
 
+def hides_messages(at: Setting, name: str) -> bool:
+    """Whether the software sends a schedule's messages beside the next micro-batch."""
+    return name in at.stack.time.hides_messages_of
+
+
 def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:
+    """Every schedule with every number of chunks that it may have."""
     if pipeline == 1:
-        return [("none", 1)]
-    # Chunks of equal length: what divides a stage's layers.
-    splits = [chunks for chunks in divisors(stage_layers) if chunks > 1 and pipeline * chunks <= at.model.num_layers]
+        return [(NONE, 1)]
+    # Chunks of equal length: what divides a stage's layers. The two of a V may differ.
+    even = divisors(stage_layers)
     named: list[tuple[str, int]] = []
     for name in options.schedules:
-        if at.compresses and name in SPLIT_BACKWARD:
+        rules = schedule(name)
+        if at.compresses and rules.splits_backward:
             continue
-        if name in V_SCHEDULES:
-            named += [(name, 2)] if 2 * pipeline <= at.model.num_layers else []
-        elif name in LOOPED_SCHEDULES:
-            named += [(name, 1)] if name == "interleaved-zb" else []
-            named += [(name, chunks) for chunks in splits]
-        else:
-            named.append((name, 1))
+        numbers = (
+            [rules.stages.least] if rules.stages.is_v else [chunks for chunks in even if rules.stages.allows(chunks)]
+        )
+        named += [(name, chunks) for chunks in numbers if pipeline * chunks <= at.model.num_layers]
     return named
-
-
-def _allowed(name: str, pipeline: int, chunks: int, count: Array) -> tuple[Flags, str]:
-    """Which numbers of micro-batches a schedule takes, and what is wrong with the others."""
-    if name == "1f1b":
-        return count >= pipeline, "fewer micro-batches than pipeline stages"
-    if name == "dualpipev":
-        return count >= pipeline * chunks, "fewer micro-batches than stages of dualpipev"
-    if name in LOOPED_SCHEDULES:
-        rounds = np.maximum(count // pipeline, 1)
-        return count % rounds == 0, "micro-batches that make no whole rounds of an interleaved schedule"
-    return np.ones(len(count), dtype=bool), ""
 
 
 def _recompute(options: Options, stage_layers: int) -> list[tuple[str, int]]:

@@ -14,9 +14,9 @@ from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
 from planner.cost.step import END_SHARE
 from planner.cost.unit_costs import Ingredients, ingredients_of
 from planner.plans import Plan
+from planner.schedules.registry import schedule_of
 from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
-from planner.space.schedule_choices import HIDES_MESSAGES
 from planner.space.tables import taught
 from planner.space.to_plans import jobs_at
 from profiles.models.transformer import Array, Transformer
@@ -27,13 +27,7 @@ Part = Callable[[Pass], Array]
 
 def shape_of(plan: Plan) -> Shape:
     """The plan's pipeline without its times."""
-    name = plan.schedule if plan.pipeline_parallel > 1 else "1f1b"
-    return Shape(name, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
-
-
-def hides_messages(space: Space, plan: Plan) -> bool:
-    """Whether the software sends a schedule's messages beside the next micro-batch."""
-    return plan.schedule in HIDES_MESSAGES.get(space.at.stack.name, ())
+    return Shape(schedule_of(plan.schedule).name, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

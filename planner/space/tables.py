@@ -35,7 +35,6 @@ from planner.cost.once import (
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Ingredients, ingredients_of
-from planner.legality import V_SCHEDULES
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
 from planner.space.question import Setting, jobs_of
@@ -255,14 +254,13 @@ def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
 def _stage_table(
     at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int, is_v: bool
 ) -> StageTable:
-    schedule = np.full(len(jobs), V_SCHEDULES[0]) if is_v else jobs.schedule
-    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)), schedule=schedule)
+    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
     places = {
         degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
         for degree in set(layouts.pipeline.tolist())
     }
     columns = np.array([places[degree] for degree in layouts.pipeline.tolist()]).reshape(-1, NUM_PLACES).T
-    contents = tuple(stage_content(jobs, rules, column) for column in columns)
+    contents = tuple(stage_content(jobs, rules, column, is_v) for column in columns)
     states = tuple(stage_states(jobs, rules, layer, content) for content in contents)
     buckets = np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)
     held = tuple(own.parameters + own.gradients + own.optimizer + rules.workspace_bytes + buckets for own in states)

@@ -16,7 +16,8 @@ from planner.plans import Plan
 from planner.simulate.step_work import Bucket, Span, StageWork, StepWork, Transfer
 from planner.space.block import straggling
 from planner.space.explore import Place, Space
-from planner.space.stage_passes import StageLayers, StagePasses, hides_messages, shape_of, stage_layers, stage_passes
+from planner.space.schedule_choices import hides_messages
+from planner.space.stage_passes import StageLayers, StagePasses, shape_of, stage_layers, stage_passes
 from planner.space.to_plans import plan_of
 from profiles.models.transformer import Array
 
@@ -90,7 +91,7 @@ def _stages(own: _Own) -> tuple[StageWork, ...]:
     backward = passes.backward(layers, 0, _on_device) + _sent_beside(own)
     weights = passes.weights(layers, 0)
     gather = own.transfer("all_gather", "data", _gathered(own)) if is_sharded else None
-    sent = 0.0 if hides_messages(own.space, plan) else float(passes.made.message[0])
+    sent = 0.0 if hides_messages(own.space.at, plan.schedule) else float(passes.made.message[0])
     pieces = sum(layers.count.values(), np.zeros(1))
     return tuple(
         StageWork(

@@ -9,10 +9,11 @@ from typing import cast
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.plans import AXES, Plan, Recompute, Schedule
+from planner.plans import AXES, Plan, Recompute
+from planner.schedules.registry import schedule_of
 from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import Place, Space
-from planner.space.schedule_choices import HIDES_MESSAGES, METHODS
+from planner.space.schedule_choices import METHODS, hides_messages
 from planner.space.tables import layout_jobs
 
 DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
@@ -61,7 +62,7 @@ def plan_of(space: Space, place: Place) -> Plan:
         num_microbatches=int(choices.count[place.micro_batch]),
         stage_bounds=bounds,
         virtual_stages=chunks,
-        schedule=cast(Schedule, name),
+        schedule=name,
         zero_stage=row["zero_stage"],
         recompute=cast(Recompute, method),
         recompute_layers=_recomputed(counts, layers, row["pipeline"], chunks, method),
@@ -102,7 +103,7 @@ def jobs_at(space: Space, places: Sequence[Place], method: str | None = None) ->
         micro_batch=np.array([own.micro_batch[place.micro_batch] for own, place in pairs]),
         num_microbatches=np.array([own.count[place.micro_batch] for own, place in pairs]),
         chunks=np.array([own.chunks[place.schedule] for own, place in pairs]),
-        schedule=np.array(["1f1b" if name == "none" else name for name in names]),
+        schedule=np.array([schedule_of(name).name for name in names]),
         recompute=np.array([method or METHODS[own.method[place.recompute]] for own, place in pairs]),
-        overlap_pipeline=np.array([name in HIDES_MESSAGES.get(space.at.stack.name, ()) for name in names]),
+        overlap_pipeline=np.array([hides_messages(space.at, name) for name in names]),
     )

@@ -28,6 +28,7 @@ class StackTime:
     gradients up; `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
+    `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
@@ -49,6 +50,7 @@ class StackTime:
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
     scatters_pipeline: bool = False
+    hides_messages_of: tuple[str, ...] = ()
     host_layer_us: float
     compiled_host_layer_us: float = 250.0
     host_step_ms: float

@@ -9,13 +9,10 @@ import numpy as np
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
+from planner.schedules.laws import WAITING_SHARE
+from planner.schedules.registry import schedule_of
 from profiles.laws.collectives import Fabric
 from profiles.models.transformer import Array
-
-# Gradients of what a layer's linears gave, over what the layer keeps for backward: rehearsed, 0.55 to 0.6 of a llama's.
-WAITING_SHARE = 0.57
-# Schedules that compute weight gradients later than those of inputs, and keep both gradients until then.
-WAITS = ("interleaved-zb", "zbv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,26 +73,10 @@ def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Arr
 def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -> Array:
     """Share of 1F1B's bubble that a schedule leaves which does weight gradients apart; 1 for one that does not.
 
-    Model: with forward F, input gradients I and weight gradients W of one chunk, adding up to 1: F + I - W for ZB-H1
-    and F + I - 2W for ZB-H2 (Qi et al. 2024, arXiv 2401.10241), but not less than I where steps wait for all ranks; the
-    laws of the two schedules that go through a V are read off replays of their lists of steps. Shapes: broadcast.
+    `forward` and `weight` are the shares of forward F and of weight gradients W in what a chunk takes, input gradients
+    I the rest. Shapes: broadcast.
     """
-    inputs = 1 - forward - weight
-    late = np.maximum(forward - weight, 0.0)
-    match schedule:
-        case "zb-1p" | "interleaved-zb":
-            left = inputs + late
-        case "zb-2p":
-            left = np.maximum(inputs + forward - 2 * weight, 0.0)
-        case "zbv":
-            left = np.maximum(inputs, 2 * (inputs - weight))
-        case "dualpipev":
-            left = (
-                inputs + forward - weight + np.maximum(inputs - forward * pipeline / np.maximum(pipeline - 1, 1), 0.0)
-            )
-        case _:
-            left = np.ones_like(inputs)
-    return np.asarray(left)
+    return np.asarray(schedule_of(schedule).bubble_left(pipeline, forward, weight))
 
 
 def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Array) -> Array:
@@ -113,34 +94,20 @@ def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Arra
     return result
 
 
-def open_chunks(schedule: str | Names, pipeline: Array, chunks: Array, count: Array) -> Array:
-    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job.
-
-    Model: where chunks are dealt out in turns, a chunk's micro-batches of one round go backward one after another; in
-    a single round a chunk is done before the next begins. There and back through a V both are under way.
-    """
-    in_turns = np.char.startswith(np.asarray(schedule, dtype=str), "interleaved") & (count < 2 * pipeline)
-    return np.asarray(np.where(in_turns, 1.0, np.maximum(chunks, 1.0)))
+def open_chunks(schedule: Names, pipeline: Array, chunks: Array, count: Array) -> Array:
+    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job."""
+    result = np.ones(np.shape(schedule))
+    for name in np.unique(schedule):
+        result = np.where(schedule == name, schedule_of(str(name)).open_chunks(pipeline, chunks, count), result)
+    return result
 
 
 def held_microbatches(schedule: str, pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
     """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job.
 
     Those whose weight gradients still wait keep the gradients of what their linears gave as well, WAITING_SHARE as
-    much again: one chunk more of them on each rank of interleaved-zb, and through a V the more the later the rank.
-    Source: Narayanan et al. 2021 (arXiv 2104.04473) for 1F1B and interleaving, Qi et al. 2024 (arXiv 2401.10241) for
-    zero-bubble schedules; the V of DualPipe holds one more chunk; what waits was read off lists of steps and rehearsed.
+    much again.
     """
-    after, parts = np.maximum(pipeline - stage, 1.0), np.maximum(chunks, 1.0)
-    waiting = WAITING_SHARE * np.minimum(stage + 1, count * parts) / parts
-    late = pipeline + stage + WAITING_SHARE * (2 * stage + 1)
-    most = {
-        "gpipe": count, "zb-1p": pipeline, "zb-2p": 2 * pipeline - 1, "interleaved-zb": pipeline + waiting,
-        "zbv": np.maximum(2 * pipeline + WAITING_SHARE, late) / 2, "dualpipev": pipeline + 0.5,
-    }  # fmt: skip
-    if schedule in most:
-        held = most[schedule]
-    else:
-        held = np.where(parts > 1, (2 * (after - 1) + (parts - 1) * pipeline + 1) / parts, after)
-    most_of_step = count * np.where(schedule in WAITS, 1 + WAITING_SHARE, 1.0)
-    return np.where(pipeline > 1, np.minimum(held, most_of_step), 1.0)
+    rules = schedule_of(schedule)
+    most_of_step = count * (1 + WAITING_SHARE if rules.waits else 1.0)
+    return np.where(pipeline > 1, np.minimum(rules.held(pipeline, chunks, count, stage), most_of_step), 1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.pipeline import WAITS, held_microbatches, open_chunks
+from planner.cost.axes.pipeline import held_microbatches, open_chunks
 from planner.cost.job import Jobs, Names
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, peak_of
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
@@ -19,6 +19,7 @@ from planner.cost.memory.stage_states import (
     stage_states,
 )
 from planner.cost.software_memory import MemoryRules, memory_rules
+from planner.schedules.registry import has
 from profiles.models.transformer import Array
 
 
@@ -107,7 +108,7 @@ class StageMemory:
             loss_logit=loss_bytes(jobs, rules),
             head_logit=rules.head_logit_bytes,
             waiting_logit=KEPT_LOGIT_BYTES + rules.element_bytes,
-            num_waiting=np.where(jobs.schedule == "gpipe", held - 1, 0.0),
+            num_waiting=np.where(has(jobs.schedule, lambda each: each.forwards_first), held - 1, 0.0),
             is_last=stage.is_last,
             head_gradient=np.where(stage.is_last, vocabulary, 0.0) * rules.head_gradient_bytes,
             embedding_gradient=np.where(stage.is_first, vocabulary, 0.0) * rules.head_gradient_bytes,
@@ -161,7 +162,7 @@ def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
     Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
     """
     chunks = np.maximum(jobs.chunks, 1.0)
-    left = np.where(np.isin(jobs.schedule, WAITS), chunks - stage.is_first, 0.0)
+    left = np.where(has(jobs.schedule, lambda each: each.waits), chunks - stage.is_first, 0.0)
     own = 2 * chunks - stage.is_first - stage.is_last + left
     return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
 

@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.job import Jobs
 from planner.cost.software_memory import MemoryRules
 from planner.cost.vocabulary import padded_vocabulary
-from planner.legality import V_SCHEDULES
+from planner.schedules.registry import has
 from profiles.models.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
@@ -82,8 +82,8 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     )
 
 
-def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageContent:
-    """Layers of stage `index`, one number or one per job.
+def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array, is_v: bool | Flags | None = None) -> StageContent:
+    """Layers of stage `index`, one number or one per job; through a V where `is_v`, or the jobs' schedules, say so.
 
     Model: as even as they come, the first and last shorter by what the job says; dense ones lead. A stage's first
     chunk starts after those of the stages before it. Where layers do not divide evenly, earlier stages have the larger
@@ -93,7 +93,7 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageCo
     model, pipeline = jobs.model, jobs.pipeline
     index = np.broadcast_to(np.asarray(index, dtype=np.float64), pipeline.shape)
     is_first, is_last = index == 0, pipeline == index + 1
-    is_v = np.isin(jobs.schedule, V_SCHEDULES)
+    through_v = has(jobs.schedule, lambda each: each.stages.is_v) if is_v is None else is_v
     before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
     layers = np.where(
         pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
@@ -105,7 +105,7 @@ def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array) -> StageCo
         exists=pipeline > index,
         is_first=is_first,
         # A V comes back to the first rank, which so has both ends of the model.
-        is_last=np.where(is_v, is_first, is_last),
+        is_last=np.where(through_v, is_first, is_last),
         dense_layers=leading,
         routed_layers=layers - leading,
     )
