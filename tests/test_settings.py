@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from planner.ask import Request, ask, parse_batches
@@ -62,15 +63,16 @@ def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
     spaces = [try_settings([at], PLAIN, simulate=True)[0] for at in (plain, half, low_rank)]
     ddp = [int(((space.layouts.data == 16) & (space.layouts.zero_stage == 0)).nonzero()[0][0]) for space in spaces]
     sent = [float(space.tables.shared.gradients[row]) for space, row in zip(spaces, ddp, strict=True)]
-    held = [
-        float(space.tables.shared.stages[1, False].states[0].gradients[row])
-        for space, row in zip(spaces, ddp, strict=True)
+    first = [
+        space.tables.shared.stages[1, False].at(0, np.array([row])) for space, row in zip(spaces, ddp, strict=True)
     ]
+    held = [stage["gradients"].item() for stage in first]
     assert 0.4 * sent[0] < sent[1] < 0.6 * sent[0]
     assert sent[2] < 0.1 * sent[1]
     # Error feedback is as large as the gradients.
     assert held[0] < held[2] < 2.1 * held[0]
-    assert float(spaces[0].tables.shared.codec[ddp[0]]) == 0 < float(spaces[1].tables.shared.codec[ddp[1]])
+    once = [float(space.tables.shared.once[row]) for space, row in zip(spaces, ddp, strict=True)]
+    assert once[0] < once[1]
 
 
 def test_batches_are_compared_by_token() -> None:

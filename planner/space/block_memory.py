@@ -46,7 +46,7 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
 def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
     """Bytes of one stage at its fullest, with context and communicators."""
     stage = stages.at(place, own.layouts)
-    held = reserved_bytes(_costs(own, stage, place, columns)) + stage["context_bytes"]
+    held = reserved_bytes(_costs(own, stage, place, columns), stage["context_bytes"])
     shape = own.shape
     return np.broadcast_to(held, (*shape[:2], len(columns), shape[3]))
 

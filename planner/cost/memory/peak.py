@@ -39,7 +39,7 @@ class StageCosts:
     `head_gradient`, `embedding_gradient`: of the vocabulary, on the stages that have it.
     `chunks` of a rank, of which `opened` are under way. `received`: messages of a whole step, where they are allotted
     at once. `fixed`: workspace, and `buckets` of communication. `fixed_slack`: holes that the allocator has whatever
-    is kept; `working_slack`: as a share of the activations.
+    is kept; `working_slack`: those that activations leave, as a share of them.
     """
 
     states: StageStates
@@ -85,7 +85,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: with what the allocator holds beyond."""
+    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds."""
 
     allocated_bytes: Array
     reserved_bytes: Array
@@ -157,41 +157,25 @@ def _law(stage: StageCosts) -> _Law:
     )
 
 
-def reserved_bytes(stage: StageCosts) -> Array:
-    """Bytes that the allocator holds at the fullest moment of a stage, with its states. Shapes: broadcast.
+def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
+    """Bytes that the allocator of a stage holds at the most, and those `beyond` it. Shapes: broadcast.
 
     Model: every moment has `kept` for each micro-batch in flight, so that two of them differ in small tables alone: the
-    one with all activations, and that of the embedding, which lacks those of one micro-batch.
+    one with all activations, and that of the embedding, which lacks those of one micro-batch. Each has holes.
     """
-    law, states, slack = _law(stage), stage.states, stage.working_slack
-    top, activations = law.full[0].total, law.full[0].activations
-    for moment in law.full[1:]:
-        total = moment.total
-        activations = np.where(total > top, moment.activations, activations)
-        top = np.maximum(total, top)
-    freed = stage.kept * np.minimum(law.flying, 1.0)
-    full, ending = law.beside + top, law.ending.total - freed
-    fixed = _states(stage) + stage.workspace + stage.buckets + stage.fixed_slack
-    flying = _flying(stage, law, 0.0)
-    if np.any(law.update > 0):
-        most = flying + np.maximum(full, ending) + states.scratch
-        working = stage.kept * law.flying + np.where(full >= ending, activations, -freed)
-        working = np.where(law.update > most, 0.0, working)
-        return np.asarray(np.maximum(most, law.update) + working * slack + fixed + stage.received)
-    working = slack * np.where(full >= ending, activations, -freed)
-    return np.asarray(_flying(stage, law, slack) + (np.maximum(full, ending) + working) + (fixed + stage.received))
-
-
-def _flying(stage: StageCosts, law: _Law, slack: Array | float) -> Array:
-    """What every micro-batch in flight holds, with the slack of its activations."""
+    law, slack = _law(stage), stage.working_slack
+    full = reduce(np.maximum, (moment.total + moment.activations * slack for moment in law.full))
+    ending = law.ending.total - stage.kept * np.minimum(law.flying, 1.0) * (1 + slack)
     kept = stage.kept * (1 + slack)
     if law.flying is stage.in_flight:
-        return np.asarray((kept + law.casts) * law.flying)
-    return np.asarray(kept * law.flying + law.casts * stage.in_flight)
-
-
-def _states(stage: StageCosts) -> Array:
-    return np.asarray(stage.states.parameters + stage.states.gradients + stage.states.optimizer)
+        held = (kept + law.casts) * law.flying
+    else:
+        held = kept * law.flying + law.casts * stage.in_flight
+    most = held + np.maximum(law.beside + full, ending)
+    if np.any(law.update > 0):
+        most = np.maximum(most + stage.states.scratch, law.update)
+    states = stage.states.parameters + stage.states.gradients + stage.states.optimizer
+    return np.asarray(most + (states + stage.workspace + stage.buckets + stage.fixed_slack + beyond + stage.received))
 
 
 def peak_of(stage: StageCosts) -> Peak:
@@ -211,6 +195,7 @@ def peak_of(stage: StageCosts) -> Peak:
     every.append(Moment(activations=stage.kept * law.left, logits=np.zeros(1), buffers=working + law.ending.buffers))
     every.append(Moment(activations=np.zeros(1), logits=np.zeros(1), buffers=law.update))
     totals = np.stack(np.broadcast_arrays(*(moment.total for moment in every)))
+    holes = np.stack(np.broadcast_arrays(*(moment.activations * stage.working_slack for moment in every)))
     moment = totals.argmax(axis=0)
     names = ("activations", "logits", "buffers")
     picked = {name: np.choose(moment, [getattr(one, name) for one in every]) for name in names}
@@ -225,8 +210,8 @@ def peak_of(stage: StageCosts) -> Peak:
         "workspace": stage.workspace,
     }
     allocated = reduce(np.add, parts.values())
-    slack = stage.fixed_slack + parts["activations"] * stage.working_slack
-    return Peak(allocated_bytes=allocated, reserved_bytes=allocated + slack, moment=moment, parts=parts)
+    reserved = allocated - totals.max(axis=0) + (totals + holes).max(axis=0) + stage.fixed_slack
+    return Peak(allocated_bytes=allocated, reserved_bytes=reserved, moment=moment, parts=parts)
 
 
 def holds_all(held: Array, count: Array, chunks: Array) -> Flags:
