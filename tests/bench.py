@@ -14,7 +14,7 @@ from dataclasses import asdict
 import numpy as np
 
 from planner.cost.factors import load_learned
-from planner.cost.memory.peak import footprint
+from planner.cost.memory.footprint import footprint
 from planner.cost.unit_costs import ingredients_of
 from planner.measured.estimate import estimate, pricing
 from planner.measured.search import Choices, search

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.job import Jobs
-from planner.cost.memory.peak import PARTS, Footprint, footprint
+from planner.cost.memory.footprint import Footprint, footprint
+from planner.cost.memory.peak import PARTS
 from planner.published.reading import read_jobs
 from profiles.machines.stacks import load_stack, stack_names
 from profiles.units import GIB

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost.memory.peak import footprint
+from planner.cost.memory.footprint import footprint
 from planner.schedules.activations import Chunk, Layer, Rank, _coming
 from planner.schedules.registry import in_flight, orders, stage_ranks
 from planner.schedules.steps import Shape

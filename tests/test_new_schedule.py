@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import planner.command
 from planner.cost.axes.pipeline import bubble_left, held_microbatches
-from planner.cost.memory.peak import footprint
+from planner.cost.memory.footprint import footprint
 from planner.cost.unit_costs import ingredients_of
 from planner.legality import ModelFacts, refusal
 from planner.plans import Plan
@@ -159,6 +159,6 @@ def test_schedules_of_published_runs_alone_are_priced_and_not_planned():
 
 
 def test_stacks_hide_the_messages_of_schedules_that_there_are():
-    hidden = {name for stack in stack_names() for name in load_stack(stack).time.hides_messages_of}
+    hidden = {name for stack in stack_names() for name in load_stack(stack).habits.hides_messages_of}
     assert hidden
     assert hidden <= set(registry.SCHEDULES)

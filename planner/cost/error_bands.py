@@ -36,7 +36,8 @@ def spread(jobs: Jobs, parts: Mapping[str, Array], learned: Learned) -> Array:
     variance = np.full(len(jobs), COMMON_SPREAD**2)
     for name, seconds in parts.items():
         variance = variance + (seconds / total * PART_SPREAD[name]) ** 2
-    variance = variance + np.where(np.isin(jobs.stack, list(learned.stacks)), 0.0, NEW_STACK_SPREAD**2)
+    is_taught = np.isin(jobs.stack.words(lambda stack: stack.name), list(learned.stacks))
+    variance = variance + np.where(is_taught, 0.0, NEW_STACK_SPREAD**2)
     known = np.isin(generations(jobs), learned.generations)
     variance = variance + np.where(known, 0.0, NEW_GENERATION_SPREAD**2)
     variance = variance + (BEYOND_SPREAD * doublings_beyond(jobs, learned)) ** 2

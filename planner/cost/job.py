@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.machines.devices import Device
+from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array, Flags, Transformer
 
 Names = NDArray[np.str_]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Each(Generic[T]):
+    """One value per job, of few distinct ones. Shapes: `index` (job,) into `values`."""
+
+    values: tuple[T, ...]
+    index: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Sequence[T], count: int | None = None) -> Each[T]:
+        """A column of these values, or of `count` times the only one. Equal neighbours share an entry."""
+        if count is not None:
+            return cls(tuple(values), np.zeros(count, dtype=np.int64))
+        distinct: list[T] = []
+        index = []
+        for value in values:
+            known = next((place for place, one in enumerate(distinct) if one is value), None)
+            if known is None:
+                known = len(distinct)
+                distinct.append(value)
+            index.append(known)
+        return cls(tuple(distinct), np.array(index, dtype=np.int64))
+
+    def __getitem__(self, index: NDArray[np.int64] | Flags) -> Each[T]:
+        return Each(self.values, self.index[index])
+
+    def read(self, number: Callable[[T], float]) -> Array:
+        """A number of every job's value. Shapes: one entry per job."""
+        return np.array([number(value) for value in self.values], dtype=np.float64)[self.index]
+
+    def words(self, word: Callable[[T], str]) -> Names:
+        """A word of every job's value. Shapes: one entry per job."""
+        return np.array([word(value) for value in self.values], dtype=np.str_)[self.index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jobs:
     """Everything that a prediction may read. Shapes: one entry per job in every field; degrees and sizes are floats.
 
-    Bandwidths are uni-directional, per device, in bytes per second. `device` and `stack` are names in the catalogue.
+    Bandwidths are uni-directional, per device, in bytes per second.
     `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
     number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
     pipeline stage (virtual stages). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not tensor,
@@ -31,7 +70,7 @@ class Jobs:
     model: Transformer
     sequence: Array
     attention_kernel: Names  # unfused, flash, flash1, flash2, flash3, cudnn
-    device: Names
+    device: Each[Device]
     device_memory_bytes: Array
     num_devices: Array
     devices_per_node: Array
@@ -58,7 +97,7 @@ class Jobs:
     precision: Names  # fp32, fp16, bf16, fp8, mxfp8, nvfp4
     micro_batch: Array
     num_microbatches: Array
-    stack: Names
+    stack: Each[Stack]
     compiled: Flags
     overlap_grad: Flags
     overlap_param: Flags

@@ -9,8 +9,10 @@ import numpy as np
 from planner.cost.factors import Factors
 from planner.cost.kernel_work import Load, Phase
 from planner.cost.unit_costs import Ingredients
-from profiles.models.transformer import Array
+from profiles.models.transformer import Array, Flags
 
+# The ZeRO stage that shards weights, which each layer gathers when it needs them.
+SHARDED = 3
 # A backward pass launches about as many kernels per product, and has twice the products.
 BACKWARD_HOST = 1.5
 # Host and device hide each other but where they take about as long: norm of this order in place of the maximum.
@@ -122,8 +124,17 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
 def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> Pass:
     """One layer in one direction, with everything that it sends."""
     work = layer_work(made, factors, phase, kind)
-    data_comm = exposed(_unit_comm(made, phase, "layer") * factors.data_comm, work.device, factors)
-    data_comm = np.where(made.jobs.zero_stage == 3, data_comm, 0.0)
+    jobs = made.jobs
+    message = sharded_message(
+        phase,
+        made.sharded.layer_gather * factors.data_comm,
+        made.sharded.layer_scatter * factors.data_comm,
+        jobs.reshard_after_forward,
+        made.rules.reduces_every_microbatch > 0,
+        jobs.num_microbatches,
+    )
+    message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
+    data_comm, host = waits(work.device, work.launch, message, factors)
     return Pass(
         compute=work.compute,
         recompute=work.recompute,
@@ -131,8 +142,24 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         context_comm=work.context_comm,
         expert_comm=work.expert_comm,
         data_comm=data_comm,
-        host=host_excess(work.device + data_comm, work.launch),
+        host=host,
     )
+
+
+def waits(busy: Array, launch: Array, message: Array, factors: Factors) -> tuple[Array, Array]:
+    """Seconds that a layer adds to those its device is busy: for sharded weights and gradients, and for its host."""
+    visible = exposed(message, busy, factors)
+    return visible, host_excess(busy + visible, launch)
+
+
+def sharded_message(
+    phase: Phase, gather: Array, scatter: Array, reshards: Flags, reduces_every: Flags, num_microbatches: Array
+) -> Array:
+    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast."""
+    if phase == "forward":
+        return np.asarray(gather)
+    share = np.where(reduces_every, 1.0, 1.0 / num_microbatches)
+    return np.asarray(np.where(reshards, gather, 0.0) + scatter * share)
 
 
 def weight_seconds(made: Ingredients, factors: Factors, kind: str) -> Array:
@@ -172,16 +199,6 @@ def _accumulate(made: Ingredients, factors: Factors, kind: str) -> Array:
         shared = model.moe_shared_parameters / jobs.tensor
         held = shared + model.expert_parameters / (jobs.expert * jobs.expert_tensor)
     return held * made.rules.accumulate_bytes / (made.memory_rate * factors.traffic_fraction)
-
-
-def _unit_comm(made: Ingredients, phase: Phase, unit: str) -> Array:
-    """What ZeRO stage 3 sends for one unit in one direction, per micro-batch."""
-    gather = getattr(made.sharded, f"{unit}_gather")
-    if phase == "forward":
-        return np.asarray(gather)
-    again = np.where(made.jobs.reshard_after_forward, gather, 0.0)
-    share = np.where(made.rules.reduces_every_microbatch > 0, 1.0, 1.0 / made.jobs.num_microbatches)
-    return np.asarray(again + getattr(made.sharded, f"{unit}_scatter") * share)
 
 
 def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:

@@ -1,14 +1,14 @@
-"""What the software of each job does with memory, from its stack's catalogue entry, in columns."""
+"""What the software of each job does with memory, in columns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import get_type_hints
 
 import numpy as np
 
 from planner.cost.hardware import generations
 from planner.cost.job import Jobs
-from profiles.machines.stacks import load_stack
 from profiles.models.transformer import Array, Flags
 from profiles.units import GIB
 
@@ -69,11 +69,9 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
 
     Model: fp32 training has no copies in another precision; compilers fuse activations and norms.
     """
-    unique, inverse = np.unique(jobs.stack, return_inverse=True)
-    stacks = [load_stack(str(name)).memory for name in unique]
 
     def column(name: str) -> Array:
-        return np.array([float(getattr(stack, name)) for stack in stacks])[inverse]
+        return jobs.stack.read(lambda stack: float(getattr(stack.memory, name)))
 
     is_fp32 = jobs.precision == "fp32"
     element = np.where(is_fp32, 4.0, 2.0)
@@ -98,7 +96,7 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "workspace_bytes": num_workspaces * np.where(large, LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES),
         "context_bytes": column("context_gib") * GIB,
     }
-    flags = {field.name for field in fields(MemoryRules) if field.type == "Flags"}
+    flags = {name for name, kind in get_type_hints(MemoryRules).items() if kind == Flags}
     for field in fields(MemoryRules):
         if field.name not in own:
             own[field.name] = column(field.name) > 0 if field.name in flags else column(field.name)

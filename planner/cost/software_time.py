@@ -1,4 +1,4 @@
-"""How the software of each job behaves in time, from its stack's catalogue entry, in columns."""
+"""How the software of each job behaves in time, in columns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from planner.cost.factors import Learned
-from planner.cost.job import Jobs, Names
-from profiles.machines.stacks import load_stack
+from planner.cost.job import Each, Jobs
+from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array
 
 COMPILED = ("element_passes", "host_layer_us")
@@ -38,25 +38,27 @@ class TimeRules:
 
 def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
     """The rules of every job's stack with what runs taught of it; a compiled job is fused and launches less."""
-    unique, inverse = np.unique(jobs.stack, return_inverse=True)
-    stacks = [load_stack(str(name)).time for name in unique]
     columns = {}
     for field in fields(TimeRules):
-        values = np.array([float(getattr(stack, field.name)) for stack in stacks])[inverse]
+        values = _column(jobs.stack, field.name)
         if field.name == "element_passes":
-            gated = np.array([stack.gated_element_passes for stack in stacks])[inverse]
-            values = np.where(jobs.model.gated, gated, values)
+            values = np.where(jobs.model.gated, _column(jobs.stack, "gated_element_passes"), values)
         if field.name in COMPILED:
-            compiled = np.array([float(getattr(stack, f"compiled_{field.name}")) for stack in stacks])[inverse]
+            compiled = _column(jobs.stack, f"compiled_{field.name}")
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
-        columns[field.name] = values * _multiples(learned, unique, field.name)[inverse]
+        columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
     return TimeRules(**columns)
 
 
-def _multiples(learned: Learned, names: Names, number: str) -> Array:
+def _column(stacks: Each[Stack], name: str) -> Array:
+    return stacks.read(lambda stack: float(getattr(stack.time, name)))
+
+
+def _multiples(learned: Learned, stacks: Each[Stack], number: str) -> Array:
     """What runs taught of a number: of the group of each stack, and of the stack itself beside that."""
-    result = []
-    for name in names:
-        group = learned.groups.get(load_stack(str(name)).group, {}).get(number, 1.0)
-        result.append(group * learned.stacks.get(str(name), {}).get(number, 1.0))
-    return np.array(result)
+
+    def multiple(stack: Stack) -> float:
+        group = learned.groups.get(stack.group, {}).get(number, 1.0)
+        return group * learned.stacks.get(stack.name, {}).get(number, 1.0)
+
+    return stacks.read(multiple)

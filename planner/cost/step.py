@@ -1,137 +1,164 @@
-"""Seconds of a training step by part: work and messages, overlapped and pipelined as the job's software does it."""
+"""Seconds of a training step: one law, for one plan and for a table of ten million alike.
+
+All arrays broadcast over plans, whatever their axes: one entry per job, or layouts by micro-batches by schedules by
+recomputations. What a layer, a message or an update takes alone is given; here it is overlapped and pipelined.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.axes import pipeline
+from planner.cost.axes.pipeline import bubbles_left
 from planner.cost.factors import Factors
-from planner.cost.job import Jobs
-from planner.cost.layers import Pass, edge_pass, exposed, layer_pass, weight_seconds
-from planner.cost.unit_costs import Ingredients
-from profiles.models.transformer import Array
-from profiles.units import GB
+from planner.cost.job import Names
+from planner.cost.layers import exposed
+from profiles.models.transformer import Array, Flags
 
-PARTS = (
-    "compute", "recompute", "bubble", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "data_comm",
-    "codec", "offload", "optimizer", "host", "stragglers",
-)  # fmt: skip
-KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
-ADAM_STATE_BYTES, GRADIENT_BYTES = 12.0, 4.0
 # Of the work on embedding and head a third each is forward, and weight gradients.
 END_SHARE = 1 / 3
+# Of a stage's pass over one micro-batch a third is forward: what gathered parameters hide behind, and gradients.
+FORWARD_SHARE = 1 / 3
+NUM_PLACES = 3
 
 
-def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
-    """Seconds of a step by PARTS, which add up to the step. Shapes: one entry per job in every array."""
-    jobs = made.jobs
-    ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
-    layer = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
-    first = edge_pass(made, factors, "embedding")
-    last = edge_pass(made, factors, "head")
-    alone = jobs.pipeline == 1
-    stages = []
-    for place in range(3):
-        stage = layer["dense"].times(made.layers.dense[place]) + layer["moe"].times(made.layers.moe[place])
-        stage = stage + first.times(np.where(alone | (place == 0), 1.0, 0.0))
-        stages.append(stage + last.times(np.where(alone | (place == 2), 1.0, 0.0)))
-    totals = np.stack([stage.total for stage in stages])
-    slowest = totals.max(axis=0)
-    which = totals.argmax(axis=0)
-    model = jobs.model
-    ends = first.total + last.total
-    everything, forward, weight = ends, ends * END_SHARE, ends * END_SHARE
-    for kind in KINDS:
-        count = model.num_moe_layers if kind == "moe" else model.num_layers - model.num_moe_layers
-        everything = everything + layer[kind].total * count
-        forward = forward + ahead[kind].total * count
-        weight = weight + weight_seconds(made, factors, kind) * count
-    parts = {
-        name: np.choose(which, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches
-        for name in Pass.__slots__
-    }
-    parts["bubble"] = pipeline.idle_seconds(jobs, everything, slowest, forward / everything, weight / everything)
-    parts["pipeline_comm"] = _pipeline_comm(made, factors)
-    parts["data_comm"] = parts["data_comm"] + _exchange_comm(made, factors, stages, which)
-    updated = optimizer_parameters(made)
-    parts["codec"] = codec_seconds(made, factors)
-    parts["optimizer"] = optimizer_seconds(made, factors, updated)
-    parts["offload"] = offload_seconds(made, updated, offloaded_bytes(jobs) * jobs.num_microbatches)
-    parts["host"] = parts["host"] + made.rules.host_step_ms * 1e-3
-    busy = sum(parts.values())
-    parts["stragglers"] = busy * factors.straggling * np.log2(made.num_nodes)
-    return {name: parts[name] for name in PARTS}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSeconds:
+    """One layer, one micro-batch, one rank: both directions, forward alone, what of both computes, weight gradients."""
+
+    total: Array
+    forward: Array
+    compute: Array
+    weight: Array
 
 
-def _pipeline_comm(made: Ingredients, factors: Factors) -> Array:
-    """Messages between stages: on the way through the pipeline once, and per micro-batch where nothing hides them."""
-    jobs = made.jobs
-    chunks = np.maximum(jobs.chunks, 1.0)
-    filling = 2 * (jobs.pipeline - 1)
-    steady = 2 * jobs.num_microbatches * chunks * np.where(jobs.overlap_pipeline, 0.0, 1.0)
-    return (filling + steady) * made.message * factors.pipeline_comm
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndSeconds:
+    """Embedding or head, one micro-batch, both directions: all of it, and what computes."""
+
+    total: Array
+    compute: Array
 
 
-def _exchange_comm(made: Ingredients, factors: Factors, stages: list[Pass], which: NDArray[np.intp]) -> Array:
-    """Gradients and parameters exchanged once a step, behind the last backward and the first forward if overlapped."""
-    jobs = made.jobs
-    gradients = made.exchange.gradients * factors.data_comm
-    parameters = made.exchange.parameters * factors.data_comm
-    # Of a stage's pass over one micro-batch a third is forward.
-    passing = np.choose(which, [stage.compute + stage.recompute for stage in stages])
-    hidden_gradients = exposed(gradients, passing * 2 / 3, factors)
-    hidden_parameters = exposed(parameters, passing / 3, factors)
-    return np.asarray(
-        np.where(jobs.overlap_grad, hidden_gradients, gradients) * exchanges(made)
-        + np.where(jobs.overlap_param, hidden_parameters, parameters)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCosts:
+    """What a step is made of.
+
+    `layers`: seconds of a layer by kind; `counts`: layers of the first, a middle and the last stage by kind;
+    `model_counts`: layers of the whole model by kind.
+    `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
+    `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
+    `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step.
+    `once`: seconds of codec, optimizer, offloading and the host outside the layers, per step.
+    `straggling`: share of the step that ranks wait for the slowest of many nodes.
+    """
+
+    layers: Mapping[str, LayerSeconds]
+    counts: Mapping[str, Sequence[Array]]
+    model_counts: Mapping[str, Array]
+    embedding: EndSeconds
+    head: EndSeconds
+    pipeline: Array
+    num_microbatches: Array
+    schedule: Names
+    filling: Array
+    rounds: Array
+    message: Array
+    num_messages: Array
+    gradients: Array
+    parameters: Array
+    overlaps_gradients: Flags
+    overlaps_parameters: Flags
+    num_exchanges: Array
+    once: Array
+    straggling: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Seconds of a step by what they are spent on; all but `slowest` per step.
+
+    `slowest`: one micro-batch on the slowest stage, which is the first, a middle or the last by its number in `place`.
+    """
+
+    slowest: Array
+    place: NDArray[np.int64]
+    passes: Array
+    bubble: Array
+    messages: Array
+    exchange: Array
+    once: Array
+    straggling: Array
+
+    @property
+    def pipelined(self) -> Array:
+        """The passes of all micro-batches with bubbles and messages, without stragglers."""
+        return np.asarray((self.passes + self.messages) + self.bubble)
+
+    @property
+    def total(self) -> Array:
+        """The whole step."""
+        once = self.passes + self.exchange + self.once
+        return np.asarray((once + self.messages + self.bubble) * (1 + self.straggling))
+
+
+def step_of(costs: StepCosts, factors: Factors) -> Step:
+    """Put a step together.
+
+    Model: every stage passes its micro-batches one after the other at the pace of the slowest; the pipeline fills and
+    drains once. Gradients go out behind the last backward pass, gathered parameters behind the first forward pass.
+    """
+    alone = costs.pipeline == 1
+    is_flat = bool(np.all(alone))
+    embedding, head = costs.embedding, costs.head
+    slowest = passing = place_of = np.zeros(1)
+    for place in range(1 if is_flat else NUM_PLACES):
+        first, last = np.where(alone | (place == 0), 1.0, 0.0), np.where(alone | (place == NUM_PLACES - 1), 1.0, 0.0)
+        seconds = first * embedding.total + last * head.total
+        compute = first * embedding.compute + last * head.compute
+        for kind, layer in costs.layers.items():
+            count = costs.counts[kind][place]
+            seconds, compute = seconds + count * layer.total, compute + count * layer.compute
+        is_slower = seconds > slowest
+        passing, place_of = np.where(is_slower, compute, passing), np.where(is_slower, place, place_of)
+        slowest = np.maximum(seconds, slowest)
+    zero = np.zeros(1)
+    return Step(
+        slowest=slowest,
+        place=place_of.astype(np.int64),
+        passes=slowest * costs.num_microbatches,
+        bubble=zero if is_flat else _bubble(costs, slowest),
+        messages=zero if is_flat else costs.message * costs.num_messages,
+        exchange=_exchange(costs, passing, factors),
+        once=costs.once,
+        straggling=costs.straggling,
     )
 
 
-def codec_seconds(made: Ingredients, factors: Factors) -> Array:
-    """Seconds of encoding and decoding a rank's gradients once a step: passes over memory, as element-wise kernels."""
-    jobs = made.jobs
-    passes = jobs.codec_passes + jobs.codec_decode_passes * jobs.data * jobs.context
-    moved = passes * (made.held.common + made.held.expert) * GRADIENT_BYTES
-    return np.asarray(moved / (made.memory_rate * factors.traffic_fraction))
+def _bubble(costs: StepCosts, slowest: Array) -> Array:
+    """Seconds per step in which the slowest stage waits for the pipeline to fill and to drain."""
+    everything = costs.embedding.total + costs.head.total
+    forward = weight = everything * END_SHARE
+    for kind, layer in costs.layers.items():
+        count = costs.model_counts[kind]
+        everything = everything + count * layer.total
+        forward, weight = forward + count * layer.forward, weight + count * layer.weight
+    left = bubbles_left(costs.schedule, costs.pipeline, forward / everything, weight / everything)
+    return np.asarray(np.maximum(everything - slowest, 0.0) * costs.filling * left + slowest * costs.rounds)
 
 
-def exchanges(made: Ingredients) -> Array:
-    """How often a step exchanges all gradients: with ZeRO stage 2 some software does so for every micro-batch."""
-    jobs = made.jobs
-    every = (jobs.zero_stage == 2) & (made.rules.reduces_every_microbatch > 0)
-    return np.where(every, jobs.num_microbatches, 1.0)
+def _exchange(costs: StepCosts, passing: Array, factors: Factors) -> Array:
+    """Gradients and parameters exchanged once a step, as far as passes do not hide them."""
+    gradients = _beside(costs.gradients, passing * (1 - FORWARD_SHARE), costs.overlaps_gradients, factors)
+    parameters = _beside(costs.parameters, passing * FORWARD_SHARE, costs.overlaps_parameters, factors)
+    return np.asarray(gradients * costs.num_exchanges + parameters)
 
 
-def optimizer_parameters(made: Ingredients) -> Array:
-    """Parameters one rank updates."""
-    jobs, held = made.jobs, made.held
-    replicas = jobs.data * jobs.context
-    expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
-    split = jobs.zero_stage > 0
-    share = np.where(jobs.zero_stage == 3, jobs.shard, replicas)
-    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, expert_replicas, 1.0))
-
-
-def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
-    """Seconds of updating a rank's share of the parameters on the device."""
-    return np.asarray(updated * made.rules.optimizer_bytes / (made.memory_rate * factors.optimizer_fraction))
-
-
-def offload_seconds(made: Ingredients, updated: Array, activation_bytes: Array) -> Array:
-    """Seconds of what crosses the link to the host: optimizer states once each way, activations once each way.
-
-    Model: half of it hides behind compute (assumed). Shapes: one entry per job.
-    """
-    jobs = made.jobs
-    rate = np.maximum(made.host_link_rate, GB)
-    states = np.where(jobs.optimizer_offload, updated * ADAM_STATE_BYTES * 2 / rate, 0.0)
-    kept = np.where(jobs.activation_offload, activation_bytes * 2 / rate, 0.0)
-    return np.asarray((states + kept) / 2)
-
-
-def offloaded_bytes(jobs: Jobs) -> Array:
-    """Bytes that a stage's layers send to the host per micro-batch: the residual stream of each."""
-    return np.asarray(jobs.tokens * jobs.model.hidden_size * 2.0 * jobs.model.num_layers / jobs.pipeline)
+def _beside(seconds: Array, passing: Array, overlaps: Flags, factors: Factors) -> Array:
+    """What messages add to the passes beside which they are sent, where the software overlaps them."""
+    if not np.any(overlaps) or not np.any(seconds):
+        return seconds
+    return np.where(overlaps, exposed(seconds, passing, factors), seconds)

@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.cost.axes import context, data, expert, pipeline, tensor
 from planner.cost.factors import expected
-from planner.cost.hardware import fabric_of, of_devices
+from planner.cost.hardware import fabric_of, memory_rate
 from planner.cost.job import Jobs
 from planner.cost.kernel_work import Work, work_of
 from planner.cost.software_time import TimeRules, rules_of
@@ -56,7 +56,7 @@ def ingredients_of(jobs: Jobs) -> Ingredients:
         expert_layer=expert.layer_seconds(jobs, fabric),
         context_layer=context.layer_seconds(jobs, fabric),
         message=pipeline.message_seconds(jobs, rules, fabric),
-        memory_rate=of_devices(jobs.device, lambda device: device.memory_gb_per_second * GB),
-        host_link_rate=of_devices(jobs.device, lambda device: device.host_gb_per_second * GB),
+        memory_rate=memory_rate(jobs),
+        host_link_rate=jobs.device.read(lambda device: device.host_gb_per_second * GB),
         num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),
     )

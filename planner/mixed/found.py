@@ -10,7 +10,7 @@ import numpy as np
 from planner.cost.error_bands import band, spread
 from planner.cost.factors import Learned
 from planner.cost.layers import Pass
-from planner.cost.memory.peak import Footprint
+from planner.cost.memory.footprint import Footprint
 from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replicas import Shared
@@ -176,7 +176,7 @@ def _prediction(
         method="two kinds of devices",
         assumptions=(
             words,
-            f"kernels, links and software ({at.stack}) as published runs of each kind alone taught: none mixes devices",
+            f"kernels, links and {at.stack.name} as published runs of each kind alone taught: none mixes devices",
         ),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.factors import Learned
-from planner.cost.memory.peak import Footprint, footprint
+from planner.cost.memory.footprint import Footprint, footprint
 from planner.cost.unit_costs import ingredients_of
 from planner.mixed.mixture import Mixture, Rows
 from planner.published.learn import predict, total_seconds

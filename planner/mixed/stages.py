@@ -13,9 +13,9 @@ import numpy as np
 from planner.cost.factors import Factors, Learned
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass, exposed
-from planner.cost.memory.peak import StageMemory, stage_memory
+from planner.cost.memory.footprint import StageMemory, stage_memory
 from planner.cost.memory.stage_states import StageContent
-from planner.cost.step import exchanges, optimizer_parameters, optimizer_seconds
+from planner.cost.once import num_exchanges, optimizer_parameters, optimizer_seconds
 from planner.mixed.mixture import Mixture, Rows
 from planner.schedules.registry import USUAL
 from planner.schedules.replay import PipelineSeconds
@@ -223,7 +223,10 @@ def _once(passes: StagePasses, most_layers: Array, factors: Factors) -> Array:
     gradients = made.exchange.gradients * factors.data_comm * share
     parameters = made.exchange.parameters * factors.data_comm * share
     passing = most_layers * (_busy(passes.ahead[kind]) + _busy(passes.again[kind]))
-    gradients = np.where(jobs.overlap_grad, exposed(gradients, passing * 2 / 3, factors), gradients) * exchanges(made)
+    gradients = np.where(jobs.overlap_grad, exposed(gradients, passing * 2 / 3, factors), gradients)
+    gradients = gradients * num_exchanges(
+        jobs.zero_stage, made.rules.reduces_every_microbatch > 0, jobs.num_microbatches
+    )
     parameters = np.where(jobs.overlap_param, exposed(parameters, passing / 3, factors), parameters)
     optimizer = optimizer_seconds(made, factors, optimizer_parameters(made)) * share
     return np.asarray(gradients + parameters + optimizer + made.rules.host_step_ms * 1e-3)

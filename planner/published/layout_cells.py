@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.published.cells import Cells, Refused
-from planner.published.software_cells import Software
 from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, Schedule, published_names, schedule
 from profiles.laws.collectives import infiniband_seconds
-from profiles.machines.stacks import load_stack
-
-ZERO_STAGES = {"megatron-core": 1, "nanotron": 1, "deepspeed": 1, "fsdp": 3, "fsdp2": 3, "xla": 3}
+from profiles.machines.stacks import Stack
 
 
 def read_layout(
-    cells: Cells, software: Software, model: Mapping[str, float | bool], devices: float
+    cells: Cells, stack: Stack, model: Mapping[str, float | bool], devices: float
 ) -> dict[str, float | bool | str]:
     """Degrees, schedule, sharding and batch.
 
@@ -42,11 +39,11 @@ def read_layout(
         "first_fewer": cells.size("first_stage_fewer_layers", 0, least=0, noted=False),
         "last_fewer": cells.size("last_stage_fewer_layers", 0, least=0, noted=False),
         "sequence_parallel": tensor > 1
-        and cells.flag("sequence_parallel", software.stack == "megatron-core", noted=tensor > 1),
-        "overlap_tensor": cells.flag("overlap_tp", software.stack == "xla", noted=tensor > 1),
+        and cells.flag("sequence_parallel", stack.habits.splits_sequence, noted=tensor > 1),
+        "overlap_tensor": cells.flag("overlap_tp", stack.habits.overlaps_tensor, noted=tensor > 1),
         "overlap_pipeline": cells.flag(
             "overlap_pp",
-            pipeline > 1 and rules.name in load_stack(software.stack).time.hides_messages_of,
+            pipeline > 1 and rules.name in stack.habits.hides_messages_of,
             noted=pipeline > 1,
         ),
         "data_outside": False,
@@ -58,7 +55,7 @@ def read_layout(
         "codec_decode_passes": 0.0,
         "codec_message_bytes": 0.0,
         **_experts(cells, model, data * context * tensor),
-        **_sharding(cells, software, data * context),
+        **_sharding(cells, stack, data * context),
         **_batch(cells, data),
     }
 
@@ -87,8 +84,8 @@ def _experts(cells: Cells, model: Mapping[str, float | bool], ranks: float) -> d
     return {"expert": expert, "expert_tensor": split}
 
 
-def _sharding(cells: Cells, software: Software, ranks: float) -> dict[str, float | bool]:
-    usual = 3 if cells.text("dp_shard") is not None else ZERO_STAGES.get(software.stack, 0)
+def _sharding(cells: Cells, stack: Stack, ranks: float) -> dict[str, float | bool]:
+    usual = 3 if cells.text("dp_shard") is not None else stack.habits.zero_stage
     zero = cells.size("zero_stage", usual, least=0)
     if zero > 3:
         raise Refused(f"zero_stage is {zero:g}; it must be 0, 1, 2 or 3")

@@ -11,10 +11,9 @@ from planner.cost.error_bands import reach, spread
 from planner.cost.factors import BOUNDS, STACK_BOUNDS, Factors, Learned, expected
 from planner.cost.hardware import generations
 from planner.cost.job import Jobs
+from planner.cost.jobs_step import step_seconds
 from planner.cost.software_time import rules_of
-from planner.cost.step import step_seconds
 from planner.cost.unit_costs import Ingredients, ingredients_of
-from profiles.machines.stacks import load_stack
 from profiles.models.transformer import Array, Flags
 
 # A published step time is uncertain by about this much, whatever its rounding says: repeats across software releases
@@ -65,8 +64,8 @@ def learn(runs: Runs, made: Ingredients | None = None, chosen: Flags | None = No
 
     made = made or ingredients_of(runs.jobs)
     chosen = np.ones(len(runs.jobs), dtype=bool) if chosen is None else chosen
-    stacks = sorted(set(runs.jobs.stack[chosen].tolist()))
-    groups = sorted({load_stack(name).group for name in stacks})
+    stacks = sorted(set(runs.jobs.stack[chosen].words(lambda stack: stack.name).tolist()))
+    groups = sorted(set(runs.jobs.stack[chosen].words(lambda stack: stack.group).tolist()))
     search = _Search(groups=tuple(groups), stacks=tuple(stacks))
     target = np.log(runs.step_seconds)
     family = runs.family[chosen]

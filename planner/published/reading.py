@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.job import Jobs
+from planner.cost.job import Each, Jobs
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.layout_cells import read_layout
 from planner.published.model_cells import read_model
-from planner.published.software_cells import Software, read_hardware, read_software
+from planner.published.software_cells import read_hardware, read_stack
 from profiles.inputs import limits
-from profiles.models.transformer import Transformer
+from profiles.machines.devices import Device
+from profiles.machines.stacks import Stack
+from profiles.models.transformer import Flags, Transformer
 
-WORDS = ("attention_kernel", "device", "schedule", "recompute", "precision", "stack")
+WORDS = ("attention_kernel", "schedule", "recompute", "precision")
 # All that a prediction may read; `row_id` names the row and nothing else.
 CONFIGURATION = (
     "arch", "num_layers", "hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "seq_len",
@@ -55,6 +57,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
     refused: dict[int, str] = {}
     models: list[dict[str, float | bool]] = []
     jobs: list[dict[str, float | bool | str]] = []
+    values: list[tuple[Device, Stack]] = []
     accepted: list[int] = []
     for number, given in enumerate(rows):
         row = checks.Row(given)
@@ -64,45 +67,54 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
         try:
             checks.complete(row)
             cells = Cells(row.cells)
-            model, job = _read(cells)
+            model, job, value = _read(cells)
             checks.check(row, model, job)
         except Refused as reason:
             refused[number] = str(reason)
         else:
             models.append(model)
             jobs.append(job)
+            values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
     return Reading(
         row_ids=ids,
-        jobs=_columns(models, jobs),
+        jobs=_columns(models, jobs, values),
         accepted=np.array(accepted, dtype=np.int64),
         assumptions=assumptions,
         refused=refused,
     )
 
 
-def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str]]:
-    software: Software = read_software(cells)
+def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:
+    """Model and job of a row, and the values that are more than numbers and words."""
+    stack = read_stack(cells)
     sequence = cells.size("seq_len", USUAL_SEQUENCE)
     if sequence > limits.SEQUENCE:
         raise Refused(f"seq_len is {sequence:.12g}; the longest that can be predicted is {limits.SEQUENCE}")
     model = read_model(cells, sequence)
-    hardware = read_hardware(cells, software)
-    layout = read_layout(cells, software, model, float(hardware["num_devices"]))
-    return model, {"sequence": sequence, **hardware, **layout}
+    device, hardware = read_hardware(cells, stack)
+    layout = read_layout(cells, stack, model, float(hardware["num_devices"]))
+    return model, {"sequence": sequence, **hardware, **layout}, (device, stack)
 
 
-def _columns(models: list[dict[str, float | bool]], jobs: list[dict[str, float | bool | str]]) -> Jobs:
+def _columns(
+    models: list[dict[str, float | bool]],
+    jobs: list[dict[str, float | bool | str]],
+    values: list[tuple[Device, Stack]],
+) -> Jobs:
     """Rows turned into columns of the types that the fields have."""
     flags = {"gated", "tied", "biases"}
     model: dict[str, Any] = {
         field.name: np.array([row[field.name] for row in models], dtype=bool if field.name in flags else float)
         for field in fields(Transformer)
     }
-    own: dict[str, Any] = {}
-    for field in fields(Jobs):
-        if field.name != "model":
-            kind: type = str if field.name in WORDS else bool if field.type == "Flags" else float
-            own[field.name] = np.array([row[field.name] for row in jobs], dtype=kind)
-    return Jobs(model=Transformer(**model), **own)
+    columns: dict[str, Any] = {
+        "device": Each.of([device for device, _ in values]),
+        "stack": Each.of([stack for _, stack in values]),
+    }
+    for name, hint in get_type_hints(Jobs).items():
+        if name != "model" and name not in columns:
+            kind: type = str if name in WORDS else bool if hint == Flags else float
+            columns[name] = np.array([row[name] for row in jobs], dtype=kind)
+    return Jobs(model=Transformer(**model), **columns)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.published.cells import Cells, Refused
 from profiles.errors import UnknownNameError
 from profiles.machines.devices import Device, find_device
-from profiles.machines.stacks import stack_names
+from profiles.machines.stacks import Stack, load_stack, stack_names
 from profiles.units import GB, GIB
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4")
 KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "cudnn")
-OVERLAPS_GRADIENTS = ("fsdp", "fsdp2", "megatron-core", "deepspeed", "xla", "torch", "nanotron", "trainwright")
-OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
 # Of a card's label the driver keeps about this share.
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
 BITS = 8.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Software:
-    """The stack, and whether the row says more than that it is plain."""
-
-    stack: str
-
-
-def read_software(cells: Cells) -> Software:
+def read_stack(cells: Cells) -> Stack:
     """The stack; where it is empty, one that can do what the other columns ask for.
 
     Raises: Refused for an unknown one.
@@ -42,7 +32,7 @@ def read_software(cells: Cells) -> Software:
     sharded = cells.text("dp_shard") is not None or (zero is not None and zero.startswith("3"))
     split = above_one("tp") or above_one("pp") or above_one("ep")
     usual = "fsdp" if sharded else "megatron-core" if split else "torch"
-    return Software(stack=cells.word("stack", stack_names(), usual))
+    return load_stack(cells.word("stack", stack_names(), usual))
 
 
 @lru_cache(maxsize=256)
@@ -50,7 +40,7 @@ def _device(text: str, memory_gib: float | None) -> Device:
     return find_device(text, memory_gib)
 
 
-def read_hardware(cells: Cells, software: Software) -> dict[str, float | bool | str]:
+def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float | bool | str]]:
     """Device, links, precision and kernels of a job.
 
     Raises: Refused for an unknown device, and for a precision it does not have.
@@ -74,15 +64,13 @@ def read_hardware(cells: Cells, software: Software) -> dict[str, float | bool | 
     crosses = devices > max(per_node, fast)
     network = device.network_gb_per_second * BITS
     card = cells.size("nic_gbit_per_s_per_gpu", network, least=1e-3, whole=False, noted=crosses)
-    return {
-        "device": device.name,
+    return device, {
         "device_memory_bytes": memory * GIB,
         "num_devices": devices,
         "devices_per_node": per_node,
         "fast_domain": fast,
         "fast_bytes_per_second": link * GB,
         "network_bytes_per_second": card / BITS * GB,
-        "stack": software.stack,
         "precision": _precision(cells, device),
         "attention_kernel": cells.word(
             "attention_kernel", KERNELS, "unfused" if device.generation == "volta" else "flash2"
@@ -91,8 +79,8 @@ def read_hardware(cells: Cells, software: Software) -> dict[str, float | bool | 
         "recompute": cells.word("recompute_class", ("none", "selective", "full"), "none"),
         "optimizer_offload": cells.flag("optimizer_offload", False, noted=False),
         "activation_offload": cells.flag("activation_offload", False, noted=False),
-        "overlap_grad": cells.flag("overlap_grad", software.stack in OVERLAPS_GRADIENTS),
-        "overlap_param": cells.flag("overlap_param", software.stack in OVERLAPS_PARAMETERS),
+        "overlap_grad": cells.flag("overlap_grad", stack.habits.overlaps_gradients),
+        "overlap_param": cells.flag("overlap_param", stack.habits.overlaps_parameters),
     }
 
 

@@ -1,21 +1,19 @@
-"""The bytes of all plans of some layouts at once, on the few stages one of which is the fullest.
-
-The formulae are those of planner/cost/memory/peak, which prices single jobs stage by stage; a test holds both together.
-"""
+"""The bytes of all plans of some layouts at once, on the few stages one of which is the fullest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, LAYERS_NOT_OFFLOADED, holds_all, loss_bytes
-from planner.cost.memory.stage_states import StageContent, StageStates, Together, of_chunks
+from planner.cost.memory.footprint import loss_bytes
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES, StageCosts, reserved_bytes
+from planner.cost.memory.stage_states import StageContent, StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
 from planner.space.tables import StageTable
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(4)
 
@@ -24,7 +22,7 @@ def device_bytes(own: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
     stages, choices = own.tables.shared.stages, own.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
-    result = np.empty((len(own.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)))
+    result = np.empty(own.shape)
     for key in {(int(number), bool(v)) for number, v in zip(chunks, choices.through_v, strict=True)}:
         columns = np.flatnonzero((chunks == key[0]) & (choices.through_v == key[1]))
         result[:, :, columns] = _of_schedules(own, stages[key], columns)
@@ -42,130 +40,87 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
     waits = own.choices.waits[columns]
     if waits.any():
-        result[:, :, waits] = np.maximum(
-            result[:, :, waits], _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
-        )
+        waiting = _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
+        result[:, :, waits] = np.maximum(result[:, :, waits], waiting)
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
-    """Activations of a micro-batch on a stage: all, of its largest layer, what its backward adds. Shapes: (g, m, k)."""
-
-    whole: Array
-    largest: Array
-    backward: Array
+def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
+    """Bytes of one stage at its fullest, with context and communicators."""
+    held = reserved_bytes(_costs(own, stages, place, columns)) + own.each(own.tables.shared.rules.context_bytes)
+    shape = own.shape
+    return np.broadcast_to(held, (*shape[:2], len(columns), shape[3]))
 
 
-def _kept(own: Block, content: StageContent) -> _Kept:
+def _costs(own: Block, stages: StageTable, place: int, columns: Ints) -> StageCosts:
+    """What the law of the peak reads of one stage of a block's plans."""
+    shared, choices, content = own.tables.shared, own.choices, stages.contents[place]
+    jobs, rules = shared.jobs, shared.rules
+    hidden_size = own.tables.at.model.transformer.hidden_size[0]
+    kept, largest, backward = _kept(own, content)
+    tokens, vocabulary = own.of(own.tables.layers.tokens), shared.layer.vocabulary
+    whole = tokens * own.each(hidden_size * rules.element_bytes)
+    hidden = whole / own.each(np.where(jobs.sequence_parallel, jobs.tensor, 1.0))
+    logits_per_token = own.each(vocabulary * content.is_last / hidden_size)
+    ends = content.is_first.astype(float) + content.is_last
+    count, chunks = choices.count[:, None, None], choices.chunks[columns][:, None]
+    held = choices.held[place][:, columns, None]
+    num_logits = tokens * logits_per_token
+    return StageCosts(
+        states=_each_state(own, stages.states[place]),
+        kept=kept,
+        largest=largest,
+        backward=backward,
+        in_flight=held,
+        offloads=own.each_flag(jobs.activation_offload),
+        again=np.where(choices.method == METHODS.index("full"), choices.share, 0.0),
+        hidden=hidden,
+        gathered=np.where(own.each_flag(jobs.sequence_parallel), 2 * whole, 0.0),
+        num_logits=num_logits,
+        loss_logit=own.each(loss_bytes(jobs, rules)),
+        head_logit=own.each(rules.head_logit_bytes),
+        waiting_logit=own.each(KEPT_LOGIT_BYTES + rules.element_bytes),
+        num_waiting=np.where(choices.forwards_first[columns][:, None], held - 1, 0.0),
+        is_last=own.each_flag(content.is_last),
+        head_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_last),
+        embedding_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_first),
+        num_microbatches=count,
+        chunks=chunks,
+        opened=choices.opened[:, columns, None],
+        received=_received(own, content, columns, hidden),
+        workspace=own.each(rules.workspace_bytes),
+        buckets=own.each(np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)),
+        fixed_slack=own.each(vocabulary * rules.element_bytes * ends * rules.vocabulary_slack)
+        + num_logits * own.each(rules.element_bytes * rules.logit_slack),
+        working_slack=own.each(rules.working_slack),
+    )
+
+
+def _each_state(own: Block, states: StageStates) -> StageStates:
+    return StageStates(**{field.name: own.each(getattr(states, field.name)) for field in fields(StageStates)})
+
+
+def _kept(own: Block, content: StageContent) -> tuple[Array, Array, Array]:
+    """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
     layers = own.tables.layers
-    whole = largest = backward = np.zeros((1, 1, 1))
+    whole = largest = backward = np.zeros((1, 1, 1, 1))
     for kind, table in layers.kept.items():
         count = own.each(content.dense_layers if kind == "dense" else content.routed_layers)
         kept = own.mixed(own.of(table))
         whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
         # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.
-        own_backward = own.of(layers.backward[kind])[:, :, own.choices.method]
+        own_backward = own.of(layers.backward[kind])[..., own.choices.method]
         backward = np.where(count > 0, own_backward, backward)
-    return _Kept(whole=whole, largest=largest, backward=backward)
+    return whole, largest, backward
 
 
-def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
-    """Bytes of one stage at the fullest of six moments, with what the allocator holds beyond."""
-    shared = own.tables.shared
-    states, content, rules = stages.states[place], stages.contents[place], shared.rules
-    kept = _kept(own, content)
-    in_flight = own.choices.held[place][:, columns, None]
-    held = kept.whole[:, :, None, :] * in_flight
-    if own.is_any(shared.jobs.activation_offload):
-        held = np.minimum(held, LAYERS_NOT_OFFLOADED * kept.largest[:, :, None, :])
-    scratch = own.each(states.scratch)
-    again = np.where(own.choices.method == METHODS.index("full"), own.choices.share, 0.0)
-    casts = own.each(states.head_casts) + own.each(states.casts) * (1 - again)
-    casts = scratch[..., None] + casts[:, :, None, :] * in_flight
-    forwards_first, opened = own.choices.forwards_first[columns], own.choices.opened[:, columns, None]
-    count, chunks = own.choices.count[:, None, None], own.choices.chunks[columns][:, None]
-    together = of_chunks(lambda values: own.each(values)[..., None], states, np.maximum(chunks, 1.0), opened)
-    is_early = holds_all(in_flight, count, chunks)
-    cached = (own.each(states.casts) * again)[:, :, None, :] + together.forward
-    activations_on_top, on_top = _on_top(own, states, content, kept.backward, together)
-    whole = np.where(is_early, -own.each(states.fresh)[..., None], together.accumulated)
-    beside = held + casts + whole + _waiting_logits(own, content, forwards_first, in_flight)
-    activations_on_top = np.where(cached > on_top, 0.0, activations_on_top)
-    full = beside + np.maximum(on_top, cached)
-    # The embedding goes backward when the last micro-batch's activations are free.
-    remaining = np.maximum(held - kept.whole[:, :, None, :], 0.0)
-    vocabulary = own.each(shared.layer.vocabulary * rules.head_gradient_bytes * content.is_first)
-    ending = remaining + vocabulary[..., None] + casts + together.ending + together.accumulated
-    update = (scratch + own.each(states.step))[..., None]
-    most = np.maximum(full, ending)
-    activations = np.where(full >= ending, held + activations_on_top, remaining)
-    activations = np.where(update > most, 0.0, activations) * own.each(rules.working_slack)[..., None]
-    fixed = own.each(stages.state_bytes[place] + rules.context_bytes) + _slack(own, content)
-    return np.asarray(np.maximum(most, update) + activations + fixed[:, :, None, :] + _received(own, content, columns))
-
-
-def _received(own: Block, content: StageContent, columns: Ints) -> Array:
+def _received(own: Block, content: StageContent, columns: Ints, hidden: Array) -> Array:
     """What a pipeline's messages of a whole step take, where they are allotted at once. Shapes: (g, m, s, 1)."""
-    shared = own.tables.shared
-    jobs, rules = shared.jobs, shared.rules
+    jobs, rules = own.tables.shared.jobs, own.tables.shared.rules
     if not own.is_any(rules.receives_whole_step & (jobs.pipeline > 1)):
         return np.zeros((1, 1, 1, 1))
-    message = own.of(own.tables.layers.tokens)[:, :, None] * own.tables.at.model.transformer.hidden_size[0]
-    message = message * own.each(rules.element_bytes / np.where(jobs.sequence_parallel, jobs.tensor, 1.0))
-    ends = own.each(content.is_first.astype(float) + content.is_last)[:, :, None, :]
-    step = (message * own.choices.count[:, None])[:, :, None, :]
+    first, last = own.each(content.is_first.astype(float)), own.each(content.is_last.astype(float))
     chunks = own.choices.chunks[columns][:, None]
     waits = own.choices.waits[columns][:, None]
-    left = np.where(waits, chunks - own.each(content.is_first.astype(float))[:, :, None, :], 0.0)
-    return np.asarray(step * (2 * chunks - ends + left))
-
-
-def _waiting_logits(own: Block, content: StageContent, forwards_first: Flags, in_flight: Array) -> Array:
-    """What losses keep that wait for their backward: GPipe's, all but the one at work. Shapes: (g, m, s, 1)."""
-    per_token = own.each(own.tables.shared.layer.vocabulary * content.is_last) * (
-        KEPT_LOGIT_BYTES + own.each(own.tables.shared.rules.element_bytes)
-    )
-    one = own.of(own.tables.layers.tokens)[:, :, None] * per_token / own.tables.at.model.transformer.hidden_size[0]
-    return np.asarray(one[:, :, None, :] * np.where(forwards_first[:, None], in_flight - 1, 0.0))
-
-
-def _on_top(
-    own: Block, states: StageStates, content: StageContent, backward: Array, together: Together
-) -> tuple[Array, Array]:
-    """What comes on top of all activations in flight: of it activations, and everything. Shapes: (g, m, s, k).
-
-    Model: the fullest of three moments, the backward of the last layer, the loss, and the backward of the head.
-    """
-    shared = own.tables.shared
-    jobs, rules = shared.jobs, shared.rules
-    hidden_size = own.tables.at.model.transformer.hidden_size[0]
-    is_last, split = own.each(content.is_last), own.each(jobs.sequence_parallel)
-    tokens, vocabulary = own.of(own.tables.layers.tokens)[:, :, None], own.each(shared.layer.vocabulary)
-    whole = tokens * hidden_size * own.each(rules.element_bytes)
-    hidden = np.where(split, whole / own.each(jobs.tensor), whole)
-    final = 2 * hidden * is_last
-    at_head = final + hidden + np.where(split, 2 * whole, 0.0)
-    num_logits = tokens * vocabulary / hidden_size * is_last
-    with_head = own.each(states.head_gathered)
-    gradient = vocabulary * own.each(rules.head_gradient_bytes) * is_last
-    activations = backward[:, :, None, :]
-    most = activations + together.backward
-    for own_activations, rest, weights in (
-        (final, final + num_logits * own.each(loss_bytes(jobs, rules)) + with_head, together.loss),
-        (at_head, at_head + num_logits * own.each(rules.head_logit_bytes) + with_head + gradient, together.head),
-    ):
-        everything = rest[:, :, None, :] + weights
-        activations = np.where(everything > most, own_activations[:, :, None, :], activations)
-        most = np.maximum(everything, most)
-    return activations, most
-
-
-def _slack(own: Block, content: StageContent) -> Array:
-    """Holes that gradients of the vocabulary and logits leave in the allocator. Shapes: (g, m, 1)."""
-    shared = own.tables.shared
-    rules, vocabulary = shared.rules, shared.layer.vocabulary
-    ends = content.is_first.astype(float) + content.is_last
-    held = own.each(vocabulary * rules.element_bytes * ends * rules.vocabulary_slack)
-    per_token = vocabulary / own.tables.at.model.transformer.hidden_size[0] * rules.element_bytes * rules.logit_slack
-    return np.asarray(held + own.of(own.tables.layers.tokens)[:, :, None] * own.each(per_token * content.is_last))
+    left = np.where(waits, chunks - first, 0.0)
+    return np.asarray(hidden * own.choices.count[:, None, None] * (2 * chunks - first - last + left))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.cost.factors import Learned, load_learned
-from planner.space.block import SHARDED, Tables, block, step_seconds
+from planner.cost.layers import SHARDED
+from planner.space.block import Tables, block, step_seconds
 from planner.space.block_memory import device_bytes
 from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
 from planner.space.question import Setting

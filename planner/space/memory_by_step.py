@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, hidden_bytes, loss_bytes, num_received
+from planner.cost.memory.footprint import hidden_bytes, loss_bytes, num_received
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES
 from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_states import (
     WHOLE_GRADIENT_BYTES,
@@ -24,7 +25,6 @@ from planner.schedules.activations import Chunk, Layer, Rank
 from planner.schedules.registry import orders, schedule, stage_ranks
 from planner.schedules.steps import Ints, Shape
 from planner.space.explore import Place, Space
-from planner.space.place_layers import PLACES
 from planner.space.stage_passes import StageLayers, shape_of, stage_layers
 from planner.space.to_plans import jobs_at, plan_of
 from profiles.models.transformer import Array
@@ -44,7 +44,7 @@ class Held:
 def held_exactly(space: Space, place: Place) -> Held | None:
     """What the plan at `place` holds by its list of steps; None where it has no pipeline, or other software runs it."""
     plan = plan_of(space, place)
-    if space.at.stack not in PLACES or plan.pipeline_parallel == 1 or plan.offload != "none":
+    if not space.at.stack.habits.follows_stage_bounds or plan.pipeline_parallel == 1 or plan.offload != "none":
         return None
     whole = shape_of(plan)
     shape = Shape(whole.schedule, whole.num_ranks, whole.virtual_stages, schedule(whole.schedule).settled(whole))

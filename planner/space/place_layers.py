@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.cost.memory.peak import Footprint, StageMemory, footprint, stage_memory
+from planner.cost.memory.footprint import Footprint, StageMemory, footprint, stage_memory
 from planner.cost.memory.stage_states import StageContent, stage_content
 from planner.schedules.placement import Layers, place
 from planner.schedules.registry import held_at_peak
@@ -22,13 +22,10 @@ from planner.space.to_plans import jobs_at, plan_of
 from profiles.errors import PlanError
 from profiles.models.transformer import Array
 
-# Software that takes any stage bounds: the executor. Others split evenly, but for the ends.
-PLACES = ("trainwright",)
-
 
 def placeable(space: Space, place: Place) -> bool:
     """Whether the plan's layers can be placed: one stage per rank, and all of its layers recomputed or none."""
-    if space.at.stack not in PLACES or space.layouts.pipeline[place.layout] == 1:
+    if not space.at.stack.habits.follows_stage_bounds or space.layouts.pipeline[place.layout] == 1:
         return False
     plan = plan_of(space, place)
     return plan.virtual_stages == 1 and not plan.recompute_layers

@@ -87,7 +87,7 @@ def _prediction(
         ),
         method="schedule replay" if place in replayed else "closed form",
         spans=_spans(replayed[place]) if place in replayed else (),
-        assumptions=(f"kernels, links and software ({at.stack}) as published runs taught",),
+        assumptions=(f"kernels, links and software ({at.stack.name}) as published runs taught",),
     )
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from planner.cost.job import Jobs
+from planner.cost.job import Each, Jobs
 from planner.schedules.registry import USUAL
 from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
+from profiles.machines.stacks import Stack, load_stack
 from profiles.models.sizes import ModelSizes
-from profiles.models.transformer import Array
+from profiles.models.transformer import Array, Flags
 from profiles.units import GB, GIB
 
-OVERLAPS_PARAMETERS = ("fsdp", "fsdp2", "megatron-core", "xla")
-
+_HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name != "model"}
 # What a codec that is no codec keeps and gathers.
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
 
@@ -39,7 +39,7 @@ class Setting:
     fast_domain: int
     network_bytes_per_second: float
     fast_bytes_per_second: float
-    stack: str
+    stack: Stack
     precision: str
     attention_kernel: str
     global_batch_size: int
@@ -80,7 +80,7 @@ def setting(
         fast_domain=max(1, cluster.fast_domain if cluster else device.fast_domain),
         network_bytes_per_second=(cluster.network_gb_per_second if cluster else device.network_gb_per_second) * GB,
         fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second) * GB,
-        stack=stack,
+        stack=load_stack(stack),
         precision=precision,
         attention_kernel="unfused" if device.generation == "volta" else "flash2",
         global_batch_size=global_batch_size,
@@ -96,7 +96,6 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
     fixed: dict[str, Any] = {
         "sequence": at.sequence_length,
         "attention_kernel": at.attention_kernel,
-        "device": at.device.name,
         "device_memory_bytes": at.memory_bytes,
         "num_devices": at.num_devices,
         "devices_per_node": at.devices_per_node,
@@ -109,25 +108,23 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "schedule": USUAL,
         "recompute": "none",
         "precision": at.precision,
-        "stack": at.stack,
         "compiled": at.compiled,
         # A codec that makes one message of all gradients has nothing to overlap.
         "overlap_grad": find_codec(at.codec).is_bucketed,
         "network_latency_seconds": at.network_latency_seconds,
         **_codec_columns(at),
-        "overlap_param": at.stack in OVERLAPS_PARAMETERS,
+        "overlap_param": at.stack.habits.overlaps_parameters,
     }
-    own: dict[str, Any] = {}
-    for field in fields(Jobs):
-        if field.name == "model":
+    made: dict[str, Any] = {"device": Each.of([at.device], count), "stack": Each.of([at.stack], count)}
+    for name, hint in _HINTS.items():
+        if name in made:
             continue
-        if field.name in columns:
-            own[field.name] = np.asarray(columns[field.name])
+        if name in columns:
+            made[name] = np.asarray(columns[name])
         else:
-            usual = False if field.type == "Flags" else 1.0
-            value = fixed.get(field.name, usual)
-            own[field.name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
-    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **own)
+            value = fixed.get(name, False if hint == Flags else 1.0)
+            made[name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
+    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **made)
 
 
 def _codec_columns(at: Setting) -> dict[str, float]:

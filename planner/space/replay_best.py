@@ -17,7 +17,7 @@ from planner.plans import Plan
 from planner.schedules.registry import schedule, stage_ranks
 from planner.schedules.replay import PipelineSeconds, replay_plans
 from planner.schedules.steps import STAGES_OF_V, Shape
-from planner.space.block import block, pipelined_seconds, step_seconds, straggling
+from planner.space.block import block, step, straggling
 from planner.space.explore import Best, Place, Space
 from planner.space.memory import memories
 from planner.space.place_layers import fullest_share, placeable, placements
@@ -91,9 +91,13 @@ def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Ret
         if place in found:
             own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
             where = (0, place.micro_batch, place.schedule, place.recompute)
-            pipelined = float(pipelined_seconds(own)[where]) * straggling(space.tables)
+            closed = step(own)
+            total, pipelined = (
+                float(np.broadcast_to(seconds, own.shape)[where])
+                for seconds in (closed.total, closed.pipelined * straggling(space.tables))
+            )
             # What is done once a step is the fullest stage's: its gradients, its parameters.
-            once = (float(step_seconds(own)[where]) - pipelined) * (share[row] - 1)
+            once = (total - pipelined) * (share[row] - 1)
             result[row] = found[place].makespan_seconds * straggling(space.tables) - pipelined + once
     return result
 

@@ -11,7 +11,6 @@ from planner.cost.axes.pipeline import held_microbatches, idle_terms
 from planner.schedules.registry import NONE, has, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
-from profiles.machines.stacks import load_stack
 from profiles.models.transformer import Array, Flags
 
 # The stages of `fullest_stages`.
@@ -117,7 +116,7 @@ def num_leading(at: Setting) -> int:
 
 def hides_messages(at: Setting, name: str) -> bool:
     """Whether the software sends a schedule's messages beside the next micro-batch."""
-    return name in load_stack(at.stack).time.hides_messages_of
+    return name in at.stack.habits.hides_messages_of
 
 
 def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from planner.cost.factors import Learned
 from planner.cost.job import Jobs
+from planner.cost.jobs_step import KINDS
 from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
-from planner.cost.step import END_SHARE, KINDS
+from planner.cost.step import END_SHARE
 from planner.cost.unit_costs import Ingredients, ingredients_of
 from planner.plans import Plan
 from planner.schedules.registry import schedule_of

@@ -25,9 +25,15 @@ from planner.cost.memory.stage_states import (
     stage_content,
     stage_states,
 )
+from planner.cost.once import (
+    codec_seconds,
+    crossing_seconds,
+    offloaded_states,
+    optimizer_parameters,
+    optimizer_seconds,
+)
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.cost.software_time import TimeRules, rules_of
-from planner.cost.step import codec_seconds, optimizer_parameters, optimizer_seconds
 from planner.cost.unit_costs import Ingredients, ingredients_of
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -178,10 +184,10 @@ class LayoutTable:
     """What a layout decides alone. Shapes: one entry per layout.
 
     `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
-    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `codec` of compressing gradients, `optimizer`
-    of updating the `updated` weights. `layers` are those of the first, a middle and the last stage by kind. `stages`
-    are by number of chunks, and whether they go through a V; without leading dense layers chunks change nothing, and
-    there is the entry of one chunk alone.
+    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of compressing gradients, updating
+    weights, offloading their states and of the host outside the layers. `layers` are those of the first, a middle and
+    the last stage by kind. `stages` are by number of chunks, and whether they go through a V; without leading dense
+    layers chunks change nothing, and there is the entry of one chunk alone.
     """
 
     jobs: Jobs
@@ -192,9 +198,8 @@ class LayoutTable:
     gather: Array
     scatter: Array
     root: Array
-    codec: Array
-    optimizer: Array
-    updated: Array
+    once: Array
+    host_link_rate: Array
     layers: dict[str, tuple[Array, Array, Array]]
     layer: LayerParameters
     stages: dict[tuple[int, bool], StageTable]
@@ -212,6 +217,9 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     rules = memory_rules(jobs)
     layer = layer_parameters(jobs, rules)
     updated = optimizer_parameters(made)
+    once = codec_seconds(made, learned.factors) + optimizer_seconds(made, learned.factors, updated)
+    once = once + made.rules.host_step_ms * 1e-3
+    once = once + crossing_seconds(offloaded_states(made, updated), made.host_link_rate)
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
@@ -222,9 +230,8 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         gather=made.sharded.layer_gather * factor,
         scatter=made.sharded.layer_scatter * factor,
         root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
-        codec=codec_seconds(made, learned.factors),
-        optimizer=optimizer_seconds(made, learned.factors, updated),
-        updated=updated,
+        once=once,
+        host_link_rate=made.host_link_rate,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},
         layer=layer,
         stages={

@@ -10,18 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.layers import Pass, exposed
-from planner.cost.step import (
-    codec_seconds,
-    exchanges,
-    offload_seconds,
-    offloaded_bytes,
-    optimizer_parameters,
-    optimizer_seconds,
-)  # fmt: skip
+from planner.cost.layers import SHARDED, Pass, exposed
+from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
 from planner.plans import Plan
 from planner.simulate.step_work import Bucket, Span, StageWork, StepWork, Transfer
-from planner.space.block import SHARDED, straggling
+from planner.space.block import straggling
 from planner.space.explore import Place, Space
 from planner.space.schedule_choices import hides_messages
 from planner.space.stage_passes import StageLayers, StagePasses, shape_of, stage_layers, stage_passes
@@ -143,7 +136,8 @@ def _sent_beside(own: _Own) -> Array:
     """
     made, factors, count = own.passes.made, own.space.learned.factors, own.plan.num_microbatches
     if own.plan.zero_stage != SHARDED:
-        often = (float(exchanges(made)[0]) - 1) / count
+        each = made.rules.reduces_every_microbatch > 0
+        often = (float(num_exchanges(made.jobs.zero_stage, each, made.jobs.num_microbatches)[0]) - 1) / count
         passing = own.passes.backward(own.layers, 0, _computed)
         seconds = exposed(made.exchange.gradients * factors.data_comm, passing * own.plan.virtual_stages, factors)
         return np.asarray(seconds * often / own.plan.virtual_stages)
@@ -186,5 +180,4 @@ def _once(own: _Own) -> float:
     made, factors = own.passes.made, own.space.learned.factors
     updated = optimizer_parameters(made)
     seconds = codec_seconds(made, factors) + optimizer_seconds(made, factors, updated) + made.rules.host_step_ms * 1e-3
-    crossing = offload_seconds(made, updated, offloaded_bytes(made.jobs) * made.jobs.num_microbatches)
-    return float((seconds + crossing)[0])
+    return float((seconds + offload_seconds(made, updated))[0])

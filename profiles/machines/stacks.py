@@ -26,7 +26,6 @@ class StackTime:
     gradients up; `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
-    `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
@@ -48,7 +47,6 @@ class StackTime:
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
     scatters_pipeline: bool = False
-    hides_messages_of: tuple[str, ...] = ()
     host_layer_us: float
     compiled_host_layer_us: float = 250.0
     host_step_ms: float
@@ -128,6 +126,27 @@ class StackMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StackHabits:
+    """What a stack does where a job does not say otherwise.
+
+    `overlaps_gradients`, `overlaps_parameters` and `overlaps_tensor`: whether it sends these beside compute;
+    `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
+    `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
+    `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
+    """
+
+    __pydantic_config__ = STRICT
+
+    overlaps_gradients: bool = True
+    overlaps_parameters: bool = False
+    overlaps_tensor: bool = False
+    hides_messages_of: tuple[str, ...] = ()
+    splits_sequence: bool = False
+    zero_stage: int = 0
+    follows_stage_bounds: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """One program that trains; `sources` says whence each number is.
 
@@ -140,6 +159,7 @@ class Stack:
     name: str
     title: str
     group: str
+    habits: StackHabits
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]

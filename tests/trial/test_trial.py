@@ -36,7 +36,7 @@ CASES = [case for cases in FAMILIES.values() for case in cases]
 
 
 # Of all cases so many are tried at once, drawn by their names; `make test-all` tries them all.
-ONE_IN = 3
+ONE_IN = 6
 
 
 def marks(case: Case) -> list[pytest.MarkDecorator]:

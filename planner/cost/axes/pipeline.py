@@ -60,21 +60,6 @@ def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
     return seconds(jobs, fabric, "send_receive", num_bytes, pair, pipeline_stride(jobs))
 
 
-def idle_seconds(jobs: Jobs, stage_sum: Array, slowest: Array, forward: Array, weight: Array) -> Array:
-    """Seconds per step in which the slowest stage waits for the pipeline to fill and to drain.
-
-    `stage_sum` is the seconds of one micro-batch over all stages, `slowest` over the slowest one; `forward` and
-    `weight` are the shares of forward and of weight gradients in it.
-    """
-    filling, rounds = np.zeros(len(jobs)), np.zeros(len(jobs))
-    for schedule in np.unique(jobs.schedule):
-        own = idle_terms(jobs.pipeline, jobs.chunks, jobs.num_microbatches)
-        left = bubble_left(str(schedule), jobs.pipeline, forward, weight)
-        is_own = jobs.schedule == schedule
-        filling, rounds = np.where(is_own, own[0] * left, filling), np.where(is_own, own[1], rounds)
-    return np.asarray(np.maximum(stage_sum - slowest, 0.0) * filling + slowest * rounds)
-
-
 def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:
     """Idle seconds as multiples: of what a micro-batch takes on all other stages, and on the slowest one.
 
@@ -101,6 +86,21 @@ def open_chunks(schedule: Names, pipeline: Array, chunks: Array, count: Array) -
     result = np.ones(np.shape(schedule))
     for name in np.unique(schedule):
         result = np.where(schedule == name, schedule_of(str(name)).open_chunks(pipeline, chunks, count), result)
+    return result
+
+
+def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Array) -> Array:
+    """The same where plans differ in their schedules, along the first axis of `schedules`. Shapes: broadcast."""
+    names = np.unique(schedules)
+    if len(names) == 1:
+        return bubble_left(str(names[0]), pipeline, forward, weight)
+    axis = -schedules.ndim
+    result = np.empty(np.broadcast_shapes(schedules.shape, np.shape(pipeline), forward.shape, weight.shape))
+    of_schedule = np.moveaxis(result, axis, 0)
+    for name in names:
+        which = np.flatnonzero(schedules.reshape(-1) == name)
+        left = np.moveaxis(bubble_left(str(name), pipeline, forward, weight), axis, 0)
+        of_schedule[which] = left[which] if len(left) > 1 else left
     return result
 
 

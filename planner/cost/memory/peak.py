@@ -1,228 +1,232 @@
-"""Peak memory per device of training jobs from their configuration alone, in columns, stage by stage."""
+"""The fullest moment of a pipeline stage: one law, for one plan and for a table of ten million alike.
+
+All arrays broadcast over plans, whatever their axes: one entry per job, or layouts by micro-batches by schedules by
+recomputations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.axes.pipeline import held_microbatches, open_chunks
-from planner.cost.job import Jobs, Names
-from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
-from planner.cost.memory.stage_states import (
-    LayerParameters,
-    StageContent,
-    StageStates,
-    layer_parameters,
-    of_chunks,
-    stage_content,
-    stage_states,
-)
-from planner.cost.software_memory import MemoryRules, memory_rules
-from planner.schedules.registry import has
+from planner.cost.memory.stage_states import StageStates, of_chunks
 from profiles.models.transformer import Array, Flags
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
-MOMENTS = ("layer backward", "loss", "head backward", "embedding backward", "update", "forward")
-# At these, by their number, no layer goes backward any more.
-LATE_MOMENTS = (3, 4)
+# The first four with all activations of the micro-batches in flight.
+MOMENTS = ("layer backward", "loss", "head backward", "forward", "embedding backward", "update")
+NUM_FULL = 4
 # Where activations go to the host, those of the layer at work and of the one on its way stay.
 LAYERS_NOT_OFFLOADED = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Bytes of the fullest rank of every job. Shapes: one entry per job, in `stage_allocated_bytes` (job, stage).
-
-    `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
-    caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows, and what
-    must fit. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have
-    are nan.
-    """
-
-    parts: dict[str, Array]
-    allocated_bytes: Array
-    reserved_bytes: Array
-    device_bytes: Array
-    stage: Array
-    moment: Names
-    stage_allocated_bytes: Array
-
-
-def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] | None = None) -> Footprint:
-    """Peak memory of `jobs` in bytes.
-
-    Model: per stage, states plus the fullest of six moments: the backward of the last layer with all micro-batches in
-    flight, the loss, the backward of the head, that of the embedding when the last micro-batch's activations are free,
-    the update of the weights, and the end of the last forward, when autocast has copies of recomputed layers as well.
-    Ignores: unbalanced routing, fragmentation beyond the stack's slack, memory of the data loader.
-    """
-    shared = stage_memory(jobs)
-    num_stages = int(jobs.pipeline.max(initial=1))
-    by_stage = np.full((len(jobs), num_stages), np.nan)
-    best = {name: np.full(len(jobs), -1.0) for name in PARTS}
-    total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
-    moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
-    for index in range(num_stages):
-        stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
-        own = shared.at(stage)
-        held = own.allocated_bytes
-        by_stage[:, index] = np.where(stage.exists, held, np.nan)
-        reserved = np.where(stage.exists, np.maximum(reserved, own.reserved_bytes), reserved)
-        is_fuller = stage.exists & (held > total)
-        total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
-        moment = np.where(is_fuller, own.moment, moment)
-        best = {name: np.where(is_fuller, own.parts[name], best[name]) for name in PARTS}
-    return Footprint(
-        parts=best,
-        allocated_bytes=total,
-        reserved_bytes=reserved,
-        device_bytes=reserved + shared.rules.context_bytes,
-        stage=where,
-        moment=np.array(MOMENTS)[moment],
-        stage_allocated_bytes=by_stage,
-    )
-
-
 # Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits. The pipeline keeps
 # the logits themselves.
 KEPT_LOGIT_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageBytes:
-    """Bytes of one stage of every job at its fullest, `moment` being a number in MOMENTS. Shapes: one entry per job."""
+class StageCosts:
+    """Bytes that a stage holds, of one micro-batch where nothing else is said.
 
-    parts: dict[str, Array]
-    moment: NDArray[np.int64]
-    allocated_bytes: Array
-    reserved_bytes: Array
+    `kept`: activations of all layers; `largest`: of the largest one; `backward`: what the last layer's backward adds.
+    `in_flight`: micro-batches whose activations are held at the most; `again`: share of the layers recomputed in full.
+    `hidden`: the residual stream; `gathered`: what sequence parallelism gathers around the head.
+    `num_logits`: of the last stage, in elements; `loss_logit`, `head_logit`: bytes of each in the loss and in the
+    head's backward; `waiting_logit`: of one whose loss waits; `num_waiting`: losses that wait for their backward.
+    `head_gradient`, `embedding_gradient`: of the vocabulary, on the stages that have it.
+    `chunks` of a rank, of which `opened` are under way. `received`: messages of a whole step, where they are allotted
+    at once. `fixed`: workspace, and `buckets` of communication. `fixed_slack`: holes that the allocator has whatever
+    is kept; `working_slack`: as a share of the activations.
+    """
+
+    states: StageStates
+    kept: Array
+    largest: Array
+    backward: Array
+    in_flight: Array
+    offloads: Flags
+    again: Array
+    hidden: Array
+    gathered: Array
+    num_logits: Array
+    loss_logit: Array
+    head_logit: Array
+    waiting_logit: Array
+    num_waiting: Array
+    is_last: Flags
+    head_gradient: Array
+    embedding_gradient: Array
+    num_microbatches: Array
+    chunks: Array
+    opened: Array
+    received: Array
+    workspace: Array
+    buckets: Array
+    fixed_slack: Array
+    working_slack: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageMemory:
-    """The laws of memory asked about jobs once, for stages that hold whatever is said of them."""
+class Moment:
+    """Bytes that a moment has beside what others have as well."""
 
-    jobs: Jobs
-    rules: MemoryRules
-    parameters: LayerParameters
-    layers: tuple[LayerMemory, LayerMemory]
+    activations: Array
+    logits: Array
+    buffers: Array
 
-    def at(self, stage: StageContent) -> StageBytes:
-        """Peak memory in bytes of a stage that holds what `stage` says."""
-        parts, moment = _stage_parts(self.jobs, self.rules, self.parameters, self.layers, stage)
-        held = np.asarray(sum(parts.values(), np.zeros(len(self.jobs))))
-        slack = _slack_bytes(self.jobs, self.rules, self.parameters, stage, parts["activations"])
-        return StageBytes(parts=parts, moment=moment, allocated_bytes=held, reserved_bytes=held + slack)
+    @property
+    def total(self) -> Array:
+        """All of them."""
+        return np.asarray(self.activations + self.logits + self.buffers)
 
 
-def stage_memory(jobs: Jobs) -> StageMemory:
-    """What all stages of `jobs` share."""
-    rules = memory_rules(jobs)
-    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
-    return StageMemory(jobs=jobs, rules=rules, parameters=layer_parameters(jobs, rules), layers=layers)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: with what the allocator holds beyond."""
+
+    allocated_bytes: Array
+    reserved_bytes: Array
+    moment: NDArray[np.int64]
+    parts: dict[str, Array]
 
 
-def in_flight(jobs: Jobs, stage: int | Array) -> Array:
-    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job."""
-    held = np.ones(len(jobs))
-    place = np.broadcast_to(np.asarray(stage, dtype=np.float64), held.shape)
-    for schedule in np.unique(jobs.schedule):
-        own = held_microbatches(str(schedule), jobs.pipeline, jobs.chunks, jobs.num_microbatches, place)
-        held = np.where(jobs.schedule == schedule, own, held)
-    return held
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Law:
+    """The terms of a stage's peak. `full`: moments with all activations; `beside` them, alike in all of those."""
+
+    full: Sequence[Moment]
+    ending: Moment
+    update: Array
+    casts: Array
+    flying: Array
+    left: Array
+    beside: Array
+    waiting: Array
+    absent: Array
 
 
-def _slack_bytes(
-    jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: StageContent, activations: Array
-) -> Array:
-    """Bytes that the allocator holds and does not hand out.
+def _law(stage: StageCosts) -> _Law:
+    """The moments of a stage.
 
-    Model: the largest tensors leave the largest holes: gradients of embedding and head, logits; activations leave some.
-    Source: differences between reserved and allocated memory of published runs, fitted by stack.
+    Model: the backward of the last layer with all micro-batches in flight, the loss, the backward of the head, the end
+    of the last forward, when autocast has copies of recomputed layers as well; the backward of the embedding, when the
+    last micro-batch's activations are free; the update of the weights. A stage that holds all of a step before its
+    first backward has no gradients yet.
     """
-    vocabulary = parameters.vocabulary * rules.element_bytes * (stage.is_first.astype(float) + stage.is_last)
-    logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * stage.is_last
-    slack = vocabulary * rules.vocabulary_slack + logits * rules.logit_slack + activations * rules.working_slack
-    return np.asarray(slack)
+    states, zero = stage.states, np.zeros(1)
+    together = of_chunks(states, np.maximum(stage.chunks, 1.0), stage.opened)
+    is_early = holds_all(stage.in_flight, stage.num_microbatches, stage.chunks)
+    casts = states.head_casts + states.casts * (1 - stage.again)
+    final = np.where(stage.is_last, 2 * stage.hidden, 0.0)
+    head = final + stage.hidden + stage.gathered
+    flying: Array = stage.in_flight
+    if np.any(stage.offloads):
+        few = LAYERS_NOT_OFFLOADED * stage.largest / np.maximum(stage.kept, 1.0)
+        flying = np.where(stage.offloads, np.minimum(flying, few), flying)
+    waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
+    absent = np.where(is_early, states.fresh, 0.0)
+    full = (
+        Moment(activations=stage.backward, logits=zero, buffers=together.backward),
+        Moment(
+            activations=final,
+            logits=stage.num_logits * stage.loss_logit,
+            buffers=together.loss + states.head_gathered,
+        ),
+        Moment(
+            activations=head,
+            logits=stage.num_logits * stage.head_logit,
+            buffers=together.head + states.head_gathered + stage.head_gradient,
+        ),
+        Moment(activations=zero, logits=zero, buffers=together.forward + states.casts * stage.again),
+    )
+    return _Law(
+        full=full,
+        ending=Moment(
+            activations=zero, logits=zero, buffers=together.ending + together.accumulated + stage.embedding_gradient
+        ),
+        update=states.scratch + states.step,
+        casts=casts,
+        flying=flying,
+        left=np.maximum(flying - 1, 0.0),
+        beside=np.where(is_early, -absent, together.accumulated) + waiting,
+        waiting=waiting,
+        absent=absent,
+    )
 
 
-def _stage_parts(
-    jobs: Jobs,
-    rules: MemoryRules,
-    parameters: LayerParameters,
-    layers: tuple[LayerMemory, LayerMemory],
-    stage: StageContent,
-) -> tuple[dict[str, Array], NDArray[np.int64]]:
-    """Bytes by part of one stage at its fullest moment, and the number of that moment."""
-    states = stage_states(jobs, rules, parameters, stage)
-    activations, logits, buffers = _moments(jobs, rules, parameters, layers, stage, states)
-    when = np.argmax(activations + logits + buffers, axis=0)
-    received = num_received(jobs, rules, stage) * jobs.num_microbatches * hidden_bytes(jobs, rules)[0]
+def reserved_bytes(stage: StageCosts) -> Array:
+    """Bytes that the allocator holds at the fullest moment of a stage, with its states. Shapes: broadcast.
 
-    def pick(table: Array) -> Array:
-        return np.asarray(np.take_along_axis(table, when[None], axis=0)[0])
+    Model: every moment has `kept` for each micro-batch in flight, so that two of them differ in small tables alone: the
+    one with all activations, and that of the embedding, which lacks those of one micro-batch.
+    """
+    law, states, slack = _law(stage), stage.states, stage.working_slack
+    top, activations = law.full[0].total, law.full[0].activations
+    for moment in law.full[1:]:
+        total = moment.total
+        activations = np.where(total > top, moment.activations, activations)
+        top = np.maximum(total, top)
+    freed = stage.kept * np.minimum(law.flying, 1.0)
+    full, ending = law.beside + top, law.ending.total - freed
+    fixed = _states(stage) + stage.workspace + stage.buckets + stage.fixed_slack
+    flying = _flying(stage, law, 0.0)
+    if np.any(law.update > 0):
+        most = flying + np.maximum(full, ending) + states.scratch
+        working = stage.kept * law.flying + np.where(full >= ending, activations, -freed)
+        working = np.where(law.update > most, 0.0, working)
+        return np.asarray(np.maximum(most, law.update) + working * slack + fixed + stage.received)
+    working = slack * np.where(full >= ending, activations, -freed)
+    return np.asarray(_flying(stage, law, slack) + (np.maximum(full, ending) + working) + (fixed + stage.received))
 
-    is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
-    absent = np.where(is_early & ~np.isin(when, LATE_MOMENTS), states.fresh, 0.0)
+
+def _flying(stage: StageCosts, law: _Law, slack: Array | float) -> Array:
+    """What every micro-batch in flight holds, with the slack of its activations."""
+    kept = stage.kept * (1 + slack)
+    if law.flying is stage.in_flight:
+        return np.asarray((kept + law.casts) * law.flying)
+    return np.asarray(kept * law.flying + law.casts * stage.in_flight)
+
+
+def _states(stage: StageCosts) -> Array:
+    return np.asarray(stage.states.parameters + stage.states.gradients + stage.states.optimizer)
+
+
+def peak_of(stage: StageCosts) -> Peak:
+    """A stage at its fullest moment, part by part. Shapes: broadcast."""
+    law, states = _law(stage), stage.states
+    held = stage.kept * law.flying
+    working = states.scratch + law.casts * stage.in_flight
+    accumulated = law.beside - law.waiting
+    every = [
+        Moment(
+            activations=held + moment.activations,
+            logits=law.waiting + moment.logits,
+            buffers=working + accumulated + moment.buffers,
+        )
+        for moment in law.full
+    ]
+    every.append(Moment(activations=stage.kept * law.left, logits=np.zeros(1), buffers=working + law.ending.buffers))
+    every.append(Moment(activations=np.zeros(1), logits=np.zeros(1), buffers=law.update))
+    totals = np.stack(np.broadcast_arrays(*(moment.total for moment in every)))
+    moment = totals.argmax(axis=0)
+    names = ("activations", "logits", "buffers")
+    picked = {name: np.choose(moment, [getattr(one, name) for one in every]) for name in names}
+    absent = np.where(moment < NUM_FULL, law.absent, 0.0)
     parts = {
         "parameters": states.parameters,
         "gradients": states.gradients - absent,
         "optimizer": states.optimizer,
-        "activations": pick(activations),
-        "logits": pick(logits),
-        "buffers": pick(buffers) + absent + np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0) + received,
-        "workspace": rules.workspace_bytes,
+        "activations": picked["activations"],
+        "logits": picked["logits"],
+        "buffers": picked["buffers"] + absent + stage.buckets + stage.received,
+        "workspace": stage.workspace,
     }
-    return parts, when
-
-
-def _moments(
-    jobs: Jobs,
-    rules: MemoryRules,
-    parameters: LayerParameters,
-    layers: tuple[LayerMemory, LayerMemory],
-    stage: StageContent,
-    states: StageStates,
-) -> tuple[Array, Array, Array]:
-    """Bytes of activations, logits and buffers at each of MOMENTS. Shapes: (moment, job)."""
-    dense, routed = layers
-    one = stage.dense_layers * dense.kept + stage.routed_layers * routed.kept
-    held = one * in_flight(jobs, stage.index)
-    largest = np.maximum(
-        np.where(stage.dense_layers > 0, dense.kept, 0.0), np.where(stage.routed_layers > 0, routed.kept, 0.0)
-    )
-    held = np.where(jobs.activation_offload, np.minimum(held, LAYERS_NOT_OFFLOADED * largest), held)
-    # The last layer goes backward first.
-    backward = np.where(stage.routed_layers > 0, routed.backward, dense.backward)
-    hidden, gathered = hidden_bytes(jobs, rules)
-    num_logits = np.where(stage.is_last, jobs.tokens * parameters.vocabulary / jobs.model.hidden_size, 0.0)
-    head = np.where(stage.is_last, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
-    embedding = np.where(stage.is_first, parameters.vocabulary, 0.0) * rules.head_gradient_bytes
-    zero = np.zeros(len(jobs))
-    final = np.where(stage.is_last, 2 * hidden, 0.0)
-    remaining = np.maximum(held - one, 0.0)
-    activations = [held + backward, held + final, held + final + hidden + gathered, remaining, zero, held]
-    waiting = (
-        num_logits
-        * (KEPT_LOGIT_BYTES + rules.element_bytes)
-        * np.where(has(jobs.schedule, lambda each: each.forwards_first), in_flight(jobs, stage.index) - 1, 0.0)
-    )
-    logits = [waiting, waiting + num_logits * loss_bytes(jobs, rules), waiting + num_logits * rules.head_logit_bytes]
-    casts = states.head_casts + np.where(jobs.recompute == "full", 0.0, states.casts)
-    fixed = states.scratch + casts * in_flight(jobs, stage.index)
-    opened = open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches)
-    together = of_chunks(lambda values: values, states, np.maximum(jobs.chunks, 1.0), opened)
-    is_early = holds_all(in_flight(jobs, stage.index), jobs.num_microbatches, jobs.chunks)
-    working = fixed + np.where(is_early, -states.fresh, together.accumulated)
-    ending = fixed + together.ending + together.accumulated + embedding
-    at_loss, at_head = (whole + states.head_gathered for whole in (together.loss, together.head))
-    buffers = [working + together.backward, working + at_loss, working + at_head + head, ending]
-    cached = working + together.forward + np.where(jobs.recompute == "full", states.casts, 0.0)
-    buffers += [states.scratch + states.step, cached]
-    return np.stack(activations), np.stack([*logits, zero, zero, waiting]), np.stack(buffers)
+    allocated = reduce(np.add, parts.values())
+    slack = stage.fixed_slack + parts["activations"] * stage.working_slack
+    return Peak(allocated_bytes=allocated, reserved_bytes=allocated + slack, moment=moment, parts=parts)
 
 
 def holds_all(held: Array, count: Array, chunks: Array) -> Flags:
@@ -231,28 +235,3 @@ def holds_all(held: Array, count: Array, chunks: Array) -> Flags:
     No gradient is made then. Shapes: the arguments broadcast.
     """
     return np.asarray(held + np.where(chunks > 1, 1 / np.maximum(chunks, 1.0), 0.0) >= count)
-
-
-def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:
-    """Bytes per logit of a rank in the loss."""
-    return rules.loss_logit_bytes + np.where(jobs.tensor > 1, rules.split_logit_bytes, 0.0)
-
-
-def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
-    """Messages that a stage has memory for, per micro-batch of a step: from both neighbours of each of its chunks.
-
-    Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
-    """
-    chunks = np.maximum(jobs.chunks, 1.0)
-    left = np.where(has(jobs.schedule, lambda each: each.waits), chunks - stage.is_first, 0.0)
-    own = 2 * chunks - stage.is_first - stage.is_last + left
-    return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
-
-
-def hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
-    """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head."""
-    whole = jobs.tokens * jobs.model.hidden_size * rules.element_bytes
-    return (
-        whole / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
-        np.where(jobs.sequence_parallel, 2 * whole, 0.0),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -221,20 +220,29 @@ class Together:
     accumulated: Array
 
 
-def of_chunks(each: Callable[[Array], Array], states: StageStates, chunks: Array, opened: Array) -> Together:
-    """What a rank of `chunks`, of which `opened` are under way, has whole; `each` gives a field of `states` its shape.
+def of_chunks(states: StageStates, chunks: Array, opened: Array) -> Together:
+    """What a rank of `chunks`, of which `opened` are under way, has whole. Shapes: broadcast.
 
     Model: a pipeline of single chunks keeps what a backward pass gathered for the next one; of several, torch gathers
     whole ones, and no more than three, and a chunk's gradients are sharded after its last backward pass.
     """
-    whole, passing, accumulated = each(states.whole), each(states.passing), each(states.accumulated)
+    whole, passing, accumulated = states.whole, states.passing, states.accumulated
     several = (accumulated > 0) & (chunks > 1)
-    weights = np.where(several, whole * np.minimum(GATHERED_CHUNKS / chunks, 1.0), each(states.gathered))
-    late = np.where(several, weights + each(states.reducing), np.maximum(whole, weights) + passing)
+    if not np.any(several):
+        return Together(
+            forward=states.at_forward,
+            loss=states.at_loss,
+            head=states.at_head,
+            backward=states.gathered + passing,
+            ending=np.maximum(whole, states.gathered) + passing,
+            accumulated=accumulated * opened / chunks if np.any(accumulated) else accumulated,
+        )
+    weights = np.where(several, whole * np.minimum(GATHERED_CHUNKS / chunks, 1.0), states.gathered)
+    late = np.where(several, weights + states.reducing, np.maximum(whole, weights) + passing)
     return Together(
-        forward=np.where(several, weights, each(states.at_forward)),
-        loss=np.where(several, weights, each(states.at_loss)),
-        head=np.where(several, weights, each(states.at_head)),
+        forward=np.where(several, weights, states.at_forward),
+        loss=np.where(several, weights, states.at_loss),
+        head=np.where(several, weights, states.at_head),
         backward=weights + passing,
         ending=late,
         accumulated=accumulated * opened / chunks,

@@ -1,0 +1,176 @@
+"""Peak memory per device of training jobs from their configuration alone, in columns, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.axes.pipeline import held_microbatches, open_chunks
+from planner.cost.job import Jobs, Names
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, peak_of
+from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
+from planner.cost.memory.stage_states import (
+    LayerParameters,
+    StageContent,
+    layer_parameters,
+    stage_content,
+    stage_states,
+)
+from planner.cost.software_memory import MemoryRules, memory_rules
+from planner.schedules.registry import has
+from profiles.models.transformer import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes of the fullest rank of every job. Shapes: one entry per job, in `stage_allocated_bytes` (job, stage).
+
+    `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
+    caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows, and what
+    must fit. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have
+    are nan.
+    """
+
+    parts: dict[str, Array]
+    allocated_bytes: Array
+    reserved_bytes: Array
+    device_bytes: Array
+    stage: Array
+    moment: Names
+    stage_allocated_bytes: Array
+
+
+def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] | None = None) -> Footprint:
+    """Peak memory of `jobs` in bytes.
+
+    Model: per stage, states plus the fullest of six moments (planner/cost/memory/peak).
+    Ignores: unbalanced routing, fragmentation beyond the stack's slack, memory of the data loader.
+    """
+    shared = stage_memory(jobs)
+    num_stages = int(jobs.pipeline.max(initial=1))
+    by_stage = np.full((len(jobs), num_stages), np.nan)
+    best = {name: np.full(len(jobs), -1.0) for name in PARTS}
+    total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
+    moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
+    for index in range(num_stages):
+        stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
+        peak = shared.at(stage)
+        held = peak.allocated_bytes
+        by_stage[:, index] = np.where(stage.exists, held, np.nan)
+        reserved = np.where(stage.exists, np.maximum(reserved, peak.reserved_bytes), reserved)
+        is_fuller = stage.exists & (held > total)
+        total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
+        moment = np.where(is_fuller, peak.moment, moment)
+        best = {name: np.where(is_fuller, peak.parts[name], best[name]) for name in PARTS}
+    return Footprint(
+        parts=best,
+        allocated_bytes=total,
+        reserved_bytes=reserved,
+        device_bytes=reserved + shared.rules.context_bytes,
+        stage=where,
+        moment=np.array(MOMENTS)[moment],
+        stage_allocated_bytes=by_stage,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """The laws of memory asked about jobs once, for stages that hold whatever is said of them."""
+
+    jobs: Jobs
+    rules: MemoryRules
+    parameters: LayerParameters
+    layers: tuple[LayerMemory, LayerMemory]
+
+    def at(self, stage: StageContent) -> Peak:
+        """Peak memory in bytes of a stage that holds what `stage` says."""
+        return peak_of(self._costs(stage))
+
+    def _costs(self, stage: StageContent) -> StageCosts:
+        jobs, rules, (dense, routed) = self.jobs, self.rules, self.layers
+        held, vocabulary = in_flight(jobs, stage.index), self.parameters.vocabulary
+        has_dense, has_routed = stage.dense_layers > 0, stage.routed_layers > 0
+        hidden, gathered = hidden_bytes(jobs, rules)
+        return StageCosts(
+            states=stage_states(jobs, rules, self.parameters, stage),
+            kept=stage.dense_layers * dense.kept + stage.routed_layers * routed.kept,
+            largest=np.maximum(np.where(has_dense, dense.kept, 0.0), np.where(has_routed, routed.kept, 0.0)),
+            # The last layer goes backward first.
+            backward=np.where(has_routed, routed.backward, dense.backward),
+            in_flight=held,
+            offloads=jobs.activation_offload,
+            again=np.where(jobs.recompute == "full", 1.0, 0.0),
+            hidden=hidden,
+            gathered=gathered,
+            num_logits=np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0),
+            loss_logit=loss_bytes(jobs, rules),
+            head_logit=rules.head_logit_bytes,
+            waiting_logit=KEPT_LOGIT_BYTES + rules.element_bytes,
+            num_waiting=np.where(has(jobs.schedule, lambda each: each.forwards_first), held - 1, 0.0),
+            is_last=stage.is_last,
+            head_gradient=np.where(stage.is_last, vocabulary, 0.0) * rules.head_gradient_bytes,
+            embedding_gradient=np.where(stage.is_first, vocabulary, 0.0) * rules.head_gradient_bytes,
+            num_microbatches=jobs.num_microbatches,
+            chunks=jobs.chunks,
+            opened=open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches),
+            received=num_received(jobs, rules, stage) * jobs.num_microbatches * hidden,
+            workspace=rules.workspace_bytes,
+            buckets=np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
+            fixed_slack=fixed_slack_bytes(jobs, rules, self.parameters, stage),
+            working_slack=rules.working_slack,
+        )
+
+
+def stage_memory(jobs: Jobs) -> StageMemory:
+    """What all stages of `jobs` share."""
+    rules = memory_rules(jobs)
+    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
+    return StageMemory(jobs=jobs, rules=rules, parameters=layer_parameters(jobs, rules), layers=layers)
+
+
+def in_flight(jobs: Jobs, stage: int | Array) -> Array:
+    """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job."""
+    held = np.ones(len(jobs))
+    place = np.broadcast_to(np.asarray(stage, dtype=np.float64), held.shape)
+    for schedule in np.unique(jobs.schedule):
+        own = held_microbatches(str(schedule), jobs.pipeline, jobs.chunks, jobs.num_microbatches, place)
+        held = np.where(jobs.schedule == schedule, own, held)
+    return held
+
+
+def fixed_slack_bytes(jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: StageContent) -> Array:
+    """Bytes that the allocator holds and does not hand out, beside those that activations leave.
+
+    Model: the largest tensors leave the largest holes: gradients of embedding and head, logits.
+    Source: differences between reserved and allocated memory of published runs, fitted by stack.
+    """
+    vocabulary = parameters.vocabulary * rules.element_bytes * (stage.is_first.astype(float) + stage.is_last)
+    logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * stage.is_last
+    return np.asarray(vocabulary * rules.vocabulary_slack + logits * rules.logit_slack)
+
+
+def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:
+    """Bytes per logit of a rank in the loss."""
+    return rules.loss_logit_bytes + np.where(jobs.tensor > 1, rules.split_logit_bytes, 0.0)
+
+
+def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
+    """Messages that a stage has memory for, per micro-batch of a step: from both neighbours of each of its chunks.
+
+    Where weight gradients wait, torch leaves the gradient of what came from the stage before with it.
+    """
+    chunks = np.maximum(jobs.chunks, 1.0)
+    left = np.where(has(jobs.schedule, lambda each: each.waits), chunks - stage.is_first, 0.0)
+    own = 2 * chunks - stage.is_first - stage.is_last + left
+    return np.where(rules.receives_whole_step & (jobs.pipeline > 1), own, 0.0)
+
+
+def hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
+    """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head."""
+    whole = jobs.tokens * jobs.model.hidden_size * rules.element_bytes
+    return (
+        whole / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
+        np.where(jobs.sequence_parallel, 2 * whole, 0.0),
+    )
