@@ -1,7 +1,8 @@
 """One rank of a job of any size in one process: a process group that sends nothing, and tensors that hold nothing.
 
-Everything of torch's that is not public stands here: its fake tensors, and its fake process group, which its own tests
-use to stand in for any number of ranks.
+What a rehearsal needs of torch beyond its public interface stands here: the fake process group, with which torch's own
+tests stand in for any number of ranks; the look for a fake mode that is on; how DTensor works out shapes; how DDP
+orders its buckets. Fake tensors are handed on from where workloads are built, which need them too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.families import BUILT_FAMILIES
 from profiles.models.sizes import sizes_of
 
@@ -55,7 +56,12 @@ def _hardly_known(file: PlanFile) -> ModelFacts:
 
 
 def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
-    """Indices of the plans to run, best first, and what is left out."""
+    """Indices of the plans to run, best first, and what is left out.
+
+    Raises: PlanError where the file has none to run.
+    """
+    if file.stack != THIS_PROGRAM:
+        raise PlanError(f"the plans of this file are for {file.stack}: plan again with --stack {THIS_PROGRAM}")
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:

@@ -10,6 +10,7 @@ from pathlib import Path
 from planner.answers import Answers, PoolAlone
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from planner.prediction import PlanFile
+from planner.schedules.registry import torch_names
 from planner.space.answers import Answer, answer
 from planner.space.beside import Questions, answers_to
 from planner.space.compare_questions import try_settings
@@ -25,7 +26,7 @@ from profiles.inputs import limits
 from profiles.inputs.bounds import whole_numbers
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster, load_pools
 from profiles.machines.devices import find_device
-from profiles.machines.stacks import load_stack
+from profiles.machines.stacks import THIS_PROGRAM, load_stack
 from profiles.models.sizes import ModelSizes
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
@@ -45,7 +46,7 @@ class Request:
     cluster: str | None = None
     global_batches: tuple[int, ...] = ()
     sequence_length: int | None = None
-    stack: str = "trainwright"
+    stack: str = THIS_PROGRAM
     precisions: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("none",)
     top: int = 10
@@ -81,8 +82,7 @@ def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = sil
     pools = load_pools(cluster)
     if request.num_devices != cluster.num_devices:
         raise InputError(f"--gpus {request.num_devices}: the pools of {cluster.name} have {cluster.num_devices}")
-    load_stack(request.stack)
-    notes = [f"planned for {cluster.title} with {request.stack}: data sheet and published runs, not measured"]
+    notes = _planned_for(cluster.title, request.stack)
     sequence, batches = _sizes(request, notes)
     if request.codecs != ("none",):
         notes.append("gradients are sent as they are: codecs are not tried across two kinds of devices")
@@ -146,7 +146,8 @@ def answer_to(
     questions = questions or Questions()
     is_long = questions.sensitivity or questions.trace_file is not None
     searching, answering = pieces(on_progress, (SEARCH_SHARE, 1 - SEARCH_SHARE) if is_long else (1.0, 0.0))
-    options = Options() if request.simulate else Options(offload=("none",))
+    options = Options(schedules=load_stack(request.stack).schedules or torch_names())
+    options = options if request.simulate else replace(options, offload=("none",))
     if request.all_file is None:
         space, found = try_settings(settings, options, request.simulate, searching)
         notes += found
@@ -171,9 +172,7 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     device = find_device(request.device or (cluster.device if cluster else ""))
     if cluster and find_device(cluster.device) != device:
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
-    load_stack(request.stack)
-    where = cluster.title if cluster else device.title
-    notes = [f"planned for {where} with {request.stack}: data sheet and published runs, not measured"]
+    notes = _planned_for(cluster.title if cluster else device.title, request.stack)
     sequence, batches = _sizes(request, notes)
     precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
     for precision in precisions:
@@ -184,6 +183,16 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
         setting(request.model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, codec)
         for precision, codec, batch in itertools.product(precisions, request.codecs, batches)
     ], notes
+
+
+def _planned_for(where: str, stack: str) -> list[str]:
+    """Notes on what is planned for.
+
+    Raises: UnknownNameError for a stack that is not shipped.
+    """
+    load_stack(stack)
+    words = [f"planned for {where} with {stack}: data sheet and published runs, not measured"]
+    return words if stack == THIS_PROGRAM else [*words, f"these plans are for {stack}: `execute` does not run them"]
 
 
 def _sizes(request: Request, notes: list[str]) -> tuple[int, tuple[int, ...]]:

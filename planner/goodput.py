@@ -1,4 +1,4 @@
-"""Goodput: which share of the time a long job trains, when devices fail and ranks wait for the slowest of them."""
+"""Goodput: which share of the time a long job trains, when devices fail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from profiles.errors import InputError
 
 Array = NDArray[np.float64]
-# Points of the integral over the largest of many: from far below to far above any of up to 1e6 normal ones.
-QUADRATURE = np.linspace(-9.0, 9.0, 1801)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,33 +68,3 @@ def best_interval_seconds(checkpoint_seconds: ArrayLike, job_failure_seconds: Ar
     # Below 1e-9 the function's argument is its branch point within rounding, and Young's term alone is exact.
     exact = 1 + lambertw(-np.exp(-1 - relative)).real
     return np.asarray(between * np.where(relative < 1e-9, np.sqrt(2 * relative), exact))
-
-
-def young_interval_seconds(checkpoint_seconds: ArrayLike, job_failure_seconds: ArrayLike) -> Array:
-    """The first-order interval, for checkpoints much shorter than the time between failures. Source: Young, 1974."""
-    return np.asarray(np.sqrt(2 * np.asarray(checkpoint_seconds) * np.asarray(job_failure_seconds)))
-
-
-def daly_interval_seconds(checkpoint_seconds: ArrayLike, job_failure_seconds: ArrayLike) -> Array:
-    """The higher-order interval. Source: Daly, 2006 (equation 37)."""
-    checkpoint, between = np.asarray(checkpoint_seconds), np.asarray(job_failure_seconds)
-    half = checkpoint / (2 * between)
-    interval = np.sqrt(2 * checkpoint * between) * (1 + np.sqrt(half) / 3 + half / 9) - checkpoint
-    return np.asarray(np.where(checkpoint < 2 * between, interval, between))
-
-
-def straggler_factor(num_ranks: ArrayLike, spread_fraction: ArrayLike) -> Array:
-    """Expected step time of ranks that wait for each other, over that of one: the mean of the largest of them.
-
-    Model: a rank's step is normal with a standard deviation of `spread_fraction` of its mean, anew in every step; the
-    mean of the largest of n standard normals is the integral of 1 - Phi(x)^n above zero less Phi(x)^n below.
-    Ignores: devices that are always slow, and ranks that slow down together.
-    """
-    from scipy.special import log_ndtr
-
-    count = np.asarray(num_ranks, dtype=np.float64)[..., None]
-    all_below = np.exp(count * log_ndtr(QUADRATURE))
-    missing = np.where(QUADRATURE > 0, 1.0, 0.0) + np.where(QUADRATURE == 0, 0.5, 0.0) - all_below
-    step = QUADRATURE[1] - QUADRATURE[0]
-    largest = (missing.sum(axis=-1) - (missing[..., 0] + missing[..., -1]) / 2) * step
-    return np.asarray(1 + np.asarray(spread_fraction) * largest)

@@ -24,24 +24,9 @@ from profiles.inputs.ranges import (
     Tokens,
     Whole,
 )
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import WorkloadSpec
 
-# Seconds of a step by source; they add up to the step.
-PARTS: tuple[str, ...] = (
-    "compute",
-    "recompute",
-    "bubble",
-    "tensor_comm",
-    "context_comm",
-    "expert_comm",
-    "data_comm",
-    "pipeline_comm",
-    "codec",
-    "offload",
-    "optimizer",
-    "host",
-    "stragglers",
-)
 # Bytes of the fullest rank by kind; they add up to the peak.
 KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")
 
@@ -99,7 +84,7 @@ class PlanFile:
     """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
 
     `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal. `answers` is what was
-    asked besides; `execute` has no use for it.
+    asked besides; `execute` has no use for it. `stack` is the software that the plans are for.
     """
 
     __pydantic_config__ = STRICT
@@ -123,3 +108,4 @@ class PlanFile:
     created: str = ""
     compression: tuple[CompressionChoice, ...] = ()
     answers: Answers = Answers()
+    stack: str = THIS_PROGRAM

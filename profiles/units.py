@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
+MB, GB = 1e6, 1e9
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 

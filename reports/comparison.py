@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from executor.run.measurement import PlanRun, RunFile
+from planner.parts import PART_NAMES
 from planner.plans import Plan
-from planner.prediction import PARTS
 from profiles.errors import ArtifactError
 from reports.timeline import bubble_fraction
 
@@ -167,7 +167,7 @@ class Row:
                     "measured_seconds": self.part_seconds(part)[1],
                     "difference_seconds": self.part_difference_seconds(part),
                 }
-                for part in PARTS
+                for part in PART_NAMES
             },
             "predicted_bytes_by_kind": dict(prediction.bytes_per_rank),
             "predicted_peak_bytes": self.predicted_peak_bytes,

@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 import pandas
 
-from planner.prediction import KINDS, PARTS, Span
+from planner.parts import PART_NAMES
+from planner.prediction import KINDS, Span
 from profiles.units import format_bytes, format_percent, format_seconds
 from reports.comparison import Row, kind_of_plan
 from reports.timeline import kind_of_action
@@ -72,10 +73,10 @@ def parts(rows: Sequence[Row]) -> pandas.DataFrame:
     records = []
     for label, row in zip(labels_of(rows), rows, strict=True):
         for side, total, seconds in (
-            (PREDICTED, row.predicted_seconds, [row.part_seconds(part)[0] for part in PARTS]),
-            (MEASURED, row.measured_seconds, [row.part_seconds(part)[1] or 0.0 for part in PARTS]),
+            (PREDICTED, row.predicted_seconds, [row.part_seconds(part)[0] for part in PART_NAMES]),
+            (MEASURED, row.measured_seconds, [row.part_seconds(part)[1] or 0.0 for part in PART_NAMES]),
         ):
-            records += _stack(label, side, PARTS, seconds, total)
+            records += _stack(label, side, PART_NAMES, seconds, total)
     return pandas.DataFrame(records)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.prediction import KINDS, PARTS, Span
+from planner.parts import PART_NAMES
+from planner.prediction import KINDS, Span
 from profiles.units import format_bytes, format_percent, format_seconds
 from reports.calibration import Calibration
 from reports.comparison import Row
@@ -51,7 +52,7 @@ def points_table(rows: Sequence[Row]) -> Table:
 
 def parts_table(rows: Sequence[Row]) -> Table:
     """Predicted and measured seconds of each part that occurs, and predicted minus measured in brackets."""
-    present = [part for part in PARTS if any(any(row.part_seconds(part)) for row in rows)]
+    present = [part for part in PART_NAMES if any(any(row.part_seconds(part)) for row in rows)]
     return Table(
         caption="Predicted / measured seconds by part; in brackets predicted minus measured. Recomputation that "
         "was not observed by itself is compared within compute.",

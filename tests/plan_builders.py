@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from planner.parts import PART_NAMES
 from planner.plans import Plan
-from planner.prediction import KINDS, PARTS, Candidate, PlanFile, Prediction
+from planner.prediction import KINDS, Candidate, PlanFile, Prediction
 from profiles import artifacts
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.models.profile import WorkloadSpec
@@ -73,7 +74,7 @@ def make_prediction() -> Prediction:
         step_seconds=0.1,
         low_seconds=0.05,
         high_seconds=0.15,
-        seconds=dict.fromkeys(PARTS, 0.0),
+        seconds=dict.fromkeys(PART_NAMES, 0.0),
         bytes_per_rank=dict.fromkeys(KINDS, 0.0),
         peak_bytes=1e7,
         stage_peak_bytes=(1e7,),

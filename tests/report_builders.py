@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from executor.run.measurement import Environment, LossCheck, Measurement, PlanRun, RunFile
+from planner.parts import PART_NAMES
 from planner.plans import Plan
-from planner.prediction import KINDS, PARTS, Prediction, Span
+from planner.prediction import KINDS, Prediction, Span
 from profiles.machines.load import MachineLoad
 from profiles.models.profile import WorkloadSpec
 
@@ -87,7 +88,7 @@ def prediction(seconds: dict[str, float], mebibytes: dict[str, float], spans: tu
         step_seconds=step,
         low_seconds=step * 0.9,
         high_seconds=step * 1.12,
-        seconds={part: seconds.get(part, 0.0) for part in PARTS},
+        seconds={part: seconds.get(part, 0.0) for part in PART_NAMES},
         bytes_per_rank={kind: mebibytes.get(kind, 0.0) * MIB for kind in KINDS},
         peak_bytes=peak,
         stage_peak_bytes=(peak, peak * 0.9) if spans else (peak,),
@@ -112,7 +113,7 @@ def measurement(
     return Measurement(
         num_warmup_steps=2,
         step_seconds=tuple(step_seconds),
-        seconds={part: (seconds or {}).get(part) for part in PARTS},
+        seconds={part: (seconds or {}).get(part) for part in PART_NAMES},
         peak_bytes=peak_bytes,
         peak_kind="resident memory above the start",
         losses=(10.8, 10.1, 9.7),
@@ -241,7 +242,7 @@ def demo_run_file(seed: int = 0) -> RunFile:
         is_observed = {"compute": True, "optimizer": True, "codec": plan.codec != "none"}
         parts = {
             part: seconds.get(part, 0.0) * slower * noise.uniform(0.95, 1.02) if is_observed.get(part) else None
-            for part in PARTS
+            for part in PART_NAMES
         }
         memory = {
             "parameters": 97.0 / plan.pipeline_parallel / plan.tensor_parallel,

@@ -7,7 +7,7 @@ import pytest
 from planner.ask import Request, parse_batches, parse_count, settings_of
 from planner.compression.recipes import recipe, recipes
 from planner.space.explore import explore
-from planner.space.layouts import Options, legal_layouts
+from planner.space.layouts import Options, divisors, legal_layouts
 from planner.space.question import setting
 from planner.space.questions import parse_wanted
 from profiles.errors import EnvironmentFailure, InputError, UnknownNameError
@@ -131,8 +131,6 @@ def test_too_many_layouts_or_plans_are_refused_before_they_fill_the_memory(monke
 
 @pytest.mark.parametrize("number", [1, 2, 36, 97, 1024, 720720, limits.DEVICES])
 def test_divisors_are_all_of_them(number):
-    from planner.measured.search import divisors
-
     found = divisors(number)
     assert found == sorted(set(found))
     assert all(number % divisor == 0 for divisor in found)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor.compress.export_onnx import export_onnx, onnxruntime_logits, onnxruntime_seconds
+from executor.compress.export_onnx import export_onnx, onnxruntime_seconds
 from executor.compress.tensorrt import trtexec_command
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.loading import load_workload
 from tests.plan_builders import GPT2, LLAMA
+from tests.workload_builders import onnxruntime_logits
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter and what it loads

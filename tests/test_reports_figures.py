@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.prediction import KINDS, PARTS
+from planner.parts import PART_NAMES
+from planner.prediction import KINDS
 from reports import frames
 from reports.comparison import Source, rows_of
 from reports.pages import figures
@@ -42,8 +43,8 @@ SECONDS = st.floats(0, 5)
 
 
 @given(
-    st.dictionaries(st.sampled_from(PARTS), SECONDS, min_size=1),
-    st.dictionaries(st.sampled_from(PARTS), st.none() | SECONDS),
+    st.dictionaries(st.sampled_from(PART_NAMES), SECONDS, min_size=1),
+    st.dictionaries(st.sampled_from(PART_NAMES), st.none() | SECONDS),
     st.floats(0.01, 10),
 )
 @settings(max_examples=50)

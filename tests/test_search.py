@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from planner.measured.collectives import Group, collective_seconds, exposed_seconds, group_of
 from planner.measured.explain import candidates, predict
 from planner.measured.search import Choices, Search, search
-from planner.prediction import KINDS, PARTS
+from planner.parts import PART_NAMES
+from planner.prediction import KINDS
 from profiles.errors import InputError, NoFeasiblePlanError, UnknownNameError
 from profiles.library import load_model
 from profiles.machines.devices import device_names, load_device, machine_of
@@ -63,7 +64,7 @@ def test_parts_and_kinds_sum_to_the_whole():
             prediction = predict(found, priced, row)
             assert sum(prediction.seconds.values()) == pytest.approx(prediction.step_seconds)
             assert sum(prediction.bytes_per_rank.values()) == pytest.approx(prediction.peak_bytes)
-            assert set(prediction.seconds) == set(PARTS)
+            assert set(prediction.seconds) == set(PART_NAMES)
             assert set(prediction.bytes_per_rank) == set(KINDS)
             assert prediction.low_seconds < prediction.step_seconds < prediction.high_seconds
             assert min(prediction.seconds.values()) >= 0

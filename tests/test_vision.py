@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from executor.command import app
 from executor.compress.evaluation import num_stored_bytes
-from executor.compress.export_onnx import export_onnx, onnxruntime_logits
+from executor.compress.export_onnx import export_onnx
 from executor.compress.results import CompressionResult
 from executor.compress.train_one import CompressionOrder
 from executor.run.batches import load_images
@@ -38,6 +38,7 @@ from profiles.workloads.loading import load_workload
 from profiles.workloads.vision import patches_of
 from profiles.workloads.workload import Workload
 from tests.plan_builders import VIT, VIT_TOKENS, make_plan_file
+from tests.workload_builders import onnxruntime_logits
 
 RUNNER = CliRunner()
 WHOLE = weights_of(VIT.name, VIT.config)

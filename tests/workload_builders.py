@@ -1,7 +1,9 @@
 """Small models that tests build, run and trace."""
 
+from pathlib import Path
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from profiles.models.profile import WorkloadSpec
 
@@ -69,3 +71,11 @@ class Picture(nn.Module):
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return output.float().pow(2).mean()
+
+
+def onnxruntime_logits(path: Path, inputs: Tensor) -> Tensor:
+    """What ONNX Runtime answers. Shapes: (batch, sequence) to (batch, sequence, vocabulary)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0])

@@ -68,12 +68,6 @@ def onnxruntime_seconds(path: Path, tokens: Tensor) -> float:
     return statistics.median(taken)
 
 
-def onnxruntime_logits(path: Path, tokens: Tensor) -> Tensor:
-    """What ONNX Runtime answers. Shapes: (batch, sequence) to (batch, sequence, vocabulary)."""
-    session = _session(path)
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: tokens.cpu().numpy()})[0])
-
-
 def _session(path: Path) -> Any:
     import onnxruntime
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from executor.mesh import Coordinates
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, PASSES, WEIGHT, Action, StepTrace
+from planner.parts import PART_NAMES
 from planner.plans import Plan
-from planner.prediction import PARTS, Span
+from planner.prediction import Span
 from profiles.codecs.codec import ALL_REDUCE, DECODE, ENCODE, FSDP_STAGES, codec
 
 # Names under which the report draws what the recorder notes; a decode lies within the wait for its all-reduce.
@@ -45,7 +46,7 @@ def median_parts(plan: Plan, ranks: Sequence[RankTraces], on_cuda: bool) -> dict
     """Seconds by part, medians over the timed steps of the busiest rank; None where a part cannot be observed."""
     rows = [_parts_of_step(plan, ranks, step, on_cuda) for step in range(len(ranks[0].steps))]
     result: dict[str, float | None] = {}
-    for part in PARTS:
+    for part in PART_NAMES:
         # Parts that no plan which runs here has are zero.
         values = [row.get(part, 0.0) for row in rows]
         known = [value for value in values if value is not None]

@@ -13,19 +13,12 @@ import numpy as np
 from planner.cost.factors import Learned
 from planner.cost.hardware import generations
 from planner.cost.job import Jobs
+from planner.parts import PART_SPREADS
 from profiles.models.transformer import Array
 
 COVERAGE = 0.9
-# Standard deviation (of the logarithm) of what a part is predicted to take; parts err apart from each other.
-PART_SPREAD = {
-    "compute": 0.06, "recompute": 0.08, "bubble": 0.12, "tensor_comm": 0.2, "context_comm": 0.3, "expert_comm": 0.35,
-    "pipeline_comm": 0.4, "data_comm": 0.35, "codec": 0.5, "offload": 0.4, "optimizer": 0.25, "host": 0.25,
-    "stragglers": 0.8,
-}  # fmt: skip
 # Of the whole: what no part knows, software that no run taught, hardware that none taught.
 COMMON_SPREAD, NEW_STACK_SPREAD, NEW_GENERATION_SPREAD = 0.04, 0.07, 0.08
-# Stacks whose eager kernels depend most on who wrote them.
-NATIVE_SPREAD = 0.05
 # Models, clusters and sequences beyond what was learned from: spread per doubling.
 BEYOND_SPREAD = 0.02
 
@@ -35,7 +28,7 @@ def spread(jobs: Jobs, parts: Mapping[str, Array], learned: Learned) -> Array:
     total = sum(parts.values())
     variance = np.full(len(jobs), COMMON_SPREAD**2)
     for name, seconds in parts.items():
-        variance = variance + (seconds / total * PART_SPREAD[name]) ** 2
+        variance = variance + (seconds / total * PART_SPREADS[name]) ** 2
     is_taught = np.isin(jobs.stack.words(lambda stack: stack.name), list(learned.stacks))
     variance = variance + np.where(is_taught, 0.0, NEW_STACK_SPREAD**2)
     known = np.isin(generations(jobs), learned.generations)

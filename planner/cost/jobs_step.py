@@ -12,17 +12,14 @@ from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
 from planner.cost.step import NUM_PLACES, EndSeconds, LayerSeconds, Step, StepCosts, step_of
 from planner.cost.unit_costs import Ingredients
+from planner.parts import PART_NAMES
 from profiles.models.transformer import Array
 
-PARTS = (
-    "compute", "recompute", "bubble", "tensor_comm", "context_comm", "expert_comm", "pipeline_comm", "data_comm",
-    "codec", "offload", "optimizer", "host", "stragglers",
-)  # fmt: skip
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
 
 
 def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
-    """Seconds of a step by PARTS, which add up to the step. Shapes: one entry per job in every array."""
+    """Seconds of a step by part, which add up to the step. Shapes: one entry per job in every array."""
     ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
     layers = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
     ends = edge_pass(made, factors, "embedding"), edge_pass(made, factors, "head")
@@ -41,7 +38,7 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     for name, seconds in once.items():
         parts[name] = parts.get(name, 0.0) + seconds
     parts["stragglers"] = step.total - step.total / (1 + step.straggling)
-    return {name: parts[name] for name in PARTS}
+    return {name: parts[name] for name in PART_NAMES}
 
 
 def _costs(

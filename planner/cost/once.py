@@ -6,10 +6,12 @@ import numpy as np
 
 from planner.cost.factors import Factors
 from planner.cost.unit_costs import Ingredients
+from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
-ADAM_STATE_BYTES, GRADIENT_BYTES = 12.0, 4.0
+# Master weights and two moments in 32 bits.
+ADAM_STATE_BYTES = 12.0
 ELEMENT_BYTES = 2.0
 
 

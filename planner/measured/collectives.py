@@ -1,7 +1,7 @@
 """Seconds of a collective over any group: the measured curve where there is one, else the nearest one carried over.
 
-Carrying over follows the ring: a collective of n ranks takes steps that grow with n and moves (n-1)/n of the tensor
-once, twice for an all-reduce; where the group leaves the node, its slowest link sets the pace.
+Carrying over follows the ring: a collective of n ranks takes steps that grow with n and moves (n-1)/n of the tensor; an
+all-reduce does so twice at any size, which cancels. Where the group leaves the node, its slowest link sets the pace.
 """
 
 from __future__ import annotations
@@ -77,10 +77,8 @@ def _curve(machine: MachineProfile, collective: Collective, group: Group) -> tup
 
 
 def _volume(collective: Collective, size: int) -> float:
-    """Bytes that one rank sends over one link, as a fraction of the tensor."""
-    if collective == "send_receive":
-        return 1.0
-    return (2.0 if collective == "all_reduce" else 1.0) * (size - 1) / size
+    """Bytes that one rank sends over one link in one turn of the ring, as a fraction of the tensor."""
+    return 1.0 if collective == "send_receive" else (size - 1) / size
 
 
 def _latency(size: int) -> float:

@@ -17,7 +17,8 @@ from planner.measured.layer_costs import LayerCosts, layer_costs
 from planner.measured.memory import stage_bytes
 from planner.measured.stages import StageCosts, StageLayout, layout, stage_costs
 from planner.measured.table import PlanTable
-from planner.prediction import KINDS, PARTS
+from planner.parts import COMMUNICATION, PART_NAMES
+from planner.prediction import KINDS
 from profiles.machines.profile import MachineProfile
 from profiles.models.operators import PHASES
 from profiles.models.profile import ModelProfile
@@ -74,7 +75,7 @@ def pricing(machine: MachineProfile, model: ModelProfile, table: PlanTable, sequ
 def estimate(shared: Pricing, table: PlanTable) -> Estimate:
     """Price every row of `table`."""
     count = len(table)
-    seconds = {part: np.zeros(count) for part in PARTS}
+    seconds = {part: np.zeros(count) for part in PART_NAMES}
     held = {kind: np.zeros(count) for kind in KINDS}
     peak, layout_index = np.zeros(count), np.zeros(count, dtype=np.intp)
     stage_peaks: list[Array] = [np.zeros(0)] * count
@@ -178,7 +179,7 @@ def message_seconds(machine: MachineProfile, table: PlanTable, stages: StageCost
 
 def _error(shared: Pricing, seconds: dict[str, Array], step: Array) -> Array:
     """Half-width of the band: parts of one origin err together, those of different origins independently."""
-    compute = seconds["compute"] + seconds["recompute"] + seconds["bubble"] + seconds["host"] + seconds["optimizer"]
     comm_error = max(shared.costs.comm_error_fraction, shared.costs.error_fraction, LEAST_COMM_ERROR_FRACTION)
-    comm = seconds["tensor_comm"] + seconds["data_comm"] + seconds["pipeline_comm"] + seconds["codec"]
+    comm = sum(seconds[part] for part in COMMUNICATION)
+    compute = sum(values for part, values in seconds.items() if part not in COMMUNICATION)
     return np.asarray(BAND_WIDTH * np.hypot(compute * shared.costs.error_fraction, comm * comm_error) / step)

@@ -9,6 +9,7 @@ from planner.legality import facts_of, refusal
 from planner.measured.estimate import message_seconds
 from planner.measured.search import Priced, Search
 from planner.measured.table import schedule_names
+from planner.parts import PART_TITLES
 from planner.plans import Plan
 from planner.prediction import Candidate, Prediction, Span
 from planner.schedules.replay import replay
@@ -16,21 +17,6 @@ from profiles.codecs.codec import codec
 from profiles.errors import NoFeasiblePlanError
 from profiles.units import format_bytes, format_percent, format_seconds
 
-PART_NAMES = {
-    "compute": "compute",
-    "recompute": "recomputation",
-    "bubble": "pipeline bubble",
-    "tensor_comm": "tensor-parallel communication",
-    "context_comm": "context-parallel communication",
-    "expert_comm": "expert-parallel communication",
-    "data_comm": "exposed gradient exchange",
-    "pipeline_comm": "pipeline messages",
-    "codec": "gradient codec",
-    "optimizer": "optimizer",
-    "host": "host launches",
-    "offload": "offloading",
-    "stragglers": "stragglers",
-}
 # Spans of more steps than this are neither read nor drawn.
 MAX_SPANS = 4096
 CLOSE_FRACTION = 0.01
@@ -153,14 +139,14 @@ def verdict(memory_bytes: float, best: Prediction, other: Prediction, plan: Plan
         return f"{format_bytes(over)} over memory on stage {stage}"
     if is_best:
         largest = max(other.seconds, key=lambda part: other.seconds[part] if part != "compute" else -1.0)
-        return f"fastest; most lost to {PART_NAMES[largest]}" if other.seconds[largest] > 0 else "fastest"
+        return f"fastest; most lost to {PART_TITLES[largest]}" if other.seconds[largest] > 0 else "fastest"
     lost = {part: other.seconds[part] - best.seconds[part] for part in other.seconds}
     worst, least = max(lost, key=lambda part: lost[part]), min(lost, key=lambda part: lost[part])
     behind = other.step_seconds / best.step_seconds - 1
-    words = f"+{format_seconds(lost[worst])} {PART_NAMES[worst]}" if lost[worst] > 0 else "equal parts"
+    words = f"+{format_seconds(lost[worst])} {PART_TITLES[worst]}" if lost[worst] > 0 else "equal parts"
     if behind < -CLOSE_FRACTION:
         # The best of those that may be chosen: this one may not.
-        words = f"{format_percent(-behind)} faster than the best; -{format_seconds(-lost[least])} {PART_NAMES[least]}"
+        words = f"{format_percent(-behind)} faster than the best; -{format_seconds(-lost[least])} {PART_TITLES[least]}"
     elif behind <= CLOSE_FRACTION:
         words = f"as fast within {CLOSE_FRACTION:.0%}; {words}"
     return words + (" (lossy gradients)" if codec(plan.codec).lossy else "")

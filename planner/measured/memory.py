@@ -10,14 +10,14 @@ from planner.measured.stages import StageCosts
 from planner.measured.table import PlanTable, schedule_names
 from planner.schedules.registry import NONE, in_flight
 from planner.schedules.steps import Shape
-from profiles.codecs.codec import FSDP_STAGES, codec
+from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES, codec
 from profiles.machines.profile import MachineProfile
 from profiles.models.profile import MIXED
 
 Array = NDArray[np.float64]
 
-# fp32 parameters and gradients, and AdamW's two fp32 moments, at either precision (bf16 is autocast over fp32).
-PARAMETER_BYTES, GRADIENT_BYTES, MOMENT_BYTES, LOW_BYTES = 4.0, 4.0, 8.0, 2.0
+# fp32 parameters, as gradients are, and AdamW's two fp32 moments, at either precision (bf16 is autocast over fp32).
+PARAMETER_BYTES, MOMENT_BYTES, LOW_BYTES = 4.0, 8.0, 2.0
 GATHERED_ONCE, GATHERED_TWICE = FSDP_STAGES
 # PyTorch's caching allocator reserves 3 to 9 % more than it hands out (43 published runs on B200); its context and the
 # communicators lie outside (0.5 to 2 GiB seen, stas00/ml-engineering, 2026). A CPU has neither.

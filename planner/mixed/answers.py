@@ -14,7 +14,7 @@ from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replicas import Shared, share
 from planner.mixed.stages import best_across_stages, deal
 from planner.prediction import Candidate, PlanFile
-from planner.space.answers import why_not_run
+from planner.space.answers import is_executable, why_not_run
 from planner.space.explore import NO_ROOM
 from planner.terminal.progress import OnProgress, silent
 from profiles.errors import NoFeasiblePlanError
@@ -97,7 +97,7 @@ def _file(
             plan=own.plan,
             prediction=prediction,
             verdict=verdict(least, predicted[0], prediction, own.plan, is_best=rank == 0),
-            executable=not why_not_run(at, own.plan),
+            executable=is_executable(at, own.plan),
         )
         for rank, (own, prediction) in enumerate(zip(found, predicted, strict=True))
     )
@@ -119,6 +119,7 @@ def _file(
         rejected={reason: count for reason, count in rejected.items() if count},
         notes=(*notes, f"memory of the kinds: {', '.join(_room(asked))}"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        stack=at.stack.name,
     )
 
 

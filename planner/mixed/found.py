@@ -15,8 +15,9 @@ from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replicas import Shared
 from planner.mixed.stages import Timed, bytes_by_part, layers_of
+from planner.parts import PART_NAMES
 from planner.plans import Plan, Recompute
-from planner.prediction import KINDS, PARTS, Prediction
+from planner.prediction import KINDS, Prediction
 from planner.schedules.registry import NONE, USUAL
 from planner.schedules.replay import replay_spans
 from planner.space.predictions import model_flops, peak_flops_per_second
@@ -50,7 +51,7 @@ def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learn
     parts = bytes_by_part(dealt, row, fullest)
     seconds = _parts_of_stages(timed, step)
     busiest = dealt.passes[dealt.pool_of(int(dealt.stage_seconds[row].argmax()))]
-    columns = {name: np.array([seconds[name]]) for name in PARTS}
+    columns = {name: np.array([seconds[name]]) for name in PART_NAMES}
     width = float(np.exp(spread(busiest.made.jobs.take(np.array([row])), columns, learned) * learned.band_scale)[0])
     is_short = 2 * timed.shape.num_stages * timed.shape.num_microbatches <= MAX_SPANS
     edge = dealt.second * asked.num_devices // plan.pipeline_parallel
@@ -86,7 +87,7 @@ def _parts_of_stages(timed: Timed, step: float) -> dict[str, float]:
 
         return count * float(passes.forward(layers, row, part)[stage] + passes.backward(layers, row, part)[stage])
 
-    parts = dict.fromkeys(PARTS, 0.0) | {name: seconds(name) for name in Pass.__slots__}
+    parts = dict.fromkeys(PART_NAMES, 0.0) | {name: seconds(name) for name in Pass.__slots__}
     busy = sum(parts.values())
     once = float(dealt.once_seconds[row])
     parts["bubble"] = timed.silent_seconds - busy
@@ -117,7 +118,9 @@ def _predict_replicas(shared: Shared, row: int, step: float, learned: Learned) -
     counts = [int(count[row]) for count in shared.counts]
     totals = [float(sum(values[row] for values in parts.values())) for parts in shared.parts]
     slower = int(np.argmax(totals))
-    seconds = dict.fromkeys(PARTS, 0.0) | {name: float(values[row]) for name, values in shared.parts[slower].items()}
+    seconds = dict.fromkeys(PART_NAMES, 0.0) | {
+        name: float(values[row]) for name, values in shared.parts[slower].items()
+    }
     memory: Footprint = max(shared.memory, key=lambda held: float(held.device_bytes[row]))
     jobs = rows.take(np.array([row])).jobs(asked.parts[slower].at, np.array([float(counts[slower])]))
     low, _ = band(

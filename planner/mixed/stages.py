@@ -266,8 +266,7 @@ def layers_of(dealt: Dealt, row: int) -> StageLayers:
 
 def replayed(dealt: Dealt, row: int) -> Timed:
     """A plan timed again, every stage with its own layers and forward and backward apart."""
-    layers = layers_of(dealt, row)
-    stages = dealt.layers.shape[1]
+    layers, stages = layers_of(dealt, row), dealt.layers.shape[1]
     on_second = np.arange(stages) >= dealt.second
 
     def seconds(part: str) -> Array:

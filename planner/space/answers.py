@@ -19,6 +19,7 @@ from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.to_plans import place_at, plan_of
 from profiles.errors import NoFeasiblePlanError
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.families import BUILT_FAMILIES
 from profiles.models.profile import WorkloadSpec
 from profiles.models.transformer import Flags
@@ -36,11 +37,18 @@ class Answer:
 
 
 def why_not_run(at: Setting, plan: Plan) -> str:
-    """Why the executor would refuse the plan, or ""."""
+    """Why the executor would refuse the plan, or ""; other software is not bound by what it can do."""
+    if at.stack.name != THIS_PROGRAM:
+        return ""
     family = at.model.config.get("model_type")
     if family not in BUILT_FAMILIES:
         return f"the executor does not build models of the family {family}"
     return refusal(plan, facts_of_sizes(at.model), at.sequence_length)
+
+
+def is_executable(at: Setting, plan: Plan) -> bool:
+    """Whether `execute` carries the plan out."""
+    return at.stack.name == THIS_PROGRAM and not why_not_run(at, plan)
 
 
 def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:
@@ -66,11 +74,11 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
                 plan=plan,
                 prediction=prediction,
                 verdict=f"{words} [{', '.join(usual)}]" if usual else words,
-                executable=not why_not_run(space.at, plan),
+                executable=is_executable(space.at, plan),
             )
         )
     ranks = {name: places.index(place) for name, place in baselines.items()}
-    file = _file(space, tuple(candidates), ranks, (*notes, *_advice(candidates, ranks)))
+    file = _file(space, tuple(candidates), ranks, (*notes, *_advice(space.at, candidates, ranks)))
     return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
 
 
@@ -125,13 +133,13 @@ def _best_where(space: Space, allowed: Flags) -> Place | None:
     return Place(layout, *map(int, space.nearest_place[layout]))
 
 
-def _advice(candidates: Sequence[Candidate], baselines: dict[str, int]) -> Iterator[str]:
+def _advice(at: Setting, candidates: Sequence[Candidate], baselines: dict[str, int]) -> Iterator[str]:
     """Whether the best is worth its complexity: a gain inside the band may not be there."""
     best = candidates[0].prediction
     half = (best.high_seconds - best.low_seconds) / 2 / best.step_seconds
     for name, index in baselines.items():
         plain = candidates[index].prediction
-        if not plain.fits or not candidates[index].executable:
+        if not plain.fits or why_not_run(at, candidates[index].plan):
             continue
         gain = plain.step_seconds / best.step_seconds - 1
         if index == 0:
@@ -190,5 +198,6 @@ def _file(space: Space, candidates: tuple[Candidate, ...], baselines: dict[str, 
         rejected={**space.rejected, **space.broken},
         notes=tuple(notes),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        stack=at.stack.name,
         answers=Answers(nearest_miss=miss),
     )

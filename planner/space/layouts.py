@@ -30,9 +30,7 @@ class Options:
     partial_recompute: bool = True
     schedules: tuple[str, ...] = field(default_factory=lambda: tuple(SCHEDULES))
     offload: tuple[str, ...] = ("none", "optimizer", "activations")
-    orders: tuple[str, ...] = ("pipeline outermost", "data outermost")
     shard_degrees: tuple[int, ...] = ()
-    max_micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +143,14 @@ def _variants(
     at: Setting, options: Options, tensor: int, context: int, pipeline: int, data: int
 ) -> Iterator[tuple[int, ...]]:
     """Sequence parallelism, sharding, offload, order and ends of the pipeline that make sense for these degrees."""
-    orders = [0] if "pipeline outermost" in options.orders or pipeline == 1 else []
-    if "data outermost" in options.orders and pipeline > 1 and data > 1 and at.num_devices > at.fast_domain:
-        orders.append(1)
+    data_outside = (0, 1) if pipeline > 1 and data > 1 and at.num_devices > at.fast_domain else (0,)
     offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
     for sequence_parallel in (0, 1) if tensor > 1 else (0,):
         for zero, shard in _shardings(at, options, data, context, pipeline):
             for offload in offloads:
-                for order in orders:
+                for outside in data_outside:
                     for ends in _ends(at.model.num_layers, pipeline):
-                        yield (sequence_parallel, zero, shard, *offload, order, *ends)
+                        yield (sequence_parallel, zero, shard, *offload, outside, *ends)
 
 
 def _shardings(at: Setting, options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,8 @@ import numpy as np
 from planner.cost.error_bands import band, spread
 from planner.cost.unit_costs import ingredients_of
 from planner.measured.explain import MAX_SPANS
-from planner.prediction import KINDS, PARTS, Prediction, Span
+from planner.parts import PART_NAMES
+from planner.prediction import KINDS, Prediction, Span
 from planner.published.learn import predict, total_seconds
 from planner.schedules.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling
@@ -56,7 +57,7 @@ def _prediction(
     own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
     where = (0, place.micro_batch, place.schedule, place.recompute)
     step = float(step_seconds(own)[where]) + added
-    parts = dict.fromkeys(PARTS, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
+    parts = dict.fromkeys(PART_NAMES, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
     if place in replayed:
         found = replayed[place]
         parts["bubble"] = found.silent_seconds - found.busy_seconds

@@ -14,9 +14,9 @@ from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
-from profiles.machines.stacks import Stack, load_stack
+from profiles.machines.stacks import THIS_PROGRAM, Stack, load_stack
 from profiles.models.sizes import ModelSizes
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import Flags
 from profiles.units import GB, GIB
 
 _HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name != "model"}
@@ -66,7 +66,7 @@ def setting(
     num_devices: int,
     global_batch_size: int,
     sequence_length: int,
-    stack: str = "trainwright",
+    stack: str = THIS_PROGRAM,
     precision: str = "bf16",
     cluster: Cluster | None = None,
     codec: str = "none",
@@ -150,8 +150,3 @@ def _codec_columns(at: Setting) -> dict[str, float]:
         "codec_decode_passes": own.decode_passes,
         "codec_message_bytes": own.bucket_bytes(weights) if own.gathered else 0.0,
     }
-
-
-def as_floats(*columns: object) -> tuple[Array, ...]:
-    """Columns as floats, which is what jobs are made of."""
-    return tuple(np.asarray(column, dtype=np.float64) for column in columns)

@@ -56,8 +56,7 @@ class Variants:
 def variants(at: Setting, options: Options, pipeline: int, data: int, stage_layers: int) -> Variants:
     """Every micro-batch that divides a replica's batch, every schedule and every count of recomputed layers."""
     local = at.global_batch_size // data
-    sizes = [size for size in divisors(local) if not options.max_micro_batch or size <= options.max_micro_batch]
-    micro = np.array(sizes, dtype=np.float64)
+    micro = np.array(divisors(local), dtype=np.float64)
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from planner.prediction import PlanFile
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
     from planner.terminal.show_answers import lines, notes
-    from profiles.terminal.tables import plain_table, print_table
-    from profiles.units import format_bytes, format_count, format_percent, format_seconds
+    from profiles.terminal.tables import print_table
+    from profiles.units import format_bytes, format_count
 
     best = result.candidates[0]
     # A name of pools counts their devices itself.
@@ -26,25 +27,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     )
     for note in (*result.notes, *notes(result.answers)):
         out.print(f"note: {note}")
-    table = plain_table()
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("plan")
-    for name in ("step", "tok/s", "MFU", "GiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", min_width=20)
-    for candidate in result.candidates:
-        prediction = candidate.prediction
-        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
-        table.add_row(
-            str(candidate.rank),
-            candidate.plan.id,
-            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
-            format_count(prediction.tokens_per_second),
-            format_percent(prediction.mfu),
-            f"{prediction.peak_bytes / 2**30:.3g}",
-            candidate.verdict + ("" if candidate.executable else " (simulate only)"),
-        )
-    print_table(table, out, named_by=1)
+    print_table(_plans(result), out, named_by=1)
     out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
     kinds = ", ".join(
         f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
@@ -62,8 +45,40 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
         out.print(f"written to {output}; {_next_step(result, output)}")
 
 
+def _plans(result: PlanFile) -> Table:
+    """The table of plans."""
+    from profiles.machines.stacks import THIS_PROGRAM
+    from profiles.terminal.tables import plain_table
+    from profiles.units import format_count, format_percent, format_seconds
+
+    is_for_others = result.stack != THIS_PROGRAM
+    table = plain_table()
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("plan")
+    for name in ("step", "tok/s", "MFU", "GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", min_width=20)
+    for candidate in result.candidates:
+        prediction = candidate.prediction
+        half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
+        table.add_row(
+            str(candidate.rank),
+            candidate.plan.id,
+            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
+            format_count(prediction.tokens_per_second),
+            format_percent(prediction.mfu),
+            f"{prediction.peak_bytes / 2**30:.3g}",
+            candidate.verdict + ("" if candidate.executable or is_for_others else " (simulate only)"),
+        )
+    return table
+
+
 def _next_step(result: PlanFile, output: Path) -> str:
     """What can be done with the plan file: `execute` runs its best plan that is not simulate only."""
+    from profiles.machines.stacks import THIS_PROGRAM
+
+    if result.stack != THIS_PROGRAM:
+        return f"its plans are for {result.stack}"
     best = next((candidate for candidate in result.candidates if candidate.executable), None)
     if best is None:
         return "no plan in it can be run (simulate only): plan again without --simulate for plans that can"

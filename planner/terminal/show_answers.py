@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
 from planner.prediction import PlanFile
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
 
 # Parts whose difference is less than this share of the best plan's step are not worth a line.
@@ -32,7 +33,7 @@ def lines(file: PlanFile) -> Iterator[str]:
     if answers.cost is not None:
         yield _cost(answers.cost)
     if answers.why_not is not None:
-        yield from _why_not(answers.why_not, file.candidates[0].prediction.step_seconds)
+        yield from _why_not(answers.why_not, file)
     if answers.simulated:
         yield "by event simulation, with links shared and overlaps played out:"
         for played in answers.simulated:
@@ -75,7 +76,7 @@ def _cost(cost: Cost) -> str:
     return f"{words}, {amount}" + (f" ({cost.price_date})" if cost.price_date else "") + f"; {failures}"
 
 
-def _why_not(found: WhyNot, best_seconds: float) -> Iterator[str]:
+def _why_not(found: WhyNot, file: PlanFile) -> Iterator[str]:
     if not found.is_legal:
         yield f"{found.asked}: not legal; {found.rule}"
         return
@@ -86,7 +87,9 @@ def _why_not(found: WhyNot, best_seconds: float) -> Iterator[str]:
     held, room = format_bytes(found.peak_bytes or 0.0), format_bytes(found.memory_bytes or 0.0)
     yield f"fits: {found.plan} takes {held} of {room}"
     behind = found.behind_fraction or 0.0
-    if not found.refusal:
+    if file.stack != THIS_PROGRAM:
+        pass
+    elif not found.refusal:
         yield "can be run"
     elif behind < 0:
         yield f"faster than the best plan, but simulate only: {found.refusal}"
@@ -95,7 +98,7 @@ def _why_not(found: WhyNot, best_seconds: float) -> Iterator[str]:
     yield f"{format_seconds(found.step_seconds or 0.0)} a step, {format_percent(behind, signed=True)}: {found.verdict}"
     for part in sorted(found.difference_seconds, key=lambda part: -abs(found.difference_seconds[part])):
         lost = found.difference_seconds[part]
-        if abs(lost) > WORTH_A_LINE_FRACTION * best_seconds:
+        if abs(lost) > WORTH_A_LINE_FRACTION * file.candidates[0].prediction.step_seconds:
             yield f"  {part}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
 
 

@@ -10,6 +10,8 @@ from profiles.catalog import CATALOG
 from profiles.errors import UnknownNameError
 
 FOLDER = CATALOG / "stacks"
+# The stack whose plans `execute` carries out.
+THIS_PROGRAM = "trainwright"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,8 @@ class Stack:
     """One program that trains; `sources` says whence each number is.
 
     `group`: stacks whose layers are written alike, so that runs of one tell of the others: "megatron" fuses by hand,
-    "native" runs PyTorch's own operators, "compiler" leaves it to a compiler.
+    "native" runs PyTorch's own operators, "compiler" leaves it to a compiler. `schedules`: which pipeline schedules it
+    has, of those that the planner knows; none named are all that torch.distributed.pipelining has.
     """
 
     __pydantic_config__ = STRICT
@@ -160,6 +163,7 @@ class Stack:
     title: str
     group: str
     habits: StackHabits
+    schedules: tuple[str, ...] = ()
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas
 import plotly.graph_objects as go
 
+from planner.parts import PARTS
 from profiles.units import GIB, KIB, MIB
 from reports.frames import MEASURED, MEASURED_PEAK, NOT_SPLIT, PREDICTED
 
@@ -30,16 +31,24 @@ class Style(NamedTuple):
     pattern: str = ""
 
 
+# Colour and pattern of each part of a step.
+PART_FILLS: Final = {
+    "compute": ("#0072B2", ""),
+    "recompute": ("#56B4E9", ""),
+    "bubble": ("#BDBDBD", "."),
+    "tensor_comm": ("#D55E00", ""),
+    "context_comm": ("#F0B08A", "/"),
+    "expert_comm": ("#A33F00", "\\"),
+    "data_comm": ("#E69F00", "/"),
+    "pipeline_comm": ("#C9B400", "\\"),
+    "codec": ("#CC79A7", ""),
+    "offload": ("#117733", "x"),
+    "optimizer": ("#009E73", ""),
+    "host": ("#7B4FA3", ""),
+    "stragglers": ("#8C8C8C", "/"),
+}
 PART_STYLES: Final[dict[str, Style]] = {
-    "compute": Style("compute", "#0072B2"),
-    "recompute": Style("recomputation", "#56B4E9"),
-    "bubble": Style("pipeline bubble", "#BDBDBD", "."),
-    "tensor_comm": Style("exposed tensor communication", "#D55E00"),
-    "data_comm": Style("exposed data communication", "#E69F00", "/"),
-    "pipeline_comm": Style("exposed pipeline communication", "#C9B400", "\\"),
-    "codec": Style("codec", "#CC79A7"),
-    "optimizer": Style("optimizer", "#009E73"),
-    "host": Style("host", "#7B4FA3"),
+    **{part.name: Style(part.title, *PART_FILLS[part.name]) for part in PARTS},
     NOT_SPLIT: Style("not split further", "#9E9E9E", "x"),
 }
 KIND_STYLES: Final[dict[str, Style]] = {

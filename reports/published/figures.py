@@ -17,13 +17,6 @@ from reports.published.rows import PublishedRun
 # Above this many runs a figure shows no mark per run where a summary says the same.
 MANY: Final = 300
 BAND_OPACITY: Final = 0.28
-STYLES: Final[dict[str, Style]] = {
-    **PART_STYLES,
-    "context_comm": Style("exposed context communication", "#F0B08A", "/"),
-    "expert_comm": Style("exposed expert communication", "#A33F00", "\\"),
-    "offload": Style("offload", "#117733", "x"),
-    "stragglers": Style("waiting for the slowest", "#8C8C8C", "/"),
-}
 OTHER: Final = Style("other", "#9E9E9E", "x")
 COLOURS: Final = (
     *(colour for colour, _ in PLAN_MARKERS), "#8C510A", "#117733", "#882255", "#44AA99", "#999933",
@@ -238,13 +231,13 @@ def parts(runs: Sequence[PublishedRun]) -> go.Figure:
     counts = [f" #{ids[: index + 1].count(name)}" if ids.count(name) > 1 else "" for index, name in enumerate(ids)]
     labels = [f"{html.escape(name)}{count} " for name, count in zip(ids, counts, strict=True)]
     names = list(dict.fromkeys(name for run in runs for name in run.forecast.seconds))
-    known = [name for name in STYLES if name in names]
-    for name in known + [name for name in names if name not in STYLES]:
-        style = STYLES.get(name, OTHER)
+    known = [name for name in PART_STYLES if name in names]
+    for name in known + [name for name in names if name not in PART_STYLES]:
+        style = PART_STYLES.get(name, OTHER)
         shares = [100 * _part(run.forecast.seconds, name) / _whole(run) for run in runs]
         if not any(share > 0 for share in shares):
             continue
-        title = style.name if name in STYLES else html.escape(name)
+        title = style.name if name in PART_STYLES else html.escape(name)
         figure.add_trace(
             go.Bar(
                 x=[round(share, 3) for share in shares],

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from profiles.units import format_bytes, format_percent, format_seconds
+from reports.pages.figures import PART_STYLES
 from reports.pages.html import Picture
 from reports.published import figures
 from reports.published.rows import PublishedRun
@@ -144,7 +145,7 @@ def parts_table(runs: Sequence[PublishedRun]) -> Table:
     seconds = _or_dash(format_seconds)
     return Table(
         caption="Predicted seconds by part, their sum, and the measured step",
-        header=("row", *(figures.STYLES[name].name if name in figures.STYLES else name for name in names),
+        header=("row", *(PART_STYLES[name].name if name in PART_STYLES else name for name in names),
                 "predicted", "measured"),
         rows=tuple(
             (

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.groups import seconds
+from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
 from planner.cost.job import Jobs
 from profiles.laws.collectives import Fabric
 from profiles.models.transformer import Array
-
-MESSAGE_ELEMENT_BYTES = 2.0
 
 
 def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:

@@ -11,6 +11,9 @@ from planner.cost.job import Jobs
 from profiles.laws.collectives import Collective, Fabric, collective_seconds
 from profiles.models.transformer import Array
 
+# Activations travel in 16 bits, whatever products are computed in.
+MESSAGE_ELEMENT_BYTES = 2.0
+
 
 def members_inside(jobs: Jobs, size: Array, stride: Array) -> Array:
     """How many of a group's `size` members, `stride` ranks apart, share a fast domain.

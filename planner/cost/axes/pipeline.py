@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.groups import pipeline_stride, seconds
+from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
 from profiles.laws.collectives import Fabric
 from profiles.models.transformer import Array
-
-MESSAGE_ELEMENT_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,44 @@
+"""What a training step's seconds consist of: one record per part, from which tables, bands and figures derive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One source of seconds: its `name` in files, its `title` for readers.
+
+    `spread` is the standard deviation (of the logarithm) of what it is predicted to take; parts err apart from each
+    other. `is_communication` tells whether it is time on links, or spent so that less is.
+    """
+
+    name: str
+    title: str
+    spread: float
+    is_communication: bool = False
+
+
+# They add up to the step.
+PARTS = tuple(
+    Part(name=name, title=title, spread=spread, is_communication=is_communication)
+    for name, title, spread, is_communication in (
+        ("compute", "compute", 0.06, False),
+        ("recompute", "recomputation", 0.08, False),
+        ("bubble", "pipeline bubble", 0.12, False),
+        ("tensor_comm", "tensor-parallel communication", 0.2, True),
+        ("context_comm", "context-parallel communication", 0.3, True),
+        ("expert_comm", "expert-parallel communication", 0.35, True),
+        ("data_comm", "exposed gradient exchange", 0.35, True),
+        ("pipeline_comm", "pipeline messages", 0.4, True),
+        ("codec", "gradient codec", 0.5, True),
+        ("offload", "offloading", 0.4, False),
+        ("optimizer", "optimizer", 0.25, False),
+        ("host", "host launches", 0.25, False),
+        ("stragglers", "stragglers", 0.8, False),
+    )
+)
+PART_NAMES = tuple(part.name for part in PARTS)
+PART_TITLES = {part.name: part.title for part in PARTS}
+PART_SPREADS = {part.name: part.spread for part in PARTS}
+COMMUNICATION = tuple(part.name for part in PARTS if part.is_communication)
