@@ -152,12 +152,12 @@ def _bubble(costs: StepCosts, slowest: Array) -> Array:
 
 def _exchange(costs: StepCosts, passing: Array, factors: Factors) -> Array:
     """Gradients and parameters exchanged once a step, as far as passes do not hide them."""
-    gradients = _beside(costs.gradients, passing * (1 - FORWARD_SHARE), costs.overlaps_gradients, factors)
-    parameters = _beside(costs.parameters, passing * FORWARD_SHARE, costs.overlaps_parameters, factors)
+    gradients = exposed_exchange(costs.gradients, passing * (1 - FORWARD_SHARE), costs.overlaps_gradients, factors)
+    parameters = exposed_exchange(costs.parameters, passing * FORWARD_SHARE, costs.overlaps_parameters, factors)
     return np.asarray(gradients * costs.num_exchanges + parameters)
 
 
-def _beside(seconds: Array, passing: Array, overlaps: Flags, factors: Factors) -> Array:
+def exposed_exchange(seconds: Array, passing: Array, overlaps: Flags, factors: Factors) -> Array:
     """What messages add to the passes beside which they are sent, where the software overlaps them."""
     if not np.any(overlaps) or not np.any(seconds):
         return seconds

@@ -11,8 +11,9 @@ from planner.cost.factors import load_learned
 from planner.measured.explain import verdict
 from planner.mixed.found import Found, of_replicas, of_stages
 from planner.mixed.mixture import Mixture, legal_rows
+from planner.mixed.replayed_stages import best_across_stages
 from planner.mixed.replicas import Shared, share
-from planner.mixed.stages import best_across_stages, deal
+from planner.mixed.stages import deal
 from planner.prediction import Candidate, PlanFile
 from planner.space.answers import is_executable, why_not_run
 from planner.space.explore import NO_ROOM

@@ -13,8 +13,9 @@ from planner.cost.layers import Pass
 from planner.cost.memory.footprint import Footprint
 from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
+from planner.mixed.replayed_stages import Timed, layers_of
 from planner.mixed.replicas import Shared
-from planner.mixed.stages import Timed, bytes_by_part, layers_of
+from planner.mixed.stages import bytes_by_part
 from planner.parts import PART_NAMES
 from planner.plans import Plan, Recompute
 from planner.prediction import KINDS, Prediction

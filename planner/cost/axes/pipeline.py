@@ -79,14 +79,6 @@ def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -
     return np.asarray(schedule_of(schedule).bubble_left(pipeline, forward, weight))
 
 
-def open_chunks(schedule: Names, pipeline: Array, chunks: Array, count: Array) -> Array:
-    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job."""
-    result = np.ones(np.shape(schedule))
-    for name in np.unique(schedule):
-        result = np.where(schedule == name, schedule_of(str(name)).open_chunks(pipeline, chunks, count), result)
-    return result
-
-
 def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Array) -> Array:
     """The same where plans differ in their schedules, along the first axis of `schedules`. Shapes: broadcast."""
     names = np.unique(schedules)
@@ -99,6 +91,14 @@ def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Arra
         which = np.flatnonzero(schedules.reshape(-1) == name)
         left = np.moveaxis(bubble_left(str(name), pipeline, forward, weight), axis, 0)
         of_schedule[which] = left[which] if len(left) > 1 else left
+    return result
+
+
+def open_chunks(schedule: Names, pipeline: Array, chunks: Array, count: Array) -> Array:
+    """Chunks of a rank whose backward passes have begun and are not done, at the most. Shapes: one entry per job."""
+    result = np.ones(np.shape(schedule))
+    for name in np.unique(schedule):
+        result = np.where(schedule == name, schedule_of(str(name)).open_chunks(pipeline, chunks, count), result)
     return result
 
 
