@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
-from planner.cost.memory.footprint import loss_bytes
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, StageCosts, reserved_bytes
-from planner.cost.memory.stage_states import StageContent, StageStates
+from planner.cost.memory.peak import StageCosts, reserved_bytes
+from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
-from planner.space.tables import StageTable
+from planner.space.stage_table import STATES, StageTable
 from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(4)
@@ -39,7 +36,8 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
     waits = own.choices.waits[columns]
-    if waits.any():
+    # The last but one of two stages is the first.
+    if waits.any() and not own.is_any(shared.jobs.pipeline == 2):
         waiting = _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
         result[:, :, waits] = np.maximum(result[:, :, waits], waiting)
     return result
@@ -47,80 +45,69 @@ def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
 
 def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
     """Bytes of one stage at its fullest, with context and communicators."""
-    held = reserved_bytes(_costs(own, stages, place, columns)) + own.each(own.tables.shared.rules.context_bytes)
+    stage = stages.at(place, own.layouts)
+    held = reserved_bytes(_costs(own, stage, place, columns)) + stage["context_bytes"]
     shape = own.shape
     return np.broadcast_to(held, (*shape[:2], len(columns), shape[3]))
 
 
-def _costs(own: Block, stages: StageTable, place: int, columns: Ints) -> StageCosts:
+def _costs(own: Block, stage: dict[str, Array], place: int, columns: Ints) -> StageCosts:
     """What the law of the peak reads of one stage of a block's plans."""
-    shared, choices, content = own.tables.shared, own.choices, stages.contents[place]
-    jobs, rules = shared.jobs, shared.rules
-    hidden_size = own.tables.at.model.transformer.hidden_size[0]
-    kept, largest, backward = _kept(own, content)
-    tokens, vocabulary = own.of(own.tables.layers.tokens), shared.layer.vocabulary
-    whole = tokens * own.each(hidden_size * rules.element_bytes)
-    hidden = whole / own.each(np.where(jobs.sequence_parallel, jobs.tensor, 1.0))
-    logits_per_token = own.each(vocabulary * content.is_last / hidden_size)
-    ends = content.is_first.astype(float) + content.is_last
-    count, chunks = choices.count[:, None, None], choices.chunks[columns][:, None]
+    choices = own.choices
+    kept, largest, backward = _kept(own, stage)
+    tokens = own.of(own.tables.layers.tokens)
+    hidden, num_logits = tokens * stage["hidden_per_token"], tokens * stage["logits_per_token"]
     held = choices.held[place][:, columns, None]
-    num_logits = tokens * logits_per_token
     return StageCosts(
-        states=_each_state(own, stages.states[place]),
+        states=StageStates(**{name: stage[name] for name in STATES}),
         kept=kept,
         largest=largest,
         backward=backward,
         in_flight=held,
-        offloads=own.each_flag(jobs.activation_offload),
+        offloads=own.each_flag(own.tables.shared.jobs.activation_offload),
         again=np.where(choices.method == METHODS.index("full"), choices.share, 0.0),
         hidden=hidden,
-        gathered=np.where(own.each_flag(jobs.sequence_parallel), 2 * whole, 0.0),
+        gathered=tokens * stage["gathered_per_token"],
         num_logits=num_logits,
-        loss_logit=own.each(loss_bytes(jobs, rules)),
-        head_logit=own.each(rules.head_logit_bytes),
-        waiting_logit=own.each(KEPT_LOGIT_BYTES + rules.element_bytes),
+        loss_logit=stage["loss_logit"],
+        head_logit=stage["head_logit"],
+        waiting_logit=stage["waiting_logit"],
         num_waiting=np.where(choices.forwards_first[columns][:, None], held - 1, 0.0),
-        is_last=own.each_flag(content.is_last),
-        head_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_last),
-        embedding_gradient=own.each(vocabulary * rules.head_gradient_bytes * content.is_first),
-        num_microbatches=count,
-        chunks=chunks,
+        is_last=stage["is_last"] > 0,
+        head_gradient=stage["head_gradient"],
+        embedding_gradient=stage["embedding_gradient"],
+        num_microbatches=choices.count[:, None, None],
+        chunks=choices.chunks[columns][:, None],
         opened=choices.opened[:, columns, None],
-        received=_received(own, content, columns, hidden),
-        workspace=own.each(rules.workspace_bytes),
-        buckets=own.each(np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)),
-        fixed_slack=own.each(vocabulary * rules.element_bytes * ends * rules.vocabulary_slack)
-        + num_logits * own.each(rules.element_bytes * rules.logit_slack),
-        working_slack=own.each(rules.working_slack),
+        received=_received(own, stage, columns, hidden),
+        workspace=stage["workspace"],
+        buckets=stage["buckets"],
+        fixed_slack=stage["vocabulary_slack"] + num_logits * stage["logit_slack"],
+        working_slack=stage["working_slack"],
     )
 
 
-def _each_state(own: Block, states: StageStates) -> StageStates:
-    return StageStates(**{field.name: own.each(getattr(states, field.name)) for field in fields(StageStates)})
-
-
-def _kept(own: Block, content: StageContent) -> tuple[Array, Array, Array]:
+def _kept(own: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
     layers = own.tables.layers
     whole = largest = backward = np.zeros((1, 1, 1, 1))
     for kind, table in layers.kept.items():
-        count = own.each(content.dense_layers if kind == "dense" else content.routed_layers)
+        count = stage["dense_layers" if kind == "dense" else "routed_layers"]
         kept = own.mixed(own.of(table))
         whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
         # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.
-        own_backward = own.of(layers.backward[kind])[..., own.choices.method]
-        backward = np.where(count > 0, own_backward, backward)
+        of_layer = own.of(layers.backward[kind])[..., own.choices.method]
+        backward = np.where(count > 0, of_layer, backward)
     return whole, largest, backward
 
 
-def _received(own: Block, content: StageContent, columns: Ints, hidden: Array) -> Array:
+def _received(own: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:
     """What a pipeline's messages of a whole step take, where they are allotted at once. Shapes: (g, m, s, 1)."""
-    jobs, rules = own.tables.shared.jobs, own.tables.shared.rules
-    if not own.is_any(rules.receives_whole_step & (jobs.pipeline > 1)):
+    shared = own.tables.shared
+    if not own.is_any(shared.rules.receives_whole_step) or own.is_any(shared.jobs.pipeline == 1):
         return np.zeros((1, 1, 1, 1))
-    first, last = own.each(content.is_first.astype(float)), own.each(content.is_last.astype(float))
     chunks = own.choices.chunks[columns][:, None]
     waits = own.choices.waits[columns][:, None]
-    left = np.where(waits, chunks - first, 0.0)
-    return np.asarray(hidden * own.choices.count[:, None, None] * (2 * chunks - first - last + left))
+    left = np.where(waits, chunks - stage["is_first"], 0.0)
+    messages = 2 * chunks - stage["is_first"] - stage["is_last"] + left
+    return np.asarray(hidden * own.choices.count[:, None, None] * messages)

@@ -19,11 +19,7 @@ from planner.cost.layers import edge_pass, layer_work, weight_seconds
 from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_states import (
     LayerParameters,
-    StageContent,
-    StageStates,
     layer_parameters,
-    stage_content,
-    stage_states,
 )
 from planner.cost.once import (
     codec_seconds,
@@ -35,10 +31,10 @@ from planner.cost.once import (
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Ingredients, ingredients_of
-from planner.schedules.steps import STAGES_OF_V
-from planner.space.layouts import Ints, Layouts, divisors
+from planner.space.layouts import Ints, Layouts
 from planner.space.question import Setting, jobs_of
-from planner.space.schedule_choices import METHODS, NUM_PLACES, fullest_stages, num_leading
+from planner.space.schedule_choices import METHODS
+from planner.space.stage_table import StageTable, stage_tables
 from profiles.models.transformer import Array
 
 KINDS = ("dense", "moe")
@@ -168,18 +164,6 @@ def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageTable:
-    """What some stages of every layout hold, those of `fullest_stages`, with `chunks` model chunks on a rank.
-
-    Shapes: one entry per layout in each of them; `state_bytes` are all states with what is fixed beside.
-    """
-
-    contents: tuple[StageContent, ...]
-    states: tuple[StageStates, ...]
-    state_bytes: tuple[Array, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutTable:
     """What a layout decides alone. Shapes: one entry per layout.
 
@@ -234,37 +218,8 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         host_link_rate=made.host_link_rate,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},
         layer=layer,
-        stages={
-            (chunks, is_v): _stage_table(at, layouts, jobs, rules, layer, chunks, is_v)
-            for chunks in _chunk_counts(at, layouts)
-            for is_v in (False, True)
-            if not is_v or chunks in (1, STAGES_OF_V)
-        },
+        stages=stage_tables(at, layouts, jobs, rules, layer),
     )
-
-
-def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
-    """Numbers of chunks that make a difference: all that any schedule may have where dense layers lead."""
-    if not num_leading(at):
-        return [1]
-    stages = {-(-at.model.num_layers // degree) for degree in set(layouts.pipeline.tolist())}
-    return sorted({1, STAGES_OF_V, *(chunks for layers in stages for chunks in divisors(layers))})
-
-
-def _stage_table(
-    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int, is_v: bool
-) -> StageTable:
-    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
-    places = {
-        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
-        for degree in set(layouts.pipeline.tolist())
-    }
-    columns = np.array([places[degree] for degree in layouts.pipeline.tolist()]).reshape(-1, NUM_PLACES).T
-    contents = tuple(stage_content(jobs, rules, column, is_v) for column in columns)
-    states = tuple(stage_states(jobs, rules, layer, content) for content in contents)
-    buckets = np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0)
-    held = tuple(own.parameters + own.gradients + own.optimizer + rules.workspace_bytes + buckets for own in states)
-    return StageTable(contents=contents, states=states, state_bytes=held)
 
 
 def layout_jobs(at: Setting, layouts: Layouts) -> Jobs:

@@ -1,0 +1,108 @@
+"""What some stages of every layout hold, priced once; blocks of plans gather from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from planner.cost.memory.footprint import loss_bytes
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES
+from planner.cost.memory.stage_states import LayerParameters, StageContent, StageStates, stage_content, stage_states
+from planner.cost.software_memory import MemoryRules
+from planner.schedules.steps import STAGES_OF_V
+from planner.space.layouts import Ints, Layouts, divisors
+from planner.space.question import Setting
+from planner.space.schedule_choices import NUM_PLACES, fullest_stages, num_leading
+from profiles.models.transformer import Array
+
+STATES = tuple(field.name for field in fields(StageStates))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTable:
+    """What the stages of `fullest_stages` hold, with one number of model chunks on a rank.
+
+    `columns` by place: rows of numbers, each with an entry per layout, whose `names` are those of StageStates and of
+    what `_numbers` has. Shapes: (number, layout). `state_bytes` by place: states with what is fixed beside. (layout,)
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[Array, ...]
+    state_bytes: tuple[Array, ...]
+
+    def at(self, place: int, layouts: Ints) -> dict[str, Array]:
+        """The numbers of some layouts. Shapes: (layout, 1, 1, 1)."""
+        taken = self.columns[place][:, layouts, None, None, None]
+        return dict(zip(self.names, taken, strict=True))
+
+
+def stage_tables(
+    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters
+) -> dict[tuple[int, bool], StageTable]:
+    """Tables by number of chunks, and whether they go through a V."""
+    return {
+        (chunks, is_v): _stage_table(at, layouts, jobs, rules, layer, chunks, is_v)
+        for chunks in _chunk_counts(at, layouts)
+        for is_v in (False, True)
+        if not is_v or chunks in (1, STAGES_OF_V)
+    }
+
+
+def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
+    """Numbers of chunks that make a difference: all that any schedule may have where dense layers lead."""
+    if not num_leading(at):
+        return [1]
+    stages = {-(-at.model.num_layers // degree) for degree in set(layouts.pipeline.tolist())}
+    return sorted({1, STAGES_OF_V, *(chunks for layers in stages for chunks in divisors(layers))})
+
+
+def _stage_table(
+    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int, is_v: bool
+) -> StageTable:
+    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
+    places = {
+        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
+        for degree in set(layouts.pipeline.tolist())
+    }
+    stages = np.array([places[degree] for degree in layouts.pipeline.tolist()]).reshape(-1, NUM_PLACES).T
+    columns, held = [], []
+    names: tuple[str, ...] = ()
+    for stage in stages:
+        content = stage_content(jobs, rules, stage, is_v)
+        states = stage_states(jobs, rules, layer, content)
+        numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
+        names = tuple(numbers)
+        columns.append(np.stack([np.broadcast_to(values, len(jobs)) for values in numbers.values()]))
+        fixed = numbers["workspace"] + numbers["buckets"]
+        held.append(states.parameters + states.gradients + states.optimizer + fixed)
+    return StageTable(names=names, columns=tuple(columns), state_bytes=tuple(held))
+
+
+def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: StageContent) -> dict[str, Array]:
+    """What the law of the peak reads of a stage beside its states; `per_token` of a micro-batch."""
+    vocabulary, hidden_size = layer.vocabulary, jobs.model.hidden_size
+    first, last = content.is_first.astype(float), content.is_last.astype(float)
+    token = hidden_size * rules.element_bytes
+    is_split = jobs.sequence_parallel.astype(float)
+    return {
+        "dense_layers": content.dense_layers,
+        "routed_layers": content.routed_layers,
+        "is_first": first,
+        "is_last": last,
+        "hidden_per_token": token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
+        "gathered_per_token": 2 * token * is_split,
+        "logits_per_token": vocabulary * last / hidden_size,
+        "loss_logit": loss_bytes(jobs, rules),
+        "head_logit": rules.head_logit_bytes,
+        "waiting_logit": KEPT_LOGIT_BYTES + rules.element_bytes,
+        "head_gradient": vocabulary * rules.head_gradient_bytes * last,
+        "embedding_gradient": vocabulary * rules.head_gradient_bytes * first,
+        "workspace": rules.workspace_bytes,
+        "buckets": np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
+        "vocabulary_slack": vocabulary * rules.element_bytes * (first + last) * rules.vocabulary_slack,
+        "logit_slack": rules.element_bytes * rules.logit_slack,
+        "working_slack": rules.working_slack,
+        "context_bytes": rules.context_bytes,
+    }
