@@ -10,6 +10,7 @@ from pathlib import Path
 from planner.answers import Answers, PoolAlone
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from planner.prediction import PlanFile
+from planner.schedules.registry import torch_names
 from planner.space.answers import Answer, answer
 from planner.space.beside import Questions, answers_to
 from planner.space.compare_questions import try_settings
@@ -145,7 +146,7 @@ def answer_to(
     questions = questions or Questions()
     is_long = questions.sensitivity or questions.trace_file is not None
     searching, answering = pieces(on_progress, (SEARCH_SHARE, 1 - SEARCH_SHARE) if is_long else (1.0, 0.0))
-    options = Options(schedules=load_stack(request.stack).schedules)
+    options = Options(schedules=load_stack(request.stack).schedules or torch_names())
     options = options if request.simulate else replace(options, offload=("none",))
     if request.all_file is None:
         space, found = try_settings(settings, options, request.simulate, searching)

@@ -27,7 +27,6 @@ from planner.space.replay_best import retimed
 from planner.space.to_plans import best_places, plan_of
 from profiles import artifacts
 from profiles.errors import ArtifactError, PlanError
-from profiles.machines.stacks import load_stack, stack_names
 from tests.plan_builders import make_plan_file
 from tests.test_replay import longest_path
 from tests.test_space import job_of, make
@@ -135,7 +134,9 @@ def test_it_is_refused_where_it_cannot_be(monkeypatch):
     plan = Plan(pipeline_parallel=2, schedule=NAME, stage_bounds=(0, 4), micro_batch_size=1, num_microbatches=4)
     planned_only = f"plan schedule={NAME}: planned only, no schedule of torch is like it, use 1f1b"
     assert refusal(plan, facts, 32) == planned_only
+    assert NAME not in registry.torch_names()
     monkeypatch.setitem(registry.SCHEDULES, NAME, replace(EAGER, torch_class="Schedule1F1B"))
+    assert NAME in registry.torch_names()
     assert refusal(plan, facts, 32) == ""
     several = replace(plan, virtual_stages=2, stage_bounds=(0, 2, 4, 6))
     words = f"plan virtual_stages=2: {NAME} has one stage per rank, use virtual_stages=1 or interleaved-1f1b"
@@ -156,9 +157,3 @@ def test_schedules_of_published_runs_alone_are_priced_and_not_planned():
         assert name not in registry.plan_names()
         with pytest.raises(PlanError, match=f"schedule {name} is known from published runs only"):
             registry.orders(Shape(name, 2, 1, 4))
-
-
-def test_stacks_hide_the_messages_of_schedules_that_there_are():
-    hidden = {name for stack in stack_names() for name in load_stack(stack).time.hides_messages_of}
-    assert hidden
-    assert hidden <= set(registry.SCHEDULES)

@@ -43,7 +43,7 @@ def read_layout(
         "overlap_tensor": cells.flag("overlap_tp", stack.habits.overlaps_tensor, noted=tensor > 1),
         "overlap_pipeline": cells.flag(
             "overlap_pp",
-            pipeline > 1 and rules.name in stack.time.hides_messages_of,
+            pipeline > 1 and rules.name in stack.habits.hides_messages_of,
             noted=pipeline > 1,
         ),
         "data_outside": False,

@@ -100,6 +100,11 @@ def plan_names() -> tuple[str, ...]:
     return (NONE, *SCHEDULES)
 
 
+def torch_names() -> tuple[str, ...]:
+    """The schedules that torch.distributed.pipelining carries out."""
+    return tuple(name for name, rules in SCHEDULES.items() if rules.torch_class)
+
+
 def published_names() -> tuple[str, ...]:
     """What a table of runs may have for its schedule."""
     return tuple(_by_name())

@@ -115,7 +115,7 @@ def num_leading(at: Setting) -> int:
 
 def hides_messages(at: Setting, name: str) -> bool:
     """Whether the software sends a schedule's messages beside the next micro-batch."""
-    return name in at.stack.time.hides_messages_of
+    return name in at.stack.habits.hides_messages_of
 
 
 def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) -> list[tuple[str, int]]:

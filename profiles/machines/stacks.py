@@ -28,7 +28,6 @@ class StackTime:
     gradients up; `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
-    `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
@@ -50,7 +49,6 @@ class StackTime:
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
     scatters_pipeline: bool = False
-    hides_messages_of: tuple[str, ...] = ()
     host_layer_us: float
     compiled_host_layer_us: float = 250.0
     host_step_ms: float
@@ -133,7 +131,8 @@ class StackMemory:
 class StackHabits:
     """What a stack does where a job does not say otherwise.
 
-    `overlaps_gradients`, `overlaps_parameters` and `overlaps_tensor`: whether it sends these beside compute.
+    `overlaps_gradients`, `overlaps_parameters` and `overlaps_tensor`: whether it sends these beside compute;
+    `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
     `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
     `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
     """
@@ -143,6 +142,7 @@ class StackHabits:
     overlaps_gradients: bool = True
     overlaps_parameters: bool = False
     overlaps_tensor: bool = False
+    hides_messages_of: tuple[str, ...] = ()
     splits_sequence: bool = False
     zero_stage: int = 0
     follows_stage_bounds: bool = False
@@ -154,7 +154,7 @@ class Stack:
 
     `group`: stacks whose layers are written alike, so that runs of one tell of the others: "megatron" fuses by hand,
     "native" runs PyTorch's own operators, "compiler" leaves it to a compiler. `schedules`: which pipeline schedules it
-    has, of those that the planner knows.
+    has, of those that the planner knows; none named are all that torch.distributed.pipelining has.
     """
 
     __pydantic_config__ = STRICT
@@ -163,7 +163,7 @@ class Stack:
     title: str
     group: str
     habits: StackHabits
-    schedules: tuple[str, ...]
+    schedules: tuple[str, ...] = ()
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]
