@@ -49,6 +49,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
 
 def _plans(result: PlanFile) -> Table:
     """The table of plans."""
+    from planner.terminal.show_answers import like_it
     from profiles.machines.stacks import THIS_PROGRAM
     from profiles.terminal.tables import plain_table
     from profiles.units import format_count, format_percent, format_seconds
@@ -62,10 +63,6 @@ def _plans(result: PlanFile) -> Table:
     table.add_column("why", min_width=20)
     for candidate in (candidate for candidate in result.candidates if not candidate.folded_into):
         prediction = candidate.prediction
-        like = ""
-        if candidate.num_folded:
-            within = format_percent(candidate.folded_within_fraction)
-            like = f"; {candidate.num_folded} like it within {within}"
         half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
         table.add_row(
             str(candidate.rank),
@@ -74,7 +71,9 @@ def _plans(result: PlanFile) -> Table:
             format_count(prediction.tokens_per_second),
             format_percent(prediction.mfu),
             f"{prediction.peak_bytes / 2**30:.3g}",
-            candidate.verdict + ("" if candidate.executable or is_for_others else " (simulate only)") + like,
+            candidate.verdict
+            + ("" if candidate.executable or is_for_others else " (simulate only)")
+            + like_it(candidate),
         )
     return table
 
