@@ -44,7 +44,7 @@ lint: install  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## Time the program itself.
+bench: install  ## Time the program itself, and hold it against what is recorded.
 	$(BIN)/python -m tests.bench
 
 numbers: install  ## Predict and run three dozen plans of all kinds in turns on this machine; errors and ranking.

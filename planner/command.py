@@ -82,7 +82,7 @@ def plan(
     target: Annotated[
         str | None, typer.Option(metavar="SHARES", help="What they may have, as size=0.5,latency=0.8,memory=1.")
     ] = None,
-    top: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Layouts to show and to write.")] = 10,
+    top: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Plans to show; like ones are written too.")] = 10,
     simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
     why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
     sensitivity: Annotated[

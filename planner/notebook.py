@@ -72,7 +72,8 @@ class Planned:
         return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
 
     def _repr_html_(self) -> str:
-        rows = "".join(_tr("td", _cells(candidate)) for candidate in self.file.candidates)
+        shown = (candidate for candidate in self.file.candidates if not candidate.folded_into)
+        rows = "".join(_tr("td", _cells(candidate)) for candidate in shown)
         notes = "".join(
             f"<li>{html.escape(note)}</li>" for note in (*self.notes, *show_answers.notes(self.file.answers))
         )
@@ -118,6 +119,7 @@ def _row(candidate: Candidate) -> dict[str, object]:
         "peak_bytes": prediction.peak_bytes,
         "fits": prediction.fits,
         "executable": candidate.executable,
+        "folded_into": candidate.folded_into,
         "why": candidate.verdict,
         **{f"{part}_seconds": seconds for part, seconds in prediction.seconds.items()},
         **{f"{kind}_bytes": held for kind, held in prediction.bytes_per_rank.items()},
@@ -132,7 +134,7 @@ def _cells(candidate: Candidate) -> Sequence[str]:
         f"{prediction.tokens_per_second:,.0f}",
         format_percent(prediction.mfu),
         format_bytes(prediction.peak_bytes),
-        candidate.verdict,
+        candidate.verdict + show_answers.like_it(candidate),
     )
 
 

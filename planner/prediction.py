@@ -68,7 +68,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A plan of the table: `verdict` says in a few words why it won, lost, or cannot run."""
+    """A plan of the table: `verdict` says in a few words why it won, lost, or cannot run.
+
+    One that differs from a better one in a single choice is not shown but `folded_into` that one's rank, 0 for those
+    that are shown; of the latter, `num_folded` are like it, and take at most `folded_within_fraction` longer.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -77,6 +81,9 @@ class Candidate:
     prediction: Prediction
     verdict: str
     executable: bool
+    folded_into: Whole = 0
+    num_folded: Whole = 0
+    folded_within_fraction: Amount = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

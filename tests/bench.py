@@ -1,15 +1,19 @@
-"""`make bench`: how fast the program itself is. Medians of repeats that take turns, with the spread and the machine."""
+"""`make bench`: how fast the program itself is. Medians of repeats that take turns, with the spread and the machine.
+
+Then held against what is recorded (tests/bench_gate.py): `--record` writes the record anew, `--quick` measures the
+search alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -31,27 +35,51 @@ from profiles.library import load_model, load_sizes, trace_model
 from profiles.machines.devices import load_device, machine_of
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.ranks.launcher import launch
+from tests.bench_gate import judge, most_memory_bytes, processor_seconds, record, workload_seconds
 from tests.pipeline_builders import random_seconds
 
 REPEATS = 7
 # Pipelines of 16 stages and 64 micro-batches.
 PIPELINES = (Shape("1f1b", 16, 1, 64), Shape("interleaved-1f1b", 8, 2, 64), Shape("zbv", 8, 2, 64))
 NUM_PLANS = 8192
+SPACE, SPACE_MEMORY = "a million plans of 175B on 4,096 A100", "MiB of the search of 175B on 4,096 A100"
+STEP = "simulate a step of 175B on 512 GPUs"
+# Of a search, after which the workload runs again.
+SECONDS_BETWEEN = 0.5
+# Global batches of the questions that are asked as commands, by the number of GPUs.
+COMMANDS = {64: "512", 1024: "2048", 131072: "131072"}
+GATED = (
+    SPACE, SPACE_MEMORY, STEP, *(f"replay of {shape.schedule}" for shape in PIPELINES),
+    *(f"plan, 70B on {gpus:,}" for gpus in COMMANDS),
+)  # fmt: skip
 
 
-def seconds_of(actions: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """Median seconds and spread (interquartile range / median) of each action, taken in turns after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for repeat in range(REPEATS + 1):
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median seconds with their spread (interquartile range / median); median processor seconds over the workload's."""
+
+    seconds: float
+    spread: float
+    ratio: float
+
+
+def timings(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """The time of each action, taken in turns after one warm-up, with the workload before and after every one."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
+    before = workload_seconds()
+    for repeat in range(repeats + 1):
         for name, action in actions.items():
-            start = time.perf_counter()
+            start, computed = time.perf_counter(), processor_seconds()
             action()
+            seconds, computed = time.perf_counter() - start, processor_seconds() - computed
+            after = workload_seconds()
             if repeat:
-                times[name].append(time.perf_counter() - start)
+                taken[name].append((seconds, computed / ((before + after) / 2)))
+            before = after
     result = {}
-    for name, taken in times.items():
-        low, middle, high = statistics.quantiles(taken, n=4)
-        result[name] = (middle, (high - low) / middle)
+    for name, pairs in taken.items():
+        low, middle, high = statistics.quantiles([seconds for seconds, _ in pairs], n=4)
+        result[name] = Timing(middle, (high - low) / middle, statistics.median(ratio for _, ratio in pairs))
     return result
 
 
@@ -99,11 +127,26 @@ def big_setting() -> Setting:
 
 
 def explore_big() -> None:
-    """The whole space of `big_setting` in a process of its own; prints plans, seconds, and the most memory held."""
-    start = time.perf_counter()
-    space = explore(big_setting(), Options())
-    seconds = time.perf_counter() - start
-    print(json.dumps([space.generated, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    """Print of the whole space of `big_setting`, in a process of its own: plans, seconds, ratio, most memory held.
+
+    The workload runs again and again between blocks of the search, and is not counted.
+    """
+    taken, wall, spent = [workload_seconds()], 0.0, 0.0
+    last = time.process_time()
+
+    def interleave(share: float, words: str) -> None:
+        nonlocal wall, spent, last
+        if time.process_time() - last < SECONDS_BETWEEN:
+            return
+        start, computed = time.perf_counter(), time.process_time()
+        taken.append(workload_seconds())
+        last = time.process_time()
+        wall, spent = wall + time.perf_counter() - start, spent + last - computed
+
+    start, computed = time.perf_counter(), time.process_time()
+    space = explore(big_setting(), Options(), on_progress=interleave)
+    seconds, computed = time.perf_counter() - start - wall, time.process_time() - computed - spent
+    print(json.dumps([space.generated, seconds, computed / statistics.mean(taken), most_memory_bytes()]))
 
 
 def one_job() -> Callable[[], object]:
@@ -114,8 +157,8 @@ def one_job() -> Callable[[], object]:
     return lambda: (predict(ingredients_of(jobs), learned), footprint(jobs))
 
 
-def print_space(alone_seconds: float) -> None:
-    """The space's rate beside that of single plans."""
+def space_numbers(alone_seconds: float) -> dict[str, float]:
+    """Print the space's rate beside that of single plans; return its ratio and its memory."""
     runs = [
         json.loads(
             subprocess.run(
@@ -126,15 +169,21 @@ def print_space(alone_seconds: float) -> None:
         for _ in range(3)
     ]  # fmt: skip
     plans, seconds = runs[0][0], statistics.median(run[1] for run in runs)
+    held = max(run[3] for run in runs) / 2**20
     print(
         f"space of 175B on 4,096 A100: {plans:,} plans in {seconds:.1f} s, {plans / seconds:,.0f} plans/s, "
-        f"{max(run[2] for run in runs) / 2**20:,.0f} MiB resident; {plans / seconds * alone_seconds:,.0f} x the rate "
+        f"{held:,.0f} MiB resident; {plans / seconds * alone_seconds:,.0f} x the rate "
         "of one plan at a time"
     )
+    return {SPACE: statistics.median(run[2] for run in runs) / plans * 1e6, SPACE_MEMORY: held}
 
 
-def print_training() -> None:
-    """Our training loop against loops written by hand, of the same model and in turns, on two pinned ranks."""
+def training_numbers() -> dict[str, float]:
+    """Print our training loop against loops written by hand, of the same model and in turns, on two pinned ranks.
+
+    Return our seconds over theirs.
+    """
+    result = {}
     for name, plan in {
         "DDP": Plan(data_parallel=2, micro_batch_size=4),
         "FSDP2": Plan(data_parallel=2, micro_batch_size=4, zero_stage=3),
@@ -143,55 +192,74 @@ def print_training() -> None:
         pairs = [own / hand for own, hand in zip(found["ours"], found["by hand"], strict=True)]
         low, middle, high = statistics.quantiles(pairs, n=4)
         step = statistics.median(found["ours"])
+        result[f"our loop over {name} by hand"] = middle
         print(
             f"our loop against {name} by hand: {1 / middle:.3f} of its throughput (quartiles {1 / high:.3f} to "
             f"{1 / low:.3f}) at {step * 1e3:.0f} ms a step; its marks take {found['marks'][0] / step:.4%} of a step"
         )
+    return result
 
 
-def main() -> None:
-    """Print the table."""
-    here = current_fingerprint("cpu")
-    print(
-        f"{here.device}, {here.num_cores} cores, Python {here.python}, torch {here.torch}; {REPEATS} repeats in turns"
-    )
+def program_numbers(repeats: int) -> dict[str, float]:
+    """Print how long the program's parts and commands take; return each over the workload."""
     model, device = load_model("llama-3.1-8b"), load_device("h100-sxm")
     choices = Choices(num_devices=512, global_batch_size=4096, sequence_length=4096, precisions=("bf16",))
     found = search(machine_of(device, 512), model, choices)
-    table, shared = found.priced[0].table, found.priced[0].shared
-    one = table.take(np.array([0]))
+    priced, shared = found.priced[0].table, found.priced[0].shared
+    one = priced.take(np.array([0]))
     alone = pricing(shared.machine, model, one, 4096)
     step = step_of_175b()
     plan = ("-m", "planner", "--model", "llama-3.1-8b", "--device", "h100-sxm")
     large = ("-m", "planner", "--model", "llama-3.1-70b", "--device", "h100-sxm")
-    batches = {64: "512", 1024: "2048", 131072: "131072"}
-    timed = seconds_of(
+    timed = timings(
         {
             "python, empty program": command("-c", "pass"),
             "plan --help": command("-m", "planner", "--help"),
             "plan, 8B on 64": command(*plan, "--gpus", "64"),
             **{
                 f"plan, 70B on {gpus:,}": command(*large, "--gpus", str(gpus), "--global-batch", batch)
-                for gpus, batch in batches.items()
+                for gpus, batch in COMMANDS.items()
             },
             "price one plan as a job": one_job(),
             "trace an 8B model, two precisions": lambda: trace_model("llama-3.1-8b"),
-            f"price {len(table)} plans as a table": lambda: estimate(shared, table),
+            f"price {len(priced)} plans as a table": lambda: estimate(shared, priced),
             "price 1 plan as a table of one": lambda: estimate(alone, one),
-            "simulate a step of 175B on 512 GPUs": lambda: simulate(step),
+            STEP: lambda: simulate(step),
             **pipelines(),
-        }
+        },
+        repeats,
     )
-    for name, (middle, spread) in timed.items():
-        print(f"{name:40s} {middle * 1e3:10.1f} ms  spread {spread:5.0%}")
-    per_plan = timed[f"price {len(table)} plans as a table"][0] / len(table)
-    print(f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'][0] / per_plan:,.0f} x")
+    for name, own in timed.items():
+        print(f"{name:40s} {own.seconds * 1e3:10.1f} ms  spread {own.spread:5.0%}")
+    per_plan = timed[f"price {len(priced)} plans as a table"].seconds / len(priced)
+    print(
+        f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'].seconds / per_plan:,.0f} x"
+    )
     print("the rate of one plan at a time")
-    print_training()
-    print_space(timed["price one plan as a job"][0])
     for name in pipelines():
-        print(f"{name:40s} {NUM_PLANS / timed[name][0]:10,.0f} plans/s of 16 stages x 64 micro-batches")
+        print(f"{name:40s} {NUM_PLANS / timed[name].seconds:10,.0f} plans/s of 16 stages x 64 micro-batches")
+    return {name: own.ratio for name, own in timed.items()}
+
+
+def main() -> int:
+    """Print the tables; return 1 where something is worse than recorded by too much."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", action="store_true", help="write the numbers that later runs are held against")
+    parser.add_argument("--quick", action="store_true", help="measure the search alone")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="how often each is timed, at least twice")
+    asked = parser.parse_args()
+    if asked.record and asked.quick:
+        parser.error("--quick measures a part, and a record has all")
+    here = current_fingerprint("cpu")
+    machine = f"{here.device}, {here.num_cores} cores, Python {here.python}, torch {here.torch}"
+    print(f"{machine}; {asked.repeats} repeats in turns")
+    numbers = {} if asked.quick else program_numbers(asked.repeats) | training_numbers()
+    numbers |= space_numbers(timings({"one": one_job()}, asked.repeats)["one"].seconds)
+    if asked.record:
+        record(numbers, machine)
+        return 0
+    return judge(numbers, GATED, is_part=asked.quick)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,9 +33,10 @@ def test_table_and_file_agree(tmp_path):
     assert done.returncode == 0, done.stderr
     written = artifacts.read(output, "plan", PlanFile)
     assert written.candidates[written.baseline].plan.data_parallel == 64
-    assert [c.rank for c in written.candidates[:4]] == [1, 2, 3, 4]
+    assert [c.rank for c in written.candidates] == list(range(1, len(written.candidates) + 1))
+    assert sum(not c.folded_into for c in written.candidates) >= 4
     for candidate in written.candidates:
-        assert candidate.plan.id.split()[0] in done.stdout
+        assert candidate.folded_into or candidate.plan.id.split()[0] in done.stdout
         assert candidate.plan.num_devices == 64
         assert candidate.plan.global_batch_size == written.global_batch_size
     assert "not measured" in done.stdout

@@ -14,6 +14,7 @@ from planner.measured.explain import verdict
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
+from planner.space.ideas import folded, ideas
 from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
@@ -52,15 +53,16 @@ def is_executable(at: Setting, plan: Plan) -> bool:
 
 
 def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:
-    """The `top` fastest plans of a ranked space and the baselines; what cannot be run only with `simulate`.
+    """The `top` fastest plans of a ranked space that are no variants of better ones, those variants, and the baselines.
 
+    What cannot be run is there only with `simulate`.
     Raises: NoFeasiblePlanError with counts by reason and the nearest miss.
     """
-    chosen = list(runnable_places(space, simulate, top))
-    if not chosen:
+    likes = dict(ideas(space, runnable_places(space, simulate, len(space.best)), top))
+    if not likes:
         raise NoFeasiblePlanError(no_plan(space))
     baselines = {name: place for name, where in _baselines(space) if (place := _best_where(space, where)) is not None}
-    places = chosen + [place for place in baselines.values() if place not in chosen]
+    places = [*likes, *(place for place in baselines.values() if place not in likes)]
     predicted = predictions(space, places)
     best = predicted[0]
     candidates = []
@@ -78,6 +80,7 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
             )
         )
     ranks = {name: places.index(place) for name, place in baselines.items()}
+    candidates = folded(candidates, [likes.get(place) for place in places], ranks.values())
     file = _file(space, tuple(candidates), ranks, (*notes, *_advice(space.at, candidates, ranks)))
     return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
 

@@ -53,8 +53,10 @@ def answers_to(found: Answer, offers_all: bool, asked: Questions, on_progress: O
 
 def _simulated(found: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:
     """The plans of the table by event simulation; the timeline of the best is written."""
-    count = len(found.places)
-    for number, (place, candidate) in enumerate(zip(found.places, found.file.candidates, strict=True)):
+    every = zip(found.places, found.file.candidates, strict=True)
+    shown = [(place, candidate) for place, candidate in every if not candidate.folded_into]
+    count = len(shown)
+    for number, (place, candidate) in enumerate(shown):
         on_progress(number / count, f"simulating plan {number + 1} of {count}")
         played = simulate(step_work(found.space, place))
         off = played.step_seconds / candidate.prediction.step_seconds - 1

@@ -28,6 +28,8 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     for note in (*result.notes, *notes(result.answers)):
         out.print(f"note: {note}")
     print_table(_plans(result), out, named_by=1)
+    if any(candidate.num_folded for candidate in result.candidates):
+        out.print("like a plan: those that are no faster and differ in one choice alone; --json and -o have them all")
     out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
     kinds = ", ".join(
         f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
@@ -47,6 +49,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
 
 def _plans(result: PlanFile) -> Table:
     """The table of plans."""
+    from planner.terminal.show_answers import like_it
     from profiles.machines.stacks import THIS_PROGRAM
     from profiles.terminal.tables import plain_table
     from profiles.units import format_count, format_percent, format_seconds
@@ -58,7 +61,7 @@ def _plans(result: PlanFile) -> Table:
     for name in ("step", "tok/s", "MFU", "GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", min_width=20)
-    for candidate in result.candidates:
+    for candidate in (candidate for candidate in result.candidates if not candidate.folded_into):
         prediction = candidate.prediction
         half = (prediction.high_seconds - prediction.low_seconds) / 2 / prediction.step_seconds
         table.add_row(
@@ -68,7 +71,9 @@ def _plans(result: PlanFile) -> Table:
             format_count(prediction.tokens_per_second),
             format_percent(prediction.mfu),
             f"{prediction.peak_bytes / 2**30:.3g}",
-            candidate.verdict + ("" if candidate.executable or is_for_others else " (simulate only)"),
+            candidate.verdict
+            + ("" if candidate.executable or is_for_others else " (simulate only)")
+            + like_it(candidate),
         )
     return table
 

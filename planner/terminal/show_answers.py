@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
-from planner.prediction import PlanFile
+from planner.prediction import Candidate, PlanFile
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
 
@@ -19,6 +19,13 @@ def notes(answers: Answers) -> Iterator[str]:
         miss = answers.nearest_miss
         yield f"nearest miss for memory: {miss.plan}, {format_bytes(miss.over_bytes)} over"
     yield from map(_pool, answers.pools)
+
+
+def like_it(candidate: Candidate) -> str:
+    """How many plans are folded into this one, as what follows a verdict."""
+    if not candidate.num_folded:
+        return ""
+    return f"; {candidate.num_folded} like it within {format_percent(candidate.folded_within_fraction)}"
 
 
 def lines(file: PlanFile) -> Iterator[str]:
