@@ -28,14 +28,13 @@ from planner.schedules.replay import replay_plans
 from planner.schedules.steps import Shape
 from planner.simulate.step import simulate
 from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
-from planner.space.explore import explore
-from planner.space.layouts import Options
-from planner.space.question import Setting, jobs_of, setting
-from profiles.library import load_model, load_sizes, trace_model
+from planner.space.question import jobs_of
+from profiles.library import load_model, trace_model
 from profiles.machines.devices import load_device, machine_of
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.ranks.launcher import launch
-from tests.bench_gate import judge, most_memory_bytes, processor_seconds, record, workload_seconds
+from tests.bench_gate import judge, processor_seconds, record, workload_seconds
+from tests.bench_space import big_setting
 from tests.pipeline_builders import random_seconds
 
 REPEATS = 7
@@ -44,8 +43,6 @@ PIPELINES = (Shape("1f1b", 16, 1, 64), Shape("interleaved-1f1b", 8, 2, 64), Shap
 NUM_PLANS = 8192
 SPACE, SPACE_MEMORY = "a million plans of 175B on 4,096 A100", "MiB of the search of 175B on 4,096 A100"
 STEP = "simulate a step of 175B on 512 GPUs"
-# Of a search, after which the workload runs again.
-SECONDS_BETWEEN = 0.5
 # Global batches of the questions that are asked as commands, by the number of GPUs.
 COMMANDS = {64: "512", 1024: "2048", 131072: "131072"}
 GATED = (
@@ -121,34 +118,6 @@ def step_of_175b() -> StepWork:
     )
 
 
-def big_setting() -> Setting:
-    """GPT-3 175B on 4,096 A100: every layout, schedule, micro-batch, recomputation; with all offloads too."""
-    return setting(load_sizes("gpt3-175b"), load_device("a100-sxm-80gb"), 4096, 3072, 2048)
-
-
-def explore_big() -> None:
-    """Print of the whole space of `big_setting`, in a process of its own: plans, seconds, ratio, most memory held.
-
-    The workload runs again and again between blocks of the search, and is not counted.
-    """
-    taken, wall, spent = [workload_seconds()], 0.0, 0.0
-    last = time.process_time()
-
-    def interleave(share: float, words: str) -> None:
-        nonlocal wall, spent, last
-        if time.process_time() - last < SECONDS_BETWEEN:
-            return
-        start, computed = time.perf_counter(), time.process_time()
-        taken.append(workload_seconds())
-        last = time.process_time()
-        wall, spent = wall + time.perf_counter() - start, spent + last - computed
-
-    start, computed = time.perf_counter(), time.process_time()
-    space = explore(big_setting(), Options(), on_progress=interleave)
-    seconds, computed = time.perf_counter() - start - wall, time.process_time() - computed - spent
-    print(json.dumps([space.generated, seconds, computed / statistics.mean(taken), most_memory_bytes()]))
-
-
 def one_job() -> Callable[[], object]:
     """The same laws for a single plan: what the space is measured against."""
     at = big_setting()
@@ -162,7 +131,7 @@ def space_numbers(alone_seconds: float) -> dict[str, float]:
     runs = [
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", "from tests.bench import explore_big; explore_big()"],
+                [sys.executable, "-c", "from tests.bench_space import explore_big; explore_big()"],
                 check=True, capture_output=True, text=True,
             ).stdout
         )
