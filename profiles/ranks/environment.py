@@ -12,6 +12,10 @@ NO_AGENT_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 # What a rank has taken when it has loaded torch and joined its group, and how many of them may wait for one core.
 RANK_BYTES = 256 * 2**20
 RANKS_PER_CORE = 16
+# What torchrun and srun tell every rank, each with what it is one of; and the largest value of the others.
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+RANK_AND_COUNT = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+OTHERS = {"MASTER_PORT": 65535, "SLURM_JOB_ID": 2**63 - 1}
 
 
 def in_job() -> bool:
@@ -27,7 +31,11 @@ def is_main_process() -> bool:
 
 
 def ranks_per_host(num_ranks: int) -> int:
-    """How many of the job's ranks are on this machine: all of them outside a job."""
+    """How many of the job's ranks are on this machine: all of them outside a job.
+
+    Raises: EnvironmentFailure where the job's variables make no sense.
+    """
+    check_job()
     if _in_torchrun() and "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"])
     if _in_slurm():
@@ -39,6 +47,39 @@ def ranks_per_host(num_ranks: int) -> int:
 def is_on_one_host() -> bool:
     """Whether all ranks of the job are known to be on this machine."""
     return os.environ.get("LOCAL_WORLD_SIZE", "") == os.environ.get("WORLD_SIZE")
+
+
+def check_job() -> None:
+    """Check what a launcher has set: all that tells a rank its place or nothing, in numbers that fit together.
+
+    Raises: EnvironmentFailure that names the variable.
+    """
+    from profiles.errors import EnvironmentFailure
+
+    present = [name for name in TORCHRUN if os.environ.get(name)]
+    if present and len(present) < len(TORCHRUN) and "MASTER_ADDR" not in present and not _in_slurm():
+        missing = ", ".join(name for name in TORCHRUN if name not in present)
+        raise EnvironmentFailure(
+            f"{' and '.join(present)} set without {missing}: start ranks with torchrun or srun, or unset {present[0]}"
+        )
+    for rank, count in RANK_AND_COUNT:
+        numbers = {name: _number(name) for name in (rank, count) if os.environ.get(name)}
+        if (number := numbers.get(count)) is not None and number < 1:
+            raise EnvironmentFailure(f"{count} is {number}: a job has at least one process")
+        if len(numbers) == 2 and not 0 <= numbers[rank] < numbers[count]:
+            raise EnvironmentFailure(f"{rank} is {numbers[rank]}: of {count} {numbers[count]} ranks it is none")
+    for name, most in OTHERS.items():
+        if os.environ.get(name) and not 0 <= _number(name) <= most:
+            raise EnvironmentFailure(f"{name} is {os.environ[name][:20]}: it should be from 0 to {most}")
+
+
+def _number(name: str) -> int:
+    from profiles.errors import EnvironmentFailure
+
+    text = os.environ[name]
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise EnvironmentFailure(f"{name} is {text[:20]!r}: it should be a whole number")
+    return int(text)
 
 
 def check_room(num_ranks: int, device_kind: str) -> None:

@@ -30,7 +30,6 @@ JOBS: tuple[tuple[str, Mapping[str, str], str], ...] = (
         "WORLD_SIZE|processes"),
     ("LOCAL_WORLD_SIZE a word", {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "x", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29516"}, "LOCAL_WORLD_SIZE"),
-    ("SLURM half set", {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "SLURM"),
     ("SLURM with words", {"SLURM_PROCID": "0", "SLURM_NTASKS": "x", "SLURM_STEP_ID": "0"}, "SLURM"),
     ("SLURM with a job that is a word", {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0",
         "SLURM_JOB_ID": "x"}, "SLURM"),
@@ -50,7 +49,7 @@ def _jobs() -> Iterator[Case]:
             code=EITHER, alone=True, slow=True, seconds=120,
         )  # fmt: skip
     for what, environment in (
-        ("SLURM's of a batch script", {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}),
+        ("SLURM's of a batch script", {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}),
         ("OMP_NUM_THREADS nonsense", {"OMP_NUM_THREADS": "x"}),
         ("TMPDIR that is not there", {"TMPDIR": "/nowhere"}),
     ):
