@@ -6,6 +6,7 @@ While it runs, standard output is standard error: results alone go to the former
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import sysconfig
@@ -30,12 +31,29 @@ EXHAUSTED = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 
 @contextlib.contextmanager
+def _output_apart() -> Iterator[None]:
+    """While entered, what is written to standard output goes to standard error, by its descriptor as well."""
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        kept = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+@contextlib.contextmanager
 def foreign_code(spec: WorkloadSpec, failing: str) -> Iterator[None]:
     """Run code of the model's author; `failing` is how the sentence begins where it does, as "cannot import a.b:c".
 
     Raises: InputError in place of whatever it raises, an exit included; MemoryError where no memory is left.
     """
-    with contextlib.redirect_stdout(sys.stderr):
+    with _output_apart():
         try:
             yield
         except BaseException as error:
@@ -55,7 +73,7 @@ def calling_foreign_code(spec: WorkloadSpec, failing: str) -> Iterator[None]:
     if spec.kind != "module":
         yield
         return
-    with contextlib.redirect_stdout(sys.stderr):
+    with _output_apart():
         try:
             yield
         except BaseException as error:
