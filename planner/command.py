@@ -176,11 +176,12 @@ def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: b
     from profiles.artifacts import dump
     from profiles.files import write_text
 
-    text = dump("plan", result)
-    if output is not None:
-        write_text(output, text)
-    if json_output:
-        console.print_json(text)
+    if output is not None or json_output:
+        text = dump("plan", result)
+        if output is not None:
+            write_text(output, text)
+        if json_output:
+            console.print_json(text)
     show(result, out, output)
 
 

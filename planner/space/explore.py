@@ -59,12 +59,21 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows."""
+
+    parts: dict[str, float]
+    stages: tuple[float, ...]
+    device: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
     """What a search saw; `generated` equals the accepted plans and all rejected ones.
 
     `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many), with
     its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the stage bounds of plans whose layers
-    are not as evenly split as the layout has them.
+    are not as evenly split as the layout has them; `held` what plans with their bounds were found to hold.
     """
 
     at: Setting
@@ -80,6 +89,7 @@ class Space:
     nearest: Array
     nearest_place: Ints
     placed: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
+    held: dict[tuple[Place, tuple[int, ...] | None], Memory] = field(default_factory=dict)
     _known: dict[tuple[int, int], Variants] = field(default_factory=dict)
 
     def choices(self, layout: int) -> Variants:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from planner.space.block import block
 from planner.space.block_memory import device_bytes
-from planner.space.explore import Place, Space
+from planner.space.explore import Memory, Place, Space
 from planner.space.memory_by_step import held_exactly
 from planner.space.place_layers import placed_footprint
 from planner.space.to_plans import jobs_at
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows."""
-
-    parts: dict[str, float]
-    stages: tuple[float, ...]
-    device: float
-
-
 def memories(space: Space, places: Sequence[Place]) -> list[Memory]:
-    """What the plans at `places` hold.
+    """What the plans at `places` hold; what was asked before is known."""
+    keys = [(place, space.placed.get(place)) for place in places]
+    unknown = list(dict.fromkeys(place for place, key in zip(places, keys, strict=True) if key not in space.held))
+    if unknown:
+        space.held.update(
+            ((place, space.placed.get(place)), memory)
+            for place, memory in zip(unknown, _memories(space, unknown), strict=True)
+        )
+    return [space.held[key] for key in keys]
+
+
+def _memories(space: Space, places: Sequence[Place]) -> list[Memory]:
+    """The same, worked out.
 
     Model: in the closed form, where some layers of a stage are recomputed, bytes lie between those of none and of all.
     """

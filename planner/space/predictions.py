@@ -14,8 +14,8 @@ from planner.prediction import KINDS, Prediction, Span
 from planner.published.learn import predict, total_seconds
 from planner.schedules.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling
-from planner.space.explore import Place, Space
-from planner.space.memory import Memory, memories
+from planner.space.explore import Memory, Place, Space
+from planner.space.memory import memories
 from planner.space.question import Setting
 from planner.space.replay_best import Retimed, corrections, retimed
 from planner.space.to_plans import KIND_OF, jobs_at
