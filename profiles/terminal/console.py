@@ -147,6 +147,9 @@ def run(app: typer.Typer) -> NoReturn:
             code = _fail("interrupted: nothing was written", INTERRUPTED)
         except MemoryError:
             code = _fail("this machine's memory is exhausted: use a smaller model, batch or sequence", 5)
+        # Python ends itself by SIGINT where an interrupt once passed through a text that was run, as torch has some
+        # while it is loaded; running another one takes that back.
+        exec("")
         raise SystemExit(code)
 
 
