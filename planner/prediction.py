@@ -30,6 +30,9 @@ from profiles.models.profile import WorkloadSpec
 # Bytes of the fullest rank by kind; they add up to the peak.
 KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")
 
+# Spans of more steps than this are neither read nor drawn.
+MAX_SPANS = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:

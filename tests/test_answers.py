@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from planner.answers import Answers
 from planner.command import app
-from planner.measured.explain import verdict
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from planner.terminal.show import show
 from planner.terminal.show_answers import lines, notes
+from planner.verdict import verdict
 from profiles import artifacts
 from tests.plan_builders import make_plan_file, make_prediction
 

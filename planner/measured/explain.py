@@ -9,17 +9,12 @@ from planner.legality import facts_of, refusal
 from planner.measured.estimate import message_seconds
 from planner.measured.search import Priced, Search
 from planner.measured.table import schedule_names
-from planner.parts import PART_TITLES
 from planner.plans import Plan
-from planner.prediction import Candidate, Prediction, Span
+from planner.prediction import MAX_SPANS, Candidate, Prediction, Span
 from planner.schedules.replay import replay
-from profiles.codecs.codec import codec
+from planner.verdict import verdict
 from profiles.errors import NoFeasiblePlanError
-from profiles.units import format_bytes, format_percent, format_seconds
-
-# Spans of more steps than this are neither read nor drawn.
-MAX_SPANS = 4096
-CLOSE_FRACTION = 0.01
+from profiles.units import format_bytes
 
 
 def candidates(search: Search, top: int) -> tuple[tuple[Candidate, ...], int]:
@@ -129,27 +124,6 @@ def _is_baseline(priced: Priced, row: int) -> bool:
         and table.zero_stage[row] == 0
         and table.codec_names[table.codec[row]] == "none"
     )
-
-
-def verdict(memory_bytes: float, best: Prediction, other: Prediction, plan: Plan, is_best: bool) -> str:
-    """Why this plan won or lost, in a few words."""
-    if not other.fits:
-        over = other.peak_bytes - memory_bytes
-        stage = int(np.argmax(other.stage_peak_bytes))
-        return f"{format_bytes(over)} over memory on stage {stage}"
-    if is_best:
-        largest = max(other.seconds, key=lambda part: other.seconds[part] if part != "compute" else -1.0)
-        return f"fastest; most lost to {PART_TITLES[largest]}" if other.seconds[largest] > 0 else "fastest"
-    lost = {part: other.seconds[part] - best.seconds[part] for part in other.seconds}
-    worst, least = max(lost, key=lambda part: lost[part]), min(lost, key=lambda part: lost[part])
-    behind = other.step_seconds / best.step_seconds - 1
-    words = f"+{format_seconds(lost[worst])} {PART_TITLES[worst]}" if lost[worst] > 0 else "equal parts"
-    if behind < -CLOSE_FRACTION:
-        # The best of those that may be chosen: this one may not.
-        words = f"{format_percent(-behind)} faster than the best; -{format_seconds(-lost[least])} {PART_TITLES[least]}"
-    elif behind <= CLOSE_FRACTION:
-        words = f"as fast within {CLOSE_FRACTION:.0%}; {words}"
-    return words + (" (lossy gradients)" if codec(plan.codec).lossy else "")
 
 
 def _no_plan(search: Search, ranked: list[tuple[Priced, int]]) -> str:

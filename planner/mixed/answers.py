@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import numpy as np
 
 from planner.cost.factors import load_learned
-from planner.measured.explain import verdict
 from planner.mixed.found import Found, of_replicas, of_stages
 from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replayed_stages import best_across_stages
@@ -18,6 +17,7 @@ from planner.prediction import Candidate, PlanFile
 from planner.space.answers import is_executable, why_not_run
 from planner.space.explore import NO_ROOM
 from planner.terminal.progress import OnProgress, silent
+from planner.verdict import verdict
 from profiles.errors import NoFeasiblePlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.units import format_bytes

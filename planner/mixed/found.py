@@ -11,14 +11,13 @@ from planner.cost.error_bands import band, spread
 from planner.cost.factors import Learned
 from planner.cost.layers import Pass
 from planner.cost.memory.footprint import Footprint
-from planner.measured.explain import MAX_SPANS
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replayed_stages import Timed, layers_of
 from planner.mixed.replicas import Shared
 from planner.mixed.stages import bytes_by_part
 from planner.parts import PART_NAMES
 from planner.plans import Plan, Recompute
-from planner.prediction import KINDS, Prediction
+from planner.prediction import KINDS, MAX_SPANS, Prediction
 from planner.schedules.registry import NONE, USUAL
 from planner.schedules.replay import replay_spans
 from planner.space.predictions import model_flops, peak_flops_per_second

@@ -10,7 +10,6 @@ import numpy as np
 
 from planner.answers import Answers, NearestMiss
 from planner.legality import facts_of_sizes, refusal
-from planner.measured.explain import verdict
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
@@ -19,6 +18,7 @@ from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.to_plans import place_at, plan_of
+from planner.verdict import verdict
 from profiles.errors import NoFeasiblePlanError
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.families import BUILT_FAMILIES

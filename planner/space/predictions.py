@@ -8,9 +8,8 @@ import numpy as np
 
 from planner.cost.error_bands import band, spread
 from planner.cost.unit_costs import ingredients_of
-from planner.measured.explain import MAX_SPANS
 from planner.parts import PART_NAMES
-from planner.prediction import KINDS, Prediction, Span
+from planner.prediction import KINDS, MAX_SPANS, Prediction, Span
 from planner.published.learn import predict, total_seconds
 from planner.schedules.replay import replay_spans
 from planner.space.block import block, step_seconds, straggling

@@ -10,7 +10,6 @@ import numpy as np
 from planner.answers import Change, Cost, ParetoPlan, WhyNot
 from planner.cost.factors import Factors
 from planner.goodput import goodput
-from planner.measured.explain import verdict
 from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
 from planner.space.explore import Place, Space, tables_of
@@ -21,6 +20,7 @@ from planner.space.question import Setting
 from planner.space.replay_best import corrections
 from planner.space.to_plans import best_places, closed_seconds, place_at, plan_of
 from planner.terminal.progress import OnProgress, silent
+from planner.verdict import verdict
 from profiles.errors import InputError
 from profiles.inputs import limits
 from profiles.models.transformer import Array, Flags
