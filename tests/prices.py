@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.published.predict import forecast
 from planner.space.explore import Place, Space, explore
-from planner.space.layouts import Options
+from planner.space.layouts import Options, legal_layouts
 from planner.space.predictions import predictions
 from planner.space.question import Setting, setting
 from planner.space.to_plans import best_places, plan_of
@@ -40,7 +40,8 @@ QUESTIONS = (
     ("qwen3-8b", 16, "l40s", 128, 4096, "trainwright", "bf16", "powersgd-4"),
     ("mistral-7b", 32, "mi300x", 256, 4096, "fsdp2", "bf16", "none"),
 )
-NUM_CLOSED, NUM_FULL = 160, 40
+# Plans by the closed form and by the whole way, and layouts that are tried for the former: not all are priced.
+NUM_CLOSED, NUM_FULL, MOST_TRIED = 160, 40, 400
 
 
 def _setting(question: tuple) -> Setting:
@@ -54,21 +55,21 @@ def _setting(question: tuple) -> Setting:
 
 
 def _drawn(at: Setting) -> tuple[Space, list[tuple[Place, float, float]]]:
-    """The space, and some of its plans drawn evenly: place, seconds by the closed form, bytes."""
-    draw, kept, seen = np.random.default_rng(0), [], 0
+    """The space, and one plan each of layouts drawn evenly: place, seconds by the closed form, bytes."""
+    layouts, _ = legal_layouts(at, Options())
+    wanted = set(np.random.default_rng(0).permutation(len(layouts))[:MOST_TRIED].tolist())
+    kept = {}
 
     def look(_num_legal, chosen, choices, seconds, held) -> None:
-        nonlocal seen
-        places = np.argwhere(np.isfinite(held))
-        for place in draw.choice(places, size=min(3, len(places)), replace=False):
-            seen += 1
-            row = (Place(int(chosen[place[0]]), *map(int, place[1:])), seconds[tuple(place)], held[tuple(place)])
-            if len(kept) < NUM_CLOSED:
-                kept.append(row)
-            elif draw.integers(seen) < NUM_CLOSED:
-                kept[draw.integers(NUM_CLOSED)] = row
+        for row, layout in enumerate(chosen.tolist()):
+            places = np.argwhere(np.isfinite(held[row])) if layout in wanted else ()
+            if len(places):
+                # Of the layout alone, so that it does not matter with which others it is priced.
+                place = tuple(places[np.random.default_rng(layout).integers(len(places))].tolist())
+                kept[layout] = (Place(layout, *place), seconds[row][place], held[row][place])
 
-    return explore(at, Options(), seen=look), kept
+    space = explore(at, Options(), seen=look)
+    return space, [kept[layout] for layout in sorted(kept)][:NUM_CLOSED]
 
 
 def of_question(number: int) -> Iterator[dict[str, object]]:

@@ -180,8 +180,10 @@ def _gaining(
         return {}
     closed = seconds[tried] - corrections(space, chosen)
     after = closed + corrections(own, chosen)
-    held = np.array([memory.device for memory in memories(own, chosen)])
-    is_better = (after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)) & (held <= space.at.memory_bytes)
+    faster = np.flatnonzero(after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)).tolist()
+    held = [memory.device for memory in memories(own, [chosen[row] for row in faster])]
     return {
-        place: (found[place], float(after[row]), float(held[row])) for row, place in enumerate(chosen) if is_better[row]
+        chosen[row]: (found[chosen[row]], float(after[row]), device)
+        for row, device in zip(faster, held, strict=True)
+        if device <= space.at.memory_bytes
     }
