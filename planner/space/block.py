@@ -85,14 +85,14 @@ def block(tables: Tables, layouts: Ints, choices: Variants) -> Block:
     )
 
 
-def step(own: Block) -> Step:
+def step(plans: Block) -> Step:
     """The steps of all plans of a block. Shapes: broadcast over (g, m, s, k)."""
-    return step_of(_costs(own), own.tables.factors)
+    return step_of(_costs(plans), plans.tables.factors)
 
 
-def step_seconds(own: Block) -> Array:
+def step_seconds(plans: Block) -> Array:
     """Seconds of a step. Shapes: (layout, micro-batch, schedule, recomputation)."""
-    return np.broadcast_to(step(own).total, own.shape)
+    return np.broadcast_to(step(plans).total, plans.shape)
 
 
 def straggling(tables: Tables) -> float:
@@ -101,75 +101,75 @@ def straggling(tables: Tables) -> float:
     return float(1 + tables.factors.straggling * np.log2(nodes))
 
 
-def _costs(own: Block) -> StepCosts:
+def _costs(plans: Block) -> StepCosts:
     """What the law of a step reads of a block's plans."""
-    tables, choices, shared = own.tables, own.choices, own.tables.shared
+    tables, choices, shared = plans.tables, plans.choices, plans.tables.shared
     layers, jobs = tables.layers, tables.shared.jobs
     count = choices.count[:, None, None]
     model = tables.at.model.transformer
     routed = model.num_moe_layers[0]
-    message = tables.messages.seconds[tables.messages.combination[own.layouts][:, None], own.columns]
+    message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
     return StepCosts(
-        layers={kind: _layer(own, kind) for kind in layers.compute},
-        counts={kind: [own.each(column) for column in columns] for kind, columns in shared.layers.items()},
+        layers={kind: _layer(plans, kind) for kind in layers.compute},
+        counts={kind: [plans.each(column) for column in columns] for kind, columns in shared.layers.items()},
         model_counts={"dense": model.num_layers[0] - routed, "moe": routed},
         embedding=EndSeconds(
-            total=own.of(layers.embedding) + own.each(shared.root), compute=own.of(layers.embedding_compute)
+            total=plans.of(layers.embedding) + plans.each(shared.root), compute=plans.of(layers.embedding_compute)
         ),
-        head=EndSeconds(total=own.of(layers.head), compute=own.of(layers.head_compute)),
-        pipeline=own.each(jobs.pipeline),
+        head=EndSeconds(total=plans.of(layers.head), compute=plans.of(layers.head_compute)),
+        pipeline=plans.each(jobs.pipeline),
         num_microbatches=count,
         schedule=np.array(choices.schedules)[:, None],
         filling=choices.filling[:, :, None],
         rounds=choices.rounds[:, :, None],
         message=message[:, :, None, None],
         num_messages=choices.messages[:, :, None],
-        gradients=own.each(shared.gradients),
-        parameters=own.each(shared.parameters),
-        overlaps_gradients=own.each_flag(jobs.overlap_grad),
-        overlaps_parameters=own.each_flag(jobs.overlap_param),
+        gradients=plans.each(shared.gradients),
+        parameters=plans.each(shared.parameters),
+        overlaps_gradients=plans.each_flag(jobs.overlap_grad),
+        overlaps_parameters=plans.each_flag(jobs.overlap_param),
         num_exchanges=num_exchanges(
-            own.each(jobs.zero_stage), own.each_flag(shared.time.reduces_every_microbatch > 0), count
+            plans.each(jobs.zero_stage), plans.each_flag(shared.time.reduces_every_microbatch > 0), count
         ),
-        once=_once(own),
+        once=_once(plans),
         straggling=np.array(straggling(tables) - 1),
     )
 
 
-def _layer(own: Block, kind: str) -> LayerSeconds:
+def _layer(plans: Block, kind: str) -> LayerSeconds:
     """A layer of one kind. Shapes: (g, m, 1, k)."""
-    layers, shared, count = own.tables.layers, own.tables.shared, own.choices.count[:, None, None]
-    is_sharded = own.is_any(shared.jobs.zero_stage == SHARDED)
+    layers, shared, count = plans.tables.layers, plans.tables.shared, plans.choices.count[:, None, None]
+    is_sharded = plans.is_any(shared.jobs.zero_stage == SHARDED)
     total: Array | float = 0.0
     forward = np.zeros(1)
     for phase in PHASES:
-        busy, launch, message = own.of(layers.device[phase, kind]), own.of(layers.launch[phase, kind]), np.zeros(1)
+        busy, launch, message = plans.of(layers.device[phase, kind]), plans.of(layers.launch[phase, kind]), np.zeros(1)
         if is_sharded:
-            gather, scatter = own.each(shared.gather), own.each(shared.scatter)
-            every = own.each_flag(shared.time.reduces_every_microbatch > 0)
+            gather, scatter = plans.each(shared.gather), plans.each(shared.scatter)
+            every = plans.each_flag(shared.time.reduces_every_microbatch > 0)
             message = sharded_message(
-                phase, gather, scatter, own.each_flag(shared.jobs.reshard_after_forward), every, count
+                phase, gather, scatter, plans.each_flag(shared.jobs.reshard_after_forward), every, count
             )
-        visible, host = waits(busy, launch, message, own.tables.factors)
+        visible, host = waits(busy, launch, message, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":
-            forward = own.mixed(np.asarray(total))
+            forward = plans.mixed(np.asarray(total))
     return LayerSeconds(
-        total=own.mixed(np.asarray(total)),
+        total=plans.mixed(np.asarray(total)),
         forward=forward,
-        compute=own.mixed(own.of(layers.compute[kind])),
-        weight=own.of(layers.weight[kind]),
+        compute=plans.mixed(plans.of(layers.compute[kind])),
+        weight=plans.of(layers.weight[kind]),
     )
 
 
-def _once(own: Block) -> Array:
+def _once(plans: Block) -> Array:
     """Seconds once a step, with the activations that cross the link to the host. Shapes: (g, m, 1, 1)."""
-    at, shared = own.tables.at, own.tables.shared
+    at, shared = plans.tables.at, plans.tables.shared
     jobs, model = shared.jobs, at.model.transformer
-    if not own.is_any(jobs.activation_offload):
-        return own.each(shared.once)
+    if not plans.is_any(jobs.activation_offload):
+        return plans.each(shared.once)
     kept = offloaded_activations(
-        own.of(own.tables.layers.tokens), model.hidden_size, model.num_layers, own.each(jobs.pipeline)
+        plans.of(plans.tables.layers.tokens), model.hidden_size, model.num_layers, plans.each(jobs.pipeline)
     )
-    kept = kept * own.choices.count[:, None, None]
-    return np.asarray(own.each(shared.once) + crossing_seconds(kept, own.each(shared.host_link_rate)))
+    kept = kept * plans.choices.count[:, None, None]
+    return np.asarray(plans.each(shared.once) + crossing_seconds(kept, plans.each(shared.host_link_rate)))

@@ -15,47 +15,47 @@ from profiles.models.transformer import Array
 FIRST, LAST, FULL, BEFORE_LAST = range(4)
 
 
-def device_bytes(own: Block) -> Array:
+def device_bytes(plans: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
-    stages, choices = own.tables.shared.stages, own.choices
+    stages, choices = plans.tables.shared.stages, plans.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
-    result = np.empty(own.shape)
+    result = np.empty(plans.shape)
     for key in {(int(number), bool(v)) for number, v in zip(chunks, choices.through_v, strict=True)}:
         columns = np.flatnonzero((chunks == key[0]) & (choices.through_v == key[1]))
-        result[:, :, columns] = _of_schedules(own, stages[key], columns)
+        result[:, :, columns] = _of_schedules(plans, stages[key], columns)
     return result
 
 
-def _of_schedules(own: Block, stages: StageTable, columns: Ints) -> Array:
+def _of_schedules(plans: Block, stages: StageTable, columns: Ints) -> Array:
     """The same for some schedules, whose stages hold what is in `stages`."""
-    shared = own.tables.shared
-    result = _stage_bytes(own, stages, FIRST, columns)
-    if own.is_any(shared.jobs.pipeline == 1):
+    shared = plans.tables.shared
+    result = _stage_bytes(plans, stages, FIRST, columns)
+    if plans.is_any(shared.jobs.pipeline == 1):
         return result
-    result = np.maximum(result, _stage_bytes(own, stages, LAST, columns))
-    if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[own.layouts] > 0).any():
-        result = np.maximum(result, _stage_bytes(own, stages, FULL, columns))
-    waits = own.choices.waits[columns]
+    result = np.maximum(result, _stage_bytes(plans, stages, LAST, columns))
+    if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[plans.layouts] > 0).any():
+        result = np.maximum(result, _stage_bytes(plans, stages, FULL, columns))
+    waits = plans.choices.waits[columns]
     # The last but one of two stages is the first.
-    if waits.any() and not own.is_any(shared.jobs.pipeline == 2):
-        waiting = _stage_bytes(own, stages, BEFORE_LAST, np.asarray(columns)[waits])
+    if waits.any() and not plans.is_any(shared.jobs.pipeline == 2):
+        waiting = _stage_bytes(plans, stages, BEFORE_LAST, np.asarray(columns)[waits])
         result[:, :, waits] = np.maximum(result[:, :, waits], waiting)
     return result
 
 
-def _stage_bytes(own: Block, stages: StageTable, place: int, columns: Ints) -> Array:
+def _stage_bytes(plans: Block, stages: StageTable, place: int, columns: Ints) -> Array:
     """Bytes of one stage at its fullest, with context and communicators."""
-    stage = stages.at(place, own.layouts)
-    held = reserved_bytes(_costs(own, stage, place, columns), stage["context_bytes"])
-    shape = own.shape
+    stage = stages.at(place, plans.layouts)
+    held = reserved_bytes(_costs(plans, stage, place, columns), stage["context_bytes"])
+    shape = plans.shape
     return np.broadcast_to(held, (*shape[:2], len(columns), shape[3]))
 
 
-def _costs(own: Block, stage: dict[str, Array], place: int, columns: Ints) -> StageCosts:
+def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> StageCosts:
     """What the law of the peak reads of one stage of a block's plans."""
-    choices = own.choices
-    kept, largest, backward = _kept(own, stage)
-    tokens = own.of(own.tables.layers.tokens)
+    choices = plans.choices
+    kept, largest, backward = _kept(plans, stage)
+    tokens = plans.of(plans.tables.layers.tokens)
     hidden, num_logits = tokens * stage["hidden_per_token"], tokens * stage["logits_per_token"]
     held = choices.held[place][:, columns, None]
     return StageCosts(
@@ -64,7 +64,7 @@ def _costs(own: Block, stage: dict[str, Array], place: int, columns: Ints) -> St
         largest=largest,
         backward=backward,
         in_flight=held,
-        offloads=own.each_flag(own.tables.shared.jobs.activation_offload),
+        offloads=plans.each_flag(plans.tables.shared.jobs.activation_offload),
         again=np.where(choices.method == METHODS.index("full"), choices.share, 0.0),
         hidden=hidden,
         gathered=tokens * stage["gathered_per_token"],
@@ -79,7 +79,7 @@ def _costs(own: Block, stage: dict[str, Array], place: int, columns: Ints) -> St
         num_microbatches=choices.count[:, None, None],
         chunks=choices.chunks[columns][:, None],
         opened=choices.opened[:, columns, None],
-        received=_received(own, stage, columns, hidden),
+        received=_received(plans, stage, columns, hidden),
         workspace=stage["workspace"],
         buckets=stage["buckets"],
         fixed_slack=stage["vocabulary_slack"] + num_logits * stage["logit_slack"],
@@ -87,27 +87,27 @@ def _costs(own: Block, stage: dict[str, Array], place: int, columns: Ints) -> St
     )
 
 
-def _kept(own: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
+def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
-    layers = own.tables.layers
+    layers = plans.tables.layers
     whole = largest = backward = np.zeros((1, 1, 1, 1))
     for kind, table in layers.kept.items():
         count = stage["dense_layers" if kind == "dense" else "routed_layers"]
-        kept = own.mixed(own.of(table))
+        kept = plans.mixed(plans.of(table))
         whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
         # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.
-        of_layer = own.of(layers.backward[kind])[..., own.choices.method]
+        of_layer = plans.of(layers.backward[kind])[..., plans.choices.method]
         backward = np.where(count > 0, of_layer, backward)
     return whole, largest, backward
 
 
-def _received(own: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:
+def _received(plans: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:
     """What a pipeline's messages of a whole step take, where they are allotted at once. Shapes: (g, m, s, 1)."""
-    shared = own.tables.shared
-    if not own.is_any(shared.rules.receives_whole_step) or own.is_any(shared.jobs.pipeline == 1):
+    shared = plans.tables.shared
+    if not plans.is_any(shared.rules.receives_whole_step) or plans.is_any(shared.jobs.pipeline == 1):
         return np.zeros((1, 1, 1, 1))
-    chunks = own.choices.chunks[columns][:, None]
-    waits = own.choices.waits[columns][:, None]
+    chunks = plans.choices.chunks[columns][:, None]
+    waits = plans.choices.waits[columns][:, None]
     left = np.where(waits, chunks - stage["is_first"], 0.0)
     messages = 2 * chunks - stage["is_first"] - stage["is_last"] + left
-    return np.asarray(hidden * own.choices.count[:, None, None] * messages)
+    return np.asarray(hidden * plans.choices.count[:, None, None] * messages)
