@@ -10,19 +10,20 @@ from planner.cost.axes.pipeline import idle_terms
 from planner.cost.factors import Factors
 from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
-from planner.cost.step import NUM_PLACES, EndSeconds, LayerSeconds, Step, StepCosts, step_of
+from planner.cost.step import NUM_PLACES, LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
 from planner.cost.unit_costs import Ingredients
 from planner.parts import PART_NAMES
 from profiles.models.transformer import Array
 
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
+ENDS: tuple[Literal["embedding", "head"], ...] = ("embedding", "head")
 
 
 def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     """Seconds of a step by part, which add up to the step. Shapes: one entry per job in every array."""
     ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
     layers = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
-    ends = edge_pass(made, factors, "embedding"), edge_pass(made, factors, "head")
+    ends = tuple(edge_pass(made, factors, name) for name in ENDS)
     updated = optimizer_parameters(made)
     once = {
         "codec": codec_seconds(made, factors),
@@ -46,7 +47,7 @@ def _costs(
     factors: Factors,
     ahead: dict[Literal["dense", "moe"], Pass],
     layers: dict[Literal["dense", "moe"], Pass],
-    ends: tuple[Pass, Pass],
+    ends: tuple[Pass, ...],
     once: dict[str, Array],
 ) -> StepCosts:
     """What the law of a step reads of the jobs."""
@@ -54,7 +55,6 @@ def _costs(
     chunks = np.maximum(jobs.chunks, 1.0)
     filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.num_microbatches)
     steady = np.where(jobs.overlap_pipeline, 0.0, 2 * jobs.num_microbatches * chunks)
-    embedding, head = (EndSeconds(total=end.total, compute=end.compute) for end in ends)
     return StepCosts(
         layers={
             kind: LayerSeconds(
@@ -64,11 +64,14 @@ def _costs(
                 weight=weight_seconds(made, factors, kind),
             )
             for kind, layer in layers.items()
+        }
+        | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)},
+        counts={"dense": made.layers.dense, "moe": made.layers.moe, **end_counts(jobs.pipeline)},
+        model_counts={
+            "dense": model.num_layers - model.num_moe_layers,
+            "moe": model.num_moe_layers,
+            **dict.fromkeys(ENDS, np.ones(1)),
         },
-        counts={"dense": made.layers.dense, "moe": made.layers.moe},
-        model_counts={"dense": model.num_layers - model.num_moe_layers, "moe": model.num_moe_layers},
-        embedding=embedding,
-        head=head,
         pipeline=jobs.pipeline,
         num_microbatches=jobs.num_microbatches,
         schedule=jobs.schedule,
@@ -87,16 +90,15 @@ def _costs(
 
 
 def _of_slowest(
-    made: Ingredients, step: Step, layers: dict[Literal["dense", "moe"], Pass], ends: tuple[Pass, Pass]
+    made: Ingredients, step: Step, layers: dict[Literal["dense", "moe"], Pass], ends: tuple[Pass, ...]
 ) -> dict[str, Array]:
     """Seconds of the slowest stage's passes by their parts, over all micro-batches of a step."""
     jobs, (first, last) = made.jobs, ends
-    alone = jobs.pipeline == 1
+    counts = end_counts(jobs.pipeline)
     stages = []
     for place in range(NUM_PLACES):
         stage = layers["dense"].times(made.layers.dense[place]) + layers["moe"].times(made.layers.moe[place])
-        stage = stage + first.times(np.where(alone | (place == 0), 1.0, 0.0))
-        stages.append(stage + last.times(np.where(alone | (place == NUM_PLACES - 1), 1.0, 0.0)))
+        stages.append(stage + first.times(counts["embedding"][place]) + last.times(counts["head"][place]))
     where = np.broadcast_to(step.place, len(jobs))
     return {
         name: np.choose(where, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches

@@ -35,20 +35,23 @@ class LayerSeconds:
     weight: Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndSeconds:
-    """Embedding or head, one micro-batch, both directions: all of it, and what computes."""
+def end_of_model(total: Array, compute: Array) -> LayerSeconds:
+    """Embedding or head as a layer of its own kind, of which both directions are known together alone."""
+    return LayerSeconds(total=total, forward=total * END_SHARE, compute=compute, weight=total * END_SHARE)
 
-    total: Array
-    compute: Array
+
+def end_counts(pipeline: Array) -> dict[str, tuple[Array, Array, Array]]:
+    """How many embeddings and heads the first, a middle and the last stage have; without a pipeline it is each."""
+    one, alone = np.ones_like(pipeline), np.where(pipeline == 1, 1.0, 0.0)
+    return {"embedding": (one, alone, alone), "head": (alone, alone, one)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
     """What a step is made of.
 
-    `layers`: seconds of a layer by kind; `counts`: layers of the first, a middle and the last stage by kind;
-    `model_counts`: layers of the whole model by kind.
+    `layers`: seconds of a layer by kind, embedding and head among them; `counts`: layers of the first, a middle and
+    the last stage by kind; `model_counts`: layers of the whole model by kind.
     `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
     `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
     `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step.
@@ -59,8 +62,6 @@ class StepCosts:
     layers: Mapping[str, LayerSeconds]
     counts: Mapping[str, Sequence[Array]]
     model_counts: Mapping[str, Array]
-    embedding: EndSeconds
-    head: EndSeconds
     pipeline: Array
     num_microbatches: Array
     schedule: Names
@@ -111,14 +112,10 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
     Model: every stage passes its micro-batches one after the other at the pace of the slowest; the pipeline fills and
     drains once. Gradients go out behind the last backward pass, gathered parameters behind the first forward pass.
     """
-    alone = costs.pipeline == 1
-    is_flat = bool(np.all(alone))
-    embedding, head = costs.embedding, costs.head
+    is_flat = bool(np.all(costs.pipeline == 1))
     slowest = passing = place_of = np.zeros(1)
     for place in range(1 if is_flat else NUM_PLACES):
-        first, last = np.where(alone | (place == 0), 1.0, 0.0), np.where(alone | (place == NUM_PLACES - 1), 1.0, 0.0)
-        seconds = first * embedding.total + last * head.total
-        compute = first * embedding.compute + last * head.compute
+        seconds = compute = np.zeros(1)
         for kind, layer in costs.layers.items():
             count = costs.counts[kind][place]
             seconds, compute = seconds + count * layer.total, compute + count * layer.compute
@@ -140,8 +137,7 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
 
 def _bubble(costs: StepCosts, slowest: Array) -> Array:
     """Seconds per step in which the slowest stage waits for the pipeline to fill and to drain."""
-    everything = costs.embedding.total + costs.head.total
-    forward = weight = everything * END_SHARE
+    everything = forward = weight = np.zeros(1)
     for kind, layer in costs.layers.items():
         count = costs.model_counts[kind]
         everything = everything + count * layer.total

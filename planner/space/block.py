@@ -13,7 +13,7 @@ from planner.cost.factors import Factors
 from planner.cost.kernel_work import PHASES
 from planner.cost.layers import SHARDED, sharded_message, waits
 from planner.cost.once import crossing_seconds, num_exchanges, offloaded_activations
-from planner.cost.step import EndSeconds, LayerSeconds, Step, StepCosts, step_of
+from planner.cost.step import LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
 from planner.space.layouts import Ints
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants
@@ -107,16 +107,15 @@ def _costs(plans: Block) -> StepCosts:
     layers, jobs = tables.layers, tables.shared.jobs
     count = choices.count[:, None, None]
     model = tables.at.model.transformer
-    routed = model.num_moe_layers[0]
+    routed, one = model.num_moe_layers[0], np.ones(1)
     message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
     return StepCosts(
-        layers={kind: _layer(plans, kind) for kind in layers.compute},
-        counts={kind: [plans.each(column) for column in columns] for kind, columns in shared.layers.items()},
-        model_counts={"dense": model.num_layers[0] - routed, "moe": routed},
-        embedding=EndSeconds(
-            total=plans.of(layers.embedding) + plans.each(shared.root), compute=plans.of(layers.embedding_compute)
-        ),
-        head=EndSeconds(total=plans.of(layers.head), compute=plans.of(layers.head_compute)),
+        layers={kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans),
+        counts={
+            **{kind: [plans.each(column) for column in columns] for kind, columns in shared.layers.items()},
+            **end_counts(plans.each(jobs.pipeline)),
+        },
+        model_counts={"dense": model.num_layers[0] - routed, "moe": routed, "embedding": one, "head": one},
         pipeline=plans.each(jobs.pipeline),
         num_microbatches=count,
         schedule=np.array(choices.schedules)[:, None],
@@ -160,6 +159,16 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
         compute=plans.mixed(plans.of(layers.compute[kind])),
         weight=plans.of(layers.weight[kind]),
     )
+
+
+def _ends(plans: Block) -> dict[str, LayerSeconds]:
+    """Embedding and head. Shapes: (g, m, 1, 1)."""
+    layers, shared = plans.tables.layers, plans.tables.shared
+    first = plans.of(layers.embedding) + plans.each(shared.root)
+    return {
+        "embedding": end_of_model(first, plans.of(layers.embedding_compute)),
+        "head": end_of_model(plans.of(layers.head), plans.of(layers.head_compute)),
+    }
 
 
 def _once(plans: Block) -> Array:
