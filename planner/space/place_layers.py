@@ -17,7 +17,7 @@ from planner.schedules.placement import Layers, place
 from planner.schedules.registry import held_at_peak
 from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
-from planner.space.stage_passes import StagePasses, shape_of, stage_passes
+from planner.space.stage_passes import StagePasses, layers_between, shape_of, stage_passes
 from planner.space.to_plans import jobs_at, plan_of
 from profiles.errors import PlanError
 from profiles.models.transformer import Array
@@ -128,22 +128,18 @@ def placed_footprint(space: Space, places: Sequence[Place], jobs: Jobs) -> Footp
 
 
 def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[StageMemory, int], StageContent]:
-    model = space.at.model.transformer
-    total, dense = int(model.num_layers[0]), int(model.num_layers[0] - model.num_moe_layers[0])
     placed = {
-        row: np.array([*(bound - 1 for bound in space.placed[own][1:]), total])
-        for row, own in enumerate(places)
-        if own in space.placed
+        row: layers_between(space.placed[one], space.at.model.transformer)
+        for row, one in enumerate(places)
+        if one in space.placed
     }
 
     def contents(shared: StageMemory, index: int) -> StageContent:
         even = stage_content(jobs, shared.rules, index)
         leading, routed = even.dense_layers.copy(), even.routed_layers.copy()
-        for row, ends in placed.items():
-            if index < len(ends):
-                start = ends[index - 1] if index else 0
-                leading[row] = min(dense, ends[index]) - min(dense, start)
-                routed[row] = ends[index] - start - leading[row]
+        for row, layers in placed.items():
+            if index < len(layers["dense"]):
+                leading[row], routed[row] = layers["dense"][index], layers["moe"][index]
         return replace(even, dense_layers=leading, routed_layers=routed)
 
     return contents
@@ -151,11 +147,9 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
 
 def fullest_share(space: Space, places: Sequence[Place]) -> Array:
     """How many times the layers of an even split's fullest stage a plan's fullest has, at least 1. Shapes: (plan,)."""
-    total = int(space.at.model.transformer.num_layers[0])
-    result = np.ones(len(places))
-    for row, own in enumerate(places):
-        if own in space.placed:
-            bounds = space.placed[own]
-            counts = np.diff([0, *(bound - 1 for bound in bounds[1:]), total])
-            result[row] = max(1.0, counts.max() / -(-total // len(bounds)))
+    model, result = space.at.model.transformer, np.ones(len(places))
+    for row, one in enumerate(places):
+        if one in space.placed:
+            layers = sum(layers_between(space.placed[one], model).values())
+            result[row] = max(1.0, np.max(layers) / np.ceil(model.num_layers[0] / len(space.placed[one])))
     return result

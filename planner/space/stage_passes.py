@@ -38,20 +38,24 @@ class StageLayers:
     recomputed: dict[str, Array]
 
 
+def layers_between(bounds: Sequence[int], model: Transformer) -> dict[str, Array]:
+    """Layers of each stage by kind, by the first layer of every stage: the embedding is layer 0, dense layers lead."""
+    num_layers = int(model.num_layers[0])
+    ends = np.array([*bounds[1:], num_layers + 1]) - 1
+    dense = np.diff(np.minimum(ends, num_layers - int(model.num_moe_layers[0])), prepend=0).astype(float)
+    return {"dense": dense, "moe": np.diff(ends, prepend=0) - dense}
+
+
 def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
-    """What the plan's stage bounds mean: the embedding is layer 0, dense layers of a mixture of experts lead.
+    """What the plan's stage bounds mean.
 
     Model: recomputed layers are of both kinds in the proportion in which the stage has them.
     """
-    num_layers = int(model.num_layers[0])
-    bounds = np.array([*plan.stage_bounds[1:], num_layers + 1]) - 1
-    whole = np.diff(bounds, prepend=0)
-    dense = np.diff(np.minimum(bounds, num_layers - int(model.num_moe_layers[0])), prepend=0)
+    count = layers_between(plan.stage_bounds, model)
+    whole = count["dense"] + count["moe"]
     again = np.array(plan.recompute_layers or (whole if plan.recompute != "none" else 0 * whole))
-    count = {"dense": dense.astype(float), "moe": (whole - dense).astype(float)}
-    return StageLayers(
-        count=count, recomputed={kind: own * again / np.maximum(whole, 1) for kind, own in count.items()}
-    )
+    recomputed = {kind: layers * again / np.maximum(whole, 1) for kind, layers in count.items()}
+    return StageLayers(count=count, recomputed=recomputed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
