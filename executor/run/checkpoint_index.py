@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.storage import WriteResult
 
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError
@@ -73,13 +74,13 @@ class Index:
 class Writer(FileSystemWriter):
     """DCP's writer of a folder, which leaves the index there too."""
 
-    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write DCP's own index, then ours; called on one rank.
 
         Raises: EnvironmentFailure where it cannot be written.
         """
         super().finish(metadata, results)
-        write_text(Path(self.path) / INDEX, json.dumps(asdict(_index_of(metadata))))
+        write_text(Path(self.path) / INDEX, json.dumps(asdict(_index_of(metadata, results))))
 
 
 class Reader(FileSystemReader):
@@ -144,8 +145,10 @@ def _fault(tensor: SavedTensor, sizes: dict[str, int]) -> str:
     return "" if covered >= torch.Size(tensor.shape).numel() else "pieces are missing"
 
 
-def _index_of(metadata: Metadata) -> Index:
-    places = {(place.fqn, place.offset): info for place, info in metadata.storage_data.items()}
+def _index_of(metadata: Metadata, results: list[list[WriteResult]]) -> Index:
+    """The index of what the ranks wrote; torch 2.11 does not note in `metadata` where that lies."""
+    written = [result for of_rank in results for result in of_rank]
+    places = {(result.index.fqn, result.index.offset): result.storage_data for result in written}
     return Index(
         tensors={
             name: SavedTensor(
