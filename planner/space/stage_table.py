@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from planner.space.question import Setting
 from planner.space.schedule_choices import NUM_PLACES, fullest_stages, num_leading
 from profiles.models.transformer import Array
 
+Columns = TypeVar("Columns", MemoryRules, LayerParameters)
 STATES = tuple(field.name for field in fields(StageStates))
 
 
@@ -24,17 +26,19 @@ STATES = tuple(field.name for field in fields(StageStates))
 class StageTable:
     """What the stages of `fullest_stages` hold, with one number of model chunks on a rank.
 
-    `columns` by place: rows of numbers, each with an entry per layout, whose `names` are those of StageStates and of
-    what `_numbers` has. Shapes: (number, layout). `state_bytes` by place: states with what is fixed beside. (layout,)
+    `columns` by place: numbers of the layouts that may have as many chunks, whose `names` are those of StageStates and
+    of what `_numbers` has; `rows` is where each of all layouts stands there. Shapes: (number, row), (layout,).
+    `state_bytes`: states of the fullest place with what is fixed beside; inf of other layouts. Shapes: (layout,).
     """
 
     names: tuple[str, ...]
+    rows: Ints
     columns: tuple[Array, ...]
-    state_bytes: tuple[Array, ...]
+    state_bytes: Array
 
     def at(self, place: int, layouts: Ints) -> dict[str, Array]:
         """The numbers of some layouts. Shapes: (layout, 1, 1, 1)."""
-        taken = self.columns[place][:, layouts, None, None, None]
+        taken = self.columns[place][:, self.rows[layouts], None, None, None]
         return dict(zip(self.names, taken, strict=True))
 
 
@@ -42,31 +46,43 @@ def stage_tables(
     at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters
 ) -> dict[tuple[int, bool], StageTable]:
     """Tables by number of chunks, and whether they go through a V."""
-    return {
-        (chunks, is_v): _stage_table(at, layouts, jobs, rules, layer, chunks, is_v)
-        for chunks in _chunk_counts(at, layouts)
-        for is_v in (False, True)
-        if not is_v or chunks in (1, STAGES_OF_V)
-    }
+    tables = {}
+    for (chunks, is_v), degrees in _chunk_counts(at, layouts).items():
+        which = np.flatnonzero(np.isin(layouts.pipeline, sorted(degrees)))
+        chosen = replace(jobs.take(which), chunks=np.full(len(which), float(chunks)))
+        columns = _taken(rules, which), _taken(layer, which)
+        tables[chunks, is_v] = _stage_table(at, len(layouts), which, chosen, *columns, is_v)
+    return tables
 
 
-def _chunk_counts(at: Setting, layouts: Layouts) -> list[int]:
-    """Numbers of chunks that make a difference: all that any schedule may have where dense layers lead."""
+def _taken(columns: Columns, which: Ints) -> Columns:
+    """Some entries of every column."""
+    return replace(columns, **{field.name: getattr(columns, field.name)[which] for field in fields(columns)})
+
+
+def _chunk_counts(at: Setting, layouts: Layouts) -> dict[tuple[int, bool], set[int]]:
+    """Numbers of chunks that make a difference, dealt out in turns or there and back, with the degrees that have them.
+
+    Those are all that any schedule may have where dense layers lead; elsewhere chunks change nothing.
+    """
+    degrees = set(layouts.pipeline.tolist())
     if not num_leading(at):
-        return [1]
-    stages = {-(-at.model.num_layers // degree) for degree in set(layouts.pipeline.tolist())}
-    return sorted({1, STAGES_OF_V, *(chunks for layers in stages for chunks in divisors(layers))})
+        return {(1, False): degrees, (1, True): degrees}
+    result = {(1, False): degrees, (STAGES_OF_V, True): degrees}
+    for degree in degrees:
+        for chunks in divisors(-(-at.model.num_layers // degree)) if degree > 1 else ():
+            result.setdefault((chunks, False), set()).add(degree)
+    return result
 
 
 def _stage_table(
-    at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, chunks: int, is_v: bool
+    at: Setting, num_layouts: int, which: Ints, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, is_v: bool
 ) -> StageTable:
-    jobs = replace(jobs, chunks=np.full(len(jobs), float(chunks)))
-    places = {
-        degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks)
-        for degree in set(layouts.pipeline.tolist())
-    }
-    stages = np.array([places[degree] for degree in layouts.pipeline.tolist()]).reshape(-1, NUM_PLACES).T
+    """The table of `which` of the layouts, given as jobs."""
+    chunks = int(jobs.chunks.max(initial=1))
+    pipeline = jobs.pipeline.astype(int).tolist()
+    places = {degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks) for degree in set(pipeline)}
+    stages = np.array([places[degree] for degree in pipeline]).reshape(-1, NUM_PLACES).T
     columns, held = [], []
     names: tuple[str, ...] = ()
     for stage in stages:
@@ -77,7 +93,9 @@ def _stage_table(
         columns.append(np.stack([np.broadcast_to(values, len(jobs)) for values in numbers.values()]))
         fixed = numbers["workspace"] + numbers["buckets"]
         held.append(states.parameters + states.gradients + states.optimizer + fixed)
-    return StageTable(names=names, columns=tuple(columns), state_bytes=tuple(held))
+    rows, state_bytes = np.zeros(num_layouts, dtype=np.int64), np.full(num_layouts, np.inf)
+    rows[which], state_bytes[which] = np.arange(len(which)), np.max(held, axis=0)
+    return StageTable(names=names, rows=rows, columns=tuple(columns), state_bytes=state_bytes)
 
 
 def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: StageContent) -> dict[str, Array]:

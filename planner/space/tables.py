@@ -191,7 +191,7 @@ class LayoutTable:
     @property
     def least_state_bytes(self) -> Array:
         """What the states of the fullest stage take at the least, per layout."""
-        return np.asarray(np.min([np.max(table.state_bytes, axis=0) for table in self.stages.values()], axis=0))
+        return np.asarray(np.min([table.state_bytes for table in self.stages.values()], axis=0))
 
 
 def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable:
