@@ -129,7 +129,7 @@ def joined(jobs: list[Jobs]) -> Jobs:
         for field in fields(Jobs)
         if field.name not in ("model", "device", "stack")
     }
-    columns |= {name: Each.of(getattr(jobs[0], name).values, len(jobs)) for name in ("device", "stack")}
+    columns |= {name: Each.same(getattr(jobs[0], name).values[0], len(jobs)) for name in ("device", "stack")}
     return Jobs(model=jobs[0].model.take(np.zeros(len(jobs), dtype=np.int64)), **columns)
 
 

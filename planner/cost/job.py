@@ -25,10 +25,13 @@ class Each(Generic[T]):
     index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, values: Sequence[T], count: int | None = None) -> Each[T]:
-        """A column of these values, or of `count` times the only one. Equal neighbours share an entry."""
-        if count is not None:
-            return cls(tuple(values), np.zeros(count, dtype=np.int64))
+    def same(cls, value: T, count: int) -> Each[T]:
+        """A column of `count` times the same value."""
+        return cls((value,), np.zeros(count, dtype=np.int64))
+
+    @classmethod
+    def of(cls, values: Sequence[T]) -> Each[T]:
+        """A column of these values; those that are one object share an entry."""
         distinct: list[T] = []
         index = []
         for value in values:

@@ -73,7 +73,8 @@ class Space:
 
     `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many), with
     its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the stage bounds of plans whose layers
-    are not as evenly split as the layout has them; `held` what plans with their bounds were found to hold.
+    are not as evenly split as the layout has them; `held` what plans with
+    their bounds were found to hold, which spaces share that differ in `placed` or `best` alone.
     """
 
     at: Setting

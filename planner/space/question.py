@@ -115,7 +115,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         **_codec_columns(at),
         "overlap_param": at.stack.habits.overlaps_parameters,
     }
-    made: dict[str, Any] = {"device": Each.of([at.device], count), "stack": Each.of([at.stack], count)}
+    made: dict[str, Any] = {"device": Each.same(at.device, count), "stack": Each.same(at.stack, count)}
     for name, hint in _HINTS.items():
         if name in made:
             continue

@@ -18,7 +18,6 @@ from planner.cost.kernel_work import PHASES, Phase
 from planner.cost.layers import edge_pass, layer_work, weight_seconds
 from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_states import (
-    LayerParameters,
     layer_parameters,
 )
 from planner.cost.once import (
@@ -185,7 +184,6 @@ class LayoutTable:
     once: Array
     host_link_rate: Array
     layers: dict[str, tuple[Array, Array, Array]]
-    layer: LayerParameters
     stages: dict[tuple[int, bool], StageTable]
 
     @property
@@ -217,7 +215,6 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         once=once,
         host_link_rate=made.host_link_rate,
         layers={"dense": made.layers.dense, "moe": made.layers.moe},
-        layer=layer,
         stages=stage_tables(at, layouts, jobs, rules, layer),
     )
 

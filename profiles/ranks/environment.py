@@ -57,8 +57,9 @@ def check_job() -> None:
     from profiles.errors import EnvironmentFailure
 
     present = [name for name in TORCHRUN if os.environ.get(name)]
-    if present and len(present) < len(TORCHRUN) and "MASTER_ADDR" not in present and not _in_slurm():
-        missing = ", ".join(name for name in TORCHRUN if name not in present)
+    missing = ", ".join(name for name in TORCHRUN if name not in present)
+    # An address alone may be meant for srun, or for nothing.
+    if missing and present not in ([], ["MASTER_ADDR"]) and not _in_slurm():
         raise EnvironmentFailure(
             f"{' and '.join(present)} set without {missing}: start ranks with torchrun or srun, or unset {present[0]}"
         )
@@ -124,7 +125,7 @@ def join_slurm() -> None:
 
 
 def _in_torchrun() -> bool:
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return all(os.environ.get(name) for name in TORCHRUN)
 
 
 def _in_slurm() -> bool:

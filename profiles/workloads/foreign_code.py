@@ -33,6 +33,7 @@ EXHAUSTED = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 @contextlib.contextmanager
 def _output_apart() -> Iterator[None]:
     """While entered, what is written to standard output goes to standard error, by its descriptor as well."""
+    _hand_over()
     try:
         kept = os.dup(1)
         os.dup2(2, 1)
@@ -43,8 +44,17 @@ def _output_apart() -> Iterator[None]:
             yield
     finally:
         if kept is not None:
+            _hand_over()
             os.dup2(kept, 1)
             os.close(kept)
+
+
+def _hand_over() -> None:
+    """Write out what Python still holds for standard output: it goes where that leads now."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
 
 
 @contextlib.contextmanager

@@ -174,6 +174,8 @@ def _right() -> Iterator[Case]:
         yield _trace(f"that {what}", text, "", GOOD)
     text = "import os\nos.write(1, b'hello\\n')\n" + _model()
     yield _trace("that writes to the descriptor", text, "", GOOD, alone=True, slow=True)
+    text = "import sys\nsys.__stdout__.write('hello\\n')\n" + _model()
+    yield _trace("that writes to Python's own stream", text, "", GOOD, alone=True, slow=True)
 
 
 def _planned() -> Iterator[Case]:

@@ -20,6 +20,8 @@ JOBS: tuple[tuple[str, Mapping[str, str], str], ...] = (
     ("WORLD_SIZE alone", {"WORLD_SIZE": "2"}, "WORLD_SIZE"),
     ("RANK alone", {"RANK": "0"}, "RANK"),
     ("no MASTER_ADDR", {"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+    ("no WORLD_SIZE", {"RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "WORLD_SIZE"),
+    ("RANK empty", {"RANK": "", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK"),
     ("RANK a word", {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}, "RANK"),
     ("RANK too large", {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}, "RANK"),
     ("WORLD_SIZE a word", {"RANK": "0", "WORLD_SIZE": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513"},

@@ -38,8 +38,8 @@ class StageCosts:
     head's backward; `waiting_logit`: of one whose loss waits; `num_waiting`: losses that wait for their backward.
     `head_gradient`, `embedding_gradient`: of the vocabulary, on the stages that have it.
     `chunks` of a rank, of which `opened` are under way. `received`: messages of a whole step, where they are allotted
-    at once. `fixed`: workspace, and `buckets` of communication. `fixed_slack`: holes that the allocator has whatever
-    is kept; `working_slack`: those that activations leave, as a share of them.
+    at once. `workspace` of the matrix library, `buckets` of communication. `fixed_slack`: holes that the allocator has
+    whatever is kept; `working_slack`: those that activations leave, as a share of them.
     """
 
     states: StageStates
@@ -95,15 +95,18 @@ class Peak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Law:
-    """The terms of a stage's peak. `full`: moments with all activations; `beside` them, alike in all of those."""
+    """The terms of a stage's peak.
+
+    `full`: moments with all activations; beside them, alike in all of those, `whole` gradients (less those `absent`)
+    and losses that are `waiting`. `flying`: micro-batches whose activations are on the device.
+    """
 
     full: Sequence[Moment]
     ending: Moment
     update: Array
     casts: Array
     flying: Array
-    left: Array
-    beside: Array
+    whole: Array
     waiting: Array
     absent: Array
 
@@ -150,8 +153,7 @@ def _law(stage: StageCosts) -> _Law:
         update=states.scratch + states.step,
         casts=casts,
         flying=flying,
-        left=np.maximum(flying - 1, 0.0),
-        beside=np.where(is_early, -absent, together.accumulated) + waiting,
+        whole=np.where(is_early, -absent, together.accumulated),
         waiting=waiting,
         absent=absent,
     )
@@ -171,7 +173,7 @@ def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
         held = (kept + law.casts) * law.flying
     else:
         held = kept * law.flying + law.casts * stage.in_flight
-    most = held + np.maximum(law.beside + full, ending)
+    most = held + np.maximum(law.whole + law.waiting + full, ending)
     if np.any(law.update > 0):
         most = np.maximum(most + stage.states.scratch, law.update)
     states = stage.states.parameters + stage.states.gradients + stage.states.optimizer
@@ -183,16 +185,16 @@ def peak_of(stage: StageCosts) -> Peak:
     law, states = _law(stage), stage.states
     held = stage.kept * law.flying
     working = states.scratch + law.casts * stage.in_flight
-    accumulated = law.beside - law.waiting
     every = [
         Moment(
             activations=held + moment.activations,
             logits=law.waiting + moment.logits,
-            buffers=working + accumulated + moment.buffers,
+            buffers=working + law.whole + moment.buffers,
         )
         for moment in law.full
     ]
-    every.append(Moment(activations=stage.kept * law.left, logits=np.zeros(1), buffers=working + law.ending.buffers))
+    remaining = stage.kept * np.maximum(law.flying - 1, 0.0)
+    every.append(Moment(activations=remaining, logits=np.zeros(1), buffers=working + law.ending.buffers))
     every.append(Moment(activations=np.zeros(1), logits=np.zeros(1), buffers=law.update))
     totals = np.stack(np.broadcast_arrays(*(moment.total for moment in every)))
     holes = np.stack(np.broadcast_arrays(*(moment.activations * stage.working_slack for moment in every)))
