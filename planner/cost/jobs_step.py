@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from planner.cost.axes.pipeline import idle_terms
@@ -15,14 +13,14 @@ from planner.cost.unit_costs import Ingredients
 from planner.parts import PART_NAMES
 from profiles.models.transformer import Array
 
-KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
-ENDS: tuple[Literal["embedding", "head"], ...] = ("embedding", "head")
+ENDS = ("embedding", "head")
 
 
 def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
     """Seconds of a step by part, which add up to the step. Shapes: one entry per job in every array."""
-    ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in KINDS}
-    layers = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in KINDS}
+    kinds = made.jobs.model.kinds
+    ahead = {kind: layer_pass(made, factors, "forward", kind) for kind in kinds}
+    layers = {kind: ahead[kind] + layer_pass(made, factors, "backward", kind) for kind in kinds}
     ends = tuple(edge_pass(made, factors, name) for name in ENDS)
     updated = optimizer_parameters(made)
     once = {
@@ -45,8 +43,8 @@ def step_seconds(made: Ingredients, factors: Factors) -> dict[str, Array]:
 def _costs(
     made: Ingredients,
     factors: Factors,
-    ahead: dict[Literal["dense", "moe"], Pass],
-    layers: dict[Literal["dense", "moe"], Pass],
+    ahead: dict[str, Pass],
+    layers: dict[str, Pass],
     ends: tuple[Pass, ...],
     once: dict[str, Array],
 ) -> StepCosts:
@@ -66,12 +64,8 @@ def _costs(
             for kind, layer in layers.items()
         }
         | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)},
-        counts={"dense": made.layers.dense, "moe": made.layers.moe, **end_counts(jobs.pipeline)},
-        model_counts={
-            "dense": model.num_layers - model.num_moe_layers,
-            "moe": model.num_moe_layers,
-            **dict.fromkeys(ENDS, np.ones(1)),
-        },
+        counts={**made.counts, **end_counts(jobs.pipeline)},
+        model_counts={kind: model.num_of(kind) for kind in layers} | dict.fromkeys(ENDS, np.ones(1)),
         pipeline=jobs.pipeline,
         num_microbatches=jobs.num_microbatches,
         schedule=jobs.schedule,
@@ -89,16 +83,14 @@ def _costs(
     )
 
 
-def _of_slowest(
-    made: Ingredients, step: Step, layers: dict[Literal["dense", "moe"], Pass], ends: tuple[Pass, ...]
-) -> dict[str, Array]:
+def _of_slowest(made: Ingredients, step: Step, layers: dict[str, Pass], ends: tuple[Pass, ...]) -> dict[str, Array]:
     """Seconds of the slowest stage's passes by their parts, over all micro-batches of a step."""
     jobs, (first, last) = made.jobs, ends
     counts = end_counts(jobs.pipeline)
     stages = []
     for place in range(NUM_PLACES):
-        stage = layers["dense"].times(made.layers.dense[place]) + layers["moe"].times(made.layers.moe[place])
-        stages.append(stage + first.times(counts["embedding"][place]) + last.times(counts["head"][place]))
+        stage = first.times(counts["embedding"][place]) + last.times(counts["head"][place])
+        stages.append(sum((layer.times(made.counts[kind][place]) for kind, layer in layers.items()), stage))
     where = np.broadcast_to(step.place, len(jobs))
     return {
         name: np.choose(where, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches

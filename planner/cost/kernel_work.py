@@ -5,6 +5,7 @@ Kernels are priced at the shapes a rank has. Nothing here knows of overlap, pipe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.vocabulary import padded_vocabulary
 from profiles.laws.kernels import Silicon, attention_seconds, grouped_matmul_seconds, is_aligned, matmul_seconds
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
 Phase = Literal["forward", "backward"]
 PHASES: tuple[Phase, ...] = ("forward", "backward")
@@ -56,10 +57,9 @@ def _load(like: Array, **fields: Array) -> Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Loads per micro-batch and rank by part of the model and phase; `core` is what selective recomputation repeats."""
+    """Loads per micro-batch and rank by kind of layer and phase; `core` is what selective recomputation repeats."""
 
-    dense: dict[Phase, Load]
-    moe: dict[Phase, Load]
+    layers: dict[str, dict[Phase, Load]]
     embedding: dict[Phase, Load]
     head: dict[Phase, Load]
     core: Load
@@ -92,11 +92,14 @@ def work_of(jobs: Jobs) -> Work:
         is_low=low.element_bytes < wide.element_bytes,
     )
     attention = {phase: _attention(shapes, phase) for phase in PHASES}
-    dense_ffn = {phase: _feed_forward(shapes, jobs.model.ffn_size, phase) for phase in PHASES}
-    experts = {phase: _experts(shapes, phase) for phase in PHASES}
+    networks: dict[str, Callable[[Phase], Load]] = {
+        DENSE: lambda phase: _feed_forward(shapes, jobs.model.ffn_size, phase),
+        ROUTED: lambda phase: _experts(shapes, phase),
+    }
     return Work(
-        dense={phase: attention[phase] + dense_ffn[phase] for phase in PHASES},
-        moe={phase: attention[phase] + experts[phase] for phase in PHASES},
+        layers={
+            kind: {phase: attention[phase] + networks[kind](phase) for phase in PHASES} for kind in jobs.model.kinds
+        },
         embedding={phase: _embedding(shapes, phase) for phase in PHASES},
         head={phase: _head(shapes, phase) for phase in PHASES},
         core=_core(shapes, "forward"),

@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.factors import Factors
 from planner.cost.kernel_work import Load, Phase
 from planner.cost.unit_costs import Ingredients
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import ROUTED, Array, Flags
 
 # The ZeRO stage that shards weights, which each layer gathers when it needs them.
 SHARDED = 3
@@ -93,12 +93,12 @@ class LayerWork:
 def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> LayerWork:
     """One layer in one direction, with what it recomputes and sends, but for what ZeRO stage 3 sends."""
     jobs, zero = made.jobs, np.zeros(len(made.jobs))
-    loads = made.work.dense if kind == "dense" else made.work.moe
+    loads = made.work.layers[kind]
     compute = _gpu(made, factors, loads[phase]) + KERNELS_SECONDS[phase]
     again = zero
     summed = 2 * made.half_layer
     sent = made.context_layer * factors.context_comm
-    routed = made.expert_layer * factors.expert_comm if kind == "moe" else zero
+    routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
     full = jobs.recompute == "full"
     if phase == "backward":
         compute = compute + _accumulate(made, factors, kind)
@@ -164,7 +164,7 @@ def sharded_message(
 
 def weight_seconds(made: Ingredients, factors: Factors, kind: str) -> Array:
     """The part of a layer's backward that makes weight gradients: one of its two products each, and adding them up."""
-    load = (made.work.dense if kind == "dense" else made.work.moe)["backward"]
+    load = made.work.layers[kind]["backward"]
     products = load.matmul_seconds / 2 * factors.matmul * made.rules.product_slowdown
     return np.asarray(products + _accumulate(made, factors, kind))
 
@@ -194,10 +194,8 @@ def _selective(made: Ingredients, factors: Factors, forward: Load) -> Array:
 def _accumulate(made: Ingredients, factors: Factors, kind: str) -> Array:
     """Adding a layer's gradients to those of earlier micro-batches."""
     jobs, model = made.jobs, made.jobs.model
-    held = model.dense_layer_parameters / jobs.tensor
-    if kind == "moe":
-        shared = model.moe_shared_parameters / jobs.tensor
-        held = shared + model.expert_parameters / (jobs.expert * jobs.expert_tensor)
+    common, experts = model.parameters_of(kind)
+    held = common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor)
     return held * made.rules.accumulate_bytes / (made.memory_rate * factors.traffic_fraction)
 
 

@@ -23,7 +23,7 @@ class Ingredients:
     jobs: Jobs
     rules: TimeRules
     work: Work
-    layers: pipeline.StageLayers
+    counts: pipeline.StageCounts
     held: data.StageParameters
     exchange: data.Exchange
     sharded: data.Sharded
@@ -41,13 +41,13 @@ def ingredients_of(jobs: Jobs) -> Ingredients:
     """Price every kernel and message of `jobs` alone."""
     rules = rules_of(jobs, expected())
     fabric = fabric_of(jobs)
-    layers = pipeline.stage_layers(jobs)
-    held = data.stage_parameters(jobs, layers)
+    counts = pipeline.stage_counts(jobs)
+    held = data.stage_parameters(jobs, counts)
     return Ingredients(
         jobs=jobs,
         rules=rules,
         work=work_of(jobs),
-        layers=layers,
+        counts=counts,
         held=held,
         exchange=data.exchange(jobs, rules, fabric, held),
         sharded=data.sharded(jobs, rules, fabric),

@@ -38,10 +38,7 @@ class Timed:
 def layers_of(dealt: Dealt, row: int) -> StageLayers:
     """The layers of a plan's stages by kind, all or none recomputed."""
     contents = [stage_content(dealt, row, stage) for stage in range(dealt.layers.shape[1])]
-    count = {
-        "dense": np.array([own.dense_layers[0] for own in contents]),
-        "moe": np.array([own.routed_layers[0] for own in contents]),
-    }
+    count = {kind: np.array([own.layers[kind][0] for own in contents]) for kind in contents[0].layers}
     again = float(dealt.rows.recompute[row] != "none")
     return StageLayers(count=count, recomputed={kind: own * again for kind, own in count.items()})
 

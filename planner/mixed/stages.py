@@ -14,7 +14,7 @@ from planner.cost.factors import Factors, Learned
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass
 from planner.cost.memory.footprint import StageMemory, stage_memory
-from planner.cost.memory.stage_states import StageContent
+from planner.cost.memory.stage_content import StageContent, layers_from
 from planner.cost.once import num_exchanges, optimizer_parameters, optimizer_seconds
 from planner.cost.step import FORWARD_SHARE, exposed_exchange
 from planner.mixed.mixture import Mixture, Rows
@@ -103,7 +103,7 @@ def _deal(asked: Mixture, rows: Rows, learned: Learned) -> Dealt:
 
 def _main_kind(passes: StagePasses) -> str:
     """The kind of layer that stages are measured by: where few dense layers lead, they are the lighter ones."""
-    return "moe" if "moe" in passes.ahead else "dense"
+    return passes.made.jobs.model.kinds[-1]
 
 
 def _layer_seconds(passes: StagePasses) -> Array:
@@ -112,15 +112,13 @@ def _layer_seconds(passes: StagePasses) -> Array:
 
 
 def _content(jobs: Jobs, pipeline: int, stage: int, before: Array, layers: Array) -> StageContent:
-    model, count = jobs.model, len(jobs)
-    leading = np.where(model.is_moe, np.clip(model.num_dense_layers - before, 0.0, layers), layers)
+    count = len(jobs)
     return StageContent(
         index=np.full(count, float(stage)),
         exists=np.ones(count, dtype=bool),
         is_first=np.full(count, stage == 0),
         is_last=np.full(count, stage == pipeline - 1),
-        dense_layers=leading,
-        routed_layers=layers - leading,
+        layers=layers_from(jobs, before, layers, layers),
     )
 
 

@@ -107,15 +107,15 @@ def _costs(plans: Block) -> StepCosts:
     layers, jobs = tables.layers, tables.shared.jobs
     count = choices.count[:, None, None]
     model = tables.at.model.transformer
-    routed, one = model.num_moe_layers[0], np.ones(1)
+    one = np.ones(1)
     message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
     return StepCosts(
         layers={kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans),
         counts={
-            **{kind: [plans.each(column) for column in columns] for kind, columns in shared.layers.items()},
+            **{kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()},
             **end_counts(plans.each(jobs.pipeline)),
         },
-        model_counts={"dense": model.num_layers[0] - routed, "moe": routed, "embedding": one, "head": one},
+        model_counts={kind: model.num_of(kind) for kind in model.kinds} | {"embedding": one, "head": one},
         pipeline=plans.each(jobs.pipeline),
         num_microbatches=count,
         schedule=np.array(choices.schedules)[:, None],

@@ -9,7 +9,7 @@ from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS
-from planner.space.stage_table import STATES, StageTable
+from planner.space.stage_table import STATES, StageTable, of_kind
 from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(4)
@@ -92,7 +92,7 @@ def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     layers = plans.tables.layers
     whole = largest = backward = np.zeros((1, 1, 1, 1))
     for kind, table in layers.kept.items():
-        count = stage["dense_layers" if kind == "dense" else "routed_layers"]
+        count = stage[of_kind(kind)]
         kept = plans.mixed(plans.of(table))
         whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
         # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.

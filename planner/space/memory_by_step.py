@@ -11,10 +11,10 @@ from planner.cost.job import Jobs
 from planner.cost.memory.footprint import hidden_bytes, loss_bytes, num_received
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES
 from planner.cost.memory.saved_tensors import layer_memory
+from planner.cost.memory.stage_content import StageContent
 from planner.cost.memory.stage_states import (
     WHOLE_GRADIENT_BYTES,
     LayerParameters,
-    StageContent,
     StageStates,
     layer_parameters,
     stage_states,
@@ -86,8 +86,7 @@ def _laws(space: Space, place: Place, plan: Plan, shape: Shape) -> _Laws:
         exists=stage >= 0,
         is_first=stage == 0,
         is_last=stage == shape.num_stages - 1,
-        dense_layers=layers.count["dense"],
-        routed_layers=layers.count["moe"],
+        layers=layers.count,
     )
     parameters = layer_parameters(jobs, rules)
     states = stage_states(jobs, rules, parameters, content)
@@ -106,11 +105,12 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
     final = hidden * (2 + rules.norm_extra_bytes / rules.element_bytes)
     at_loss = 2 * hidden + logits * loss_bytes(jobs, rules) + states.head_gathered
     at_head = 3 * hidden + gathered + logits * rules.head_logit_bytes + gradient + states.head_gathered
-    count = laws.layers.count["dense"] + laws.layers.count["moe"]
+    count = np.asarray(sum(laws.layers.count.values()))
     again = sum(laws.layers.recomputed.values()) * (jobs.recompute == "full") / np.maximum(count, 1)
     # Of experts autocast keeps no copies: what they multiply with are views of their weights, one by one.
-    common = content.dense_layers * laws.parameters.dense + content.routed_layers * (
-        laws.parameters.shared + np.where(rules.experts_in_turns, 0.0, laws.parameters.experts)
+    common = sum(
+        number * (own.common + np.where(rules.experts_in_turns, 0.0, own.experts))
+        for own, number in ((laws.parameters.kinds[kind], number) for kind, number in content.layers.items())
     )
     columns = {
         "casts": states.casts * (1 - again) + states.head_casts,
@@ -134,9 +134,7 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
 def _of_layers(laws: _Laws) -> Iterator[tuple[Layer, ...]]:
     """The layers of each stage: the first are recomputed, dense ones lead."""
     kinds = {
-        (kind, is_again): _of_kind(laws, kind == "moe", is_again)
-        for kind in laws.layers.count
-        for is_again in (True, False)
+        (kind, is_again): _of_kind(laws, kind, is_again) for kind in laws.layers.count for is_again in (True, False)
     }
     output = hidden_bytes(laws.jobs, laws.rules)[0]
     for stage in range(len(laws.jobs)):
@@ -149,7 +147,7 @@ def _of_layers(laws: _Laws) -> Iterator[tuple[Layer, ...]]:
         yield tuple(own)
 
 
-def _of_kind(laws: _Laws, is_routed: bool, is_again: bool) -> list[Layer]:
+def _of_kind(laws: _Laws, kind: str, is_again: bool) -> list[Layer]:
     """A layer as it is on every stage.
 
     Model: a recomputed layer goes backward with autocast's copies of its weights, which no micro-batch kept. Gradients
@@ -157,13 +155,12 @@ def _of_kind(laws: _Laws, is_routed: bool, is_again: bool) -> list[Layer]:
     beside its copy of the weights; FSDP2 reduces those of the layer as they are.
     """
     jobs, rules, parameters = laws.jobs if is_again else laws.plain, laws.rules, laws.parameters
-    law = layer_memory(jobs, rules, routed=is_routed)
-    layer = parameters.shared + parameters.experts if is_routed else parameters.dense
+    law, layer, experts = layer_memory(jobs, rules, kind), parameters.kinds[kind].total, parameters.kinds[kind].experts
     copies = rules.cast_bytes * layer * (jobs.recompute == "full")
     passing, finishing = laws.states.passing, np.zeros(len(jobs))
-    if is_routed and rules.experts_in_turns.any():
+    if np.any(experts > 0) and rules.experts_in_turns.any():
         size, is_sharded = rules.element_bytes, laws.states.whole > 0
-        largest = parameters.experts * np.where(jobs.model.gated, 2 / 3, 1 / 2)
+        largest = experts * np.where(jobs.model.gated, 2 / 3, 1 / 2)
         converted = np.where(rules.cast_bytes > 0, WHOLE_GRADIENT_BYTES + rules.cast_bytes * is_again, 0.0)
         weights = size * largest + np.where(is_sharded, size * layer, converted * largest)
         passing, finishing = 0 * passing, law.attention + weights
@@ -174,8 +171,8 @@ def _of_kind(laws: _Laws, is_routed: bool, is_again: bool) -> list[Layer]:
 def _with_states(laws: _Laws, stages: Ints, changing: dict[str, float]) -> dict[str, float]:
     """All parts of a rank that has `stages`: at its fullest step, or while its weights are updated."""
     states, rules, jobs = laws.states, laws.rules, laws.jobs
-    ends = {name: np.full(len(jobs), getattr(laws.content, name)[stages].any()) for name in ("is_first", "is_last")}
-    content = replace(laws.content, **ends)
+    first, last = (np.full(len(jobs), of[stages].any()) for of in (laws.content.is_first, laws.content.is_last))
+    content = replace(laws.content, is_first=first, is_last=last)
     received = num_received(jobs, rules, content) * jobs.num_microbatches * hidden_bytes(jobs, rules)[0]
     buckets = rules.bucket_bytes if laws.plan.data_parallel * laws.plan.context_parallel > 1 else 0 * received
     step = float(states.step[stages].sum())

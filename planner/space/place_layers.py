@@ -12,7 +12,7 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import Footprint, StageMemory, footprint, stage_memory
-from planner.cost.memory.stage_states import StageContent, stage_content
+from planner.cost.memory.stage_content import StageContent, stage_content
 from planner.schedules.placement import Layers, place
 from planner.schedules.registry import held_at_peak
 from planner.schedules.steps import Shape
@@ -64,26 +64,24 @@ class _Probes:
         jobs = memory.jobs
         self.last = jobs.pipeline - 1
         self.more = np.ceil(jobs.model.num_layers / jobs.pipeline)
-        self.kinds = {"dense": self._slopes("dense")}
-        if (jobs.model.num_moe_layers > 0).any():
-            self.kinds["moe"] = self._slopes("moe")
-        nowhere = self._bytes(0 * self.last, "dense", 1.0), self._bytes(self.last, "dense", 1.0)
-        self.first_bytes = self._bytes(0 * self.last, "dense", 1.0, is_first=True) - nowhere[0]
-        self.last_bytes = self._bytes(self.last, "dense", 1.0, is_last=True) - nowhere[1]
+        kinds = jobs.model.kinds
+        self.kinds = {kind: self._slopes(kind) for kind in kinds}
+        nowhere = self._bytes(0 * self.last, kinds[0], 1.0), self._bytes(self.last, kinds[0], 1.0)
+        self.first_bytes = self._bytes(0 * self.last, kinds[0], 1.0, is_first=True) - nowhere[0]
+        self.last_bytes = self._bytes(self.last, kinds[0], 1.0, is_last=True) - nowhere[1]
 
     def _bytes(
         self, index: Array, kind: str, layers: float | Array, *, is_first: bool = False, is_last: bool = False
     ) -> Array:
         everywhere = np.ones(len(index), dtype=bool)
-        counts = layers * everywhere
+        own = {name: (layers if name == kind else 0.0) * everywhere for name in self.memory.jobs.model.kinds}
         held = self.memory.at(
             StageContent(
                 index=index,
                 exists=everywhere,
                 is_first=is_first & everywhere,
                 is_last=is_last & everywhere,
-                dense_layers=counts if kind == "dense" else 0 * counts,
-                routed_layers=counts if kind == "moe" else 0 * counts,
+                layers=own,
             )
         )
         return held.reserved_bytes + self.memory.rules.context_bytes
@@ -100,13 +98,13 @@ class _Probes:
 def _layers(space: Space, passes: StagePasses, probed: _Probes, row: int, shape: Shape) -> Layers:
     """The model's layers as the placement asks for them, the ends with those next to them."""
     model = space.at.model.transformer
-    total, dense = int(model.num_layers[0]), int(model.num_layers[0] - model.num_moe_layers[0])
+    total = int(model.num_layers[0])
+    before = np.arange(total + 1, dtype=float)
     held_by = held_at_peak(shape)
     most, least = held_by[0][0], held_by[-1][0]
     seconds, states, kept, working = (np.zeros(total) for _ in range(4))
-    for kind, where in (("dense", slice(0, dense)), ("moe", slice(dense, total))):
-        if kind not in probed.kinds or kind not in passes.ahead:
-            continue
+    for kind in model.kinds:
+        where = np.diff(model.num_before(kind, before)) > 0
         full, empty = ((float(one[row]), float(each[row])) for one, each in probed.kinds[kind])
         held = max(full[1] - empty[1], 0.0) / (most - least) if most > least else 0.0
         state = max(empty[1] - held * least, 0.0)
@@ -136,11 +134,12 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
 
     def contents(shared: StageMemory, index: int) -> StageContent:
         even = stage_content(jobs, shared.rules, index)
-        leading, routed = even.dense_layers.copy(), even.routed_layers.copy()
+        own = {kind: count.copy() for kind, count in even.layers.items()}
         for row, layers in placed.items():
-            if index < len(layers["dense"]):
-                leading[row], routed[row] = layers["dense"][index], layers["moe"][index]
-        return replace(even, dense_layers=leading, routed_layers=routed)
+            for kind, counts in layers.items():
+                if index < len(counts):
+                    own[kind][row] = counts[index]
+        return replace(even, layers=own)
 
     return contents
 
@@ -151,5 +150,5 @@ def fullest_share(space: Space, places: Sequence[Place]) -> Array:
     for row, one in enumerate(places):
         if one in space.placed:
             layers = sum(layers_between(space.placed[one], model).values())
-            result[row] = max(1.0, np.max(layers) / np.ceil(model.num_layers[0] / len(space.placed[one])))
+            result[row] = max(1.0, float(np.max(layers)) / np.ceil(model.num_layers[0] / len(space.placed[one])))
     return result

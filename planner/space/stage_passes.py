@@ -9,7 +9,6 @@ import numpy as np
 
 from planner.cost.factors import Learned
 from planner.cost.job import Jobs
-from planner.cost.jobs_step import KINDS
 from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
 from planner.cost.step import END_SHARE
 from planner.cost.unit_costs import Ingredients, ingredients_of
@@ -39,11 +38,9 @@ class StageLayers:
 
 
 def layers_between(bounds: Sequence[int], model: Transformer) -> dict[str, Array]:
-    """Layers of each stage by kind, by the first layer of every stage: the embedding is layer 0, dense layers lead."""
-    num_layers = int(model.num_layers[0])
-    ends = np.array([*bounds[1:], num_layers + 1]) - 1
-    dense = np.diff(np.minimum(ends, num_layers - int(model.num_moe_layers[0])), prepend=0).astype(float)
-    return {"dense": dense, "moe": np.diff(ends, prepend=0) - dense}
+    """Layers of each stage by kind, by the first layer of every stage: the embedding is layer 0."""
+    ends = np.array([*bounds[1:], int(model.num_layers[0]) + 1], dtype=float) - 1
+    return {kind: np.diff(model.num_before(kind, ends), prepend=0.0) for kind in model.kinds}
 
 
 def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
@@ -52,7 +49,7 @@ def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
     Model: recomputed layers are of both kinds in the proportion in which the stage has them.
     """
     count = layers_between(plan.stage_bounds, model)
-    whole = count["dense"] + count["moe"]
+    whole = np.asarray(sum(count.values()))
     again = np.array(plan.recompute_layers or (whole if plan.recompute != "none" else 0 * whole))
     recomputed = {kind: layers * again / np.maximum(whole, 1) for kind, layers in count.items()}
     return StageLayers(count=count, recomputed=recomputed)
@@ -101,11 +98,11 @@ def stage_passes(space: Space, places: Sequence[Place]) -> StagePasses:
 
 
 def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
-    """The passes of jobs that are alike in whether their models have experts."""
+    """The passes of jobs."""
     factors, count = learned.factors, len(jobs)
     without = replace(jobs, recompute=np.full(count, "none"))
     made, plain = (taught(ingredients_of(which), learned) for which in (jobs, without))
-    kinds = [kind for kind in KINDS if kind == "dense" or (jobs.model.num_moe_layers > 0).any()]
+    kinds = jobs.model.kinds
     return StagePasses(
         made=made,
         ahead={kind: layer_pass(made, factors, "forward", kind) for kind in kinds},

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import loss_bytes
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES
-from planner.cost.memory.stage_states import LayerParameters, StageContent, StageStates, stage_content, stage_states
+from planner.cost.memory.stage_content import StageContent, stage_content
+from planner.cost.memory.stage_states import LayerParameters, StageStates, stage_states
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -18,7 +18,6 @@ from planner.space.question import Setting
 from planner.space.schedule_choices import NUM_PLACES, fullest_stages, num_leading
 from profiles.models.transformer import Array
 
-Columns = TypeVar("Columns", MemoryRules, LayerParameters)
 STATES = tuple(field.name for field in fields(StageStates))
 
 
@@ -26,8 +25,9 @@ STATES = tuple(field.name for field in fields(StageStates))
 class StageTable:
     """What the stages of `fullest_stages` hold, with one number of model chunks on a rank.
 
-    `columns` by place: numbers of the layouts that may have as many chunks, whose `names` are those of StageStates and
-    of what `_numbers` has; `rows` is where each of all layouts stands there. Shapes: (number, row), (layout,).
+    `columns` by place: numbers of the layouts that may have as many chunks, whose `names` are those of StageStates, of
+    the kinds of layers, and of what `_numbers` has; `rows` is where each of all layouts stands there.
+    Shapes: (number, row), (layout,).
     `state_bytes`: states of the fullest place with what is fixed beside; inf of other layouts. Shapes: (layout,).
     """
 
@@ -42,6 +42,11 @@ class StageTable:
         return dict(zip(self.names, taken, strict=True))
 
 
+def of_kind(kind: str) -> str:
+    """The name of the column that says how many layers of a kind a stage has."""
+    return f"{kind} layers"
+
+
 def stage_tables(
     at: Setting, layouts: Layouts, jobs: Jobs, rules: MemoryRules, layer: LayerParameters
 ) -> dict[tuple[int, bool], StageTable]:
@@ -50,14 +55,14 @@ def stage_tables(
     for (chunks, is_v), degrees in _chunk_counts(at, layouts).items():
         which = np.flatnonzero(np.isin(layouts.pipeline, sorted(degrees)))
         chosen = replace(jobs.take(which), chunks=np.full(len(which), float(chunks)))
-        columns = _taken(rules, which), _taken(layer, which)
+        columns = _taken(rules, which), layer.take(which)
         tables[chunks, is_v] = _stage_table(at, len(layouts), which, chosen, *columns, is_v)
     return tables
 
 
-def _taken(columns: Columns, which: Ints) -> Columns:
-    """Some entries of every column."""
-    return replace(columns, **{field.name: getattr(columns, field.name)[which] for field in fields(columns)})
+def _taken(rules: MemoryRules, which: Ints) -> MemoryRules:
+    """The rules of some layouts."""
+    return replace(rules, **{field.name: getattr(rules, field.name)[which] for field in fields(rules)})
 
 
 def _chunk_counts(at: Setting, layouts: Layouts) -> dict[tuple[int, bool], set[int]]:
@@ -89,6 +94,7 @@ def _stage_table(
         content = stage_content(jobs, rules, stage, is_v)
         states = stage_states(jobs, rules, layer, content)
         numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
+        numbers |= {of_kind(kind): count for kind, count in content.layers.items()}
         names = tuple(numbers)
         columns.append(np.stack([np.broadcast_to(values, len(jobs)) for values in numbers.values()]))
         fixed = numbers["workspace"] + numbers["buckets"]
@@ -105,8 +111,6 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
     token = hidden_size * rules.element_bytes
     is_split = jobs.sequence_parallel.astype(float)
     return {
-        "dense_layers": content.dense_layers,
-        "routed_layers": content.routed_layers,
         "is_first": first,
         "is_last": last,
         "hidden_per_token": token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),

@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.axes import pipeline as pipeline_axis
+from planner.cost.axes.pipeline import StageCounts
 from planner.cost.factors import Learned
 from planner.cost.hardware import fabric_of
 from planner.cost.job import Jobs
 from planner.cost.kernel_work import PHASES, Phase
 from planner.cost.layers import edge_pass, layer_work, weight_seconds
 from planner.cost.memory.saved_tensors import layer_memory
-from planner.cost.memory.stage_states import (
-    layer_parameters,
-)
+from planner.cost.memory.stage_states import layer_parameters
 from planner.cost.once import (
     codec_seconds,
     crossing_seconds,
@@ -35,8 +34,6 @@ from planner.space.question import Setting, jobs_of
 from planner.space.schedule_choices import METHODS
 from planner.space.stage_table import StageTable, stage_tables
 from profiles.models.transformer import Array
-
-KINDS = ("dense", "moe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +87,14 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
     rules = memory_rules(jobs)
     device, launch, compute, weight = {}, {}, {}, {}
     kept, backward = {}, {}
-    # A model without experts has dense layers only, and the other way about.
-    kinds = [kind for kind, count in zip(KINDS, _layers_of_kind(at), strict=True) if count]
-    for kind in kinds:
+    for kind in jobs.model.kinds:
         works = {phase: layer_work(made, learned.factors, phase, kind) for phase in PHASES}
         for phase, work in works.items():
             device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
         compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
         compute[kind] = compute[kind].reshape(shape)
         weight[kind] = weight_seconds(made, learned.factors, kind).reshape(shape)[:, :, 0]
-        memory = layer_memory(jobs, rules, routed=kind == "moe")
+        memory = layer_memory(jobs, rules, kind)
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
     ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
 
@@ -121,12 +116,6 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         tokens=jobs.tokens.reshape(shape)[:, :, 0],
         combination=combination,
     )
-
-
-def _layers_of_kind(at: Setting) -> tuple[float, float]:
-    model = at.model.transformer
-    routed = float(model.num_moe_layers[0])
-    return float(model.num_layers[0]) - routed, routed
 
 
 def taught(made: Ingredients, learned: Learned) -> Ingredients:
@@ -168,7 +157,7 @@ class LayoutTable:
 
     `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
     shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of compressing gradients, updating
-    weights, offloading their states and of the host outside the layers. `layers` are those of the first, a middle and
+    weights, offloading their states and of the host outside the layers. `counts` are layers of the first, a middle and
     the last stage by kind. `stages` are by number of chunks, and whether they go through a V; without leading dense
     layers chunks change nothing, and there is the entry of one chunk alone.
     """
@@ -183,7 +172,7 @@ class LayoutTable:
     root: Array
     once: Array
     host_link_rate: Array
-    layers: dict[str, tuple[Array, Array, Array]]
+    counts: StageCounts
     stages: dict[tuple[int, bool], StageTable]
 
     @property
@@ -214,7 +203,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
         once=once,
         host_link_rate=made.host_link_rate,
-        layers={"dense": made.layers.dense, "moe": made.layers.moe},
+        counts=made.counts,
         stages=stage_tables(at, layouts, jobs, rules, layer),
     )
 

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+# Kinds of layers: with a feed-forward network of its own, and with experts that tokens are routed to.
+DENSE, ROUTED = "dense", "moe"
+LAYER_KINDS = (DENSE, ROUTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,27 @@ class Transformer:
     def num_moe_layers(self) -> Array:
         """Layers with routed experts."""
         return np.where(self.is_moe, np.maximum(self.num_layers - self.num_dense_layers, 0), 0.0)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of layers that any of the models has; all layers of a kind are alike."""
+        return tuple(kind for kind in LAYER_KINDS if np.any(self.num_of(kind) > 0))
+
+    def num_of(self, kind: str) -> Array:
+        """Layers of a kind."""
+        routed = self.num_moe_layers
+        return routed if kind == ROUTED else self.num_layers - routed
+
+    def num_before(self, kind: str, position: Array) -> Array:
+        """Layers of a kind among the first `position` layers: dense ones lead. Shapes: broadcast."""
+        dense = np.minimum(position, self.num_of(DENSE))
+        return np.asarray(position - dense if kind == ROUTED else dense)
+
+    def parameters_of(self, kind: str) -> tuple[Array, Array]:
+        """Parameters of a layer of a kind: those that every token meets, and all routed experts'."""
+        if kind == ROUTED:
+            return self.moe_shared_parameters, self.expert_parameters
+        return self.dense_layer_parameters, np.zeros_like(self.hidden_size)
 
     @property
     def qk_head_dim(self) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
-from planner.cost.axes.pipeline import StageLayers
+from planner.cost.axes.pipeline import StageCounts
 from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
 from profiles.laws.collectives import Fabric
@@ -27,17 +27,20 @@ class StageParameters:
         return self.common + self.expert
 
 
-def stage_parameters(jobs: Jobs, layers: StageLayers) -> StageParameters:
+def stage_parameters(jobs: Jobs, layers: StageCounts) -> StageParameters:
     """Parameters of the first stage (with the embedding) or the last (with the head), whichever has more."""
     model = jobs.model
-    first = layers.dense[0] * model.dense_layer_parameters + layers.moe[0] * model.moe_shared_parameters
-    last = layers.dense[2] * model.dense_layer_parameters + layers.moe[2] * model.moe_shared_parameters
+    ends = [np.zeros(len(jobs)), np.zeros(len(jobs))]
+    experts = np.zeros(len(jobs))
+    for kind, counts in layers.items():
+        own, routed = model.parameters_of(kind)
+        ends = [held + count * own for held, count in zip(ends, (counts[0], counts[-1]), strict=True)]
+        experts = experts + np.maximum(counts[0], counts[-1]) * routed
     tied_head = model.vocab_size * model.hidden_size
-    first = first + model.embedding_parameters
-    last = last + np.where(model.tied, tied_head, model.head_parameters)
+    first = ends[0] + model.embedding_parameters
+    last = ends[1] + np.where(model.tied, tied_head, model.head_parameters)
     whole = first + model.head_parameters
     common = np.where(jobs.pipeline > 1, np.maximum(first, last), whole) / jobs.tensor
-    experts = np.maximum(layers.moe[0], layers.moe[2]) * model.expert_parameters
     return StageParameters(common=common, expert=experts / (jobs.expert * jobs.expert_tensor))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
@@ -12,21 +10,16 @@ from planner.cost.software_time import TimeRules
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
 from profiles.laws.collectives import Fabric
-from profiles.models.transformer import Array
+from profiles.models.transformer import DENSE, ROUTED, Array
+
+# Layers of some stages by kind. Shapes: one entry per job.
+StageCounts = dict[str, tuple[Array, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageLayers:
-    """Dense and mixture-of-experts layers of the first, a middle and the last stage. Shapes: one entry per job."""
+def stage_counts(jobs: Jobs) -> StageCounts:
+    """Layers of the first, a middle and the last stage, as even as they come, the ends shorter by what the job says.
 
-    dense: tuple[Array, Array, Array]
-    moe: tuple[Array, Array, Array]
-
-
-def stage_layers(jobs: Jobs) -> StageLayers:
-    """Layers by stage: as even as they come, the first and last shorter by what the job says; dense ones lead.
-
-    Where there is no middle stage, the last one stands for it.
+    Model: dense layers lead. Where there is no middle stage, the last one stands for it.
     """
     model = jobs.model
     even = np.ceil((model.num_layers + jobs.first_fewer + jobs.last_fewer) / jobs.pipeline)
@@ -40,10 +33,8 @@ def stage_layers(jobs: Jobs) -> StageLayers:
     middle_dense = np.where(has_middle, np.where(model.is_moe, 0.0, even), last_dense)
     dense = (dense_first, middle_dense, last_dense)
     totals = (first, middle, last)
-    return StageLayers(
-        dense=dense,
-        moe=tuple(total - count for total, count in zip(totals, dense, strict=True)),  # type: ignore[arg-type]
-    )
+    counts = {DENSE: dense, ROUTED: tuple(total - count for total, count in zip(totals, dense, strict=True))}
+    return {kind: counts[kind] for kind in model.kinds}
 
 
 def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:

@@ -11,13 +11,8 @@ from planner.cost.axes.pipeline import held_microbatches, open_chunks
 from planner.cost.job import Jobs, Names
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, peak_of
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
-from planner.cost.memory.stage_states import (
-    LayerParameters,
-    StageContent,
-    layer_parameters,
-    stage_content,
-    stage_states,
-)
+from planner.cost.memory.stage_content import StageContent, stage_content
+from planner.cost.memory.stage_states import LayerParameters, layer_parameters, stage_states
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.schedules.registry import has
 from profiles.models.transformer import Array
@@ -82,23 +77,27 @@ class StageMemory:
     jobs: Jobs
     rules: MemoryRules
     parameters: LayerParameters
-    layers: tuple[LayerMemory, LayerMemory]
+    layers: dict[str, LayerMemory]
 
     def at(self, stage: StageContent) -> Peak:
         """Peak memory in bytes of a stage that holds what `stage` says."""
         return peak_of(self._costs(stage))
 
     def _costs(self, stage: StageContent) -> StageCosts:
-        jobs, rules, (dense, routed) = self.jobs, self.rules, self.layers
+        jobs, rules = self.jobs, self.rules
         held, vocabulary = in_flight(jobs, stage.index), self.parameters.vocabulary
-        has_dense, has_routed = stage.dense_layers > 0, stage.routed_layers > 0
+        whole = largest = backward = np.zeros(len(jobs))
+        for kind, count in stage.layers.items():
+            own = self.layers[kind]
+            whole, largest = whole + count * own.kept, np.maximum(largest, np.where(count > 0, own.kept, 0.0))
+            # The last layer goes backward first.
+            backward = np.where(count > 0, own.backward, backward)
         hidden, gathered = hidden_bytes(jobs, rules)
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
-            kept=stage.dense_layers * dense.kept + stage.routed_layers * routed.kept,
-            largest=np.maximum(np.where(has_dense, dense.kept, 0.0), np.where(has_routed, routed.kept, 0.0)),
-            # The last layer goes backward first.
-            backward=np.where(has_routed, routed.backward, dense.backward),
+            kept=whole,
+            largest=largest,
+            backward=backward,
             in_flight=held,
             offloads=jobs.activation_offload,
             again=np.where(jobs.recompute == "full", 1.0, 0.0),
@@ -126,7 +125,7 @@ class StageMemory:
 def stage_memory(jobs: Jobs) -> StageMemory:
     """What all stages of `jobs` share."""
     rules = memory_rules(jobs)
-    layers = (layer_memory(jobs, rules, routed=False), layer_memory(jobs, rules, routed=True))
+    layers = {kind: layer_memory(jobs, rules, kind) for kind in jobs.model.kinds}
     return StageMemory(jobs=jobs, rules=rules, parameters=layer_parameters(jobs, rules), layers=layers)
 
 

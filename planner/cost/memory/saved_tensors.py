@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.software_memory import MemoryRules
-from profiles.models.transformer import Array
+from profiles.models.transformer import ROUTED, Array
 
 STATISTIC_BYTES = 4.0
 MASK_BYTES = 1.0
@@ -76,12 +76,13 @@ def token_shares(jobs: Jobs, rules: MemoryRules) -> Shares:
     )
 
 
-def layer_memory(jobs: Jobs, rules: MemoryRules, *, routed: bool) -> LayerMemory:
-    """Bytes that a dense or a mixture-of-experts (`routed`) layer keeps.
+def layer_memory(jobs: Jobs, rules: MemoryRules, kind: str) -> LayerMemory:
+    """Bytes that a layer of a kind keeps.
 
     Source: Korthikanti et al. 2022 (arXiv 2205.05198) for what linears, norms and attention keep; fused modules by
     their documentation; differences between published runs that differ in one thing.
     """
+    routed = kind == ROUTED
     after_attention = routed_tensors(jobs, rules) if routed else dense_tensors(jobs, rules)
     tensors = attention_tensors(jobs, rules) + after_attention
     zero = np.zeros(len(jobs))

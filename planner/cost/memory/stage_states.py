@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.job import Jobs
+from planner.cost.memory.stage_content import StageContent
 from planner.cost.software_memory import MemoryRules
 from planner.cost.vocabulary import padded_vocabulary
-from planner.schedules.registry import has
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
 GATHERED_LAYERS = 2.0
@@ -21,34 +22,44 @@ WHOLE_GRADIENT_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParameters:
-    """Parameters of one layer on one rank by what splits them. Shapes: one entry per job.
+class KindParameters:
+    """Parameters of a layer of one kind on one rank by what splits them. Shapes: one entry per job.
 
-    `dense` and `shared` (attention, router, shared expert and norms of a mixture-of-experts layer) are sharded over
-    data- and context-parallel ranks, `experts` over those that hold the same experts. `attention_matrices`,
-    `ffn_matrices` and `routed_matrices` count every distinct shape of a weight once: one expert of many.
+    `common` ones are sharded over data- and context-parallel ranks, routed `experts` over those that hold the same
+    experts. `matrices` beside those of attention count every distinct shape of a weight once: one expert of many.
     """
 
-    dense: Array
-    shared: Array
+    common: Array
     experts: Array
-    attention_matrices: Array
-    ffn_matrices: Array
-    routed_matrices: Array
-    vocabulary: Array
-    positions: Array
+    matrices: Array
+
+    @property
+    def total(self) -> Array:
+        """All parameters."""
+        return self.common + self.experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageContent:
-    """What one pipeline stage of every job holds. Shapes: one entry per job; `exists` where the job has that stage."""
+class LayerParameters:
+    """Parameters of one layer on one rank by kind, and of the ends of the model. Shapes: one entry per job."""
 
-    index: Array
-    exists: Flags
-    is_first: Flags
-    is_last: Flags
-    dense_layers: Array
-    routed_layers: Array
+    kinds: dict[str, KindParameters]
+    attention_matrices: Array
+    vocabulary: Array
+    positions: Array
+
+    def take(self, index: NDArray[np.int64]) -> LayerParameters:
+        """Those of some jobs."""
+        kinds = {
+            kind: KindParameters(common=own.common[index], experts=own.experts[index], matrices=own.matrices[index])
+            for kind, own in self.kinds.items()
+        }
+        return LayerParameters(
+            kinds=kinds,
+            attention_matrices=self.attention_matrices[index],
+            vocabulary=self.vocabulary[index],
+            positions=self.positions[index],
+        )
 
 
 def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
@@ -70,55 +81,22 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     one_expert = model.feed_forward_parameters(model.expert_ffn_size) / jobs.expert_tensor
     distinct = np.where(model.shared_ffn_size / jobs.tensor == model.expert_ffn_size / jobs.expert_tensor, 0.0, shared)
     vocabulary = padded_vocabulary(jobs)
+    kinds = {
+        DENSE: KindParameters(
+            common=attention + ffn + model.norm_parameters, experts=np.zeros(len(jobs)), matrices=ffn
+        ),
+        ROUTED: KindParameters(
+            common=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
+            experts=one_expert * model.num_experts / jobs.expert,
+            matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
+        ),
+    }
     return LayerParameters(
-        dense=attention + ffn + model.norm_parameters,
-        shared=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
-        experts=one_expert * model.num_experts / jobs.expert,
+        kinds={kind: kinds[kind] for kind in model.kinds},
         attention_matrices=attention,
-        ffn_matrices=ffn,
-        routed_matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
         vocabulary=vocabulary * model.hidden_size / jobs.tensor,
         positions=model.learned_positions * model.hidden_size,
     )
-
-
-def stage_content(jobs: Jobs, rules: MemoryRules, index: int | Array, is_v: bool | Flags | None = None) -> StageContent:
-    """Layers of stage `index`, one number or one per job; through a V where `is_v`, or the jobs' schedules, say so.
-
-    Model: as even as they come, the first and last shorter by what the job says; dense ones lead. A stage's first
-    chunk starts after those of the stages before it. Where layers do not divide evenly, earlier stages have the larger
-    share. Stacks that cut by parameters weigh the head, and a layer belongs to the earlier of
-    two stages that share it.
-    """
-    model, pipeline = jobs.model, jobs.pipeline
-    index = np.broadcast_to(np.asarray(index, dtype=np.float64), pipeline.shape)
-    is_first, is_last = index == 0, pipeline == index + 1
-    through_v = has(jobs.schedule, lambda each: each.stages.is_v) if is_v is None else is_v
-    before, after = _layers_before(jobs, rules, index), _layers_before(jobs, rules, index + 1)
-    layers = np.where(
-        pipeline > 1, np.maximum(np.where(is_last, model.num_layers, after) - before, 0.0), model.num_layers
-    )
-    chunks = np.maximum(jobs.chunks, 1.0)
-    leading = np.where(model.is_moe, np.clip(model.num_dense_layers - before / chunks, 0.0, layers / chunks), layers)
-    return StageContent(
-        index=index,
-        exists=pipeline > index,
-        is_first=is_first,
-        # A V comes back to the first rank, which so has both ends of the model.
-        is_last=np.where(through_v, is_first, is_last),
-        dense_layers=leading,
-        routed_layers=layers - leading,
-    )
-
-
-def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
-    """Layers of the stages before stage `index`."""
-    model, pipeline = jobs.model, jobs.pipeline
-    places = model.num_layers + jobs.first_fewer + jobs.last_fewer
-    even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
-    head = model.vocab_size * model.hidden_size / model.dense_layer_parameters
-    cut = np.ceil((model.num_layers + head) * index / pipeline)
-    return np.where(index == 0, 0.0, np.minimum(np.where(rules.cuts_by_parameters, cut, even), model.num_layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +139,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
     common, experts = _parameters(jobs, layer, stage)
-    of_layers = stage.dense_layers * layer.dense + stage.routed_layers * (layer.shared + layer.experts)
+    of_layers = np.asarray(sum(count * layer.kinds[kind].total for kind, count in stage.layers.items()))
     group, expert_group = _shard_groups(jobs)
 
     def held(sharded: Flags) -> Array:
@@ -181,8 +159,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     alone, fetched, gathered = (
         _weights_together(jobs, rules, layer, stage, count) for count in (0.0, 1.0, GATHERED_LAYERS)
     )
-    matrices = np.where(stage.dense_layers > 0, layer.ffn_matrices, 0.0)
-    matrices = matrices + np.where(stage.routed_layers > 0, layer.routed_matrices, 0.0) + layer.attention_matrices
+    present = [np.where(count > 0, layer.kinds[kind].matrices, 0.0) for kind, count in stage.layers.items()]
+    matrices = np.asarray(sum(present)) + layer.attention_matrices
     return StageStates(
         parameters=held(is_sharded) * rules.weight_bytes,
         gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
@@ -252,12 +230,13 @@ def of_chunks(states: StageStates, chunks: Array, opened: Array) -> Together:
 def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
     """Parameters of a rank of `stage`: those of all data-parallel ranks, and experts'."""
     model = jobs.model
-    common = stage.dense_layers * layer.dense + stage.routed_layers * layer.shared
+    common = np.asarray(sum(count * layer.kinds[kind].common for kind, count in stage.layers.items()))
+    experts = np.asarray(sum(count * layer.kinds[kind].experts for kind, count in stage.layers.items()))
     common = common + np.where(stage.is_first, layer.vocabulary + layer.positions, 0.0)
     own_head = stage.is_last & ~(model.tied & stage.is_first)
     norm = model.hidden_size * np.where(model.biases, 2.0, 1.0)
     common = common + np.where(own_head, layer.vocabulary, 0.0) + np.where(stage.is_last, norm, 0.0)
-    return common, stage.routed_layers * layer.experts
+    return common, experts
 
 
 def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
@@ -287,7 +266,7 @@ def _stay_gathered(jobs: Jobs) -> Flags:
 
 def _largest(layer: LayerParameters, stage: StageContent) -> Array:
     """Parameters of the largest layer of a stage on one rank."""
-    return np.maximum(
-        np.where(stage.dense_layers > 0, layer.dense, 0.0),
-        np.where(stage.routed_layers > 0, layer.shared + layer.experts, 0.0),
-    )
+    result = np.zeros(len(stage.index))
+    for kind, count in stage.layers.items():
+        result = np.maximum(result, np.where(count > 0, layer.kinds[kind].total, 0.0))
+    return result
