@@ -11,10 +11,10 @@ import numpy as np
 
 from planner.cost.error_bands import scale_for
 from planner.cost.factors import load_learned
+from planner.cost.ingredients import ingredients_of
 from planner.cost.layers import layer_pass
 from planner.cost.memory.footprint import footprint
 from planner.cost.software_time import rules_of
-from planner.cost.unit_costs import ingredients_of
 from planner.published.calibrate import RUNS, shipped_runs
 from planner.published.learn import family_weights, leave_one_family_out, predict, total_seconds
 from planner.published.reading import read_jobs

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from planner.cost.factors import load_learned
+from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
-from planner.cost.unit_costs import ingredients_of
 from planner.measured.estimate import estimate, pricing
 from planner.measured.search import Choices, search
 from planner.plans import Plan

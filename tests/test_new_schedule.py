@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 import planner.command
 from planner.cost.axes.pipeline import bubble_left, held_microbatches
+from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
-from planner.cost.unit_costs import ingredients_of
 from planner.legality import ModelFacts, refusal
 from planner.plans import Plan
 from planner.prediction import PlanFile

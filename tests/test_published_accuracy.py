@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planner.cost.factors import load_learned
-from planner.cost.unit_costs import ingredients_of
+from planner.cost.ingredients import ingredients_of
 from planner.published.calibrate import RUNS, shipped_runs
 from planner.published.learn import learn
 from planner.published.predict import forecast

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.factors import load_learned
+from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Each, Jobs
 from planner.cost.memory.footprint import footprint
-from planner.cost.unit_costs import ingredients_of
 from planner.published.learn import predict, total_seconds
 from planner.space.block import block, step_seconds
 from planner.space.block_memory import device_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.job import Jobs, Names
-from profiles.laws.collectives import Fabric
 from profiles.laws.kernels import Silicon
 from profiles.models.transformer import Array
 from profiles.units import GB
@@ -50,20 +49,6 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
 def memory_rate(jobs: Jobs) -> Array:
     """Bytes per second of each device's memory."""
     return jobs.device.read(lambda device: device.memory_gb_per_second * GB)
-
-
-def fabric_of(jobs: Jobs) -> Fabric:
-    """The links of `jobs`: bandwidths of the job where it states them, the rest from its device. Shapes: per job."""
-    label = jobs.device.read(lambda device: device.link_gb_per_second * GB)
-    peer = jobs.device.read(lambda device: device.peer_gb_per_second * GB)
-    return Fabric(
-        fast_bytes_per_second=jobs.fast_bytes_per_second,
-        # A pair's share of the total stays what it is on the data sheet.
-        p2p_bytes_per_second=jobs.fast_bytes_per_second * np.where(label > 0, peer / np.maximum(label, 1.0), 1.0),
-        network_bytes_per_second=jobs.network_bytes_per_second,
-        in_switch=jobs.device.read(lambda device: float(device.in_switch)).astype(bool),
-        network_latency_seconds=jobs.network_latency_seconds,
-    )
 
 
 def linear_precisions(jobs: Jobs) -> Names:

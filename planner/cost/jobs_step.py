@@ -6,10 +6,10 @@ import numpy as np
 
 from planner.cost.axes.pipeline import idle_terms
 from planner.cost.factors import Factors
-from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
+from planner.cost.ingredients import Ingredients
+from planner.cost.layers import Pass, edge_pass, layer_pass
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
 from planner.cost.step import NUM_PLACES, LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
-from planner.cost.unit_costs import Ingredients
 from planner.parts import PART_NAMES
 from profiles.models.transformer import Array
 
@@ -59,7 +59,7 @@ def _costs(
                 total=layer.total,
                 forward=ahead[kind].total,
                 compute=layer.compute + layer.recompute,
-                weight=weight_seconds(made, factors, kind),
+                weight=made.kernels.weights(made.rules, factors, kind),
             )
             for kind, layer in layers.items()
         }

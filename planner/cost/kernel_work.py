@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -15,10 +14,9 @@ from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.vocabulary import padded_vocabulary
 from profiles.laws.kernels import Silicon, attention_seconds, grouped_matmul_seconds, is_aligned, matmul_seconds
+from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
-Phase = Literal["forward", "backward"]
-PHASES: tuple[Phase, ...] = ("forward", "backward")
 # Reads and writes of one activation by kernels that fuse what Megatron's do: (forward, backward). A norm reads and
 # writes; bias, dropout and residual are one kernel of two reads and a write; backward also adds the two branches up.
 NORM_PASSES, RESIDUAL_PASSES, ROTARY_PASSES = (2.0, 3.0), (3.0, 3.0), (2.0, 2.0)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner.cost.factors import Factors
-from planner.cost.kernel_work import Load, Phase
-from planner.cost.unit_costs import Ingredients
+from planner.cost.ingredients import Ingredients
+from profiles.models.operators import Phase
 from profiles.models.transformer import ROUTED, Array, Flags
 
 # The ZeRO stage that shards weights, which each layer gathers when it needs them.
 SHARDED = 3
-# A backward pass launches about as many kernels per product, and has twice the products.
-BACKWARD_HOST = 1.5
 # Host and device hide each other but where they take about as long: norm of this order in place of the maximum.
 HOST_SHARPNESS = 12.0
-# Seconds that the element-wise kernels of a layer take however little they move: some fifteen forward, at 4 us.
-KERNELS_SECONDS: dict[Phase, float] = {"forward": 60e-6, "backward": 90e-6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +57,12 @@ def exposed(communication: Array, compute: Array, factors: Factors) -> Array:
     return np.asarray(np.where(slow_comm <= slow_compute, hidden, np.maximum(longer, hidden)))
 
 
-def _gpu(made: Ingredients, factors: Factors, load: Load) -> Array:
-    """Seconds of a load's kernels."""
-    rules = made.rules
-    # Logits pass in forward and in backward: half of the stack's figure each.
-    moved = load.activation_bytes * rules.element_passes + load.score_bytes * rules.score_passes
-    moved = moved + load.copied_elements * rules.quantise_bytes
-    moved = moved + load.logit_elements * rules.loss_bytes / 2
-    attention = load.attention_seconds * factors.attention * rules.attention_slowdown
-    products = load.matmul_seconds * factors.matmul + attention
-    return products * rules.product_slowdown + moved / (made.memory_rate * factors.traffic_fraction)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
-    """Seconds of one layer in one direction before ZeRO's messages: on the device by part, and of its launches."""
+    """Seconds of one layer in one direction before ZeRO's messages: on the device by part, and of its host.
+
+    `launch` is host work that runs ahead of the device, `dispatch` such that nothing hides.
+    """
 
     compute: Array
     recompute: Array
@@ -83,41 +70,38 @@ class LayerWork:
     context_comm: Array
     expert_comm: Array
     launch: Array
+    dispatch: Array
 
     @property
     def device(self) -> Array:
-        """Seconds that the device is busy."""
-        return self.compute + self.recompute + self.tensor_comm + self.context_comm + self.expert_comm
+        """Seconds that the device is busy, or waits for what nothing hides."""
+        busy = self.compute + self.recompute + self.tensor_comm + self.context_comm + self.expert_comm
+        return np.asarray(busy + self.dispatch)
 
 
 def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> LayerWork:
     """One layer in one direction, with what it recomputes and sends, but for what ZeRO stage 3 sends."""
     jobs, zero = made.jobs, np.zeros(len(made.jobs))
-    loads = made.work.layers[kind]
-    compute = _gpu(made, factors, loads[phase]) + KERNELS_SECONDS[phase]
-    again = zero
-    summed = 2 * made.half_layer
+    kernels = made.kernels.layer(made.rules, factors, phase, kind)
+    summed = kernels.num_sums * made.half_layer
     sent = made.context_layer * factors.context_comm
     routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
     full = jobs.recompute == "full"
     if phase == "backward":
-        compute = compute + _accumulate(made, factors, kind)
-        core = _selective(made, factors, loads["forward"])
-        again = np.where(
-            full, _gpu(made, factors, loads["forward"]), np.where(jobs.recompute == "selective", core, 0.0)
-        )
         sent = sent * np.where(full, 3.0, 2.0)
         routed = routed * np.where(full, 2.0, 1.0)
-        summed = summed * np.where(full, 2.0, 1.0) + exposed(2 * made.gather_again, compute, factors)
+        summed = summed * np.where(full, 2.0, 1.0) + exposed(2 * made.gather_again, kernels.compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
-    attention = loads[phase].attention_seconds * factors.attention * made.rules.attention_slowdown
+    # Ranks that sum partial results wait for the latest host.
+    messages = kernels.num_sums * (1.0 + full) if phase == "backward" else kernels.num_sums
     return LayerWork(
-        compute=compute,
-        recompute=again,
+        compute=kernels.compute,
+        recompute=kernels.again,
         tensor_comm=summed * factors.tensor_comm * (1 - hidden),
-        context_comm=exposed(sent, attention * made.rules.product_slowdown, factors),
+        context_comm=exposed(sent, kernels.attention, factors),
         expert_comm=routed,
-        launch=_host(made, factors, phase),
+        launch=kernels.launch + messages * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
+        dispatch=kernels.dispatch,
     )
 
 
@@ -142,7 +126,7 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         context_comm=work.context_comm,
         expert_comm=work.expert_comm,
         data_comm=data_comm,
-        host=host,
+        host=host + work.dispatch,
     )
 
 
@@ -162,48 +146,15 @@ def sharded_message(
     return np.asarray(np.where(reshards, gather, 0.0) + scatter * share)
 
 
-def weight_seconds(made: Ingredients, factors: Factors, kind: str) -> Array:
-    """The part of a layer's backward that makes weight gradients: one of its two products each, and adding them up."""
-    load = made.work.layers[kind]["backward"]
-    products = load.matmul_seconds / 2 * factors.matmul * made.rules.product_slowdown
-    return np.asarray(products + _accumulate(made, factors, kind))
-
-
 def host_excess(busy: Array, launch: Array) -> Array:
     """Seconds that a device waits for its host, which runs ahead of it: only the excess of its work shows."""
     return np.asarray((busy**HOST_SHARPNESS + launch**HOST_SHARPNESS) ** (1 / HOST_SHARPNESS) - busy)
 
 
-def _host(made: Ingredients, factors: Factors, phase: Phase) -> Array:
-    """Host seconds to launch one layer in one direction; ranks that sum partial results wait for the latest host."""
-    full = made.jobs.recompute == "full"
-    passes = np.where(full, 1.0, 0.0) + BACKWARD_HOST if phase == "backward" else np.ones(len(made.jobs))
-    messages = 2 * (1.0 + full) if phase == "backward" else 2.0
-    launch = made.rules.host_layer_us * 1e-6 * factors.host * passes
-    return np.asarray(launch + messages * factors.waiting_us * 1e-6 * np.log2(made.jobs.tensor))
-
-
-def _selective(made: Ingredients, factors: Factors, forward: Load) -> Array:
-    """What selective recomputation repeats: attention's core, or by operators everything but attention and the rest."""
-    share = made.rules.selective_product_share
-    zero = np.zeros_like(share)
-    by_operator = replace(forward, matmul_seconds=forward.matmul_seconds * share, attention_seconds=zero)
-    return np.where(share > 0, _gpu(made, factors, by_operator), _gpu(made, factors, made.work.core))
-
-
-def _accumulate(made: Ingredients, factors: Factors, kind: str) -> Array:
-    """Adding a layer's gradients to those of earlier micro-batches."""
-    jobs, model = made.jobs, made.jobs.model
-    common, experts = model.parameters_of(kind)
-    held = common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor)
-    return held * made.rules.accumulate_bytes / (made.memory_rate * factors.traffic_fraction)
-
-
 def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
     """Embedding or head, both directions; tensor parallelism sums after the one and before the other."""
     zero = np.zeros(len(made.jobs))
-    loads = made.work.embedding if part == "embedding" else made.work.head
-    compute = _gpu(made, factors, loads["forward"]) + _gpu(made, factors, loads["backward"])
+    compute = made.kernels.end(made.rules, factors, part)
     comm = zero
     if part == "embedding":
         # The first gather and the last scatter have nothing to hide behind.

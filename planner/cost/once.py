@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.factors import Factors
-from planner.cost.unit_costs import Ingredients
-from profiles.codecs.codec import GRADIENT_BYTES
+from planner.cost.ingredients import Ingredients
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
@@ -16,11 +15,8 @@ ELEMENT_BYTES = 2.0
 
 
 def codec_seconds(made: Ingredients, factors: Factors) -> Array:
-    """Seconds of encoding and decoding a rank's gradients once a step: passes over memory, as element-wise kernels."""
-    jobs = made.jobs
-    passes = jobs.codec_passes + jobs.codec_decode_passes * jobs.data * jobs.context
-    moved = passes * (made.held.common + made.held.expert) * GRADIENT_BYTES
-    return np.asarray(moved / (made.memory_rate * factors.traffic_fraction))
+    """Seconds of encoding and decoding a rank's gradients once a step."""
+    return made.kernels.codec(factors, made.held.total)
 
 
 def num_exchanges(zero_stage: Array, reduces_every: Flags, num_microbatches: Array) -> Array:
@@ -40,7 +36,7 @@ def optimizer_parameters(made: Ingredients) -> Array:
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
     """Seconds of updating a rank's share of the parameters on the device."""
-    return np.asarray(updated * made.rules.optimizer_bytes / (made.memory_rate * factors.optimizer_fraction))
+    return made.kernels.optimizer(made.rules, factors, updated)
 
 
 def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:

@@ -1,62 +1,58 @@
-"""Everything about jobs that no fitted factor changes: kernels and messages, each priced alone."""
+"""What kernels and messages take, each alone: the one seam between laws of a step and whoever knows the hardware."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-
-from planner.cost.axes import context, data, expert, pipeline, tensor
-from planner.cost.factors import expected
-from planner.cost.hardware import fabric_of, memory_rate
-from planner.cost.job import Jobs
-from planner.cost.kernel_work import Work, work_of
-from planner.cost.software_time import TimeRules, rules_of
+from planner.cost.factors import Factors
+from planner.cost.software_time import TimeRules
+from profiles.machines.profile import Collective
+from profiles.models.operators import Phase
 from profiles.models.transformer import Array
-from profiles.units import GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ingredients:
-    """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array."""
+class LayerKernels:
+    """Seconds of one layer in one direction, before any message. Shapes: one entry per job.
 
-    jobs: Jobs
-    rules: TimeRules
-    work: Work
-    counts: pipeline.StageCounts
-    held: data.StageParameters
-    exchange: data.Exchange
-    sharded: data.Sharded
-    half_layer: Array
-    gather_again: Array
-    expert_layer: Array
-    context_layer: Array
-    message: Array
-    memory_rate: Array
-    host_link_rate: Array
-    num_nodes: Array
+    `compute` on the device, `again` what is recomputed for it; of `compute`, `attention` is what context-parallel
+    messages hide behind. `launch` is the host's work, which runs ahead, `dispatch` that which nothing hides. Ranks that
+    share its linears sum `num_sums` times.
+    """
+
+    compute: Array
+    again: Array
+    attention: Array
+    launch: Array
+    dispatch: Array
+    num_sums: Array
 
 
-def ingredients_of(jobs: Jobs) -> Ingredients:
-    """Price every kernel and message of `jobs` alone."""
-    rules = rules_of(jobs, expected())
-    fabric = fabric_of(jobs)
-    counts = pipeline.stage_counts(jobs)
-    held = data.stage_parameters(jobs, counts)
-    return Ingredients(
-        jobs=jobs,
-        rules=rules,
-        work=work_of(jobs),
-        counts=counts,
-        held=held,
-        exchange=data.exchange(jobs, rules, fabric, held),
-        sharded=data.sharded(jobs, rules, fabric),
-        half_layer=tensor.half_layer_seconds(jobs, fabric),
-        gather_again=tensor.gather_seconds(jobs, fabric),
-        expert_layer=expert.layer_seconds(jobs, fabric),
-        context_layer=context.layer_seconds(jobs, fabric),
-        message=pipeline.message_seconds(jobs, rules, fabric),
-        memory_rate=memory_rate(jobs),
-        host_link_rate=jobs.device.read(lambda device: device.host_gb_per_second * GB),
-        num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),
-    )
+class Kernels(Protocol):
+    """Seconds of some jobs' kernels. Shapes: one entry per job."""
+
+    def layer(self, rules: TimeRules, factors: Factors, phase: Phase, kind: str) -> LayerKernels:
+        """One layer of a kind in one direction."""
+
+    def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
+        """The part of a layer's backward that makes weight gradients."""
+
+    def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
+        """Embedding or head, both directions."""
+
+    def codec(self, factors: Factors, num_parameters: Array) -> Array:
+        """Encoding and decoding the gradients of so many parameters."""
+
+    def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
+        """Updating so many parameters."""
+
+
+class Links(Protocol):
+    """Seconds of messages between the ranks of some jobs."""
+
+    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
+        """Seconds of a collective over groups of `size` ranks, of which `inside` share a fast domain. Shapes: per job.
+
+        Bytes are of the whole tensor, as profiles/laws/collectives counts them.
+        """

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.factors import Learned
+from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import Footprint, footprint
-from planner.cost.unit_costs import ingredients_of
 from planner.mixed.mixture import Mixture, Rows
 from planner.published.learn import predict, total_seconds
 from planner.space.question import Setting

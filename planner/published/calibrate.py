@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.cost.error_bands import scale_for
 from planner.cost.factors import PATH, Learned
-from planner.cost.unit_costs import ingredients_of
+from planner.cost.ingredients import ingredients_of
 from planner.published.learn import Runs, family_weights, learn, leave_one_family_out
 from planner.published.reading import read_jobs
 from profiles.catalog import CATALOG

@@ -10,10 +10,10 @@ import numpy as np
 from planner.cost.error_bands import reach, spread
 from planner.cost.factors import BOUNDS, STACK_BOUNDS, Factors, Learned, expected
 from planner.cost.hardware import generations
+from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.jobs_step import step_seconds
 from planner.cost.software_time import rules_of
-from planner.cost.unit_costs import Ingredients, ingredients_of
 from profiles.models.transformer import Array, Flags
 
 # A published step time is uncertain by about this much, whatever its rounding says: repeats across software releases

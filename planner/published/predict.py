@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from planner.cost.error_bands import band, spread
 from planner.cost.factors import load_learned
+from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import footprint
-from planner.cost.unit_costs import ingredients_of
 from planner.published.learn import predict, total_seconds
 from planner.published.reading import read_jobs
 

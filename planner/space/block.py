@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.factors import Factors
-from planner.cost.kernel_work import PHASES
 from planner.cost.layers import SHARDED, sharded_message, waits
 from planner.cost.once import crossing_seconds, num_exchanges, offloaded_activations
 from planner.cost.step import LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
@@ -18,6 +17,7 @@ from planner.space.layouts import Ints
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants
 from planner.space.tables import LayerTable, LayoutTable, MessageTable
+from profiles.models.operators import PHASES
 from profiles.models.transformer import Array, Flags
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.cost.error_bands import band, spread
-from planner.cost.unit_costs import ingredients_of
+from planner.cost.ingredients import ingredients_of
 from planner.parts import PART_NAMES
 from planner.prediction import KINDS, MAX_SPANS, Prediction, Span
 from planner.published.learn import predict, total_seconds

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.factors import Learned
+from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import Pass, edge_pass, layer_pass, weight_seconds
+from planner.cost.layers import Pass, edge_pass, layer_pass
 from planner.cost.step import END_SHARE
-from planner.cost.unit_costs import Ingredients, ingredients_of
 from planner.plans import Plan
 from planner.schedules.registry import schedule_of
 from planner.schedules.steps import Shape
@@ -108,7 +108,7 @@ def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
         ahead={kind: layer_pass(made, factors, "forward", kind) for kind in kinds},
         again={kind: layer_pass(made, factors, "backward", kind) for kind in kinds},
         plain={kind: layer_pass(plain, factors, "backward", kind) for kind in kinds},
-        weight={kind: weight_seconds(made, factors, kind) for kind in kinds},
+        weight={kind: made.kernels.weights(made.rules, factors, kind) for kind in kinds},
         embedding=edge_pass(made, factors, "embedding"),
         head=edge_pass(made, factors, "head"),
     )

@@ -13,10 +13,10 @@ import numpy as np
 from planner.cost.axes import pipeline as pipeline_axis
 from planner.cost.axes.pipeline import StageCounts
 from planner.cost.factors import Learned
-from planner.cost.hardware import fabric_of
+from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.kernel_work import PHASES, Phase
-from planner.cost.layers import edge_pass, layer_work, weight_seconds
+from planner.cost.layers import edge_pass, layer_work
+from planner.cost.links import links_of
 from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_states import layer_parameters
 from planner.cost.once import (
@@ -28,11 +28,11 @@ from planner.cost.once import (
 )
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.cost.software_time import TimeRules, rules_of
-from planner.cost.unit_costs import Ingredients, ingredients_of
 from planner.space.layouts import Ints, Layouts
 from planner.space.question import Setting, jobs_of
 from planner.space.schedule_choices import METHODS
 from planner.space.stage_table import StageTable, stage_tables
+from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import Array
 
 
@@ -93,7 +93,7 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
             device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
         compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
         compute[kind] = compute[kind].reshape(shape)
-        weight[kind] = weight_seconds(made, learned.factors, kind).reshape(shape)[:, :, 0]
+        weight[kind] = made.kernels.weights(made.rules, learned.factors, kind).reshape(shape)[:, :, 0]
         memory = layer_memory(jobs, rules, kind)
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
     ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
@@ -146,7 +146,7 @@ def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: 
         data_outside=outside.astype(bool),
         micro_batch=np.tile(np.array(sizes, dtype=float), len(keys[0])),
     )
-    seconds = pipeline_axis.message_seconds(jobs, rules_of(jobs, learned), fabric_of(jobs))
+    seconds = pipeline_axis.message_seconds(jobs, rules_of(jobs, learned), links_of(jobs))
     seconds = seconds * learned.factors.pipeline_comm
     return MessageTable(seconds=seconds.reshape(-1, len(sizes)), combination=combination)
 

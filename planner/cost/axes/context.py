@@ -6,11 +6,11 @@ import numpy as np
 
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
 from planner.cost.job import Jobs
-from profiles.laws.collectives import Fabric
+from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
 
 
-def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+def layer_seconds(jobs: Jobs, links: Links) -> Array:
     """Seconds of one layer's exchange forward, before any overlap; backward sends twice as much.
 
     Model: every rank's keys and values reach all others, (c - 1)/c of the whole, as in ring attention.
@@ -20,4 +20,4 @@ def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
     kv_heads = np.maximum(model.num_kv_heads / jobs.tensor, 1.0)
     per_token = kv_heads * (model.qk_head_dim + model.v_head_dim)
     whole = jobs.micro_batch * jobs.sequence * per_token * MESSAGE_ELEMENT_BYTES
-    return seconds(jobs, fabric, "all_gather", whole, jobs.context, jobs.tensor)
+    return seconds(jobs, links, "all_gather", whole, jobs.context, jobs.tensor)

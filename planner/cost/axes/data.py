@@ -10,7 +10,7 @@ from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
 from planner.cost.axes.pipeline import StageCounts
 from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
-from profiles.laws.collectives import Fabric
+from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
 
 
@@ -52,23 +52,23 @@ class Exchange:
     parameters: Array
 
 
-def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters) -> Exchange:
+def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
     """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
     replicas = jobs.data * jobs.context
     expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
     sent, kept = held.common * per_gradient, held.expert * per_gradient
     stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
-    reduced = replica_seconds(jobs, fabric, "all_reduce", sent, replicas, stride)
-    reduced = reduced + replica_seconds(jobs, fabric, "all_reduce", kept, expert_replicas, expert_stride)
-    reduced = reduced + _gathered_messages(jobs, rules, fabric, held, replicas, expert_replicas)
-    scattered = replica_seconds(jobs, fabric, "reduce_scatter", sent, replicas, stride)
-    scattered = scattered + replica_seconds(jobs, fabric, "reduce_scatter", kept, expert_replicas, expert_stride)
+    reduced = replica_seconds(jobs, links, "all_reduce", sent, replicas, stride)
+    reduced = reduced + replica_seconds(jobs, links, "all_reduce", kept, expert_replicas, expert_stride)
+    reduced = reduced + _gathered_messages(jobs, rules, links, held, replicas, expert_replicas)
+    scattered = replica_seconds(jobs, links, "reduce_scatter", sent, replicas, stride)
+    scattered = scattered + replica_seconds(jobs, links, "reduce_scatter", kept, expert_replicas, expert_stride)
     common, expert = held.common * rules.parameter_message_bytes, held.expert * rules.parameter_message_bytes
-    gathered = replica_seconds(jobs, fabric, "all_gather", common, replicas, stride)
-    gathered = gathered + replica_seconds(jobs, fabric, "all_gather", expert, expert_replicas, expert_stride)
+    gathered = replica_seconds(jobs, links, "all_gather", common, replicas, stride)
+    gathered = gathered + replica_seconds(jobs, links, "all_gather", expert, expert_replicas, expert_stride)
     plain, sharded = jobs.zero_stage == 0, (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
-    tied = _tied_seconds(jobs, rules, fabric)
+    tied = _tied_seconds(jobs, rules, links)
     return Exchange(
         gradients=np.where(plain, reduced, np.where(sharded, scattered, 0.0)) + tied,
         parameters=np.where(sharded, gathered, 0.0),
@@ -76,24 +76,24 @@ def exchange(jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters
 
 
 def _gathered_messages(
-    jobs: Jobs, rules: TimeRules, fabric: Fabric, held: StageParameters, replicas: Array, expert_replicas: Array
+    jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters, replicas: Array, expert_replicas: Array
 ) -> Array:
     """Seconds of gathering every replica's messages, where a codec's cannot be summed on the way."""
     of_one = rules.gradient_message_bytes * jobs.gradient_gather_fraction
     common, expert = held.common * of_one * replicas, held.expert * of_one * expert_replicas
-    taken = replica_seconds(jobs, fabric, "all_gather", common, replicas, jobs.tensor)
+    taken = replica_seconds(jobs, links, "all_gather", common, replicas, jobs.tensor)
     taken = taken + replica_seconds(
-        jobs, fabric, "all_gather", expert, expert_replicas, jobs.expert * jobs.expert_tensor
+        jobs, links, "all_gather", expert, expert_replicas, jobs.expert * jobs.expert_tensor
     )
     return np.where(jobs.gradient_gather_fraction > 0, taken, 0.0)
 
 
-def _tied_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
+def _tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.tensor * rules.gradient_message_bytes
     pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
-    return seconds(jobs, fabric, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
+    return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Sharded:
     root_scatter: Array
 
 
-def sharded(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Sharded:
+def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
     """What ZeRO stage 3 sends per micro-batch; replicas of the shards (HSDP) average on top. 0 for other stages."""
     model = jobs.model
     layer = np.where(model.is_moe, model.moe_shared_parameters + model.expert_parameters, model.dense_layer_parameters)
@@ -117,12 +117,12 @@ def sharded(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Sharded:
 
     def gather(parameters: Array) -> Array:
         num_bytes = parameters / jobs.tensor * rules.parameter_message_bytes
-        return replica_seconds(jobs, fabric, "all_gather", num_bytes, size, jobs.tensor)
+        return replica_seconds(jobs, links, "all_gather", num_bytes, size, jobs.tensor)
 
     def scatter(parameters: Array) -> Array:
         num_bytes = parameters / jobs.tensor * rules.gradient_message_bytes
-        own = replica_seconds(jobs, fabric, "reduce_scatter", num_bytes, size, jobs.tensor)
-        return own + replica_seconds(jobs, fabric, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
+        own = replica_seconds(jobs, links, "reduce_scatter", num_bytes, size, jobs.tensor)
+        return own + replica_seconds(jobs, links, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
 
     return Sharded(
         layer_gather=gather(layer), layer_scatter=scatter(layer), root_gather=gather(root), root_scatter=scatter(root)

@@ -6,11 +6,11 @@ import numpy as np
 
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
 from planner.cost.job import Jobs
-from profiles.laws.collectives import Fabric
+from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
 
 
-def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+def layer_seconds(jobs: Jobs, links: Links) -> Array:
     """Seconds of dispatching and combining in one layer, in one direction.
 
     Model: two all-to-alls of a copy of each token per expert it goes to, under balanced routing; with expert tensor
@@ -18,10 +18,10 @@ def layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
     """
     copies = jobs.tokens / jobs.tensor * np.maximum(jobs.model.experts_per_token, 0.0)
     num_bytes = copies * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES
-    travelled = 2 * seconds(jobs, fabric, "all_to_all", num_bytes, jobs.expert, jobs.expert_tensor)
+    travelled = 2 * seconds(jobs, links, "all_to_all", num_bytes, jobs.expert, jobs.expert_tensor)
     whole = num_bytes * jobs.expert_tensor
     one = np.ones(len(jobs))
-    split = seconds(jobs, fabric, "all_gather", whole, jobs.expert_tensor, one) + seconds(
-        jobs, fabric, "reduce_scatter", whole, jobs.expert_tensor, one
+    split = seconds(jobs, links, "all_gather", whole, jobs.expert_tensor, one) + seconds(
+        jobs, links, "reduce_scatter", whole, jobs.expert_tensor, one
     )
     return np.where(jobs.model.is_moe, travelled + split, 0.0)

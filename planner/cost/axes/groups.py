@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.job import Jobs
-from profiles.laws.collectives import Collective, Fabric, collective_seconds
+from planner.cost.unit_costs import Links
+from profiles.machines.profile import Collective
 from profiles.models.transformer import Array
 
 # Activations travel in 16 bits, whatever products are computed in.
@@ -38,13 +39,13 @@ def pipeline_stride(jobs: Jobs) -> Array:
     return np.asarray(np.where(jobs.data_outside, jobs.tensor * jobs.context, jobs.num_devices / jobs.pipeline))
 
 
-def seconds(jobs: Jobs, fabric: Fabric, collective: Collective, num_bytes: Array, size: Array, stride: Array) -> Array:
+def seconds(jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array, stride: Array) -> Array:
     """Seconds of `collective` over a group of `size` ranks that lie `stride` apart. Shapes: one entry per job."""
-    return collective_seconds(collective, num_bytes, size, members_inside(jobs, size, stride), fabric)
+    return links.seconds(collective, num_bytes, size, members_inside(jobs, size, stride))
 
 
 def replica_seconds(
-    jobs: Jobs, fabric: Fabric, collective: Collective, num_bytes: Array, size: Array, stride: Array
+    jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array, stride: Array
 ) -> Array:
     """The same over data- and context-parallel ranks."""
-    return collective_seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride), fabric)
+    return links.seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride))

@@ -7,9 +7,9 @@ import numpy as np
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
+from planner.cost.unit_costs import Links
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
-from profiles.laws.collectives import Fabric
 from profiles.models.transformer import DENSE, ROUTED, Array
 
 # Layers of some stages by kind. Shapes: one entry per job.
@@ -37,7 +37,7 @@ def stage_counts(jobs: Jobs) -> StageCounts:
     return {kind: counts[kind] for kind in model.kinds}
 
 
-def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
+def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Seconds of sending one micro-batch's activations to the next stage, 0 without a pipeline.
 
     Model: with sequence parallelism, and where the stack cuts its messages up, a rank
@@ -46,7 +46,7 @@ def message_seconds(jobs: Jobs, rules: TimeRules, fabric: Fabric) -> Array:
     shared = jobs.sequence_parallel | (rules.scatters_pipeline > 0)
     num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES / np.where(shared, jobs.tensor, 1.0)
     pair = np.where(jobs.pipeline > 1, 2.0, 1.0)
-    return seconds(jobs, fabric, "send_receive", num_bytes, pair, pipeline_stride(jobs))
+    return seconds(jobs, links, "send_receive", num_bytes, pair, pipeline_stride(jobs))
 
 
 def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:

@@ -6,11 +6,11 @@ import numpy as np
 
 from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
 from planner.cost.job import Jobs
-from profiles.laws.collectives import Fabric
+from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
 
 
-def half_layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+def half_layer_seconds(jobs: Jobs, links: Links) -> Array:
     """Seconds of the sum over ranks after one attention or feed-forward network, in one direction.
 
     Model: one all-reduce of the activations; with sequence parallelism a reduce-scatter and an all-gather of the same
@@ -18,14 +18,14 @@ def half_layer_seconds(jobs: Jobs, fabric: Fabric) -> Array:
     """
     num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES
     one = np.ones(len(jobs))
-    summed = seconds(jobs, fabric, "all_reduce", num_bytes, jobs.tensor, one)
-    scattered = seconds(jobs, fabric, "reduce_scatter", num_bytes, jobs.tensor, one)
-    gathered = seconds(jobs, fabric, "all_gather", num_bytes, jobs.tensor, one)
+    summed = seconds(jobs, links, "all_reduce", num_bytes, jobs.tensor, one)
+    scattered = seconds(jobs, links, "reduce_scatter", num_bytes, jobs.tensor, one)
+    gathered = seconds(jobs, links, "all_gather", num_bytes, jobs.tensor, one)
     return np.where(jobs.sequence_parallel, scattered + gathered, summed)
 
 
-def gather_seconds(jobs: Jobs, fabric: Fabric) -> Array:
+def gather_seconds(jobs: Jobs, links: Links) -> Array:
     """Seconds of gathering activations again for a weight gradient, which sequence parallelism needs in backward."""
     num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES
-    gathered = seconds(jobs, fabric, "all_gather", num_bytes, jobs.tensor, np.ones(len(jobs)))
+    gathered = seconds(jobs, links, "all_gather", num_bytes, jobs.tensor, np.ones(len(jobs)))
     return np.where(jobs.sequence_parallel, gathered, 0.0)

@@ -1,0 +1,60 @@
+"""Everything about jobs that no fitted factor changes: kernels and messages, each priced alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.axes import context, data, expert, pipeline, tensor
+from planner.cost.factors import expected
+from planner.cost.job import Jobs
+from planner.cost.links import links_of
+from planner.cost.sheet_kernels import sheet_kernels
+from planner.cost.software_time import TimeRules, rules_of
+from planner.cost.unit_costs import Kernels
+from profiles.models.transformer import Array
+from profiles.units import GB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array."""
+
+    jobs: Jobs
+    rules: TimeRules
+    kernels: Kernels
+    counts: pipeline.StageCounts
+    held: data.StageParameters
+    exchange: data.Exchange
+    sharded: data.Sharded
+    half_layer: Array
+    gather_again: Array
+    expert_layer: Array
+    context_layer: Array
+    message: Array
+    host_link_rate: Array
+    num_nodes: Array
+
+
+def ingredients_of(jobs: Jobs) -> Ingredients:
+    """Price every kernel and message of `jobs` alone."""
+    rules, links = rules_of(jobs, expected()), links_of(jobs)
+    counts = pipeline.stage_counts(jobs)
+    held = data.stage_parameters(jobs, counts)
+    return Ingredients(
+        jobs=jobs,
+        rules=rules,
+        kernels=sheet_kernels(jobs),
+        counts=counts,
+        held=held,
+        exchange=data.exchange(jobs, rules, links, held),
+        sharded=data.sharded(jobs, rules, links),
+        half_layer=tensor.half_layer_seconds(jobs, links),
+        gather_again=tensor.gather_seconds(jobs, links),
+        expert_layer=expert.layer_seconds(jobs, links),
+        context_layer=context.layer_seconds(jobs, links),
+        message=pipeline.message_seconds(jobs, rules, links),
+        host_link_rate=jobs.device.read(lambda device: device.host_gb_per_second * GB),
+        num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),
+    )

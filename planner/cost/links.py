@@ -1,0 +1,43 @@
+"""Seconds of messages between ranks: by the law of collectives on links off a data sheet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from planner.cost.unit_costs import Links
+from profiles.laws.collectives import Collective, Fabric, collective_seconds
+from profiles.models.transformer import Array
+from profiles.units import GB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetLinks:
+    """Messages by the law of profiles/laws/collectives."""
+
+    fabric: Fabric
+
+    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
+        """Seconds of a collective, as `Links` has it."""
+        return collective_seconds(collective, num_bytes, size, inside, self.fabric)
+
+
+def links_of(jobs: Jobs) -> Links:
+    """What joins the ranks of jobs."""
+    return SheetLinks(fabric=fabric_of(jobs))
+
+
+def fabric_of(jobs: Jobs) -> Fabric:
+    """The links of `jobs`: bandwidths of the job where it states them, the rest from its device. Shapes: per job."""
+    label = jobs.device.read(lambda device: device.link_gb_per_second * GB)
+    peer = jobs.device.read(lambda device: device.peer_gb_per_second * GB)
+    return Fabric(
+        fast_bytes_per_second=jobs.fast_bytes_per_second,
+        # A pair's share of the total stays what it is on the data sheet.
+        p2p_bytes_per_second=jobs.fast_bytes_per_second * np.where(label > 0, peer / np.maximum(label, 1.0), 1.0),
+        network_bytes_per_second=jobs.network_bytes_per_second,
+        in_switch=jobs.device.read(lambda device: float(device.in_switch)).astype(bool),
+        network_latency_seconds=jobs.network_latency_seconds,
+    )

@@ -1,0 +1,107 @@
+"""Seconds of kernels and launches by published laws: products at their shapes, the rest by bytes, as runs taught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.cost.factors import Factors
+from planner.cost.hardware import memory_rate
+from planner.cost.job import Jobs
+from planner.cost.kernel_work import Load, Work, work_of
+from planner.cost.software_time import TimeRules
+from planner.cost.unit_costs import LayerKernels
+from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.models.operators import Phase
+from profiles.models.transformer import Array
+
+# A backward pass launches about as many kernels per product, and has twice the products.
+BACKWARD_HOST = 1.5
+# Seconds that the element-wise kernels of a layer take however little they move: some fifteen forward, at 4 us.
+KERNELS_SECONDS: dict[Phase, float] = {"forward": 60e-6, "backward": 90e-6}
+# Sums over tensor-parallel ranks in one direction: behind attention and behind the feed-forward network.
+NUM_SUMS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetKernels:
+    """The kernels of `jobs` on devices of a data sheet; `work` is what no factor changes. Shapes: one entry per job."""
+
+    jobs: Jobs
+    work: Work
+    memory_rate: Array
+
+    def layer(self, rules: TimeRules, factors: Factors, phase: Phase, kind: str) -> LayerKernels:
+        """One layer in one direction."""
+        jobs, loads = self.jobs, self.work.layers[kind]
+        compute = self._seconds(rules, factors, loads[phase]) + KERNELS_SECONDS[phase]
+        zero = again = np.zeros(len(jobs))
+        full = jobs.recompute == "full"
+        if phase == "backward":
+            compute = compute + self._accumulating(rules, factors, kind)
+            core = self._selective(rules, factors, loads["forward"])
+            whole = self._seconds(rules, factors, loads["forward"])
+            again = np.where(full, whole, np.where(jobs.recompute == "selective", core, 0.0))
+        passes = np.where(full, 1.0, 0.0) + BACKWARD_HOST if phase == "backward" else np.ones(len(jobs))
+        attention = loads[phase].attention_seconds * factors.attention * rules.attention_slowdown
+        return LayerKernels(
+            compute=compute,
+            again=again,
+            attention=attention * rules.product_slowdown,
+            launch=rules.host_layer_us * 1e-6 * factors.host * passes,
+            dispatch=zero,
+            num_sums=np.full(len(jobs), NUM_SUMS),
+        )
+
+    def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
+        """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
+        load = self.work.layers[kind]["backward"]
+        products = load.matmul_seconds / 2 * factors.matmul * rules.product_slowdown
+        return np.asarray(products + self._accumulating(rules, factors, kind))
+
+    def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
+        """Embedding or head, both directions."""
+        loads = self.work.embedding if part == "embedding" else self.work.head
+        return self._seconds(rules, factors, loads["forward"]) + self._seconds(rules, factors, loads["backward"])
+
+    def codec(self, factors: Factors, num_parameters: Array) -> Array:
+        """Encoding and decoding a rank's gradients: passes over memory, as element-wise kernels."""
+        jobs = self.jobs
+        passes = jobs.codec_passes + jobs.codec_decode_passes * jobs.data * jobs.context
+        moved = passes * num_parameters * GRADIENT_BYTES
+        return np.asarray(moved / (self.memory_rate * factors.traffic_fraction))
+
+    def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
+        """Updating so many parameters."""
+        return np.asarray(num_parameters * rules.optimizer_bytes / (self.memory_rate * factors.optimizer_fraction))
+
+    def _seconds(self, rules: TimeRules, factors: Factors, load: Load) -> Array:
+        """Seconds of a load's kernels."""
+        # Logits pass in forward and in backward: half of the stack's figure each.
+        moved = load.activation_bytes * rules.element_passes + load.score_bytes * rules.score_passes
+        moved = moved + load.copied_elements * rules.quantise_bytes
+        moved = moved + load.logit_elements * rules.loss_bytes / 2
+        attention = load.attention_seconds * factors.attention * rules.attention_slowdown
+        products = load.matmul_seconds * factors.matmul + attention
+        return products * rules.product_slowdown + moved / (self.memory_rate * factors.traffic_fraction)
+
+    def _selective(self, rules: TimeRules, factors: Factors, forward: Load) -> Array:
+        """What selective recomputation repeats: attention's core, or by operators all but attention and the rest."""
+        share = rules.selective_product_share
+        zero = np.zeros_like(share)
+        by_operator = replace(forward, matmul_seconds=forward.matmul_seconds * share, attention_seconds=zero)
+        core = self._seconds(rules, factors, self.work.core)
+        return np.where(share > 0, self._seconds(rules, factors, by_operator), core)
+
+    def _accumulating(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
+        """Adding a layer's gradients to those of earlier micro-batches."""
+        jobs = self.jobs
+        common, experts = jobs.model.parameters_of(kind)
+        held = common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor)
+        return held * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
+
+
+def sheet_kernels(jobs: Jobs) -> SheetKernels:
+    """The kernels of jobs, by the laws of profiles/laws/kernels."""
+    return SheetKernels(jobs=jobs, work=work_of(jobs), memory_rate=memory_rate(jobs))
