@@ -90,12 +90,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanFile:
-    """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
-
-    `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal. `answers` is what was
-    asked besides; `execute` has no use for it. `stack` is the software that the plans are for.
-    """
+class PlannedFor:
+    """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`)."""
 
     __pydantic_config__ = STRICT
 
@@ -110,6 +106,19 @@ class PlanFile:
     num_devices: Devices
     global_batch_size: Samples
     sequence_length: Tokens
+    stack: str = THIS_PROGRAM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile(PlannedFor):
+    """What `plan -o` writes and `execute` reads; candidates are ranked, the first is the choice.
+
+    `baseline` is the index of plain data parallel among the candidates, -1 where it is not legal. `answers` is what was
+    asked besides; `execute` has no use for it.
+    """
+
+    __pydantic_config__ = STRICT
+
     candidates: tuple[Candidate, ...]
     baseline: Annotated[int, Field(ge=-1)]
     num_legal: Whole
@@ -118,4 +127,3 @@ class PlanFile:
     created: str = ""
     compression: tuple[CompressionChoice, ...] = ()
     answers: Answers = Answers()
-    stack: str = THIS_PROGRAM

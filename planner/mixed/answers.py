@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,13 +14,12 @@ from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replayed_stages import best_across_stages
 from planner.mixed.replicas import Shared, share
 from planner.mixed.stages import deal
-from planner.prediction import Candidate, PlanFile
+from planner.prediction import PlanFile
 from planner.space.answers import is_executable, why_not_run
 from planner.space.explore import NO_ROOM
+from planner.space.files import plan_file, planned_for, ranked
 from planner.terminal.progress import OnProgress, silent
-from planner.verdict import verdict
 from profiles.errors import NoFeasiblePlanError
-from profiles.models.profile import WorkloadSpec
 from profiles.units import format_bytes
 
 
@@ -90,37 +90,14 @@ def _file(
     asked: Mixture, found: Sequence[Found], num_legal: int, rejected: dict[str, int], notes: Sequence[str]
 ) -> PlanFile:
     at = asked.first.at
-    predicted = [own.predict() for own in found]
     least = min(part.at.memory_bytes for part in asked.parts)
-    candidates = tuple(
-        Candidate(
-            rank=rank + 1,
-            plan=own.plan,
-            prediction=prediction,
-            verdict=verdict(least, predicted[0], prediction, own.plan, is_best=rank == 0),
-            executable=is_executable(at, own.plan),
-        )
-        for rank, (own, prediction) in enumerate(zip(found, predicted, strict=True))
-    )
-    return PlanFile(
-        model_name=at.model.name,
-        workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
-        num_layers=at.model.num_layers + 2,
-        num_parameters=round(float(at.model.transformer.num_parameters[0])),
-        machine_name=_names(asked),
-        machine_origin="datasheet",
-        machine_device_kind="cuda",
-        machine_fingerprint="",
-        num_devices=asked.num_devices,
-        global_batch_size=at.global_batch_size,
-        sequence_length=at.sequence_length,
-        candidates=candidates,
-        baseline=-1,
+    plans, predicted = [own.plan for own in found], [own.predict() for own in found]
+    return plan_file(
+        replace(planned_for(at), machine_name=_names(asked)),
+        ranked(plans, predicted, least, partial(is_executable, at), {}),
         num_legal=num_legal,
-        rejected={reason: count for reason, count in rejected.items() if count},
+        rejected=rejected,
         notes=(*notes, f"memory of the kinds: {', '.join(_room(asked))}"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        stack=at.stack.name,
     )
 
 

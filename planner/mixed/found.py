@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.cost.error_bands import band, spread
 from planner.cost.factors import Learned
+from planner.cost.job import Jobs
 from planner.cost.layers import Pass
 from planner.cost.memory.footprint import Footprint
 from planner.mixed.mixture import Mixture, Rows
@@ -16,12 +17,13 @@ from planner.mixed.replayed_stages import Timed, layers_of
 from planner.mixed.replicas import Shared
 from planner.mixed.stages import bytes_by_part
 from planner.parts import PART_NAMES
-from planner.plans import Plan, Recompute
-from planner.prediction import KINDS, MAX_SPANS, Prediction
+from planner.plans import Plan
+from planner.prediction import Prediction, Span
 from planner.schedules.registry import NONE, USUAL
-from planner.schedules.replay import replay_spans
-from planner.space.predictions import model_flops, peak_flops_per_second
-from planner.space.to_plans import DATA_OUTSIDE, KIND_OF
+from planner.space.explore import Memory
+from planner.space.layouts import Ints
+from planner.space.predictions import parts_at, peak_flops_per_second, prediction_of, spans_of, work_of
+from planner.space.to_plans import bounds_of, plan_with
 from planner.space.to_plans import stage_layers as even_layers
 from profiles.models.transformer import Array
 
@@ -38,9 +40,7 @@ class Found:
 def of_stages(asked: Mixture, timed: Timed, learned: Learned) -> Found:
     """A pipeline across both pools."""
     dealt, row = timed.dealt, timed.row
-    counts = dealt.layers[row]
-    bounds = (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
-    plan = _plan(asked, dealt.rows, row, bounds, data_outside=False)
+    plan = _plan(asked, dealt.rows, row, dealt.layers[row], dealt.rows.count[row])
     step = timed.step_seconds * _straggling(asked, learned)
     return Found(plan=plan, step_seconds=step, predict=lambda: _predict_stages(asked, timed, plan, step, learned))
 
@@ -48,30 +48,19 @@ def of_stages(asked: Mixture, timed: Timed, learned: Learned) -> Found:
 def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learned: Learned) -> Prediction:
     dealt, row = timed.dealt, timed.row
     fullest = int(dealt.allocated_bytes[row].argmax())
-    parts = bytes_by_part(dealt, row, fullest)
-    seconds = _parts_of_stages(timed, step)
     busiest = dealt.passes[dealt.pool_of(int(dealt.stage_seconds[row].argmax()))]
-    columns = {name: np.array([seconds[name]]) for name in PART_NAMES}
-    width = float(np.exp(spread(busiest.made.jobs.take(np.array([row])), columns, learned) * learned.band_scale)[0])
-    is_short = 2 * timed.shape.num_stages * timed.shape.num_microbatches <= MAX_SPANS
+    memory = Memory(
+        parts=bytes_by_part(dealt, row, fullest),
+        stages=tuple(map(float, dealt.allocated_bytes[row])),
+        device=float(dealt.device_bytes[row]),
+    )
     edge = dealt.second * asked.num_devices // plan.pipeline_parallel
     words = (
         f"stages 0 to {dealt.second - 1} stand on {asked.first.at.device.title} (ranks 0 to {edge - 1}), "
         f"the others on {asked.second.at.device.title}: start the nodes in this order"
     )
-    prediction = _prediction(
-        asked,
-        step=step,
-        width=width,
-        seconds=seconds,
-        parts=parts,
-        device_bytes=float(dealt.device_bytes[row]),
-        stage_bytes=tuple(map(float, dealt.allocated_bytes[row])),
-        words=words,
-    )
-    if is_short:
-        prediction = replace(prediction, spans=replay_spans(timed.shape, timed.stages)[1])
-    return prediction
+    jobs, spans = busiest.made.jobs.take(np.array([row])), spans_of(timed.shape, timed.stages)
+    return _prediction(asked, jobs, learned, step, _parts_of_stages(timed, step), memory, words, spans)
 
 
 def _parts_of_stages(timed: Timed, step: float) -> dict[str, float]:
@@ -101,14 +90,13 @@ def _parts_of_stages(timed: Timed, step: float) -> dict[str, float]:
 def of_replicas(shared: Shared, row: int, learned: Learned) -> Found:
     """Replicas that stand on one pool each."""
     asked, rows = shared.asked, shared.rows
-    own, at = rows.layouts.row(row), asked.first.at
     counts = [int(count[row]) for count in shared.counts]
-    numbers = [own["data"] * part.num_devices // asked.num_devices for part in asked.parts]
-    starts = np.cumsum([0, *even_layers(at.model.num_layers, own["pipeline"], 1, 0, 0)])[1:-1] + 1
-    plan = _plan(asked, rows, row, (0, *map(int, starts)), data_outside=bool(own["data_outside"]))
-    uneven = counts[0] != counts[1]
-    by_replica = tuple(count for count, number in zip(counts, numbers, strict=True) for _ in range(number))
-    plan = replace(plan, num_microbatches=max(counts), replica_microbatches=by_replica if uneven else ())
+    layers = even_layers(asked.first.at.model.num_layers, int(rows.layouts.pipeline[row]), 1, 0, 0)
+    plan = _plan(asked, rows, row, layers, max(counts))
+    if counts[0] != counts[1]:
+        numbers = [plan.data_parallel * part.num_devices // asked.num_devices for part in asked.parts]
+        by_replica = tuple(count for count, number in zip(counts, numbers, strict=True) for _ in range(number))
+        plan = replace(plan, replica_microbatches=by_replica)
     step = float(shared.step_seconds[row])
     return Found(plan=plan, step_seconds=step, predict=lambda: _predict_replicas(shared, row, step, learned))
 
@@ -118,93 +106,63 @@ def _predict_replicas(shared: Shared, row: int, step: float, learned: Learned) -
     counts = [int(count[row]) for count in shared.counts]
     totals = [float(sum(values[row] for values in parts.values())) for parts in shared.parts]
     slower = int(np.argmax(totals))
-    seconds = dict.fromkeys(PART_NAMES, 0.0) | {
-        name: float(values[row]) for name, values in shared.parts[slower].items()
-    }
-    memory: Footprint = max(shared.memory, key=lambda held: float(held.device_bytes[row]))
+    held: Footprint = max(shared.memory, key=lambda own: float(own.device_bytes[row]))
     jobs = rows.take(np.array([row])).jobs(asked.parts[slower].at, np.array([float(counts[slower])]))
-    low, _ = band(
-        np.array([step]), spread(jobs, {name: np.array([v]) for name, v in seconds.items()}, learned), learned
+    stages = held.stage_allocated_bytes[row]
+    memory = Memory(
+        parts={name: float(values[row]) for name, values in held.parts.items()},
+        stages=tuple(float(value) for value in stages[np.isfinite(stages)]),
+        device=float(held.device_bytes[row]),
     )
-    stages = memory.stage_allocated_bytes[row]
     words = (
         f"replicas on {asked.first.at.device.title} (ranks 0 to {asked.first.num_devices - 1}) take {counts[0]} "
         "micro-batches, those on "
         f"{asked.second.at.device.title} {counts[1]}"
     )
-    return _prediction(
-        asked,
-        step=step,
-        width=step / float(low[0]),
-        seconds=seconds,
-        parts={name: float(values[row]) for name, values in memory.parts.items()},
-        device_bytes=float(memory.device_bytes[row]),
-        stage_bytes=tuple(float(value) for value in stages[np.isfinite(stages)]),
-        words=words,
-    )
+    return _prediction(asked, jobs, learned, step, parts_at(shared.parts[slower], row), memory, words)
 
 
 def _prediction(
     asked: Mixture,
-    *,
+    jobs: Jobs,
+    learned: Learned,
     step: float,
-    width: float,
     seconds: dict[str, float],
-    parts: dict[str, float],
-    device_bytes: float,
-    stage_bytes: tuple[float, ...],
+    memory: Memory,
     words: str,
+    spans: tuple[Span, ...] = (),
 ) -> Prediction:
-    kinds = dict.fromkeys(KINDS, 0.0)
-    for name, value in parts.items():
-        kinds[KIND_OF.get(name, name)] += value
-    kinds["slack"] = device_bytes - sum(kinds.values())
+    """The prediction of a plan across both pools, with the band of one job; `words` say what stands where."""
+    columns = {name: np.array([value]) for name, value in seconds.items()}
+    low, high = band(np.array([step]), spread(jobs, columns, learned), learned)
     at = asked.first.at
     peak = sum(part.num_devices * peak_flops_per_second(part.at) for part in asked.parts)
-    return Prediction(
-        step_seconds=step,
-        low_seconds=step / width,
-        high_seconds=step * width,
-        seconds=seconds,
-        bytes_per_rank=kinds,
-        peak_bytes=device_bytes,
-        stage_peak_bytes=stage_bytes,
+    peak_words = f"{peak / 1e15:.4g} PFLOP/s {at.precision} of all devices (data sheets, dense)"
+    taught = f"kernels, links and {at.stack.name} as published runs of each kind alone taught: none mixes devices"
+    return prediction_of(
+        replace(work_of(at), peak_flops_per_second=peak, peak_words=peak_words),
+        step,
+        (float(low[0]), float(high[0])),
+        seconds,
+        memory,
         fits=True,
-        tokens_per_second=at.global_batch_size * at.sequence_length / step,
-        mfu=model_flops(at) / step / peak,
-        mfu_denominator=(
-            f"{peak / 1e15:.4g} PFLOP/s {at.precision} of all devices (data sheets, dense); full attention, no "
-            "recomputation counted"
-        ),
         method="two kinds of devices",
-        assumptions=(
-            words,
-            f"kernels, links and {at.stack.name} as published runs of each kind alone taught: none mixes devices",
-        ),
+        assumptions=(words, taught),
+        spans=spans,
     )
 
 
-def _plan(asked: Mixture, rows: Rows, row: int, bounds: tuple[int, ...], data_outside: bool) -> Plan:
-    own, at = rows.layouts.row(row), asked.first.at
-    method: dict[str, Recompute] = {"none": "none", "selective": "selective", "full": "full"}
-    usual = Plan().axis_order
-    return Plan(
-        data_parallel=own["data"],
-        tensor_parallel=own["tensor"],
-        pipeline_parallel=own["pipeline"],
-        context_parallel=own["context"],
-        expert_parallel=own["expert"],
-        sequence_parallel=bool(own["sequence_parallel"]),
-        vocab_parallel=own["tensor"] > 1,
-        axis_order=DATA_OUTSIDE if data_outside else usual,
-        micro_batch_size=int(rows.micro_batch[row]),
-        num_microbatches=int(rows.count[row]),
-        stage_bounds=bounds,
-        schedule=USUAL if own["pipeline"] > 1 else NONE,
-        zero_stage=own["zero_stage"],
-        recompute=method[str(rows.recompute[row])],
-        compiled=at.compiled,
-        precision=at.precision,
+def _plan(asked: Mixture, rows: Rows, row: int, counts: Sequence[int] | Ints, num_microbatches: float) -> Plan:
+    """Row `row` as a plan, with so many layers on each stage."""
+    layout = rows.layouts.row(row)
+    return plan_with(
+        asked.first.at,
+        layout,
+        stage_bounds=bounds_of(counts),
+        micro_batch=rows.micro_batch[row],
+        count=num_microbatches,
+        schedule=USUAL if layout["pipeline"] > 1 else NONE,
+        method=str(rows.recompute[row]),
     )
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
-from planner.answers import Answers, NearestMiss
+from planner.answers import NearestMiss
 from planner.legality import facts_of_sizes, refusal
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
+from planner.space.files import plan_file, planned_for, ranked
 from planner.space.ideas import folded, ideas
 from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.to_plans import place_at, plan_of
-from planner.verdict import verdict
 from profiles.errors import NoFeasiblePlanError
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.families import BUILT_FAMILIES
-from profiles.models.profile import WorkloadSpec
 from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
@@ -63,25 +62,12 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
         raise NoFeasiblePlanError(no_plan(space))
     baselines = {name: place for name, where in _baselines(space) if (place := _best_where(space, where)) is not None}
     places = [*likes, *(place for place in baselines.values() if place not in likes)]
-    predicted = predictions(space, places)
-    best = predicted[0]
-    candidates = []
-    for rank, (place, prediction) in enumerate(zip(places, predicted, strict=True)):
-        plan = plan_of(space, place)
-        words = verdict(space.at.memory_bytes, best, prediction, plan, is_best=rank == 0)
-        usual = [name for name, own in baselines.items() if own == place]
-        candidates.append(
-            Candidate(
-                rank=rank + 1,
-                plan=plan,
-                prediction=prediction,
-                verdict=f"{words} [{', '.join(usual)}]" if usual else words,
-                executable=is_executable(space.at, plan),
-            )
-        )
     ranks = {name: places.index(place) for name, place in baselines.items()}
+    plans = [plan_of(space, place) for place in places]
+    can_run = partial(is_executable, space.at)
+    candidates = ranked(plans, predictions(space, places), space.at.memory_bytes, can_run, ranks)
     candidates = folded(candidates, [likes.get(place) for place in places], ranks.values())
-    file = _file(space, tuple(candidates), ranks, (*notes, *_advice(space.at, candidates, ranks)))
+    file = _file(space, candidates, ranks, (*notes, *_advice(space.at, candidates, ranks)))
     return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
 
 
@@ -179,28 +165,15 @@ def no_plan(space: Space) -> str:
     return f"{words}; nearest: {plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over; more devices would do"
 
 
-def _file(space: Space, candidates: tuple[Candidate, ...], baselines: dict[str, int], notes: Sequence[str]) -> PlanFile:
-    at = space.at
+def _file(space: Space, candidates: Sequence[Candidate], baselines: dict[str, int], notes: Sequence[str]) -> PlanFile:
     missed = nearest_miss(space) if space.rejected[NO_ROOM] else None
     miss = missed and NearestMiss(plan=plan_of(space, missed[0]).id, over_bytes=missed[1])
-    return PlanFile(
-        model_name=at.model.name,
-        workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
-        num_layers=at.model.num_layers + 2,
-        num_parameters=round(float(at.model.transformer.num_parameters[0])),
-        machine_name=at.device.name,
-        machine_origin="datasheet",
-        machine_device_kind="cuda",
-        machine_fingerprint="",
-        num_devices=at.num_devices,
-        global_batch_size=at.global_batch_size,
-        sequence_length=at.sequence_length,
-        candidates=candidates,
-        baseline=baselines.get("DDP", baselines.get("FSDP", -1)),
+    return plan_file(
+        planned_for(space.at),
+        candidates,
         num_legal=space.accepted + space.rejected[NO_ROOM],
         rejected={**space.rejected, **space.broken},
-        notes=tuple(notes),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        stack=at.stack.name,
-        answers=Answers(nearest_miss=miss),
+        notes=notes,
+        baseline=baselines.get("DDP", baselines.get("FSDP", -1)),
+        nearest_miss=miss,
     )

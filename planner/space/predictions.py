@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,14 +12,28 @@ from planner.cost.ingredients import ingredients_of
 from planner.parts import PART_NAMES
 from planner.prediction import KINDS, MAX_SPANS, Prediction, Span
 from planner.published.learn import predict, total_seconds
-from planner.schedules.replay import replay_spans
+from planner.schedules.replay import PipelineSeconds, replay_spans
+from planner.schedules.steps import Shape
 from planner.space.block import block, step_seconds, straggling
 from planner.space.explore import Memory, Place, Space
 from planner.space.memory import memories
 from planner.space.question import Setting
 from planner.space.replay_best import Retimed, corrections, retimed
-from planner.space.to_plans import KIND_OF, jobs_at
+from planner.space.to_plans import jobs_at
 from profiles.models.transformer import Array
+
+# What the laws of memory tell apart and predictions do not.
+KIND_OF = {"logits": "activations", "workspace": "buffers"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a step must do, and the FLOPs per second that all devices could do at most: `peak_words` say which."""
+
+    tokens: int
+    flops: float
+    peak_flops_per_second: float
+    peak_words: str
 
 
 def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
@@ -36,65 +51,93 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     memory = memories(space, places)
     low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
     width = np.stack([low, high]) / total_seconds(seconds)
-    return [
-        _prediction(space, place, index, seconds, memory[index], width[:, index], float(added[index]), replayed)
-        for index, place in enumerate(places)
-    ]
+    work, result = work_of(space.at), []
+    for index, place in enumerate(places):
+        own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
+        closed = step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute]
+        step, found = float(closed) + float(added[index]), replayed.get(place)
+        result.append(
+            prediction_of(
+                work,
+                step,
+                (step * float(width[0, index]), step * float(width[1, index])),
+                _parts(parts_at(seconds, index), step, found, straggling(space.tables)),
+                memory[index],
+                fits=memory[index].device <= space.at.memory_bytes,
+                method="schedule replay" if found else "closed form",
+                assumptions=(f"kernels, links and software ({space.at.stack.name}) as published runs taught",),
+                spans=spans_of(found.shape, found.stages) if found else (),
+            )
+        )
+    return result
 
 
-def _prediction(
-    space: Space,
-    place: Place,
-    index: int,
-    seconds: dict[str, Array],
-    memory: Memory,
-    width: Array,
-    added: float,
-    replayed: dict[Place, Retimed],
-) -> Prediction:
-    at = space.at
-    own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
-    where = (0, place.micro_batch, place.schedule, place.recompute)
-    step = float(step_seconds(own)[where]) + added
-    parts = dict.fromkeys(PART_NAMES, 0.0) | {name: float(values[index]) for name, values in seconds.items()}
-    if place in replayed:
-        found = replayed[place]
+def _parts(parts: dict[str, float], step: float, found: Retimed | None, straggling: float) -> dict[str, float]:
+    """Seconds by part that add up to the step, those of a pipeline as replay has them."""
+    if found:
         parts["bubble"] = found.silent_seconds - found.busy_seconds
         parts["pipeline_comm"] = found.makespan_seconds - found.silent_seconds
-        parts["stragglers"] = step * (1 - 1 / straggling(space.tables))
+        parts["stragglers"] = step * (1 - 1 / straggling)
     # Of mixed recomputation the parts' sum is off by what messages hide behind other passes.
     parts["compute"] += step - sum(parts.values())
-    kinds = dict.fromkeys(KINDS, 0.0)
-    for name, value in memory.parts.items():
-        kinds[KIND_OF.get(name, name)] += value
-    kinds["slack"] = memory.device - sum(kinds.values())
-    tokens = at.global_batch_size * at.sequence_length
+    return parts
+
+
+def work_of(at: Setting) -> Work:
+    """The work of a setting's step, against the data sheet."""
     peak = peak_flops_per_second(at)
-    return Prediction(
-        step_seconds=step,
-        low_seconds=step * float(width[0]),
-        high_seconds=step * float(width[1]),
-        seconds=parts,
-        bytes_per_rank=kinds,
-        peak_bytes=memory.device,
-        stage_peak_bytes=memory.stages,
-        fits=memory.device <= at.memory_bytes,
-        tokens_per_second=tokens / step,
-        mfu=model_flops(at) / step / at.num_devices / peak,
-        mfu_denominator=(
-            f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({at.device.title} data sheet, dense); full "
-            "attention, no recomputation counted"
-        ),
-        method="schedule replay" if place in replayed else "closed form",
-        spans=_spans(replayed[place]) if place in replayed else (),
-        assumptions=(f"kernels, links and software ({at.stack.name}) as published runs taught",),
+    return Work(
+        tokens=at.global_batch_size * at.sequence_length,
+        flops=model_flops(at),
+        peak_flops_per_second=at.num_devices * peak,
+        peak_words=f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({at.device.title} data sheet, dense)",
     )
 
 
-def _spans(found: Retimed) -> tuple[Span, ...]:
-    """The timeline of the pipeline, where it is short enough to be looked at."""
-    is_short = 2 * found.shape.num_stages * found.shape.num_microbatches <= MAX_SPANS
-    return replay_spans(found.shape, found.stages)[1] if is_short else ()
+def prediction_of(
+    work: Work,
+    step_seconds: float,
+    band_seconds: tuple[float, float],
+    seconds: dict[str, float],
+    memory: Memory,
+    *,
+    fits: bool,
+    method: str,
+    assumptions: tuple[str, ...],
+    spans: tuple[Span, ...] = (),
+) -> Prediction:
+    """The prediction of a plan from its step, the ends of its band, its seconds by part, and what it holds."""
+    kinds = dict.fromkeys(KINDS, 0.0)
+    for name, value in memory.parts.items():
+        kinds[KIND_OF.get(name, name)] += value
+    kinds["slack"] += memory.device - sum(kinds.values())
+    return Prediction(
+        step_seconds=step_seconds,
+        low_seconds=band_seconds[0],
+        high_seconds=band_seconds[1],
+        seconds=seconds,
+        bytes_per_rank=kinds,
+        peak_bytes=memory.device,
+        stage_peak_bytes=memory.stages,
+        fits=fits,
+        tokens_per_second=work.tokens / step_seconds,
+        mfu=work.flops / step_seconds / work.peak_flops_per_second,
+        mfu_denominator=f"{work.peak_words}; full attention, no recomputation counted",
+        method=method,
+        spans=spans,
+        assumptions=assumptions,
+    )
+
+
+def parts_at(columns: Mapping[str, Array], row: int) -> dict[str, float]:
+    """Seconds by part of one job; 0 of parts that have no column."""
+    return dict.fromkeys(PART_NAMES, 0.0) | {name: float(values[row]) for name, values in columns.items()}
+
+
+def spans_of(shape: Shape, stages: PipelineSeconds) -> tuple[Span, ...]:
+    """The timeline of a pipeline, where it is short enough to be looked at."""
+    is_short = 2 * shape.num_stages * shape.num_microbatches <= MAX_SPANS
+    return replay_spans(shape, stages)[1] if is_short else ()
 
 
 def peak_flops_per_second(at: Setting) -> float:

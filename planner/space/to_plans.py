@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -13,12 +13,12 @@ from planner.plans import AXES, Plan, Recompute
 from planner.schedules.registry import schedule_of
 from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import Place, Space
+from planner.space.layouts import Ints
+from planner.space.question import Setting
 from planner.space.schedule_choices import METHODS, hides_messages
 from planner.space.tables import layout_jobs
 
 DATA_OUTSIDE = ("tensor", "context", "pipeline", "data")
-# What the laws of memory tell apart and predictions do not.
-KIND_OF = {"logits": "activations", "workspace": "buffers"}
 
 
 def best_places(space: Space, count: int) -> list[Place]:
@@ -46,31 +46,63 @@ def plan_of(space: Space, place: Place) -> Plan:
     name, chunks = choices.schedules[place.schedule], int(choices.chunks[place.schedule])
     method, layers = METHODS[choices.method[place.recompute]], int(choices.layers[place.recompute])
     counts = stage_layers(space.at.model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
-    bounds = space.placed.get(place) or (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
-    replicas = row["data"] * row["context"]
-    return Plan(
-        data_parallel=row["data"],
-        tensor_parallel=row["tensor"],
-        pipeline_parallel=row["pipeline"],
-        context_parallel=row["context"],
-        expert_parallel=row["expert"],
-        shard_degree=row["shard"] if row["zero_stage"] == 3 and row["shard"] < replicas else 0,
-        sequence_parallel=bool(row["sequence_parallel"]),
-        vocab_parallel=row["tensor"] > 1,
-        axis_order=DATA_OUTSIDE if row["data_outside"] else AXES,
-        micro_batch_size=int(choices.micro_batch[place.micro_batch]),
-        num_microbatches=int(choices.count[place.micro_batch]),
-        stage_bounds=bounds,
-        virtual_stages=chunks,
+    return plan_with(
+        space.at,
+        row,
+        stage_bounds=space.placed.get(place) or bounds_of(counts),
+        micro_batch=choices.micro_batch[place.micro_batch],
+        count=choices.count[place.micro_batch],
         schedule=name,
-        zero_stage=row["zero_stage"],
-        recompute=cast(Recompute, method),
+        chunks=chunks,
+        method=method,
         recompute_layers=_recomputed(counts, layers, row["pipeline"], chunks, method),
-        offload="optimizer" if row["optimizer_offload"] else "activations" if row["activation_offload"] else "none",
-        compiled=space.at.compiled,
-        precision=space.at.precision,
-        codec=space.at.codec,
     )
+
+
+def plan_with(
+    at: Setting,
+    layout: Mapping[str, int],
+    *,
+    stage_bounds: tuple[int, ...],
+    micro_batch: float,
+    count: float,
+    schedule: str,
+    method: str,
+    chunks: int = 1,
+    recompute_layers: tuple[int, ...] = (),
+) -> Plan:
+    """The plan of one layout, a row of `Layouts`, with what is chosen beside it; `method` is of recomputation."""
+    is_hybrid = layout["zero_stage"] == 3 and layout["shard"] < layout["data"] * layout["context"]
+    return Plan(
+        data_parallel=layout["data"],
+        tensor_parallel=layout["tensor"],
+        pipeline_parallel=layout["pipeline"],
+        context_parallel=layout["context"],
+        expert_parallel=layout["expert"],
+        shard_degree=layout["shard"] if is_hybrid else 0,
+        sequence_parallel=bool(layout["sequence_parallel"]),
+        vocab_parallel=layout["tensor"] > 1,
+        axis_order=DATA_OUTSIDE if layout["data_outside"] else AXES,
+        micro_batch_size=int(micro_batch),
+        num_microbatches=int(count),
+        stage_bounds=stage_bounds,
+        virtual_stages=chunks,
+        schedule=schedule,
+        zero_stage=layout["zero_stage"],
+        recompute=cast(Recompute, method),
+        recompute_layers=recompute_layers,
+        offload=(
+            "optimizer" if layout["optimizer_offload"] else "activations" if layout["activation_offload"] else "none"
+        ),
+        compiled=at.compiled,
+        precision=at.precision,
+        codec=at.codec,
+    )
+
+
+def bounds_of(counts: Sequence[int] | Ints) -> tuple[int, ...]:
+    """The first layer of each stage, of so many layers each; the embedding goes with the first, as layer 0."""
+    return (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
 
 
 def stage_layers(num_layers: int, pipeline: int, chunks: int, first_fewer: int, last_fewer: int) -> list[int]:

@@ -1,0 +1,74 @@
+"""Plans and their predictions ranked as candidates, and the plan file that they go into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+from planner.answers import Answers, NearestMiss
+from planner.plans import Plan
+from planner.prediction import Candidate, PlanFile, PlannedFor, Prediction
+from planner.space.question import Setting
+from planner.verdict import verdict
+from profiles.models.profile import WorkloadSpec
+
+
+def planned_for(at: Setting) -> PlannedFor:
+    """What plans of a setting are for; embedding and head count as layers."""
+    return PlannedFor(
+        model_name=at.model.name,
+        workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
+        num_layers=at.model.num_layers + 2,
+        num_parameters=round(float(at.model.transformer.num_parameters[0])),
+        machine_name=at.device.name,
+        machine_origin="datasheet",
+        machine_device_kind="cuda",
+        machine_fingerprint="",
+        num_devices=at.num_devices,
+        global_batch_size=at.global_batch_size,
+        sequence_length=at.sequence_length,
+        stack=at.stack.name,
+    )
+
+
+def ranked(
+    plans: Sequence[Plan],
+    predicted: Sequence[Prediction],
+    memory_bytes: float,
+    can_run: Callable[[Plan], bool],
+    names: Mapping[str, int],
+) -> list[Candidate]:
+    """The plans as candidates in this order, each with its verdict against the first; `names` are of some, by index."""
+    result = []
+    for index, (plan, own) in enumerate(zip(plans, predicted, strict=True)):
+        words = verdict(memory_bytes, predicted[0], own, plan, is_best=index == 0)
+        usual = ", ".join(name for name, number in names.items() if number == index)
+        words = f"{words} [{usual}]" if usual else words
+        result.append(Candidate(rank=index + 1, plan=plan, prediction=own, verdict=words, executable=can_run(plan)))
+    return result
+
+
+def plan_file(
+    target: PlannedFor,
+    candidates: Sequence[Candidate],
+    *,
+    num_legal: int,
+    rejected: Mapping[str, int],
+    notes: Sequence[str],
+    baseline: int = -1,
+    nearest_miss: NearestMiss | None = None,
+) -> PlanFile:
+    """The file of ranked candidates; plans that were turned down are counted by reason."""
+    same: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(target)}
+    return PlanFile(
+        **same,
+        candidates=tuple(candidates),
+        baseline=baseline,
+        num_legal=num_legal,
+        rejected={reason: count for reason, count in rejected.items() if count},
+        notes=tuple(notes),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        answers=Answers(nearest_miss=nearest_miss),
+    )
