@@ -10,7 +10,7 @@ from planner.cost.axes import context, data, expert, pipeline, tensor
 from planner.cost.factors import expected
 from planner.cost.job import Jobs
 from planner.cost.links import links_of
-from planner.cost.sheet_kernels import sheet_kernels
+from planner.cost.sheet_kernels import SheetKernels
 from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Kernels
 from profiles.models.transformer import Array
@@ -40,16 +40,17 @@ class Ingredients:
 def ingredients_of(jobs: Jobs) -> Ingredients:
     """Price every kernel and message of `jobs` alone."""
     rules, links = rules_of(jobs, expected()), links_of(jobs)
+    source = jobs.source
     counts = pipeline.stage_counts(jobs)
     held = data.stage_parameters(jobs, counts)
     return Ingredients(
         jobs=jobs,
         rules=rules,
-        kernels=sheet_kernels(jobs),
+        kernels=source.kernels(jobs) if source else SheetKernels(jobs=jobs),
         counts=counts,
         held=held,
-        exchange=data.exchange(jobs, rules, links, held),
-        sharded=data.sharded(jobs, rules, links),
+        exchange=(source.exchange if source else data.exchange)(jobs, rules, links, held),
+        sharded=(source.sharded if source else data.sharded)(jobs, rules, links),
         half_layer=tensor.half_layer_seconds(jobs, links),
         gather_again=tensor.gather_seconds(jobs, links),
         expert_layer=expert.layer_seconds(jobs, links),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array, Flags, Transformer
+
+if TYPE_CHECKING:
+    from planner.cost.axes.data import Exchange, Sharded, StageParameters
+    from planner.cost.software_time import TimeRules
+    from planner.cost.unit_costs import Kernels, Links
 
 Names = NDArray[np.str_]
 T = TypeVar("T")
@@ -54,6 +59,22 @@ class Each(Generic[T]):
         return np.array([word(value) for value in self.values], dtype=np.str_)[self.index]
 
 
+class Source(Protocol):
+    """Who knows what the kernels and messages of jobs take."""
+
+    def kernels(self, jobs: Jobs) -> Kernels:
+        """Their kernels."""
+
+    def links(self, jobs: Jobs) -> Links:
+        """What joins their ranks."""
+
+    def exchange(self, jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
+        """Gradients averaged and parameters gathered once a step."""
+
+    def sharded(self, jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
+        """What ZeRO stage 3 sends for one unit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jobs:
     """Everything that a prediction may read. Shapes: one entry per job in every field; degrees and sizes are floats.
@@ -61,13 +82,15 @@ class Jobs:
     Bandwidths are uni-directional, per device, in bytes per second.
     `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
     number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
-    pipeline stage (virtual stages). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not tensor,
-    context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
+    pipeline stage (virtual stages). `vocabulary_split` is over how many of the tensor-parallel ranks embedding and head
+    are split: all of them, or none (1). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not
+    tensor, context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
     `network_latency_seconds` of a hop between fast domains. A gradient codec sends
     `gradient_wire_fraction` of the bytes, passes `codec_passes` times over fp32 gradients, and keeps
     `codec_state_bytes` per parameter. Messages that cannot be summed on the way are gathered: every rank receives
     `gradient_gather_fraction` of the bytes from each other, passes `codec_decode_passes` times over fp32 gradients for
-    each, and holds `codec_message_bytes` of each.
+    each, and holds `codec_message_bytes` of each. `source` is who knows what kernels and messages take, of all jobs;
+    None are data sheets and published laws.
     """
 
     model: Transformer
@@ -91,6 +114,7 @@ class Jobs:
     shard: Array
     reshard_after_forward: Flags
     sequence_parallel: Flags
+    vocabulary_split: Array
     schedule: Names  # as planner/schedules/registry names them
     first_fewer: Array
     last_fewer: Array
@@ -114,14 +138,15 @@ class Jobs:
     gradient_gather_fraction: Array
     codec_decode_passes: Array
     codec_message_bytes: Array
+    source: Source | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
 
     def take(self, index: NDArray[np.int64] | Flags) -> Jobs:
         """The jobs at `index`."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
-        return Jobs(model=self.model.take(index), **{name: column[index] for name, column in columns.items()})
+        columns = {name: getattr(self, name)[index] for name in COLUMNS}
+        return Jobs(model=self.model.take(index), source=self.source, **columns)
 
     @property
     def tokens(self) -> Array:
@@ -132,3 +157,7 @@ class Jobs:
     def global_batch(self) -> Array:
         """Samples per step."""
         return self.micro_batch * self.num_microbatches * self.data
+
+
+# What there is one of per job.
+COLUMNS = tuple(field.name for field in fields(Jobs) if field.name not in ("model", "source"))

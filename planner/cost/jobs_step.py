@@ -9,8 +9,20 @@ from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from planner.cost.layers import Pass, edge_pass, layer_pass
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
-from planner.cost.step import NUM_PLACES, LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
+from planner.cost.step import (
+    ACTION,
+    NUM_PLACES,
+    LayerSeconds,
+    Step,
+    StepCosts,
+    action_counts,
+    end_counts,
+    end_of_model,
+    pipeline_actions,
+    step_of,
+)
 from planner.parts import PART_NAMES
+from profiles.machines.devices import MICROSECOND
 from profiles.models.transformer import Array
 
 ENDS = ("embedding", "head")
@@ -63,9 +75,12 @@ def _costs(
             )
             for kind, layer in layers.items()
         }
-        | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)},
-        counts={**made.counts, **end_counts(jobs.pipeline)},
-        model_counts={kind: model.num_of(kind) for kind in layers} | dict.fromkeys(ENDS, np.ones(1)),
+        | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)}
+        | {ACTION: pipeline_actions(made.rules.pipeline_action_us * MICROSECOND)},
+        counts={**made.counts, **end_counts(jobs.pipeline), ACTION: action_counts(jobs.pipeline, chunks)},
+        model_counts={kind: model.num_of(kind) for kind in layers}
+        | dict.fromkeys(ENDS, np.ones(1))
+        | {ACTION: np.where(jobs.pipeline > 1, jobs.pipeline * chunks, 0.0)},
         pipeline=jobs.pipeline,
         num_microbatches=jobs.num_microbatches,
         schedule=jobs.schedule,
@@ -74,6 +89,8 @@ def _costs(
         message=made.message * factors.pipeline_comm,
         num_messages=2 * (jobs.pipeline - 1) + steady,
         gradients=made.exchange.gradients * factors.data_comm,
+        tail=made.exchange.tail * factors.data_comm,
+        late=made.exchange.late * factors.data_comm,
         parameters=made.exchange.parameters * factors.data_comm,
         overlaps_gradients=jobs.overlap_grad,
         overlaps_parameters=jobs.overlap_param,
@@ -92,7 +109,10 @@ def _of_slowest(made: Ingredients, step: Step, layers: dict[str, Pass], ends: tu
         stage = first.times(counts["embedding"][place]) + last.times(counts["head"][place])
         stages.append(sum((layer.times(made.counts[kind][place]) for kind, layer in layers.items()), stage))
     where = np.broadcast_to(step.place, len(jobs))
-    return {
+    parts = {
         name: np.choose(where, [getattr(stage, name) for stage in stages]) * jobs.num_microbatches
         for name in Pass.__slots__
     }
+    chunks = np.maximum(jobs.chunks, 1.0)
+    actions = pipeline_actions(made.rules.pipeline_action_us * MICROSECOND).total
+    return parts | {"host": parts["host"] + action_counts(jobs.pipeline, chunks)[0] * actions * jobs.num_microbatches}

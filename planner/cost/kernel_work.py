@@ -231,14 +231,14 @@ def _embedding(shapes: _Shapes, phase: Phase) -> Load:
     jobs, model = shapes.jobs, shapes.jobs.model
     moved = 2 * shapes.spread * model.hidden_size
     if phase == "backward":
-        moved = moved + 2 * model.vocab_size * model.hidden_size / jobs.tensor
+        moved = moved + 2 * model.vocab_size * model.hidden_size / jobs.vocabulary_split
     return _moved(shapes, moved)
 
 
 def _head(shapes: _Shapes, phase: Phase) -> Load:
     """Final norm, projection to the vocabulary and loss."""
     jobs, model = shapes.jobs, shapes.jobs.model
-    outputs = padded_vocabulary(jobs) / jobs.tensor
+    outputs = padded_vocabulary(jobs) / jobs.vocabulary_split
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
     load = load + _moved(shapes, shapes.spread * model.hidden_size * _at(phase, NORM_PASSES))
     return load + _load(outputs, logit_elements=shapes.tokens * outputs)

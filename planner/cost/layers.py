@@ -83,7 +83,7 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     """One layer in one direction, with what it recomputes and sends, but for what ZeRO stage 3 sends."""
     jobs, zero = made.jobs, np.zeros(len(made.jobs))
     kernels = made.kernels.layer(made.rules, factors, phase, kind)
-    summed = kernels.num_sums * made.half_layer
+    summed = kernels.num_sums * (made.half_layer + kernels.late)
     sent = made.context_layer * factors.context_comm
     routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
     full = jobs.recompute == "full"
@@ -118,7 +118,7 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         jobs.num_microbatches,
     )
     message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
-    data_comm, host = waits(work.device, work.launch, message, factors)
+    data_comm, host = waits(work.device, work.launch, message, made.rules.overlaps_shards > 0, factors)
     return Pass(
         compute=work.compute,
         recompute=work.recompute,
@@ -130,9 +130,9 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     )
 
 
-def waits(busy: Array, launch: Array, message: Array, factors: Factors) -> tuple[Array, Array]:
+def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: Factors) -> tuple[Array, Array]:
     """Seconds that a layer adds to those its device is busy: for sharded weights and gradients, and for its host."""
-    visible = exposed(message, busy, factors)
+    visible = exposed(message, busy, factors) if overlaps.all() else message
     return visible, host_excess(busy + visible, launch)
 
 
@@ -155,6 +155,7 @@ def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
     """Embedding or head, both directions; tensor parallelism sums after the one and before the other."""
     zero = np.zeros(len(made.jobs))
     compute = made.kernels.end(made.rules, factors, part)
+    is_split = (made.jobs.vocabulary_split > 1) | made.jobs.sequence_parallel
     comm = zero
     if part == "embedding":
         # The first gather and the last scatter have nothing to hide behind.
@@ -163,7 +164,7 @@ def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
     return Pass(
         compute=compute,
         recompute=zero,
-        tensor_comm=made.half_layer * factors.tensor_comm,
+        tensor_comm=np.where(is_split, made.half_layer, 0.0) * factors.tensor_comm,
         context_comm=zero,
         expert_comm=zero,
         data_comm=comm,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.unit_costs import Links
 from profiles.laws.collectives import Collective, Fabric, collective_seconds
-from profiles.models.transformer import Array
+from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
 
@@ -23,10 +24,18 @@ class SheetLinks:
         """Seconds of a collective, as `Links` has it."""
         return collective_seconds(collective, num_bytes, size, inside, self.fabric)
 
+    def at(self, where: Flags) -> SheetLinks:
+        """The links of some jobs."""
+        columns: dict[str, Any] = {
+            field.name: None if getattr(self.fabric, field.name) is None else getattr(self.fabric, field.name)[where]
+            for field in fields(Fabric)
+        }
+        return SheetLinks(fabric=Fabric(**columns))
+
 
 def links_of(jobs: Jobs) -> Links:
     """What joins the ranks of jobs."""
-    return SheetLinks(fabric=fabric_of(jobs))
+    return jobs.source.links(jobs) if jobs.source else SheetLinks(fabric=fabric_of(jobs))
 
 
 def fabric_of(jobs: Jobs) -> Fabric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,13 +25,21 @@ KERNELS_SECONDS: dict[Phase, float] = {"forward": 60e-6, "backward": 90e-6}
 NUM_SUMS = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SheetKernels:
-    """The kernels of `jobs` on devices of a data sheet; `work` is what no factor changes. Shapes: one entry per job."""
+    """The kernels of `jobs` on devices of a data sheet, by the laws of profiles/laws/kernels. Shapes: per job."""
 
     jobs: Jobs
-    work: Work
-    memory_rate: Array
+
+    @cached_property
+    def work(self) -> Work:
+        """What no factor changes."""
+        return work_of(self.jobs)
+
+    @cached_property
+    def memory_rate(self) -> Array:
+        """Bytes per second of each device's memory."""
+        return memory_rate(self.jobs)
 
     def layer(self, rules: TimeRules, factors: Factors, phase: Phase, kind: str) -> LayerKernels:
         """One layer in one direction."""
@@ -52,6 +61,7 @@ class SheetKernels:
             launch=rules.host_layer_us * 1e-6 * factors.host * passes,
             dispatch=zero,
             num_sums=np.full(len(jobs), NUM_SUMS),
+            late=zero,
         )
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
@@ -100,8 +110,3 @@ class SheetKernels:
         common, experts = jobs.model.parameters_of(kind)
         held = common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor)
         return held * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
-
-
-def sheet_kernels(jobs: Jobs) -> SheetKernels:
-    """The kernels of jobs, by the laws of profiles/laws/kernels."""
-    return SheetKernels(jobs=jobs, work=work_of(jobs), memory_rate=memory_rate(jobs))

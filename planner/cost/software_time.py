@@ -34,6 +34,8 @@ class TimeRules:
     host_step_ms: Array
     tensor_overlap: Array
     attention_slowdown: Array
+    overlaps_shards: Array
+    pipeline_action_us: Array
 
 
 def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:

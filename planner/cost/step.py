@@ -18,11 +18,14 @@ from planner.cost.job import Names
 from planner.cost.layers import exposed
 from profiles.models.transformer import Array, Flags
 
+# The kind of what a pipeline's runtime adds to every chunk, and its number.
+ACTION = "action"
 # Of the work on embedding and head a third each is forward, and weight gradients.
 END_SHARE = 1 / 3
 # Of a stage's pass over one micro-batch a third is forward: what gathered parameters hide behind, and gradients.
 FORWARD_SHARE = 1 / 3
 NUM_PLACES = 3
+TINY_SECONDS = 1e-15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,18 @@ def end_of_model(total: Array, compute: Array) -> LayerSeconds:
     return LayerSeconds(total=total, forward=total * END_SHARE, compute=compute, weight=total * END_SHARE)
 
 
+def pipeline_actions(seconds: Array) -> LayerSeconds:
+    """What the pipeline's runtime adds to the passes of a chunk, as a layer of its own kind."""
+    none = np.zeros(1)
+    return LayerSeconds(total=2 * seconds, forward=seconds, compute=none, weight=none)
+
+
+def action_counts(pipeline: Array, chunks: Array) -> tuple[Array, Array, Array]:
+    """How many chunks the first, a middle and the last stage have whose passes are a pipeline's actions."""
+    count = np.where(pipeline > 1, chunks, 0.0)
+    return count, count, count
+
+
 def end_counts(pipeline: Array) -> dict[str, tuple[Array, Array, Array]]:
     """How many embeddings and heads the first, a middle and the last stage have; without a pipeline it is each."""
     one, alone = np.ones_like(pipeline), np.where(pipeline == 1, 1.0, 0.0)
@@ -54,7 +69,8 @@ class StepCosts:
     the last stage by kind; `model_counts`: layers of the whole model by kind.
     `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
     `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
-    `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step.
+    `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step. Of
+    `gradients`, `tail` waits for the end of the passes; `late` is what they are known to take beside that, or less.
     `once`: seconds of codec, optimizer, offloading and the host outside the layers, per step.
     `straggling`: share of the step that ranks wait for the slowest of many nodes.
     """
@@ -70,6 +86,8 @@ class StepCosts:
     message: Array
     num_messages: Array
     gradients: Array
+    tail: Array
+    late: Array
     parameters: Array
     overlaps_gradients: Flags
     overlaps_parameters: Flags
@@ -148,7 +166,13 @@ def _bubble(costs: StepCosts, slowest: Array) -> Array:
 
 def _exchange(costs: StepCosts, passing: Array, factors: Factors) -> Array:
     """Gradients and parameters exchanged once a step, as far as passes do not hide them."""
-    gradients = exposed_exchange(costs.gradients, passing * (1 - FORWARD_SHARE), costs.overlaps_gradients, factors)
+    beside, early, has_tail = passing * (1 - FORWARD_SHARE), costs.gradients, bool(np.any(costs.tail))
+    if has_tail:
+        beside = beside * (1 - costs.tail / np.maximum(costs.gradients, TINY_SECONDS))
+        early = early - costs.tail
+    gradients = exposed_exchange(early, beside, costs.overlaps_gradients, factors)
+    if has_tail:
+        gradients = np.maximum(gradients + costs.tail + costs.late, 0.0)
     parameters = exposed_exchange(costs.parameters, passing * FORWARD_SHARE, costs.overlaps_parameters, factors)
     return np.asarray(gradients * costs.num_exchanges + parameters)
 

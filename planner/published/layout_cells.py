@@ -31,6 +31,7 @@ def read_layout(
         raise Refused(f"pp x vp is {pipeline:g} x {chunks:g}, more than num_layers ({model['num_layers']:g})")
     return {
         "tensor": tensor,
+        "vocabulary_split": tensor,
         "pipeline": pipeline,
         "chunks": chunks,
         "context": context,

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.job import Each, Jobs
+from planner.cost.job import COLUMNS, Each, Jobs
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.layout_cells import read_layout
@@ -114,7 +114,7 @@ def _columns(
         "stack": Each.of([stack for _, stack in values]),
     }
     for name, hint in get_type_hints(Jobs).items():
-        if name != "model" and name not in columns:
+        if name in COLUMNS and name not in columns:
             kind: type = str if name in WORDS else bool if hint == Flags else float
             columns[name] = np.array([row[name] for row in jobs], dtype=kind)
     return Jobs(model=Transformer(**model), **columns)

@@ -5,6 +5,7 @@ Shapes: arrays broadcast over (layout, micro-batch, schedule, recomputation): g,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,22 @@ import numpy as np
 from planner.cost.factors import Factors
 from planner.cost.layers import SHARDED, sharded_message, waits
 from planner.cost.once import crossing_seconds, num_exchanges, offloaded_activations
-from planner.cost.step import LayerSeconds, Step, StepCosts, end_counts, end_of_model, step_of
+from planner.cost.step import (
+    ACTION,
+    LayerSeconds,
+    Step,
+    StepCosts,
+    action_counts,
+    end_counts,
+    end_of_model,
+    pipeline_actions,
+    step_of,
+)
 from planner.space.layouts import Ints
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants
 from planner.space.tables import LayerTable, LayoutTable, MessageTable
+from profiles.machines.devices import MICROSECOND
 from profiles.models.operators import PHASES
 from profiles.models.transformer import Array, Flags
 
@@ -109,13 +121,21 @@ def _costs(plans: Block) -> StepCosts:
     model = tables.at.model.transformer
     one = np.ones(1)
     message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
+    kinds = {kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans)
+    counts: dict[str, Sequence[Array]] = {
+        **{kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()},
+        **end_counts(plans.each(jobs.pipeline)),
+    }
+    model_counts = {kind: model.num_of(kind) for kind in model.kinds} | {"embedding": one, "head": one}
+    if shared.time.pipeline_action_us.any():
+        kinds[ACTION] = pipeline_actions(plans.each(shared.time.pipeline_action_us) * MICROSECOND)
+        pipeline, chunks = plans.each(jobs.pipeline), choices.chunks[:, None]
+        counts[ACTION] = action_counts(pipeline, chunks)
+        model_counts[ACTION] = np.where(pipeline > 1, pipeline * chunks, 0.0)
     return StepCosts(
-        layers={kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans),
-        counts={
-            **{kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()},
-            **end_counts(plans.each(jobs.pipeline)),
-        },
-        model_counts={kind: model.num_of(kind) for kind in model.kinds} | {"embedding": one, "head": one},
+        layers=kinds,
+        counts=counts,
+        model_counts=model_counts,
         pipeline=plans.each(jobs.pipeline),
         num_microbatches=count,
         schedule=np.array(choices.schedules)[:, None],
@@ -124,6 +144,8 @@ def _costs(plans: Block) -> StepCosts:
         message=message[:, :, None, None],
         num_messages=choices.messages[:, :, None],
         gradients=plans.each(shared.gradients),
+        tail=plans.each(shared.tail),
+        late=plans.each(shared.late),
         parameters=plans.each(shared.parameters),
         overlaps_gradients=plans.each_flag(jobs.overlap_grad),
         overlaps_parameters=plans.each_flag(jobs.overlap_param),
@@ -139,6 +161,7 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
     """A layer of one kind. Shapes: (g, m, 1, k)."""
     layers, shared, count = plans.tables.layers, plans.tables.shared, plans.choices.count[:, None, None]
     is_sharded = plans.is_any(shared.jobs.zero_stage == SHARDED)
+    overlaps = plans.each_flag(shared.time.overlaps_shards > 0)
     total: Array | float = 0.0
     forward = np.zeros(1)
     for phase in PHASES:
@@ -149,7 +172,7 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
             message = sharded_message(
                 phase, gather, scatter, plans.each_flag(shared.jobs.reshard_after_forward), every, count
             )
-        visible, host = waits(busy, launch, message, plans.tables.factors)
+        visible, host = waits(busy, launch, message, overlaps, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":
             forward = plans.mixed(np.asarray(total))

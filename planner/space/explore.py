@@ -144,7 +144,7 @@ def explore(
     Layouts whose states alone take more than the device has are counted and not priced.
     Raises: NoFeasiblePlanError where no layout is legal; InputError where there are too many.
     """
-    learned = learned or load_learned()
+    learned = learned or at.learned or load_learned()
     layouts, broken = legal_layouts(at, options)
     if not len(layouts):
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())

@@ -5,6 +5,7 @@ Illegal degrees are never made; they are counted by the rule that they break.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,10 @@ MOST_LAYOUTS = 2**22
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the search may choose from, beside the degrees. None of `shard_degrees` given means all that divide."""
+    """What the search may choose from, beside the degrees. None of `shard_degrees` given means all that divide.
+
+    `vocab_parallel` is whether tensor-parallel ranks also split embedding and head, or both ways.
+    """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     recompute: tuple[str, ...] = ("none", "selective", "full")
@@ -31,6 +35,7 @@ class Options:
     schedules: tuple[str, ...] = field(default_factory=lambda: tuple(SCHEDULES))
     offload: tuple[str, ...] = ("none", "optimizer", "activations")
     shard_degrees: tuple[int, ...] = ()
+    vocab_parallel: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Layouts:
 
     tensor: Ints
     sequence_parallel: Ints
+    vocab_parallel: Ints
     context: Ints
     expert: Ints
     pipeline: Ints
@@ -99,8 +105,8 @@ def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]
 
 def _columns(head: tuple[int, ...], tail: tuple[int, ...]) -> tuple[int, ...]:
     tensor, context, expert, pipeline, data = head
-    sequence_parallel, *rest = tail
-    return (tensor, sequence_parallel, context, expert, pipeline, data, *rest)
+    sequence_parallel, vocab_parallel, *rest = tail
+    return (tensor, sequence_parallel, vocab_parallel, context, expert, pipeline, data, *rest)
 
 
 def _degrees(at: Setting) -> Iterator[tuple[int, int, int, int]]:
@@ -145,12 +151,13 @@ def _variants(
     """Sequence parallelism, sharding, offload, order and ends of the pipeline that make sense for these degrees."""
     data_outside = (0, 1) if pipeline > 1 and data > 1 and at.num_devices > at.fast_domain else (0,)
     offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
-    for sequence_parallel in (0, 1) if tensor > 1 else (0,):
+    splits = list(itertools.product((0, 1), options.vocab_parallel)) if tensor > 1 else [(0, 0)]
+    for split in splits:
         for zero, shard in _shardings(at, options, data, context, pipeline):
             for offload in offloads:
                 for outside in data_outside:
                     for ends in _ends(at.model.num_layers, pipeline):
-                        yield (sequence_parallel, zero, shard, *offload, outside, *ends)
+                        yield (*split, zero, shard, *offload, outside, *ends)
 
 
 def _shardings(at: Setting, options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:

@@ -7,19 +7,20 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from planner.cost.job import Each, Jobs
+from planner.cost.factors import Learned
+from planner.cost.job import COLUMNS, Each, Jobs, Source
 from planner.schedules.registry import USUAL
-from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES
 from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
 from profiles.machines.stacks import THIS_PROGRAM, Stack, load_stack
 from profiles.models.sizes import ModelSizes
-from profiles.models.transformer import Flags
+from profiles.models.transformer import Array, Flags
 from profiles.units import GB, GIB
 
-_HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name != "model"}
+_HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name in COLUMNS}
 # What a codec that is no codec keeps and gathers.
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
 
@@ -29,7 +30,8 @@ class Setting:
     """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
 
     `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
-    no codec can.
+    no codec can. `source` knows the kernels and links of a machine that was measured, None those of data sheets;
+    `learned` is what runs taught of the hardware, None what published ones did.
     """
 
     model: ModelSizes
@@ -48,6 +50,8 @@ class Setting:
     codec: str = "none"
     network_latency_seconds: float
     free_exchange: bool = False
+    source: Source | None = None
+    learned: Learned | None = None
 
     @property
     def compresses(self) -> bool:
@@ -110,10 +114,11 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "precision": at.precision,
         "compiled": at.compiled,
         # A codec that makes one message of all gradients has nothing to overlap.
-        "overlap_grad": find_codec(at.codec).is_bucketed,
+        "overlap_grad": _overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),
         "network_latency_seconds": at.network_latency_seconds,
-        **_codec_columns(at),
+        **_codec_columns(at, columns.get("zero_stage", np.zeros(count))),
         "overlap_param": at.stack.habits.overlaps_parameters,
+        "vocabulary_split": columns.get("tensor", 1.0),
     }
     made: dict[str, Any] = {"device": Each.same(at.device, count), "stack": Each.same(at.stack, count)}
     for name, hint in _HINTS.items():
@@ -124,13 +129,19 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         else:
             value = fixed.get(name, False if hint == Flags else 1.0)
             made[name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
-    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), **made)
+    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), source=at.source, **made)
 
 
-def _codec_columns(at: Setting) -> dict[str, float]:
+def _overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:
+    """Whether gradients are sent beside the backward pass: not in one message of all, nor by FSDP2 without streams."""
+    overlaps = at.stack.time.overlaps_shards | (zero_stage < min(FSDP_STAGES))
+    return np.asarray(overlaps & find_codec(at.codec).is_bucketed)
+
+
+def _codec_columns(at: Setting, zero_stage: Array) -> dict[str, float | Array]:
     """What the setting's gradient codec sends, computes and keeps, per byte and parameter of all linears.
 
-    Assumed until measured: CODEC_PASSES over the gradients.
+    Assumed until measured: CODEC_PASSES over the gradients. FSDP2 reduces in 16 bits by itself, and keeps nothing.
     """
     if at.free_exchange:
         return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, **dict.fromkeys(NOTHING, 0.0)}
@@ -142,11 +153,15 @@ def _codec_columns(at: Setting) -> dict[str, float]:
     sides = count * sum(inputs + outputs for inputs, outputs in sizes)
     sent = float(np.asarray(own.wire_bytes(weights, sides, 0.0))) / (GRADIENT_BYTES * weights)
     kept = own.feedback_bytes(weights, sides) if own.gathered else own.state_bytes(weights, sides)
-    return {
-        "gradient_wire_fraction": 0.0 if own.gathered else sent,
+    numbers = {
         "codec_passes": float(CODEC_PASSES) if own.lossy else 0.0,
         "codec_state_bytes": float(np.asarray(kept)) / weights,
-        "gradient_gather_fraction": sent if own.gathered else 0.0,
         "codec_decode_passes": own.decode_passes,
-        "codec_message_bytes": own.bucket_bytes(weights) if own.gathered else 0.0,
+        "codec_message_bytes": float(np.asarray(own.bucket_bytes(weights))) if own.gathered else 0.0,
+    }
+    works = (zero_stage < min(FSDP_STAGES)).astype(float)
+    return {
+        "gradient_wire_fraction": 0.0 if own.gathered else sent,
+        "gradient_gather_fraction": sent if own.gathered else 0.0,
+        **{name: number * works for name, number in numbers.items()},
     }

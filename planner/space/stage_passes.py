@@ -18,6 +18,7 @@ from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
 from planner.space.tables import taught
 from planner.space.to_plans import jobs_at
+from profiles.machines.devices import MICROSECOND
 from profiles.models.transformer import Array, Transformer
 
 # A part of a pass: its total, what it computes, what it sends.
@@ -70,7 +71,7 @@ class StagePasses:
     def forward(self, layers: StageLayers, row: int, part: Part) -> Array:
         """Seconds of a part of the forward pass of plan `row`. Shapes: (stage,)."""
         result = sum((layers.count[kind] * part(own)[row] for kind, own in self.ahead.items()), np.zeros(1))
-        return self._with_ends(np.asarray(result), row, part, END_SHARE)
+        return self._with_ends(np.asarray(result), row, part, END_SHARE) + self._action(row, part)
 
     def backward(self, layers: StageLayers, row: int, part: Part) -> Array:
         """Seconds of a part of the backward pass of plan `row`, with what it recomputes. Shapes: (stage,)."""
@@ -78,18 +79,31 @@ class StagePasses:
         for kind, own in self.again.items():
             again = layers.recomputed[kind]
             result = result + (layers.count[kind] - again) * part(self.plain[kind])[row] + again * part(own)[row]
-        return self._with_ends(result, row, part, 1 - END_SHARE)
+        num_actions = 2 if schedule_of(str(self.made.jobs.schedule[row])).splits_backward else 1
+        return self._with_ends(result, row, part, 1 - END_SHARE) + num_actions * self._action(row, part)
 
     def weights(self, layers: StageLayers, row: int) -> Array:
         """Seconds of the weight gradients, a part of the backward pass. Shapes: (stage,)."""
         result = sum((layers.count[kind] * own[row] for kind, own in self.weight.items()), np.zeros(1))
-        return self._with_ends(np.asarray(result), row, lambda end: end.total, END_SHARE)
+        return self._with_ends(np.asarray(result), row, _total, END_SHARE) + self._action(row, _total)
+
+    def _action(self, row: int, part: Part) -> float:
+        """Seconds of a part of what the pipeline's runtime adds to a pass."""
+        jobs, seconds = self.made.jobs, self.made.rules.pipeline_action_us[row] * MICROSECOND
+        if jobs.pipeline[row] == 1 or not seconds:
+            return 0.0
+        none = dict.fromkeys(Pass.__slots__, np.zeros(1))
+        return float(part(Pass(**(none | {"host": np.array([seconds])})))[0])
 
     def _with_ends(self, seconds: Array, row: int, part: Part, share: float) -> Array:
         result = seconds.copy()
         result[0] += part(self.embedding)[row] * share
         result[-1] += part(self.head)[row] * share
         return result
+
+
+def _total(own: Pass) -> Array:
+    return own.total
 
 
 def stage_passes(space: Space, places: Sequence[Place]) -> StagePasses:

@@ -38,8 +38,9 @@ from profiles.models.transformer import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
-    """One layer by (combination, micro-batch, method); a combination is tensor, sequence, context, expert degree.
+    """One layer by (combination, micro-batch, method).
 
+    A combination is tensor, sequence, context and expert degree, and whether the vocabulary is split.
     Shapes: seconds by phase and kind of layer, and bytes by kind, (combination, micro-batch, method); of weights'
     gradients, of the ends of the model and of the residual stream (combination, micro-batch).
     """
@@ -71,13 +72,16 @@ def _distinct(*columns: Ints) -> tuple[list[Ints], Ints]:
 
 def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Learned) -> LayerTable:
     """Every layer that any layout has, at every micro-batch of `sizes` and every method of recomputation."""
-    keys, combination = _distinct(layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.expert)
+    keys, combination = _distinct(
+        layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.expert, layouts.vocab_parallel
+    )
     shape = (len(keys[0]), len(sizes), len(METHODS))
-    tensor, sequence, context, expert = (np.repeat(key, shape[1] * shape[2]) for key in keys)
+    tensor, sequence, context, expert, vocabulary = (np.repeat(key, shape[1] * shape[2]) for key in keys)
     jobs = jobs_of(
         at,
         tensor=tensor.astype(float),
         sequence_parallel=sequence.astype(bool),
+        vocabulary_split=np.where(vocabulary > 0, tensor, 1.0),
         context=context.astype(float),
         expert=expert.astype(float),
         micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
@@ -155,17 +159,19 @@ def message_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: 
 class LayoutTable:
     """What a layout decides alone. Shapes: one entry per layout.
 
-    `gradients` and `parameters` are seconds of exchanging them once a step, `gather` and `scatter` of one layer's
-    shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of compressing gradients, updating
-    weights, offloading their states and of the host outside the layers. `counts` are layers of the first, a middle and
-    the last stage by kind. `stages` are by number of chunks, and whether they go through a V; without leading dense
-    layers chunks change nothing, and there is the entry of one chunk alone.
+    `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
+    `gather` and `scatter` of one layer's shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of
+    compressing gradients, updating weights, offloading their states and of the host outside the layers. `counts` are
+    layers of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go
+    through a V; without leading dense layers chunks change nothing, and there is the entry of one chunk alone.
     """
 
     jobs: Jobs
     rules: MemoryRules
     time: TimeRules
     gradients: Array
+    tail: Array
+    late: Array
     parameters: Array
     gather: Array
     scatter: Array
@@ -197,6 +203,8 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         rules=rules,
         time=made.rules,
         gradients=made.exchange.gradients * factor,
+        tail=made.exchange.tail * factor,
+        late=made.exchange.late * factor,
         parameters=made.exchange.parameters * factor,
         gather=made.sharded.layer_gather * factor,
         scatter=made.sharded.layer_scatter * factor,
@@ -214,6 +222,7 @@ def layout_jobs(at: Setting, layouts: Layouts) -> Jobs:
         at,
         tensor=layouts.tensor.astype(float),
         sequence_parallel=layouts.sequence_parallel.astype(bool),
+        vocabulary_split=np.where(layouts.vocab_parallel > 0, layouts.tensor, 1.0),
         context=layouts.context.astype(float),
         expert=layouts.expert.astype(float),
         pipeline=layouts.pipeline.astype(float),

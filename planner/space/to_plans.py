@@ -81,7 +81,7 @@ def plan_with(
         expert_parallel=layout["expert"],
         shard_degree=layout["shard"] if is_hybrid else 0,
         sequence_parallel=bool(layout["sequence_parallel"]),
-        vocab_parallel=layout["tensor"] > 1,
+        vocab_parallel=bool(layout["vocab_parallel"]),
         axis_order=DATA_OUTSIDE if layout["data_outside"] else AXES,
         micro_batch_size=int(micro_batch),
         num_microbatches=int(count),

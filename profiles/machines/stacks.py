@@ -31,6 +31,8 @@ class StackTime:
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
+    `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `pipeline_action_us`: what the
+    pipeline's runtime adds to one pass of one micro-batch through a stage.
     """
 
     __pydantic_config__ = STRICT
@@ -54,6 +56,8 @@ class StackTime:
     host_step_ms: float
     tensor_overlap: float = 0.6
     attention_slowdown: float = 1.0
+    overlaps_shards: bool = True
+    pipeline_action_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
+from planner.cost.axes.groups import message_element_bytes, seconds
 from planner.cost.job import Jobs
 from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
@@ -19,5 +19,5 @@ def layer_seconds(jobs: Jobs, links: Links) -> Array:
     model = jobs.model
     kv_heads = np.maximum(model.num_kv_heads / jobs.tensor, 1.0)
     per_token = kv_heads * (model.qk_head_dim + model.v_head_dim)
-    whole = jobs.micro_batch * jobs.sequence * per_token * MESSAGE_ELEMENT_BYTES
+    whole = jobs.micro_batch * jobs.sequence * per_token * message_element_bytes(jobs)
     return seconds(jobs, links, "all_gather", whole, jobs.context, jobs.tensor)

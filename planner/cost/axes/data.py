@@ -37,41 +37,54 @@ def stage_parameters(jobs: Jobs, layers: StageCounts) -> StageParameters:
         ends = [held + count * own for held, count in zip(ends, (counts[0], counts[-1]), strict=True)]
         experts = experts + np.maximum(counts[0], counts[-1]) * routed
     tied_head = model.vocab_size * model.hidden_size
-    first = ends[0] + model.embedding_parameters
-    last = ends[1] + np.where(model.tied, tied_head, model.head_parameters)
-    whole = first + model.head_parameters
-    common = np.where(jobs.pipeline > 1, np.maximum(first, last), whole) / jobs.tensor
+    split = jobs.vocabulary_split
+    first = ends[0] / jobs.tensor + model.embedding_parameters / split
+    last = ends[1] / jobs.tensor + np.where(model.tied, tied_head, model.head_parameters) / split
+    common = np.where(jobs.pipeline > 1, np.maximum(first, last), first + model.head_parameters / split)
     return StageParameters(common=common, expert=experts / (jobs.expert * jobs.expert_tensor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """Seconds, each alone, of averaging gradients and of gathering updated parameters after a step (ZeRO 1 and 2)."""
+    """Seconds, each alone, of averaging gradients and of gathering updated parameters after a step (ZeRO 1 and 2).
+
+    Of `gradients`, `tail` cannot be sent before the backward pass is over; `late` is what they are known to take longer
+    (or less long) in the midst of training.
+    """
 
     gradients: Array
     parameters: Array
+    tail: Array
+    late: Array
+
+
+def expert_replicas(jobs: Jobs) -> Array:
+    """Ranks that hold the same experts. Shapes: one entry per job."""
+    return np.maximum(jobs.data * jobs.context * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
 
 
 def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
     """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
     replicas = jobs.data * jobs.context
-    expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
+    of_experts = expert_replicas(jobs)
     per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
     sent, kept = held.common * per_gradient, held.expert * per_gradient
     stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
     reduced = replica_seconds(jobs, links, "all_reduce", sent, replicas, stride)
-    reduced = reduced + replica_seconds(jobs, links, "all_reduce", kept, expert_replicas, expert_stride)
-    reduced = reduced + _gathered_messages(jobs, rules, links, held, replicas, expert_replicas)
+    reduced = reduced + replica_seconds(jobs, links, "all_reduce", kept, of_experts, expert_stride)
+    reduced = reduced + _gathered_messages(jobs, rules, links, held, replicas, of_experts)
     scattered = replica_seconds(jobs, links, "reduce_scatter", sent, replicas, stride)
-    scattered = scattered + replica_seconds(jobs, links, "reduce_scatter", kept, expert_replicas, expert_stride)
+    scattered = scattered + replica_seconds(jobs, links, "reduce_scatter", kept, of_experts, expert_stride)
     common, expert = held.common * rules.parameter_message_bytes, held.expert * rules.parameter_message_bytes
     gathered = replica_seconds(jobs, links, "all_gather", common, replicas, stride)
-    gathered = gathered + replica_seconds(jobs, links, "all_gather", expert, expert_replicas, expert_stride)
+    gathered = gathered + replica_seconds(jobs, links, "all_gather", expert, of_experts, expert_stride)
     plain, sharded = jobs.zero_stage == 0, (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
     tied = _tied_seconds(jobs, rules, links)
     return Exchange(
         gradients=np.where(plain, reduced, np.where(sharded, scattered, 0.0)) + tied,
         parameters=np.where(sharded, gathered, 0.0),
+        tail=np.zeros(len(jobs)),
+        late=np.zeros(len(jobs)),
     )
 
 
@@ -91,39 +104,50 @@ def _gathered_messages(
 def _tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
-    num_bytes = model.vocab_size * model.hidden_size / jobs.tensor * rules.gradient_message_bytes
+    num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * rules.gradient_message_bytes
     pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
     return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharded:
-    """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest."""
+    """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest.
+
+    `layer_parameters` and `root_parameters` are how many these have on one tensor-parallel rank.
+    """
 
     layer_gather: Array
     layer_scatter: Array
     root_gather: Array
     root_scatter: Array
+    layer_parameters: Array
+    root_parameters: Array
 
 
 def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
     """What ZeRO stage 3 sends per micro-batch; replicas of the shards (HSDP) average on top. 0 for other stages."""
     model = jobs.model
     layer = np.where(model.is_moe, model.moe_shared_parameters + model.expert_parameters, model.dense_layer_parameters)
-    root = model.embedding_parameters + model.head_parameters
+    layer = layer / jobs.tensor
+    root = (model.embedding_parameters + model.head_parameters) / jobs.vocabulary_split
     active = jobs.zero_stage == 3
     size = np.where(active, jobs.shard, 1.0)
     replicas = np.where(active, np.maximum(jobs.data * jobs.context / jobs.shard, 1.0), 1.0)
 
     def gather(parameters: Array) -> Array:
-        num_bytes = parameters / jobs.tensor * rules.parameter_message_bytes
+        num_bytes = parameters * rules.parameter_message_bytes
         return replica_seconds(jobs, links, "all_gather", num_bytes, size, jobs.tensor)
 
     def scatter(parameters: Array) -> Array:
-        num_bytes = parameters / jobs.tensor * rules.gradient_message_bytes
+        num_bytes = parameters * rules.gradient_message_bytes * jobs.gradient_wire_fraction
         own = replica_seconds(jobs, links, "reduce_scatter", num_bytes, size, jobs.tensor)
         return own + replica_seconds(jobs, links, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
 
     return Sharded(
-        layer_gather=gather(layer), layer_scatter=scatter(layer), root_gather=gather(root), root_scatter=scatter(root)
+        layer_gather=gather(layer),
+        layer_scatter=scatter(layer),
+        root_gather=gather(root),
+        root_scatter=scatter(root),
+        layer_parameters=layer,
+        root_parameters=root,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, seconds
+from planner.cost.axes.groups import message_element_bytes, seconds
 from planner.cost.job import Jobs
 from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
@@ -17,7 +17,7 @@ def layer_seconds(jobs: Jobs, links: Links) -> Array:
     parallelism the copies are gathered before and summed after as well.
     """
     copies = jobs.tokens / jobs.tensor * np.maximum(jobs.model.experts_per_token, 0.0)
-    num_bytes = copies * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES
+    num_bytes = copies * jobs.model.hidden_size * message_element_bytes(jobs)
     travelled = 2 * seconds(jobs, links, "all_to_all", num_bytes, jobs.expert, jobs.expert_tensor)
     whole = num_bytes * jobs.expert_tensor
     one = np.ones(len(jobs))

@@ -12,8 +12,14 @@ from planner.cost.unit_costs import Links
 from profiles.machines.profile import Collective
 from profiles.models.transformer import Array
 
-# Activations travel in 16 bits, whatever products are computed in.
-MESSAGE_ELEMENT_BYTES = 2.0
+# Activations travel in 16 bits, whatever products are computed in, but where nothing is.
+MESSAGE_ELEMENT_BYTES, FULL_ELEMENT_BYTES = 2.0, 4.0
+FULL_PRECISIONS = ("fp32", "tf32")
+
+
+def message_element_bytes(jobs: Jobs) -> Array:
+    """Bytes of an element of activations on their way. Shapes: one entry per job."""
+    return np.where(np.isin(jobs.precision, FULL_PRECISIONS), FULL_ELEMENT_BYTES, MESSAGE_ELEMENT_BYTES)
 
 
 def members_inside(jobs: Jobs, size: Array, stride: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.groups import MESSAGE_ELEMENT_BYTES, pipeline_stride, seconds
+from planner.cost.axes.groups import message_element_bytes, pipeline_stride, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
@@ -44,7 +44,7 @@ def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     sends its share alone. Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
     """
     shared = jobs.sequence_parallel | (rules.scatters_pipeline > 0)
-    num_bytes = jobs.tokens * jobs.model.hidden_size * MESSAGE_ELEMENT_BYTES / np.where(shared, jobs.tensor, 1.0)
+    num_bytes = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs) / np.where(shared, jobs.tensor, 1.0)
     pair = np.where(jobs.pipeline > 1, 2.0, 1.0)
     return seconds(jobs, links, "send_receive", num_bytes, pair, pipeline_stride(jobs))
 

@@ -152,7 +152,7 @@ def fixed_slack_bytes(jobs: Jobs, rules: MemoryRules, parameters: LayerParameter
 
 def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:
     """Bytes per logit of a rank in the loss."""
-    return rules.loss_logit_bytes + np.where(jobs.tensor > 1, rules.split_logit_bytes, 0.0)
+    return rules.loss_logit_bytes + np.where(jobs.vocabulary_split > 1, rules.split_logit_bytes, 0.0)
 
 
 def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:

@@ -65,8 +65,8 @@ class LayerParameters:
 def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     """Parameters of a rank's share of layers and vocabulary.
 
-    Model: column- and row-split linears and the vocabulary are divided by the tensor degree, norms, routers and latent
-    projections are not, experts by expert · expert-tensor. Vocabularies are padded to what the stack asks for.
+    Model: column- and row-split linears are divided by the tensor degree, the vocabulary by its own, norms, routers and
+    latent projections are not, experts by expert · expert-tensor. Vocabularies are padded to what the stack asks for.
     """
     model = jobs.model
     split, whole = np.zeros(len(jobs)), np.zeros(len(jobs))
@@ -94,7 +94,7 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     return LayerParameters(
         kinds={kind: kinds[kind] for kind in model.kinds},
         attention_matrices=attention,
-        vocabulary=vocabulary * model.hidden_size / jobs.tensor,
+        vocabulary=vocabulary * model.hidden_size / jobs.vocabulary_split,
         positions=model.learned_positions * model.hidden_size,
     )
 

@@ -1,0 +1,163 @@
+"""What averaging gradients takes on a machine that was measured, held to timings of it in the midst of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.cost.axes.data import Exchange, Sharded, StageParameters, expert_replicas, sharded
+from planner.cost.axes.groups import replica_seconds, replicas_inside
+from planner.cost.factors import Factors
+from planner.cost.job import Jobs
+from planner.cost.layers import exposed
+from planner.cost.measured.kernels import codec_seconds, num_buckets
+from planner.cost.measured.links import MeasuredLinks
+from planner.cost.software_time import TimeRules
+from planner.cost.unit_costs import Links
+from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES, Codec, codec
+from profiles.machines.profile import Collective, ExchangeTiming, MachineProfile
+from profiles.models.transformer import Array, Flags
+
+# Timings that spread more than this are left alone: 0.6 and 0.94 were seen where other work ran beside, 0.3 without.
+NOISY_FRACTION = 0.5
+# The stage of ZeRO that gathers weights forward and backward.
+GATHERS_TWICE = max(FSDP_STAGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedExchanges:
+    """The exchanges of a machine, all gradients in one `codec`; `factors` say how messages and compute slow each other.
+
+    Model: DDP sends buckets of 25 MiB while backward of the last micro-batch runs; the last bucket is complete only
+    when backward is, so nothing hides it. On a CPU nothing hides what FSDP2 sends, whose overlap is made of CUDA
+    streams, and every message is copied in and out. Where the exchange was timed in the midst of training, what it took
+    there more or less than this is carried over: DDP, and the sending of weights after it, is off by so many seconds
+    per parameter, which the backward pass cannot hide; FSDP2 on a CPU by a factor, since all of it is serial.
+    Ignores: the order in which layers fill buckets.
+    """
+
+    machine: MachineProfile
+    links: MeasuredLinks
+    codec: str
+    factors: Factors
+
+    def exchange(self, jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
+        """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
+        common = self._of(jobs, rules, links, held.common, jobs.data * jobs.context, jobs.tensor)
+        routed = jobs.expert * jobs.expert_tensor
+        experts = self._of(jobs, rules, links, held.expert, expert_replicas(jobs), routed)
+        return Exchange(
+            gradients=common.gradients + experts.gradients,
+            parameters=common.parameters + experts.parameters,
+            tail=common.tail + experts.tail,
+            late=common.late + experts.late,
+        )
+
+    def _of(
+        self, jobs: Jobs, rules: TimeRules, links: Links, parameters: Array, replicas: Array, stride: Array
+    ) -> Exchange:
+        """The exchange of some parameters over some replicas."""
+        used, zero = codec(self.codec), jobs.zero_stage
+
+        def seconds(collective: Collective, num_bytes: Array, count: Array) -> Array:
+            return count * replica_seconds(jobs, links, collective, num_bytes / count, replicas, stride)
+
+        buckets = num_buckets(parameters, used.is_bucketed)
+        wire = parameters * GRADIENT_BYTES * np.maximum(jobs.gradient_wire_fraction, jobs.gradient_gather_fraction)
+        if used.gathered:
+            reduced = seconds("all_gather", wire * replicas, buckets)
+        else:
+            reduced = seconds("all_reduce", wire, buckets)
+        weights = seconds("all_gather", parameters * GRADIENT_BYTES, buckets)
+        is_sharded = zero >= min(FSDP_STAGES)
+        messages = num_buckets(parameters, is_bucketed=True)
+        scattered = seconds("reduce_scatter", wire, messages) + self._copying(wire)
+        gathered = parameters * rules.parameter_message_bytes
+        fetched = seconds("all_gather", gathered, messages) + self._copying(gathered)
+        several = (replicas > 1) & (parameters > 0)
+        is_near = replicas_inside(jobs, replicas, stride) >= replicas
+        factor, late = self._corrections(zero, is_near)
+        only = np.where(zero == min(FSDP_STAGES), factor, 0.0)
+        return Exchange(
+            gradients=np.where(several, np.where(is_sharded, scattered * only, reduced), 0.0),
+            parameters=np.where(several, np.where(is_sharded, fetched * only, np.where(zero == 1, weights, 0.0)), 0.0),
+            tail=np.where(several & ~is_sharded, reduced / buckets, 0.0),
+            late=np.where(several & ~is_sharded, late * parameters, 0.0),
+        )
+
+    def sharded(self, jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
+        """What ZeRO stage 3 sends for one unit."""
+        law = sharded(jobs, rules, links)
+        if self.machine.device_kind != "cpu":
+            return law
+        is_near = replicas_inside(jobs, jobs.shard, jobs.tensor) >= jobs.shard
+        factor, _ = self._corrections(jobs.zero_stage, is_near)
+
+        def with_copies(seconds: Array, num_bytes: Array) -> Array:
+            return np.asarray((seconds + np.where(seconds > 0, self._copying(num_bytes), 0.0)) * factor)
+
+        gathered, scattered = rules.parameter_message_bytes, rules.gradient_message_bytes * jobs.gradient_wire_fraction
+        return replace(
+            law,
+            layer_gather=with_copies(law.layer_gather, law.layer_parameters * gathered),
+            layer_scatter=with_copies(law.layer_scatter, law.layer_parameters * scattered),
+            root_gather=with_copies(law.root_gather, law.root_parameters * gathered),
+            root_scatter=with_copies(law.root_scatter, law.root_parameters * scattered),
+        )
+
+    def _copying(self, num_bytes: Array) -> Array:
+        """Seconds of copying what FSDP2 sends into its buffer and out of it, on a CPU."""
+        is_cpu = self.machine.device_kind == "cpu"
+        return 2 * num_bytes / self.machine.memory_bytes_per_second * is_cpu
+
+    def _corrections(self, zero_stage: Array, is_near: Flags) -> tuple[Array, Array]:
+        """By how much what FSDP2 sends is off, and by how many seconds per parameter what DDP does. Shapes: per job."""
+        factor, late = np.ones(len(zero_stage)), np.zeros(len(zero_stage))
+        for zero in range(GATHERS_TWICE + 1):
+            timing = self._timing(zero)
+            if timing is None:
+                continue
+            inside = min(timing.group_size, self.machine.devices_per_node)
+            alike = (zero_stage == zero) & (is_near == (inside == timing.group_size))
+            law = self._expected(timing, zero, float(inside))
+            if zero in FSDP_STAGES:
+                factor = np.where(alike, max(0.0, timing.added_seconds) / law, factor)
+            else:
+                late = np.where(alike, (timing.added_seconds - law) / timing.num_parameters, late)
+        return factor, late
+
+    def _timing(self, zero: int) -> ExchangeTiming | None:
+        """What was timed of a stage; where the sending of weights was not, DDP alone; on GPUs nothing of FSDP2."""
+        if zero in FSDP_STAGES and self.machine.device_kind != "cpu":
+            return None
+        cases = [("none", zero)] if zero in FSDP_STAGES else [(self.codec, how) for how in range(zero, -1, -1)]
+        timings = self.machine.exchange_timings
+        calm = {(one.codec, one.zero_stage): one for one in timings if one.spread_fraction < NOISY_FRACTION}
+        return next((calm[case] for case in cases if case in calm), None)
+
+    def _expected(self, timing: ExchangeTiming, zero: int, inside: float) -> float:
+        """What the law says of a timed exchange."""
+        used, size = codec(timing.codec), np.array([float(timing.group_size)])
+        parameters = np.array([timing.num_parameters])
+        wire = np.asarray(used.wire_bytes(parameters, np.array([timing.matrix_sides]), np.zeros(1)))
+
+        def seconds(collective: Collective, num_bytes: Array, count: Array) -> Array:
+            return count * self.links.seconds(collective, num_bytes / count, size, np.array([inside]))
+
+        if zero in FSDP_STAGES:
+            messages = num_buckets(parameters, is_bucketed=True)
+            gathers, whole = 2 if zero == GATHERS_TWICE else 1, GRADIENT_BYTES * parameters
+            sent = seconds("reduce_scatter", whole, messages) + gathers * seconds("all_gather", whole, messages)
+            return float((sent + self._copying((1 + gathers) * whole))[0])
+        count = num_buckets(parameters, used.is_bucketed)
+        total = seconds("all_gather", wire * size, count) if used.gathered else seconds("all_reduce", wire, count)
+        tail = total / count
+        beside = timing.backward_seconds * (1 - 1 / count)
+        added = tail + exposed(total - tail, beside, self.factors) + self._coding(used, parameters, size)
+        if timing.zero_stage == 1:
+            added = added + seconds("all_gather", GRADIENT_BYTES * parameters, count)
+        return float(added[0])
+
+    def _coding(self, used: Codec, parameters: Array, size: Array) -> Array:
+        return codec_seconds(self.machine, used, parameters, size)

@@ -1,0 +1,215 @@
+"""Seconds of kernels on a machine that was measured: a layer as it was timed, else its kernels on the curves.
+
+A layer is the sum of its kernels. Where the machine holds the time of the real layer, that time replaces the sum at the
+sizes measured and corrects it in proportion at others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.axes.groups import message_element_bytes
+from planner.cost.factors import Factors
+from planner.cost.job import Jobs
+from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
+from planner.cost.software_time import TimeRules
+from planner.cost.unit_costs import LayerKernels
+from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
+from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
+from profiles.machines.profile import LayerTiming, MachineProfile
+from profiles.models.operators import PHASES, Phase
+from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.transformer import Array
+
+# Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
+ACCUMULATE_BYTES = 12.0
+# Of what DTensor adds to a linear forward is a third: it has two products backward.
+FORWARD_DISPATCH = 1 / 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """A model's layers on a machine, at one precision and sequence length.
+
+    `kinds` is the layer that stands for each kind, `ends` those of the embedding and of the head; `ranks` are sharing
+    a host beyond which... none. `codec` is the gradients'.
+    """
+
+    machine: MachineProfile
+    model: ModelProfile
+    precision: str
+    kinds: dict[str, LayerProfile]
+    ends: dict[str, LayerProfile]
+    codec: str
+
+    @property
+    def law(self) -> Law:
+        """The machine's curves."""
+        return curves_of(self.machine)
+
+    def timings(self, layer: LayerProfile) -> list[LayerTiming]:
+        """What was timed of a layer."""
+        wanted = (self.model.workload.digest, layer.name, self.precision)
+        return [one for one in self.machine.layer_timings if (one.workload, one.layer, one.precision) == wanted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredKernels:
+    """The kernels of `jobs`. Shapes: one entry per job."""
+
+    jobs: Jobs
+    traced: Traced
+
+    @cached_property
+    def _distinct(self) -> tuple[Sizes, NDArray[np.int64]]:
+        """The distinct sizes that jobs have, and which of them each has."""
+        jobs = self.jobs
+        spread = np.where(jobs.sequence_parallel, jobs.tensor, 1.0)
+        keys = np.stack([jobs.micro_batch, jobs.sequence, jobs.tensor, jobs.context, spread], axis=1)
+        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+        batch, sequence, tensor, context, spread = unique.T
+        sizes = Sizes(batch=batch, sequence=sequence, tensor=tensor, context=context, spread=spread)
+        return sizes, inverse.reshape(-1)
+
+    def _each(self, of_sizes: Callable[[Sizes], Array]) -> Array:
+        """Something of every job that depends on its sizes alone."""
+        sizes, index = self._distinct
+        return np.asarray(of_sizes(sizes)[index])
+
+    def layer(self, rules: TimeRules, factors: Factors, phase: Phase, kind: str) -> LayerKernels:
+        """One layer in one direction.
+
+        Model: kernels queue on an asynchronous device, whose host launches them; on a CPU the launch is part of every
+        kernel. DTensor's own work is added per split linear where there are several ranks.
+        """
+        jobs, machine, layer = self.jobs, self.traced.machine, self.traced.kinds[kind]
+        own, ahead = (self._phase(layer, which, factors) for which in (phase, PHASES[0]))
+        again, zero = np.zeros(len(jobs)), np.zeros(len(jobs))
+        full = jobs.recompute == "full"
+        is_backward = phase != PHASES[0]
+        if is_backward:
+            again = np.where(full, ahead.total, np.where(jobs.recompute == "selective", ahead.attention, 0.0))
+        is_device = machine.device_kind != "cpu"
+        launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
+        share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
+        linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * machine.parallel_linear_seconds, 0.0)
+        sums = self._num_sums(layer, phase)
+        late = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
+        return LayerKernels(
+            compute=own.total,
+            again=again,
+            attention=own.attention,
+            launch=launches * machine.launch_seconds * is_device + zero,
+            dispatch=share * linears,
+            num_sums=sums,
+            late=np.where(jobs.tensor > 1, late * machine.parallel_message_seconds_per_byte, 0.0),
+        )
+
+    def _num_sums(self, layer: LayerProfile, phase: Phase) -> Array:
+        """How often ranks sum in one direction; with the sequence split, once for all linears that read it."""
+        forward, own = (sum(one.phase == which for one in layer.messages) for which in (PHASES[0], phase))
+        return np.where(self.jobs.sequence_parallel, float(forward), float(own))
+
+    def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
+        """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
+        layer = self.traced.kinds[kind]
+        products = self._phase(layer, "backward", factors).products / 2
+        return products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul
+
+    def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
+        """Embedding or head, both directions; a vocabulary that is split is so with all that is done about it."""
+        layer = self.traced.ends.get(part)
+        if layer is None:
+            return np.zeros(len(self.jobs))
+        seconds = np.asarray(sum(self._phase(layer, phase, factors).total for phase in PHASES))
+        if self.traced.machine.device_kind != "cpu":
+            seconds = np.maximum(seconds, len(layer.operators) * self.traced.machine.launch_seconds)
+        return seconds / self.jobs.vocabulary_split
+
+    def codec(self, factors: Factors, num_parameters: Array) -> Array:
+        """Encoding and decoding gradients bucket by bucket; messages that are gathered, each rank's."""
+        jobs = self.jobs
+        replicas = jobs.data * jobs.context
+        taken = codec_seconds(self.traced.machine, codec(self.traced.codec), num_parameters, replicas)
+        # FSDP reduces in 16 bits by itself.
+        return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken, 0.0)
+
+    def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
+        """One AdamW step over so many parameters."""
+        curve = find_curve(self.traced.machine, "optimizer", "", "fp32")
+        moved = num_parameters * ADAMW_BYTES_PER_PARAMETER
+        return kernel_seconds(curve, 0.0, moved, [num_parameters]) / factors.optimizer_fraction
+
+    def _phase(self, layer: LayerProfile, phase: Phase, factors: Factors) -> PhaseSeconds:
+        sizes, index = self._distinct
+        found = self._summed(layer, phase, sizes)
+        ratio = self._correction(layer, phase, sizes) * factors.matmul
+        return PhaseSeconds(
+            total=(found.total * ratio)[index],
+            products=(found.products * ratio)[index],
+            attention=(found.attention * ratio)[index],
+        )
+
+    def _summed(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> PhaseSeconds:
+        """The kernels alone, with what adding gradients up takes."""
+        found = phase_seconds(self.traced.law, layer, phase, sizes)
+        if phase == PHASES[0]:
+            return found
+        return PhaseSeconds(
+            total=found.total + self._accumulating(layer, sizes), products=found.products, attention=found.attention
+        )
+
+    def _accumulating(self, layer: LayerProfile, sizes: Sizes) -> Array:
+        return sizes.at(layer.num_parameters) * ACCUMULATE_BYTES / self.traced.machine.memory_bytes_per_second
+
+    def _correction(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> Array:
+        """Measured over summed seconds, from the timed size nearest to each."""
+        timings = self.traced.timings(layer)
+        if not timings:
+            return np.ones_like(sizes.batch)
+        timed = _sizes_of(timings)
+        measured = np.array([one.forward_seconds if phase == "forward" else one.backward_seconds for one in timings])
+        summed = self._summed(layer, phase, timed).total
+        ratios = np.where(summed > 0, measured / np.maximum(summed, 1e-300), 1.0)
+        distance = np.abs(_place(sizes)[:, None, :] - _place(timed)[None, :, :]).sum(axis=2)
+        return np.asarray(ratios[np.argmin(distance, axis=1)])
+
+
+def codec_seconds(machine: MachineProfile, used: Codec, num_parameters: Array, num_ranks: Array) -> Array:
+    """Encoding and decoding gradients of so many parameters; nothing hides it, on the device that computes."""
+    if not used.lossy:
+        return np.zeros_like(num_parameters)
+    count = num_buckets(num_parameters, used.is_bucketed)
+    num_bytes = GRADIENT_BYTES * num_parameters / count
+
+    def seconds(name: str) -> Array:
+        return kernel_seconds(find_curve(machine, "codec", name, "fp32"), 0.0, num_bytes, [num_bytes])
+
+    of_one = seconds(used.name)
+    if used.gathered:
+        of_one = of_one + num_ranks * seconds(f"{used.name} decode")
+    return np.asarray(count * of_one)
+
+
+def num_buckets(num_parameters: Array, is_bucketed: bool) -> Array:
+    """How many messages DDP makes of the gradients of so many parameters."""
+    needed = np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES)
+    return np.maximum(1.0, needed) if is_bucketed else np.ones_like(num_parameters)
+
+
+def _sizes_of(timings: list[LayerTiming]) -> Sizes:
+    batch, sequence, tensor = np.array(
+        [(one.micro_batch_size, one.sequence_length, one.tensor_parallel) for one in timings], dtype=np.float64
+    ).T
+    one = np.ones_like(batch)
+    return Sizes(batch=batch, sequence=sequence, tensor=tensor, context=one, spread=one)
+
+
+def _place(sizes: Sizes) -> Array:
+    # Another tensor degree is another set of shapes: prefer a timing of the same degree at another micro-batch.
+    return np.stack([np.log(sizes.batch), np.log(sizes.sequence / sizes.context), 4 * np.log(sizes.tensor)], axis=1)

@@ -1,0 +1,80 @@
+"""Seconds of messages on links that were measured; groups that were not, by the published law scaled to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.links import SheetLinks
+from profiles.errors import InputError
+from profiles.laws.curves import link_seconds
+from profiles.machines.profile import Collective, LinkCurve, MachineProfile
+from profiles.models.transformer import Array, Flags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredLinks:
+    """The links of a machine; `law` is the published one on links as fast, `knows_network` whether it says how fast.
+
+    Model: where a group of as many ranks was measured, as many of them on a node, its curve; else the law, times what
+    the nearest group that was measured takes over what the law says of it. Where no group was measured that leaves the
+    node, the law alone, on the network that is named.
+    """
+
+    machine: MachineProfile
+    law: SheetLinks
+    knows_network: bool
+
+    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
+        """Seconds of a collective, as `Links` has it.
+
+        Raises: InputError where groups leave the node, none was measured that does, and no network is named.
+        """
+        amount, size, inside = np.broadcast_arrays(
+            np.asarray(num_bytes, dtype=np.float64), np.asarray(size, dtype=np.float64), np.asarray(inside)
+        )
+        result = np.zeros(amount.shape)
+        groups, index = np.unique(np.stack([size.ravel(), inside.ravel()], axis=1), axis=0, return_inverse=True)
+        for number, (ranks, near) in enumerate(groups):
+            where = (index.reshape(-1) == number).reshape(amount.shape)
+            if ranks > 1:
+                result[where] = self._of_group(collective, amount[where], where, ranks, min(near, ranks))
+        return result
+
+    def _of_group(self, collective: Collective, num_bytes: Array, where: Flags, size: float, inside: float) -> Array:
+        curve = self.nearest(collective, size, inside)
+        if curve is None:
+            if not self.knows_network:
+                raise InputError(
+                    f"machine {self.machine.name} has no {collective} measured over the network: profile it there, or "
+                    "name the network with --cluster"
+                )
+            return self.law.at(where).seconds(collective, num_bytes, np.array(size), np.array(inside))
+        taken = link_seconds(curve, num_bytes)
+        own = inside_of(curve, self.machine)
+        if (curve.group_size, own) == (size, inside):
+            return taken
+        law = self.law.at(where)
+        here, there = (
+            law.seconds(collective, num_bytes, np.array(group[0]), np.array(group[1]))
+            for group in ((size, inside), (float(curve.group_size), own))
+        )
+        return np.asarray(taken * here / there)
+
+    def nearest(self, collective: Collective, size: float, inside: float) -> LinkCurve | None:
+        """The measured curve of the group most like one of `size` ranks, `inside` of them on a node; None of none."""
+        span = "node" if inside >= size else "network"
+        known = [link for link in self.machine.links if link.collective == collective and link.span == span]
+
+        def distance(link: LinkCurve) -> float:
+            return float(abs(np.log(link.group_size / size)) + abs(np.log(inside_of(link, self.machine) / inside)))
+
+        return min(known, key=distance, default=None)
+
+
+def inside_of(curve: LinkCurve, machine: MachineProfile) -> float:
+    """How many ranks of a measured group share a node: neighbours, as many as there are; of few, one on each."""
+    if curve.span == "node":
+        return float(curve.group_size)
+    return float(machine.devices_per_node if curve.group_size > machine.devices_per_node else 1)

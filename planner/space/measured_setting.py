@@ -1,0 +1,83 @@
+"""A question about a machine that was measured, and about larger ones of its kind: the same setting as any other."""
+
+from __future__ import annotations
+
+from planner.cost.measured.kernels import Traced
+from planner.cost.measured.machine import MeasuredMachine, device_of, is_shipped, learned_of, stack_on
+from planner.space.question import Setting
+from profiles.laws.collectives import infiniband_seconds
+from profiles.machines.clusters import Cluster
+from profiles.machines.devices import MICROSECOND
+from profiles.machines.profile import MachineProfile
+from profiles.machines.stacks import THIS_PROGRAM, load_stack
+from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.sizes import ModelSizes, sizes_of
+from profiles.models.transformer import Transformer
+from profiles.units import GB
+
+# Seconds of a hop between hosts that were not measured apart: what a network card and the kernel take.
+HOST_HOP_US = 30.0
+
+
+def measured_setting(
+    machine: MachineProfile,
+    model: ModelProfile,
+    num_devices: int,
+    global_batch_size: int,
+    sequence_length: int,
+    precision: str,
+    cluster: Cluster | None = None,
+    codec: str = "none",
+) -> Setting:
+    """A setting on devices of `machine`, in nodes of `cluster` or as many to a node as were measured.
+
+    CPU ranks beyond those measured share its host.
+    """
+    device, factors = device_of(machine), learned_of(machine)
+    is_cpu = machine.device_kind == "cpu"
+    per_node = cluster.devices_per_node if cluster else machine.devices_per_node
+    if is_cpu and not cluster and machine.devices_per_node == machine.num_devices:
+        per_node = max(per_node, num_devices)
+    sizes = sizes_of(model.name, model.workload.config)
+    kinds, ends = _layers(model, sizes.transformer, precision)
+    network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
+    return Setting(
+        model=sizes,
+        device=device,
+        num_devices=num_devices,
+        devices_per_node=per_node,
+        fast_domain=max(1, cluster.fast_domain if cluster else per_node),
+        network_bytes_per_second=network * GB,
+        fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second or network) * GB,
+        stack=stack_on(load_stack(THIS_PROGRAM), machine, precision),
+        precision=precision,
+        attention_kernel="flash2",
+        global_batch_size=global_batch_size,
+        sequence_length=sequence_length,
+        codec=codec,
+        network_latency_seconds=_hop_seconds(cluster, is_cpu),
+        source=MeasuredMachine(
+            traced=Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec),
+            factors=factors.factors,
+            knows_network=cluster is not None or is_shipped(machine),
+        ),
+        learned=factors,
+    )
+
+
+def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:
+    if cluster is not None:
+        return cluster.network_latency_us * MICROSECOND
+    return HOST_HOP_US * MICROSECOND if is_cpu else infiniband_seconds()
+
+
+def _layers(
+    model: ModelProfile, sizes: Transformer, precision: str
+) -> tuple[dict[str, LayerProfile], dict[str, LayerProfile]]:
+    """The traced layer that stands for each kind, and those at the ends."""
+    layers = list(model.each_layer(precision))
+    kinds, position = {}, 1
+    for kind in sizes.kinds:
+        kinds[kind] = layers[position]
+        position += int(sizes.num_of(kind)[0])
+    return kinds, {"embedding": layers[0], "head": layers[-1]}
