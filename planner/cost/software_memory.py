@@ -90,6 +90,8 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         # Sharded weights are gathered in 16 bits and need no copies beside.
         "cast_bytes": np.where(is_fp32 | (jobs.zero_stage >= 2), 0.0, column("cast_bytes")),
         "gathered_bytes": np.where(is_fp32, 4.0, column("gathered_bytes")),
+        # As they are reduced; what passes compute in 16 bits is beside that.
+        "gathered_gradient_bytes": np.where(is_fp32, 4.0, column("gathered_gradient_bytes")),
         "fused_activation": (column("fused_activation") > 0) | jobs.compiled,
         "norm_extra_bytes": np.where(jobs.compiled, 0.0, column("norm_extra_bytes")),
         "bucket_bytes": column("bucket_mib") * MIB,

@@ -144,8 +144,10 @@ class Rank:
         for done, layer in enumerate(reversed(chunk.layers)):
             own = others + (chunk.weights if is_whole else chunk.together(done + GATHERED_LAYERS))
             made = chunk.gradients * done / count if opens else 0.0
-            self._note(activations=layer.backward - freed, weights=own, gradients=made + layer.passing)
-            self._note(activations=-freed, weights=own, gradients=made + layer.finishing)
+            # Copies of weights go with what their layers kept.
+            copies = -chunk.casts * done / count
+            self._note(activations=layer.backward - freed, weights=own, casts=copies, gradients=made + layer.passing)
+            self._note(activations=-freed, weights=own, casts=copies, gradients=made + layer.finishing)
             freed += layer.kept
         self._open.add(stage)
         self._whole.add(stage)

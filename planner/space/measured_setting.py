@@ -11,7 +11,7 @@ from profiles.machines.devices import MICROSECOND
 from profiles.machines.profile import MachineProfile
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
 from profiles.models.profile import LayerProfile, ModelProfile
-from profiles.models.sizes import ModelSizes, sizes_of
+from profiles.models.sizes import sizes_of
 from profiles.models.transformer import Transformer
 from profiles.units import GB
 

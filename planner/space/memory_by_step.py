@@ -117,7 +117,7 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
         "lingering": np.where(jobs.tensor > 1, states.casts + states.head_casts, 0.0),
         "cached": again * rules.cast_bytes * common,
         "weights": states.whole,
-        "gradients": states.accumulated,
+        "gradients": states.accumulated + states.fresh,
         "shards": states.parameters * rules.gradient_bytes / rules.weight_bytes,
         "reducing": states.reducing,
         "waiting": np.where(content.is_last, final, 0.0) + logits * (KEPT_LOGIT_BYTES + rules.element_bytes),
@@ -180,7 +180,7 @@ def _with_states(laws: _Laws, stages: Ints, changing: dict[str, float]) -> dict[
         changing = dict.fromkeys(changing, 0.0) | {"buffers": step}
     return {
         "parameters": float(states.parameters[stages].sum()),
-        "gradients": float(states.gradients[stages].sum()) + changing["gradients"],
+        "gradients": float((states.gradients - states.fresh)[stages].sum()) + changing["gradients"],
         "optimizer": float(states.optimizer[stages].sum()),
         "activations": changing["activations"],
         "logits": changing["logits"],

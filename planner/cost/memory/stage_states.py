@@ -147,7 +147,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
 
     updated = held(jobs.zero_stage >= 1)
     optimizer = updated * (rules.master_bytes + rules.moment_bytes)
-    everything, is_sharded = common + experts, _shards_weights(jobs, rules)
+    everything, is_sharded, is_alone = common + experts, _shards_weights(jobs, rules), jobs.data * jobs.context == 1
     head = np.where(stage.is_last & is_sharded & ~_stay_gathered(jobs), layer.vocabulary, 0.0)
     # Where whole gradients are added up, their shards are not there before the update.
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
@@ -173,7 +173,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
         # DDP's buckets hold them all the time.
-        fresh=np.where(rules.frees_by_moment & is_sharded & ~adds_up, gradients, 0.0),
+        fresh=np.where(rules.frees_by_moment & (is_sharded | is_alone) & ~adds_up, gradients, 0.0),
         reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head * rules.gathered_bytes,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
