@@ -20,7 +20,8 @@ class Factors:
     `context_comm`: seconds of communication in training over alone. `compute_slowdown`, `comm_slowdown`: how much
     longer each takes while both run. `straggling`: share of a step lost per doubling of the nodes. `host`: seconds of
     the host per layer over what the stack's entry says. `waiting_us`: microseconds that a tensor-parallel message waits
-    for the latest host, per doubling of its ranks.
+    for the latest host, per doubling of its ranks. `codec`: seconds of compressing gradients over alone; published runs
+    do not tell.
     """
 
     __pydantic_config__ = STRICT
@@ -39,6 +40,7 @@ class Factors:
     straggling: float
     host: float
     waiting_us: float
+    codec: float = 1.0
 
 
 # Lowest, expected and highest value of each, and how far (as a standard deviation of the logarithm, or of the value

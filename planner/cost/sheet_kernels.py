@@ -80,7 +80,7 @@ class SheetKernels:
         jobs = self.jobs
         passes = jobs.codec_passes + jobs.codec_decode_passes * jobs.data * jobs.context
         moved = passes * num_parameters * GRADIENT_BYTES
-        return np.asarray(moved / (self.memory_rate * factors.traffic_fraction))
+        return np.asarray(moved / (self.memory_rate * factors.traffic_fraction) * factors.codec)
 
     def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
         """Updating so many parameters."""

@@ -104,8 +104,8 @@ class MeasuredKernels:
             compute=own.total,
             again=again,
             attention=own.attention,
-            launch=launches * machine.launch_seconds * is_device + zero,
-            dispatch=share * linears,
+            launch=launches * machine.launch_seconds * is_device * factors.host + zero,
+            dispatch=share * linears * factors.host,
             num_sums=sums,
             late=np.where(jobs.tensor > 1, late * machine.parallel_message_seconds_per_byte, 0.0),
         )
@@ -128,7 +128,8 @@ class MeasuredKernels:
             return np.zeros(len(self.jobs))
         seconds = np.asarray(sum(self._phase(layer, phase, factors).total for phase in PHASES))
         if self.traced.machine.device_kind != "cpu":
-            seconds = np.maximum(seconds, len(layer.operators) * self.traced.machine.launch_seconds)
+            launched = len(layer.operators) * self.traced.machine.launch_seconds
+            seconds = np.maximum(seconds, launched * factors.host)
         return seconds / self.jobs.vocabulary_split
 
     def codec(self, factors: Factors, num_parameters: Array) -> Array:
@@ -137,7 +138,7 @@ class MeasuredKernels:
         replicas = jobs.data * jobs.context
         taken = codec_seconds(self.traced.machine, codec(self.traced.codec), num_parameters, replicas)
         # FSDP reduces in 16 bits by itself.
-        return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken, 0.0)
+        return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken * factors.codec, 0.0)
 
     def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
         """One AdamW step over so many parameters."""
