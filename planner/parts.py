@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +45,11 @@ PART_NAMES = tuple(part.name for part in PARTS)
 PART_TITLES = {part.name: part.title for part in PARTS}
 PART_SPREADS = {part.name: part.spread for part in PARTS}
 COMMUNICATION = tuple(part.name for part in PARTS if part.is_communication)
+
+# The parts that runs on a measured machine may correct, and by how much at the most: what is off by more is no cost
+# that was measured a little wrong, but a law that does not hold.
+CorrectedPart = Literal[
+    "compute", "optimizer", "codec", "host", "tensor_comm", "data_comm", "pipeline_comm", "context_comm", "expert_comm"
+]
+LOWEST_MULTIPLE, HIGHEST_MULTIPLE = 0.5, 2.0
+Multiples: TypeAlias = dict[CorrectedPart, Annotated[float, Field(ge=LOWEST_MULTIPLE, le=HIGHEST_MULTIPLE)]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from planner.answers import Answers
 from planner.compression.recipes import CompressionChoice
+from planner.parts import Multiples
 from planner.plans import Plan
 from profiles.artifacts import STRICT
 from profiles.inputs.ranges import (
@@ -91,7 +92,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFor:
-    """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`)."""
+    """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`).
+
+    `learned` are the multiples of parts, taught by earlier runs, that predictions were made with.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -107,6 +111,7 @@ class PlannedFor:
     global_batch_size: Samples
     sequence_length: Tokens
     stack: str = THIS_PROGRAM
+    learned: Multiples = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,12 +25,13 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 SCHEMA_VERSION = 1
 ARTIFACTS = {
-    "model-profile": "profile model",
-    "machine-profile": "profile machine",
-    "plan": "plan",
-    "run": "execute",
-    "rehearsal": "execute --rehearse",
-    "compression": "execute --compress",
+    "model-profile": "profile model ... -o FILE",
+    "machine-profile": "profile machine ... -o FILE",
+    "plan": "plan ... -o FILE",
+    "run": "execute ... -o FILE",
+    "rehearsal": "execute --rehearse ... -o FILE",
+    "compression": "execute --compress ... -o FILE",
+    "corrections": "compare RUN.JSON ... --learn FILE",
 }
 
 
@@ -133,4 +134,4 @@ def read_toml(path: Path, kind: type[T]) -> T:
 
 
 def _wanted(artifact: str) -> str:
-    return f"make one with `{ARTIFACTS[artifact]} ... -o FILE`"
+    return f"make one with `{ARTIFACTS[artifact]}`"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from planner.parts import Multiples
 from planner.plans import Plan
 from planner.prediction import Prediction, Span
 from profiles.artifacts import STRICT
@@ -96,7 +97,7 @@ class PlanRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """What `execute -o` writes and `compare` reads."""
+    """What `execute -o` writes and `compare` reads; `learned` as in the plan file."""
 
     __pydantic_config__ = STRICT
 
@@ -111,6 +112,7 @@ class RunFile:
     runs: tuple[PlanRun, ...]
     environment: Environment
     notes: tuple[str, ...] = ()
+    learned: Multiples = field(default_factory=dict)
 
 
 def busy_words(runs: Sequence[PlanRun]) -> str:

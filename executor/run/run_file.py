@@ -50,6 +50,7 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
             job.load_before,
         ),
         notes=job.notes,
+        learned=job.file.learned,
     )
 
 

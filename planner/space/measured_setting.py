@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.cost.measured.corrections import Corrections
 from planner.cost.measured.kernels import Traced
 from planner.cost.measured.machine import MeasuredMachine, device_of, is_shipped, learned_of, stack_on
 from planner.space.question import Setting
@@ -28,12 +29,17 @@ def measured_setting(
     precision: str,
     cluster: Cluster | None = None,
     codec: str = "none",
+    corrections: Corrections | None = None,
 ) -> Setting:
     """A setting on devices of `machine`, in nodes of `cluster` or as many to a node as were measured.
 
-    CPU ranks beyond those measured share its host.
+    CPU ranks beyond those measured share its host. `corrections` are what runs on it taught.
+    Raises: InputError where those are of another machine.
     """
-    device, factors = device_of(machine), learned_of(machine)
+    device, learned = device_of(machine), learned_of(machine)
+    if corrections is not None:
+        corrections.check(machine)
+        learned = corrections.on(learned)
     is_cpu = machine.device_kind == "cpu"
     per_node = cluster.devices_per_node if cluster else machine.devices_per_node
     if is_cpu and not cluster and machine.devices_per_node == machine.num_devices:
@@ -58,10 +64,10 @@ def measured_setting(
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
             traced=Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec),
-            factors=factors.factors,
+            factors=learned.factors,
             knows_network=cluster is not None or is_shipped(machine),
         ),
-        learned=factors,
+        learned=learned,
     )
 
 
