@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,19 +11,21 @@ from profiles.inputs import bounds
 from profiles.inputs.foreign import real_path
 from profiles.terminal import completion, console
 from profiles.version import VersionOption
+from reports.reading import check_outputs, in_folders, kind_of, read_sources, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from profiles.terminal.console import Console
     from reports.comparison import Source
     from reports.published.rows import Row
     from reports.summary import Summary
 
 # Options that are not read for what is compared.
 IGNORED = {
-    "table": ("machine",),
-    "rehearsal": ("machine", "tolerance", "device", "cluster"),
-    "compression": ("machine", "tolerance", "device", "cluster"),
+    "table": ("machine", "learn"),
+    "rehearsal": ("machine", "tolerance", "device", "cluster", "learn"),
+    "compression": ("machine", "tolerance", "device", "cluster", "learn"),
     "run": ("device", "cluster"),
 }
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -51,6 +52,13 @@ def compare(
     ] = None,
     machine: Annotated[
         Path | None, typer.Option(help="Machine profile, to draw the memory that one rank may use.")
+    ] = None,
+    learn: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Runs: learn by how much parts of a step are off here; written where it helps plans left out.",
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -83,8 +91,7 @@ def compare(
     from reports.terminal import show
 
     runs = in_folders(runs)
-    if output is not None:
-        _check_output(output, [*runs, *([machine] if machine else [])])
+    check_outputs({"-o": output, "--learn": learn}, [*runs, *([machine] if machine else [])])
     kind = kind_of(runs)
     refuse_ignored(context, IGNORED[kind], f"{kind}s")
     if kind == "table":
@@ -104,10 +111,28 @@ def compare(
     show(report, screen)
     if output is not None:
         screen.print(f"report: {output}")
+    lesson = {"lesson": write_lesson(sources, learn, screen)} if learn is not None else {}
     if json_output:
-        console.print_json(json.dumps(report.to_json(), allow_nan=False))
+        console.print_json(json.dumps({**report.to_json(), **lesson}, allow_nan=False))
     if tolerance is not None:
         check_tolerance(report.summary, tolerance)
+
+
+def write_lesson(sources: Sequence[Source], path: Path, screen: Console) -> dict[str, Any]:
+    """Write what runs teach to `path`, where it helps, and say so in a line; the same in JSON types.
+
+    Raises: InputError where the runs are not of one machine that was measured.
+    """
+    from dataclasses import asdict
+
+    from profiles import artifacts
+    from reports.learning import learn
+
+    lesson = learn(sources)
+    if lesson.corrections is not None:
+        artifacts.write(path, "corrections", lesson.corrections)
+    screen.print(f"{lesson.sentence}{f': {path}' if lesson.corrections else ''}")
+    return asdict(lesson)
 
 
 def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_output: bool) -> None:
@@ -144,29 +169,6 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
         console.print_json(json.dumps([asdict(file) for file in files], allow_nan=False))
 
 
-def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """The run files, each under its shortest distinct name.
-
-    Raises: ArtifactError where a file is missing, damaged or no run; InputError where one is given twice.
-    """
-    from executor.run.measurement import RunFile
-    from profiles import artifacts
-    from profiles.errors import InputError
-    from reports.comparison import Source
-
-    resolved = [real_path(path) for path in paths]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise InputError(f"{path} is given twice; give each run once")
-    names = [path.name for path in paths]
-    are_distinct = len(set(names)) == len(names)
-    files = [artifacts.read(path, "run", RunFile) for path in paths]
-    for file in files:
-        file.workload.check()
-    shown = (path.name if are_distinct else str(path) for path in paths)
-    return [Source(name=name, file=file) for name, file in zip(shown, files, strict=True)]
-
-
 def compare_tables(
     paths: Sequence[Path],
     output: Path | None,
@@ -191,7 +193,7 @@ def compare_tables(
     summary = summarise(runs)
     error = summary.total.median_error_fraction
     if tolerance_fraction is not None:
-        _refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
+        refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -219,7 +221,7 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
     from reports.published.rows import read_tables
 
     resolved = [real_path(path) for path in paths]
-    _refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
+    refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
     fill, notes = hardware_columns(device, cluster)
     return read_tables(paths, fill), notes
 
@@ -251,47 +253,6 @@ def _check_error(error_fraction: float, tolerance_fraction: float) -> None:
             f"the median error of step times is {format_percent(error_fraction)}, more than the "
             f"{format_percent(tolerance_fraction)} asked for; the report shows which parts are off"
         )
-
-
-def in_folders(paths: Sequence[Path]) -> list[Path]:
-    """The runs of folders in place of them.
-
-    Raises: InputError for a folder without runs.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(path.glob("*.run.json")) if os.path.isdir(path) else [path]
-        _refuse(not inside, f"{path} has no runs (*.run.json): `execute --runs {path}` keeps them there")
-        found += inside
-    return found
-
-
-def kind_of(paths: Sequence[Path]) -> str:
-    """What the files are: run, rehearsal, compression, or table.
-
-    Raises: InputError where they are not all of one kind.
-    """
-    from profiles.artifacts import artifact_kind
-
-    kinds = ["table" if path.suffix.lower() == ".csv" else artifact_kind(path) for path in paths]
-    for kind in ("table", "rehearsal", "compression"):
-        if kind in kinds:
-            _refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they say different things")
-            return kind
-    return "run"
-
-
-def _refuse(is_wrong: bool, sentence: str) -> None:
-    from profiles.errors import InputError
-
-    if is_wrong:
-        raise InputError(sentence)
-
-
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    _refuse(os.path.isdir(output), f"{output} is a folder; give -o the name of the HTML file to write")
-    is_input = real_path(output) in [real_path(path) for path in inputs]
-    _refuse(is_input, f"-o {output} would overwrite an input; give another name, such as report.html")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from planner.plans import Plan
 from planner.simulate.perfetto import STREAMS
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
-from reports.command import in_folders, read_sources
+from reports.reading import in_folders, read_sources
 from tests.plan_builders import LLAMA, write_plan_file
 from tests.report_builders import beside, demo_run_file, load, run_file
 
