@@ -201,7 +201,10 @@ def left_out_errors(steps: Steps, groups: Array, chosen: Flags, before: Multiple
 
 
 def steps_of(sources: Sequence[Source], before: Mapping[CorrectedPart, float]) -> Steps:
-    """The runs that teach, as they would be predicted with the multiples `before`."""
+    """The runs that teach, as they would be predicted with the multiples `before`.
+
+    Lossy codecs, whose losses are exempt, teach: their times are judged, and no other plan tells what a codec takes.
+    """
     numbers: dict[tuple[object, ...], int] = {}
     layouts, files, parts, rest, measured = [], [], [], [], []
     for number, source in enumerate(sources):

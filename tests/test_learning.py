@@ -357,17 +357,17 @@ def test_the_command_overwrites_no_input(tmp_path, monkeypatch, capsys):
 
 
 def golden(pattern: str) -> list[Source]:
-    paths = sorted(GOLDEN.glob(f"*{pattern}*.run.json"))
+    paths = sorted(GOLDEN.glob(f"{pattern}.run.json"))
     return [Source(name=path.name, file=artifacts.read(path, "run", RunFile)) for path in paths]
 
 
-@pytest.mark.parametrize("pattern", ["epyc", "xeon", "11-26", "11-28"])
+@pytest.mark.parametrize("pattern", ["*epyc*", "*xeon*", "*-23", "*-23b", "*-26", "*-27", "*-28"])
 def test_golden_runs_teach_nothing_that_would_last(pattern):
     assert learn(golden(pattern)).corrections is None
 
 
 def test_what_a_session_teaches_does_not_hold_in_the_next():
-    sources = golden("xeon")
+    sources = golden("*xeon*")
     steps: Steps = steps_of(sources, {})
     plain = errors_as_predicted(steps)
     others = left_out_errors(steps, steps.file, learnable(steps), {})
