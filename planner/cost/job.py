@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array, Flags, Transformer
-
-if TYPE_CHECKING:
-    from planner.cost.axes.data import Exchange, Sharded, StageParameters
-    from planner.cost.software_time import TimeRules
-    from planner.cost.unit_costs import Kernels, Links
 
 Names = NDArray[np.str_]
 T = TypeVar("T")
@@ -60,19 +55,19 @@ class Each(Generic[T]):
 
 
 class Source(Protocol):
-    """Who knows what the kernels and messages of jobs take."""
+    """Who knows what the kernels and messages of jobs take; what they answer is in planner/cost/unit_costs."""
 
-    def kernels(self, jobs: Jobs) -> Kernels:
-        """Their kernels."""
+    def kernels(self, jobs: Jobs) -> Any:
+        """The jobs' `Kernels`."""
 
-    def links(self, jobs: Jobs) -> Links:
-        """What joins their ranks."""
+    def links(self, jobs: Jobs) -> Any:
+        """The `Links` that join their ranks."""
 
-    def exchange(self, jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
-        """Gradients averaged and parameters gathered once a step."""
+    def exchange(self, jobs: Jobs, rules: Any, links: Any, held: Any) -> Any:
+        """Gradients averaged and parameters gathered once a step, an `Exchange` of planner/cost/axes/data."""
 
-    def sharded(self, jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
-        """What ZeRO stage 3 sends for one unit."""
+    def sharded(self, jobs: Jobs, rules: Any, links: Any) -> Any:
+        """What ZeRO stage 3 sends for one unit, `Sharded` of planner/cost/axes/data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
