@@ -6,6 +6,7 @@ import numpy as np
 
 from planner.cost.job import Jobs, Names
 from profiles.laws.kernels import Silicon
+from profiles.machines.devices import Device
 from profiles.models.transformer import Array
 from profiles.units import GB
 
@@ -43,6 +44,20 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
         num_multiprocessors=device.read(lambda one: float(one.num_multiprocessors)),
         element_bytes=np.array([ELEMENT_BYTES[str(precision)] for precision in precisions]),
         generation=generations(jobs),
+    )
+
+
+def silicon_at(device: Device, precision: str) -> Silicon:
+    """One device as kernels in a precision meet it. Shapes: one entry, which broadcasts."""
+    peak = _of_precision(device.peak_tflops, precision) * TERA
+    achievable = _of_precision(device.achievable_tflops, precision) * TERA
+    return Silicon(
+        matmul_flops_per_second=np.array([peak]),
+        achievable_fraction=np.array([min(1.0, achievable / peak)]),
+        memory_bytes_per_second=np.array([device.memory_gb_per_second * GB]),
+        num_multiprocessors=np.array([float(device.num_multiprocessors)]),
+        element_bytes=np.array([ELEMENT_BYTES.get(precision, ELEMENT_BYTES["fp32"])]),
+        generation=np.array([device.generation]),
     )
 
 

@@ -11,7 +11,6 @@ from planner.cost.layers import Pass, edge_pass, layer_pass
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
 from planner.cost.step import (
     ACTION,
-    NUM_PLACES,
     LayerSeconds,
     Step,
     StepCosts,
@@ -77,7 +76,11 @@ def _costs(
         }
         | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)}
         | {ACTION: pipeline_actions(made.rules.pipeline_action_us * MICROSECOND)},
-        counts={**made.counts, **end_counts(jobs.pipeline), ACTION: action_counts(jobs.pipeline, chunks)},
+        counts={
+            **made.counts,
+            **end_counts(jobs.pipeline, num_places(made)),
+            ACTION: action_counts(jobs.pipeline, chunks, num_places(made)),
+        },
         model_counts={kind: model.num_of(kind) for kind in layers}
         | dict.fromkeys(ENDS, np.ones(1))
         | {ACTION: np.where(jobs.pipeline > 1, jobs.pipeline * chunks, 0.0)},
@@ -100,12 +103,17 @@ def _costs(
     )
 
 
+def num_places(made: Ingredients) -> int:
+    """How many stages are told apart."""
+    return len(next(iter(made.counts.values())))
+
+
 def _of_slowest(made: Ingredients, step: Step, layers: dict[str, Pass], ends: tuple[Pass, ...]) -> dict[str, Array]:
     """Seconds of the slowest stage's passes by their parts, over all micro-batches of a step."""
     jobs, (first, last) = made.jobs, ends
-    counts = end_counts(jobs.pipeline)
+    counts = end_counts(jobs.pipeline, num_places(made))
     stages = []
-    for place in range(NUM_PLACES):
+    for place in range(num_places(made)):
         stage = first.times(counts["embedding"][place]) + last.times(counts["head"][place])
         stages.append(sum((layer.times(made.counts[kind][place]) for kind, layer in layers.items()), stage))
     where = np.broadcast_to(step.place, len(jobs))

@@ -49,24 +49,27 @@ def pipeline_actions(seconds: Array) -> LayerSeconds:
     return LayerSeconds(total=2 * seconds, forward=seconds, compute=none, weight=none)
 
 
-def action_counts(pipeline: Array, chunks: Array) -> tuple[Array, Array, Array]:
-    """How many chunks the first, a middle and the last stage have whose passes are a pipeline's actions."""
-    count = np.where(pipeline > 1, chunks, 0.0)
-    return count, count, count
+def action_counts(pipeline: Array, chunks: Array, num_places: int = NUM_PLACES) -> tuple[Array, ...]:
+    """How many chunks each of some stages has whose passes are a pipeline's actions."""
+    return (np.where(pipeline > 1, chunks, 0.0),) * num_places
 
 
-def end_counts(pipeline: Array) -> dict[str, tuple[Array, Array, Array]]:
-    """How many embeddings and heads the first, a middle and the last stage have; without a pipeline it is each."""
+def end_counts(pipeline: Array, num_places: int = NUM_PLACES) -> dict[str, tuple[Array, ...]]:
+    """How many embeddings and heads some stages have, of which the first and the last count, or each without any."""
     one, alone = np.ones_like(pipeline), np.where(pipeline == 1, 1.0, 0.0)
-    return {"embedding": (one, alone, alone), "head": (alone, alone, one)}
+    if num_places == 1:
+        return {"embedding": (one,), "head": (one,)}
+    between = (alone,) * (num_places - 2)
+    return {"embedding": (one, *between, alone), "head": (alone, *between, one)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
     """What a step is made of.
 
-    `layers`: seconds of a layer by kind, embedding and head among them; `counts`: layers of the first, a middle and
-    the last stage by kind; `model_counts`: layers of the whole model by kind.
+    `layers`: seconds of a layer by kind, embedding and head among them; `counts`: layers of some stages by kind, the
+    first and the last among them, usually with one of those in the midst; `model_counts`: layers of the
+    whole model by kind.
     `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
     `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
     `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step. Of
@@ -100,7 +103,7 @@ class StepCosts:
 class Step:
     """Seconds of a step by what they are spent on; all but `slowest` per step.
 
-    `slowest`: one micro-batch on the slowest stage, which is the first, a middle or the last by its number in `place`.
+    `slowest`: one micro-batch on the slowest stage, which is `place` of those that were counted.
     """
 
     slowest: Array
@@ -132,7 +135,7 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
     """
     is_flat = bool(np.all(costs.pipeline == 1))
     slowest = passing = place_of = np.zeros(1)
-    for place in range(1 if is_flat else NUM_PLACES):
+    for place in range(1 if is_flat else len(next(iter(costs.counts.values())))):
         seconds = compute = np.zeros(1)
         for kind, layer in costs.layers.items():
             count = costs.counts[kind][place]

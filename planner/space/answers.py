@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from planner.answers import NearestMiss
-from planner.legality import facts_of_sizes, refusal
+from planner.legality import facts_of, facts_of_sizes, refusal
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import NO_ROOM, Place, Space
@@ -40,6 +40,8 @@ def why_not_run(at: Setting, plan: Plan) -> str:
     """Why the executor would refuse the plan, or ""; other software is not bound by what it can do."""
     if at.stack.name != THIS_PROGRAM:
         return ""
+    if at.model.profile is not None:
+        return refusal(plan, facts_of(at.model.profile), at.sequence_length)
     family = at.model.config.get("model_type")
     if family not in BUILT_FAMILIES:
         return f"the executor does not build models of the family {family}"

@@ -121,16 +121,17 @@ def _costs(plans: Block) -> StepCosts:
     model = tables.at.model.transformer
     one = np.ones(1)
     message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
+    num_places = len(next(iter(shared.counts.values())))
     kinds = {kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans)
     counts: dict[str, Sequence[Array]] = {
         **{kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()},
-        **end_counts(plans.each(jobs.pipeline)),
+        **end_counts(plans.each(jobs.pipeline), num_places),
     }
     model_counts = {kind: model.num_of(kind) for kind in model.kinds} | {"embedding": one, "head": one}
     if shared.time.pipeline_action_us.any():
         kinds[ACTION] = pipeline_actions(plans.each(shared.time.pipeline_action_us) * MICROSECOND)
         pipeline, chunks = plans.each(jobs.pipeline), choices.chunks[:, None]
-        counts[ACTION] = action_counts(pipeline, chunks)
+        counts[ACTION] = action_counts(pipeline, chunks, num_places)
         model_counts[ACTION] = np.where(pipeline > 1, pipeline * chunks, 0.0)
     return StepCosts(
         layers=kinds,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
-from planner.cost.memory.peak import StageCosts, reserved_bytes
+from planner.cost.memory.peak import StageCosts, kept_together, reserved_bytes
 from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
-from planner.space.schedule_choices import METHODS
+from planner.space.schedule_choices import METHODS, NUM_PLACES
 from planner.space.stage_table import STATES, StageTable, of_kind
 from profiles.models.transformer import Array
 
-FIRST, LAST, FULL, BEFORE_LAST = range(4)
+FIRST, LAST, FULL, BEFORE_LAST = range(NUM_PLACES)
 
 
 def device_bytes(plans: Block) -> Array:
@@ -32,6 +34,9 @@ def _of_schedules(plans: Block, stages: StageTable, columns: Ints) -> Array:
     result = _stage_bytes(plans, stages, FIRST, columns)
     if plans.is_any(shared.jobs.pipeline == 1):
         return result
+    if not shared.jobs.model.is_alike:
+        others = range(1, int(shared.jobs.pipeline[plans.layouts[0]]))
+        return reduce(np.maximum, (_stage_bytes(plans, stages, place, columns) for place in others), result)
     result = np.maximum(result, _stage_bytes(plans, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[plans.layouts] > 0).any():
         result = np.maximum(result, _stage_bytes(plans, stages, FULL, columns))
@@ -73,7 +78,7 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
         head_logit=stage["head_logit"],
         waiting_logit=stage["waiting_logit"],
         num_waiting=np.where(choices.forwards_first[columns][:, None], held - 1, 0.0),
-        is_last=stage["is_last"] > 0,
+        is_last=(stage["is_last"] > 0) & (plans.tables.at.model.transformer.first_position > 0),
         head_gradient=stage["head_gradient"],
         embedding_gradient=stage["embedding_gradient"],
         num_microbatches=choices.count[:, None, None],
@@ -90,15 +95,14 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
 def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
     layers = plans.tables.layers
-    whole = largest = backward = np.zeros((1, 1, 1, 1))
-    for kind, table in layers.kept.items():
-        count = stage[of_kind(kind)]
-        kept = plans.mixed(plans.of(table))
-        whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
-        # A recomputed layer fills up to what one that is not has kept; the last layer goes backward first.
-        of_layer = plans.of(layers.backward[kind])[..., plans.choices.method]
-        backward = np.where(count > 0, of_layer, backward)
-    return whole, largest, backward
+    method = plans.choices.method
+    # A recomputed layer fills up to what one that is not has kept.
+    return kept_together(
+        [
+            (stage[of_kind(kind)], plans.mixed(plans.of(table)), plans.of(layers.backward[kind])[..., method])
+            for kind, table in layers.kept.items()
+        ]
+    )
 
 
 def _received(plans: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:

@@ -12,15 +12,14 @@ from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile, PlannedFor, Prediction
 from planner.space.question import Setting
 from planner.verdict import verdict
-from profiles.models.profile import WorkloadSpec
 
 
 def planned_for(at: Setting) -> PlannedFor:
     """What plans of a setting are for; embedding and head count as layers."""
     return PlannedFor(
         model_name=at.model.name,
-        workload=WorkloadSpec(kind="transformers", name=at.model.name, config=at.model.config),
-        num_layers=at.model.num_layers + 2,
+        workload=at.model.workload,
+        num_layers=at.model.transformer.num_positions,
         num_parameters=round(float(at.model.transformer.num_parameters[0])),
         machine_name=at.device.name,
         machine_origin="datasheet",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.legality import FSDP_CODECS
 from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
 from profiles.errors import InputError
@@ -119,7 +120,13 @@ def _degrees(at: Setting) -> Iterator[tuple[int, int, int, int]]:
 
 def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
     """The first rule that these degrees break, or ""."""
-    model = at.model.transformer
+    model, traced = at.model.transformer, at.model.profile
+    if traced is not None and tensor > 1 and not traced.can_tensor_parallel and not traced.num_experts:
+        return "no tensor-parallel split is known for this model"
+    if traced is not None and pipeline > 1 and not traced.can_pipeline:
+        return "the model is not a sequence of layers that can be cut into stages"
+    if context > 1 and not at.model.workload.reads_text:
+        return "where the model has its attention is not known, which context parallel splits"
     heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])
     widths = {"ffn size": int(model.ffn_size[0]), "shared ffn size": int(model.shared_ffn_size[0])}
     if heads % tensor:
@@ -129,7 +136,7 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
     for what, width in widths.items():
         if width % tensor:
             return f"{what} not divisible by tensor parallel"
-    if at.sequence_length % (context * tensor):
+    if at.model.workload.reads_text and at.sequence_length % (context * tensor):
         return "sequence not divisible by context x tensor parallel"
     if pipeline > at.model.num_layers:
         return "fewer layers than pipeline stages"
@@ -152,6 +159,9 @@ def _variants(
     data_outside = (0, 1) if pipeline > 1 and data > 1 and at.num_devices > at.fast_domain else (0,)
     offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
     splits = list(itertools.product((0, 1), options.vocab_parallel)) if tensor > 1 else [(0, 0)]
+    if not at.model.workload.reads_text:
+        # Where its norms and its vocabulary are is not known.
+        splits = [(0, 0)]
     for split in splits:
         for zero, shard in _shardings(at, options, data, context, pipeline):
             for offload in offloads:
@@ -163,18 +173,20 @@ def _variants(
 def _shardings(at: Setting, options: Options, data: int, context: int, pipeline: int) -> Iterator[tuple[int, int]]:
     """ZeRO stage and shard degree: of stage 3 all replicas, or fewer of the data axis (HSDP).
 
-    Stage 2 with a pipeline would reduce every micro-batch: stage 1 is as small. A codec works on whole gradients.
+    Stage 2 with a pipeline would reduce every micro-batch, where the software does not add gradients up whole: stage 1
+    is as small. A codec works on whole gradients, but for those that FSDP has itself.
     """
     replicas = data * context
+    adds_up = at.stack.memory.accumulates_whole
     for zero in options.zero_stages if replicas > 1 else (0,):
-        if zero >= 2 and at.compresses:
+        if zero >= 2 and at.compresses and (at.free_exchange or at.codec not in FSDP_CODECS):
             continue
         if zero == 3:
             degrees = set(options.shard_degrees or divisors(data)) | {replicas}
             yield from (
                 (3, shard) for shard in sorted(degrees) if shard > 1 and (shard == replicas or data % shard == 0)
             )
-        elif zero != 2 or pipeline == 1:
+        elif zero != 2 or pipeline == 1 or adds_up:
             yield zero, 1
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from planner.cost.factors import load_learned
 from planner.cost.measured.corrections import Corrections
-from planner.cost.measured.kernels import Traced
+from planner.cost.measured.kernels import OnMachine, TracedLayers
 from planner.cost.measured.machine import MeasuredMachine, device_of, is_shipped, learned_of, stack_on
-from planner.space.question import Setting
+from planner.cost.measured.on_sheet import OnSheet, TracedDevice
+from planner.space.question import Setting, setting
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
-from profiles.machines.devices import MICROSECOND
+from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.profile import MachineProfile
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
-from profiles.models.profile import LayerProfile, ModelProfile
-from profiles.models.sizes import sizes_of
-from profiles.models.transformer import Transformer
+from profiles.models.profile import ModelProfile
+from profiles.models.sizes import ModelSizes, sizes_of_trace
+from profiles.models.traced_sizes import TracedSizes
 from profiles.units import GB
 
 # Seconds of a hop between hosts that were not measured apart: what a network card and the kernel take.
@@ -44,8 +48,8 @@ def measured_setting(
     per_node = cluster.devices_per_node if cluster else machine.devices_per_node
     if is_cpu and not cluster and machine.devices_per_node == machine.num_devices:
         per_node = max(per_node, num_devices)
-    sizes = sizes_of(model.name, model.workload.config)
-    kinds, ends = _layers(model, sizes.transformer, precision)
+    sizes = sizes_of_trace(model, precision, sequence_length)
+    layers = _layers(sizes, model, precision)
     network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
     return Setting(
         model=sizes,
@@ -63,7 +67,7 @@ def measured_setting(
         codec=codec,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
-            traced=Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec),
+            traced=OnMachine(machine=machine, layers=layers, codec_name=codec),
             factors=learned.factors,
             knows_network=cluster is not None or is_shipped(machine),
         ),
@@ -77,13 +81,35 @@ def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:
     return HOST_HOP_US * MICROSECOND if is_cpu else infiniband_seconds()
 
 
-def _layers(
-    model: ModelProfile, sizes: Transformer, precision: str
-) -> tuple[dict[str, LayerProfile], dict[str, LayerProfile]]:
+def traced_setting(
+    model: ModelProfile,
+    device: Device,
+    num_devices: int,
+    global_batch_size: int,
+    sequence_length: int,
+    stack: str = THIS_PROGRAM,
+    precision: str = "bf16",
+    cluster: Cluster | None = None,
+    codec: str = "none",
+) -> Setting:
+    """A setting of a model that is known by its trace alone, on devices of a data sheet."""
+    sizes = sizes_of_trace(model, precision, sequence_length)
+    at = setting(sizes, device, num_devices, global_batch_size, sequence_length, stack, precision, cluster, codec)
+    factors = load_learned().factors
+    layers = _layers(sizes, model, precision)
+    return replace(at, source=TracedDevice(traced=OnSheet(device=device, layers=layers, factors=factors)))
+
+
+def _layers(sizes: ModelSizes, model: ModelProfile, precision: str) -> TracedLayers:
     """The traced layer that stands for each kind, and those at the ends."""
-    layers = list(model.each_layer(precision))
-    kinds, position = {}, 1
-    for kind in sizes.kinds:
+    own, layers = sizes.transformer, list(model.each_layer(precision))
+    if isinstance(own, TracedSizes):
+        kinds = {kind: own.layer(kind) for kind in own.kinds}
+        return TracedLayers(model=model, precision=precision, kinds=kinds, ends={})
+    kinds, position = {}, own.first_position
+    for kind in own.kinds:
         kinds[kind] = layers[position]
-        position += int(sizes.num_of(kind)[0])
-    return kinds, {"embedding": layers[0], "head": layers[-1]}
+        position += int(own.num_of(kind)[0])
+    return TracedLayers(
+        model=model, precision=precision, kinds=kinds, ends={"embedding": layers[0], "head": layers[-1]}
+    )

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.job import Jobs
-from planner.cost.memory.footprint import hidden_bytes, loss_bytes, num_received
+from planner.cost.memory.footprint import hidden_bytes, loss_bytes, memory_of, num_received, parameters_of
 from planner.cost.memory.peak import KEPT_LOGIT_BYTES
-from planner.cost.memory.saved_tensors import layer_memory
 from planner.cost.memory.stage_content import StageContent
 from planner.cost.memory.stage_states import (
     WHOLE_GRADIENT_BYTES,
     LayerParameters,
     StageStates,
-    layer_parameters,
     stage_states,
 )
 from planner.cost.software_memory import MemoryRules, memory_rules
@@ -88,7 +86,7 @@ def _laws(space: Space, place: Place, plan: Plan, shape: Shape) -> _Laws:
         is_last=stage == shape.num_stages - 1,
         layers=layers.count,
     )
-    parameters = layer_parameters(jobs, rules)
+    parameters = parameters_of(jobs, rules)
     states = stage_states(jobs, rules, parameters, content)
     return _Laws(
         plan=plan, jobs=jobs, plain=plain, rules=rules, layers=layers, content=content, parameters=parameters,
@@ -105,7 +103,7 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
     final = hidden * (2 + rules.norm_extra_bytes / rules.element_bytes)
     at_loss = 2 * hidden + logits * loss_bytes(jobs, rules) + states.head_gathered
     at_head = 3 * hidden + gathered + logits * rules.head_logit_bytes + gradient + states.head_gathered
-    count = np.asarray(sum(laws.layers.count.values()))
+    count, has_head = np.asarray(sum(laws.layers.count.values())), content.is_last & (jobs.model.first_position > 0)
     again = sum(laws.layers.recomputed.values()) * (jobs.recompute == "full") / np.maximum(count, 1)
     # Of experts autocast keeps no copies: what they multiply with are views of their weights, one by one.
     common = sum(
@@ -120,9 +118,9 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
         "gradients": states.accumulated + states.fresh,
         "shards": states.parameters * rules.gradient_bytes / rules.weight_bytes,
         "reducing": states.reducing,
-        "waiting": np.where(content.is_last, final, 0.0) + logits * (KEPT_LOGIT_BYTES + rules.element_bytes),
-        "at_loss": np.where(content.is_last, at_loss, 0.0),
-        "at_head": np.where(content.is_last, at_head, 0.0),
+        "waiting": np.where(has_head, final, 0.0) + logits * (KEPT_LOGIT_BYTES + rules.element_bytes),
+        "at_loss": np.where(has_head, at_loss, 0.0),
+        "at_head": np.where(has_head, at_head, 0.0),
         "embedding": np.where(content.is_first, gradient + states.passing, 0.0),
     }
     stays = laws.plan.zero_stage == 2
@@ -155,7 +153,7 @@ def _of_kind(laws: _Laws, kind: str, is_again: bool) -> list[Layer]:
     beside its copy of the weights; FSDP2 reduces those of the layer as they are.
     """
     jobs, rules, parameters = laws.jobs if is_again else laws.plain, laws.rules, laws.parameters
-    law, layer, experts = layer_memory(jobs, rules, kind), parameters.kinds[kind].total, parameters.kinds[kind].experts
+    law, layer, experts = memory_of(jobs, rules, kind), parameters.kinds[kind].total, parameters.kinds[kind].experts
     copies = rules.cast_bytes * layer * (jobs.recompute == "full")
     passing, finishing = laws.states.passing, np.zeros(len(jobs))
     if np.any(experts > 0) and rules.experts_in_turns.any():

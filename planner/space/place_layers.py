@@ -50,7 +50,7 @@ def placements(space: Space, places: Sequence[Place]) -> dict[Place, tuple[int, 
         except PlanError:
             continue
         # The embedding goes with the first layer, the head with the last.
-        bounds = (0, *(start + 1 for start in placed.bounds[1:]))
+        bounds = (0, *(start + space.at.model.transformer.first_position for start in placed.bounds[1:]))
         if bounds != plan.stage_bounds:
             found[own] = bounds
     return found

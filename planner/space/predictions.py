@@ -147,7 +147,4 @@ def peak_flops_per_second(at: Setting) -> float:
 
 def model_flops(at: Setting) -> float:
     """FLOPs that one step must do: three times the forward pass, full attention, no recomputation."""
-    model, tokens = at.model.transformer, at.global_batch_size * at.sequence_length
-    attention = 2 * at.sequence_length * model.num_heads[0] * (model.qk_head_dim[0] + model.v_head_dim[0])
-    per_token = 2 * model.active_matmul_parameters[0] + attention * model.num_layers[0]
-    return float(3 * per_token * tokens)
+    return at.global_batch_size * at.model.transformer.flops_per_sample(at.sequence_length)

@@ -128,8 +128,10 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
             made[name] = np.asarray(columns[name])
         else:
             value = fixed.get(name, False if hint == Flags else 1.0)
-            made[name] = np.full(count, value, dtype=None if isinstance(value, str | bool) else float)
-    return Jobs(model=at.model.transformer.take(np.zeros(count, dtype=np.int64)), source=at.source, **made)
+            one = np.asarray(value, dtype=None if isinstance(value, str | bool) else float)
+            # One number in memory, however many jobs.
+            made[name] = np.broadcast_to(one, count)
+    return Jobs(model=at.model.transformer.repeated(count), source=at.source, **made)
 
 
 def _overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:
@@ -145,12 +147,8 @@ def _codec_columns(at: Setting, zero_stage: Array) -> dict[str, float | Array]:
     """
     if at.free_exchange:
         return {"gradient_wire_fraction": 0.0, "codec_passes": 0.0, **dict.fromkeys(NOTHING, 0.0)}
-    own, model = find_codec(at.codec), at.model.transformer
-    linears = [*model.attention_linears, *model.feed_forward_linears(model.ffn_size)]
-    sizes = [(inputs[0], outputs[0]) for _, inputs, outputs, _ in linears if inputs[0] and outputs[0]]
-    count = float(model.num_layers[0])
-    weights = count * sum(inputs * outputs for inputs, outputs in sizes)
-    sides = count * sum(inputs + outputs for inputs, outputs in sizes)
+    own = find_codec(at.codec)
+    weights, sides = at.model.transformer.linear_sizes
     sent = float(np.asarray(own.wire_bytes(weights, sides, 0.0))) / (GRADIENT_BYTES * weights)
     kept = own.feedback_bytes(weights, sides) if own.gathered else own.state_bytes(weights, sides)
     numbers = {

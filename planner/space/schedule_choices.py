@@ -60,9 +60,10 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
-    terms = np.zeros((4 + NUM_PLACES, len(micro), len(named)))
+    num_places = len(fullest_stages(at, pipeline, stage_layers, 1))
+    terms = np.zeros((4 + num_places, len(micro), len(named)))
     illegal: Counter[str] = Counter()
-    recompute = _recompute(options, stage_layers)
+    recompute = _recompute(at, options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
     for column, (name, chunks) in enumerate(named):
         parts = np.full(len(micro), float(chunks))
@@ -100,9 +101,12 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
 def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, ...]:
     """The stages one of which is the fullest: first, last, the first with all layers of a stage, and the last but one.
 
-    Later ones hold fewer micro-batches, except where weight gradients wait. A first stage may have fewer layers, or
-    leading dense ones, which are smaller; those are as many in the first chunk of the stages as there are.
+    Of models whose stages are not alike, every one. Later ones hold fewer micro-batches, except where weight gradients
+    wait. A first stage may have fewer layers, or leading dense ones, which are smaller; those are as many in the first
+    chunk of the stages as there are.
     """
+    if not at.model.transformer.is_alike:
+        return tuple(float(min(stage, pipeline - 1)) for stage in range(max(pipeline, NUM_PLACES)))
     full = max(1.0, np.ceil(num_leading(at) * chunks / stage_layers))
     return 0.0, pipeline - 1.0, min(full, pipeline - 1.0), max(pipeline - 2.0, 0.0)
 
@@ -136,11 +140,13 @@ def _schedules(at: Setting, options: Options, pipeline: int, stage_layers: int) 
     return named
 
 
-def _recompute(options: Options, stage_layers: int) -> list[tuple[str, int]]:
-    """Method and number of layers of a stage; full recomputation also of some layers only."""
+def _recompute(at: Setting, options: Options, stage_layers: int) -> list[tuple[str, int]]:
+    """Method and number of layers of a stage; full recomputation also of some layers only, where they are alike."""
     chosen = [("none", 0)] if "none" in options.recompute else []
-    chosen += [("selective", stage_layers)] if "selective" in options.recompute else []
+    if "selective" in options.recompute and at.model.workload.reads_text:
+        chosen.append(("selective", stage_layers))
     if "full" in options.recompute:
-        chosen += [("full", layers) for layers in range(1 if options.partial_recompute else stage_layers, stage_layers)]
+        is_partial = options.partial_recompute and at.model.transformer.is_alike
+        chosen += [("full", layers) for layers in range(1 if is_partial else stage_layers, stage_layers)]
         chosen.append(("full", stage_layers))
     return chosen

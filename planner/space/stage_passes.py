@@ -39,8 +39,9 @@ class StageLayers:
 
 
 def layers_between(bounds: Sequence[int], model: Transformer) -> dict[str, Array]:
-    """Layers of each stage by kind, by the first layer of every stage: the embedding is layer 0."""
-    ends = np.array([*bounds[1:], int(model.num_layers[0]) + 1], dtype=float) - 1
+    """Layers of each stage by kind, by the first layer of every stage."""
+    first = model.first_position
+    ends = np.array([*bounds[1:], int(model.num_layers[0]) + first], dtype=float) - first
     return {kind: np.diff(model.num_before(kind, ends), prepend=0.0) for kind in model.kinds}
 
 

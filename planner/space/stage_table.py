@@ -87,7 +87,10 @@ def _stage_table(
     chunks = int(jobs.chunks.max(initial=1))
     pipeline = jobs.pipeline.astype(int).tolist()
     places = {degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks) for degree in set(pipeline)}
-    stages = np.array([places[degree] for degree in pipeline]).reshape(-1, NUM_PLACES).T
+    most = max(map(len, places.values()), default=NUM_PLACES)
+    # Of fewer stages the last stands for those that there are not.
+    padded = {degree: (*own, *(own[-1:] * (most - len(own)))) for degree, own in places.items()}
+    stages = np.minimum(np.array([padded[degree] for degree in pipeline]).reshape(-1, most).T, jobs.pipeline - 1)
     columns, held = [], []
     names: tuple[str, ...] = ()
     for stage in stages:

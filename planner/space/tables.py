@@ -17,8 +17,7 @@ from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.layers import edge_pass, layer_work
 from planner.cost.links import links_of
-from planner.cost.memory.saved_tensors import layer_memory
-from planner.cost.memory.stage_states import layer_parameters
+from planner.cost.memory.footprint import memory_of, parameters_of
 from planner.cost.once import (
     codec_seconds,
     crossing_seconds,
@@ -98,7 +97,7 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
         compute[kind] = compute[kind].reshape(shape)
         weight[kind] = made.kernels.weights(made.rules, learned.factors, kind).reshape(shape)[:, :, 0]
-        memory = layer_memory(jobs, rules, kind)
+        memory = memory_of(jobs, rules, kind)
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
     ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
 
@@ -192,7 +191,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     jobs = layout_jobs(at, layouts)
     made = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
-    layer = layer_parameters(jobs, rules)
+    layer = parameters_of(jobs, rules)
     updated = optimizer_parameters(made)
     once = codec_seconds(made, learned.factors) + optimizer_seconds(made, learned.factors, updated)
     once = once + made.rules.host_step_ms * 1e-3

@@ -49,7 +49,7 @@ def plan_of(space: Space, place: Place) -> Plan:
     return plan_with(
         space.at,
         row,
-        stage_bounds=space.placed.get(place) or bounds_of(counts),
+        stage_bounds=space.placed.get(place) or bounds_of(counts, space.at.model.transformer.first_position),
         micro_batch=choices.micro_batch[place.micro_batch],
         count=choices.count[place.micro_batch],
         schedule=name,
@@ -100,9 +100,9 @@ def plan_with(
     )
 
 
-def bounds_of(counts: Sequence[int] | Ints) -> tuple[int, ...]:
-    """The first layer of each stage, of so many layers each; the embedding goes with the first, as layer 0."""
-    return (0, *(int(start) + 1 for start in np.cumsum(counts)[:-1]))
+def bounds_of(counts: Sequence[int] | Ints, first_position: int = 1) -> tuple[int, ...]:
+    """The first layer of each stage, of so many layers each, the first at a position; an embedding goes with it."""
+    return (0, *(int(start) + first_position for start in np.cumsum(counts)[:-1]))
 
 
 def stage_layers(num_layers: int, pipeline: int, chunks: int, first_fewer: int, last_fewer: int) -> list[int]:

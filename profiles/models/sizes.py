@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from profiles.errors import ArtifactError, InputError
 from profiles.inputs.foreign import read_json, real_path
 from profiles.models.hf_config import VitConfig, checked
+from profiles.models.profile import ModelProfile, WorkloadSpec
+from profiles.models.traced_sizes import traced_sizes
 from profiles.models.transformer import Transformer
 
 Config = Mapping[str, Any]
@@ -24,17 +26,25 @@ FLAGS = ("gated", "tied", "biases")
 class ModelSizes:
     """One model by its sizes; `longest_sequence` is what its positions allow, 0 where they set no limit.
 
-    Shapes: `transformer` has one entry.
+    `profile` is its trace, where it has one. Shapes: `transformer` has one entry.
     """
 
     name: str
     config: dict[str, Any]
     transformer: Transformer
     longest_sequence: int
+    profile: ModelProfile | None = None
+
+    @property
+    def workload(self) -> WorkloadSpec:
+        """What is trained, enough to build it."""
+        if self.profile is not None:
+            return self.profile.workload
+        return WorkloadSpec(kind="transformers", name=self.name, config=self.config)
 
     @property
     def num_layers(self) -> int:
-        """Transformer layers, without embedding and head."""
+        """Layers that stages are made of: of a transformer without embedding and head."""
         return int(self.transformer.num_layers[0])
 
 
@@ -55,6 +65,19 @@ def sizes_of(name: str, config: Config) -> ModelSizes:
             **{key: np.array([value], dtype=bool if key in FLAGS else float) for key, value in columns.items()}
         ),
         longest_sequence=record.longest_sequence,
+    )
+
+
+def sizes_of_trace(profile: ModelProfile, precision: str, sequence_length: int) -> ModelSizes:
+    """A traced model by its sizes: those of a transformer of text where it is one, else its layers as they are."""
+    if profile.workload.reads_text:
+        return replace(sizes_of(profile.name, profile.workload.config), profile=profile)
+    return ModelSizes(
+        name=profile.name,
+        config=profile.workload.config,
+        transformer=traced_sizes(profile, precision, sequence_length),
+        longest_sequence=profile.max_sequence_length,
+        profile=profile,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,13 @@ class Transformer:
         """The models at `index`."""
         return Transformer(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
+    def repeated(self, count: int) -> Transformer:
+        """The first model `count` times, in memory once."""
+        return replace(
+            self,
+            **{field.name: np.broadcast_to(getattr(self, field.name)[0], count) for field in fields(Transformer)},
+        )
+
     @property
     def is_mla(self) -> Flags:
         """Whether attention is latent (MLA)."""
@@ -72,6 +79,25 @@ class Transformer:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of layers that any of the models has; all layers of a kind are alike."""
         return tuple(kind for kind in LAYER_KINDS if np.any(self.num_of(kind) > 0))
+
+    @property
+    def first_position(self) -> int:
+        """Where the first of its layers stands: the embedding is layer 0 of a plan."""
+        return 1
+
+    @property
+    def num_positions(self) -> int:
+        """Layers of a plan: embedding and head count."""
+        return int(self.num_layers[0]) + 2
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether stages in the midst hold the same: all layers are alike but for those that lead."""
+        return True
+
+    def can_recompute(self, kind: str) -> bool:
+        """Whether recomputation covers layers of a kind."""
+        return True
 
     def num_of(self, kind: str) -> Array:
         """Layers of a kind."""
@@ -186,6 +212,21 @@ class Transformer:
         blocks = (self.num_layers - moe) * self.dense_layer_parameters
         blocks = blocks + moe * (self.moe_shared_parameters + self.expert_parameters)
         return blocks + self.embedding_parameters + self.head_parameters
+
+    @property
+    def linear_sizes(self) -> tuple[float, float]:
+        """Weights of all linears of the first model's layers, and their rows and columns together."""
+        linears = [*self.attention_linears, *self.feed_forward_linears(self.ffn_size)]
+        sizes = [(inputs[0], outputs[0]) for _, inputs, outputs, _ in linears if inputs[0] and outputs[0]]
+        count = float(self.num_layers[0])
+        weights = count * sum(inputs * outputs for inputs, outputs in sizes)
+        return float(weights), float(count * sum(inputs + outputs for inputs, outputs in sizes))
+
+    def flops_per_sample(self, sequence: int) -> float:
+        """FLOPs that a training step of the first model must do for a sample: three times forward, full attention."""
+        attention = 2 * sequence * self.num_heads[0] * (self.qk_head_dim[0] + self.v_head_dim[0])
+        per_token = 2 * self.active_matmul_parameters[0] + attention * self.num_layers[0]
+        return float(3 * per_token * sequence)
 
     @property
     def active_matmul_parameters(self) -> Array:

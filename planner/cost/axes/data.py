@@ -30,17 +30,22 @@ class StageParameters:
 def stage_parameters(jobs: Jobs, layers: StageCounts) -> StageParameters:
     """Parameters of the first stage (with the embedding) or the last (with the head), whichever has more."""
     model = jobs.model
-    ends = [np.zeros(len(jobs)), np.zeros(len(jobs))]
+    of_stages: dict[int, Array] = {}
     experts = np.zeros(len(jobs))
     for kind, counts in layers.items():
         own, routed = model.parameters_of(kind)
-        ends = [held + count * own for held, count in zip(ends, (counts[0], counts[-1]), strict=True)]
+        # Where stages are alike but for the ends, those in the midst have no more.
+        for place in (0, -1) if model.is_alike else range(-1, len(counts) - 1):
+            of_stages[place] = of_stages.get(place, np.zeros(len(jobs))) + counts[place] * own
         experts = experts + np.maximum(counts[0], counts[-1]) * routed
+    ends = of_stages[0] if 0 in of_stages else of_stages[-1], of_stages[-1]
     tied_head = model.vocab_size * model.hidden_size
     split = jobs.vocabulary_split
     first = ends[0] / jobs.tensor + model.embedding_parameters / split
     last = ends[1] / jobs.tensor + np.where(model.tied, tied_head, model.head_parameters) / split
     common = np.where(jobs.pipeline > 1, np.maximum(first, last), first + model.head_parameters / split)
+    if not model.is_alike:
+        common = np.maximum(common, np.max(list(of_stages.values()), axis=0) / jobs.tensor)
     return StageParameters(common=common, expert=experts / (jobs.expert * jobs.expert_tensor))
 
 

@@ -19,9 +19,12 @@ StageCounts = dict[str, tuple[Array, ...]]
 def stage_counts(jobs: Jobs) -> StageCounts:
     """Layers of the first, a middle and the last stage, as even as they come, the ends shorter by what the job says.
 
-    Model: dense layers lead. Where there is no middle stage, the last one stands for it.
+    Model: dense layers lead. Where there is no middle stage, the last one stands for it. Of models whose stages are not
+    alike it is every stage, for those that a job does not have its last.
     """
     model = jobs.model
+    if not model.is_alike:
+        return _every_stage(jobs)
     even = np.ceil((model.num_layers + jobs.first_fewer + jobs.last_fewer) / jobs.pipeline)
     first = np.where(jobs.pipeline > 1, even - jobs.first_fewer, model.num_layers)
     last = np.where(jobs.pipeline > 1, even - jobs.last_fewer, model.num_layers)
@@ -35,6 +38,27 @@ def stage_counts(jobs: Jobs) -> StageCounts:
     totals = (first, middle, last)
     counts = {DENSE: dense, ROUTED: tuple(total - count for total, count in zip(totals, dense, strict=True))}
     return {kind: counts[kind] for kind in model.kinds}
+
+
+def _every_stage(jobs: Jobs) -> StageCounts:
+    model, stages = jobs.model, range(int(jobs.pipeline.max(initial=1)))
+    starts = [layers_before(jobs, np.minimum(stage, jobs.pipeline - 1)) for stage in stages]
+    stops = [layers_before(jobs, np.minimum(stage + 1, jobs.pipeline)) for stage in stages]
+    return {
+        kind: tuple(
+            model.num_before(kind, stop) - model.num_before(kind, start)
+            for start, stop in zip(starts, stops, strict=True)
+        )
+        for kind in model.kinds
+    }
+
+
+def layers_before(jobs: Jobs, index: Array) -> Array:
+    """Layers of the stages before stage `index`: as even as they come, earlier stages first. Shapes: per job."""
+    model, pipeline = jobs.model, jobs.pipeline
+    places = model.num_layers + jobs.first_fewer + jobs.last_fewer
+    even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
+    return np.where(index == 0, 0.0, np.minimum(even, model.num_layers))
 
 
 def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:

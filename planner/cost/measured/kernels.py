@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,34 +34,106 @@ FORWARD_DISPATCH = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traced:
-    """A model's layers on a machine, at one precision and sequence length.
+class Host:
+    """What the host adds to kernels: seconds to launch one, of a linear that DTensor splits, of a byte that it sends.
 
-    `kinds` is the layer that stands for each kind, `ends` those of the embedding and of the head; `ranks` are sharing
-    a host beyond which... none. `codec` is the gradients'.
+    On a CPU the launch is part of every kernel: 0.
     """
 
-    machine: MachineProfile
+    launch_seconds: float
+    linear_seconds: float
+    seconds_per_byte: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedLayers:
+    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names."""
+
     model: ModelProfile
     precision: str
     kinds: dict[str, LayerProfile]
     ends: dict[str, LayerProfile]
-    codec: str
+
+
+class Traced(Protocol):
+    """Layers of a traced model on some hardware."""
 
     @property
+    def layers(self) -> TracedLayers:
+        """The layers."""
+
+    @property
+    def law(self) -> Law:
+        """What takes their kernels so long."""
+
+    @property
+    def host(self) -> Host:
+        """What the host adds."""
+
+    @property
+    def memory_bytes_per_second(self) -> float:
+        """Of adding gradients up."""
+
+    def timings(self, layer: LayerProfile) -> list[LayerTiming]:
+        """What was timed of a layer."""
+
+    def codec(self, jobs: Jobs, factors: Factors, num_parameters: Array) -> Array:
+        """Seconds of encoding and decoding the gradients of so many parameters."""
+
+    def optimizer(self, jobs: Jobs, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
+        """Seconds of updating so many parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnMachine:
+    """Layers on a machine that was measured, whose gradients are in one codec."""
+
+    machine: MachineProfile
+    layers: TracedLayers
+    codec_name: str
+
+    @cached_property
     def law(self) -> Law:
         """The machine's curves."""
         return curves_of(self.machine)
 
+    @cached_property
+    def host(self) -> Host:
+        """The host as it was measured."""
+        machine = self.machine
+        return Host(
+            launch_seconds=0.0 if machine.device_kind == "cpu" else machine.launch_seconds,
+            linear_seconds=machine.parallel_linear_seconds,
+            seconds_per_byte=machine.parallel_message_seconds_per_byte,
+        )
+
+    @property
+    def memory_bytes_per_second(self) -> float:
+        """Of a plain copy that no cache holds."""
+        return self.machine.memory_bytes_per_second
+
     def timings(self, layer: LayerProfile) -> list[LayerTiming]:
         """What was timed of a layer."""
-        wanted = (self.model.workload.digest, layer.name, self.precision)
+        wanted = (self.layers.model.workload.digest, layer.name, self.layers.precision)
         return [one for one in self.machine.layer_timings if (one.workload, one.layer, one.precision) == wanted]
+
+    def codec(self, jobs: Jobs, factors: Factors, num_parameters: Array) -> Array:
+        """Encoding and decoding gradients bucket by bucket; messages that are gathered, each rank's."""
+        replicas = jobs.data * jobs.context
+        taken = codec_seconds(self.machine, codec(self.codec_name), num_parameters, replicas)
+        # FSDP reduces in 16 bits by itself.
+        return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken * factors.codec, 0.0)
+
+    def optimizer(self, jobs: Jobs, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
+        """One AdamW step over so many parameters."""
+        curve = find_curve(self.machine, "optimizer", "", "fp32")
+        moved = num_parameters * ADAMW_BYTES_PER_PARAMETER
+        return kernel_seconds(curve, 0.0, moved, [num_parameters]) / factors.optimizer_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredKernels:
-    """The kernels of `jobs`. Shapes: one entry per job."""
+class TracedKernels:
+    """The kernels of `jobs` whose layers were traced. Shapes: one entry per job."""
 
     jobs: Jobs
     traced: Traced
@@ -87,27 +160,26 @@ class MeasuredKernels:
         Model: kernels queue on an asynchronous device, whose host launches them; on a CPU the launch is part of every
         kernel. DTensor's own work is added per split linear where there are several ranks.
         """
-        jobs, machine, layer = self.jobs, self.traced.machine, self.traced.kinds[kind]
+        jobs, host, layer = self.jobs, self.traced.host, self.traced.layers.kinds[kind]
         own, ahead = (self._phase(layer, which, factors) for which in (phase, PHASES[0]))
         again, zero = np.zeros(len(jobs)), np.zeros(len(jobs))
-        full = jobs.recompute == "full"
+        full = (jobs.recompute == "full") & jobs.model.can_recompute(kind)
         is_backward = phase != PHASES[0]
         if is_backward:
             again = np.where(full, ahead.total, np.where(jobs.recompute == "selective", ahead.attention, 0.0))
-        is_device = machine.device_kind != "cpu"
         launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
-        linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * machine.parallel_linear_seconds, 0.0)
+        linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * host.linear_seconds, 0.0)
         sums = self._num_sums(layer, phase)
         late = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
         return LayerKernels(
             compute=own.total,
             again=again,
             attention=own.attention,
-            launch=launches * machine.launch_seconds * is_device * factors.host + zero,
+            launch=launches * host.launch_seconds * factors.host + zero,
             dispatch=share * linears * factors.host,
             num_sums=sums,
-            late=np.where(jobs.tensor > 1, late * machine.parallel_message_seconds_per_byte, 0.0),
+            late=np.where(jobs.tensor > 1, late * host.seconds_per_byte, 0.0),
         )
 
     def _num_sums(self, layer: LayerProfile, phase: Phase) -> Array:
@@ -117,34 +189,26 @@ class MeasuredKernels:
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
-        layer = self.traced.kinds[kind]
+        layer = self.traced.layers.kinds[kind]
         products = self._phase(layer, "backward", factors).products / 2
-        return products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul
+        return np.asarray(products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul)
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
         """Embedding or head, both directions; a vocabulary that is split is so with all that is done about it."""
-        layer = self.traced.ends.get(part)
+        layer = self.traced.layers.ends.get(part)
         if layer is None:
             return np.zeros(len(self.jobs))
         seconds = np.asarray(sum(self._phase(layer, phase, factors).total for phase in PHASES))
-        if self.traced.machine.device_kind != "cpu":
-            launched = len(layer.operators) * self.traced.machine.launch_seconds
-            seconds = np.maximum(seconds, launched * factors.host)
-        return seconds / self.jobs.vocabulary_split
+        seconds = np.maximum(seconds, len(layer.operators) * self.traced.host.launch_seconds * factors.host)
+        return np.asarray(seconds / self.jobs.vocabulary_split)
 
     def codec(self, factors: Factors, num_parameters: Array) -> Array:
-        """Encoding and decoding gradients bucket by bucket; messages that are gathered, each rank's."""
-        jobs = self.jobs
-        replicas = jobs.data * jobs.context
-        taken = codec_seconds(self.traced.machine, codec(self.traced.codec), num_parameters, replicas)
-        # FSDP reduces in 16 bits by itself.
-        return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken * factors.codec, 0.0)
+        """Encoding and decoding the gradients of so many parameters."""
+        return self.traced.codec(self.jobs, factors, num_parameters)
 
     def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
-        """One AdamW step over so many parameters."""
-        curve = find_curve(self.traced.machine, "optimizer", "", "fp32")
-        moved = num_parameters * ADAMW_BYTES_PER_PARAMETER
-        return kernel_seconds(curve, 0.0, moved, [num_parameters]) / factors.optimizer_fraction
+        """Updating so many parameters."""
+        return self.traced.optimizer(self.jobs, rules, factors, num_parameters)
 
     def _phase(self, layer: LayerProfile, phase: Phase, factors: Factors) -> PhaseSeconds:
         sizes, index = self._distinct
@@ -166,7 +230,7 @@ class MeasuredKernels:
         )
 
     def _accumulating(self, layer: LayerProfile, sizes: Sizes) -> Array:
-        return sizes.at(layer.num_parameters) * ACCUMULATE_BYTES / self.traced.machine.memory_bytes_per_second
+        return sizes.at(layer.num_parameters) * ACCUMULATE_BYTES / self.traced.memory_bytes_per_second
 
     def _correction(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> Array:
         """Measured over summed seconds, from the timed size nearest to each."""

@@ -10,7 +10,7 @@ from planner.cost.factors import Factors, Learned, load_learned
 from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.measured.exchange import TimedExchanges
-from planner.cost.measured.kernels import MeasuredKernels, Traced
+from planner.cost.measured.kernels import OnMachine, TracedKernels
 from planner.cost.measured.links import MeasuredLinks
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
@@ -30,13 +30,13 @@ FULL_PRECISIONS = ("fp32", "tf32")
 class MeasuredMachine:
     """A machine that was measured as a source of unit costs, for one traced model; `knows_network` as MeasuredLinks."""
 
-    traced: Traced
+    traced: OnMachine
     factors: Factors
     knows_network: bool
 
     def kernels(self, jobs: Jobs) -> Kernels:
         """Kernels of the model's layers, timed or summed."""
-        return MeasuredKernels(jobs=jobs, traced=self.traced)
+        return TracedKernels(jobs=jobs, traced=self.traced)
 
     def links(self, jobs: Jobs) -> MeasuredLinks:
         """Measured curves, and the law scaled to them."""
@@ -52,7 +52,7 @@ class MeasuredMachine:
         return self._exchanges(jobs).sharded(jobs, rules, links)
 
     def _exchanges(self, jobs: Jobs) -> TimedExchanges:
-        machine, codec = self.traced.machine, self.traced.codec
+        machine, codec = self.traced.machine, self.traced.codec_name
         return TimedExchanges(machine=machine, links=self.links(jobs), codec=codec, factors=self.factors)
 
 

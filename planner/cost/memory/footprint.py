@@ -9,12 +9,14 @@ import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, open_chunks
 from planner.cost.job import Jobs, Names
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, peak_of
+from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, kept_together, peak_of
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
 from planner.cost.memory.stage_content import StageContent, stage_content
 from planner.cost.memory.stage_states import LayerParameters, layer_parameters, stage_states
+from planner.cost.memory.traced import traced_memory, traced_parameters
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.schedules.registry import has
+from profiles.models.traced_sizes import TracedSizes
 from profiles.models.transformer import Array
 
 
@@ -86,12 +88,8 @@ class StageMemory:
     def _costs(self, stage: StageContent) -> StageCosts:
         jobs, rules = self.jobs, self.rules
         held, vocabulary = in_flight(jobs, stage.index), self.parameters.vocabulary
-        whole = largest = backward = np.zeros(len(jobs))
-        for kind, count in stage.layers.items():
-            own = self.layers[kind]
-            whole, largest = whole + count * own.kept, np.maximum(largest, np.where(count > 0, own.kept, 0.0))
-            # The last layer goes backward first.
-            backward = np.where(count > 0, own.backward, backward)
+        kinds = [(count, self.layers[kind].kept, self.layers[kind].backward) for kind, count in stage.layers.items()]
+        whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
@@ -108,7 +106,7 @@ class StageMemory:
             head_logit=rules.head_logit_bytes,
             waiting_logit=KEPT_LOGIT_BYTES + rules.element_bytes,
             num_waiting=np.where(has(jobs.schedule, lambda each: each.forwards_first), held - 1, 0.0),
-            is_last=stage.is_last,
+            is_last=stage.is_last & (jobs.model.first_position > 0),
             head_gradient=np.where(stage.is_last, vocabulary, 0.0) * rules.head_gradient_bytes,
             embedding_gradient=np.where(stage.is_first, vocabulary, 0.0) * rules.head_gradient_bytes,
             num_microbatches=jobs.num_microbatches,
@@ -125,8 +123,20 @@ class StageMemory:
 def stage_memory(jobs: Jobs) -> StageMemory:
     """What all stages of `jobs` share."""
     rules = memory_rules(jobs)
-    layers = {kind: layer_memory(jobs, rules, kind) for kind in jobs.model.kinds}
-    return StageMemory(jobs=jobs, rules=rules, parameters=layer_parameters(jobs, rules), layers=layers)
+    layers = {kind: memory_of(jobs, rules, kind) for kind in jobs.model.kinds}
+    return StageMemory(jobs=jobs, rules=rules, parameters=parameters_of(jobs, rules), layers=layers)
+
+
+def memory_of(jobs: Jobs, rules: MemoryRules, kind: str) -> LayerMemory:
+    """Bytes that a layer of a kind keeps: by the sizes of a transformer, or as it was traced."""
+    if isinstance(jobs.model, TracedSizes):
+        return traced_memory(jobs, rules, jobs.model, kind)
+    return layer_memory(jobs, rules, kind)
+
+
+def parameters_of(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
+    """Parameters of a rank's share of layers and vocabulary, the same way."""
+    return traced_parameters(jobs, jobs.model) if isinstance(jobs.model, TracedSizes) else layer_parameters(jobs, rules)
 
 
 def in_flight(jobs: Jobs, stage: int | Array) -> Array:

@@ -216,6 +216,21 @@ def peak_of(stage: StageCosts) -> Peak:
     return Peak(allocated_bytes=allocated, reserved_bytes=reserved, moment=moment, parts=parts)
 
 
+def kept_together(kinds: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Activations of a stage's layers by kind (how many, what each keeps, what its backward adds), in model order.
+
+    All that is kept, what the largest keeps, and what backward adds at its worst to all that is kept: the last layer
+    goes first, and when another one does, those after it are free. Shapes: broadcast.
+    """
+    whole = largest = np.zeros(1)
+    backward: Array | None = None
+    for count, kept, adds in reversed(kinds):
+        worst = adds if backward is None else np.maximum(backward, np.where(count > 0, adds - whole, 0.0))
+        backward = worst if backward is None else np.where(whole > 0, worst, np.where(count > 0, adds, 0.0))
+        whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
+    return whole, largest, np.zeros(1) if backward is None else backward
+
+
 def holds_all(held: Array, count: Array, chunks: Array) -> Flags:
     """Whether a stage holds most when all of a step has gone forward, at most one of several chunks aside.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.axes.pipeline import layers_before
 from planner.cost.job import Jobs
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.registry import has
@@ -74,8 +75,7 @@ def layers_from(jobs: Jobs, before: Array, layers: Array, of_first_chunk: Array)
 def _layers_before(jobs: Jobs, rules: MemoryRules, index: Array) -> Array:
     """Layers of the stages before stage `index`."""
     model, pipeline = jobs.model, jobs.pipeline
-    places = model.num_layers + jobs.first_fewer + jobs.last_fewer
-    even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
     head = model.vocab_size * model.hidden_size / model.dense_layer_parameters
     cut = np.ceil((model.num_layers + head) * index / pipeline)
-    return np.where(index == 0, 0.0, np.minimum(np.where(rules.cuts_by_parameters, cut, even), model.num_layers))
+    cut = np.where(index == 0, 0.0, np.minimum(cut, model.num_layers))
+    return np.where(rules.cuts_by_parameters, cut, layers_before(jobs, index))

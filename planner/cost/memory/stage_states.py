@@ -155,7 +155,9 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     one = np.minimum(_largest(layer, stage), everything)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
-    passing = np.where(is_sharded, one * new, 0.0)
+    # A codec of FSDP's own makes of them what is reduced.
+    narrower = WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0)
+    passing = np.where(is_sharded, one * (new - narrower), 0.0)
     alone, fetched, gathered = (
         _weights_together(jobs, rules, layer, stage, count) for count in (0.0, 1.0, GATHERED_LAYERS)
     )

@@ -1,0 +1,51 @@
+"""What layers of a traced model hold: parameters and bytes as their kernels made them in the trace."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.job import Jobs
+from planner.cost.memory.saved_tensors import LayerMemory
+from planner.cost.memory.stage_states import KindParameters, LayerParameters
+from planner.cost.software_memory import MemoryRules
+from profiles.models.profile import MIXED
+from profiles.models.traced_sizes import TracedSizes
+
+LOW_BYTES = 2.0
+
+
+def traced_parameters(jobs: Jobs, model: TracedSizes) -> LayerParameters:
+    """Parameters of a rank's share of every kind of layer; what belongs to no layer, there is not."""
+    one, zero = np.ones(len(jobs)), np.zeros(len(jobs))
+
+    def of_kind(kind: str) -> KindParameters:
+        layer = model.layer(kind)
+        held = model.at(layer.num_parameters, one, jobs.tensor)
+        matrices = held - model.at(layer.num_vector_parameters, one, jobs.tensor)
+        return KindParameters(common=held, experts=zero, matrices=matrices)
+
+    return LayerParameters(
+        kinds={kind: of_kind(kind) for kind in model.kinds}, attention_matrices=zero, vocabulary=zero, positions=zero
+    )
+
+
+def traced_memory(jobs: Jobs, rules: MemoryRules, model: TracedSizes, kind: str) -> LayerMemory:
+    """Bytes that a layer keeps for its backward pass, and what that needs at its worst beside.
+
+    Model: copies of weights in 16 bits, which the trace has among them, count with the states, where they are held.
+    A recomputed layer keeps its input, and lives through a whole forward and backward by itself.
+    """
+    layer, batch, tensor = model.layer(kind), jobs.micro_batch, jobs.tensor
+    saved = model.at(layer.saved_bytes, batch, tensor)
+    peak = np.maximum(
+        model.at(layer.forward_peak_bytes, batch, tensor), model.at(layer.backward_peak_bytes, batch, tensor)
+    )
+    copies = np.zeros(len(jobs))
+    if model.precision in MIXED:
+        held = model.at(layer.num_parameters, batch, tensor)
+        copies = LOW_BYTES * (held - model.at(layer.num_vector_parameters, batch, tensor))
+    whole = np.maximum(saved - np.where(rules.cast_bytes > 0, np.minimum(copies, saved), 0.0), 0.0)
+    again = (jobs.recompute == "full") & model.can_recompute(kind)
+    kept = np.where(again, model.at(layer.input_bytes, batch, tensor), whole)
+    beside = np.maximum(peak - saved, 0.0)
+    return LayerMemory(kept=kept, backward=beside + np.maximum(whole - kept, 0.0), attention=np.zeros(len(jobs)))
