@@ -7,17 +7,17 @@ MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
 import statistics
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from executor.run.measurement import RunFile
-from planner.measured.explain import plan_of, predict
-from planner.measured.search import Choices, Search, search
-from planner.plans import Plan
 from planner.prediction import Prediction
+from planner.space.explore import Space, explore
+from planner.space.layouts import Options
+from planner.space.measured_setting import measured_setting
 from profiles import artifacts
 from profiles.library import load_model
 from profiles.machines.profile import MachineProfile
+from tests.plan_finder import predict
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.name.removesuffix(".run.json") for path in GOLDEN.glob("*.run.json"))
@@ -25,38 +25,21 @@ NAMES = sorted(path.name.removesuffix(".run.json") for path in GOLDEN.glob("*.ru
 MEDIAN_ERROR, MEMORY_ERROR, REGRET = 0.10, 0.10, 0.05
 
 
-def predict_again(found: Search, plan: Plan) -> Prediction:
-    for priced in found.priced:
-        table = priced.table
-        same = np.flatnonzero(
-            (table.data_parallel == plan.data_parallel)
-            & (table.tensor_parallel == plan.tensor_parallel)
-            & (table.pipeline_parallel == plan.pipeline_parallel)
-            & (table.micro_batch_size == plan.micro_batch_size)
-        )
-        for row in same:
-            if plan_of(priced, int(row)) == plan:
-                return predict(found, priced, int(row))
-    raise AssertionError(f"{plan.id} is no longer among the legal plans")
+OPTIONS = Options(offload=("none",), vocab_parallel=(0, 1))
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def session(request) -> tuple[RunFile, list[Prediction]]:
     run = artifacts.read(GOLDEN / f"{request.param}.run.json", "run", RunFile)
     machine = artifacts.read(GOLDEN / f"{request.param}.machine.json", "machine-profile", MachineProfile)
-    found = search(
-        machine,
-        load_model(run.model_name),
-        Choices(
-            num_devices=run.environment.num_devices,
-            global_batch_size=run.global_batch_size,
-            sequence_length=run.sequence_length,
-            precisions=tuple(sorted({item.plan.precision for item in run.runs})),
-            codecs=("none", *sorted({item.plan.codec for item in run.runs} - {"none"})),
-            zero_stages=tuple(sorted({item.plan.zero_stage for item in run.runs})),
-        ),
-    )
-    return run, [predict_again(found, item.plan) for item in run.runs]
+    model = load_model(run.model_name)
+    sizes = run.environment.num_devices, run.global_batch_size, run.sequence_length
+    spaces: dict[tuple[str, str], Space] = {}
+    for item in run.runs:
+        key = precision, codec = item.plan.precision, item.plan.codec
+        if key not in spaces:
+            spaces[key] = explore(measured_setting(machine, model, *sizes, precision, codec=codec), OPTIONS)
+    return run, [predict(spaces[item.plan.precision, item.plan.codec], item.plan) for item in run.runs]
 
 
 def _measured(run: RunFile) -> list[float]:
