@@ -18,8 +18,9 @@ class MeasuredLinks:
     """The links of a machine; `law` is the published one on links as fast, `knows_network` whether it says how fast.
 
     Model: where a group of as many ranks was measured, as many of them on a node, its curve; else the law, times what
-    the nearest group that was measured takes over what the law says of it. Where no group was measured that leaves the
-    node, the law alone, on the network that is named.
+    the nearest group that was measured takes over what the law says of it. Messages longer than any measured take what
+    the longest took, times what the law says of both. Where no group was measured that leaves the node, the law alone,
+    on the network that is named.
     """
 
     machine: MachineProfile
@@ -51,15 +52,13 @@ class MeasuredLinks:
                     "name the network with --cluster"
                 )
             return self.law.at(where).seconds(collective, num_bytes, np.array(size), np.array(inside))
-        taken = link_seconds(curve, num_bytes)
-        own = inside_of(curve, self.machine)
-        if (curve.group_size, own) == (size, inside):
+        group, law = (float(curve.group_size), inside_of(curve, self.machine)), self.law.at(where)
+        known = np.minimum(num_bytes, max((sample.dims[0] for sample in curve.samples), default=np.inf))
+        taken = link_seconds(curve, known)
+        if group == (size, inside) and np.array_equal(known, num_bytes):
             return taken
-        law = self.law.at(where)
-        here, there = (
-            law.seconds(collective, num_bytes, np.array(group[0]), np.array(group[1]))
-            for group in ((size, inside), (float(curve.group_size), own))
-        )
+        here = law.seconds(collective, num_bytes, np.array(size), np.array(inside))
+        there = law.seconds(collective, known, np.array(group[0]), np.array(group[1]))
         return np.asarray(taken * here / there)
 
     def nearest(self, collective: Collective, size: float, inside: float) -> LinkCurve | None:
