@@ -98,7 +98,7 @@ class MeasuredKernels:
         launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
         linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * machine.parallel_linear_seconds, 0.0)
-        sums = self._num_sums(layer, phase)
+        sums = self._num_sums(layer, phase) + (self._num_sums(layer, PHASES[0]) * full if is_backward else 0.0)
         late = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
         return LayerKernels(
             compute=own.total,
