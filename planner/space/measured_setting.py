@@ -40,6 +40,10 @@ def measured_setting(
         per_node = max(per_node, num_devices)
     sizes = sizes_of(model.name, model.workload.config)
     kinds, ends = _layers(model, sizes.transformer, precision)
+    published = device if is_shipped(machine) else None
+    traced = Traced(
+        machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec, device=published
+    )
     network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
     return Setting(
         model=sizes,
@@ -57,9 +61,9 @@ def measured_setting(
         codec=codec,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
-            traced=Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec),
+            traced=traced,
             factors=factors.factors,
-            knows_network=cluster is not None or is_shipped(machine),
+            knows_network=cluster is not None or published is not None,
         ),
         learned=factors,
     )

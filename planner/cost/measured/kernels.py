@@ -7,7 +7,7 @@ sizes measured and corrects it in proportion at others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from planner.cost.axes.groups import message_element_bytes
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
+from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
 from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
+from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
-from profiles.models.operators import PHASES, Phase
+from profiles.models.operators import PHASES, Phase, evaluate
 from profiles.models.profile import LayerProfile, ModelProfile
 from profiles.models.transformer import Array
 
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
 ACCUMULATE_BYTES = 12.0
+# A kernel on the vocabulary moves so much per token and entry of it, or more.
+VOCABULARY_BYTES = 2.0
 # Of what DTensor adds to a linear forward is a third: it has two products backward.
 FORWARD_DISPATCH = 1 / 3
 
@@ -36,8 +40,8 @@ FORWARD_DISPATCH = 1 / 3
 class Traced:
     """A model's layers on a machine, at one precision and sequence length.
 
-    `kinds` is the layer that stands for each kind, `ends` those of the embedding and of the head; `ranks` are sharing
-    a host beyond which... none. `codec` is the gradients'.
+    `kinds` is the layer that stands for each kind, `ends` those of the embedding and of the head. `codec` is the
+    gradients'. `device` is the machine's where laws of its kernels are published.
     """
 
     machine: MachineProfile
@@ -46,11 +50,12 @@ class Traced:
     kinds: dict[str, LayerProfile]
     ends: dict[str, LayerProfile]
     codec: str
+    device: Device | None
 
     @property
     def law(self) -> Law:
-        """The machine's curves."""
-        return curves_of(self.machine)
+        """The machine's curves, or the published law scaled to them."""
+        return scaled_law(self.machine, self.device) if self.device else curves_of(self.machine)
 
     def timings(self, layer: LayerProfile) -> list[LayerTiming]:
         """What was timed of a layer."""
@@ -122,14 +127,27 @@ class MeasuredKernels:
         return products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
-        """Embedding or head, both directions; a vocabulary that is split is so with all that is done about it."""
+        """Embedding or head, both directions; what is done about the vocabulary is split as that is."""
         layer = self.traced.ends.get(part)
         if layer is None:
             return np.zeros(len(self.jobs))
-        seconds = np.asarray(sum(self._phase(layer, phase, factors).total for phase in PHASES))
+        seconds = np.asarray(sum(self._end_phase(layer, phase) for phase in PHASES)) * factors.matmul
         if self.traced.machine.device_kind != "cpu":
             seconds = np.maximum(seconds, len(layer.operators) * self.traced.machine.launch_seconds)
-        return seconds / self.jobs.vocabulary_split
+        return seconds
+
+    def _end_phase(self, layer: LayerProfile, phase: Phase) -> Array:
+        """One direction of an end: kernels on the vocabulary, and those on hidden states, which the sequence splits."""
+        sizes, index = self._distinct
+        whole = replace(sizes, spread=np.ones_like(sizes.spread))
+        ratio = self._correction(layer, phase, sizes)
+        least = VOCABULARY_BYTES * self.traced.model.vocab_size
+        beside = tuple(op for op in layer.operators if float(evaluate(op.moved_bytes, 1, 1, 1)) < least)
+        hidden = replace(layer, operators=beside)
+        rest = phase_seconds(self.traced.law, hidden, phase, whole).total
+        of_vocabulary = self._summed(layer, phase, whole).total - rest
+        spread = phase_seconds(self.traced.law, hidden, phase, sizes).total
+        return np.asarray((of_vocabulary * ratio)[index] / self.jobs.vocabulary_split + (spread * ratio)[index])
 
     def codec(self, factors: Factors, num_parameters: Array) -> Array:
         """Encoding and decoding gradients bucket by bucket; messages that are gathered, each rank's."""
