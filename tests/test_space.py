@@ -127,7 +127,7 @@ def joined(jobs: list[Jobs]) -> Jobs:
     columns = {
         field.name: np.concatenate([getattr(job, field.name) for job in jobs])
         for field in fields(Jobs)
-        if field.name not in ("model", "device", "stack")
+        if field.name not in ("model", "device", "stack", "source")
     }
     columns |= {name: Each.same(getattr(jobs[0], name).values[0], len(jobs)) for name in ("device", "stack")}
     return Jobs(model=jobs[0].model.take(np.zeros(len(jobs), dtype=np.int64)), **columns)

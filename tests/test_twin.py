@@ -17,7 +17,7 @@ from tests.twin import DEVICE, QUESTIONS, compare, published, slower
 from tests.twin_machine import twin
 
 # All questions together 500 plans; of each twice as slow links are tried on some.
-PLANS, SLOW_PLANS = 84, 20
+PLANS, SLOW_PLANS = 72, 20
 ALIKE, SHARE = 0.03, 0.95
 MILLION = 1e6
 

@@ -40,6 +40,7 @@ class Question:
     global_batch: int
     sequence: int
     measured: int
+    codec: str = "none"
 
 
 QUESTIONS = (
@@ -48,6 +49,7 @@ QUESTIONS = (
     Question(model="llama-3.1-8b", num_devices=64, global_batch=256, sequence=8192, measured=16),
     Question(model="llama-3.1-8b", num_devices=64, global_batch=256, sequence=4096, measured=8),
     Question(model="llama-3.1-8b", num_devices=512, global_batch=1024, sequence=4096, measured=16),
+    Question(model="llama-3.1-8b", num_devices=32, global_batch=128, sequence=4096, measured=16, codec="int8"),
     Question(model="llama-3.1-70b", num_devices=128, global_batch=512, sequence=4096, measured=16),
 )
 
@@ -56,13 +58,15 @@ def published(at: Question) -> Setting:
     """The question to the laws."""
     profile = load_model(at.model)
     model = sizes_of(profile.name, profile.workload.config)
-    return setting(model, load_device(DEVICE), at.num_devices, at.global_batch, at.sequence, precision=PRECISION)
+    return setting(
+        model, load_device(DEVICE), at.num_devices, at.global_batch, at.sequence, precision=PRECISION, codec=at.codec
+    )
 
 
 def measured(at: Question, machine: MachineProfile) -> Setting:
     """The question to a machine that was measured."""
     model = load_model(at.model)
-    return measured_setting(machine, model, at.num_devices, at.global_batch, at.sequence, PRECISION)
+    return measured_setting(machine, model, at.num_devices, at.global_batch, at.sequence, PRECISION, codec=at.codec)
 
 
 def slower(at: Setting, times: float) -> Setting:
@@ -137,7 +141,7 @@ def compare(at: Question, count: int, links: float = 1.0) -> list[Compared]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plans", type=int, default=100, help="of each question")
+    parser.add_argument("--plans", type=int, default=72, help="of each question")
     parser.add_argument("--links", type=float, default=1.0, help="how many times less links carry")
     parser.add_argument("--worst", type=int, default=12)
     given = parser.parse_args()

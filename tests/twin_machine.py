@@ -8,6 +8,7 @@ alone. Its records of the host are such that a layer takes as many microseconds 
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.sheet_kernels import BACKWARD_HOST, SheetKernels
 from planner.cost.software_time import rules_of
 from planner.space.question import Setting, jobs_of
+from profiles.codecs.codec import KNOWN, codec
 from profiles.laws.curves import fit_kernel, fit_link
 from profiles.laws.kernels import Silicon, attention_seconds, matmul_seconds
+from profiles.machines.devices import CODEC_PASSES
 from profiles.machines.profile import (
     COLLECTIVES,
     ExchangeTiming,
@@ -38,6 +41,7 @@ PRECISION = "bf16"
 MESSAGE_BYTES = tuple(4096 * 4**step for step in range(8))
 MICRO_BATCHES, DEGREES = (1, 2, 4, 8), (1, 2, 4, 8)
 PARAMETER_COUNTS = (2**14, 2**18, 2**21, 2**24)
+GRADIENT_BYTES = tuple(4.0 * count for count in (2**18, 2**20, 2**22, 3 * 2**21))
 ELEMENTS = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
 TOKENS = (64, 512, 2048, 8192)
 FEATURES = ((256, 256), (1024, 256), (256, 1024), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
@@ -82,6 +86,7 @@ def twin(at: Setting, model: ModelProfile, num_ranks: int) -> MachineProfile:
             *(_line("memory", precision, [4.0 * count for count in ELEMENTS], KERNEL_SECONDS, rate)
               for precision in (PRECISION, "fp32")),
             _line("optimizer", "fp32", PARAMETER_COUNTS, 0.0, optimizer),
+            *_codecs(rate),
         ),
         links=tuple(_links(at, num_ranks)),
         overlap=Overlap(
@@ -94,6 +99,15 @@ def twin(at: Setting, model: ModelProfile, num_ranks: int) -> MachineProfile:
 
 def _line(kind: str, precision: str, dims: Sequence[float], latency: float, rate: float) -> KernelCurve:
     return fit_kernel(kind, "", precision, [_sample((float(dim),), latency + dim / rate) for dim in dims])
+
+
+def _codecs(rate: float) -> list[KernelCurve]:
+    """Encoding, and decoding a message, as so many passes over the gradients."""
+    passes = {name: float(CODEC_PASSES) for name in KNOWN if codec(name).lossy}
+    passes |= {f"{name} decode": codec(name).decode_passes for name in KNOWN if codec(name).gathered}
+    return [
+        replace(_line("codec", "fp32", GRADIENT_BYTES, 0.0, rate / count), name=name) for name, count in passes.items()
+    ]
 
 
 def _sample(dims: tuple[float, ...], seconds: float) -> Sample:

@@ -61,8 +61,8 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
         columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
     for name in OF_NORMS:
-        own = _column(jobs.stack, f"gated_{name}")
-        counted = jobs.model.gated & (own > 0) & ~jobs.compiled
+        own = np.where(jobs.model.gated, _column(jobs.stack, f"gated_{name}"), _column(jobs.stack, name))
+        counted = (own > 0) & ~jobs.compiled
         own = own * _multiples(learned, jobs.stack, "element_passes")
         columns[name] = np.where(counted, own, columns["element_passes"])
     return TimeRules(**columns)

@@ -21,7 +21,8 @@ class StackTime:
     `product_slowdown`: seconds of a product over the best library's. `element_passes` and `score_passes`: memory
     traffic of element-wise kernels, and of unfused attention's scores, over that of fused ones; `gated_` is that of
     models with RMS norms, rotary positions and gated activations, which eager code spells out in many kernels;
-    `gated_norm_passes` and `gated_norm_backward_passes` of norms and residuals alone, 0 where they are as the others.
+    `norm_passes`, `norm_backward_passes` and their gated twins are of norms and residuals alone, 0 where they are as
+    the others.
     `cast_bytes`: bytes per parameter and pass to round weights to 16 bits, and to widen their gradients.
     `selective_product_share`: share of a layer's products that selective recomputation repeats, with all element-wise
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
@@ -48,6 +49,8 @@ class StackTime:
     product_slowdown: float = 1.0
     element_passes: float
     gated_element_passes: float
+    norm_passes: float = 0.0
+    norm_backward_passes: float = 0.0
     gated_norm_passes: float = 0.0
     gated_norm_backward_passes: float = 0.0
     cast_bytes: float = 0.0

@@ -96,7 +96,7 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     gathered, _ = taken("all_gather", np.where(whole, OWNED_BYTES, rules.parameter_message_bytes))
     sharded = (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
     return Exchange(
-        gradients=np.where(whole, reduced, np.where(sharded, scattered, 0.0)) + _tied_seconds(jobs, rules, links),
+        gradients=np.where(whole, reduced, np.where(sharded, scattered, 0.0)) + tied_seconds(jobs, rules, links),
         parameters=np.where(sharded, gathered, 0.0),
         tail=np.where(whole & (rules.gradient_bucket_mib > 0), tail, 0.0),
         late=np.zeros(len(jobs)),
@@ -116,7 +116,7 @@ def num_messages(jobs: Jobs, rules: TimeRules, parameters: Array, whole: Flags) 
     return np.where(bucket > 0, np.where(whole, filled, units) * (parameters > 0), 1.0)
 
 
-def _tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
+def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * rules.gradient_message_bytes

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.axes.data import Exchange, Sharded, StageParameters, expert_replicas, num_messages, sharded
+from planner.cost.axes.data import (
+    Exchange,
+    Sharded,
+    StageParameters,
+    expert_replicas,
+    num_messages,
+    sharded,
+    tied_seconds,
+)
 from planner.cost.axes.groups import replica_seconds, replicas_inside
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
@@ -48,7 +56,7 @@ class TimedExchanges:
         routed = jobs.expert * jobs.expert_tensor
         experts = self._of(jobs, rules, links, held.expert, expert_replicas(jobs), routed)
         return Exchange(
-            gradients=common.gradients + experts.gradients,
+            gradients=common.gradients + experts.gradients + tied_seconds(jobs, rules, links),
             parameters=common.parameters + experts.parameters,
             tail=common.tail + experts.tail,
             late=common.late + experts.late,
