@@ -144,7 +144,7 @@ def test_what_breaks_a_rule_or_does_not_fit_is_answered_in_values():
 
 def test_a_faster_plan_that_cannot_be_run_is_said_to_be_faster():
     """Pipelines with experts that the executor does not run beat those that it does."""
-    data, text = plan(*MIXTURE, "--why-not", "ep=8,pp=2")
+    data, text = plan(*MIXTURE, "--why-not", "ep=8,pp=4")
     found = data["answers"]["why_not"]
     assert found["refusal"]
     assert found["behind_fraction"] < -0.01

@@ -16,7 +16,7 @@ ELEMENT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0
 LOW_PRECISIONS = ("fp8", "mxfp8", "nvfp4")
 
 
-def _of_precision(table: dict[str, float], precision: str) -> float:
+def rate_at(table: dict[str, float], precision: str) -> float:
     """A rate at `precision`, or that of the precision whose units compute it."""
     for name in (precision, {"mxfp8": "fp8", "nvfp4": "fp8", "fp16": "bf16", "bf16": "fp16"}.get(precision, "bf16")):
         if name in table:
@@ -35,8 +35,8 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
     peak, achievable = np.empty(len(jobs)), np.empty(len(jobs))
     for precision in np.unique(precisions):
         is_own, name = precisions == precision, str(precision)
-        peak[is_own] = device[is_own].read(lambda one: _of_precision(one.peak_tflops, name) * TERA)  # noqa: B023
-        achievable[is_own] = device[is_own].read(lambda one: _of_precision(one.achievable_tflops, name) * TERA)  # noqa: B023
+        peak[is_own] = device[is_own].read(lambda one: rate_at(one.peak_tflops, name) * TERA)  # noqa: B023
+        achievable[is_own] = device[is_own].read(lambda one: rate_at(one.achievable_tflops, name) * TERA)  # noqa: B023
     return Silicon(
         matmul_flops_per_second=peak,
         achievable_fraction=np.minimum(1.0, achievable / peak),
@@ -49,8 +49,8 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
 
 def silicon_at(device: Device, precision: str) -> Silicon:
     """One device as kernels in a precision meet it. Shapes: one entry, which broadcasts."""
-    peak = _of_precision(device.peak_tflops, precision) * TERA
-    achievable = _of_precision(device.achievable_tflops, precision) * TERA
+    peak = rate_at(device.peak_tflops, precision) * TERA
+    achievable = rate_at(device.achievable_tflops, precision) * TERA
     return Silicon(
         matmul_flops_per_second=np.array([peak]),
         achievable_fraction=np.array([min(1.0, achievable / peak)]),

@@ -32,12 +32,13 @@ class Load:
     """Work of one phase of one layer on one rank.
 
     Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides, apart
-    by what a stack's fusion changes: activations, attention scores, logits (elements), operands
-    converted to low precision (elements).
+    by what a stack's fusion changes: norms and residuals, other activations, attention scores, logits (elements),
+    operands converted to low precision (elements).
     """
 
     matmul_seconds: Array
     attention_seconds: Array
+    norm_bytes: Array
     activation_bytes: Array
     score_bytes: Array
     logit_elements: Array
@@ -74,6 +75,7 @@ class _Shapes:
     tokens: Array
     spread: Array  # tokens of norms and residuals: split as well with sequence parallelism
     is_low: Flags
+    apart: Flags  # linears that read the same are kernels of their own, where the model has several
 
 
 def work_of(jobs: Jobs) -> Work:
@@ -88,6 +90,7 @@ def work_of(jobs: Jobs) -> Work:
         tokens=jobs.tokens,
         spread=jobs.tokens / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
         is_low=low.element_bytes < wide.element_bytes,
+        apart=(jobs.stack.read(lambda stack: float(stack.time.linears_apart)) > 0) & jobs.model.gated,
     )
     attention = {phase: _attention(shapes, phase) for phase in PHASES}
     networks: dict[str, Callable[[Phase], Load]] = {
@@ -129,10 +132,20 @@ def _moved(shapes: _Shapes, elements: Array) -> Load:
     return _load(elements, activation_bytes=elements * shapes.width)
 
 
+def _normed(shapes: _Shapes, passes: float) -> Load:
+    """Norms and residuals on the hidden states that a rank holds between its linears."""
+    elements = shapes.spread * shapes.jobs.model.hidden_size * passes
+    return _load(elements, norm_bytes=elements * shapes.width)
+
+
 def _core(shapes: _Shapes, phase: Phase) -> Load:
-    """Attention itself: scores, softmax, weighted values; without a fused kernel the scores pass through memory."""
+    """Attention itself: scores, softmax, weighted values; without a fused kernel the scores pass through memory.
+
+    Model: context-parallel ranks exchange tokens for heads where the software does, else each has a part of the tokens.
+    """
     jobs, model = shapes.jobs, shapes.jobs.model
-    heads = model.num_heads / jobs.tensor
+    exchanges = jobs.stack.read(lambda stack: float(stack.time.exchanges_heads)) > 0
+    heads = model.num_heads / jobs.tensor / np.where(exchanges, jobs.context, 1.0)
 
     def seconds(keys: Array) -> Array:
         result = np.zeros(len(jobs))
@@ -159,9 +172,10 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     if np.any(model.window > 0):
         limited = seconds(np.minimum(jobs.sequence, np.where(model.window > 0, 2 * model.window, jobs.sequence)))
         full = np.where(model.window > 0, (full + limited) / 2, full)
-    scores = jobs.micro_batch * heads * jobs.sequence**2 / jobs.context
+    share = np.where(exchanges, 1.0, jobs.context)
+    scores = jobs.micro_batch * heads * jobs.sequence**2 / share
     unfused = np.where(jobs.attention_kernel == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
-    return _load(scores, attention_seconds=full / jobs.context, score_bytes=unfused * shapes.width)
+    return _load(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
 
 
 def _attention(shapes: _Shapes, phase: Phase) -> Load:
@@ -170,24 +184,30 @@ def _attention(shapes: _Shapes, phase: Phase) -> Load:
     rotated = shapes.tokens * (model.num_heads + model.num_kv_heads) * model.qk_head_dim / jobs.tensor
     rotated = np.where(model.learned_positions > 0, 0.0, rotated)
     passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    load = _core(shapes, phase) + _moved(
-        shapes, shapes.spread * model.hidden_size * passes + rotated * _at(phase, ROTARY_PASSES)
-    )
-    for _, inputs, outputs, split in model.attention_linears:
+    load = _core(shapes, phase) + _normed(shapes, passes) + _moved(shapes, rotated * _at(phase, ROTARY_PASSES))
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    for name, inputs, outputs, split in model.attention_linears:
         rows = shapes.spread if split == "whole" else shapes.tokens
         inputs = inputs / np.where(split == "row", jobs.tensor, 1.0)
         outputs = outputs / np.where(split == "column", jobs.tensor, 1.0)
-        load = load + _linear(shapes, rows, inputs, outputs, phase)
+        own = _linear(shapes, rows, inputs, outputs, phase)
+        if name == "qkv" and np.any(shapes.apart):
+            parts = [np.where(outputs > 0, size / jobs.tensor, 0.0) for size in (heads, kv_heads, kv_heads)]
+            own = _apart(shapes, own, [_linear(shapes, rows, inputs, part, phase) for part in parts])
+        load = load + own
     return load
+
+
+def _apart(shapes: _Shapes, fused: Load, parts: list[Load]) -> Load:
+    """A product, or its parts one by one where the software has a linear for each."""
+    total = sum(parts[1:], parts[0])
+    return Load(**{name: np.where(shapes.apart, getattr(total, name), getattr(fused, name)) for name in Load.__slots__})
 
 
 def _feed_forward(shapes: _Shapes, ffn_size: Array, phase: Phase) -> Load:
     """Norm, feed-forward network, residual of one dense layer."""
-    jobs, model = shapes.jobs, shapes.jobs.model
     passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    return _network(shapes, shapes.tokens, ffn_size / jobs.tensor, phase) + _moved(
-        shapes, shapes.spread * model.hidden_size * passes
-    )
+    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, passes)
 
 
 def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> Load:
@@ -195,8 +215,11 @@ def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> L
     model = shapes.jobs.model
     activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
     load = _moved(shapes, tokens * ffn_size * activation)
-    for _, inputs, outputs, _ in model.feed_forward_linears(ffn_size):
-        load = load + _linear(shapes, tokens, inputs, outputs, phase)
+    for name, inputs, outputs, _ in model.feed_forward_linears(ffn_size):
+        own = _linear(shapes, tokens, inputs, outputs, phase)
+        if name == "up" and np.any(shapes.apart):
+            own = _apart(shapes, own, [_linear(shapes, tokens, inputs, ffn_size, phase)] * 2)
+        load = load + own
     return load
 
 
@@ -220,8 +243,8 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
     activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
     moved = routed * model.hidden_size * _at(phase, ROUTING_PASSES) + routed * ffn * activation
     passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    moved = moved + shapes.spread * model.hidden_size * passes
-    load = _moved(shapes, moved) + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
+    load = _moved(shapes, moved) + _normed(shapes, passes)
+    load = load + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
     load = load + _linear(shapes, own, model.hidden_size, np.maximum(model.num_experts, 1.0), phase, wide=True)
     return load + _load(seconds, matmul_seconds=seconds)
 
@@ -240,5 +263,5 @@ def _head(shapes: _Shapes, phase: Phase) -> Load:
     jobs, model = shapes.jobs, shapes.jobs.model
     outputs = padded_vocabulary(jobs) / jobs.vocabulary_split
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
-    load = load + _moved(shapes, shapes.spread * model.hidden_size * _at(phase, NORM_PASSES))
+    load = load + _normed(shapes, _at(phase, NORM_PASSES))
     return load + _load(outputs, logit_elements=shapes.tokens * outputs)

@@ -90,17 +90,16 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     if phase == "backward":
         sent = sent * np.where(full, 3.0, 2.0)
         routed = routed * np.where(full, 2.0, 1.0)
-        summed = summed * np.where(full, 2.0, 1.0) + exposed(2 * made.gather_again, kernels.compute, factors)
+        summed = summed + exposed(2 * made.gather_again, kernels.compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
-    # Ranks that sum partial results wait for the latest host.
-    messages = kernels.num_sums * (1.0 + full) if phase == "backward" else kernels.num_sums
     return LayerWork(
         compute=kernels.compute,
         recompute=kernels.again,
         tensor_comm=summed * factors.tensor_comm * (1 - hidden),
         context_comm=exposed(sent, kernels.attention, factors),
         expert_comm=routed,
-        launch=kernels.launch + messages * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
+        # Ranks that sum partial results wait for the latest host.
+        launch=kernels.launch + kernels.num_sums * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
         dispatch=kernels.dispatch,
     )
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from planner.cost.axes.groups import FULL_ELEMENT_BYTES, message_element_bytes
 from planner.cost.factors import Factors
 from planner.cost.hardware import memory_rate
 from planner.cost.job import Jobs
@@ -14,7 +15,7 @@ from planner.cost.kernel_work import Load, Work, work_of
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import GRADIENT_BYTES
-from profiles.models.operators import Phase
+from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import Array
 
 # A backward pass launches about as many kernels per product, and has twice the products.
@@ -44,13 +45,14 @@ class SheetKernels:
     def layer(self, rules: TimeRules, factors: Factors, phase: Phase, kind: str) -> LayerKernels:
         """One layer in one direction."""
         jobs, loads = self.jobs, self.work.layers[kind]
-        compute = self._seconds(rules, factors, loads[phase]) + KERNELS_SECONDS[phase]
+        casting = self._casting(rules, factors, kind)
+        compute = self._seconds(rules, factors, loads[phase], phase) + casting + KERNELS_SECONDS[phase]
         zero = again = np.zeros(len(jobs))
         full = jobs.recompute == "full"
         if phase == "backward":
             compute = compute + self._accumulating(rules, factors, kind)
             core = self._selective(rules, factors, loads["forward"])
-            whole = self._seconds(rules, factors, loads["forward"])
+            whole = self._seconds(rules, factors, loads["forward"]) + casting
             again = np.where(full, whole, np.where(jobs.recompute == "selective", core, 0.0))
         passes = np.where(full, 1.0, 0.0) + BACKWARD_HOST if phase == "backward" else np.ones(len(jobs))
         attention = loads[phase].attention_seconds * factors.attention * rules.attention_slowdown
@@ -60,9 +62,21 @@ class SheetKernels:
             attention=attention * rules.product_slowdown,
             launch=rules.host_layer_us * 1e-6 * factors.host * passes,
             dispatch=zero,
-            num_sums=np.full(len(jobs), NUM_SUMS),
+            num_sums=self._num_sums(rules, phase, kind) + (NUM_SUMS * full if phase == "backward" else zero),
             late=zero,
         )
+
+    def _num_sums(self, rules: TimeRules, phase: Phase, kind: str) -> Array:
+        """How often tensor-parallel ranks sum in one direction.
+
+        Model: forward behind attention and behind the network; backward as often, or once for every linear that is
+        split by columns; with the sequence split, all that read the same share one sum.
+        """
+        jobs, usual = self.jobs, np.full(len(self.jobs), NUM_SUMS)
+        if phase == "forward":
+            return usual
+        each = (rules.linears_apart > 0) & ~jobs.sequence_parallel
+        return np.where(each, jobs.model.column_linears(kind), usual)
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
@@ -73,7 +87,17 @@ class SheetKernels:
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
         """Embedding or head, both directions."""
         loads = self.work.embedding if part == "embedding" else self.work.head
-        return self._seconds(rules, factors, loads["forward"]) + self._seconds(rules, factors, loads["backward"])
+        seconds = sum(self._seconds(rules, factors, loads[phase], phase) for phase in PHASES)
+        return np.asarray(seconds + self._ends_gradients(rules, factors, part))
+
+    def _ends_gradients(self, rules: TimeRules, factors: Factors, part: str) -> Array:
+        """Adding the gradients of embedding or head up, and rounding the head's weights, as is done for layers."""
+        model, split = self.jobs.model, self.jobs.vocabulary_split
+        held = model.embedding_parameters if part == "embedding" else model.vocab_size * model.hidden_size
+        moved = rules.accumulate_bytes * rules.accumulates_ends
+        if part == "head":
+            moved = moved + 2 * self._cast_bytes(rules)
+        return np.asarray(held / split * moved / (self.memory_rate * factors.traffic_fraction))
 
     def codec(self, factors: Factors, num_parameters: Array) -> Array:
         """Encoding and decoding a rank's gradients: passes over memory, as element-wise kernels."""
@@ -86,10 +110,12 @@ class SheetKernels:
         """Updating so many parameters."""
         return np.asarray(num_parameters * rules.optimizer_bytes / (self.memory_rate * factors.optimizer_fraction))
 
-    def _seconds(self, rules: TimeRules, factors: Factors, load: Load) -> Array:
+    def _seconds(self, rules: TimeRules, factors: Factors, load: Load, phase: Phase = "forward") -> Array:
         """Seconds of a load's kernels."""
+        norm_passes = rules.norm_passes if phase == "forward" else rules.norm_backward_passes
+        moved = load.norm_bytes * norm_passes + load.activation_bytes * rules.element_passes
+        moved = moved + load.score_bytes * rules.score_passes
         # Logits pass in forward and in backward: half of the stack's figure each.
-        moved = load.activation_bytes * rules.element_passes + load.score_bytes * rules.score_passes
         moved = moved + load.copied_elements * rules.quantise_bytes
         moved = moved + load.logit_elements * rules.loss_bytes / 2
         attention = load.attention_seconds * factors.attention * rules.attention_slowdown
@@ -104,9 +130,19 @@ class SheetKernels:
         core = self._seconds(rules, factors, self.work.core)
         return np.where(share > 0, self._seconds(rules, factors, by_operator), core)
 
+    def _casting(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
+        """Rounding a layer's weights to the 16 bits that it computes in, or widening their gradients."""
+        return self._held(kind) * self._cast_bytes(rules) / (self.memory_rate * factors.traffic_fraction)
+
+    def _cast_bytes(self, rules: TimeRules) -> Array:
+        return np.where(message_element_bytes(self.jobs) < FULL_ELEMENT_BYTES, rules.cast_bytes, 0.0)
+
     def _accumulating(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """Adding a layer's gradients to those of earlier micro-batches."""
+        return self._held(kind) * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
+
+    def _held(self, kind: str) -> Array:
+        """Parameters of a layer on one rank."""
         jobs = self.jobs
         common, experts = jobs.model.parameters_of(kind)
-        held = common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor)
-        return held * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
+        return np.asarray(common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor))

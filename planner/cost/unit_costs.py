@@ -18,7 +18,7 @@ class LayerKernels:
 
     `compute` on the device, `again` what is recomputed for it; of `compute`, `attention` is what context-parallel
     messages hide behind. `launch` is the host's work, which runs ahead, `dispatch` that which nothing hides. Ranks that
-    share its linears sum `num_sums` times, each sum `late` by so much.
+    share its linears sum `num_sums` times, those of what is recomputed included, each sum `late` by so much.
     """
 
     compute: Array

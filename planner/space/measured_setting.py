@@ -50,6 +50,7 @@ def measured_setting(
         per_node = max(per_node, num_devices)
     sizes = sizes_of_trace(model, precision, sequence_length)
     layers = _layers(sizes, model, precision)
+    published = device if is_shipped(machine) else None
     network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
     return Setting(
         model=sizes,
@@ -67,9 +68,9 @@ def measured_setting(
         codec=codec,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
-            traced=OnMachine(machine=machine, layers=layers, codec_name=codec),
+            traced=OnMachine(machine=machine, layers=layers, codec_name=codec, device=published),
             factors=learned.factors,
-            knows_network=cluster is not None or is_shipped(machine),
+            knows_network=cluster is not None or published is not None,
         ),
         learned=learned,
     )

@@ -92,6 +92,20 @@ def kernel_seconds(curve: KernelCurve, flops: ArrayLike, num_bytes: ArrayLike, d
     return np.asarray(base * np.exp(_log_correction(curve, points)).reshape(shape))
 
 
+def scaled_seconds(curve: KernelCurve, expected: Array, seconds: Array, dims: Sequence[Array]) -> Array:
+    """`seconds` that a law says of calls at `dims`, times what the curve's samples took over the `expected` of them.
+
+    Model: as kernel_seconds corrects its fitted terms, but that far from all samples their mean ratio holds.
+    Shapes: `expected` one per sample; `seconds` and every dim broadcast.
+    """
+    shape = np.broadcast_shapes(seconds.shape, *(np.shape(dim) for dim in dims))
+    ratios = np.log(np.array([sample.seconds for sample in curve.samples]) / np.maximum(expected, 1e-12))
+    mean = float(ratios.mean())
+    where = np.log(np.maximum([sample.dims for sample in curve.samples], 1.0))
+    points = np.log(np.maximum(np.stack([np.broadcast_to(dim, shape).ravel() for dim in dims], axis=1), 1.0))
+    return np.asarray(seconds * np.exp(mean + _by_distance(where, ratios - mean, points)).reshape(shape))
+
+
 def fit_link(
     collective: Collective, group_size: int, span: Literal["node", "network"], samples: Sequence[Sample]
 ) -> LinkCurve:
@@ -190,6 +204,10 @@ def _log_correction(curve: KernelCurve, points: Array) -> Array:
     points = np.log(np.maximum(points, 1.0))
     if where.shape[1] == 1:
         return _correct_along_a_line(where[:, 0], residuals, points[:, 0])
+    return _by_distance(where, residuals, points)
+
+
+def _by_distance(where: Array, residuals: Array, points: Array) -> Array:
     chunks = (points[start : start + QUERIES_AT_A_TIME] for start in range(0, len(points), QUERIES_AT_A_TIME))
     return np.concatenate([_correct_by_distance(where, residuals, chunk) for chunk in chunks])
 

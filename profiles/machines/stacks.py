@@ -20,7 +20,10 @@ class StackTime:
 
     `product_slowdown`: seconds of a product over the best library's. `element_passes` and `score_passes`: memory
     traffic of element-wise kernels, and of unfused attention's scores, over that of fused ones; `gated_` is that of
-    models with RMS norms, rotary positions and gated activations, which eager code spells out in many kernels.
+    models with RMS norms, rotary positions and gated activations, which eager code spells out in many kernels;
+    `norm_passes`, `norm_backward_passes` and their gated twins are of norms and residuals alone, 0 where they are as
+    the others.
+    `cast_bytes`: bytes per parameter and pass to round weights to 16 bits, and to widen their gradients.
     `selective_product_share`: share of a layer's products that selective recomputation repeats, with all element-wise
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
     moved per logit, forward and backward together. `quantise_bytes`: bytes moved per element of an operand that is
@@ -32,7 +35,13 @@ class StackTime:
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
     `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `pipeline_action_us`: what the
-    pipeline's runtime adds to one pass of one micro-batch through a stage.
+    pipeline's runtime adds to one pass of one micro-batch through a stage. `linears_apart`: whether linears that
+    read the same are products of their own, and tensor-parallel ranks sum what each gives its input in backward, as
+    DTensor does. `gradient_bucket_mib`: MiB of gradients that go in one message, the last after the backward pass, and
+    layers with sharded gradients one by one; 0 where messages are as long as one likes. `owners_send_weights`: whether
+    ZeRO stage 1 averages whole gradients, and who updated weights sends them as they are, in 32 bits.
+    `exchanges_heads`: whether context-parallel ranks compute whole sequences of some heads, and not parts of all.
+    `accumulates_ends`: whether embedding and head add gradients up as layers do.
     """
 
     __pydantic_config__ = STRICT
@@ -40,6 +49,11 @@ class StackTime:
     product_slowdown: float = 1.0
     element_passes: float
     gated_element_passes: float
+    norm_passes: float = 0.0
+    norm_backward_passes: float = 0.0
+    gated_norm_passes: float = 0.0
+    gated_norm_backward_passes: float = 0.0
+    cast_bytes: float = 0.0
     selective_product_share: float = 0.0
     compiled_element_passes: float = 1.0
     score_passes: float
@@ -58,6 +72,11 @@ class StackTime:
     attention_slowdown: float = 1.0
     overlaps_shards: bool = True
     pipeline_action_us: float = 0.0
+    linears_apart: bool = False
+    gradient_bucket_mib: float = 0.0
+    owners_send_weights: bool = False
+    exchanges_heads: bool = False
+    accumulates_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Measures collectives over every group size, and how compute and communication slow each other.
 
-All groups of one size communicate at the same time, as the groups of a mesh do. Sends go between neighbours, one
-message at a time in each pair, all pairs at once.
+All groups of one size communicate at the same time, as the groups of a mesh do. Sends go between the halves of a group,
+one message at a time in each pair, all pairs at once: in a group that spans hosts, neighbours would share one.
 """
 
 from __future__ import annotations
@@ -163,11 +163,11 @@ def _action(collective: Collective, num_bytes: int, size: int, group: dist.Proce
 
 
 def _there_and_back(message: Tensor, group: dist.ProcessGroup) -> Action:
-    """A message to the neighbour and its answer; the last rank of an odd group has no neighbour."""
-    rank = dist.get_rank(group)
-    other = rank ^ 1
-    if other >= dist.get_world_size(group):
+    """A message to the rank half a group away and its answer; the last rank of an odd group has none."""
+    rank, half = dist.get_rank(group), dist.get_world_size(group) // 2
+    if rank >= 2 * half:
         return _idle
+    other = rank + half if rank < half else rank - half
     peer = dist.get_global_rank(group, other)
     order = (dist.isend, dist.irecv) if rank < other else (dist.irecv, dist.isend)
 

@@ -156,6 +156,16 @@ class Transformer:
         widened = np.where(self.gated, 2.0, 1.0) * ffn_size
         return [("up", self.hidden_size, widened, "column"), ("down", ffn_size, self.hidden_size, "row")]
 
+    def column_linears(self, kind: str) -> Array:
+        """Linears of a layer of a kind that are split over their outputs, as models are written, nothing fused.
+
+        Model: where the network is gated, queries, keys and values have a linear each (Llama), else one (GPT-2); latent
+        attention has one that widens queries and one that widens keys and values. Of routed experts, none.
+        """
+        attention = np.where(self.is_mla, 2.0, np.where(self.gated, 3.0, 1.0))
+        has_network = self.shared_ffn_size > 0 if kind == ROUTED else self.ffn_size > 0
+        return attention + np.where(has_network, np.where(self.gated, 2.0, 1.0), 0.0)
+
     @property
     def attention_parameters(self) -> Array:
         """Weights and biases of one layer's attention, norms excluded."""

@@ -11,7 +11,13 @@ from planner.cost.axes.pipeline import StageCounts
 from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
-from profiles.models.transformer import Array
+from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.machines.profile import Collective
+from profiles.models.transformer import Array, Flags
+from profiles.units import MIB
+
+# Bytes of a parameter whose owner sends it as it is.
+OWNED_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,40 +79,49 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     replicas = jobs.data * jobs.context
     of_experts = expert_replicas(jobs)
     per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
-    sent, kept = held.common * per_gradient, held.expert * per_gradient
-    stride, expert_stride = jobs.tensor, jobs.expert * jobs.expert_tensor
-    reduced = replica_seconds(jobs, links, "all_reduce", sent, replicas, stride)
-    reduced = reduced + replica_seconds(jobs, links, "all_reduce", kept, of_experts, expert_stride)
-    reduced = reduced + _gathered_messages(jobs, rules, links, held, replicas, of_experts)
-    scattered = replica_seconds(jobs, links, "reduce_scatter", sent, replicas, stride)
-    scattered = scattered + replica_seconds(jobs, links, "reduce_scatter", kept, of_experts, expert_stride)
-    common, expert = held.common * rules.parameter_message_bytes, held.expert * rules.parameter_message_bytes
-    gathered = replica_seconds(jobs, links, "all_gather", common, replicas, stride)
-    gathered = gathered + replica_seconds(jobs, links, "all_gather", expert, of_experts, expert_stride)
-    plain, sharded = jobs.zero_stage == 0, (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
-    tied = _tied_seconds(jobs, rules, links)
+    groups = [(held.common, replicas, jobs.tensor), (held.expert, of_experts, jobs.expert * jobs.expert_tensor)]
+    whole = np.isin(jobs.zero_stage, (0, 1)) & ((jobs.zero_stage == 0) | (rules.owners_send_weights > 0))
+
+    def taken(collective: Collective, num_bytes: Array, split: bool = False) -> tuple[Array, Array]:
+        """Seconds of all messages and of the last, of so many bytes per parameter (of all ranks, where `split`)."""
+        total = last = np.zeros(len(jobs))
+        for parameters, size, stride in groups:
+            count = num_messages(jobs, rules, parameters, whole)
+            amount = parameters * num_bytes * (size if split else 1.0) / np.maximum(count, 1.0)
+            one = replica_seconds(jobs, links, collective, amount, size, stride) * (count > 0)
+            total, last = total + count * one, last + one
+        return total, last
+
+    reduced, tail = taken("all_reduce", per_gradient)
+    gathered_fraction = rules.gradient_message_bytes * jobs.gradient_gather_fraction
+    of_codec, tail_of_codec = taken("all_gather", gathered_fraction, split=True)
+    is_gathered = jobs.gradient_gather_fraction > 0
+    reduced, tail = reduced + np.where(is_gathered, of_codec, 0.0), tail + np.where(is_gathered, tail_of_codec, 0.0)
+    scattered, _ = taken("reduce_scatter", per_gradient)
+    gathered, _ = taken("all_gather", np.where(whole, OWNED_BYTES, rules.parameter_message_bytes))
+    sharded = (jobs.zero_stage == 1) | (jobs.zero_stage == 2)
     return Exchange(
-        gradients=np.where(plain, reduced, np.where(sharded, scattered, 0.0)) + tied,
+        gradients=np.where(whole, reduced, np.where(sharded, scattered, 0.0)) + tied_seconds(jobs, rules, links),
         parameters=np.where(sharded, gathered, 0.0),
-        tail=np.zeros(len(jobs)),
+        tail=np.where(whole & (rules.gradient_bucket_mib > 0), tail, 0.0),
         late=np.zeros(len(jobs)),
     )
 
 
-def _gathered_messages(
-    jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters, replicas: Array, expert_replicas: Array
-) -> Array:
-    """Seconds of gathering every replica's messages, where a codec's cannot be summed on the way."""
-    of_one = rules.gradient_message_bytes * jobs.gradient_gather_fraction
-    common, expert = held.common * of_one * replicas, held.expert * of_one * expert_replicas
-    taken = replica_seconds(jobs, links, "all_gather", common, replicas, jobs.tensor)
-    taken = taken + replica_seconds(
-        jobs, links, "all_gather", expert, expert_replicas, jobs.expert * jobs.expert_tensor
-    )
-    return np.where(jobs.gradient_gather_fraction > 0, taken, 0.0)
+def num_messages(jobs: Jobs, rules: TimeRules, parameters: Array, whole: Flags) -> Array:
+    """In how many messages gradients go, or weights.
+
+    Model: all at once, but where the software says otherwise: `whole` gradients in buckets that DDP fills while the
+    backward pass runs, unless a codec makes one message of all; sharded ones layer by layer, and what has no layer.
+    """
+    bucket = rules.gradient_bucket_mib * MIB
+    filled = np.ceil(parameters * GRADIENT_BYTES / np.maximum(bucket, 1.0))
+    filled = np.where(jobs.overlap_grad, np.maximum(filled, 1.0), 1.0)
+    units = np.ceil(jobs.model.num_layers / jobs.pipeline) + 1
+    return np.where(bucket > 0, np.where(whole, filled, units) * (parameters > 0), 1.0)
 
 
-def _tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
+def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * rules.gradient_message_bytes

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.axes.data import Exchange, Sharded, StageParameters, expert_replicas, sharded
+from planner.cost.axes.data import (
+    Exchange,
+    Sharded,
+    StageParameters,
+    expert_replicas,
+    num_messages,
+    sharded,
+    tied_seconds,
+)
 from planner.cost.axes.groups import replica_seconds, replicas_inside
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
@@ -48,7 +56,7 @@ class TimedExchanges:
         routed = jobs.expert * jobs.expert_tensor
         experts = self._of(jobs, rules, links, held.expert, expert_replicas(jobs), routed)
         return Exchange(
-            gradients=common.gradients + experts.gradients,
+            gradients=common.gradients + experts.gradients + tied_seconds(jobs, rules, links),
             parameters=common.parameters + experts.parameters,
             tail=common.tail + experts.tail,
             late=common.late + experts.late,
@@ -71,7 +79,7 @@ class TimedExchanges:
             reduced = seconds("all_reduce", wire, buckets)
         weights = seconds("all_gather", parameters * GRADIENT_BYTES, buckets)
         is_sharded = zero >= min(FSDP_STAGES)
-        messages = num_buckets(parameters, is_bucketed=True)
+        messages = self._sharded_messages(jobs, rules, parameters)
         scattered = seconds("reduce_scatter", wire, messages) + self._copying(wire)
         gathered = parameters * rules.parameter_message_bytes
         fetched = seconds("all_gather", gathered, messages) + self._copying(gathered)
@@ -106,6 +114,12 @@ class TimedExchanges:
             root_scatter=with_copies(law.root_scatter, law.root_parameters * scattered),
         )
 
+    def _sharded_messages(self, jobs: Jobs, rules: TimeRules, parameters: Array) -> Array:
+        """How many messages FSDP2 makes: one per layer, and on a CPU as many as it was held to."""
+        if self.machine.device_kind == "cpu":
+            return num_buckets(parameters, is_bucketed=True)
+        return np.maximum(num_messages(jobs, rules, parameters, np.zeros(len(jobs), dtype=bool)), 1.0)
+
     def _copying(self, num_bytes: Array) -> Array:
         """Seconds of copying what FSDP2 sends into its buffer and out of it, on a CPU."""
         is_cpu = self.machine.device_kind == "cpu"
@@ -124,7 +138,9 @@ class TimedExchanges:
             if zero in FSDP_STAGES:
                 factor = np.where(alike, max(0.0, timing.added_seconds) / law, factor)
             else:
-                late = np.where(alike, (timing.added_seconds - law) / timing.num_parameters, late)
+                # Whoever reads it takes it for seconds alone.
+                added = (timing.added_seconds - law) / self.factors.data_comm
+                late = np.where(alike, added / timing.num_parameters, late)
         return factor, late
 
     def _timing(self, zero: int) -> ExchangeTiming | None:
@@ -137,13 +153,15 @@ class TimedExchanges:
         return next((calm[case] for case in cases if case in calm), None)
 
     def _expected(self, timing: ExchangeTiming, zero: int, inside: float) -> float:
-        """What the law says of a timed exchange."""
+        """What the law says of a timed exchange, in the midst of training as the timing is."""
         used, size = codec(timing.codec), np.array([float(timing.group_size)])
         parameters = np.array([timing.num_parameters])
         wire = np.asarray(used.wire_bytes(parameters, np.array([timing.matrix_sides]), np.zeros(1)))
+        links = self.links.of_one()
 
         def seconds(collective: Collective, num_bytes: Array, count: Array) -> Array:
-            return count * self.links.seconds(collective, num_bytes / count, size, np.array([inside]))
+            alone = links.seconds(collective, num_bytes / count, size, np.array([inside]))
+            return count * alone * self.factors.data_comm
 
         if zero in FSDP_STAGES:
             messages = num_buckets(parameters, is_bucketed=True)

@@ -7,7 +7,7 @@ sizes measured and corrects it in proportion at others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from planner.cost.axes.groups import message_element_bytes
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
+from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
 from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
+from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
-from profiles.models.operators import PHASES, Phase
+from profiles.models.operators import PHASES, Phase, evaluate
 from profiles.models.profile import LayerProfile, ModelProfile
 from profiles.models.transformer import Array
 
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
 ACCUMULATE_BYTES = 12.0
+# A kernel on the vocabulary moves so much per token and entry of it, or more.
+VOCABULARY_BYTES = 2.0
 # Of what DTensor adds to a linear forward is a third: it has two products backward.
 FORWARD_DISPATCH = 1 / 3
 
@@ -86,16 +90,20 @@ class Traced(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OnMachine:
-    """Layers on a machine that was measured, whose gradients are in one codec."""
+    """Layers on a machine that was measured, whose gradients are in one codec.
+
+    `device` is the machine's where laws of its kernels are published.
+    """
 
     machine: MachineProfile
     layers: TracedLayers
     codec_name: str
+    device: Device | None
 
     @cached_property
     def law(self) -> Law:
-        """The machine's curves."""
-        return curves_of(self.machine)
+        """The machine's curves, or the published law scaled to them."""
+        return scaled_law(self.machine, self.device) if self.device else curves_of(self.machine)
 
     @cached_property
     def host(self) -> Host:
@@ -170,7 +178,7 @@ class TracedKernels:
         launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
         linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * host.linear_seconds, 0.0)
-        sums = self._num_sums(layer, phase)
+        sums = self._num_sums(layer, phase) + (self._num_sums(layer, PHASES[0]) * full if is_backward else 0.0)
         late = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
         return LayerKernels(
             compute=own.total,
@@ -194,13 +202,25 @@ class TracedKernels:
         return np.asarray(products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul)
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
-        """Embedding or head, both directions; a vocabulary that is split is so with all that is done about it."""
+        """Embedding or head, both directions; what is done about the vocabulary is split as that is."""
         layer = self.traced.layers.ends.get(part)
         if layer is None:
             return np.zeros(len(self.jobs))
-        seconds = np.asarray(sum(self._phase(layer, phase, factors).total for phase in PHASES))
-        seconds = np.maximum(seconds, len(layer.operators) * self.traced.host.launch_seconds * factors.host)
-        return np.asarray(seconds / self.jobs.vocabulary_split)
+        seconds = np.asarray(sum(self._end_phase(layer, phase) for phase in PHASES)) * factors.matmul
+        return np.maximum(seconds, len(layer.operators) * self.traced.host.launch_seconds * factors.host)
+
+    def _end_phase(self, layer: LayerProfile, phase: Phase) -> Array:
+        """One direction of an end: kernels on the vocabulary, and those on hidden states, which the sequence splits."""
+        sizes, index = self._distinct
+        whole = replace(sizes, spread=np.ones_like(sizes.spread))
+        ratio = self._correction(layer, phase, sizes)
+        least = VOCABULARY_BYTES * self.traced.layers.model.vocab_size
+        beside = tuple(op for op in layer.operators if float(evaluate(op.moved_bytes, 1, 1, 1)) < least)
+        hidden = replace(layer, operators=beside)
+        rest = phase_seconds(self.traced.law, hidden, phase, whole).total
+        of_vocabulary = self._summed(layer, phase, whole).total - rest
+        spread = phase_seconds(self.traced.law, hidden, phase, sizes).total
+        return np.asarray((of_vocabulary * ratio)[index] / self.jobs.vocabulary_split + (spread * ratio)[index])
 
     def codec(self, factors: Factors, num_parameters: Array) -> Array:
         """Encoding and decoding the gradients of so many parameters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,11 @@ LATENCY_GROWTH = 0.12
 class MeasuredLinks:
     """The links of a machine; `law` is the published one on links as fast, `knows_network` whether it says how fast.
 
-    Model: where a group of as many ranks was measured, as many of them on a node, its curve; else the law, times what
-    the nearest group that was measured takes over what the law says of it; on CPUs the law is gloo's ring. Where no
-    group was measured that leaves the node, the law alone, on the network that is named.
+    Model: where a group of as many ranks was measured, as many of them on a node, its curve, on GPUs bent between
+    samples as the law is, which are four times apart; else the law, times what the nearest group that was measured
+    takes over what the law says of it; on CPUs the law is gloo's ring. Messages longer than any measured take what the
+    longest took, times what the law says of both. Where no group was measured that leaves the node, the law alone, on
+    the network that is named.
     """
 
     machine: MachineProfile
@@ -46,6 +48,11 @@ class MeasuredLinks:
                 result[where] = self._of_group(collective, amount[where], where, ranks, min(near, ranks))
         return result
 
+    def of_one(self) -> MeasuredLinks:
+        """The links of a single job: all jobs have those of the machine."""
+        first = np.arange(len(self.law.fabric.network_bytes_per_second)) < 1
+        return replace(self, law=self.law.at(first))
+
     def _of_group(self, collective: Collective, num_bytes: Array, where: Flags, size: float, inside: float) -> Array:
         curve = self.nearest(collective, size, inside)
         if curve is None:
@@ -55,18 +62,29 @@ class MeasuredLinks:
                     "name the network with --cluster"
                 )
             return self.law.at(where).seconds(collective, num_bytes, np.array(size), np.array(inside))
-        taken = link_seconds(curve, num_bytes)
-        own = inside_of(curve, self.machine)
-        if (curve.group_size, own) == (size, inside):
+        group, law = (float(curve.group_size), inside_of(curve, self.machine)), self.law.at(where)
+        known = np.minimum(num_bytes, max((sample.dims[0] for sample in curve.samples), default=np.inf))
+        taken = self._along(curve, known)
+        if group == (size, inside) and np.array_equal(known, num_bytes):
             return taken
         if self.machine.device_kind == "cpu":
-            return np.asarray(taken * _on_hosts(curve, num_bytes, size))
-        law = self.law.at(where)
-        here, there = (
-            law.seconds(collective, num_bytes, np.array(group[0]), np.array(group[1]))
-            for group in ((size, inside), (float(curve.group_size), own))
-        )
+            return np.asarray(link_seconds(curve, num_bytes) * _on_hosts(curve, num_bytes, size))
+        here = law.seconds(collective, num_bytes, np.array(size), np.array(inside))
+        there = law.seconds(collective, known, np.array(group[0]), np.array(group[1]))
         return np.asarray(taken * here / there)
+
+    def _along(self, curve: LinkCurve, num_bytes: Array) -> Array:
+        """Seconds of messages no longer than those that were measured of a group."""
+        if self.machine.device_kind == "cpu" or not curve.samples:
+            return link_seconds(curve, num_bytes)
+        knots = np.array([sample.dims[0] for sample in curve.samples])
+        seconds = np.maximum.accumulate([sample.seconds for sample in curve.samples])
+        group = np.array(float(curve.group_size)), np.array(inside_of(curve, self.machine))
+        law, amount = self.of_one().law, np.maximum(num_bytes, 1.0)
+        ratios = np.log(seconds / law.seconds(curve.collective, knots, *group))
+        return np.asarray(
+            law.seconds(curve.collective, num_bytes, *group) * np.exp(np.interp(np.log(amount), np.log(knots), ratios))
+        )
 
     def nearest(self, collective: Collective, size: float, inside: float) -> LinkCurve | None:
         """The measured curve of the group most like one of `size` ranks, `inside` of them on a node; None of none."""

@@ -11,7 +11,8 @@ from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.measured.exchange import TimedExchanges
 from planner.cost.measured.kernels import OnMachine, TracedKernels
-from planner.cost.measured.links import MeasuredLinks
+from planner.cost.measured.link_rates import card_rate, fast_rate
+from planner.cost.measured.links import MeasuredLinks, inside_of
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
 from profiles.errors import UnknownNameError
@@ -60,8 +61,6 @@ def device_of(machine: MachineProfile) -> Device:
     """The machine's device: as the catalogue has it where it is shipped, with the rates and links measured here."""
     shipped = _shipped(machine)
     peak = {precision: rate / TERA for precision, rate in machine.peak_flops_per_second.items()}
-    link = _link_rate(machine, "node") / GB
-    network = _link_rate(machine, "network") / GB
     own: dict[str, Any] = {
         "name": machine.name,
         "title": machine.device_name,
@@ -75,12 +74,15 @@ def device_of(machine: MachineProfile) -> Device:
     if shipped is not None:
         if machine.price_per_hour is None:
             own["price_per_hour"] = shipped.price_per_hour
+        fast = fast_rate(machine, shipped) / GB or shipped.link_gb_per_second
         return replace(
             shipped,
             **own,
             peak_tflops=shipped.peak_tflops | peak,
-            network_gb_per_second=network or shipped.network_gb_per_second,
+            **_links(shipped, fast, card_rate(machine, shipped, fast * GB) / GB),
         )
+    link = _link_rate(machine, "node") / GB
+    network = _link_rate(machine, "network") / GB
     return Device(
         **own,
         aliases=(),
@@ -119,10 +121,28 @@ def _shipped(machine: MachineProfile) -> Device | None:
         return None
 
 
+def _links(shipped: Device, fast: float, card: float) -> dict[str, Any]:
+    """The rates of a shipped device's links as they were measured; what a pair sees stays the share that it is."""
+    if not shipped.link_gb_per_second:
+        return {"network_gb_per_second": card or shipped.network_gb_per_second}
+    return {
+        "link_gb_per_second": fast,
+        "peer_gb_per_second": fast * shipped.peer_gb_per_second / shipped.link_gb_per_second,
+        "network_gb_per_second": card or shipped.network_gb_per_second,
+    }
+
+
 def _link_rate(machine: MachineProfile, span: str) -> float:
-    """Bytes per second that a rank passes on in the fastest collective of two measured; 0 where none was."""
+    """Bytes per second that a rank passes on in the fastest collective measured; 0 where none was.
+
+    Between nodes all cards of a node pass on a ring together.
+    """
     rates = [
-        link.bytes_per_second * 2 * PAIR_SHARE[link.collective] * (1 - 1 / link.group_size)
+        link.bytes_per_second
+        * 2
+        * PAIR_SHARE[link.collective]
+        * (1 - 1 / link.group_size)
+        / (inside_of(link, machine) if span == "network" else 1.0)
         for link in machine.links
         if link.span == span and link.collective in PAIR_SHARE
     ]

@@ -10,40 +10,29 @@ import numpy as np
 from planner.cost.axes import data
 from planner.cost.axes.data import Exchange, Sharded, StageParameters
 from planner.cost.factors import Factors
-from planner.cost.hardware import silicon_at
 from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
+from planner.cost.measured.kernel_law import published_law
 from planner.cost.measured.kernels import Host, TracedKernels, TracedLayers
 from planner.cost.measured.operators import Law
 from planner.cost.sheet_kernels import SheetKernels
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
-from profiles.laws.kernels import attention_seconds, matmul_seconds
 from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.profile import LayerTiming
-from profiles.models.operators import Phase
 from profiles.models.profile import LayerProfile
 from profiles.models.transformer import Array
 from profiles.units import GB
-
-# What a trace calls the layouts of products, as BLAS does.
-LAYOUTS = {"tn": "TN", "nn": "NN", "nt": "NT"}
-ATTENTION_KERNEL = "flash2"
 
 
 def sheet_law(device: Device, factors: Factors) -> Law:
     """Seconds of kernels on a device, over the factor of products, which all of a layer is multiplied by."""
 
     def seconds(kind: str, name: str, precision: str, flops: Array, moved: Array, dims: list[Array]) -> Array:
-        silicon = silicon_at(device, precision)
-        if kind == "matmul":
-            batch, m, n, k = dims
-            return matmul_seconds(m, n, k, LAYOUTS.get(name, "TN"), silicon, batch)  # type: ignore[arg-type]
-        if kind.startswith("attention"):
-            phase: Phase = "forward" if kind.endswith("forward") else "backward"
-            batch, heads, queries, keys, size = dims
-            taken = attention_seconds(phase, ATTENTION_KERNEL, batch, heads, queries, keys, size, size, silicon)
-            return np.asarray(taken * factors.attention / factors.matmul)
+        published = published_law(device, kind, name or "nt", precision)
+        if published is not None:
+            factor = factors.attention / factors.matmul if kind.startswith("attention") else 1.0
+            return published(dims) * factor
         rate = device.memory_gb_per_second * GB * factors.traffic_fraction
         return np.asarray((moved / rate + device.kernel_latency_us * MICROSECOND) / factors.matmul)
 

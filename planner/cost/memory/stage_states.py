@@ -155,9 +155,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
     one = np.minimum(_largest(layer, stage), everything)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
-    # A codec of FSDP's own makes of them what is reduced.
-    narrower = WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0)
-    passing = np.where(is_sharded, one * (new - narrower), 0.0)
+    passing = np.where(is_sharded, one * (new - _narrower_bytes(jobs)), 0.0)
     alone, fetched, gathered = (
         _weights_together(jobs, rules, layer, stage, count) for count in (0.0, 1.0, GATHERED_LAYERS)
     )
@@ -239,6 +237,11 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
     norm = model.hidden_size * np.where(model.biases, 2.0, 1.0)
     common = common + np.where(own_head, layer.vocabulary, 0.0) + np.where(stage.is_last, norm, 0.0)
     return common, experts
+
+
+def _narrower_bytes(jobs: Jobs) -> Array:
+    """By how many bytes the gradients of a parameter are narrower as a codec of FSDP's own reduces them."""
+    return WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0)
 
 
 def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
