@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.cost.measured.corrections import Corrections
 from planner.cost.measured.kernels import Traced
 from planner.cost.measured.machine import MeasuredMachine, device_of, is_shipped, learned_of, stack_on
@@ -68,6 +70,41 @@ def measured_setting(
             knows_network=cluster is not None or is_shipped(machine),
         ),
         learned=learned,
+    )
+
+
+def traced_of(at: Setting) -> Traced | None:
+    """The machine of a setting that was measured, and the model traced for it; None where data sheets are asked."""
+    return at.source.traced if isinstance(at.source, MeasuredMachine) else None
+
+
+def with_traced(
+    at: Setting,
+    *,
+    model: ModelProfile | None = None,
+    machine: MachineProfile | None = None,
+    precision: str | None = None,
+    codec: str | None = None,
+) -> Setting:
+    """A measured setting with another model, other measurements of its machine, precision or codec; the rest stays.
+
+    Raises: KeyError where the model was not traced at the precision.
+    """
+    source = at.source
+    assert isinstance(source, MeasuredMachine)
+    own = source.traced
+    model, machine, codec = model or own.model, machine or own.machine, codec or own.codec
+    precision = precision or own.precision
+    sizes = at.model if model is own.model else sizes_of(model.name, model.workload.config)
+    kinds, ends = _layers(model, sizes.transformer, precision)
+    traced = Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec)
+    return replace(
+        at,
+        model=sizes,
+        stack=stack_on(at.stack, machine, precision),
+        precision=precision,
+        codec=codec,
+        source=replace(source, traced=traced),
     )
 
 
