@@ -167,8 +167,8 @@ def test_a_sharded_teacher_is_gathered_for_every_micro_batch() -> None:
     of_one = 1e-4 + 4 * parameters / 1e9
     assert teacher_seconds(at, sharded) - teacher_seconds(at, whole) == pytest.approx(2 * of_one)
     model = at.model.transformer
-    assert teacher_bytes(at, whole) == 4 * parameters
-    assert teacher_bytes(at, sharded) == 4 * parameters / 2 + 4 * model.dense_layer_parameters[0]
+    assert teacher_bytes(job_of(at, whole)) == 4 * parameters
+    assert teacher_bytes(job_of(at, sharded)) == 4 * parameters / 2 + 4 * model.dense_layer_parameters[0]
 
 
 def test_layers_timed_without_a_loss_are_the_latency() -> None:
@@ -205,6 +205,11 @@ def test_a_teacher_has_to_fit_beside_its_student(found: dict[str, CompressionCho
     assert not own.refusal
     assert own.peak_bytes <= room
     assert own.plan != found["distil-layers-50"].plan
+    # Full memory leaves no room beside the fastest plan: one that holds less of its own is taken.
+    large = setting(load_sizes("llama-3.1-8b"), find_device("h100-sxm"), 8, 64, 4096)
+    student = by_name(large, "distil-layers-50")["distil-layers-50"]
+    assert not student.refusal
+    assert student.peak_bytes <= large.memory_bytes
 
 
 def plan(*arguments: str) -> object:

@@ -12,7 +12,7 @@ from planner.cost.factors import Learned, load_learned
 from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import edge_pass, layer_pass
+from planner.cost.layers import SHARDED, edge_pass, layer_pass
 from planner.cost.measured.operators import find_curve
 from planner.cost.software_time import rules_of
 from planner.cost.step import END_SHARE
@@ -41,11 +41,14 @@ def one_sample(at: Setting) -> Jobs:
 
 
 def job_of(at: Setting, plan: Plan) -> Jobs:
-    """The setting's model as a plan without a pipeline places it, but with whole parameters. Shapes: one job."""
+    """The setting's model as a plan without a pipeline places it. Shapes: one job."""
+    shards = plan.shard_degree or plan.data_parallel
     return jobs_of(
         at,
         tensor=np.array([float(plan.tensor_parallel)]),
         data=np.array([float(plan.data_parallel)]),
+        zero_stage=np.array([float(plan.zero_stage)]),
+        shard=np.array([float(shards if plan.zero_stage == SHARDED else 1)]),
         micro_batch=np.array([float(plan.micro_batch_size)]),
         num_microbatches=np.array([float(plan.num_microbatches)]),
         sequence_parallel=np.array([plan.sequence_parallel]),
@@ -56,8 +59,10 @@ def job_of(at: Setting, plan: Plan) -> Jobs:
 def forward_seconds(job: Jobs, learned: Learned) -> float:
     """One micro-batch's forward pass, with what its tensor-parallel ranks send and what waits for the host.
 
+    Parameters are whole: what gathering them takes is not in it.
     Model: of embedding and head, END_SHARE of what both directions take, as in a step.
     """
+    job = replace(job, zero_stage=np.zeros(1), shard=np.ones(1))
     made, factors, model = replace(ingredients_of(job), rules=rules_of(job, learned)), learned.factors, job.model
     layers = [model.num_of(kind) * layer_pass(made, factors, PHASES[0], kind).total for kind in model.kinds]
     ends = [END_SHARE * edge_pass(made, factors, name).total for name in ENDS]

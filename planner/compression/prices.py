@@ -5,13 +5,11 @@ A smaller dense model is priced as any model is. Training it from a teacher adds
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from planner.compression.forward import (
+    job_of,
     quantised_seconds,
     rounding_seconds,
     sample_seconds,
@@ -21,27 +19,17 @@ from planner.compression.forward import (
 from planner.compression.recipes import (
     CompressionChoice,
     Recipe,
-    cannot_train,
     recipe,
     risk,
-    smaller,
     smaller_weights,
     speed_note,
     stored_bytes,
 )
-from planner.compression.smaller_settings import as_sent, left_by
+from planner.compression.smaller_settings import as_sent
 from planner.compression.teacher import teacher_bytes, teacher_seconds
-from planner.plans import Plan
-from planner.prediction import Prediction
-from planner.schedules.registry import USUAL
-from planner.space.answers import why_not_run
-from planner.space.explore import Space, explore
-from planner.space.layouts import Options
+from planner.compression.trainable import Searches, Trained
 from planner.space.measured_setting import traced_of
-from planner.space.memory import memories
-from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.space.to_plans import place_at, plan_of
 from planner.space.weights import Weights, weights_of
 from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError, NoFeasiblePlanError, PlanError
@@ -50,22 +38,14 @@ TARGETS = ("size", "latency", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """The best plan that a recipe can be trained in, and what it would take without what the recipe adds."""
-
-    plan: Plan
-    prediction: Prediction
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """The model as it is, in its setting: what recipes are measured against. `spaces` are those searched already."""
+    """The model as it is, in its setting: what recipes are measured against, and what was searched for them."""
 
     at: Setting
     weights: Weights
     best: Trained
     latency_seconds: float
-    spaces: dict[str, Space] = field(default_factory=dict)
+    searches: Searches
 
 
 def parse_targets(text: str | None) -> dict[str, float]:
@@ -98,15 +78,14 @@ def compression_choices(
     """
     if not at.model.config:
         raise InputError(f"{at.model.name}: compression needs a transformers configuration, not a factory")
-    at, plain = as_sent(at), recipe("none")
-    weights = weights_of(at.model.name, at.model.config)
-    spaces: dict[str, Space] = {}
+    at, weights = as_sent(at), weights_of(at.model.name, at.model.config)
+    searches = Searches(whole=at)
     whole = Whole(
         at=at,
         weights=weights,
-        best=_trainable(_searched(at, plain, spaces), at, plain),
+        best=searches.best(recipe("none")),
         latency_seconds=sample_seconds(at),
-        spaces=spaces,
+        searches=searches,
     )
     made = []
     for number, own in enumerate(recipes):
@@ -122,18 +101,17 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     at = whole.at
     try:
         _check_rows(whole, own)
-        space = _searched(at, own, whole.spaces)
-        best = _trainable(space, at, own)
+        best = whole.searches.best(own)
     except (PlanError, NoFeasiblePlanError) as error:
         return _refused(whole, own, str(error))
     step, peak = best.prediction.step_seconds, best.prediction.peak_bytes
     if own.method == "distil":
-        step, peak = step + teacher_seconds(at, best.plan), peak + teacher_bytes(at, best.plan)
+        step, peak = step + teacher_seconds(at, best.plan), peak + float(teacher_bytes(job_of(at, best.plan))[0])
     if own.method == "qat":
         step += rounding_seconds(at, whole.weights, best.plan)
     latency: float | None = whole.latency_seconds
-    if space.at.model is not at.model:
-        latency = scaled_seconds(at, whole.latency_seconds, space.at)
+    if best.at.model is not at.model:
+        latency = scaled_seconds(at, whole.latency_seconds, best.at)
     traced, notes = traced_of(at), []
     notes.append(speed_note(own, traced.machine.device_kind if traced else "cuda"))
     if own.scheme:
@@ -155,44 +133,6 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
 def _check_rows(whole: Whole, own: Recipe) -> None:
     if own.part == "2:4" and any(inputs % 4 for _, inputs, _ in whole.weights.linears):
         raise PlanError(f"{own.name}: {whole.weights.name} has rows that are no multiple of four")
-
-
-def _searched(at: Setting, own: Recipe, spaces: dict[str, Space]) -> Space:
-    """The space of the model that a recipe leaves; that of one model is searched once.
-
-    Without pipelines, which no recipe is trained in, one schedule is as good as all, and the closed form is exact.
-    A teacher's answers are compared whole.
-    Raises: PlanError, NoFeasiblePlanError.
-    """
-    splits = (0,) if own.method == "distil" else Options().vocab_parallel
-    config = smaller(at.model.config, own)
-    key = json.dumps((config, splits), sort_keys=True)
-    if key not in spaces:
-        known = (space.at for space in spaces.values() if space.at.model.config == config)
-        options = Options(schedules=(USUAL,), offload=("none",), vocab_parallel=splits)
-        spaces[key] = explore(next(known, None) or left_by(at, own), options)
-    return spaces[key]
-
-
-def _trainable(space: Space, whole: Setting, own: Recipe) -> Trained:
-    """The best plan that a recipe can be trained in, with its teacher where it has one.
-
-    Raises: NoFeasiblePlanError.
-    """
-    layouts, at = space.layouts, space.at
-    is_flat = (layouts.pipeline == 1) & (layouts.context == 1) & (layouts.expert == 1)
-    reasons: dict[str, None] = {}
-    for row in np.flatnonzero(is_flat[space.best.layout]).tolist():
-        place = place_at(space, row)
-        plan = plan_of(space, place)
-        if reason := cannot_train(own, plan) or why_not_run(at, plan):
-            reasons[reason] = None
-            continue
-        beside = teacher_bytes(whole, plan) if own.method == "distil" else 0.0
-        if memories(space, [place])[0].device + beside <= at.memory_bytes:
-            return Trained(plan=plan, prediction=predictions(space, [place])[0])
-    words = f"no plan of {whole.model.name} that {own.name} can be trained in fits {at.num_devices} devices"
-    raise NoFeasiblePlanError(f"{words}; {next(iter(reasons))}" if reasons else words)
 
 
 def _refused(whole: Whole, own: Recipe, reason: str) -> CompressionChoice:

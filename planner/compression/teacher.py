@@ -10,11 +10,13 @@ from planner.cost.axes.data import stage_parameters
 from planner.cost.axes.groups import replica_seconds
 from planner.cost.axes.pipeline import stage_counts
 from planner.cost.job import Jobs
+from planner.cost.layers import SHARDED
 from planner.cost.links import links_of
 from planner.plans import Plan
 from planner.space.question import Setting
 from profiles.codecs.codec import FSDP_STAGES
 from profiles.models.profile import MIXED
+from profiles.models.transformer import Array
 
 
 def teacher_seconds(at: Setting, plan: Plan) -> float:
@@ -25,40 +27,35 @@ def teacher_seconds(at: Setting, plan: Plan) -> float:
     job, learned = job_of(at, plan), learned_for(at)
     seconds = forward_seconds(job, learned)
     if plan.zero_stage in FSDP_STAGES:
-        num_bytes = np.array([_gathered_bytes(plan) * _parameters_held(job)])
-        size = np.array([float(_num_shards(plan))])
-        gathered = replica_seconds(job, links_of(job), "all_gather", num_bytes, size, job.tensor)
+        num_bytes = _gathered_bytes(job) * _parameters_held(job)
+        gathered = replica_seconds(job, links_of(job), "all_gather", num_bytes, _num_shards(job), job.tensor)
         seconds += float(gathered[0]) * learned.factors.data_comm
     return seconds * plan.num_microbatches
 
 
-def teacher_bytes(at: Setting, plan: Plan) -> float:
-    """The teacher stands as its student does: whole, split, or as shards and the largest layer together.
+def teacher_bytes(jobs: Jobs) -> Array:
+    """Bytes of a teacher that stands as its student does: whole, split, or as shards and the largest layer together.
 
+    `jobs` are the teacher's model on the student's ranks. Shapes: one entry per job.
     Ignores: norms, which tensor parallel does not split.
     """
-    job = job_of(at, plan)
-    held = _parameters_held(job)
-    if plan.zero_stage not in FSDP_STAGES:
-        return FULL_BYTES * held
-    model, split = job.model, job.vocabulary_split
-    units = (
-        model.dense_layer_parameters / job.tensor,
-        model.embedding_parameters / split,
-        model.head_parameters / split,
-    )
-    largest = max(float(unit[0]) for unit in units)
-    return FULL_BYTES * held / _num_shards(plan) + _gathered_bytes(plan) * largest
+    model, split, held = jobs.model, jobs.vocabulary_split, _parameters_held(jobs)
+    ends = np.maximum(model.embedding_parameters, model.head_parameters) / split
+    largest = np.maximum(model.dense_layer_parameters / jobs.tensor, ends)
+    sharded = FULL_BYTES * held / _num_shards(jobs) + _gathered_bytes(jobs) * largest
+    return np.where(np.isin(jobs.zero_stage, FSDP_STAGES), sharded, FULL_BYTES * held)
 
 
-def _parameters_held(job: Jobs) -> float:
+def _parameters_held(jobs: Jobs) -> Array:
     """Parameters that a rank works with."""
-    return float(stage_parameters(job, stage_counts(job)).total[0])
+    return stage_parameters(jobs, stage_counts(jobs)).total
 
 
-def _num_shards(plan: Plan) -> int:
-    return plan.shard_degree or plan.data_parallel
+def _num_shards(jobs: Jobs) -> Array:
+    """Over how many ranks a teacher is sharded, also where the student is by ZeRO stage 2."""
+    return np.where(jobs.zero_stage == SHARDED, jobs.shard, jobs.data)
 
 
-def _gathered_bytes(plan: Plan) -> float:
-    return FULL_BYTES / 2 if plan.precision in MIXED else FULL_BYTES
+def _gathered_bytes(jobs: Jobs) -> Array:
+    """Bytes of a parameter on its way, and of a gathered one."""
+    return np.where(np.isin(jobs.precision, MIXED), FULL_BYTES / 2, FULL_BYTES)
