@@ -8,28 +8,49 @@ import pytest
 from typer.testing import CliRunner
 
 from planner.command import app
+from planner.compression.forward import forward_seconds, job_of, learned_for, one_sample
 from planner.compression.prices import compression_choices
 from planner.compression.recipes import CompressionChoice, recipes, smaller_weights
-from planner.measured.search import Choices, search
+from planner.compression.teacher import teacher_bytes, teacher_seconds
+from planner.plans import Plan
 from planner.prediction import PlanFile
+from planner.space.answers import answer
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.measured_setting import measured_setting
+from planner.space.question import Setting, setting
+from planner.space.replay_best import in_order
 from planner.space.weights import weights_of
 from profiles import artifacts
 from profiles.errors import InputError
-from profiles.library import load_model
+from profiles.library import load_model, load_sizes
+from profiles.machines.devices import find_device
+from profiles.machines.profile import LayerTiming
 from profiles.tracing.trace import trace
 from profiles.workloads.loading import load_workload
 from tests.machine_builders import curve, machine
 from tests.plan_builders import LLAMA
 
 RUNNER = CliRunner()
-FLOPS, SEQUENCE = 1e11, 128
-CHOICES = Choices(num_devices=2, global_batch_size=8, sequence_length=SEQUENCE, precisions=("fp32",))
+FLOPS, SEQUENCE, DEVICES, BATCH = 1e11, 128, 2, 8
 NAMES = "prune-ffn-50,prune-heads-50,prune-layers-50,distil-layers-50,sparse-50,int8-dynamic,qat-int8"
 
 
+def measured(precision: str = "fp32", codec: str = "none", **changes: object) -> Setting:
+    here, model = machine(flops=FLOPS, **changes), load_model("llama-26m")  # type: ignore[arg-type]
+    return measured_setting(here, model, DEVICES, BATCH, SEQUENCE, precision, codec=codec)
+
+
+def shipped(num_devices: int = DEVICES) -> Setting:
+    return setting(load_sizes("llama-26m"), find_device("h100-sxm"), num_devices, BATCH, SEQUENCE)
+
+
+def by_name(at: Setting, names: str, targets: dict[str, float] | None = None) -> dict[str, CompressionChoice]:
+    return {choice.recipe.name: choice for choice in compression_choices(at, recipes(names), targets or {})}
+
+
 def priced(names: str, targets: dict[str, float] | None = None, **changes: object) -> dict[str, CompressionChoice]:
-    found = search(machine(flops=FLOPS, **changes), load_model("llama-26m"), CHOICES)  # type: ignore[arg-type]
-    return {choice.recipe.name: choice for choice in compression_choices(found, recipes(names), targets or {})}
+    return by_name(measured(**changes), names, targets)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +68,7 @@ def test_smaller_models_cost_less_and_a_teacher_costs_its_answers(found: dict[st
     student, pruned = found["distil-layers-50"], found["prune-layers-50"]
     weights = weights_of("m", load_model("llama-26m").workload.config).linear_weights
     # Two FLOPs a weight and token on the rank's half of the batch; attention and the rest come on top.
-    answers = 2 * weights * SEQUENCE * CHOICES.global_batch_size / 2 / FLOPS
+    answers = 2 * weights * SEQUENCE * BATCH / 2 / FLOPS
     assert answers < student.step_seconds - pruned.step_seconds < 1.5 * answers
     assert student.peak_bytes - pruned.peak_bytes == 4 * whole.num_parameters
     assert student.latency_seconds == pruned.latency_seconds
@@ -81,9 +102,7 @@ def test_latency_in_int8_needs_a_measurement(found: dict[str, CompressionChoice]
 
 def test_latency_is_of_the_model_as_it_is_stored() -> None:
     """Models are kept and judged in fp32, whatever they are trained in."""
-    low = replace(CHOICES, precisions=("bf16",))
-    here, model, names = machine(flops=FLOPS), load_model("llama-26m"), recipes("prune-layers-50")
-    own = [compression_choices(search(here, model, choices), names, {}) for choices in (CHOICES, low)]
+    own = [compression_choices(measured(precision), recipes("prune-layers-50"), {}) for precision in ("fp32", "bf16")]
     assert [c.latency_seconds for c in own[0]] == pytest.approx([c.latency_seconds for c in own[1]])
 
 
@@ -96,8 +115,8 @@ def test_two_of_four_are_zero_where_four_divides_the_rows() -> None:
 
 def test_rows_that_four_does_not_divide_are_refused() -> None:
     odd = trace(load_workload(replace(LLAMA, config={**LLAMA.config, "intermediate_size": 130})), ("fp32",))
-    found = search(machine(), odd, replace(CHOICES, sequence_length=64))
-    assert "no multiple of four" in compression_choices(found, recipes("sparse-2:4"), {})[1].refusal
+    at = measured_setting(machine(), odd, DEVICES, BATCH, 64, "fp32")
+    assert "no multiple of four" in compression_choices(at, recipes("sparse-2:4"), {})[1].refusal
 
 
 def test_parameters_are_those_of_the_smaller_weights(found: dict[str, CompressionChoice]) -> None:
@@ -107,10 +126,90 @@ def test_parameters_are_those_of_the_smaller_weights(found: dict[str, Compressio
 
 
 def test_what_cannot_be_had_keeps_its_reason() -> None:
-    found = search(machine(), load_model("gpt2-small"), CHOICES)
-    heads = compression_choices(found, recipes("prune-heads-50"), {})[1]
+    at = measured_setting(machine(), load_model("gpt2-small"), DEVICES, BATCH, SEQUENCE, "fp32")
+    heads = compression_choices(at, recipes("prune-heads-50"), {})[1]
     assert "as wide as its hidden states" in heads.refusal
     assert not heads.on_front
+
+
+@pytest.mark.parametrize("at", [measured(), measured(codec="powersgd-1"), shipped(), shipped(8)])
+def test_the_model_as_it_is_has_the_price_of_the_table(at: Setting) -> None:
+    sent = measured() if at.source else at
+    table = answer(in_order(explore(sent, Options(offload=("none",)))), 20, simulate=False, notes=())
+    own = by_name(at, "sparse-50")["none"]
+    same = [row.prediction for row in table.file.candidates if row.plan == own.plan]
+    assert [prediction.step_seconds for prediction in same] == [own.step_seconds]
+    assert [prediction.peak_bytes for prediction in same] == [own.peak_bytes]
+
+
+def test_a_forward_pass_is_its_products_on_the_rank() -> None:
+    at = measured()
+    weights = weights_of("m", at.model.config).linear_weights
+    alone = forward_seconds(one_sample(at), learned_for(at))
+    assert 2 * weights * SEQUENCE / FLOPS < alone < 1.5 * 2 * weights * SEQUENCE / FLOPS
+    split = plan_of(tensor_parallel=2, micro_batch_size=1, num_microbatches=BATCH)
+    apart = forward_seconds(job_of(at, split), learned_for(at))
+    sums = 2 * 8 * (1e-4 + 4 * SEQUENCE * at.model.transformer.hidden_size[0] / 1e9)
+    # Products are halved, but for the vocabulary's, and each block sums twice; every collective is as long as its link.
+    assert alone / 2 < apart - sums < alone
+
+
+def plan_of(**changes: object) -> Plan:
+    values = {"micro_batch_size": 4, "num_microbatches": 1, "stage_bounds": (0,), "precision": "fp32", **changes}
+    return Plan(**values)  # type: ignore[arg-type]
+
+
+def test_a_sharded_teacher_is_gathered_for_every_micro_batch() -> None:
+    at = measured()
+    whole = plan_of(data_parallel=2, micro_batch_size=2, num_microbatches=2)
+    sharded = replace(whole, zero_stage=3)
+    parameters = weights_of("m", at.model.config).num_parameters
+    of_one = 1e-4 + 4 * parameters / 1e9
+    assert teacher_seconds(at, sharded) - teacher_seconds(at, whole) == pytest.approx(2 * of_one)
+    model = at.model.transformer
+    assert teacher_bytes(job_of(at, whole)) == 4 * parameters
+    assert teacher_bytes(job_of(at, sharded)) == 4 * parameters / 2 + 4 * model.dense_layer_parameters[0]
+
+
+def test_layers_timed_without_a_loss_are_the_latency() -> None:
+    model = load_model("llama-26m")
+    timings = tuple(
+        LayerTiming(
+            workload=model.workload.digest, layer=name, precision="fp32", micro_batch_size=1, sequence_length=SEQUENCE,
+            tensor_parallel=1, forward_seconds=2 * seconds, backward_seconds=4 * seconds, spread_fraction=0.0,
+            inference_seconds=seconds,
+        )
+        for name, seconds in (("embedding", 1e-3), ("block", 2e-3), ("head", 4e-3))
+    )  # fmt: skip
+    own, plain = (priced("prune-layers-50", layer_timings=timed) for timed in (timings, ()))
+    assert own["none"].latency_seconds == pytest.approx(1e-3 + 8 * 2e-3 + 4e-3)
+    kept = [both["prune-layers-50"].latency_seconds / both["none"].latency_seconds for both in (own, plain)]  # type: ignore[operator]
+    assert kept[0] == pytest.approx(kept[1])
+
+
+def test_a_data_sheet_knows_no_latency_in_8_bits_and_says_so() -> None:
+    found = by_name(shipped(), "auto")
+    assert found["int8-dynamic"].latency_seconds is None
+    assert "on no data sheet" in found["int8-dynamic"].note
+    assert "memory only; its latency is on no data sheet" in found["int8-weights"].note
+    assert "not profiled for linears in int8-dynamic" in priced("int8-dynamic")["int8-dynamic"].note
+    whole, student, pruned = (found[name] for name in ("none", "distil-layers-50", "prune-layers-50"))
+    assert pruned.step_seconds < student.step_seconds
+    assert pruned.latency_seconds < whole.latency_seconds  # type: ignore[operator]
+    assert found["qat-int8"].step_seconds > whole.step_seconds
+
+
+def test_a_teacher_has_to_fit_beside_its_student(found: dict[str, CompressionChoice]) -> None:
+    room = found["distil-layers-50"].peak_bytes - 2**20
+    own = priced("distil-layers-50", memory_bytes=room)["distil-layers-50"]
+    assert not own.refusal
+    assert own.peak_bytes <= room
+    assert own.plan != found["distil-layers-50"].plan
+    # Full memory leaves no room beside the fastest plan: one that holds less of its own is taken.
+    large = setting(load_sizes("llama-3.1-8b"), find_device("h100-sxm"), 8, 64, 4096)
+    student = by_name(large, "distil-layers-50")["distil-layers-50"]
+    assert not student.refusal
+    assert student.peak_bytes <= large.memory_bytes
 
 
 def plan(*arguments: str) -> object:

@@ -76,6 +76,43 @@ def measured_setting(
     )
 
 
+def traced_of(at: Setting) -> OnMachine | None:
+    """The machine of a setting that was measured, with the layers traced for it; None where data sheets are asked."""
+    return at.source.traced if isinstance(at.source, MeasuredMachine) else None
+
+
+def with_traced(
+    at: Setting,
+    *,
+    model: ModelProfile | None = None,
+    machine: MachineProfile | None = None,
+    precision: str | None = None,
+    codec: str | None = None,
+) -> Setting:
+    """A setting of a traced model with another one, other measurements of its machine, precision or codec.
+
+    Raises: KeyError where the model was not traced at the precision.
+    """
+    source, precision, codec = at.source, precision or at.precision, codec or at.codec
+    assert isinstance(source, MeasuredMachine | TracedDevice)
+    profile = model or source.traced.layers.model
+    sizes = sizes_of_trace(profile, precision, at.sequence_length)
+    layers = _layers(sizes, profile, precision)
+    if isinstance(source, TracedDevice):
+        traced = replace(source.traced, layers=layers)
+        return replace(at, model=sizes, precision=precision, codec=codec, source=replace(source, traced=traced))
+    machine = machine or source.traced.machine
+    own = replace(source.traced, machine=machine, layers=layers, codec_name=codec)
+    return replace(
+        at,
+        model=sizes,
+        stack=stack_on(at.stack, machine, precision),
+        precision=precision,
+        codec=codec,
+        source=replace(source, traced=own),
+    )
+
+
 def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:
     if cluster is not None:
         return cluster.network_latency_us * MICROSECOND
