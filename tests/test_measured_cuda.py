@@ -1,77 +1,92 @@
 """A measured CUDA machine, built of round numbers: what its laws do that those of CPU ranks do not, by hand."""
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
-from planner.measured.collectives import Group, collective_seconds
-from planner.measured.gradients import gradient_seconds
-from planner.measured.stages import StageCosts
-from planner.measured.table import PlanTable
+from planner.cost.ingredients import ingredients_of
+from planner.cost.layers import SHARDED, layer_pass, sharded_message
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.measured_setting import measured_setting
+from planner.space.question import jobs_of
+from profiles.laws.collectives import measured_seconds
+from profiles.machines.stacks import load_stack
 from profiles.models.operators import PHASES
+from tests.exchange_builders import MODEL, added_seconds, replicas, setting_on
 from tests.machine_builders import machine
-from tests.test_search import MODEL, run
+from tests.plan_finder import predict
+from tests.test_measured_space import plan
 
 PARAMETERS, BANDWIDTH = 64 * 2.0**20, 1e9
 # Gradients in 32 bits, in buckets of 25 MiB.
 GRADIENT_BYTES, NUM_BUCKETS = 4 * PARAMETERS, 11
 
 
-def added_seconds(zero_stage: int, num_microbatches: int, busy: float) -> float:
-    """What two GPUs that share no latency add to a step for their gradients, `busy` seconds in each direction."""
-    here = machine(device_kind="cuda", bandwidth=BANDWIDTH, latency=0.0)
-    numbers = dict.fromkeys((field.name for field in fields(StageCosts)), 0.0) | {
-        "num_parameters": PARAMETERS, "forward_busy": busy, "backward_busy": busy,
-    }  # fmt: skip
-    ones = ("tensor_parallel", "pipeline_parallel")
-    columns = dict.fromkeys((field.name for field in fields(PlanTable)), np.zeros(1, dtype=np.int64))
-    columns |= {name: np.ones(1, dtype=np.int64) for name in ones}
-    columns |= {
-        name: np.full(1, value)
-        for name, value in (("data_parallel", 2), ("zero_stage", zero_stage), ("num_microbatches", num_microbatches))
-    }
-    table = PlanTable(**{**columns, "codec_names": ("none",), "precision": "fp32"})
-    stages = StageCosts(**{name: np.full((1, 1), value) for name, value in numbers.items()})
-    found = gradient_seconds(here, table, stages)
-    return float(found.exposed[0] + found.codec[0])
+def cuda(**changes: object):
+    return machine(device_kind="cuda", **{"bandwidth": BANDWIDTH, "latency": 0.0, **changes})
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 3])
 def test_sharded_weights_are_gathered_twice_for_every_micro_batch(num_microbatches):
-    once = GRADIENT_BYTES / BANDWIDTH
-    # Nothing computes, so nothing is hidden: gradients once, weights twice a micro-batch and one bucket before.
-    expected = once + 2 * num_microbatches * once + once / NUM_BUCKETS
-    assert added_seconds(3, num_microbatches, 0.0) == pytest.approx(expected)
+    at = setting_on(cuda())
+    made = ingredients_of(replicas(at, SHARDED, num_microbatches))
+    gather, scatter = made.sharded.layer_gather, made.sharded.layer_scatter
+    every = made.rules.reduces_every_microbatch > 0
+    sent = [
+        sharded_message(phase, gather, scatter, np.array([True]), every, np.array([float(num_microbatches)]))
+        for phase in PHASES
+    ]
+    assert float(sum(sent)[0]) == pytest.approx(float((2 * gather + scatter)[0]))
 
 
-def test_behind_long_passes_the_ends_of_both_are_left():
+def test_behind_long_passes_the_last_bucket_is_left():
     once = GRADIENT_BYTES / BANDWIDTH
-    # The last bucket of gradients waits for the end of backward, the first weights for nothing.
-    assert added_seconds(3, 4, 100.0) == pytest.approx(2 * once / NUM_BUCKETS)
-    assert added_seconds(0, 4, 100.0) == pytest.approx(once / NUM_BUCKETS)
+    from planner.cost.measured.machine import learned_of
+
+    factor = learned_of(cuda()).factors.data_comm
+    assert added_seconds(cuda(), "none", 0, PARAMETERS, 100.0) == pytest.approx(factor * once / NUM_BUCKETS, rel=1e-3)
+
+
+def test_behind_long_passes_sharded_weights_are_hidden_on_gpus_alone():
+    for kind, hides in (("cuda", True), ("cpu", False)):
+        at = setting_on(machine(device_kind=kind, bandwidth=1e8, flops=1e8))
+        made = ingredients_of(replicas(at, SHARDED))
+        assert at.learned is not None
+        added = layer_pass(made, at.learned.factors, "forward", "dense").data_comm[0]
+        assert (added < 0.1 * made.sharded.layer_gather[0]) == hides
 
 
 def test_a_host_that_is_slower_than_its_device_sets_the_pace():
     launch = 1.0
-    found = run(machine(device_kind="cuda", launch_seconds=launch, latency=0.0), num_devices=1, recompute=(0,))
+    at = measured_setting(cuda(launch_seconds=launch), MODEL, 1, 8, 128, "fp32")
+    space = explore(at, Options(recompute=("none",), offload=("none",)))
     layers = MODEL.precision_layers("fp32")
     launches = sum(len(layers[kind].of_phase(phase)) for kind in MODEL.structure for phase in PHASES)
-    seconds, table = found.priced[0].estimate.seconds, found.priced[0].table
-    assert seconds["compute"] + seconds["host"] == pytest.approx(launches * launch * table.num_microbatches)
+    for size in (1, 4):
+        own = predict(space, plan(data_parallel=1, micro_batch_size=size, num_microbatches=8 // size)).seconds
+        outside = load_stack("trainwright").time.host_step_ms * 1e-3
+        taken = own["compute"] + own["host"] - outside
+        assert taken == pytest.approx(launches * launch * (8 // size), rel=1e-3)
 
 
 def test_the_allocator_and_the_context_take_memory():
-    free, cuda = (run(machine(device_kind=kind), num_devices=1) for kind in ("cpu", "cuda"))
-    held = sum(values for name, values in free.priced[0].estimate.bytes_per_rank.items() if name != "slack")
-    slack = cuda.priced[0].estimate.bytes_per_rank["slack"]
-    assert (free.priced[0].estimate.bytes_per_rank["slack"] == 0).all()
-    assert slack == pytest.approx(0.06 * held + 1.5 * 2**30)
+    held = {
+        kind: predict(
+            explore(measured_setting(machine(device_kind=kind), MODEL, 1, 8, 128, "fp32"), Options(offload=("none",))),
+            plan(data_parallel=1, num_microbatches=4),
+        ).bytes_per_rank["slack"]
+        for kind in ("cpu", "cuda")
+    }
+    assert held["cpu"] == pytest.approx(0.0, abs=1.0)
+    assert held["cuda"] > load_stack("trainwright").memory.context_gib * 2**30
 
 
-@pytest.mark.parametrize(("size", "published_us"), [(2, 45.0), (4, 53.0), (8, 77.0)])
-def test_latencies_of_larger_groups_are_those_published(size, published_us):
-    """Small all-reduces of A100 over NVLink (vTrain's tables), carried over from the pair that was measured."""
-    here = machine(device_kind="cuda", latency=45e-6, bandwidth=1e12)
-    seconds, _ = collective_seconds(here, "all_reduce", 1.0, Group(size, size))
-    assert float(seconds) == pytest.approx(published_us * 1e-6, rel=0.1)
+def test_latencies_of_larger_groups_are_those_published():
+    """Small all-reduces of eight A100 over NVLink, carried over from a pair as quick as published ones are."""
+    name, num_bytes = "A100-SXM4 8-GPU node", 32768.0
+    here = cuda(latency=42.5e-6, bandwidth=1e12, device_name="NVIDIA A100-SXM4-80GB", memory_bytes=80 * 2.0**30)
+    at = measured_setting(here, MODEL, 8, 8, 128, "fp32")
+    assert at.source is not None
+    links, ranks = at.source.links(jobs_of(at, tensor=np.ones(1))), np.array([8.0])
+    seconds = links.seconds("all_reduce", np.array([num_bytes]), ranks, ranks)
+    assert float(seconds[0]) == pytest.approx(float(measured_seconds(name, "all_reduce", 8, 1, num_bytes)), rel=0.1)

@@ -241,7 +241,7 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
 
 def _narrower_bytes(jobs: Jobs) -> Array:
     """By how many bytes the gradients of a parameter are narrower as a codec of FSDP's own reduces them."""
-    return WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0)
+    return np.asarray(WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0))
 
 
 def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
