@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.cost.measured.corrections import Corrections
 from planner.cost.measured.kernels import Traced
 from planner.cost.measured.machine import MeasuredMachine, device_of, is_shipped, learned_of, stack_on
 from planner.space.question import Setting
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
-from profiles.machines.devices import MICROSECOND
+from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.profile import MachineProfile
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
 from profiles.models.profile import LayerProfile, ModelProfile
@@ -33,19 +35,19 @@ def measured_setting(
 ) -> Setting:
     """A setting on devices of `machine`, in nodes of `cluster` or as many to a node as were measured.
 
-    CPU ranks beyond those measured share its host. `corrections` are what runs on it taught.
+    CPU ranks beyond those measured share the memory of its host. `corrections` are what runs on it taught.
     Raises: InputError where those are of another machine.
     """
-    device, learned = device_of(machine), learned_of(machine)
+    per_host = ranks_on_host(machine, num_devices, cluster)
+    device, learned = _sharing(device_of(machine), machine, per_host), learned_of(machine)
     if corrections is not None:
         corrections.check(machine)
         learned = corrections.on(learned)
     is_cpu = machine.device_kind == "cpu"
-    per_node = cluster.devices_per_node if cluster else machine.devices_per_node
-    if is_cpu and not cluster and machine.devices_per_node == machine.num_devices:
-        per_node = max(per_node, num_devices)
     sizes = sizes_of(model.name, model.workload.config)
     kinds, ends = _layers(model, sizes.transformer, precision)
+    per_node = cluster.devices_per_node if cluster else max(machine.devices_per_node, per_host)
+    traced = Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec)
     network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
     return Setting(
         model=sizes,
@@ -63,12 +65,27 @@ def measured_setting(
         codec=codec,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
-            traced=Traced(machine=machine, model=model, precision=precision, kinds=kinds, ends=ends, codec=codec),
-            factors=learned.factors,
-            knows_network=cluster is not None or is_shipped(machine),
+            traced=traced, factors=learned.factors, knows_network=cluster is not None or is_shipped(machine)
         ),
         learned=learned,
+        measured=traced,
+        corrections=corrections,
     )
+
+
+def ranks_on_host(machine: MachineProfile, num_devices: int, cluster: Cluster | None) -> int:
+    """How many ranks share a host; GPUs have as many as were measured, CPUs take all where one host was measured."""
+    if machine.device_kind != "cpu":
+        return machine.devices_per_node
+    if cluster is not None:
+        return min(cluster.devices_per_node, num_devices)
+    return num_devices if machine.devices_per_node == machine.num_devices else machine.devices_per_node
+
+
+def _sharing(device: Device, machine: MachineProfile, ranks: int) -> Device:
+    """The device where so many ranks share a host: its memory is that of the host."""
+    share = min(1.0, machine.devices_per_node / ranks)
+    return replace(device, memory_gib=device.memory_gib * share)
 
 
 def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:
