@@ -16,41 +16,49 @@ def plan(
     model: str | Path,
     num_devices: int,
     *,
+    machine: str | Path | None = None,
+    learned: Path | None = None,
     device: str | None = None,
     cluster: str | None = None,
     global_batches: Sequence[int] = (),
     sequence_length: int | None = None,
     stack: str = "trainwright",
     precisions: Sequence[str] = (),
-    codecs: Sequence[str] = ("none",),
+    codecs: Sequence[str] | None = ("none",),
     top: int = 10,
     simulate: bool = False,
     all_file: Path | None = None,
+    trusted: Sequence[str] = (),
 ) -> Planned:
-    """Plan from a notebook or a program, as the command `plan` does; a `device` or a `cluster` is needed.
+    """Plan from a notebook or a program, as the command `plan` does.
 
-    `model` is a shipped alias, or a config.json or its folder. Of several `global_batches`, `precisions` and gradient
-    `codecs` the best is taken; without any, 8 samples per device, and bf16. `stack` is the software that will train.
-    `top` layouts are kept; with `simulate` also what the executor cannot run. `all_file` gets every plan, as .csv or
-    .parquet.
+    `model` is an alias, or a config.json or its folder, which `trusted` modules of the user's may build. The machine is
+    the one measured here, unless a `machine` profile, a `device` or a `cluster` is named; a machine with a cluster has
+    the nodes and network of that one, and `learned` is what `compare --learn` wrote of it. Of several
+    `global_batches`, `precisions` and gradient `codecs` (None: the usual) the best is taken; without any, 8 samples
+    per device, and bf16, or fp32 on CPUs. `stack` is the software that will train. `top` layouts are kept; with
+    `simulate` also what the executor cannot run. `all_file` gets every plan, as .csv or .parquet.
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    from planner.ask import Request
-    from planner.notebook import planned, sizes_to_plan
+    from planner.notebook import planned
+    from planner.request import Request
 
     return planned(
         Request(
-            model=sizes_to_plan(str(model)),
+            model=str(model),
             num_devices=num_devices,
+            machine=machine,
+            learned=learned,
             device=device,
             cluster=cluster,
             global_batches=tuple(global_batches),
             sequence_length=sequence_length,
             stack=stack,
             precisions=tuple(precisions),
-            codecs=tuple(codecs),
+            codecs=None if codecs is None else tuple(codecs),
             top=top,
             simulate=simulate,
             all_file=all_file,
+            trusted=tuple(trusted),
         )
     )

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.answers import Change, Cost, WhyNot
-from planner.ask import Request, answer_to
+from planner.ask import answer_to
 from planner.prediction import Candidate, PlanFile
+from planner.request import Request
 from planner.space.answers import Answer
 from planner.space.questions import Reliability, cost_of, sensitivity, why_not
 from planner.terminal import show_answers
 from profiles import artifacts
-from profiles.errors import InputError
-from profiles.library import load_sizes
-from profiles.models.sizes import ModelSizes
 from profiles.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -84,24 +82,11 @@ class Planned:
         )
 
 
-def sizes_to_plan(model: str) -> ModelSizes:
-    """The sizes of a model: an alias, or a config.json or its folder.
-
-    Raises: InputError for a model that has to be traced; UnknownNameError.
-    """
-    sizes = load_sizes(model)
-    if sizes is None:
-        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
-    return sizes
-
-
 def planned(request: Request) -> Planned:
     """Search as `plan` does.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    if not request.device and not request.cluster:
-        raise InputError("plan needs device=... or cluster=..., such as device='h100-sxm'")
     found = answer_to(request)
     return Planned(file=found.file, answer=found)
 

@@ -20,8 +20,6 @@ import numpy as np
 from planner.cost.factors import load_learned
 from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
-from planner.measured.estimate import estimate, pricing
-from planner.measured.search import Choices, search
 from planner.plans import Plan
 from planner.published.learn import predict
 from planner.schedules.replay import replay_plans
@@ -29,8 +27,7 @@ from planner.schedules.steps import Shape
 from planner.simulate.step import simulate
 from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.space.question import jobs_of
-from profiles.library import load_model, trace_model
-from profiles.machines.devices import load_device, machine_of
+from profiles.library import trace_model
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.ranks.launcher import launch
 from tests.bench_gate import judge, processor_seconds, record, workload_seconds
@@ -41,12 +38,17 @@ REPEATS = 7
 # Pipelines of 16 stages and 64 micro-batches.
 PIPELINES = (Shape("1f1b", 16, 1, 64), Shape("interleaved-1f1b", 8, 2, 64), Shape("zbv", 8, 2, 64))
 NUM_PLANS = 8192
-SPACE, SPACE_MEMORY = "a million plans of 175B on 4,096 A100", "MiB of the search of 175B on 4,096 A100"
+# By the function of tests/bench_space: names of the rate and of the memory.
+SEARCHES = {
+    "big": ("a million plans of 175B on 4,096 A100", "MiB of the search of 175B on 4,096 A100"),
+    "measured": ("a million plans of 70B on 4,096 measured H100", "MiB of the search of 70B on 4,096 measured H100"),
+}
 STEP = "simulate a step of 175B on 512 GPUs"
 # Global batches of the questions that are asked as commands, by the number of GPUs.
 COMMANDS = {64: "512", 1024: "2048", 131072: "131072"}
 GATED = (
-    SPACE, SPACE_MEMORY, STEP, *(f"replay of {shape.schedule}" for shape in PIPELINES),
+    *(name for names in SEARCHES.values() for name in names), STEP,
+    *(f"replay of {shape.schedule}" for shape in PIPELINES),
     *(f"plan, 70B on {gpus:,}" for gpus in COMMANDS),
 )  # fmt: skip
 
@@ -127,24 +129,23 @@ def one_job() -> Callable[[], object]:
 
 
 def space_numbers(alone_seconds: float) -> dict[str, float]:
-    """Print the space's rate beside that of single plans; return its ratio and its memory."""
-    runs = [
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", "from tests.bench_space import explore_big; explore_big()"],
-                check=True, capture_output=True, text=True,
-            ).stdout
+    """Print the rates of both searches beside that of single plans; return their ratios and their memory."""
+    result = {}
+    for search, (rate, memory) in SEARCHES.items():
+        script = f"from tests.bench_space import explore_{search}; explore_{search}()"
+        command = [sys.executable, "-c", script]
+        runs = [
+            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)
+        ]
+        plans, seconds = runs[0][0], statistics.median(run[1] for run in runs)
+        held = max(run[3] for run in runs) / 2**20
+        print(
+            f"{rate.removeprefix('a million plans of ')}: {plans:,} plans in {seconds:.1f} s, "
+            f"{plans / seconds:,.0f} plans/s, {held:,.0f} MiB resident; {plans / seconds * alone_seconds:,.0f} x the "
+            "rate of one plan at a time"
         )
-        for _ in range(3)
-    ]  # fmt: skip
-    plans, seconds = runs[0][0], statistics.median(run[1] for run in runs)
-    held = max(run[3] for run in runs) / 2**20
-    print(
-        f"space of 175B on 4,096 A100: {plans:,} plans in {seconds:.1f} s, {plans / seconds:,.0f} plans/s, "
-        f"{held:,.0f} MiB resident; {plans / seconds * alone_seconds:,.0f} x the rate "
-        "of one plan at a time"
-    )
-    return {SPACE: statistics.median(run[2] for run in runs) / plans * 1e6, SPACE_MEMORY: held}
+        result |= {rate: statistics.median(run[2] for run in runs) / plans * 1e6, memory: held}
+    return result
 
 
 def training_numbers() -> dict[str, float]:
@@ -171,12 +172,6 @@ def training_numbers() -> dict[str, float]:
 
 def program_numbers(repeats: int) -> dict[str, float]:
     """Print how long the program's parts and commands take; return each over the workload."""
-    model, device = load_model("llama-3.1-8b"), load_device("h100-sxm")
-    choices = Choices(num_devices=512, global_batch_size=4096, sequence_length=4096, precisions=("bf16",))
-    found = search(machine_of(device, 512), model, choices)
-    priced, shared = found.priced[0].table, found.priced[0].shared
-    one = priced.take(np.array([0]))
-    alone = pricing(shared.machine, model, one, 4096)
     step = step_of_175b()
     plan = ("-m", "planner", "--model", "llama-3.1-8b", "--device", "h100-sxm")
     large = ("-m", "planner", "--model", "llama-3.1-70b", "--device", "h100-sxm")
@@ -191,8 +186,6 @@ def program_numbers(repeats: int) -> dict[str, float]:
             },
             "price one plan as a job": one_job(),
             "trace an 8B model, two precisions": lambda: trace_model("llama-3.1-8b"),
-            f"price {len(priced)} plans as a table": lambda: estimate(shared, priced),
-            "price 1 plan as a table of one": lambda: estimate(alone, one),
             STEP: lambda: simulate(step),
             **pipelines(),
         },
@@ -200,11 +193,6 @@ def program_numbers(repeats: int) -> dict[str, float]:
     )
     for name, own in timed.items():
         print(f"{name:40s} {own.seconds * 1e3:10.1f} ms  spread {own.spread:5.0%}")
-    per_plan = timed[f"price {len(priced)} plans as a table"].seconds / len(priced)
-    print(
-        f"closed form: {1 / per_plan:,.0f} plans/s, {timed['price 1 plan as a table of one'].seconds / per_plan:,.0f} x"
-    )
-    print("the rate of one plan at a time")
     for name in pipelines():
         print(f"{name:40s} {NUM_PLANS / timed[name].seconds:10,.0f} plans/s of 16 stages x 64 micro-batches")
     return {name: own.ratio for name, own in timed.items()}

@@ -9,7 +9,7 @@ import time
 from planner.space.explore import explore
 from planner.space.layouts import Options
 from planner.space.question import Setting, setting
-from profiles.library import load_sizes
+from profiles.library import load_model, load_sizes
 from profiles.machines.devices import load_device
 from tests.bench_gate import most_memory_bytes, workload_seconds
 
@@ -22,8 +22,28 @@ def big_setting() -> Setting:
     return setting(load_sizes("gpt3-175b"), load_device("a100-sxm-80gb"), 4096, 3072, 2048)
 
 
+def measured_setting_of_70b() -> Setting:
+    """Llama 70B on 4,096 H100 of which two nodes were measured: here, as if published laws had been measured."""
+    from tests.twin import Question, measured, published
+    from tests.twin_machine import twin
+
+    model = load_model("llama-3.1-70b")
+    at = Question(model="llama-3.1-70b", num_devices=4096, global_batch=3072, sequence=4096, measured=16)
+    return measured(at, twin(published(at), model, 16))
+
+
 def explore_big() -> None:
-    """Print of the whole space of `big_setting`, in a process of its own: plans, seconds, ratio, most memory held.
+    """Print of the whole space of `big_setting` what `explored` says of it."""
+    explored(big_setting())
+
+
+def explore_measured() -> None:
+    """Print the same of `measured_setting_of_70b`."""
+    explored(measured_setting_of_70b())
+
+
+def explored(at: Setting) -> None:
+    """Print of the whole space of a setting, in a process of its own: plans, seconds, ratio, most memory held.
 
     The workload runs again and again between blocks of the search, and is not counted.
     """
@@ -40,6 +60,6 @@ def explore_big() -> None:
         wall, spent = wall + time.perf_counter() - start, spent + last - computed
 
     start, computed = time.perf_counter(), time.process_time()
-    space = explore(big_setting(), Options(), on_progress=interleave)
+    space = explore(at, Options(), on_progress=interleave)
     seconds, computed = time.perf_counter() - start - wall, time.process_time() - computed - spent
     print(json.dumps([space.generated, seconds, computed / statistics.mean(taken), most_memory_bytes()]))

@@ -4,10 +4,12 @@ from dataclasses import fields
 
 import pytest
 
-from planner.measured.search import Choices, search
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.question import setting
 from profiles.errors import UnknownNameError
-from profiles.library import load_model
-from profiles.machines.devices import Device, catalogue_names, device_names, find_device, load_device, machine_of
+from profiles.library import load_sizes
+from profiles.machines.devices import Device, catalogue_names, device_names, find_device, load_device
 
 # Under which key of `sources` the origin of each number stands.
 SOURCE_OF = {
@@ -225,34 +227,15 @@ def test_what_names_no_device_is_refused(text):
         find_device(text, 80)
 
 
-def test_a_machine_offers_what_plans_are_made_for(device):
-    machine = machine_of(device, 16)
-    offered = {"fp32"} | ({"bf16"} & set(device.peak_tflops))
-    assert set(machine.peak_flops_per_second) == offered
-    assert {kernel.precision for kernel in machine.kernels} == offered
-    assert {(kernel.kind, kernel.precision) for kernel in machine.kernels} == {
-        *(
-            (kind, precision)
-            for kind in ("matmul", "attention_forward", "attention_backward", "memory")
-            for precision in offered
-        ),
-        ("optimizer", "fp32"),
-        ("codec", "fp32"),
-    }
-    assert machine.devices_per_node == max(device.devices_per_node, device.fast_domain)
-
-
 def test_devices_without_bf16_are_planned_in_fp32():
     names = set(catalogue_names()) - set(device_names())
     assert names == {"v100-sxm-16gb", "v100-sxm-32gb", "v100-sxm3-32gb"}
-    choices = Choices(num_devices=16, global_batch_size=64, sequence_length=512, precisions=("fp32",))
     for name in names:
-        assert search(machine_of(load_device(name), 16), load_model("gpt2-small"), choices).priced
+        at = setting(load_sizes("gpt2-small"), load_device(name), 16, 64, 512, precision="fp32")
+        assert explore(at, Options()).accepted > 0
 
 
 def test_a_bridge_of_two_cards_is_no_link_of_the_node():
-    within, between = (
-        [link.bytes_per_second for link in machine_of(load_device("h100-nvl"), 8).links if link.span == span]
-        for span in ("node", "network")
-    )
-    assert within == between
+    at = setting(load_sizes("llama-3.1-8b"), load_device("h100-nvl"), 8, 64, 4096)
+    assert at.fast_domain == 2
+    assert at.devices_per_node == 8

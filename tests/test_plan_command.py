@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from planner.measured.ask import Asked, plan_file, searched
+from planner.ask import ask
+from planner.command import CODECS
 from planner.prediction import PlanFile
+from planner.request import USUAL_CODECS, Request
+from planner.space.beside import Questions
 from profiles import artifacts
 from profiles.workloads.loading import load_spec
 from tests.machine_builders import machine
@@ -42,6 +45,10 @@ def test_table_and_file_agree(tmp_path):
     assert "not measured" in done.stdout
     assert "sequence length assumed: 4096" in done.stdout
     assert "TFLOP/s bf16 per device" in done.stdout
+
+
+def test_the_codecs_that_help_names_are_those_that_are_tried():
+    assert tuple(CODECS.split(",")) == USUAL_CODECS
 
 
 def test_json_stands_alone_on_standard_output(tmp_path):
@@ -126,14 +133,13 @@ def test_a_profile_of_a_busy_machine_is_flagged_and_priced_as_it_is(tmp_path):
     for name, load in (("quiet", taken(0.05)), ("busy", taken(0.97))):
         path = tmp_path / f"{name}.json"
         artifacts.write(path, "machine-profile", machine(load=load, load_before=taken(0.0)))
-        asked = Asked(
-            model="llama-26m", num_devices=2, global_batch=8, sequence_length=64, machine=str(path), device=None,
-            precision=None, codecs="none", usual_codecs="none",
-        )  # fmt: skip
-        found, notes = searched(asked)
-        said = [note for note in notes if "was busy" in note]
+        request = Request(
+            model="llama-26m", num_devices=2, global_batches=(8,), sequence_length=64, machine=path, top=5
+        )
+        file = ask(request, Questions())
+        said = [note for note in file.notes if "was busy" in note]
         assert bool(said) == (name == "busy")
-        prices.append([candidate.prediction for candidate in plan_file(found, 5, notes).candidates])
+        prices.append([candidate.prediction for candidate in file.candidates])
     assert prices[0] == prices[1]
     assert "was busy while it was profiled (0.97 of 2 cores taken by other processes)" in said[0]
     assert "run `profile machine` again" in said[0]

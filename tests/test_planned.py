@@ -11,6 +11,7 @@ from planner.space.beside import Questions
 from profiles import artifacts
 from profiles.errors import InputError
 from profiles.library import load_sizes
+from tests.machine_builders import machine
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,17 @@ def test_it_is_what_the_command_finds(found):
     assert found.why_not("tp=2") == asked.answers.why_not
     assert found.cost(1e12, 2.0) == asked.answers.cost
     assert tuple(found.sensitivity()) == asked.answers.sensitivity
+
+
+def test_a_measured_machine_is_planned_for_and_answers_too(tmp_path):
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
+    own = planner.plan("llama-26m", 2, machine=tmp_path / "machine.json", global_batches=(8,), sequence_length=64)
+    assert (own.file.machine_origin, own.file.machine_device_kind) == ("measured", "cpu")
+    assert any(note.startswith("planned for machine round (measured)") for note in own.notes)
+    assert own.why_not("dp=2").step_seconds is not None
+    assert own.sensitivity()[0].what == "messages that take twice as long"
+    assert own.cost(1e9).days > 0
+    assert len(own.to_frame()) == len(own.file.candidates)
 
 
 def test_the_frame_has_a_row_per_plan_and_its_parts_add_up(found):
@@ -74,9 +86,12 @@ def test_it_answers_and_saves(found, tmp_path):
     assert found.cost(1e12, 2.0).dollars[0] == pytest.approx(found.cost(1e12, 1.0).dollars[0] * 2)
 
 
-def test_what_is_missing_or_unknown_is_said():
-    with pytest.raises(InputError, match="device="):
+def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINWRIGHT_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="no machine is known here"):
         planner.plan("llama-3.1-8b", 16)
+    with pytest.raises(InputError, match="--learned FILE is of a measured machine"):
+        planner.plan("llama-3.1-8b", 16, device="h100-sxm", learned=tmp_path / "learned.json")
     with pytest.raises(TypeError, match="'gpu'"):
         planner.plan("llama-3.1-8b", 16, device="h100-sxm", gpu=1)
     with pytest.raises(InputError, match="planned on a measured machine"):

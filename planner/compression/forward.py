@@ -17,7 +17,6 @@ from planner.cost.measured.operators import find_curve
 from planner.cost.software_time import rules_of
 from planner.cost.step import END_SHARE
 from planner.plans import Plan
-from planner.space.measured_setting import traced_of
 from planner.space.question import Setting, jobs_of
 from planner.space.weights import Weights
 from profiles.laws.curves import kernel_seconds
@@ -72,7 +71,7 @@ def forward_seconds(job: Jobs, learned: Learned) -> float:
 def sample_seconds(at: Setting) -> float:
     """One forward pass of one sample in full precision: without a loss, as layers were timed; else as in training."""
     full = stored(at)
-    traced = traced_of(full)
+    traced = full.measured
     if traced is not None:
         timed = {
             timing.layer: timing.inference_seconds
@@ -103,7 +102,7 @@ def quantised_seconds(at: Setting, weights: Weights, scheme: str, seconds: float
 
     Model: the pass of so many seconds, less its linears in fp32, plus the same in 8 bits, both linear by linear.
     """
-    traced = traced_of(at)
+    traced = at.measured
     curves = {curve.name: curve for curve in traced.machine.kernels if curve.kind == "linear"} if traced else {}
     if scheme not in curves or FULL_PRECISION not in curves:
         return None
@@ -118,7 +117,7 @@ def quantised_seconds(at: Setting, weights: Weights, scheme: str, seconds: float
 
 def why_unknown(at: Setting, scheme: str) -> str:
     """Why nothing is known of a latency in 8 bits."""
-    if traced_of(at) is None:
+    if at.measured is None:
         return "its latency is on no data sheet: profile a machine to know it"
     return f"its latency is not known: the machine was not profiled for linears in {scheme}"
 
@@ -132,7 +131,7 @@ def rounding_seconds(at: Setting, weights: Weights, plan: Plan) -> float:
     sizes = [
         size for count, inputs, outputs in weights.linears for size in [inputs * outputs, tokens * inputs] * int(count)
     ]
-    num_bytes, traced = FULL_BYTES * np.array(sizes), traced_of(at)
+    num_bytes, traced = FULL_BYTES * np.array(sizes), at.measured
     if traced is not None:
         curve = find_curve(traced.machine, "memory", "rounding", FULL_PRECISION)
         seconds = kernel_seconds(curve, 0.0, num_bytes, [num_bytes])

@@ -28,7 +28,6 @@ from planner.compression.recipes import (
 from planner.compression.smaller_settings import as_sent
 from planner.compression.teacher import teacher_bytes, teacher_seconds
 from planner.compression.trainable import Searches, Trained
-from planner.space.measured_setting import traced_of
 from planner.space.question import Setting
 from planner.space.weights import Weights, weights_of
 from planner.terminal.progress import OnProgress, silent
@@ -112,7 +111,7 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
     latency: float | None = whole.latency_seconds
     if best.at.model is not at.model:
         latency = scaled_seconds(at, whole.latency_seconds, best.at)
-    traced, notes = traced_of(at), []
+    traced, notes = at.measured, []
     notes.append(speed_note(own, traced.machine.device_kind if traced else "cuda"))
     if own.scheme:
         latency = quantised_seconds(at, whole.weights, own.scheme, whole.latency_seconds)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.compression.recipes import Recipe, smaller
-from planner.space.measured_setting import traced_of, with_traced
+from planner.space.measured_setting import with_traced
 from planner.space.question import Setting
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.models.sizes import sizes_of
@@ -50,7 +50,7 @@ def stored(at: Setting) -> Setting:
 
 def by_kernels(at: Setting) -> Setting:
     """The setting with every layer summed up from its kernels, also where layers were timed as they are."""
-    traced = traced_of(at)
+    traced = at.measured
     if traced is None:
         return at
     return with_traced(at, machine=replace(traced.machine, layer_timings=()))

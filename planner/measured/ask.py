@@ -8,17 +8,13 @@ from datetime import UTC, datetime
 from planner.measured.explain import candidates
 from planner.measured.gradients import measured_codecs
 from planner.measured.search import Choices, Search, search
+from planner.measured_settings import warnings
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from planner.prediction import PlanFile
-from profiles.codecs.codec import codec
+from planner.request import USUAL_CODECS, Request, codecs_of
+from planner.space.evidence import REPEAT_FRACTION
 from profiles.library import load_machine, load_model
-from profiles.machines.fingerprint import describe_difference
-from profiles.machines.load import causes
 from profiles.machines.profile import MachineProfile
-
-# Repeated steps of one plan differ by this much (README, "How right it is"). Most of what a band allows for is common
-# to all plans of a machine and says nothing about which of two is faster.
-REPEAT_FRACTION = 0.08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +34,22 @@ class Asked:
     codecs: str | None
     usual_codecs: str
     trusted: tuple[str, ...] = ()
+
+
+def asked_of(request: Request) -> Asked:
+    """The same question, of the one global batch that it names."""
+    return Asked(
+        model=str(request.model),
+        num_devices=request.num_devices,
+        global_batch=request.global_batches[0] if request.global_batches else None,
+        sequence_length=request.sequence_length,
+        machine=None if request.machine is None else str(request.machine),
+        device=request.device,
+        precision=",".join(request.precisions) or None,
+        codecs=None if request.codecs is None else ",".join(request.codecs),
+        usual_codecs=",".join(USUAL_CODECS),
+        trusted=request.trusted,
+    )
 
 
 def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
@@ -74,7 +86,8 @@ def searched(asked: Asked) -> tuple[Search, tuple[str, ...]]:
             else measured_codecs(target, codecs_of(asked.usual_codecs)),
         ),
     )
-    return found, (*notes, *_warnings(found))
+    ranks = gpus if target.devices_per_node == target.num_devices else target.devices_per_node
+    return found, (*notes, *warnings(target, gpus, ranks))
 
 
 def _with_more_ranks(machine: MachineProfile, num_ranks: int) -> MachineProfile:
@@ -85,38 +98,6 @@ def _with_more_ranks(machine: MachineProfile, num_ranks: int) -> MachineProfile:
         devices_per_node=num_ranks,
         memory_bytes=machine.memory_bytes * machine.num_devices / num_ranks,
     )
-
-
-def codecs_of(text: str) -> tuple[str, ...]:
-    """The codecs that an option names; gradients as they are among them.
-
-    Raises: UnknownNameError.
-    """
-    names = tuple(codec(name.strip()).name for name in text.split(","))
-    return names if "none" in names else ("none", *names)
-
-
-def _warnings(search: Search) -> list[str]:
-    """What the reader must know before trusting the table."""
-    machine, count = search.machine, search.choices.num_devices
-    warnings = []
-    if machine.device_kind == "cpu":
-        warnings.append(f"no GPU: {count} devices are {count} CPU ranks of one thread each")
-    if machine.load is not None and machine.load.is_busy:
-        words = f"the machine was busy while it was profiled ({causes(machine.load)})"
-        warnings.append(f"{words}, so predictions are off: run `profile machine` again when it is quiet")
-    if machine.fingerprint is not None:
-        difference = describe_difference(machine.fingerprint)
-        if difference:
-            warnings.append(f"the machine was profiled elsewhere or with other versions ({difference})")
-        ranks = count if machine.devices_per_node == machine.num_devices else machine.devices_per_node
-        if machine.device_kind == "cpu" and ranks > machine.fingerprint.num_cores:
-            factor = machine.oversubscription_factor
-            measured = f" (twice as many ranks as cores were {factor:.2g} times slower)" if factor else ""
-            warnings.append(
-                f"{ranks} ranks share {machine.fingerprint.num_cores} cores: step times are not judged{measured}"
-            )
-    return warnings
 
 
 def plan_file(search: Search, top: int, notes: tuple[str, ...]) -> PlanFile:

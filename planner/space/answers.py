@@ -12,6 +12,7 @@ from planner.answers import NearestMiss
 from planner.legality import facts_of, facts_of_sizes, refusal
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
+from planner.space.evidence import REPEAT_FRACTION
 from planner.space.explore import NO_ROOM, Place, Space
 from planner.space.files import plan_file, planned_for, ranked
 from planner.space.ideas import folded, ideas
@@ -125,9 +126,15 @@ def _best_where(space: Space, allowed: Flags) -> Place | None:
 
 
 def _advice(at: Setting, candidates: Sequence[Candidate], baselines: dict[str, int]) -> Iterator[str]:
-    """Whether the best is worth its complexity: a gain inside the band may not be there."""
+    """Whether the best is worth its complexity: a gain inside the band may not be there.
+
+    Of a measured machine most of what a band allows for is common to all plans, and says nothing of which is faster.
+    """
     best = candidates[0].prediction
     half = (best.high_seconds - best.low_seconds) / 2 / best.step_seconds
+    within = f"inside the band of +-{half:.0%}"
+    if at.measured is not None:
+        half, within = REPEAT_FRACTION, "no more than steps of one plan differ"
     for name, index in baselines.items():
         plain = candidates[index].prediction
         if not plain.fits or why_not_run(at, candidates[index].plan):
@@ -137,7 +144,7 @@ def _advice(at: Setting, candidates: Sequence[Candidate], baselines: dict[str, i
             return
         if gain <= half:
             yield (
-                f"{name} is predicted {format_percent(gain)} slower than the best, inside the band of +-{half:.0%}: it "
+                f"{name} is predicted {format_percent(gain)} slower than the best, {within}: it "
                 f"is the simpler choice until both are measured ({candidates[index].plan.id})"
             )
             return

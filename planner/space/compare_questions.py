@@ -37,6 +37,7 @@ def try_settings(
 ) -> tuple[Space, list[str]]:
     """The space of the setting whose best plan is the fastest per token, and what became of the others.
 
+    Lossy gradients must be worth it: by WORTH_FRACTION over others.
     Codecs are tried where gradients sent for nothing would be worth them: no codec does better than that.
     Raises: NoFeasiblePlanError where no setting has a plan that fits.
     """
@@ -59,16 +60,26 @@ def try_settings(
         notes.append(f"gradient codecs are not worth it: gradients sent for nothing would gain {most}")
     if not tried:
         raise failed[0]
-    best = max(tried, key=lambda own: own.tokens_per_second)
-    for own in tried:
-        if own is not best:
-            behind = best.tokens_per_second / own.tokens_per_second - 1
-            words = f"{_difference(own.space.at, best.space.at)}: {format_percent(behind)} slower per token"
-            notes.append(f"{words} ({plan_of(own.space, own.place).id})")
+    best = max(tried, key=_worth)
+    notes += [_beside(own, best) for own in tried if own is not best]
     notes += [str(error) for error in failed]
     if best.space.at.compresses:
         notes.append(f"the best plan's gradients are lossy ({best.space.at.codec}): check that training bears it")
     return best.space, notes
+
+
+def _worth(own: Tried) -> float:
+    """Tokens per second, of lossy gradients less what they must promise."""
+    return own.tokens_per_second / (1 + WORTH_FRACTION * own.space.at.compresses)
+
+
+def _beside(own: Tried, best: Tried) -> str:
+    """How a setting compares with the best one."""
+    behind = best.tokens_per_second / own.tokens_per_second - 1
+    words = f"{format_percent(behind)} slower per token"
+    if behind < 0:
+        words = f"{format_percent(-behind)} faster per token, too little for lossy gradients"
+    return f"{_difference(own.space.at, best.space.at)}: {words} ({plan_of(own.space, own.place).id})"
 
 
 def _try(

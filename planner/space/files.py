@@ -16,19 +16,22 @@ from planner.verdict import verdict
 
 def planned_for(at: Setting) -> PlannedFor:
     """What plans of a setting are for; embedding and head count as layers."""
+    machine = at.measured.machine if at.measured else None
+    fingerprint = machine.fingerprint if machine else None
     return PlannedFor(
         model_name=at.model.name,
         workload=at.model.workload,
         num_layers=at.model.transformer.num_positions,
         num_parameters=round(float(at.model.transformer.num_parameters[0])),
         machine_name=at.device.name,
-        machine_origin="datasheet",
-        machine_device_kind="cuda",
-        machine_fingerprint="",
+        machine_origin=machine.origin if machine else "datasheet",
+        machine_device_kind=at.device_kind,
+        machine_fingerprint=fingerprint.digest if fingerprint else "",
         num_devices=at.num_devices,
         global_batch_size=at.global_batch_size,
         sequence_length=at.sequence_length,
         stack=at.stack.name,
+        learned=dict(at.corrections.multiples) if at.corrections else {},
     )
 
 

@@ -37,20 +37,20 @@ def measured_setting(
 ) -> Setting:
     """A setting on devices of `machine`, in nodes of `cluster` or as many to a node as were measured.
 
-    CPU ranks beyond those measured share its host. `corrections` are what runs on it taught.
+    CPU ranks beyond those measured share the memory of its host. `corrections` are what runs on it taught.
     Raises: InputError where those are of another machine.
     """
-    device, learned = device_of(machine), learned_of(machine)
+    per_host = ranks_on_host(machine, num_devices, cluster)
+    device, learned = _sharing(device_of(machine), machine, per_host), learned_of(machine)
     if corrections is not None:
         corrections.check(machine)
         learned = corrections.on(learned)
     is_cpu = machine.device_kind == "cpu"
-    per_node = cluster.devices_per_node if cluster else machine.devices_per_node
-    if is_cpu and not cluster and machine.devices_per_node == machine.num_devices:
-        per_node = max(per_node, num_devices)
     sizes = sizes_of_trace(model, precision, sequence_length)
     layers = _layers(sizes, model, precision)
     published = device if is_shipped(machine) else None
+    per_node = cluster.devices_per_node if cluster else max(machine.devices_per_node, per_host)
+    traced = OnMachine(machine=machine, layers=layers, codec_name=codec, device=published)
     network = cluster.network_gb_per_second if cluster else device.network_gb_per_second
     return Setting(
         model=sizes,
@@ -68,17 +68,14 @@ def measured_setting(
         codec=codec,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
-            traced=OnMachine(machine=machine, layers=layers, codec_name=codec, device=published),
+            traced=traced,
             factors=learned.factors,
             knows_network=cluster is not None or published is not None,
         ),
         learned=learned,
+        measured=traced,
+        corrections=corrections,
     )
-
-
-def traced_of(at: Setting) -> OnMachine | None:
-    """The machine of a setting that was measured, with the layers traced for it; None where data sheets are asked."""
-    return at.source.traced if isinstance(at.source, MeasuredMachine) else None
 
 
 def with_traced(
@@ -110,7 +107,23 @@ def with_traced(
         precision=precision,
         codec=codec,
         source=replace(source, traced=own),
+        measured=own,
     )
+
+
+def ranks_on_host(machine: MachineProfile, num_devices: int, cluster: Cluster | None) -> int:
+    """How many ranks share a host; GPUs have as many as were measured, CPUs take all where one host was measured."""
+    if machine.device_kind != "cpu":
+        return machine.devices_per_node
+    if cluster is not None:
+        return min(cluster.devices_per_node, num_devices)
+    return num_devices if machine.devices_per_node == machine.num_devices else machine.devices_per_node
+
+
+def _sharing(device: Device, machine: MachineProfile, ranks: int) -> Device:
+    """The device where so many ranks share a host: its memory is that of the host."""
+    share = min(1.0, machine.devices_per_node / ranks)
+    return replace(device, memory_gib=device.memory_gib * share)
 
 
 def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:

@@ -9,12 +9,15 @@ import numpy as np
 
 from planner.cost.error_bands import band, spread
 from planner.cost.ingredients import ingredients_of
+from planner.cost.job import Jobs
+from planner.cost.measured.kernels import OnMachine
 from planner.parts import PART_NAMES
 from planner.prediction import KINDS, MAX_SPANS, Prediction, Span
 from planner.published.learn import predict, total_seconds
 from planner.schedules.replay import PipelineSeconds, replay_spans
 from planner.schedules.steps import Shape
 from planner.space.block import block, step_seconds, straggling
+from planner.space.evidence import band_of, bases, compute_words, taught_words, words_of
 from planner.space.explore import Memory, Place, Space
 from planner.space.memory import memories
 from planner.space.question import Setting
@@ -49,27 +52,45 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
     seconds = {name: plain[name] + (values - plain[name]) * share for name, values in parts.items()}
     memory = memories(space, places)
-    low, high = band(total_seconds(seconds), spread(jobs, seconds, space.learned), space.learned)
-    width = np.stack([low, high]) / total_seconds(seconds)
+    grounds = _grounds(space, jobs, seconds)
     work, result = work_of(space.at), []
     for index, place in enumerate(places):
         own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
         closed = step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute]
         step, found = float(closed) + float(added[index]), replayed.get(place)
+        low, high, assumptions = grounds[index]
         result.append(
             prediction_of(
                 work,
                 step,
-                (step * float(width[0, index]), step * float(width[1, index])),
+                (step * low, step * high),
                 _parts(parts_at(seconds, index), step, found, straggling(space.tables)),
                 memory[index],
                 fits=memory[index].device <= space.at.memory_bytes,
                 method="schedule replay" if found else "closed form",
-                assumptions=(f"kernels, links and software ({space.at.stack.name}) as published runs taught",),
+                assumptions=assumptions,
                 spans=spans_of(found.shape, found.stages) if found else (),
             )
         )
     return result
+
+
+def _grounds(space: Space, jobs: Jobs, seconds: Mapping[str, Array]) -> list[tuple[float, float, tuple[str, ...]]]:
+    """Of each job the ends of its band as multiples of the step, and what the prediction rests on in words."""
+    if space.at.measured is not None:
+        return [_measured(space.at, space.at.measured, jobs, seconds, row) for row in range(len(jobs))]
+    total = total_seconds(seconds)
+    low, high = band(total, spread(jobs, seconds, space.learned), space.learned)
+    words = f"kernels, links and software ({space.at.stack.name}) as published runs taught"
+    return [(float(least), float(most), (words,)) for least, most in zip(low / total, high / total, strict=True)]
+
+
+def _measured(
+    at: Setting, traced: OnMachine, jobs: Jobs, seconds: Mapping[str, Array], row: int
+) -> tuple[float, float, tuple[str, ...]]:
+    found = bases(traced, jobs, seconds, row)
+    taught = (taught_words(at.corrections),) if at.corrections else ()
+    return *band_of(found), (compute_words(traced), words_of(found), *taught)
 
 
 def _parts(parts: dict[str, float], step: float, found: Retimed | None, straggling: float) -> dict[str, float]:
@@ -84,13 +105,14 @@ def _parts(parts: dict[str, float], step: float, found: Retimed | None, straggli
 
 
 def work_of(at: Setting) -> Work:
-    """The work of a setting's step, against the data sheet."""
+    """The work of a setting's step, against the rate that was measured, or the data sheet's."""
     peak = peak_flops_per_second(at)
+    source = at.measured.machine.peak_source if at.measured else f"{at.device.title} data sheet, dense"
     return Work(
         tokens=at.global_batch_size * at.sequence_length,
         flops=model_flops(at),
         peak_flops_per_second=at.num_devices * peak,
-        peak_words=f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({at.device.title} data sheet, dense)",
+        peak_words=f"{peak / 1e12:.4g} TFLOP/s {at.precision} per device ({source})",
     )
 
 
@@ -141,7 +163,7 @@ def spans_of(shape: Shape, stages: PipelineSeconds) -> tuple[Span, ...]:
 
 
 def peak_flops_per_second(at: Setting) -> float:
-    """The data sheet's dense rate at the setting's precision."""
+    """The dense rate at the setting's precision: as measured, or the data sheet's."""
     return at.device.peak_tflops[at.precision] * 1e12
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from profiles.models.sizes import ModelSizes
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB, GIB
 
+if TYPE_CHECKING:
+    from planner.cost.measured.corrections import Corrections
+    from planner.cost.measured.kernels import OnMachine
+
 _HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name in COLUMNS}
 # What a codec that is no codec keeps and gathers.
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
@@ -31,7 +35,8 @@ class Setting:
 
     `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
     no codec can. `source` knows the kernels and links of a machine that was measured, None those of data sheets;
-    `learned` is what runs taught of the hardware, None what published ones did.
+    `learned` is what runs taught of the hardware, None what published ones did. `measured` are the machine and the
+    model's layers on it where it was measured, and `corrections` what plans that ran there taught.
     """
 
     model: ModelSizes
@@ -52,6 +57,13 @@ class Setting:
     free_exchange: bool = False
     source: Source | None = None
     learned: Learned | None = None
+    measured: OnMachine | None = None
+    corrections: Corrections | None = None
+
+    @property
+    def device_kind(self) -> Literal["cpu", "cuda"]:
+        """What kind of devices plans are for; those of data sheets are GPUs."""
+        return self.measured.machine.device_kind if self.measured else "cuda"
 
     @property
     def compresses(self) -> bool:

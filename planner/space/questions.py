@@ -23,6 +23,7 @@ from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
 from profiles.errors import InputError
 from profiles.inputs import limits
+from profiles.machines.profile import MachineProfile
 from profiles.models.transformer import Array, Flags
 from profiles.units import format_seconds
 
@@ -41,6 +42,8 @@ CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
 LEAST_GOODPUT = 1e-3
 # Plans whose order is asked about under another machine; of the degrees asked about, those followed step by step.
 CONTENDERS, MOST_FOLLOWED = 300, 40
+# Factors that are seconds of messages.
+MESSAGES = ("tensor_comm", "data_comm", "expert_comm", "pipeline_comm", "context_comm")
 
 
 def parse_wanted(text: str) -> dict[str, int]:
@@ -181,12 +184,10 @@ def _winner(space: Space, contenders: Sequence[Place], seconds: Array) -> int:
 
 def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
     at, factors = space.at, space.learned.factors
-    for factor, word in ((0.5, "half"), (2.0, "twice")):
-        network, inside = at.network_bytes_per_second * factor, at.fast_bytes_per_second * factor
-        yield f"{word} the network bandwidth", replace(at, network_bytes_per_second=network), factors
-        yield f"{word} the bandwidth inside nodes", replace(at, fast_bytes_per_second=inside), factors
-    latency = 4 * at.network_latency_seconds
-    yield "four times the network's latency", replace(at, network_latency_seconds=latency), factors
+    if at.measured is None:
+        yield from ((what, changed, factors) for what, changed in _other_links(at))
+    else:
+        yield from _other_messages(at, at.measured.machine, factors)
     for factor, word in ((0.85, "15 % faster"), (1.15, "15 % slower")):
         yield f"products {word}", at, replace(factors, matmul=factors.matmul * factor)
     yield (
@@ -195,6 +196,24 @@ def _changes(space: Space) -> Iterator[tuple[str, Setting, Factors]]:
         replace(factors, compute_slowdown=2 * factors.compute_slowdown, comm_slowdown=2 * factors.comm_slowdown),
     )
     yield "twice the pipeline's messages", at, replace(factors, pipeline_comm=2 * factors.pipeline_comm)
+
+
+def _other_links(at: Setting) -> Iterator[tuple[str, Setting]]:
+    """Faster and slower links than those off a data sheet."""
+    for factor, word in ((0.5, "half"), (2.0, "twice")):
+        network, inside = at.network_bytes_per_second * factor, at.fast_bytes_per_second * factor
+        yield f"{word} the network bandwidth", replace(at, network_bytes_per_second=network)
+        yield f"{word} the bandwidth inside nodes", replace(at, fast_bytes_per_second=inside)
+    yield "four times the network's latency", replace(at, network_latency_seconds=4 * at.network_latency_seconds)
+
+
+def _other_messages(at: Setting, machine: MachineProfile, factors: Factors) -> Iterator[tuple[str, Setting, Factors]]:
+    """Faster and slower messages than those that were measured; a network that was not, as off its data sheet."""
+    for factor, word in ((2.0, "twice"), (0.5, "half")):
+        sent = {name: getattr(factors, name) * factor for name in MESSAGES}
+        yield f"messages that take {word} as long", at, replace(factors, **sent)
+    if at.num_devices > at.devices_per_node and not any(link.span == "network" for link in machine.links):
+        yield from ((what, other, factors) for what, other in _other_links(at) if "network" in what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,10 +68,9 @@ def _links(links: AxisLinks) -> str:
 
 
 def _cost(cost: Cost) -> str:
-    words = (
-        f"{format_count(cost.tokens)} tokens: {cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours, "
-        f"{format_count(cost.kwh)} kWh of the devices at their rated power"
-    )
+    words = f"{format_count(cost.tokens)} tokens: {cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours"
+    if cost.kwh > 0:
+        words = f"{words}, {format_count(cost.kwh)} kWh of the devices at their rated power"
     failures = (
         f"of the time {format_percent(cost.goodput_fraction)} trains, with {format_count(cost.num_failures)} failures "
         f"expected and a checkpoint every {format_seconds(cost.interval_seconds)}"

@@ -1,0 +1,103 @@
+"""What plans are asked for, as a command line or a notebook says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
+from profiles.codecs.codec import codec
+from profiles.errors import InputError
+from profiles.inputs import limits
+from profiles.library import load_sizes
+from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
+from profiles.machines.stacks import THIS_PROGRAM
+from profiles.models.sizes import ModelSizes
+
+# Tried where none is named; on a measured machine, those that it was measured for.
+USUAL_CODECS = ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked; None is the usual. `simulate` also offers what the executor cannot run.
+
+    `model` is an alias or a path, or its sizes, of which a data sheet needs no more; `trusted` are modules of the
+    user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
+    `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
+    runs on it taught. `codecs` of None are USUAL_CODECS.
+    """
+
+    model: str | ModelSizes
+    num_devices: int
+    machine: str | Path | None = None
+    learned: Path | None = None
+    device: str | None = None
+    cluster: str | None = None
+    global_batches: tuple[int, ...] = ()
+    sequence_length: int | None = None
+    stack: str = THIS_PROGRAM
+    precisions: tuple[str, ...] = ()
+    codecs: tuple[str, ...] | None = ("none",)
+    top: int = 10
+    simulate: bool = False
+    all_file: Path | None = None
+    trusted: tuple[str, ...] = ()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a measured machine is asked about, not the data sheet of a shipped device."""
+        return self.machine is not None or (self.device is None and self.cluster is None)
+
+    def find_cluster(self) -> Cluster | MixedCluster | None:
+        """The cluster that is named."""
+        return find_cluster(self.cluster) if self.cluster else None
+
+    def sizes(self) -> ModelSizes:
+        """The sizes of the model.
+
+        Raises: InputError for a model that has to be traced; UnknownNameError.
+        """
+        return sizes_to_plan(self.model) if isinstance(self.model, str) else self.model
+
+
+def sizes_to_plan(model: str) -> ModelSizes:
+    """The sizes of a model: an alias, or a config.json or its folder.
+
+    Raises: InputError for a model that has to be traced; UnknownNameError.
+    """
+    sizes = load_sizes(model)
+    if sizes is None:
+        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
+    return sizes
+
+
+def sizes_asked(request: Request, model: ModelSizes, notes: list[str]) -> tuple[int, tuple[int, ...]]:
+    """Sequence length and global batches, with notes on what was assumed.
+
+    Raises: InputError where one does not suit the model.
+    """
+    sequence, batches = request.sequence_length, request.global_batches
+    longest = model.longest_sequence
+    if sequence is None:
+        sequence = min(longest or DEFAULT_SEQUENCE_LENGTH, DEFAULT_SEQUENCE_LENGTH)
+        notes.append(f"sequence length assumed: {sequence} tokens")
+    if not batches:
+        batches = (DEFAULT_SAMPLES_PER_DEVICE * request.num_devices,)
+        notes.append(f"global batch assumed: {batches[0]} samples")
+    limits.check("--gpus", request.num_devices, 1, limits.DEVICES)
+    limits.check("--sequence-length", sequence, 1, limits.SEQUENCE)
+    for batch in batches:
+        limits.check("--global-batch", batch, 1, limits.SAMPLES)
+    if longest and sequence > longest:
+        raise InputError(f"--sequence-length {sequence}: {model.name} takes 1 to {longest} tokens")
+    return sequence, batches
+
+
+def codecs_of(text: str) -> tuple[str, ...]:
+    """The codecs that an option names; gradients as they are among them.
+
+    Raises: UnknownNameError.
+    """
+    names = tuple(codec(name.strip()).name for name in text.split(","))
+    return names if "none" in names else ("none", *names)

@@ -1,0 +1,61 @@
+"""The settings that a request asks to compare, of data sheets or of a measured machine, and what was assumed."""
+
+from __future__ import annotations
+
+import itertools
+
+from planner.request import USUAL_CODECS, Request, sizes_asked
+from planner.space.question import Setting, setting
+from profiles.errors import InputError
+from profiles.machines.clusters import Cluster, MixedCluster
+from profiles.machines.devices import find_device
+from profiles.machines.stacks import THIS_PROGRAM, load_stack
+
+
+def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
+    """The settings that a request asks to compare, and what was assumed.
+
+    Raises: InputError where sizes or the precision do not suit the model or the machine; UnknownNameError.
+    """
+    if request.machine is not None and request.device is not None:
+        raise InputError("give either --machine FILE or --device NAME, not both")
+    if not request.is_measured and request.learned is not None:
+        raise InputError("--learned FILE is of a measured machine: leave --device out, or give its --machine FILE")
+    cluster = request.find_cluster()
+    if isinstance(cluster, MixedCluster):
+        raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
+    if not request.is_measured:
+        return _shipped(request, cluster)
+    from planner.measured_settings import measured_settings
+
+    return measured_settings(request, cluster)
+
+
+def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], list[str]]:
+    """Settings of a shipped device or cluster."""
+    device = find_device(request.device or (cluster.device if cluster else ""))
+    if cluster and find_device(cluster.device) != device:
+        raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
+    notes = planned_for(cluster.title if cluster else device.title, request.stack)
+    model = request.sizes()
+    sequence, batches = sizes_asked(request, model, notes)
+    precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
+    for precision in precisions:
+        if precision not in device.peak_tflops:
+            known = ", ".join(sorted(device.peak_tflops))
+            raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
+    codecs = USUAL_CODECS if request.codecs is None else request.codecs
+    return [
+        setting(model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients)
+        for precision, gradients, batch in itertools.product(precisions, codecs, batches)
+    ], notes
+
+
+def planned_for(where: str, stack: str) -> list[str]:
+    """Notes on the data sheets that are planned for.
+
+    Raises: UnknownNameError for a stack that is not shipped.
+    """
+    load_stack(stack)
+    words = [f"planned for {where} with {stack}: data sheet and published runs, not measured"]
+    return words if stack == THIS_PROGRAM else [*words, f"these plans are for {stack}: `execute` does not run them"]
