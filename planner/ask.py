@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from planner.answers import Answers, PoolAlone
+from planner.compression.recipes import Recipe
 from planner.prediction import PlanFile
 from planner.request import Request, sizes_asked
 from planner.schedules.registry import torch_names
@@ -33,8 +34,20 @@ SEARCH_SHARE = 0.8
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """What models are compressed by, and what share of the whole model's they may have by name."""
+
+    recipes: tuple[Recipe, ...]
+    targets: dict[str, float]
+
+
 def ask(
-    request: Request, questions: Questions, on_progress: OnProgress = silent, on_note: OnNote = unheard
+    request: Request,
+    questions: Questions,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = unheard,
+    compression: Compression | None = None,
 ) -> PlanFile:
     """The plan file, with the answers to the questions in it; `on_note` hears what must be known before the end.
 
@@ -47,7 +60,14 @@ def ask(
     if questions.why_not is not None:
         # Before a long search.
         parse_wanted(questions.why_not)
-    return answer_to(request, questions, on_progress, on_note).file
+    planning, compressing = pieces(on_progress, (1.0, 1.0) if compression else (1.0, 0.0))
+    found = answer_to(request, questions, planning, on_note)
+    if compression is None:
+        return found.file
+    from planner.compression.prices import compression_choices
+
+    choices = compression_choices(found.space.at, compression.recipes, compression.targets, compressing)
+    return replace(found.file, compression=choices)
 
 
 def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = silent) -> PlanFile:
@@ -59,10 +79,12 @@ def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = sil
     from planner.mixed.mixture import mixture
 
     model, pools = request.sizes(), load_pools(cluster)
+    if model is None:
+        raise InputError(f"model {request.model}: pools are planned for models of text, which are known by their sizes")
     if request.num_devices != cluster.num_devices:
         raise InputError(f"--gpus {request.num_devices}: the pools of {cluster.name} have {cluster.num_devices}")
     notes = planned_for(cluster.title, request.stack)
-    sequence, batches = sizes_asked(request, model, notes)
+    sequence, batches = sizes_asked(request, model.name, model.longest_sequence, notes)
     if request.codecs != ("none",):
         notes.append("gradients are sent as they are: codecs are not tried across two kinds of devices")
     precision = (request.precisions or ("bf16",))[0]

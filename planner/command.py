@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +16,9 @@ from profiles.workloads.module_options import TracebackOption, TrustOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from planner.ask import Compression
     from planner.prediction import PlanFile
-    from planner.request import Request
     from planner.space.questions import Reliability
-    from planner.terminal.progress import OnProgress
 
 CODECS = "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -141,7 +138,6 @@ def plan(
     from planner.ask import ask, parse_batches, parse_count
     from planner.request import Request, codecs_of
     from planner.space.beside import Questions
-    from profiles.library import load_sizes
 
     if model is None or gpus is None:
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
@@ -155,30 +151,15 @@ def plan(
         stack=stack, precisions=_words(precision), codecs=None if own_codecs is None else codecs_of(own_codecs),
         top=top, simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
     )  # fmt: skip
-    if load_sizes(model) is None:
-        result = _of_traced(request, given_options(context))
-    else:
-        check_pools(given_options(context), cluster)
-        questions = Questions(
-            why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
-            price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
-        )  # fmt: skip
-        with console.progress(out, "planning") as on_progress:
-            result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"))
-    if compress is not None:
-        with console.progress(out, "compressing") as on_progress:
-            result = _compressed(result, request, compress, target, on_progress)
+    check_pools(given_options(context), cluster)
+    questions = Questions(
+        why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
+        price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
+    )  # fmt: skip
+    compression = None if compress is None else _compression(compress, target)
+    with console.progress(out, "planning") as on_progress:
+        result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"), compression)
     _put_out(result, out, output, json_output)
-
-
-def _of_traced(request: Request, given: Mapping[str, str]) -> PlanFile:
-    """THE OLD ROAD, until traced models are settings too: modules of the user's and models of images take it alone."""
-    from planner.measured.ask import asked_of, plan_file, searched
-    from planner.terminal.options import check_traced
-
-    check_traced(given, len(request.global_batches))
-    found, notes = searched(asked_of(request))
-    return plan_file(found, request.top, notes)
 
 
 def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool) -> None:
@@ -196,28 +177,16 @@ def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: b
     show(result, out, output)
 
 
-def _compressed(
-    result: PlanFile, request: Request, recipes_text: str, target: str | None, on_progress: OnProgress
-) -> PlanFile:
-    """The plan file with what compressed models would give, on the device that the plans are for.
+def _compression(recipes_text: str, target: str | None) -> Compression:
+    """What models are to be compressed by, and how far.
 
-    The seam: `compression_choices` takes a search of the old road, until it takes a setting.
+    Raises: UnknownNameError, InputError.
     """
-    from planner.compression.prices import compression_choices, parse_targets
+    from planner.ask import Compression
+    from planner.compression.prices import parse_targets
     from planner.compression.recipes import recipes
-    from planner.measured.ask import asked_of, searched
 
-    wanted, targets = recipes(recipes_text), parse_targets(target)
-    is_measured = result.machine_origin != "datasheet"
-    own = replace(
-        request, global_batches=(result.global_batch_size,), sequence_length=result.sequence_length, codecs=("none",),
-        device=None if is_measured else result.machine_name,
-    )  # fmt: skip
-    choices = compression_choices(searched(asked_of(own))[0], wanted, targets, on_progress)
-    words = (
-        f"compressed models are priced by the data sheet of {result.machine_name} alone: compare them with each other"
-    )
-    return replace(result, compression=choices, notes=result.notes if is_measured else (*result.notes, words))
+    return Compression(recipes=recipes(recipes_text), targets=parse_targets(target))
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterator
 
 from planner.cost.measured.corrections import read_corrections
-from planner.request import USUAL_CODECS, Request, sizes_asked
+from planner.plans import DEFAULT_SEQUENCE_LENGTH
+from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
 from planner.space.evidence import taught_words
 from planner.space.measured_setting import measured_setting, ranks_on_host
 from planner.space.question import Setting
 from profiles.errors import InputError, UnknownNameError
-from profiles.library import load_machine, load_model
+from profiles.library import load_machine
 from profiles.machines.clusters import Cluster
 from profiles.machines.fingerprint import describe_difference
 from profiles.machines.load import causes
@@ -30,16 +31,14 @@ def measured_settings(request: Request, cluster: Cluster | None) -> tuple[list[S
             f"--stack {request.stack}: a measured machine was measured with {THIS_PROGRAM}; plan for other software "
             "with --device or --cluster alone"
         )
-    # Of a factory or a model of images there are none.
-    sizes = request.sizes()
-    where = None if request.machine is None else str(request.machine)
-    machine, which = load_machine(where, None, request.num_devices)
+    machine, which = load_machine(None if request.machine is None else str(request.machine), request.num_devices)
     notes = [f"planned for {which}", *_beyond_measured(machine, request.num_devices, cluster)]
     corrections = None if request.learned is None else read_corrections(request.learned, machine)
     if corrections is not None:
         notes.append(f"{taught_words(corrections)}, {request.learned}")
-    sequence, batches = sizes_asked(request, sizes, notes)
     model, precisions = _traced(request, machine)
+    usual = DEFAULT_SEQUENCE_LENGTH if model.workload.reads_text else TRACED_SEQUENCE_LENGTH
+    sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
     codecs = measured_codecs(machine) if request.codecs is None else request.codecs
     notes += warnings(machine, request.num_devices, ranks_on_host(machine, request.num_devices, cluster))
     return [
@@ -56,8 +55,7 @@ def _traced(request: Request, machine: MachineProfile) -> tuple[ModelProfile, tu
     Raises: UnknownNameError, InputError.
     """
     precisions = request.precisions or ("bf16" if machine.device_kind == "cuda" else "fp32",)
-    name = request.model if isinstance(request.model, str) else request.model.name
-    model = load_model(name, precisions, request.trusted)
+    model = request.trace(precisions)
     for precision in precisions:
         if precision not in model.layers:
             raise UnknownNameError("precision", precision, model.layers)

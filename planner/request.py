@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from profiles.codecs.codec import codec
 from profiles.errors import InputError
 from profiles.inputs import limits
-from profiles.library import load_sizes
+from profiles.library import load_model, load_sizes
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
 from profiles.machines.stacks import THIS_PROGRAM
+from profiles.models.profile import ModelProfile
 from profiles.models.sizes import ModelSizes
 
 # Tried where none is named; on a measured machine, those that it was measured for.
 USUAL_CODECS = ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
+# Of a model of the user's that says nothing of how long its samples are.
+TRACED_SEQUENCE_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,34 +57,32 @@ class Request:
         """The cluster that is named."""
         return find_cluster(self.cluster) if self.cluster else None
 
-    def sizes(self) -> ModelSizes:
-        """The sizes of the model.
+    def sizes(self) -> ModelSizes | None:
+        """The sizes of the model; None of one that has to be traced.
 
-        Raises: InputError for a model that has to be traced; UnknownNameError.
+        Raises: UnknownNameError.
         """
-        return sizes_to_plan(self.model) if isinstance(self.model, str) else self.model
+        return load_sizes(self.model) if isinstance(self.model, str) else self.model
+
+    def trace(self, precisions: Sequence[str]) -> ModelProfile:
+        """The model's trace at these precisions.
+
+        Raises: UnknownNameError, InputError.
+        """
+        return load_model(self.model if isinstance(self.model, str) else self.model.name, precisions, self.trusted)
 
 
-def sizes_to_plan(model: str) -> ModelSizes:
-    """The sizes of a model: an alias, or a config.json or its folder.
+def sizes_asked(
+    request: Request, name: str, longest: int, notes: list[str], usual: int = DEFAULT_SEQUENCE_LENGTH
+) -> tuple[int, tuple[int, ...]]:
+    """Sequence length and global batches for a model, with notes on what was assumed.
 
-    Raises: InputError for a model that has to be traced; UnknownNameError.
-    """
-    sizes = load_sizes(model)
-    if sizes is None:
-        raise InputError(f"model {model}: a module of your own is planned on a measured machine, by the command `plan`")
-    return sizes
-
-
-def sizes_asked(request: Request, model: ModelSizes, notes: list[str]) -> tuple[int, tuple[int, ...]]:
-    """Sequence length and global batches, with notes on what was assumed.
-
+    `longest` is what the model's positions allow, 0 where they set no limit, and a sample has the `usual` length.
     Raises: InputError where one does not suit the model.
     """
     sequence, batches = request.sequence_length, request.global_batches
-    longest = model.longest_sequence
     if sequence is None:
-        sequence = min(longest or DEFAULT_SEQUENCE_LENGTH, DEFAULT_SEQUENCE_LENGTH)
+        sequence = min(longest or usual, DEFAULT_SEQUENCE_LENGTH)
         notes.append(f"sequence length assumed: {sequence} tokens")
     if not batches:
         batches = (DEFAULT_SAMPLES_PER_DEVICE * request.num_devices,)
@@ -90,7 +92,7 @@ def sizes_asked(request: Request, model: ModelSizes, notes: list[str]) -> tuple[
     for batch in batches:
         limits.check("--global-batch", batch, 1, limits.SAMPLES)
     if longest and sequence > longest:
-        raise InputError(f"--sequence-length {sequence}: {model.name} takes 1 to {longest} tokens")
+        raise InputError(f"--sequence-length {sequence}: {name} takes 1 to {longest} tokens")
     return sequence, batches
 
 

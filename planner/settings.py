@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
-from planner.request import USUAL_CODECS, Request, sizes_asked
+from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
+from planner.space.measured_setting import traced_setting
 from planner.space.question import Setting, setting
 from profiles.errors import InputError
 from profiles.machines.clusters import Cluster, MixedCluster
-from profiles.machines.devices import find_device
+from profiles.machines.devices import Device, find_device
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
 
 
@@ -38,17 +40,38 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
     notes = planned_for(cluster.title if cluster else device.title, request.stack)
     model = request.sizes()
-    sequence, batches = sizes_asked(request, model, notes)
     precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
     for precision in precisions:
         if precision not in device.peak_tflops:
             known = ", ".join(sorted(device.peak_tflops))
             raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
     codecs = USUAL_CODECS if request.codecs is None else request.codecs
+    if model is None:
+        return _traced(request, device, cluster, precisions, codecs, notes), notes
+    sequence, batches = sizes_asked(request, model.name, model.longest_sequence, notes)
     return [
         setting(model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients)
         for precision, gradients, batch in itertools.product(precisions, codecs, batches)
     ], notes
+
+
+def _traced(
+    request: Request,
+    device: Device,
+    cluster: Cluster | None,
+    precisions: Sequence[str],
+    codecs: Sequence[str],
+    notes: list[str],
+) -> list[Setting]:
+    """Settings of a model that is known by its trace alone."""
+    model, length = request.trace(precisions), TRACED_SEQUENCE_LENGTH
+    sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, length)
+    return [
+        traced_setting(
+            model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients
+        )
+        for precision, gradients, batch in itertools.product(precisions, codecs, batches)
+    ]
 
 
 def planned_for(where: str, stack: str) -> list[str]:

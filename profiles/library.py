@@ -14,7 +14,7 @@ from profiles.artifacts import artifact_kind, read
 from profiles.catalog import CATALOG
 from profiles.errors import InputError, UnknownNameError
 from profiles.inputs.foreign import shown
-from profiles.machines.devices import device_names, find_device, machine_of
+from profiles.machines.devices import device_names
 from profiles.machines.profile import MachineProfile
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
@@ -142,19 +142,14 @@ def read_machine(path: Path) -> MachineProfile:
     return profile
 
 
-def load_machine(machine: str | None, device: str | None, num_devices: int) -> tuple[MachineProfile, str]:
-    """The machine to plan for, and a sentence that says which it is.
+def load_machine(machine: str | None, num_devices: int) -> tuple[MachineProfile, str]:
+    """The measured machine to plan for, and a sentence that says which it is.
 
-    Raises: InputError where none is named and none is stored; UnknownNameError for an unknown device.
+    Raises: InputError where none is named and none is stored; ArtifactError where the file is none.
     """
-    if machine is not None and device is not None:
-        raise InputError("give either --machine FILE or --device NAME, not both")
     if machine is not None:
         profile = read_machine(Path(machine))
         return profile, f"machine {profile.name} ({profile.origin}), from {machine}"
-    if device is not None:
-        profile = machine_of(find_device(device), num_devices)
-        return profile, f"device {profile.name}, shipped data sheet: not measured, so the bands are wide"
     stored = stored_machine_path()
     if not os.path.exists(stored):
         raise InputError(

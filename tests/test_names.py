@@ -26,7 +26,7 @@ from planner.terminal.legend import legend
 from planner.terminal.listing import KINDS
 from profiles.codecs.codec import KNOWN as CODECS
 from profiles.errors import InputError, UnknownNameError
-from profiles.library import config_names, load_machine, model_names, trace_model
+from profiles.library import config_names, model_names, trace_model
 from profiles.machines.clusters import find_cluster, load_pools
 from profiles.machines.devices import catalogue_names, find_device, load_device
 from profiles.models.profile import PRECISIONS
@@ -215,7 +215,6 @@ def test_an_unknown_model_is_no_module():
 
 
 def test_devices_have_their_aliases_everywhere():
-    assert load_machine(None, "H100", 8)[0].name == "h100-sxm"
     assert [pool.device.name for pool in load_pools(find_cluster("H100 SXM5:8,NVIDIA A100 80GB:8"))] == [
         "h100-sxm", "a100-sxm-80gb",
     ]  # fmt: skip

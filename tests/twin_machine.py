@@ -18,11 +18,10 @@ from planner.cost.layers import exposed
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.sheet_kernels import BACKWARD_HOST, SheetKernels
 from planner.cost.software_time import rules_of
-from planner.space.question import Setting, jobs_of
+from planner.space.question import CODEC_PASSES, Setting, jobs_of
 from profiles.codecs.codec import KNOWN, codec
 from profiles.laws.curves import fit_kernel, fit_link
 from profiles.laws.kernels import Silicon, attention_seconds, matmul_seconds
-from profiles.machines.devices import CODEC_PASSES
 from profiles.machines.profile import (
     COLLECTIVES,
     ExchangeTiming,

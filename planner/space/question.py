@@ -14,7 +14,7 @@ from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES
 from profiles.codecs.codec import codec as find_codec
 from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
-from profiles.machines.devices import CODEC_PASSES, MICROSECOND, Device
+from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.stacks import THIS_PROGRAM, Stack, load_stack
 from profiles.models.sizes import ModelSizes
 from profiles.models.transformer import Array, Flags
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from planner.cost.measured.kernels import OnMachine
 
 _HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name in COLUMNS}
+# Assumed until measured: how often a codec reads and writes a gradient.
+CODEC_PASSES = 3
 # What a codec that is no codec keeps and gathers.
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
 

@@ -15,24 +15,8 @@ NEEDS = {
 }
 # What is read where the command explains itself instead of planning.
 TAKES = {"list_kind": ("json_output",), "legend": ("json_output",)}
-# What is not answered about models that have to be traced.
-OF_KNOWN_SIZES = ("cluster", "learned", "stack", "simulate", "why_not", "sensitivity", "tokens", "all_file", "trace")
 # What is not answered across two kinds of devices, beside what planner/ask refuses there.
 OF_ONE_KIND = ("codecs", "compress")
-
-
-def check_traced(given: Mapping[str, str], num_batches: int) -> None:
-    """Check what is asked about a model that has to be traced; `given` are options by parameter.
-
-    Raises: InputError where only the search of the whole space would answer it.
-    """
-    names = (*OF_KNOWN_SIZES, "global_batch") if num_batches > 1 else OF_KNOWN_SIZES
-    for name in names:
-        if name in given:
-            what = "several --global-batch" if name == "global_batch" else given[name]
-            raise InputError(
-                f"{what} needs a model that is known by its sizes: an alias or a config.json of a language model"
-            )
 
 
 def check_pools(given: Mapping[str, str], cluster: str | None) -> None:

@@ -1,1 +1,0 @@
-"""What a training job takes on a machine that was measured, by its own kernels, layers and links."""
