@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
-from planner.space.measured_setting import traced_setting
 from planner.space.question import Setting, setting
+from planner.space.traced_setting import traced_setting
 from profiles.errors import InputError
 from profiles.machines.clusters import Cluster, MixedCluster
 from profiles.machines.devices import Device, find_device

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.compression.recipes import Recipe, smaller
-from planner.space.measured_setting import with_traced
 from planner.space.question import Setting
+from planner.space.traced_setting import with_traced
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.models.sizes import sizes_of
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.axes.context import exchanges_heads
 from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.vocabulary import padded_vocabulary
@@ -144,7 +145,7 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     Model: context-parallel ranks exchange tokens for heads where the software does, else each has a part of the tokens.
     """
     jobs, model = shapes.jobs, shapes.jobs.model
-    exchanges = jobs.stack.read(lambda stack: float(stack.time.exchanges_heads)) > 0
+    exchanges = exchanges_heads(jobs)
     heads = model.num_heads / jobs.tensor / np.where(exchanges, jobs.context, 1.0)
 
     def seconds(keys: Array) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.axes.context import exchanges_heads
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from profiles.models.operators import Phase
@@ -87,8 +88,10 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     sent = made.context_layer * factors.context_comm
     routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
     full = jobs.recompute == "full"
+    is_exchange = exchanges_heads(jobs)
     if phase == "backward":
-        sent = sent * np.where(full, 3.0, 2.0)
+        # Round the ranks go keys and values, and their gradients as well.
+        sent = sent * np.where(is_exchange, np.where(full, 2.0, 1.0), np.where(full, 3.0, 2.0))
         routed = routed * np.where(full, 2.0, 1.0)
         summed = summed + exposed(2 * made.gather_again, kernels.compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
@@ -96,7 +99,8 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         compute=kernels.compute,
         recompute=kernels.again,
         tensor_comm=summed * factors.tensor_comm * (1 - hidden),
-        context_comm=exposed(sent, kernels.attention, factors),
+        # Attention waits for heads that are exchanged.
+        context_comm=np.where(is_exchange, sent, exposed(sent, kernels.attention, factors)),
         expert_comm=routed,
         # Ranks that sum partial results wait for the latest host.
         launch=kernels.launch + kernels.num_sums * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
