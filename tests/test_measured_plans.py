@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,13 @@ def test_a_gain_no_larger_than_steps_differ_is_said(ask):
     gain = found.file.candidates[found.file.baseline].prediction.step_seconds / found.best.prediction.step_seconds - 1
     said = [note for note in found.notes if "no more than steps of one plan differ" in note]
     assert bool(said) == (0 < gain <= evidence.REPEAT_FRACTION)
+
+
+def test_lossy_gradients_that_gain_too_little_are_a_note():
+    golden = Path(__file__).parent / "golden" / "llama-26m_epyc_2_2026-11-23.machine.json"
+    found = planner.plan("llama-26m", 2, machine=golden, global_batches=(8,), sequence_length=128, codecs=None)
+    assert found.best.plan.codec == "none"
+    said = [note for note in found.notes if note.startswith("gradients in ")]
+    assert any("faster per token, too little for lossy gradients" in note for note in said)
+    assert any("slower per token" in note for note in said)
+    assert not any("-" in note.split(" %")[0].split(": ")[1] for note in said)
