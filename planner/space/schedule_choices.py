@@ -24,9 +24,10 @@ class Variants:
 
     Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
     `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
-    `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`. `through_v`,
-    `waits` and `forwards_first` are traits of schedules (s,), as their records have them. `share` is the part of a
-    stage's layers that is recomputed, `method` the number in METHODS of what is done to it.
+    `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
+    `held_by_last_full` on that one. `through_v`, `waits` and `forwards_first` are traits of schedules (s,), as their
+    records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in METHODS of
+    what is done to it.
     """
 
     micro_batch: Array
@@ -45,6 +46,7 @@ class Variants:
     messages: Array
     opened: Array
     held: tuple[Array, ...]
+    held_by_last_full: Array
     illegal: Counter[str]
 
     @property
@@ -61,7 +63,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
     num_places = len(fullest_stages(at, pipeline, stage_layers, 1))
-    terms = np.zeros((4 + num_places, len(micro), len(named)))
+    terms = np.zeros((5 + num_places, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(at, options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
@@ -73,6 +75,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.zeros(len(micro)) if hides_messages(at, name) else 2 * count * parts
         places = fullest_stages(at, pipeline, stage_layers, chunks)
+        places = (*places, last_full_stage(at, pipeline))
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         messages = 2 * (degree - 1) + np.where(degree > 1, steady, 0.0)
         terms[:, :, column] = filling, rounds, messages, rules.open_chunks(degree, parts, count), *held
@@ -93,7 +96,8 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         rounds=terms[1],
         messages=terms[2],
         opened=terms[3],
-        held=tuple(terms[4:]),
+        held=tuple(terms[4:-1]),
+        held_by_last_full=terms[-1],
         illegal=+illegal,
     )
 
@@ -109,6 +113,14 @@ def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -
         return tuple(float(min(stage, pipeline - 1)) for stage in range(max(pipeline, NUM_PLACES)))
     full = max(1.0, np.ceil(num_leading(at) * chunks / stage_layers))
     return 0.0, pipeline - 1.0, min(full, pipeline - 1.0), max(pipeline - 2.0, 0.0)
+
+
+def last_full_stage(at: Setting, pipeline: int) -> float:
+    """The last stage with as many layers as any, where they do not divide evenly; else the last but one.
+
+    Where weight gradients wait, it is that stage that holds most.
+    """
+    return float(at.model.num_layers % pipeline - 1 if at.model.num_layers % pipeline else max(pipeline - 2, 0))
 
 
 def num_leading(at: Setting) -> int:

@@ -15,8 +15,8 @@ from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
 from planner.space.question import Setting
-from planner.space.schedule_choices import NUM_PLACES, fullest_stages, num_leading
-from profiles.models.transformer import Array
+from planner.space.schedule_choices import NUM_PLACES, fullest_stages, last_full_stage, num_leading
+from profiles.models.transformer import Array, Flags
 
 STATES = tuple(field.name for field in fields(StageStates))
 
@@ -91,6 +91,9 @@ def _stage_table(
     # Of fewer stages the last stands for those that there are not.
     padded = {degree: (*own, *(own[-1:] * (most - len(own)))) for degree, own in places.items()}
     stages = np.minimum(np.array([padded[degree] for degree in pipeline]).reshape(-1, most).T, jobs.pipeline - 1)
+    if at.model.transformer.is_alike:
+        full = {degree: last_full_stage(at, degree) for degree in set(pipeline)}
+        stages[-1] = np.where(is_uneven(jobs), np.array([full[degree] for degree in pipeline]), stages[-1])
     columns, held = [], []
     names: tuple[str, ...] = ()
     for stage in stages:
@@ -105,6 +108,11 @@ def _stage_table(
     rows, state_bytes = np.zeros(num_layouts, dtype=np.int64), np.full(num_layouts, np.inf)
     rows[which], state_bytes[which] = np.arange(len(which)), np.max(held, axis=0)
     return StageTable(names=names, rows=rows, columns=tuple(columns), state_bytes=state_bytes)
+
+
+def is_uneven(jobs: Jobs) -> Flags:
+    """Whether some stages have a layer more than others, the ends aside. Shapes: one entry per job."""
+    return np.asarray((np.mod(jobs.model.num_layers, jobs.pipeline) > 0) & (jobs.first_fewer + jobs.last_fewer == 0))
 
 
 def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: StageContent) -> dict[str, Array]:
