@@ -127,8 +127,7 @@ def _law(stage: StageCosts) -> _Law:
     head = final + stage.hidden + stage.gathered
     flying: Array = stage.in_flight
     if np.any(stage.offloads):
-        few = LAYERS_NOT_OFFLOADED * stage.largest / np.maximum(stage.kept, 1.0)
-        flying = np.where(stage.offloads, np.minimum(flying, few), flying)
+        flying = np.where(stage.offloads, not_offloaded(stage.kept, stage.largest, flying), flying)
     waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
     absent = np.where(is_early, states.fresh, 0.0)
     full = (
@@ -157,6 +156,16 @@ def _law(stage: StageCosts) -> _Law:
         waiting=waiting,
         absent=absent,
     )
+
+
+def not_offloaded(kept: Array, largest: Array, in_flight: Array) -> Array:
+    """How many of the micro-batches in flight a device holds whose stage offloads activations. Shapes: broadcast."""
+    return np.asarray(np.minimum(in_flight, LAYERS_NOT_OFFLOADED * largest / np.maximum(kept, 1.0)))
+
+
+def offloaded_bytes(kept: Array, largest: Array, in_flight: Array) -> Array:
+    """Activations that a stage has on the host at its fullest: all that its device does not hold. Shapes: broadcast."""
+    return np.asarray(kept * (in_flight - not_offloaded(kept, largest, in_flight)))
 
 
 def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
