@@ -85,10 +85,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds."""
+    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds.
+
+    `offloaded_bytes`: activations that are on the host.
+    """
 
     allocated_bytes: Array
     reserved_bytes: Array
+    offloaded_bytes: Array
     moment: NDArray[np.int64]
     parts: dict[str, Array]
 
@@ -222,7 +226,10 @@ def peak_of(stage: StageCosts) -> Peak:
     }
     allocated = reduce(np.add, parts.values())
     reserved = allocated - totals.max(axis=0) + (totals + holes).max(axis=0) + stage.fixed_slack
-    return Peak(allocated_bytes=allocated, reserved_bytes=reserved, moment=moment, parts=parts)
+    offloaded = np.where(stage.offloads, offloaded_bytes(stage.kept, stage.largest, stage.in_flight), 0.0)
+    return Peak(
+        allocated_bytes=allocated, reserved_bytes=reserved, offloaded_bytes=offloaded, moment=moment, parts=parts
+    )
 
 
 def kept_together(kinds: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
