@@ -11,8 +11,8 @@ from planner.space.question import setting
 from profiles.machines.devices import Device, load_device
 from tests.test_space import CONFIGS, sizes_of
 
-# Of little memory, so that some plans do not fit.
-DEVICE = replace(load_device("h100-sxm"), memory_gib=6.0)
+# Of little memory, as its host, so that some plans do not fit.
+DEVICE = replace(load_device("h100-sxm"), memory_gib=6.0, host_memory_gb=4.0)
 OPTIONS = Options(schedules=("1f1b", "interleaved-1f1b"))
 # Less of these is better; of all other numbers, more.
 COSTS = ("latency", "slowdown", "launch", "power", "price")

@@ -29,6 +29,7 @@ SOURCE_OF = {
     "peer_gb_per_second": "link",
     "link_latency_us": "latencies",
     "host_gb_per_second": "host",
+    "host_memory_gb": "host_memory",
     "network_gb_per_second": "network",
     "network_latency_us": "latencies",
     "compute_slowdown_fraction": "slowdown",
@@ -106,6 +107,7 @@ def test_links_are_possible(device):
     assert (device.fast_domain > 1) == (device.link_gb_per_second > 0)
     assert 0 < device.peer_gb_per_second <= max(device.link_gb_per_second, device.host_gb_per_second)
     assert device.host_gb_per_second >= 15
+    assert device.host_memory_gb >= 128
     assert device.in_switch == (device.name in REDUCING_SWITCHES)
     if device.in_switch:
         assert device.peer_gb_per_second == device.link_gb_per_second

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+
 import numpy as np
 
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
+from planner.cost.job import Jobs
+from planner.cost.memory.footprint import memory_of
+from planner.cost.software_memory import memory_rules
+from planner.schedules.laws import WAITING_SHARE
+from planner.schedules.registry import has
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
 # Master weights and two moments in 32 bits.
 ADAM_STATE_BYTES = 12.0
-ELEMENT_BYTES = 2.0
 
 
 def codec_seconds(made: Ingredients, factors: Factors) -> Array:
@@ -48,18 +56,40 @@ def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:
 
 
 def offloaded_states(made: Ingredients, updated: Array) -> Array:
-    """Bytes of optimizer states that cross the link to the host once a step, each way."""
+    """Bytes of optimizer states that are on the host, and cross the link to it once a step, each way."""
     return np.where(made.jobs.optimizer_offload, updated * ADAM_STATE_BYTES, 0.0)
 
 
-def offloaded_activations(tokens: Array, hidden_size: Array, num_layers: Array, pipeline: Array) -> Array:
-    """Bytes that a stage's layers send to the host per micro-batch: the residual stream of each. Shapes: broadcast."""
-    return np.asarray(tokens * hidden_size * ELEMENT_BYTES * num_layers / pipeline)
+def offloaded_activations(kept: Mapping[str, Array], counts: Mapping[str, Sequence[Array]], waits: Flags) -> Array:
+    """Bytes per micro-batch that cross the link to the host, each way: all that the layers of the fullest stage keep.
+
+    `kept` by one layer of each kind, of which stages have `counts`. Where weight gradients wait (`waits`), the
+    gradients that they are made of go there as well. Shapes: broadcast.
+    """
+    stages = zip(*(counts[kind] for kind in kept), strict=True)
+    every = [sum(count * one for count, one in zip(stage, kept.values(), strict=True)) for stage in stages]
+    return np.asarray(reduce(np.maximum, every) * np.where(waits, 1 + WAITING_SHARE, 1.0))
 
 
-def offload_seconds(made: Ingredients, updated: Array) -> Array:
-    """Seconds per step of all that jobs offload. Shapes: one entry per job."""
-    jobs, model = made.jobs, made.jobs.model
-    kept = offloaded_activations(jobs.tokens, model.hidden_size, model.num_layers, jobs.pipeline)
-    kept = np.where(jobs.activation_offload, kept * jobs.num_microbatches, 0.0)
-    return crossing_seconds(offloaded_states(made, updated) + kept, made.host_link_rate)
+def kept_by_layer(jobs: Jobs, share: float = 1.0) -> dict[str, Array]:
+    """Bytes that a layer of each kind keeps per micro-batch, where jobs recompute a `share` of their layers."""
+    kept = _kept(jobs)
+    if share == 1:
+        return kept
+    rest = _kept(replace(jobs, recompute=np.full(len(jobs), "none")))
+    return {kind: rest[kind] + (own - rest[kind]) * share for kind, own in kept.items()}
+
+
+def _kept(jobs: Jobs) -> dict[str, Array]:
+    rules = memory_rules(jobs)
+    return {kind: memory_of(jobs, rules, kind).kept for kind in jobs.model.kinds}
+
+
+def offload_seconds(made: Ingredients, updated: Array, share: float = 1.0) -> Array:
+    """Seconds per step of all that jobs offload, which recompute a `share` of layers. Shapes: one entry per job."""
+    jobs, num_bytes = made.jobs, offloaded_states(made, updated)
+    if np.any(jobs.activation_offload):
+        waits = has(jobs.schedule, lambda each: each.waits) & (jobs.pipeline > 1)
+        each = offloaded_activations(kept_by_layer(jobs, share), made.counts, waits)
+        num_bytes = num_bytes + np.where(jobs.activation_offload, each * jobs.num_microbatches, 0.0)
+    return crossing_seconds(num_bytes, made.host_link_rate)

@@ -13,7 +13,7 @@ from planner.legality import facts_of, facts_of_sizes, refusal
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.evidence import REPEAT_FRACTION
-from planner.space.explore import NO_ROOM, Place, Space
+from planner.space.explore import NO_ROOM, NO_ROOM_ON_HOST, Place, Space
 from planner.space.files import plan_file, planned_for, ranked
 from planner.space.ideas import folded, ideas
 from planner.space.memory import memories
@@ -168,9 +168,13 @@ def no_plan(space: Space) -> str:
         return f"{words}; all that fit are simulate only: pass --simulate to see them"
     missed = nearest_miss(space)
     if missed is None:
-        least = format_bytes(float(space.tables.shared.least_state_bytes.min()))
-        room = format_bytes(at.memory_bytes)
-        return f"{words}; nearest: states alone take {least} of {room}: more devices, or a smaller model"
+        least, room = float(space.tables.shared.least_state_bytes.min()), at.memory_bytes
+        if space.rejected[NO_ROOM_ON_HOST] and least <= room:
+            return (
+                f"{words}; more devices would do, or hosts of more than {format_bytes(at.host_memory_bytes)} for each"
+            )
+        alone = f"{format_bytes(least)} of {format_bytes(room)}"
+        return f"{words}; nearest: states alone take {alone}: more devices, or a smaller model"
     return f"{words}; nearest: {plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over; more devices would do"
 
 

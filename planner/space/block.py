@@ -196,13 +196,12 @@ def _ends(plans: Block) -> dict[str, LayerSeconds]:
 
 
 def _once(plans: Block) -> Array:
-    """Seconds once a step, with the activations that cross the link to the host. Shapes: (g, m, 1, 1)."""
-    at, shared = plans.tables.at, plans.tables.shared
-    jobs, model = shared.jobs, at.model.transformer
-    if not plans.is_any(jobs.activation_offload):
+    """Seconds once a step, with the activations that cross the link to the host. Shapes: (g, m, s, k)."""
+    shared, choices = plans.tables.shared, plans.choices
+    if not plans.is_any(shared.jobs.activation_offload):
         return plans.each(shared.once)
-    kept = offloaded_activations(
-        plans.of(plans.tables.layers.tokens), model.hidden_size, model.num_layers, plans.each(jobs.pipeline)
-    )
-    kept = kept * plans.choices.count[:, None, None]
-    return np.asarray(plans.each(shared.once) + crossing_seconds(kept, plans.each(shared.host_link_rate)))
+    kept = {kind: plans.mixed(plans.of(table)) for kind, table in plans.tables.layers.kept.items()}
+    counts = {kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()}
+    each = offloaded_activations(kept, counts, np.asarray(choices.waits)[:, None])
+    seconds = crossing_seconds(each * choices.count[:, None, None], plans.each(shared.host_link_rate))
+    return np.asarray(plans.each(shared.once) + seconds)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 import numpy as np
 
-from planner.cost.memory.peak import StageCosts, kept_together, reserved_bytes
+from planner.cost.memory.peak import StageCosts, kept_together, offloaded_bytes, reserved_bytes
 from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
@@ -15,35 +16,50 @@ from planner.space.stage_table import STATES, StageTable, is_uneven, of_kind
 from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(NUM_PLACES)
+# Bytes of one stage, by its table and place, of some schedules.
+StageLaw = Callable[[Block, StageTable, int, Ints], Array]
 
 
 def device_bytes(plans: Block) -> Array:
     """Bytes on the device as the driver shows them. Shapes: (layout, micro-batch, schedule, recomputation)."""
+    return _fullest(plans, _stage_bytes)
+
+
+def host_bytes(plans: Block) -> Array:
+    """Bytes that a rank has offloaded to its host at its fullest: optimizer states, and activations in flight.
+
+    Of layouts that offload activations. Shapes: (layout, micro-batch, schedule, recomputation).
+    """
+    return _fullest(plans, _offloaded) + plans.each(plans.tables.shared.offloaded_states)
+
+
+def _fullest(plans: Block, law: StageLaw) -> Array:
+    """What a law says of the fullest stage."""
     stages, choices = plans.tables.shared.stages, plans.choices
     chunks = choices.chunks if len({number for number, _ in stages}) > 1 else np.ones(len(choices.chunks))
     result = np.empty(plans.shape)
     for key in {(int(number), bool(v)) for number, v in zip(chunks, choices.through_v, strict=True)}:
         columns = np.flatnonzero((chunks == key[0]) & (choices.through_v == key[1]))
-        result[:, :, columns] = _of_schedules(plans, stages[key], columns)
+        result[:, :, columns] = _of_schedules(plans, law, stages[key], columns)
     return result
 
 
-def _of_schedules(plans: Block, stages: StageTable, columns: Ints) -> Array:
+def _of_schedules(plans: Block, law: StageLaw, stages: StageTable, columns: Ints) -> Array:
     """The same for some schedules, whose stages hold what is in `stages`."""
     shared = plans.tables.shared
-    result = _stage_bytes(plans, stages, FIRST, columns)
+    result = law(plans, stages, FIRST, columns)
     if plans.is_any(shared.jobs.pipeline == 1):
         return result
     if not shared.jobs.model.is_alike:
         others = range(1, int(shared.jobs.pipeline[plans.layouts[0]]))
-        return reduce(np.maximum, (_stage_bytes(plans, stages, place, columns) for place in others), result)
-    result = np.maximum(result, _stage_bytes(plans, stages, LAST, columns))
+        return reduce(np.maximum, (law(plans, stages, place, columns) for place in others), result)
+    result = np.maximum(result, law(plans, stages, LAST, columns))
     if shared.jobs.model.is_moe[0] or (shared.jobs.first_fewer[plans.layouts] > 0).any():
-        result = np.maximum(result, _stage_bytes(plans, stages, FULL, columns))
+        result = np.maximum(result, law(plans, stages, FULL, columns))
     waits = plans.choices.waits[columns]
     # The last but one of two stages is the first.
     if waits.any() and not plans.is_any(shared.jobs.pipeline == 2):
-        waiting = _stage_bytes(plans, stages, BEFORE_LAST, np.asarray(columns)[waits])
+        waiting = law(plans, stages, BEFORE_LAST, np.asarray(columns)[waits])
         result[:, :, waits] = np.maximum(result[:, :, waits], waiting)
     return result
 
@@ -52,8 +68,20 @@ def _stage_bytes(plans: Block, stages: StageTable, place: int, columns: Ints) ->
     """Bytes of one stage at its fullest, with context and communicators."""
     stage = stages.at(place, plans.layouts)
     held = reserved_bytes(_costs(plans, stage, place, columns), stage["context_bytes"])
+    return _of_columns(plans, held, columns)
+
+
+def _offloaded(plans: Block, stages: StageTable, place: int, columns: Ints) -> Array:
+    """Activations of one stage that are on the host at its fullest."""
+    kept, largest, _ = _kept(plans, stages.at(place, plans.layouts))
+    held = plans.choices.held[place][:, columns, None]
+    return _of_columns(plans, offloaded_bytes(kept, largest, held), columns)
+
+
+def _of_columns(plans: Block, values: Array, columns: Ints) -> Array:
+    """The values at the full shape of some schedules."""
     shape = plans.shape
-    return np.broadcast_to(held, (*shape[:2], len(columns), shape[3]))
+    return np.broadcast_to(values, (*shape[:2], len(columns), shape[3]))
 
 
 def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> StageCosts:

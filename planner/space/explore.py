@@ -11,7 +11,7 @@ import numpy as np
 from planner.cost.factors import Learned, load_learned
 from planner.cost.layers import SHARDED
 from planner.space.block import Tables, block, step_seconds
-from planner.space.block_memory import device_bytes
+from planner.space.block_memory import device_bytes, host_bytes
 from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
@@ -22,6 +22,7 @@ from profiles.models.transformer import Array
 from profiles.units import format_count
 
 NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"
+NO_ROOM_ON_HOST = "offloaded bytes do not fit in the host's memory"
 # About as many plans are priced at once.
 BLOCK_PLANS = 65536
 # About half an hour of one core; and layouts times micro-batches, of which tables have a small part.
@@ -60,21 +61,25 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows."""
+    """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows.
+
+    `offloaded` are activations on the host.
+    """
 
     parts: dict[str, float]
     stages: tuple[float, ...]
     device: float
+    offloaded: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
     """What a search saw; `generated` equals the accepted plans and all rejected ones.
 
-    `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many), with
-    its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the stage bounds of plans whose layers
-    are not as evenly split as the layout has them; `held` what plans with
-    their bounds were found to hold, which spaces share that differ in `placed` or `best` alone.
+    `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many, or what
+    all of them offload is), with its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the
+    stage bounds of plans whose layers are not as evenly split as the layout has them; `held` what plans with their
+    bounds were found to hold, which spaces share that differ in `placed` or `best` alone.
     """
 
     at: Setting
@@ -154,20 +159,19 @@ def explore(
         raise _too_many(at)
     tables = tables_of(at, layouts, learned)
     known: dict[tuple[int, int], Variants] = {}
-    own, generated, rejected = _to_price(at, options, layouts, _least_bytes(tables), known)
+    own, generated, rejected = _to_price(at, options, layouts, tables, known)
     accepted = done = 0
     found: list[tuple[Array | Ints, ...]] = []
     nearest, places = np.full(len(layouts), np.inf), np.zeros((len(layouts), 3), dtype=np.int64)
     total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
     for piece in own:
         chosen, choices = piece.layouts, piece.choices
-        priced = block(tables, chosen, choices)
-        seconds, held = step_seconds(priced), device_bytes(priced)
-        held = np.where(choices.legal[:, :, None], held, np.inf)
+        seconds, held, num_over_host = _priced(tables, piece)
         fits = held <= at.memory_bytes
         num_fitting = int(fits.sum())
         accepted += num_fitting
-        rejected[NO_ROOM] += piece.num_legal * len(chosen) - num_fitting
+        rejected[NO_ROOM_ON_HOST] += num_over_host
+        rejected[NO_ROOM] += piece.num_legal * len(chosen) - num_fitting - num_over_host
         fewest = held.reshape(len(chosen), -1).argmin(axis=1)
         places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
         nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
@@ -185,7 +189,7 @@ def explore(
 
 
 def _to_price(
-    at: Setting, options: Options, layouts: Layouts, least: Array, known: dict[tuple[int, int], Variants]
+    at: Setting, options: Options, layouts: Layouts, tables: Tables, known: dict[tuple[int, int], Variants]
 ) -> tuple[list[_Piece], int, Counter[str]]:
     """The layouts to price, in pieces; how many plans there are in all, and counts of those that need no pricing.
 
@@ -194,6 +198,7 @@ def _to_price(
     """
     rejected: Counter[str] = Counter()
     generated, result = 0, []
+    least, offloaded = _least_bytes(tables), tables.shared.offloaded_states
     for alike in _groups(layouts):
         first = int(alike[0])
         key = int(layouts.pipeline[first]), int(layouts.data[first])
@@ -207,8 +212,26 @@ def _to_price(
         rejected.update({reason: count * len(alike) for reason, count in choices.illegal.items()})
         held_back = least[alike] > at.memory_bytes
         rejected[STATES_ALONE] += num_legal * int(held_back.sum())
-        result += [_Piece(chosen, choices, num_legal) for chosen in _pieces(alike[~held_back], choices.num_plans)]
+        too_many = ~held_back & (offloaded[alike] > at.host_memory_bytes)
+        rejected[NO_ROOM_ON_HOST] += num_legal * int(too_many.sum())
+        left = alike[~(held_back | too_many)]
+        result += [_Piece(chosen, choices, num_legal) for chosen in _pieces(left, choices.num_plans)]
     return result, generated, rejected
+
+
+def _priced(tables: Tables, piece: _Piece) -> tuple[Array, Array, int]:
+    """Seconds and bytes of plans, and how many legal ones offload more than their host has room for.
+
+    Of those, and of what is not legal, bytes are inf.
+    """
+    plans = block(tables, piece.layouts, piece.choices)
+    seconds, held = step_seconds(plans), device_bytes(plans)
+    held = np.where(piece.choices.legal[:, :, None], held, np.inf)
+    if not plans.is_any(tables.shared.jobs.activation_offload):
+        return seconds, held, 0
+    is_over = host_bytes(plans) > tables.at.host_memory_bytes
+    num_over = int((is_over & np.isfinite(held)).sum())
+    return seconds, np.where(is_over, np.inf, held), num_over
 
 
 def _too_many(at: Setting) -> InputError:

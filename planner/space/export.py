@@ -32,7 +32,8 @@ def write_all(
 ) -> Space:
     """Search, and write every legal plan with its seconds, bytes and whether it fits. Half a file is never left.
 
-    Layouts whose states alone do not fit have no seconds and no row. How large the file will be is told by its first
+    Layouts whose states alone do not fit have no seconds and no row, and plans have none that offload more than the
+    host has room for. How large the file will be is told by its first
     block, before the others are written.
     Raises: InputError for another ending than .csv or .parquet; EnvironmentFailure where pyarrow is missing, or the
     disk has no room for all of it.
@@ -49,7 +50,7 @@ def write_all(
             columns = _columns(at, layouts, chosen, choices, seconds, held)
             write(columns)
             # A pipe takes what comes, and has no size.
-            if not is_told and stream.seekable():
+            if not is_told and len(columns["fits"]) and stream.seekable():
                 written = stream.tell()
                 needed = written / len(columns["fits"]) * num_legal
                 on_note(f"{num_legal:,} plans go to {path}, about {format_bytes(needed)}")

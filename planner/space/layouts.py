@@ -157,7 +157,9 @@ def _variants(
 ) -> Iterator[tuple[int, ...]]:
     """Sequence parallelism, sharding, offload, order and ends of the pipeline that make sense for these degrees."""
     data_outside = (0, 1) if pipeline > 1 and data > 1 and at.num_devices > at.fast_domain else (0,)
-    offloads = [(int(name == "optimizer"), int(name == "activations")) for name in options.offload]
+    # The memory of CPUs is the host's: there is nowhere to offload to.
+    names = ("none",) if at.device_kind == "cpu" else options.offload
+    offloads = [(int(name == "optimizer"), int(name == "activations")) for name in names]
     splits = list(itertools.product((0, 1), options.vocab_parallel)) if tensor > 1 else [(0, 0)]
     if not at.model.workload.reads_text:
         # Where its norms and its vocabulary are is not known.

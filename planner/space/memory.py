@@ -34,6 +34,7 @@ def _memories(space: Space, places: Sequence[Place]) -> list[Memory]:
     share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
     most, least = (placed_footprint(space, places, jobs_at(space, places, method)) for method in (None, "none"))
     stages = least.stage_allocated_bytes + (most.stage_allocated_bytes - least.stage_allocated_bytes) * share[:, None]
+    offloaded = least.offloaded_bytes + (most.offloaded_bytes - least.offloaded_bytes) * share
     parts = {name: least.parts[name] + (values - least.parts[name]) * share for name, values in most.parts.items()}
     beyond = [held.device_bytes - held.allocated_bytes for held in (least, most)]
     result = []
@@ -45,7 +46,8 @@ def _memories(space: Space, places: Sequence[Place]) -> list[Memory]:
         else:
             own, numbers = {name: float(values[index]) for name, values in parts.items()}, stages[index]
             device = float(most.device_bytes[index]) if place in space.placed else closed_bytes(space, place)
-        result.append(Memory(parts=own, stages=tuple(map(float, numbers[np.isfinite(numbers)])), device=device))
+        known = tuple(map(float, numbers[np.isfinite(numbers)]))
+        result.append(Memory(parts=own, stages=known, device=device, offloaded=float(offloaded[index])))
     return result
 
 

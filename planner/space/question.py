@@ -77,6 +77,11 @@ class Setting:
         """What the driver lets a process use."""
         return self.device.memory_gib * GIB
 
+    @property
+    def host_memory_bytes(self) -> float:
+        """What a device may offload to its host."""
+        return self.device.host_memory_gb * GB
+
 
 def setting(
     model: ModelSizes,

@@ -181,9 +181,9 @@ def _gaining(
     closed = seconds[tried] - corrections(space, chosen)
     after = closed + corrections(own, chosen)
     faster = np.flatnonzero(after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)).tolist()
-    held = [memory.device for memory in memories(own, [chosen[row] for row in faster])]
+    held = memories(own, [chosen[row] for row in faster])
     return {
-        chosen[row]: (found[chosen[row]], float(after[row]), device)
-        for row, device in zip(faster, held, strict=True)
-        if device <= space.at.memory_bytes
+        chosen[row]: (found[chosen[row]], float(after[row]), memory.device)
+        for row, memory in zip(faster, held, strict=True)
+        if memory.device <= space.at.memory_bytes and memory.offloaded <= space.at.host_memory_bytes
     }

@@ -160,9 +160,10 @@ class LayoutTable:
 
     `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
     `gather` and `scatter` of one layer's shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of
-    compressing gradients, updating weights, offloading their states and of the host outside the layers. `counts` are
-    layers of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go
-    through a V; without leading dense layers chunks change nothing, and there is the entry of one chunk alone.
+    compressing gradients, updating weights, offloading their states, of which there are `offloaded_states` bytes, and
+    of the host outside the layers. `counts` are layers of the first, a middle and the last stage by kind. `stages` are
+    by number of chunks, and whether they go through a V; without leading dense layers chunks change nothing, and there
+    is the entry of one chunk alone.
     """
 
     jobs: Jobs
@@ -176,6 +177,7 @@ class LayoutTable:
     scatter: Array
     root: Array
     once: Array
+    offloaded_states: Array
     host_link_rate: Array
     counts: StageCounts
     stages: dict[tuple[int, bool], StageTable]
@@ -195,7 +197,8 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     updated = optimizer_parameters(made)
     once = codec_seconds(made, learned.factors) + optimizer_seconds(made, learned.factors, updated)
     once = once + made.rules.host_step_ms * 1e-3
-    once = once + crossing_seconds(offloaded_states(made, updated), made.host_link_rate)
+    offloaded = offloaded_states(made, updated)
+    once = once + crossing_seconds(offloaded, made.host_link_rate)
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
@@ -209,6 +212,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         scatter=made.sharded.layer_scatter * factor,
         root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
         once=once,
+        offloaded_states=offloaded,
         host_link_rate=made.host_link_rate,
         counts=made.counts,
         stages=stage_tables(at, layouts, jobs, rules, layer),

@@ -36,7 +36,13 @@ def step_work(space: Space, place: Place) -> StepWork:
     beside the last backward, messages on their links, and the pipeline.
     """
     plan, passes = plan_of(space, place), stage_passes(space, [place])
-    own = _Own(space=space, plan=plan, passes=passes, layers=stage_layers(plan, space.at.model.transformer))
+    own = _Own(
+        space=space,
+        plan=plan,
+        passes=passes,
+        layers=stage_layers(plan, space.at.model.transformer),
+        recomputed_share=float(space.choices(place.layout).share[place.recompute]),
+    )
     ranks, factors = plan.pipeline_parallel, space.learned.factors
     gather = _parameters(own)
     return StepWork(
@@ -60,6 +66,7 @@ class _Own:
     plan: Plan
     passes: StagePasses
     layers: StageLayers
+    recomputed_share: float
 
     def transfer(self, name: str, axis: str, seconds: float) -> Transfer | None:
         """A message that takes so long along an axis; None where there is none."""
@@ -180,4 +187,4 @@ def _once(own: _Own) -> float:
     made, factors = own.passes.made, own.space.learned.factors
     updated = optimizer_parameters(made)
     seconds = codec_seconds(made, factors) + optimizer_seconds(made, factors, updated) + made.rules.host_step_ms * 1e-3
-    return float((seconds + offload_seconds(made, updated))[0])
+    return float((seconds + offload_seconds(made, updated, own.recomputed_share))[0])

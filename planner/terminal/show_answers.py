@@ -112,6 +112,8 @@ def _does_not_fit(found: WhyNot) -> str:
     """How far the smallest such plan is from fitting, and what would help."""
     if not found.plan:
         least, room = format_bytes(found.peak_bytes or 0.0), format_bytes(found.memory_bytes or 0.0)
+        if (found.over_bytes or 0.0) <= 0:
+            return "what would have to be offloaded does not fit in the host's memory"
         return f"states alone do not fit in memory: {least} at the least of {room}"
     most = max(found.bytes_per_rank, key=lambda kind: found.bytes_per_rank[kind])
     over, largest = format_bytes(found.over_bytes or 0.0), format_bytes(found.bytes_per_rank[most])

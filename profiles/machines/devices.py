@@ -15,6 +15,8 @@ from profiles.errors import UnknownNameError
 
 FOLDER = CATALOG / "devices"
 MICROSECOND = 1e-6
+# Assumed where nothing is known of the host: less than DGX systems have, 1 to 2 TB for 8 devices.
+HOST_MEMORY_GB = 128.0
 Generation = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
 VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
 MEMORY_WORD = re.compile(r"(\d+(?:\.\d+)?)(?:gib|gb|g)")
@@ -28,8 +30,8 @@ class Device:
     `memory_label_gb` in the name. Rates by precision: fp32 is the TF32 rate of the matrix units where they have it,
     else the plain one; `vector_tflops` is plain fp32 outside of them. `fast_domain` devices are joined by
     `link_gb_per_second` each, of which one pair sees `peer_gb_per_second`; `in_switch` links reduce on their way.
-    `host_gb_per_second` joins the device to its processor. `num_multiprocessors` counts streaming multiprocessors or
-    compute units.
+    `host_gb_per_second` joins the device to its processor, whose memory has `host_memory_gb` for it.
+    `num_multiprocessors` counts streaming multiprocessors or compute units.
     """
 
     __pydantic_config__ = STRICT
@@ -54,6 +56,7 @@ class Device:
     peer_gb_per_second: float
     link_latency_us: float
     host_gb_per_second: float
+    host_memory_gb: float = HOST_MEMORY_GB
     network_gb_per_second: float
     network_latency_us: float
     compute_slowdown_fraction: float

@@ -16,7 +16,7 @@ from planner.cost.measured.links import MeasuredLinks, inside_of
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
 from profiles.errors import UnknownNameError
-from profiles.machines.devices import Device, find_device
+from profiles.machines.devices import HOST_MEMORY_GB, Device, find_device
 from profiles.machines.profile import Collective, MachineProfile
 from profiles.machines.stacks import Stack
 from profiles.units import GB, GIB
@@ -100,6 +100,8 @@ def device_of(machine: MachineProfile) -> Device:
         peer_gb_per_second=link or network,
         link_latency_us=0.0,
         host_gb_per_second=machine.memory_bytes_per_second / GB,
+        # CPUs are their own host; of other hosts' memory nothing was measured.
+        host_memory_gb=machine.memory_bytes / GB if machine.device_kind == "cpu" else HOST_MEMORY_GB,
         network_gb_per_second=network or link,
         network_latency_us=0.0,
         power_watts=0.0,

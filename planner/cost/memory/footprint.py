@@ -26,14 +26,15 @@ class Footprint:
 
     `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
     caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows, and what
-    must fit. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job does not have
-    are nan.
+    must fit. `offloaded_bytes` are activations of the stage that has most of them on the host. `stage` is the pipeline
+    stage with the peak and `moment` when it comes; stages that a job does not have are nan.
     """
 
     parts: dict[str, Array]
     allocated_bytes: Array
     reserved_bytes: Array
     device_bytes: Array
+    offloaded_bytes: Array
     stage: Array
     moment: Names
     stage_allocated_bytes: Array
@@ -50,6 +51,7 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
     by_stage = np.full((len(jobs), num_stages), np.nan)
     best = {name: np.full(len(jobs), -1.0) for name in PARTS}
     total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
+    offloaded = np.zeros(len(jobs))
     moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
         stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
@@ -57,6 +59,7 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
         held = peak.allocated_bytes
         by_stage[:, index] = np.where(stage.exists, held, np.nan)
         reserved = np.where(stage.exists, np.maximum(reserved, peak.reserved_bytes), reserved)
+        offloaded = np.where(stage.exists, np.maximum(offloaded, peak.offloaded_bytes), offloaded)
         is_fuller = stage.exists & (held > total)
         total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
         moment = np.where(is_fuller, peak.moment, moment)
@@ -66,6 +69,7 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
         allocated_bytes=total,
         reserved_bytes=reserved,
         device_bytes=reserved + shared.rules.context_bytes,
+        offloaded_bytes=offloaded,
         stage=where,
         moment=np.array(MOMENTS)[moment],
         stage_allocated_bytes=by_stage,

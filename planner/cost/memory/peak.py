@@ -85,10 +85,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds."""
+    """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds.
+
+    `offloaded_bytes`: activations that are on the host.
+    """
 
     allocated_bytes: Array
     reserved_bytes: Array
+    offloaded_bytes: Array
     moment: NDArray[np.int64]
     parts: dict[str, Array]
 
@@ -127,8 +131,7 @@ def _law(stage: StageCosts) -> _Law:
     head = final + stage.hidden + stage.gathered
     flying: Array = stage.in_flight
     if np.any(stage.offloads):
-        few = LAYERS_NOT_OFFLOADED * stage.largest / np.maximum(stage.kept, 1.0)
-        flying = np.where(stage.offloads, np.minimum(flying, few), flying)
+        flying = np.where(stage.offloads, not_offloaded(stage.kept, stage.largest, flying), flying)
     waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
     absent = np.where(is_early, states.fresh, 0.0)
     full = (
@@ -157,6 +160,16 @@ def _law(stage: StageCosts) -> _Law:
         waiting=waiting,
         absent=absent,
     )
+
+
+def not_offloaded(kept: Array, largest: Array, in_flight: Array) -> Array:
+    """How many of the micro-batches in flight a device holds whose stage offloads activations. Shapes: broadcast."""
+    return np.asarray(np.minimum(in_flight, LAYERS_NOT_OFFLOADED * largest / np.maximum(kept, 1.0)))
+
+
+def offloaded_bytes(kept: Array, largest: Array, in_flight: Array) -> Array:
+    """Activations that a stage has on the host at its fullest: all that its device does not hold. Shapes: broadcast."""
+    return np.asarray(kept * (in_flight - not_offloaded(kept, largest, in_flight)))
 
 
 def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
@@ -213,7 +226,10 @@ def peak_of(stage: StageCosts) -> Peak:
     }
     allocated = reduce(np.add, parts.values())
     reserved = allocated - totals.max(axis=0) + (totals + holes).max(axis=0) + stage.fixed_slack
-    return Peak(allocated_bytes=allocated, reserved_bytes=reserved, moment=moment, parts=parts)
+    offloaded = np.where(stage.offloads, offloaded_bytes(stage.kept, stage.largest, stage.in_flight), 0.0)
+    return Peak(
+        allocated_bytes=allocated, reserved_bytes=reserved, offloaded_bytes=offloaded, moment=moment, parts=parts
+    )
 
 
 def kept_together(kinds: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
