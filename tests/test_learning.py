@@ -308,7 +308,7 @@ def test_prices_with_corrections_are_the_multiplied_parts(codec):
     assert priced(corrections(here, {})) == plain
     for part, multiple in MULTIPLES.items():
         changed = priced(corrections(here, {part: multiple}))
-        assert len(set(plain) & set(changed)) >= 8
+        assert len(set(plain) & set(changed)) >= 4
         for plan in set(plain) & set(changed):
             # What the laws hide behind compute does not go along.
             expected = true_seconds(plain[plan], {part: multiple})

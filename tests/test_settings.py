@@ -50,7 +50,10 @@ def test_a_codec_is_found_where_plans_without_it_avoid_the_exchange() -> None:
 
 
 def test_codecs_alone_are_planned_for_what_they_work_with() -> None:
-    space, _ = try_settings(with_codecs()[1:], Options(), simulate=True)
+    half, low_rank = (try_settings([at], Options(), simulate=True)[0] for at in with_codecs()[1:])
+    # FSDP reduces in 16 bits by itself, and knows no other codec.
+    assert half.layouts.zero_stage.max() == 3
+    space = low_rank
     assert space.at.compresses
     assert space.layouts.zero_stage.max() <= 1
     assert (space.layouts.data * space.layouts.context).min() > 1
@@ -67,7 +70,8 @@ def test_a_codec_sends_its_share_and_keeps_its_state() -> None:
         space.tables.shared.stages[1, False].at(0, np.array([row])) for space, row in zip(spaces, ddp, strict=True)
     ]
     held = [stage["gradients"].item() for stage in first]
-    assert 0.4 * sent[0] < sent[1] < 0.6 * sent[0]
+    # As many messages of half the length, each of which has its latency.
+    assert 0.4 * sent[0] < sent[1] < 0.7 * sent[0]
     assert sent[2] < 0.1 * sent[1]
     # Error feedback is as large as the gradients.
     assert held[0] < held[2] < 2.1 * held[0]

@@ -60,7 +60,7 @@ def measured_setting(
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
             traced=traced,
-            factors=learned.factors,
+            factors=learned_of(machine).factors,
             knows_network=cluster is not None or published is not None,
         ),
         learned=learned,

@@ -88,12 +88,12 @@ MODELS = {
     "a plan": ("plan.json", "plan"),
     "the folder itself": (".", "config.json"), "a file of text": ("text.txt", "text.txt"),
 }  # fmt: skip
-SHIPPED_ONLY = (
+QUESTIONS = (
     ("--why-not", "tp=1"), ("--sensitivity",), ("--tokens", "1T"), ("--all", "all.csv"), ("--simulate",),
     ("--trace", "t.json"),
     ("--price", "2", "--tokens", "1T"), ("--mtbf", "9", "--tokens", "1T"),
     ("--checkpoint-seconds", "9", "--tokens", "1T"),
-    ("--stack", "fsdp"), ("--global-batch", "1,2"),
+    ("--global-batch", "1,2"),
 )  # fmt: skip
 # Options of which one says the contrary of the other, or that nothing would come of.
 CONFLICTS: tuple[tuple[Sequence[str], str], ...] = (
@@ -192,13 +192,17 @@ def _together() -> Iterator[Case]:
         yield _plan(
             f"beside a device, {shown}", (*SHIPPED, *arguments), words=words, files={"machine.json": own("machine")}
         )
-    for arguments in SHIPPED_ONLY:
+    for arguments in QUESTIONS:
         yield _plan(
             f"on a measured machine, {' '.join(arguments)}",
             (*MEASURED, *arguments),
-            words=f"{arguments[0]}|--tokens",
+            GOOD,
             files={"machine.json": own("machine")},
         )
+    yield _plan(
+        "on a measured machine, other software", (*MEASURED, "--stack", "fsdp"), words="--stack",
+        files={"machine.json": own("machine")},
+    )  # fmt: skip
     for what, files, words in (
         ("missing", {}, "machine.json"),
         ("a folder", {"machine.json": folder}, "machine.json"),

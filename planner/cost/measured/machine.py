@@ -29,7 +29,10 @@ FULL_PRECISIONS = ("fp32", "tf32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredMachine:
-    """A machine that was measured as a source of unit costs, for one traced model; `knows_network` as MeasuredLinks."""
+    """A machine that was measured as a source of unit costs, for one traced model.
+
+    `factors` are what is known of it before any correction, as its timings are; `knows_network` as MeasuredLinks.
+    """
 
     traced: OnMachine
     factors: Factors
