@@ -8,10 +8,10 @@ import pytest
 
 from planner.space.explore import explore
 from planner.space.layouts import Options
-from planner.space.place_layers import placeable, placed_footprint, placements
+from planner.space.place_layers import placeable, placed_footprint
 from planner.space.predictions import predictions
 from planner.space.question import setting
-from planner.space.replay_best import corrections, in_order
+from planner.space.replay_best import corrections, fastest_bounds, in_order
 from planner.space.to_plans import best_places, jobs_at, plan_of
 from profiles.library import load_sizes
 from profiles.machines.devices import load_device
@@ -54,7 +54,7 @@ def test_no_other_split_that_fits_is_faster(model, gpus):
     total = space.at.model.num_layers
     places = [place for place in best_places(space, 200) if space.layouts.pipeline[place.layout] in (2, 4)]
     places = [place for place in places if placeable(space, place)][:4]
-    found = placements(space, places)
+    found = fastest_bounds(space, places)
     assert len(places) >= 2
     for place in places:
         stages, own = int(space.layouts.pipeline[place.layout]), []

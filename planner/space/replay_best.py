@@ -20,10 +20,10 @@ from planner.schedules.steps import STAGES_OF_V, Shape
 from planner.space.block import block, step, straggling
 from planner.space.explore import Best, Place, Space
 from planner.space.memory import memories
-from planner.space.place_layers import fullest_share, placeable, placements
+from planner.space.place_layers import fullest_share, placeable, placed_footprint, placements
 from planner.space.schedule_choices import hides_messages
-from planner.space.stage_passes import StagePasses, shape_of, stage_layers, stage_passes
-from planner.space.to_plans import best_places, plan_of
+from planner.space.stage_passes import StagePasses, layers_between, shape_of, stage_layers, stage_passes
+from planner.space.to_plans import best_places, jobs_at, plan_of
 from planner.terminal.progress import OnProgress, silent
 from profiles.models.transformer import Array
 
@@ -31,6 +31,8 @@ from profiles.models.transformer import Array
 MOST_PLANS, MOST_PASSES = 200, 2048
 # How many of those have their layers placed exactly, and what that must gain: an even split is simpler.
 MOST_PLACED, WORTH_PLACING_FRACTION = 40, 0.002
+# Up to how many stages, and micro-batches per stage, boundaries are moved further by replay, and how often at most.
+MOST_MOVED_STAGES, MOVED_MICRO_BATCHES, MOST_MOVES = 4, 4, 16
 # After how many periods a pipeline goes on as it is, with one or two chunks and with more: then the step is off by at
 # most 1.5 %, measured over stages that differ by 20 % and messages up to 5 % of a forward (tests/test_retime.py).
 SETTLED_PERIODS = (10, 5)
@@ -168,11 +170,63 @@ def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = si
     return replace(space, best=best, placed={own: bounds for own, (bounds, _, _) in placed.items()})
 
 
+def fastest_bounds(space: Space, places: Sequence[Place]) -> dict[Place, tuple[int, ...]]:
+    """Stage bounds other than the plans' own that are faster, of plans that `placeable` allows.
+
+    Model: the placement makes the slowest stage fast. Where micro-batches are few, filling and draining count as much,
+    which the first stages wait for and the last does not: from there each boundary goes a layer at a time as far as
+    replay says that the step gets faster, and memory allows.
+    """
+    found = placements(space, places)
+    best = {place: found.get(place, plan_of(space, place).stage_bounds) for place in places if _is_short(space, place)}
+    if not best:
+        return found
+    seconds = dict(zip(best, corrections(replace(space, placed=best), list(best)).tolist(), strict=True))
+    moving = set(best)
+    for _ in range(MOST_MOVES):
+        moved = set()
+        for boundary, by in itertools.product(range(1, MOST_MOVED_STAGES), (-1, 1)):
+            tried = {place: _with_boundary(space, best[place], boundary, by) for place in best if place in moving}
+            own = replace(space, placed={place: bounds for place, bounds in tried.items() if bounds})
+            chosen = _can_hold(own, list(own.placed))
+            for place, after in zip(chosen, corrections(own, chosen).tolist() if chosen else (), strict=True):
+                if after < seconds[place]:
+                    best[place], seconds[place] = own.placed[place], after
+                    moved.add(place)
+        if not moved:
+            break
+        moving = moved
+    return found | {place: bounds for place, bounds in best.items() if bounds != plan_of(space, place).stage_bounds}
+
+
+def _is_short(space: Space, place: Place) -> bool:
+    plan = plan_of(space, place)
+    return (
+        plan.pipeline_parallel <= MOST_MOVED_STAGES
+        and plan.num_microbatches <= MOVED_MICRO_BATCHES * plan.pipeline_parallel
+    )
+
+
+def _with_boundary(space: Space, bounds: tuple[int, ...], boundary: int, by: int) -> tuple[int, ...] | None:
+    """The bounds with one boundary moved; None where there is none, or a stage would be left without a layer."""
+    if boundary >= len(bounds):
+        return None
+    moved = (*bounds[:boundary], bounds[boundary] + by, *bounds[boundary + 1 :])
+    layers = sum(layers_between(moved, space.at.model.transformer).values())
+    return moved if np.min(layers) >= 1 else None
+
+
+def _can_hold(space: Space, places: Sequence[Place]) -> list[Place]:
+    """The places whose bounds leave room on every stage."""
+    held = placed_footprint(space, places, jobs_at(space, places)).device_bytes if places else ()
+    return [place for place, taken in zip(places, held, strict=True) if taken <= space.at.memory_bytes]
+
+
 def _gaining(
     space: Space, places: Sequence[Place], seconds: Array
 ) -> dict[Place, tuple[tuple[int, ...], float, float]]:
     """Stage bounds, seconds and bytes of those plans that are faster with their layers placed exactly, and fit."""
-    found = placements(space, places)
+    found = fastest_bounds(space, places)
     own = replace(space, placed=found)
     tried = [index for index, place in enumerate(places) if place in found]
     chosen = [places[index] for index in tried]
