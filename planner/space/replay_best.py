@@ -83,12 +83,12 @@ def stage_seconds(space: Space, places: Sequence[Place]) -> list[tuple[Shape, Pi
     ]
 
 
-def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Retimed] | None = None) -> Array:
+def replay_offsets(space: Space, places: Sequence[Place], timed: Mapping[Place, Retimed] | None = None) -> Array:
     """Seconds to add to what the closed form says of the step of each plan. Shapes: (plan,)."""
-    found = retimed(space, places) if found is None else found
+    timed = retimed(space, places) if timed is None else timed
     result, share = np.zeros(len(places)), fullest_share(space, places)
     for row, place in enumerate(places):
-        if place in found:
+        if place in timed:
             own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
             where = (0, place.micro_batch, place.schedule, place.recompute)
             closed = step(own)
@@ -98,7 +98,7 @@ def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Ret
             )
             # What is done once a step is the fullest stage's: its gradients, its parameters.
             once = (total - pipelined) * (share[row] - 1)
-            result[row] = found[place].makespan_seconds * straggling(space.tables) - pipelined + once
+            result[row] = timed[place].makespan_seconds * straggling(space.tables) - pipelined + once
     return result
 
 
@@ -109,7 +109,7 @@ def _total(own: Pass) -> Array:
 def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> PipelineSeconds:
     """One micro-batch on the stages of a plan, some of whose layers are recomputed."""
     layers = stage_layers(plan, space.at.model.transformer)
-    message = np.full(len(plan.stage_bounds), float(passes.made.message[row]))
+    message = np.full(len(plan.stage_bounds), float(passes.ingredients.message[row]))
     columns = {
         "forward": passes.forward(layers, row, _total),
         "backward": passes.backward(layers, row, _total),
@@ -153,7 +153,7 @@ def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = si
     places = best_places(space, min(count, len(space.best)))
     seconds, held = space.best.step_seconds.copy(), space.best.device_bytes.copy()
     on_progress(0.0, f"replaying the {len(places)} best")
-    seconds[: len(places)] += corrections(space, places)
+    seconds[: len(places)] += replay_offsets(space, places)
     fastest = np.argsort(seconds[: len(places)], kind="stable")
     first = list(itertools.islice((int(row) for row in fastest if placeable(space, places[row])), MOST_PLACED))
     on_progress(0.3, f"placing the layers of the {len(first)} best")
@@ -172,18 +172,18 @@ def _gaining(
     space: Space, places: Sequence[Place], seconds: Array
 ) -> dict[Place, tuple[tuple[int, ...], float, float]]:
     """Stage bounds, seconds and bytes of those plans that are faster with their layers placed exactly, and fit."""
-    found = placements(space, places)
-    own = replace(space, placed=found)
-    tried = [index for index, place in enumerate(places) if place in found]
+    placed = placements(space, places)
+    own = replace(space, placed=placed)
+    tried = [index for index, place in enumerate(places) if place in placed]
     chosen = [places[index] for index in tried]
     if not chosen:
         return {}
-    closed = seconds[tried] - corrections(space, chosen)
-    after = closed + corrections(own, chosen)
+    closed = seconds[tried] - replay_offsets(space, chosen)
+    after = closed + replay_offsets(own, chosen)
     faster = np.flatnonzero(after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)).tolist()
     held = [memory.device for memory in memories(own, [chosen[row] for row in faster])]
     return {
-        chosen[row]: (found[chosen[row]], float(after[row]), device)
+        chosen[row]: (placed[chosen[row]], float(after[row]), device)
         for row, device in zip(faster, held, strict=True)
         if device <= space.at.memory_bytes
     }
