@@ -17,7 +17,7 @@ def plan(
     num_devices: int,
     *,
     machine: str | Path | None = None,
-    learned: Path | None = None,
+    learned: str | Path | None = None,
     device: str | None = None,
     cluster: str | None = None,
     global_batches: Sequence[int] = (),
@@ -27,7 +27,7 @@ def plan(
     codecs: Sequence[str] | None = ("none",),
     top: int = 10,
     simulate: bool = False,
-    all_file: Path | None = None,
+    all_file: str | Path | None = None,
     trusted: Sequence[str] = (),
 ) -> Planned:
     """Plan from a notebook or a program, as the command `plan` does.
@@ -48,7 +48,7 @@ def plan(
             model=str(model),
             num_devices=num_devices,
             machine=machine,
-            learned=learned,
+            learned=None if learned is None else Path(learned),
             device=device,
             cluster=cluster,
             global_batches=tuple(global_batches),
@@ -58,7 +58,7 @@ def plan(
             codecs=None if codecs is None else tuple(codecs),
             top=top,
             simulate=simulate,
-            all_file=all_file,
+            all_file=None if all_file is None else Path(all_file),
             trusted=tuple(trusted),
         )
     )

@@ -11,7 +11,7 @@ from planner.space.layouts import Options
 from planner.space.place_layers import placeable, placed_footprint
 from planner.space.predictions import predictions
 from planner.space.question import setting
-from planner.space.replay_best import corrections, fastest_bounds, in_order
+from planner.space.replay_best import fastest_bounds, in_order, replay_offsets
 from planner.space.to_plans import best_places, jobs_at, plan_of
 from profiles.library import load_sizes
 from profiles.machines.devices import load_device
@@ -33,8 +33,8 @@ def test_placed_plans_fit_are_faster_and_are_predicted_as_they_are(space):
     even = replace(space, placed={})
     chosen = list(space.placed)
     rows = [best_places(space, len(space.best)).index(place) for place in chosen]
-    closed = space.best.step_seconds[rows] - corrections(space, chosen)
-    assert (space.best.step_seconds[rows] < closed + corrections(even, chosen)).all()
+    closed = space.best.step_seconds[rows] - replay_offsets(space, chosen)
+    assert (space.best.step_seconds[rows] < closed + replay_offsets(even, chosen)).all()
     for row, own, plain in zip(rows, predictions(space, chosen), predictions(even, chosen), strict=True):
         assert own.fits
         assert own.step_seconds == pytest.approx(float(space.best.step_seconds[row]), rel=1e-9)
@@ -65,9 +65,9 @@ def test_no_other_split_that_fits_is_faster(model, gpus):
                 bounds = (0, *(int(start) + 1 for start in np.cumsum(counts)))
                 other = replace(space, placed={place: bounds})
                 if placed_footprint(other, [place], jobs_at(other, [place])).device_bytes[0] <= space.at.memory_bytes:
-                    own.append((float(corrections(other, [place])[0]), bounds))
+                    own.append((float(replay_offsets(other, [place])[0]), bounds))
         ours = replace(space, placed={place: found[place]} if place in found else {})
-        step = float(corrections(ours, [place])[0])
+        step = float(replay_offsets(ours, [place])[0])
         least = min(seconds for seconds, _ in own)
         whole = float(space.best.step_seconds[best_places(space, 200).index(place)])
         assert (step - least) / whole < 0.005, (plan_of(space, place).id, found.get(place), min(own))

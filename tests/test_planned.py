@@ -9,7 +9,7 @@ from planner.ask import Request, ask
 from planner.prediction import PlanFile
 from planner.space.beside import Questions
 from profiles import artifacts
-from profiles.errors import InputError
+from profiles.errors import ArtifactError, InputError
 from profiles.library import load_sizes
 from tests.machine_builders import machine
 
@@ -42,6 +42,15 @@ def test_a_measured_machine_is_planned_for_and_answers_too(tmp_path):
     assert own.sensitivity()[0].what == "messages that take twice as long"
     assert own.cost(1e9).days > 0
     assert len(own.to_frame()) == len(own.file.candidates)
+
+
+def test_files_may_be_named_by_strings(tmp_path):
+    path = str(tmp_path / "machine.json")
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
+    with pytest.raises(ArtifactError, match=r"missing\.json"):
+        planner.plan("llama-26m", 2, machine=path, learned=str(tmp_path / "missing.json"))
+    planner.plan("llama-26m", 2, machine=path, global_batches=(8,), top=1, all_file=str(tmp_path / "all.csv"))
+    assert (tmp_path / "all.csv").stat().st_size > 0
 
 
 def test_the_frame_has_a_row_per_plan_and_its_parts_add_up(found):

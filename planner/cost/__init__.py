@@ -1,1 +1,1 @@
-"""What a training job takes on hardware whose figures are published: seconds of a step, bytes at its peak."""
+"""What a training job takes on hardware that was measured or is published: seconds of a step, bytes at its peak."""

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from planner.cost.factors import load_learned
-from planner.mixed.found import Found, of_replicas, of_stages
+from planner.mixed.mixed_plans import MixedPlan, of_replicas, of_stages
 from planner.mixed.mixture import Mixture, legal_rows
 from planner.mixed.replayed_stages import best_across_stages
 from planner.mixed.replicas import Shared, share
@@ -31,7 +31,7 @@ def mixed_answer(
     Raises: NoFeasiblePlanError where none fits.
     """
     learned = load_learned()
-    found: list[Found] = []
+    priced: list[MixedPlan] = []
     num_legal = num_fitting = 0
     # Whichever pool comes first, ranks count from it.
     for done, turned in enumerate((asked, asked.turned())):
@@ -40,28 +40,28 @@ def mixed_answer(
         tables = deal(turned, piped, learned)
         num_legal += len(piped)
         num_fitting += sum(int(own.fits.sum()) for own in tables)
-        found += [of_stages(turned, own, learned) for own in best_across_stages(tables)]
+        priced += [of_stages(turned, own, learned) for own in best_across_stages(tables)]
     _, replicated = legal_rows(asked)
     on_progress(2 / 3, "replicas on each kind")
     shared = share(asked, replicated, learned)
     num_legal += len(shared.rows)
     num_fitting += int(shared.fits.sum())
-    found += [of_replicas(shared, row, learned) for row in _ranked(shared)]
+    priced += [of_replicas(shared, row, learned) for row in _ranked(shared)]
     rejected = {NO_ROOM: num_legal - num_fitting}
-    chosen = _distinct(asked, found, top, simulate)
+    chosen = _distinct(asked, priced, top, simulate)
     if not chosen:
         counts = "; ".join(f"{count} x {reason}" for reason, count in rejected.items() if count)
         raise NoFeasiblePlanError(
             f"no plan of {asked.first.at.model.name} across {_names(asked)}: {counts or 'none is legal'}"
-            + ("; all that fit are simulate only: pass --simulate to see them" if found else "")
+            + ("; all that fit are simulate only: pass --simulate to see them" if priced else "")
         )
     return _file(asked, chosen, num_legal, rejected, notes)
 
 
-def _distinct(asked: Mixture, found: Sequence[Found], top: int, simulate: bool) -> list[Found]:
+def _distinct(asked: Mixture, priced: Sequence[MixedPlan], top: int, simulate: bool) -> list[MixedPlan]:
     """The fastest plans, one of each product of degrees, in order."""
-    best: dict[tuple[object, ...], Found] = {}
-    for own in sorted(found, key=lambda each: each.step_seconds):
+    best: dict[tuple[object, ...], MixedPlan] = {}
+    for own in sorted(priced, key=lambda each: each.step_seconds):
         plan = own.plan
         key = (plan.data_parallel, plan.tensor_parallel, plan.context_parallel, plan.pipeline_parallel,
                plan.expert_parallel, plan.zero_stage, bool(plan.replica_microbatches))  # fmt: skip
@@ -87,11 +87,11 @@ def _names(asked: Mixture) -> str:
 
 
 def _file(
-    asked: Mixture, found: Sequence[Found], num_legal: int, rejected: dict[str, int], notes: Sequence[str]
+    asked: Mixture, chosen: Sequence[MixedPlan], num_legal: int, rejected: dict[str, int], notes: Sequence[str]
 ) -> PlanFile:
     at = asked.first.at
     least = min(part.at.memory_bytes for part in asked.parts)
-    plans, predicted = [own.plan for own in found], [own.predict() for own in found]
+    plans, predicted = [own.plan for own in chosen], [own.predict() for own in chosen]
     return plan_file(
         replace(planned_for(at), machine_name=_names(asked)),
         ranked(plans, predicted, least, partial(is_executable, at), {}),

@@ -76,5 +76,5 @@ def best_across_stages(tables: list[Dealt]) -> list[Timed]:
         for number, own in enumerate(tables)
         for row in np.flatnonzero(own.fits)
     )
-    found = [replayed(tables[number], row) for _, number, row in ranked[:MOST_REPLAYED]]
-    return sorted(found, key=lambda own: own.step_seconds)
+    timed = [replayed(tables[number], row) for _, number, row in ranked[:MOST_REPLAYED]]
+    return sorted(timed, key=lambda own: own.step_seconds)

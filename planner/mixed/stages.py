@@ -103,7 +103,7 @@ def _deal(asked: Mixture, rows: Rows, learned: Learned) -> Dealt:
 
 def _main_kind(passes: StagePasses) -> str:
     """The kind of layer that stages are measured by: where few dense layers lead, they are the lighter ones."""
-    return passes.made.jobs.model.kinds[-1]
+    return passes.ingredients.jobs.model.kinds[-1]
 
 
 def _layer_seconds(passes: StagePasses) -> Array:
@@ -124,14 +124,14 @@ def _content(jobs: Jobs, pipeline: int, stage: int, before: Array, layers: Array
 
 def stage_content(dealt: Dealt, row: int, stage: int) -> StageContent:
     """What a stage of a plan holds, as a single job."""
-    jobs = dealt.passes[dealt.pool_of(stage)].made.jobs.take(np.array([row]))
+    jobs = dealt.passes[dealt.pool_of(stage)].ingredients.jobs.take(np.array([row]))
     counts = dealt.layers[row].astype(float)
     return _content(jobs, len(counts), stage, counts[:stage].sum(keepdims=True), counts[stage : stage + 1])
 
 
 def bytes_by_part(dealt: Dealt, row: int, stage: int) -> dict[str, float]:
     """Bytes of a stage of a plan, by part."""
-    jobs = dealt.passes[dealt.pool_of(stage)].made.jobs.take(np.array([row]))
+    jobs = dealt.passes[dealt.pool_of(stage)].ingredients.jobs.take(np.array([row]))
     held = stage_memory(jobs).at(stage_content(dealt, row, stage))
     return {name: float(values[0]) for name, values in held.parts.items()}
 
@@ -195,9 +195,9 @@ def fewest_seconds(each: Array, ends: Array, most: Ints, total: int) -> tuple[In
 
 def _messages(asked: Mixture, passes: tuple[StagePasses, StagePasses], pools: Ints) -> Array:
     """Seconds of one message of each stage to the next, 0 of the last. Shapes: (plan, stage)."""
-    own = np.stack([np.asarray(one.made.message) for one in passes], axis=1)[:, pools]
+    own = np.stack([np.asarray(one.ingredients.message) for one in passes], axis=1)[:, pools]
     across = [
-        one.made.message * max(1.0, part.at.network_bytes_per_second / asked.between_bytes_per_second)
+        one.ingredients.message * max(1.0, part.at.network_bytes_per_second / asked.between_bytes_per_second)
         for one, part in zip(passes, asked.parts, strict=True)
     ]
     boundary = int(pools.argmax()) - 1
@@ -211,21 +211,21 @@ def _once(passes: StagePasses, most_layers: Array, factors: Factors) -> Array:
 
     Model: what an even share would take, in proportion to the layers.
     """
-    made, kind = passes.made, _main_kind(passes)
-    jobs = made.jobs
+    ingredients, kind = passes.ingredients, _main_kind(passes)
+    jobs = ingredients.jobs
     share = most_layers / np.ceil(jobs.model.num_layers / jobs.pipeline)
     passing = most_layers * (_busy(passes.ahead[kind]) + _busy(passes.again[kind]))
     gradients, parameters = (
         exposed_exchange(seconds * factors.data_comm * share, passing * part, overlaps, factors)
         for seconds, part, overlaps in (
-            (made.exchange.gradients, 1 - FORWARD_SHARE, jobs.overlap_grad),
-            (made.exchange.parameters, FORWARD_SHARE, jobs.overlap_param),
+            (ingredients.exchange.gradients, 1 - FORWARD_SHARE, jobs.overlap_grad),
+            (ingredients.exchange.parameters, FORWARD_SHARE, jobs.overlap_param),
         )
     )
-    every = made.rules.reduces_every_microbatch > 0
+    every = ingredients.rules.reduces_every_microbatch > 0
     gradients = gradients * num_exchanges(jobs.zero_stage, every, jobs.num_microbatches)
-    optimizer = optimizer_seconds(made, factors, optimizer_parameters(made)) * share
-    return np.asarray(gradients + parameters + optimizer + made.rules.host_step_ms * 1e-3)
+    optimizer = optimizer_seconds(ingredients, factors, optimizer_parameters(ingredients)) * share
+    return np.asarray(gradients + parameters + optimizer + ingredients.rules.host_step_ms * 1e-3)
 
 
 def _busy(own: Pass) -> Array:

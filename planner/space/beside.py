@@ -28,37 +28,37 @@ class Questions:
     trace_file: Path | None = None
 
 
-def answers_to(found: Answer, offers_all: bool, asked: Questions, on_progress: OnProgress = silent) -> Answers:
+def answers_to(answer: Answer, offers_all: bool, asked: Questions, on_progress: OnProgress = silent) -> Answers:
     """Links of the best plan and time against memory, which every search says, and what was asked.
 
     `offers_all` tells that plans which the executor cannot run are offered too.
     Raises: InputError for degrees or times that cannot be; EnvironmentFailure where the timeline cannot be written.
     """
-    best, at = found.file.candidates[0], found.space.at
+    best, at = answer.file.candidates[0], answer.space.at
     playing, changing = pieces(on_progress, (1.0, 1.0))
-    front = pareto(found.space, offers_all)
+    front = pareto(answer.space, offers_all)
     return replace(
-        found.file.answers,
+        answer.file.answers,
         links=tuple(axis_links(best.plan, at)),
         pareto=front if len(front) > 1 else (),
         cost=None
         if asked.tokens is None
         else cost_of(at, best.prediction, asked.tokens, asked.price, asked.reliability),
-        why_not=None if asked.why_not is None else why_not(found, asked.why_not),
-        simulated=() if asked.trace_file is None else tuple(_simulated(found, asked.trace_file, playing)),
+        why_not=None if asked.why_not is None else why_not(answer, asked.why_not),
+        simulated=() if asked.trace_file is None else tuple(_simulated(answer, asked.trace_file, playing)),
         timeline="" if asked.trace_file is None else str(asked.trace_file),
-        sensitivity=tuple(sensitivity(found, changing)) if asked.sensitivity else (),
+        sensitivity=tuple(sensitivity(answer, changing)) if asked.sensitivity else (),
     )
 
 
-def _simulated(found: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:
+def _simulated(answer: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:
     """The plans of the table by event simulation; the timeline of the best is written."""
-    every = zip(found.places, found.file.candidates, strict=True)
+    every = zip(answer.places, answer.file.candidates, strict=True)
     shown = [(place, candidate) for place, candidate in every if not candidate.folded_into]
     count = len(shown)
     for number, (place, candidate) in enumerate(shown):
         on_progress(number / count, f"simulating plan {number + 1} of {count}")
-        played = simulate(step_work(found.space, place))
+        played = simulate(step_work(answer.space, place))
         off = played.step_seconds / candidate.prediction.step_seconds - 1
         yield SimulatedPlan(plan=candidate.plan.id, step_seconds=played.step_seconds, off_fraction=off)
         if number == 0:

@@ -54,19 +54,19 @@ class Basis:
 def bases(traced: OnMachine, jobs: Jobs, seconds: Mapping[str, Array], row: int) -> list[Basis]:
     """What the parts of one job's step rest on."""
     one = jobs.take(np.array([row]))
-    found = [_of_passes(traced, one, sum(float(seconds[name][row]) for name in PASSES if name in seconds))]
+    result = [_of_passes(traced, one, sum(float(seconds[name][row]) for name in PASSES if name in seconds))]
     once = sum(float(seconds[name][row]) for name in ONCE if name in seconds)
-    found.append(Basis(name="kernels", rests_on=MEASURED, error=KERNELS_ERROR, seconds=once))
+    result.append(Basis(name="kernels", rests_on=MEASURED, error=KERNELS_ERROR, seconds=once))
     links = MeasuredLinks(machine=traced.machine, law=SheetLinks(fabric=fabric_of(one)), knows_network=True)
     for part, collective, size, inside in _groups(one):
         taken = float(seconds[part][row]) if part in seconds else 0.0
         rests_on, error = _of_group(links, collective, float(size[0]), float(inside[0]), PART_SPREADS[part])
-        found.append(Basis(name=f"groups from {rests_on}", rests_on=rests_on, error=error, seconds=taken))
+        result.append(Basis(name=f"groups from {rests_on}", rests_on=rests_on, error=error, seconds=taken))
     for part in UNMEASURED:
         if part in seconds:
             taken = float(seconds[part][row])
-            found.append(Basis(name=part, rests_on=SHEET, error=PART_SPREADS[part], seconds=taken))
-    return [basis for basis in found if basis.seconds > 0]
+            result.append(Basis(name=part, rests_on=SHEET, error=PART_SPREADS[part], seconds=taken))
+    return [basis for basis in result if basis.seconds > 0]
 
 
 def _of_passes(traced: OnMachine, job: Jobs, seconds: float) -> Basis:
@@ -116,25 +116,25 @@ def _of_group(
     return SCALED, max(curve.error_fraction, SCALED_GROUP_ERROR)
 
 
-def spread_of(found: list[Basis]) -> float:
+def spread_of(rests: list[Basis]) -> float:
     """The relative standard error of a step: seconds of one origin err together, those of several apart."""
-    total = sum(basis.seconds for basis in found)
+    total = sum(basis.seconds for basis in rests)
     off: dict[str, float] = {}
-    for basis in found:
+    for basis in rests:
         off[basis.name] = off.get(basis.name, 0.0) + basis.seconds * basis.error
     return float(np.sqrt(sum(value**2 for value in off.values()))) / total
 
 
-def band_of(found: list[Basis]) -> tuple[float, float]:
+def band_of(rests: list[Basis]) -> tuple[float, float]:
     """The ends of a band of 90 %, as multiples of the step."""
-    width = float(np.exp(BAND_WIDTH * spread_of(found)))
+    width = float(np.exp(BAND_WIDTH * spread_of(rests)))
     return 1 / width, width
 
 
-def words_of(found: list[Basis]) -> str:
+def words_of(rests: list[Basis]) -> str:
     """What a step rests on, in one line."""
-    total, shares = sum(basis.seconds for basis in found), {MEASURED: 0.0, SCALED: 0.0, SHEET: 0.0}
-    for basis in found:
+    total, shares = sum(basis.seconds for basis in rests), {MEASURED: 0.0, SCALED: 0.0, SHEET: 0.0}
+    for basis in rests:
         shares[basis.rests_on] += basis.seconds / total
     said = {name: share for name, share in shares.items() if share >= WORTH_SAYING}
     if len(said) == 1:

@@ -161,7 +161,7 @@ def explore(
     known: dict[tuple[int, int], Variants] = {}
     own, generated, rejected = _to_price(at, options, layouts, tables, known)
     accepted = done = 0
-    found: list[tuple[Array | Ints, ...]] = []
+    blocks: list[tuple[Array | Ints, ...]] = []
     nearest, places = np.full(len(layouts), np.inf), np.zeros((len(layouts), 3), dtype=np.int64)
     total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
     for piece in own:
@@ -176,13 +176,13 @@ def explore(
         places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
         nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
         if num_fitting:
-            found.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
+            blocks.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
         if seen is not None:
             seen(num_legal, chosen, choices, seconds, held)
         done += piece.num_plans
         on_progress(done / total, f"{format_count(done)} of {format_count(total)} plans, {at.precision}")
     return Space(
-        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(found),
+        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(blocks),
         generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
         nearest_place=places, _known=known,
     )  # fmt: skip
@@ -279,8 +279,8 @@ def _fastest(layouts: Ints, seconds: Array, held: Array) -> tuple[Array | Ints, 
     return tuple(column[usable] for column in columns)
 
 
-def _ranked(found: list[tuple[Array | Ints, ...]]) -> Best:
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)] or [np.zeros(0)] * 6
+def _ranked(blocks: list[tuple[Array | Ints, ...]]) -> Best:
+    columns = [np.concatenate(column) for column in zip(*blocks, strict=True)] or [np.zeros(0)] * 6
     # Equal times: the one of fewer bytes, then the layout that comes first.
     order = np.lexsort((columns[0], columns[5], columns[4]))
     ints = [column[order].astype(np.int64) for column in columns[:4]]

@@ -50,14 +50,14 @@ def held_exactly(space: Space, place: Place) -> Held | None:
         return None
     laws = _laws(space, place, plan, shape)
     owners, chunks = stage_ranks(shape), list(_chunks(laws))
-    found = []
+    each_rank = []
     for rank, order in enumerate(orders(shape)):
         stages = np.flatnonzero(owners == rank)
         own = Rank(chunks={int(stage): chunks[stage] for stage in stages})
         own.go_through(order)
-        found.append(_with_states(laws, stages, own.most))
-    totals = np.array([sum(parts.values()) for parts in found])
-    return Held(parts=found[int(totals.argmax())], rank_bytes=totals)
+        each_rank.append(_with_states(laws, stages, own.most))
+    totals = np.array([sum(parts.values()) for parts in each_rank])
+    return Held(parts=each_rank[int(totals.argmax())], rank_bytes=totals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ def placements(space: Space, places: Sequence[Place]) -> dict[Place, tuple[int, 
     if not places:
         return {}
     passes, probed = stage_passes(space, places), _Probes(stage_memory(jobs_at(space, places)))
-    found = {}
+    moved = {}
     for row, own in enumerate(places):
         plan = plan_of(space, own)
         shape = shape_of(plan)
@@ -52,8 +52,8 @@ def placements(space: Space, places: Sequence[Place]) -> dict[Place, tuple[int, 
         # The embedding goes with the first layer, the head with the last.
         bounds = (0, *(start + space.at.model.transformer.first_position for start in placed.bounds[1:]))
         if bounds != plan.stage_bounds:
-            found[own] = bounds
-    return found
+            moved[own] = bounds
+    return moved
 
 
 class _Probes:

@@ -21,7 +21,7 @@ from planner.space.evidence import band_of, bases, compute_words, taught_words, 
 from planner.space.explore import Memory, Place, Space
 from planner.space.memory import memories
 from planner.space.question import Setting
-from planner.space.replay_best import Retimed, corrections, retimed
+from planner.space.replay_best import Retimed, replay_offsets, retimed
 from planner.space.to_plans import jobs_at
 from profiles.models.transformer import Array
 
@@ -46,7 +46,7 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     own pipelines is followed step by step.
     """
     replayed = retimed(space, places)
-    added = corrections(space, places, replayed)
+    added = replay_offsets(space, places, replayed)
     jobs, rest = jobs_at(space, places), jobs_at(space, places, "none")
     share = np.array([space.choices(place.layout).share[place.recompute] for place in places])
     parts, plain = (predict(ingredients_of(which), space.learned) for which in (jobs, rest))
@@ -57,19 +57,19 @@ def predictions(space: Space, places: Sequence[Place]) -> list[Prediction]:
     for index, place in enumerate(places):
         own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
         closed = step_seconds(own)[0, place.micro_batch, place.schedule, place.recompute]
-        step, found = float(closed) + float(added[index]), replayed.get(place)
+        step, timed = float(closed) + float(added[index]), replayed.get(place)
         low, high, assumptions = grounds[index]
         result.append(
             prediction_of(
                 work,
                 step,
                 (step * low, step * high),
-                _parts(parts_at(seconds, index), step, found, straggling(space.tables)),
+                _parts(parts_at(seconds, index), step, timed, straggling(space.tables)),
                 memory[index],
                 fits=memory[index].device <= space.at.memory_bytes,
-                method="schedule replay" if found else "closed form",
+                method="schedule replay" if timed else "closed form",
                 assumptions=assumptions,
-                spans=spans_of(found.shape, found.stages) if found else (),
+                spans=spans_of(timed.shape, timed.stages) if timed else (),
             )
         )
     return result
@@ -88,16 +88,16 @@ def _grounds(space: Space, jobs: Jobs, seconds: Mapping[str, Array]) -> list[tup
 def _measured(
     at: Setting, traced: OnMachine, jobs: Jobs, seconds: Mapping[str, Array], row: int
 ) -> tuple[float, float, tuple[str, ...]]:
-    found = bases(traced, jobs, seconds, row)
+    rests = bases(traced, jobs, seconds, row)
     taught = (taught_words(at.corrections),) if at.corrections else ()
-    return *band_of(found), (compute_words(traced), words_of(found), *taught)
+    return *band_of(rests), (compute_words(traced), words_of(rests), *taught)
 
 
-def _parts(parts: dict[str, float], step: float, found: Retimed | None, straggling: float) -> dict[str, float]:
+def _parts(parts: dict[str, float], step: float, timed: Retimed | None, straggling: float) -> dict[str, float]:
     """Seconds by part that add up to the step, those of a pipeline as replay has them."""
-    if found:
-        parts["bubble"] = found.silent_seconds - found.busy_seconds
-        parts["pipeline_comm"] = found.makespan_seconds - found.silent_seconds
+    if timed:
+        parts["bubble"] = timed.silent_seconds - timed.busy_seconds
+        parts["pipeline_comm"] = timed.makespan_seconds - timed.silent_seconds
         parts["stragglers"] = step * (1 - 1 / straggling)
     # Of mixed recomputation the parts' sum is off by what messages hide behind other passes.
     parts["compute"] += step - sum(parts.values())

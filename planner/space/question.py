@@ -36,9 +36,10 @@ class Setting:
     """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
 
     `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
-    no codec can. `source` knows the kernels and links of a machine that was measured, None those of data sheets;
-    `learned` is what runs taught of the hardware, None what published ones did. `measured` are the machine and the
-    model's layers on it where it was measured, and `corrections` what plans that ran there taught.
+    no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model on a data
+    sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None what
+    published ones did. `measured` are the machine and the model's layers on it where it was measured, and
+    `corrections` what plans that ran there taught.
     """
 
     model: ModelSizes
@@ -139,18 +140,18 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "overlap_param": at.stack.habits.overlaps_parameters,
         "vocabulary_split": columns.get("tensor", 1.0),
     }
-    made: dict[str, Any] = {"device": Each.same(at.device, count), "stack": Each.same(at.stack, count)}
+    values: dict[str, Any] = {"device": Each.same(at.device, count), "stack": Each.same(at.stack, count)}
     for name, hint in _HINTS.items():
-        if name in made:
+        if name in values:
             continue
         if name in columns:
-            made[name] = np.asarray(columns[name])
+            values[name] = np.asarray(columns[name])
         else:
             value = fixed.get(name, False if hint == Flags else 1.0)
             one = np.asarray(value, dtype=None if isinstance(value, str | bool) else float)
             # One number in memory, however many jobs.
-            made[name] = np.broadcast_to(one, count)
-    return Jobs(model=at.model.transformer.repeated(count), source=at.source, **made)
+            values[name] = np.broadcast_to(one, count)
+    return Jobs(model=at.model.transformer.repeated(count), source=at.source, **values)
 
 
 def _overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:

@@ -17,7 +17,7 @@ from planner.space.layouts import Layouts, illegal_degrees
 from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.space.replay_best import corrections
+from planner.space.replay_best import replay_offsets
 from planner.space.to_plans import best_places, closed_seconds, place_at, plan_of
 from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
@@ -149,7 +149,7 @@ def sensitivity(answer: Answer, on_progress: OnProgress = silent) -> list[Change
     result = []
     chosen, where = np.unique([place.layout for place in contenders], return_inverse=True)
     closed = np.array([closed_seconds(space, space.tables, place, place.layout) for place in contenders])
-    off = 1 + corrections(space, contenders) / closed
+    off = 1 + replay_offsets(space, contenders) / closed
     today = float(closed[0] * off[0])
     changes = list(_changes(space))
     for number, (what, at, factors) in enumerate(changes):

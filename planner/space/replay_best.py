@@ -85,12 +85,12 @@ def stage_seconds(space: Space, places: Sequence[Place]) -> list[tuple[Shape, Pi
     ]
 
 
-def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Retimed] | None = None) -> Array:
+def replay_offsets(space: Space, places: Sequence[Place], timed: Mapping[Place, Retimed] | None = None) -> Array:
     """Seconds to add to what the closed form says of the step of each plan. Shapes: (plan,)."""
-    found = retimed(space, places) if found is None else found
+    timed = retimed(space, places) if timed is None else timed
     result, share = np.zeros(len(places)), fullest_share(space, places)
     for row, place in enumerate(places):
-        if place in found:
+        if place in timed:
             own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
             where = (0, place.micro_batch, place.schedule, place.recompute)
             closed = step(own)
@@ -100,7 +100,7 @@ def corrections(space: Space, places: Sequence[Place], found: Mapping[Place, Ret
             )
             # What is done once a step is the fullest stage's: its gradients, its parameters.
             once = (total - pipelined) * (share[row] - 1)
-            result[row] = found[place].makespan_seconds * straggling(space.tables) - pipelined + once
+            result[row] = timed[place].makespan_seconds * straggling(space.tables) - pipelined + once
     return result
 
 
@@ -111,7 +111,7 @@ def _total(own: Pass) -> Array:
 def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> PipelineSeconds:
     """One micro-batch on the stages of a plan, some of whose layers are recomputed."""
     layers = stage_layers(plan, space.at.model.transformer)
-    message = np.full(len(plan.stage_bounds), float(passes.made.message[row]))
+    message = np.full(len(plan.stage_bounds), float(passes.ingredients.message[row]))
     columns = {
         "forward": passes.forward(layers, row, _total),
         "backward": passes.backward(layers, row, _total),
@@ -155,7 +155,7 @@ def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = si
     places = best_places(space, min(count, len(space.best)))
     seconds, held = space.best.step_seconds.copy(), space.best.device_bytes.copy()
     on_progress(0.0, f"replaying the {len(places)} best")
-    seconds[: len(places)] += corrections(space, places)
+    seconds[: len(places)] += replay_offsets(space, places)
     fastest = np.argsort(seconds[: len(places)], kind="stable")
     first = list(itertools.islice((int(row) for row in fastest if placeable(space, places[row])), MOST_PLACED))
     on_progress(0.3, f"placing the layers of the {len(first)} best")
@@ -181,7 +181,7 @@ def fastest_bounds(space: Space, places: Sequence[Place]) -> dict[Place, tuple[i
     best = {place: found.get(place, plan_of(space, place).stage_bounds) for place in places if _is_short(space, place)}
     if not best:
         return found
-    seconds = dict(zip(best, corrections(replace(space, placed=best), list(best)).tolist(), strict=True))
+    seconds = dict(zip(best, replay_offsets(replace(space, placed=best), list(best)).tolist(), strict=True))
     moving = set(best)
     for _ in range(MOST_MOVES):
         moved = set()
@@ -189,7 +189,7 @@ def fastest_bounds(space: Space, places: Sequence[Place]) -> dict[Place, tuple[i
             tried = {place: _with_boundary(space, best[place], boundary, by) for place in best if place in moving}
             own = replace(space, placed={place: bounds for place, bounds in tried.items() if bounds})
             chosen = _can_hold(own, list(own.placed))
-            for place, after in zip(chosen, corrections(own, chosen).tolist() if chosen else (), strict=True):
+            for place, after in zip(chosen, replay_offsets(own, chosen).tolist() if chosen else (), strict=True):
                 if after < seconds[place]:
                     best[place], seconds[place] = own.placed[place], after
                     moved.add(place)
@@ -226,18 +226,18 @@ def _gaining(
     space: Space, places: Sequence[Place], seconds: Array
 ) -> dict[Place, tuple[tuple[int, ...], float, float]]:
     """Stage bounds, seconds and bytes of those plans that are faster with their layers placed exactly, and fit."""
-    found = fastest_bounds(space, places)
-    own = replace(space, placed=found)
-    tried = [index for index, place in enumerate(places) if place in found]
+    placed = fastest_bounds(space, places)
+    own = replace(space, placed=placed)
+    tried = [index for index, place in enumerate(places) if place in placed]
     chosen = [places[index] for index in tried]
     if not chosen:
         return {}
-    closed = seconds[tried] - corrections(space, chosen)
-    after = closed + corrections(own, chosen)
+    closed = seconds[tried] - replay_offsets(space, chosen)
+    after = closed + replay_offsets(own, chosen)
     faster = np.flatnonzero(after < seconds[tried] * (1 - WORTH_PLACING_FRACTION)).tolist()
     held = memories(own, [chosen[row] for row in faster])
     return {
-        chosen[row]: (found[chosen[row]], float(after[row]), memory.device)
+        chosen[row]: (placed[chosen[row]], float(after[row]), memory.device)
         for row, memory in zip(faster, held, strict=True)
         if memory.device <= space.at.memory_bytes and memory.offloaded <= space.at.host_memory_bytes
     }

@@ -59,9 +59,9 @@ def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePasses:
-    """A layer by kind, as a plan recomputes it and without, and the ends; `made` and passes have a row per plan."""
+    """A layer by kind, as a plan recomputes it and without, and the ends; all have a row per plan."""
 
-    made: Ingredients
+    ingredients: Ingredients
     ahead: dict[str, Pass]
     again: dict[str, Pass]
     plain: dict[str, Pass]
@@ -80,7 +80,7 @@ class StagePasses:
         for kind, own in self.again.items():
             again = layers.recomputed[kind]
             result = result + (layers.count[kind] - again) * part(self.plain[kind])[row] + again * part(own)[row]
-        num_actions = 2 if schedule_of(str(self.made.jobs.schedule[row])).splits_backward else 1
+        num_actions = 2 if schedule_of(str(self.ingredients.jobs.schedule[row])).splits_backward else 1
         return self._with_ends(result, row, part, 1 - END_SHARE) + num_actions * self._action(row, part)
 
     def weights(self, layers: StageLayers, row: int) -> Array:
@@ -90,7 +90,7 @@ class StagePasses:
 
     def _action(self, row: int, part: Part) -> float:
         """Seconds of a part of what the pipeline's runtime adds to a pass."""
-        jobs, seconds = self.made.jobs, self.made.rules.pipeline_action_us[row] * MICROSECOND
+        jobs, seconds = self.ingredients.jobs, self.ingredients.rules.pipeline_action_us[row] * MICROSECOND
         if jobs.pipeline[row] == 1 or not seconds:
             return 0.0
         none = dict.fromkeys(Pass.__slots__, np.zeros(1))
@@ -116,14 +116,14 @@ def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
     """The passes of jobs."""
     factors, count = learned.factors, len(jobs)
     without = replace(jobs, recompute=np.full(count, "none"))
-    made, plain = (taught(ingredients_of(which), learned) for which in (jobs, without))
+    ingredients, plain = (taught(ingredients_of(which), learned) for which in (jobs, without))
     kinds = jobs.model.kinds
     return StagePasses(
-        made=made,
-        ahead={kind: layer_pass(made, factors, "forward", kind) for kind in kinds},
-        again={kind: layer_pass(made, factors, "backward", kind) for kind in kinds},
+        ingredients=ingredients,
+        ahead={kind: layer_pass(ingredients, factors, "forward", kind) for kind in kinds},
+        again={kind: layer_pass(ingredients, factors, "backward", kind) for kind in kinds},
         plain={kind: layer_pass(plain, factors, "backward", kind) for kind in kinds},
-        weight={kind: made.kernels.weights(made.rules, factors, kind) for kind in kinds},
-        embedding=edge_pass(made, factors, "embedding"),
-        head=edge_pass(made, factors, "head"),
+        weight={kind: ingredients.kernels.weights(ingredients.rules, factors, kind) for kind in kinds},
+        embedding=edge_pass(ingredients, factors, "embedding"),
+        head=edge_pass(ingredients, factors, "head"),
     )

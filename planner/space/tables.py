@@ -86,20 +86,20 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
         recompute=np.tile(np.array(METHODS), shape[0] * shape[1]),
     )
-    made = taught(ingredients_of(jobs), learned)
+    ingredients = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
     device, launch, compute, weight = {}, {}, {}, {}
     kept, backward = {}, {}
     for kind in jobs.model.kinds:
-        works = {phase: layer_work(made, learned.factors, phase, kind) for phase in PHASES}
+        works = {phase: layer_work(ingredients, learned.factors, phase, kind) for phase in PHASES}
         for phase, work in works.items():
             device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
         compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
         compute[kind] = compute[kind].reshape(shape)
-        weight[kind] = made.kernels.weights(made.rules, learned.factors, kind).reshape(shape)[:, :, 0]
+        weight[kind] = ingredients.kernels.weights(ingredients.rules, learned.factors, kind).reshape(shape)[:, :, 0]
         memory = memory_of(jobs, rules, kind)
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
-    ends = {part: edge_pass(made, learned.factors, part) for part in ("embedding", "head")}
+    ends = {part: edge_pass(ingredients, learned.factors, part) for part in ("embedding", "head")}
 
     def end(part: str, name: str) -> Array:
         return np.asarray(getattr(ends[part], name)).reshape(shape)[:, :, 0]
@@ -121,9 +121,9 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
     )
 
 
-def taught(made: Ingredients, learned: Learned) -> Ingredients:
+def taught(ingredients: Ingredients, learned: Learned) -> Ingredients:
     """The ingredients with what was learned of their software."""
-    return replace(made, rules=rules_of(made.jobs, learned))
+    return replace(ingredients, rules=rules_of(ingredients.jobs, learned))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,30 +191,31 @@ class LayoutTable:
 def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable:
     """States and gradient exchange of every layout."""
     jobs = layout_jobs(at, layouts)
-    made = taught(ingredients_of(jobs), learned)
+    ingredients = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
     layer = parameters_of(jobs, rules)
-    updated = optimizer_parameters(made)
-    once = codec_seconds(made, learned.factors) + optimizer_seconds(made, learned.factors, updated)
-    once = once + made.rules.host_step_ms * 1e-3
-    offloaded = offloaded_states(made, updated)
-    once = once + crossing_seconds(offloaded, made.host_link_rate)
+    updated = optimizer_parameters(ingredients)
+    once = codec_seconds(ingredients, learned.factors) + optimizer_seconds(ingredients, learned.factors, updated)
+    once = once + ingredients.rules.host_step_ms * 1e-3
+    offloaded = offloaded_states(ingredients, updated)
+    once = once + crossing_seconds(offloaded, ingredients.host_link_rate)
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
         rules=rules,
-        time=made.rules,
-        gradients=made.exchange.gradients * factor,
-        tail=made.exchange.tail * factor,
-        late=made.exchange.late * factor,
-        parameters=made.exchange.parameters * factor,
-        gather=made.sharded.layer_gather * factor,
-        scatter=made.sharded.layer_scatter * factor,
-        root=np.where(jobs.zero_stage == 3, made.sharded.root_gather + made.sharded.root_scatter, 0.0) * factor,
+        time=ingredients.rules,
+        gradients=ingredients.exchange.gradients * factor,
+        tail=ingredients.exchange.tail * factor,
+        late=ingredients.exchange.late * factor,
+        parameters=ingredients.exchange.parameters * factor,
+        gather=ingredients.sharded.layer_gather * factor,
+        scatter=ingredients.sharded.layer_scatter * factor,
+        root=np.where(jobs.zero_stage == 3, ingredients.sharded.root_gather + ingredients.sharded.root_scatter, 0.0)
+        * factor,
         once=once,
         offloaded_states=offloaded,
-        host_link_rate=made.host_link_rate,
-        counts=made.counts,
+        host_link_rate=ingredients.host_link_rate,
+        counts=ingredients.counts,
         stages=stage_tables(at, layouts, jobs, rules, layer),
     )
 

@@ -23,9 +23,9 @@ from profiles.models.transformer import Array
 
 # Streams of a pass and what a transfer on them is called.
 SENT: dict[str, tuple[str, Callable[[Pass], Array]]] = {
-    "tensor": ("all_reduce", lambda own: own.tensor_comm),
-    "context": ("all_to_all", lambda own: own.context_comm),
-    "expert": ("all_to_all", lambda own: own.expert_comm),
+    "tensor": ("all_reduce", lambda one: one.tensor_comm),
+    "context": ("all_to_all", lambda one: one.context_comm),
+    "expert": ("all_to_all", lambda one: one.expert_comm),
 }
 
 
@@ -36,7 +36,7 @@ def step_work(space: Space, place: Place) -> StepWork:
     beside the last backward, messages on their links, and the pipeline.
     """
     plan, passes = plan_of(space, place), stage_passes(space, [place])
-    own = _Own(
+    priced = _Priced(
         space=space,
         plan=plan,
         passes=passes,
@@ -44,13 +44,13 @@ def step_work(space: Space, place: Place) -> StepWork:
         recomputed_share=float(space.choices(place.layout).share[place.recompute]),
     )
     ranks, factors = plan.pipeline_parallel, space.learned.factors
-    gather = _parameters(own)
+    gather = _parameters(priced)
     return StepWork(
         shape=shape_of(plan),
-        stages=_stages(own),
+        stages=_stages(priced),
         node_bytes_per_second=space.at.fast_bytes_per_second,
         network_bytes_per_second=space.at.network_bytes_per_second,
-        optimizer_seconds=(_once(own),) * ranks,
+        optimizer_seconds=(_once(priced),) * ranks,
         after_optimizer=(gather,) * ranks if gather else (),
         rank_slowdown=((straggling(space.tables),) * ranks,),
         compute_slowdown_fraction=factors.compute_slowdown,
@@ -59,8 +59,8 @@ def step_work(space: Space, place: Place) -> StepWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Own:
-    """A plan with its passes, which have a single row."""
+class _Priced:
+    """A plan with its passes, which are priced and have a single row."""
 
     space: Space
     plan: Plan
@@ -88,103 +88,111 @@ def _extent(plan: Plan, axis: str) -> int:
     return stride * (min(plan.degree(axis), 2) if axis == "pipeline" else plan.degree(axis))
 
 
-def _stages(own: _Own) -> tuple[StageWork, ...]:
-    passes, layers, plan = own.passes, own.layers, own.plan
+def _stages(priced: _Priced) -> tuple[StageWork, ...]:
+    passes, layers, plan = priced.passes, priced.layers, priced.plan
     is_sharded = plan.zero_stage == SHARDED
     ahead, back = (
         {axis: find(layers, 0, part) for axis, (_, part) in SENT.items()} for find in (passes.forward, passes.backward)
     )
     forward = passes.forward(layers, 0, _on_device)
-    backward = passes.backward(layers, 0, _on_device) + _sent_beside(own)
+    backward = passes.backward(layers, 0, _on_device) + _sent_beside(priced)
     weights = passes.weights(layers, 0)
-    gather = own.transfer("all_gather", "data", _gathered(own)) if is_sharded else None
-    sent = 0.0 if hides_messages(own.space.at, plan.schedule) else float(passes.made.message[0])
+    gather = priced.transfer("all_gather", "data", _gathered(priced)) if is_sharded else None
+    sent = 0.0 if hides_messages(priced.space.at, plan.schedule) else float(passes.ingredients.message[0])
     pieces = sum(layers.count.values(), np.zeros(1))
     return tuple(
         StageWork(
             forward_seconds=float(forward[stage]),
             backward_seconds=float(backward[stage]),
             weight_seconds=float(min(weights[stage], backward[stage])),
-            forward_comm=_waited(own, {axis: float(values[stage]) for axis, values in ahead.items()}),
-            backward_comm=_waited(own, {axis: float(values[stage]) for axis, values in back.items()}),
-            message=own.transfer("send_receive", "pipeline", sent),
+            forward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in ahead.items()}),
+            backward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in back.items()}),
+            message=priced.transfer("send_receive", "pipeline", sent),
             gather=gather,
             num_pieces=max(1, int(pieces[stage])),
-            buckets=_buckets(own, int(pieces[stage])),
+            buckets=_buckets(priced, int(pieces[stage])),
         )
         for stage in range(len(plan.stage_bounds))
     )
 
 
-def _on_device(own: Pass) -> Array:
-    return own.compute + own.recompute + own.host
+def _on_device(one: Pass) -> Array:
+    return one.compute + one.recompute + one.host
 
 
-def _computed(own: Pass) -> Array:
-    return own.compute + own.recompute
+def _computed(one: Pass) -> Array:
+    return one.compute + one.recompute
 
 
-def _waited(own: _Own, seconds: dict[str, float]) -> Transfer | None:
+def _waited(priced: _Priced, seconds: dict[str, float]) -> Transfer | None:
     """What a pass sends and waits for: of several axes on the stream of the one that takes longest."""
     axis = max(seconds, key=lambda name: seconds[name])
-    return own.transfer(SENT[axis][0], axis, sum(seconds.values()))
+    return priced.transfer(SENT[axis][0], axis, sum(seconds.values()))
 
 
-def _gathered(own: _Own) -> float:
+def _gathered(priced: _Priced) -> float:
     """Seconds, alone, of gathering one layer's weights."""
-    return float(own.passes.made.sharded.layer_gather[0]) * own.space.learned.factors.data_comm
+    return float(priced.passes.ingredients.sharded.layer_gather[0]) * priced.space.learned.factors.data_comm
 
 
-def _sent_beside(own: _Own) -> Array:
+def _sent_beside(priced: _Priced) -> Array:
     """Seconds per backward that gradients add which are not sent as buckets once a step, by stage.
 
     ZeRO 3 scatters each layer's while the next one's weights are gathered, which the simulation plays; ZeRO 2 those of
     all micro-batches but the last, whose are the buckets.
     """
-    made, factors, count = own.passes.made, own.space.learned.factors, own.plan.num_microbatches
-    if own.plan.zero_stage != SHARDED:
-        each = made.rules.reduces_every_microbatch > 0
-        often = (float(num_exchanges(made.jobs.zero_stage, each, made.jobs.num_microbatches)[0]) - 1) / count
-        passing = own.passes.backward(own.layers, 0, _computed)
-        seconds = exposed(made.exchange.gradients * factors.data_comm, passing * own.plan.virtual_stages, factors)
-        return np.asarray(seconds * often / own.plan.virtual_stages)
-    every = 1.0 if made.rules.reduces_every_microbatch[0] > 0 else 1.0 / count
-    gather = np.array([_gathered(own)])
+    ingredients, factors, count = priced.passes.ingredients, priced.space.learned.factors, priced.plan.num_microbatches
+    if priced.plan.zero_stage != SHARDED:
+        each = ingredients.rules.reduces_every_microbatch > 0
+        often = (
+            float(num_exchanges(ingredients.jobs.zero_stage, each, ingredients.jobs.num_microbatches)[0]) - 1
+        ) / count
+        passing = priced.passes.backward(priced.layers, 0, _computed)
+        seconds = exposed(
+            ingredients.exchange.gradients * factors.data_comm, passing * priced.plan.virtual_stages, factors
+        )
+        return np.asarray(seconds * often / priced.plan.virtual_stages)
+    every = 1.0 if ingredients.rules.reduces_every_microbatch[0] > 0 else 1.0 / count
+    gather = np.array([_gathered(priced)])
     # The embedding's gathering and scattering has nothing to hide behind.
-    result = np.zeros(len(own.plan.stage_bounds))
-    result[0] = own.passes.embedding.data_comm[0]
-    for kind, layers in own.layers.count.items():
-        if kind in own.passes.again:
-            busy = _on_device(own.passes.again[kind])[:1]
-            both = gather + made.sharded.layer_scatter[:1] * factors.data_comm * every
+    result = np.zeros(len(priced.plan.stage_bounds))
+    result[0] = priced.passes.embedding.data_comm[0]
+    for kind, layers in priced.layers.count.items():
+        if kind in priced.passes.again:
+            busy = _on_device(priced.passes.again[kind])[:1]
+            both = gather + ingredients.sharded.layer_scatter[:1] * factors.data_comm * every
             result += layers * float((exposed(both, busy, factors) - exposed(gather, busy, factors))[0])
     return result
 
 
-def _buckets(own: _Own, num_layers: int) -> tuple[Bucket, ...]:
+def _buckets(priced: _Priced, num_layers: int) -> tuple[Bucket, ...]:
     """Gradients of each layer, sent when its last backward is done; all of them at the end where nothing overlaps."""
-    made = own.passes.made
-    seconds = float(made.exchange.gradients[0]) * own.space.learned.factors.data_comm
-    count = max(1, num_layers) if made.jobs.overlap_grad[0] else 1
-    name = "all_reduce" if own.plan.zero_stage == 0 else "reduce_scatter"
+    ingredients = priced.passes.ingredients
+    seconds = float(ingredients.exchange.gradients[0]) * priced.space.learned.factors.data_comm
+    count = max(1, num_layers) if ingredients.jobs.overlap_grad[0] else 1
+    name = "all_reduce" if priced.plan.zero_stage == 0 else "reduce_scatter"
     # The chunks of a rank share what the rank sends.
-    each = own.transfer(name, "data", seconds / own.plan.virtual_stages / count)
+    each = priced.transfer(name, "data", seconds / priced.plan.virtual_stages / count)
     return tuple(Bucket(done_fraction=(i + 1) / count, transfer=each) for i in range(count)) if each else ()
 
 
-def _parameters(own: _Own) -> Transfer | None:
+def _parameters(priced: _Priced) -> Transfer | None:
     """Gathering updated parameters, as far as the first forward does not hide it."""
-    made, factors = own.passes.made, own.space.learned.factors
-    seconds = made.exchange.parameters[:1] * factors.data_comm
-    if made.jobs.overlap_param[0]:
-        passing = own.passes.forward(own.layers, 0, lambda part: part.compute).max(keepdims=True)
-        seconds = exposed(seconds, passing * own.plan.virtual_stages, factors)
-    return own.transfer("all_gather", "data", float(seconds[0]))
+    ingredients, factors = priced.passes.ingredients, priced.space.learned.factors
+    seconds = ingredients.exchange.parameters[:1] * factors.data_comm
+    if ingredients.jobs.overlap_param[0]:
+        passing = priced.passes.forward(priced.layers, 0, lambda part: part.compute).max(keepdims=True)
+        seconds = exposed(seconds, passing * priced.plan.virtual_stages, factors)
+    return priced.transfer("all_gather", "data", float(seconds[0]))
 
 
-def _once(own: _Own) -> float:
+def _once(priced: _Priced) -> float:
     """Optimizer, what crosses the host link, and the host's work outside the layers."""
-    made, factors = own.passes.made, own.space.learned.factors
-    updated = optimizer_parameters(made)
-    seconds = codec_seconds(made, factors) + optimizer_seconds(made, factors, updated) + made.rules.host_step_ms * 1e-3
-    return float((seconds + offload_seconds(made, updated, own.recomputed_share))[0])
+    ingredients, factors = priced.passes.ingredients, priced.space.learned.factors
+    updated = optimizer_parameters(ingredients)
+    seconds = (
+        codec_seconds(ingredients, factors)
+        + optimizer_seconds(ingredients, factors, updated)
+        + ingredients.rules.host_step_ms * 1e-3
+    )
+    return float((seconds + offload_seconds(ingredients, updated, priced.recomputed_share))[0])

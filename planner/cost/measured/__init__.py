@@ -1,1 +1,1 @@
-"""Who knows a machine that was measured: its kernels, layers, links and exchanges, and how they reach further."""
+"""Who knows a machine that was measured, and how that reaches further; and layers of a traced model on any hardware."""

@@ -1,4 +1,4 @@
-"""Seconds of a traced layer's kernels, by the curves of a machine: at any micro-batch, sequence and degrees."""
+"""Seconds of a traced layer's kernels by a law, as a machine's curves are one: at any micro-batch and degrees."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from profiles.models.transformer import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class MixedPlan:
     """A plan across both pools; `predict` says what it would take part by part."""
 
     plan: Plan
@@ -37,12 +37,12 @@ class Found:
     predict: Callable[[], Prediction]
 
 
-def of_stages(asked: Mixture, timed: Timed, learned: Learned) -> Found:
+def of_stages(asked: Mixture, timed: Timed, learned: Learned) -> MixedPlan:
     """A pipeline across both pools."""
     dealt, row = timed.dealt, timed.row
     plan = _plan(asked, dealt.rows, row, dealt.layers[row], dealt.rows.count[row])
     step = timed.step_seconds * _straggling(asked, learned)
-    return Found(plan=plan, step_seconds=step, predict=lambda: _predict_stages(asked, timed, plan, step, learned))
+    return MixedPlan(plan=plan, step_seconds=step, predict=lambda: _predict_stages(asked, timed, plan, step, learned))
 
 
 def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learned: Learned) -> Prediction:
@@ -59,7 +59,7 @@ def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learn
         f"stages 0 to {dealt.second - 1} stand on {asked.first.at.device.title} (ranks 0 to {edge - 1}), "
         f"the others on {asked.second.at.device.title}: start the nodes in this order"
     )
-    jobs, spans = busiest.made.jobs.take(np.array([row])), spans_of(timed.shape, timed.stages)
+    jobs, spans = busiest.ingredients.jobs.take(np.array([row])), spans_of(timed.shape, timed.stages)
     return _prediction(asked, jobs, learned, step, _parts_of_stages(timed, step), memory, words, spans)
 
 
@@ -87,7 +87,7 @@ def _parts_of_stages(timed: Timed, step: float) -> dict[str, float]:
     return parts
 
 
-def of_replicas(shared: Shared, row: int, learned: Learned) -> Found:
+def of_replicas(shared: Shared, row: int, learned: Learned) -> MixedPlan:
     """Replicas that stand on one pool each."""
     asked, rows = shared.asked, shared.rows
     counts = [int(count[row]) for count in shared.counts]
@@ -98,7 +98,7 @@ def of_replicas(shared: Shared, row: int, learned: Learned) -> Found:
         by_replica = tuple(count for count, number in zip(counts, numbers, strict=True) for _ in range(number))
         plan = replace(plan, replica_microbatches=by_replica)
     step = float(shared.step_seconds[row])
-    return Found(plan=plan, step_seconds=step, predict=lambda: _predict_replicas(shared, row, step, learned))
+    return MixedPlan(plan=plan, step_seconds=step, predict=lambda: _predict_replicas(shared, row, step, learned))
 
 
 def _predict_replicas(shared: Shared, row: int, step: float, learned: Learned) -> Prediction:
