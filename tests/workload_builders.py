@@ -53,6 +53,12 @@ def own_model() -> nn.Module:
     return nn.Sequential(nn.Embedding(256, 32), Residual(32), Residual(32), nn.Linear(32, 256))
 
 
+def plain_model() -> nn.Module:
+    """Layers that hand on what they compute: under bf16 the first block alone gets fp32, from the embedding."""
+    blocks = (nn.Sequential(nn.Linear(32, 32), nn.GELU()) for _ in range(3))
+    return nn.Sequential(nn.Embedding(256, 32), *blocks, nn.Linear(32, 256))
+
+
 class Picture(nn.Module):
     """A model that is no sequence and no language model."""
 

@@ -37,10 +37,10 @@ def trace(workload: Workload, precisions: Sequence[str] = USUAL_PRECISIONS) -> M
 
     Raises: InputError where a layer does not run, or runs other kernels at another size.
     """
-    structure: tuple[int, ...] = ()
-    layers = {}
-    for precision in precisions:
-        layers[precision], structure = _trace_layers(workload, precision)
+    sizes = _sizes(workload)
+    recorded = {precision: [_record_layers(workload, precision, size) for size in sizes] for precision in precisions}
+    structure = _common_structure([structure for runs in recorded.values() for _, structure in runs])
+    layers = {precision: _merge_layers(workload, sizes, runs, structure) for precision, runs in recorded.items()}
     return ModelProfile(
         name=workload.spec.name,
         workload=workload.spec,
@@ -78,20 +78,31 @@ def _smallest_degree(workload: Workload) -> int:
     return next((degree for degree in range(2, common + 1) if common % degree == 0), 1)
 
 
-def _trace_layers(workload: Workload, precision: str) -> tuple[tuple[LayerProfile, ...], tuple[int, ...]]:
-    """The distinct layers and, for each position, which of them stands there."""
-    sizes = _sizes(workload)
-    recordings = [_record_layers(workload, precision, size) for size in sizes]
-    structure = recordings[0][1]
-    if any(other != structure for _, other in recordings):
+def _common_structure(structures: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """For each position, which distinct layer stands there: layers are alike that are alike at every precision.
+
+    The embedding's output is fp32 at every precision and a block's is not, so that the first of equal blocks is another
+    layer than the second under bf16 alone.
+    """
+    known: dict[tuple[int, ...], int] = {}
+    return tuple(known.setdefault(alike, len(known)) for alike in zip(*structures, strict=True))
+
+
+def _merge_layers(
+    workload: Workload,
+    sizes: tuple[Size, ...],
+    runs: Sequence[tuple[list[Outcome], tuple[int, ...]]],
+    structure: tuple[int, ...],
+) -> tuple[LayerProfile, ...]:
+    """The distinct layers of `structure`, from what each size recorded at one precision."""
+    if any(other != runs[0][1] for _, other in runs):
         raise InputError(f"model {workload.spec.name}: which layers are alike depends on the input's size")
     first = [structure.index(index) for index in range(max(structure) + 1)]
     names = _unique_names([workload.layers[position].name for position in first])
-    profiles = tuple(
-        _merge(name, workload.layers[position], sizes, [distinct[index] for distinct, _ in recordings])
-        for index, (name, position) in enumerate(zip(names, first, strict=True))
+    return tuple(
+        _merge(name, workload.layers[position], sizes, [outcomes[at[position]] for outcomes, at in runs])
+        for name, position in zip(names, first, strict=True)
     )
-    return profiles, structure
 
 
 def _unique_names(names: list[str]) -> list[str]:
