@@ -57,6 +57,18 @@ def test_zero_1_takes_what_ddp_is_off_by_where_it_was_not_timed_itself() -> None
     assert exchange(here, "none", 1) == pytest.approx(exchange(machine(), "none", 1) + 0.01)
 
 
+def test_weights_take_what_they_took_more_than_the_law_with_plain_gradients() -> None:
+    laws = {case: exchange(machine(), *case) for case in [("int8", 0), ("int8", 1), ("none", 0), ("none", 1)]}
+    off = {("int8", 0): 0.01, ("none", 0): 0.02, ("none", 1): 0.05}
+    here = machine(exchange_timings=tuple(timing(*case, laws[case] + added) for case, added in off.items()))
+    assert exchange(here, "int8", 1) == pytest.approx(laws["int8", 1] + 0.01 + 0.03)
+
+
+def test_weights_are_sent_alike_whatever_the_gradients_are_coded_in() -> None:
+    plain, coded = (exchange(machine(), name, 1) - exchange(machine(), name, 0) for name in ("none", "powersgd-1"))
+    assert plain == pytest.approx(coded)
+
+
 def test_what_fsdp_is_off_by_is_a_factor_of_all_that_it_sends() -> None:
     # By hand: gradients scattered and weights gathered twice in two buckets, each copied in and out.
     whole, buckets = GRADIENT_BYTES * PARAMETERS, 2

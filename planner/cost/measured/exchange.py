@@ -77,7 +77,7 @@ class TimedExchanges:
             reduced = seconds("all_gather", wire * replicas, buckets)
         else:
             reduced = seconds("all_reduce", wire, buckets)
-        weights = seconds("all_gather", parameters * GRADIENT_BYTES, buckets)
+        weights = seconds("all_gather", parameters * GRADIENT_BYTES, num_buckets(parameters, is_bucketed=True))
         is_sharded = zero >= min(FSDP_STAGES)
         messages = self._sharded_messages(jobs, rules, parameters)
         scattered = seconds("reduce_scatter", wire, messages) + self._copying(wire)
@@ -129,28 +129,44 @@ class TimedExchanges:
         """By how much what FSDP2 sends is off, and by how many seconds per parameter what DDP does. Shapes: per job."""
         factor, late = np.ones(len(zero_stage)), np.zeros(len(zero_stage))
         for zero in range(GATHERS_TWICE + 1):
-            timing = self._timing(zero)
-            if timing is None:
+            timings = self._timings(zero)
+            if not timings:
                 continue
-            inside = min(timing.group_size, self.machine.devices_per_node)
-            alike = (zero_stage == zero) & (is_near == (inside == timing.group_size))
-            law = self._expected(timing, zero, float(inside))
+            inside = min(timings[0].group_size, self.machine.devices_per_node)
+            alike = (zero_stage == zero) & (is_near == (inside == timings[0].group_size))
             if zero in FSDP_STAGES:
-                factor = np.where(alike, max(0.0, timing.added_seconds) / law, factor)
+                law = self._expected(timings[0], zero, float(inside))
+                factor = np.where(alike, max(0.0, timings[0].added_seconds) / law, factor)
             else:
-                # Whoever reads it takes it for seconds alone.
-                added = (timing.added_seconds - law) / self.factors.data_comm
-                late = np.where(alike, added / timing.num_parameters, late)
+                late = np.where(alike, self._late(timings, float(inside)), late)
         return factor, late
 
-    def _timing(self, zero: int) -> ExchangeTiming | None:
-        """What was timed of a stage; where the sending of weights was not, DDP alone; on GPUs nothing of FSDP2."""
+    def _late(self, timings: tuple[ExchangeTiming, ...], inside: float) -> float:
+        """Seconds per parameter by which DDP is off: those of the first, and what the last is off more than the second.
+
+        Whoever reads it takes it for seconds alone.
+        """
+        off = [
+            (timing.added_seconds - self._expected(timing, timing.zero_stage, inside)) / timing.num_parameters
+            for timing in timings
+        ]
+        return (off[0] + (off[2] - off[1] if len(off) > 1 else 0.0)) / self.factors.data_comm
+
+    def _timings(self, zero: int) -> tuple[ExchangeTiming, ...]:
+        """What was timed of a stage; on GPUs nothing of FSDP2.
+
+        Where weights were sent with other gradients alone: what DDP takes with these, and with those without and with.
+        """
         if zero in FSDP_STAGES and self.machine.device_kind != "cpu":
-            return None
-        cases = [("none", zero)] if zero in FSDP_STAGES else [(self.codec, how) for how in range(zero, -1, -1)]
+            return ()
+        used = "none" if zero in FSDP_STAGES else self.codec
         timings = self.machine.exchange_timings
         calm = {(one.codec, one.zero_stage): one for one in timings if one.spread_fraction < NOISY_FRACTION}
-        return next((calm[case] for case in cases if case in calm), None)
+        if (used, zero) in calm:
+            return (calm[used, zero],)
+        cases = [("none", 0), ("none", 1)] if zero == 1 else []
+        others = tuple(calm[case] for case in cases if all(case in calm for case in cases))
+        return (calm[used, 0], *others) if zero == 1 and (used, 0) in calm else ()
 
     def _expected(self, timing: ExchangeTiming, zero: int, inside: float) -> float:
         """What the law says of a timed exchange, in the midst of training as the timing is."""
