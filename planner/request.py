@@ -10,7 +10,7 @@ from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from profiles.codecs.codec import codec
 from profiles.errors import InputError
 from profiles.inputs import limits
-from profiles.library import load_model, load_sizes
+from profiles.library import load_model, load_sizes, trace_sizes
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import ModelProfile
@@ -69,7 +69,9 @@ class Request:
 
         Raises: UnknownNameError, InputError.
         """
-        return load_model(self.model if isinstance(self.model, str) else self.model.name, precisions, self.trusted)
+        if isinstance(self.model, str):
+            return load_model(self.model, precisions, self.trusted)
+        return trace_sizes(self.model, precisions, self.trusted)
 
 
 def sizes_asked(

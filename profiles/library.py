@@ -69,13 +69,29 @@ def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str
     used; EnvironmentFailure where a precision needs a library that is not installed.
     """
     profile = _load_model(model)
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UnknownNameError("precision", precision, PRECISIONS)
+    _check_precisions(precisions)
     missing = [precision for precision in precisions if precision not in profile.layers]
     if missing:
         profile = replace(profile, layers=profile.layers | _traced(model, profile.workload, trusted, missing).layers)
     return profile
+
+
+def trace_sizes(sizes: ModelSizes, precisions: Sequence[str], trusted: Sequence[str] = ()) -> ModelProfile:
+    """The trace of a model that is at hand, which no name or file has to be known for.
+
+    Raises: as `trace_model`.
+    """
+    _check_precisions(precisions)
+    profile = sizes.profile
+    if profile is not None and all(precision in profile.layers for precision in precisions):
+        return profile
+    return _traced(sizes.name, sizes.workload, trusted, precisions)
+
+
+def _check_precisions(precisions: Sequence[str]) -> None:
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
 
 
 def _load_model(model: str) -> ModelProfile:

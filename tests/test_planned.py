@@ -1,6 +1,7 @@
 """`planner.plan` from Python: the same answer as the command's, as an object."""
 
 import html.parser
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,19 @@ def test_a_measured_machine_is_planned_for_and_answers_too(tmp_path):
     assert own.sensitivity()[0].what == "messages that take twice as long"
     assert own.cost(1e9).days > 0
     assert len(own.to_frame()) == len(own.file.candidates)
+
+
+def test_sizes_of_a_name_that_nobody_knows_are_traced_for_a_measured_machine(tmp_path):
+    artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
+    known = load_sizes("llama-26m")
+    asked = [
+        ask(
+            Request(model=model, num_devices=2, machine=tmp_path / "machine.json", global_batches=(8,), top=1),
+            Questions(),
+        )
+        for model in (known, replace(known, name="mine"))
+    ]
+    assert asked[0].candidates[0].prediction == asked[1].candidates[0].prediction
 
 
 def test_files_may_be_named_by_strings(tmp_path):
