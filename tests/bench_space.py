@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 from planner.space.explore import explore
 from planner.space.layouts import Options
+from planner.space.measured_setting import measured_setting
 from planner.space.question import Setting, setting
+from profiles import artifacts
 from profiles.library import load_model, load_sizes
 from profiles.machines.devices import load_device
+from profiles.machines.profile import MachineProfile
 from tests.bench_gate import most_memory_bytes, workload_seconds
 
+MEASURED_MODEL = "llama-3.1-70b"
 # Of a search, after which the workload runs again.
 SECONDS_BETWEEN = 0.5
 
@@ -22,14 +30,13 @@ def big_setting() -> Setting:
     return setting(load_sizes("gpt3-175b"), load_device("a100-sxm-80gb"), 4096, 3072, 2048)
 
 
-def measured_setting_of_70b() -> Setting:
-    """Llama 70B on 4,096 H100 of which two nodes were measured: here, as if published laws had been measured."""
-    from tests.twin import Question, measured, published
+def write_twin(path: str) -> None:
+    """Write two nodes of H100 as if published laws had been measured, with the layers of Llama 70B."""
+    from tests.twin import QUESTIONS, published
     from tests.twin_machine import twin
 
-    model = load_model("llama-3.1-70b")
-    at = Question(model="llama-3.1-70b", num_devices=4096, global_batch=3072, sequence=4096, measured=16)
-    return measured(at, twin(published(at), model, 16))
+    asked = next(one for one in QUESTIONS if one.model == MEASURED_MODEL)
+    artifacts.write(Path(path), "machine-profile", twin(published(asked), load_model(asked.model), asked.measured))
 
 
 def explore_big() -> None:
@@ -38,8 +45,13 @@ def explore_big() -> None:
 
 
 def explore_measured() -> None:
-    """Print the same of `measured_setting_of_70b`."""
-    explored(measured_setting_of_70b())
+    """Print the same of Llama 70B on 4,096 H100 of which two nodes were measured, as a command does that reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "machine.json"
+        script = f"from tests.bench_space import write_twin; write_twin({str(path)!r})"
+        subprocess.run([sys.executable, "-c", script], check=True)
+        machine = artifacts.read(path, "machine-profile", MachineProfile)
+    explored(measured_setting(machine, load_model(MEASURED_MODEL), 4096, 3072, 4096, "bf16"))
 
 
 def explored(at: Setting) -> None:

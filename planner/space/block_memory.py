@@ -12,7 +12,7 @@ from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS, NUM_PLACES
-from planner.space.stage_table import STATES, StageTable, is_uneven, of_kind
+from planner.space.stage_table import STATES, StageTable, of_kind
 from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(NUM_PLACES)
@@ -91,7 +91,7 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
     tokens = plans.of(plans.tables.layers.tokens)
     hidden, num_logits = tokens * stage["hidden_per_token"], tokens * stage["logits_per_token"]
     held = choices.held[place][:, columns, None]
-    uneven = is_uneven(plans.tables.shared.jobs)[plans.layouts] if place == BEFORE_LAST else np.zeros(1, dtype=bool)
+    uneven = plans.tables.shared.is_uneven[plans.layouts] if place == BEFORE_LAST else np.zeros(1, dtype=bool)
     if uneven.any():
         held = np.where(uneven[:, None, None, None], choices.held_by_last_full[:, columns, None], held)
     return StageCosts(

@@ -24,7 +24,7 @@ from profiles.units import format_count
 NO_ROOM, STATES_ALONE = "does not fit in memory", "states alone do not fit in memory"
 NO_ROOM_ON_HOST = "offloaded bytes do not fit in the host's memory"
 # About as many plans are priced at once.
-BLOCK_PLANS = 65536
+BLOCK_PLANS = 131072
 # About half an hour of one core; and layouts times micro-batches, of which tables have a small part.
 MOST_PLANS, MOST_ENTRIES = 4 * 10**9, 2**27
 # Called with how many legal plans there are to see in all, and a block's layouts, choices, seconds and bytes.

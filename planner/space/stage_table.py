@@ -18,6 +18,8 @@ from planner.space.question import Setting
 from planner.space.schedule_choices import NUM_PLACES, fullest_stages, last_full_stage, num_leading
 from profiles.models.transformer import Array, Flags
 
+# An odd number of many bits (2^64 over the golden ratio), which makes numbers that differ little weigh differently.
+SPREADING = np.uint64(0x9E3779B97F4A7C15)
 STATES = tuple(field.name for field in fields(StageStates))
 
 
@@ -25,21 +27,23 @@ STATES = tuple(field.name for field in fields(StageStates))
 class StageTable:
     """What the stages of `fullest_stages` hold, with one number of model chunks on a rank.
 
-    `columns` by place: numbers of the layouts that may have as many chunks, whose `names` are those of StageStates, of
-    the kinds of layers, and of what `_numbers` has; `rows` is where each of all layouts stands there.
-    Shapes: (number, row), (layout,).
+    By place: numbers of the layouts that may have as many chunks, whose names are those of StageStates, of the kinds of
+    layers, and of what `_numbers` has: `columns`, whose `names` stand beside, and what is `alike` in all layouts.
+    `rows` is where each of all layouts stands in the columns, of which many layouts share one.
+    Shapes: (number, row), (1, 1, 1, 1), (place, layout).
     `state_bytes`: states of the fullest place with what is fixed beside; inf of other layouts. Shapes: (layout,).
     """
 
-    names: tuple[str, ...]
-    rows: Ints
+    names: tuple[tuple[str, ...], ...]
     columns: tuple[Array, ...]
+    alike: tuple[dict[str, Array], ...]
+    rows: Ints
     state_bytes: Array
 
     def at(self, place: int, layouts: Ints) -> dict[str, Array]:
-        """The numbers of some layouts. Shapes: (layout, 1, 1, 1)."""
-        taken = self.columns[place][:, self.rows[layouts], None, None, None]
-        return dict(zip(self.names, taken, strict=True))
+        """The numbers of some layouts. Shapes: (layout, 1, 1, 1), or (1, 1, 1, 1) of what is alike in all."""
+        taken = self.columns[place][:, self.rows[place, layouts], None, None, None]
+        return self.alike[place] | dict(zip(self.names[place], taken, strict=True))
 
 
 def of_kind(kind: str) -> str:
@@ -54,10 +58,20 @@ def stage_tables(
     tables = {}
     for (chunks, is_v), degrees in _chunk_counts(at, layouts).items():
         which = np.flatnonzero(np.isin(layouts.pipeline, sorted(degrees)))
-        chosen = replace(jobs.take(which), chunks=np.full(len(which), float(chunks)))
-        columns = _taken(rules, which), layer.take(which)
-        tables[chunks, is_v] = _stage_table(at, len(layouts), which, chosen, *columns, is_v)
+        first, alike = _alike_in_memory(layouts.take(which))
+        chosen = replace(jobs.take(which[first]), chunks=np.full(len(first), float(chunks)))
+        table = _stage_table(at, chosen, _taken(rules, which[first]), layer.take(which[first]), is_v)
+        rows, state_bytes = np.zeros((len(table.rows), len(layouts)), dtype=np.int64), np.full(len(layouts), np.inf)
+        rows[:, which], state_bytes[which] = table.rows[:, alike], table.state_bytes[alike]
+        tables[chunks, is_v] = replace(table, rows=rows, state_bytes=state_bytes)
     return tables
+
+
+def _alike_in_memory(layouts: Layouts) -> tuple[Ints, Ints]:
+    """Layouts that differ in more than the order of the axes, and which of them each is like."""
+    columns = [getattr(layouts, field.name) for field in fields(layouts) if field.name != "data_outside"]
+    _, first, alike = np.unique(np.stack(columns), axis=1, return_index=True, return_inverse=True)
+    return first, alike.reshape(-1)
 
 
 def _taken(rules: MemoryRules, which: Ints) -> MemoryRules:
@@ -80,10 +94,8 @@ def _chunk_counts(at: Setting, layouts: Layouts) -> dict[tuple[int, bool], set[i
     return result
 
 
-def _stage_table(
-    at: Setting, num_layouts: int, which: Ints, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, is_v: bool
-) -> StageTable:
-    """The table of `which` of the layouts, given as jobs."""
+def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParameters, is_v: bool) -> StageTable:
+    """The table of some layouts, given as jobs."""
     chunks = int(jobs.chunks.max(initial=1))
     pipeline = jobs.pipeline.astype(int).tolist()
     places = {degree: fullest_stages(at, degree, -(-at.model.num_layers // degree), chunks) for degree in set(pipeline)}
@@ -94,20 +106,44 @@ def _stage_table(
     if at.model.transformer.is_alike:
         full = {degree: last_full_stage(at, degree) for degree in set(pipeline)}
         stages[-1] = np.where(is_uneven(jobs), np.array([full[degree] for degree in pipeline]), stages[-1])
-    columns, held = [], []
-    names: tuple[str, ...] = ()
+    names, columns, alike, rows, held = [], [], [], [], []
     for stage in stages:
         content = stage_content(jobs, rules, stage, is_v)
         states = stage_states(jobs, rules, layer, content)
         numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
         numbers |= {of_kind(kind): count for kind, count in content.layers.items()}
-        names = tuple(numbers)
-        columns.append(np.stack([np.broadcast_to(values, len(jobs)) for values in numbers.values()]))
+        differing = {name: values for name, values in numbers.items() if np.any(values != values.flat[:1])}
+        names.append(tuple(differing))
+        distinct, row = _distinct_columns(np.array(list(differing.values())).reshape(len(differing), len(jobs)))
+        columns.append(distinct)
+        rows.append(row)
+        alike.append(
+            {name: values[:1].reshape(1, 1, 1, 1) for name, values in numbers.items() if name not in differing}
+        )
         fixed = numbers["workspace"] + numbers["buckets"]
         held.append(states.parameters + states.gradients + states.optimizer + fixed)
-    rows, state_bytes = np.zeros(num_layouts, dtype=np.int64), np.full(num_layouts, np.inf)
-    rows[which], state_bytes[which] = np.arange(len(which)), np.max(held, axis=0)
-    return StageTable(names=names, rows=rows, columns=tuple(columns), state_bytes=state_bytes)
+    return StageTable(
+        names=tuple(names),
+        columns=tuple(columns),
+        alike=tuple(alike),
+        rows=np.array(rows),
+        state_bytes=np.max(held, axis=0),
+    )
+
+
+def _distinct_columns(table: Array) -> tuple[Array, Ints]:
+    """The columns of a table that differ from each other, and which of them each is. Shapes: (number, column).
+
+    They are told apart by a sum of their bits, each number's by a weight of its own; were two ever to agree in that
+    alone, all stay.
+    """
+    weights = (2 * np.arange(len(table), dtype=np.uint64) + 1) * SPREADING
+    sums = (np.ascontiguousarray(table).view(np.uint64) * weights[:, None]).sum(axis=0)
+    _, first, which = np.unique(sums, return_index=True, return_inverse=True)
+    distinct = table[:, first]
+    if not np.array_equal(distinct[:, which], table):
+        return table, np.arange(table.shape[1])
+    return distinct, which
 
 
 def is_uneven(jobs: Jobs) -> Flags:

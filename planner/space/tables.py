@@ -30,9 +30,9 @@ from planner.cost.software_time import TimeRules, rules_of
 from planner.space.layouts import Ints, Layouts
 from planner.space.question import Setting, jobs_of
 from planner.space.schedule_choices import METHODS
-from planner.space.stage_table import StageTable, stage_tables
+from planner.space.stage_table import StageTable, is_uneven, stage_tables
 from profiles.models.operators import PHASES, Phase
-from profiles.models.transformer import Array
+from profiles.models.transformer import Array, Flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +161,9 @@ class LayoutTable:
     `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
     `gather` and `scatter` of one layer's shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of
     compressing gradients, updating weights, offloading their states, of which there are `offloaded_states` bytes, and
-    of the host outside the layers. `counts` are layers of the first, a middle and the last stage by kind. `stages` are
-    by number of chunks, and whether they go through a V; without leading dense layers chunks change nothing, and there
-    is the entry of one chunk alone.
+    of the host outside the layers. `is_uneven`: whether some stages have a layer more than others. `counts` are layers
+    of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go through a
+    V; without leading dense layers chunks change nothing, and there is the entry of one chunk alone.
     """
 
     jobs: Jobs
@@ -179,6 +179,7 @@ class LayoutTable:
     once: Array
     offloaded_states: Array
     host_link_rate: Array
+    is_uneven: Flags
     counts: StageCounts
     stages: dict[tuple[int, bool], StageTable]
 
@@ -215,6 +216,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         once=once,
         offloaded_states=offloaded,
         host_link_rate=ingredients.host_link_rate,
+        is_uneven=is_uneven(jobs),
         counts=ingredients.counts,
         stages=stage_tables(at, layouts, jobs, rules, layer),
     )

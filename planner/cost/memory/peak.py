@@ -169,7 +169,8 @@ def not_offloaded(kept: Array, largest: Array, in_flight: Array) -> Array:
 
 def offloaded_bytes(kept: Array, largest: Array, in_flight: Array) -> Array:
     """Activations that a stage has on the host at its fullest: all that its device does not hold. Shapes: broadcast."""
-    return np.asarray(kept * (in_flight - not_offloaded(kept, largest, in_flight)))
+    few = LAYERS_NOT_OFFLOADED * largest / np.maximum(kept, 1.0)
+    return np.asarray(kept * np.maximum(in_flight - few, 0.0))
 
 
 def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
@@ -178,19 +179,22 @@ def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
     Model: every moment has `kept` for each micro-batch in flight, so that two of them differ in small tables alone: the
     one with all activations, and that of the embedding, which lacks those of one micro-batch. Each has holes.
     """
-    law, slack = _law(stage), stage.working_slack
-    full = reduce(np.maximum, (moment.total + moment.activations * slack for moment in law.full))
-    ending = law.ending.total - stage.kept * np.minimum(law.flying, 1.0) * (1 + slack)
-    kept = stage.kept * (1 + slack)
+    law, solid = _law(stage), 1 + stage.working_slack
+    kept = stage.kept * solid
+    # Those that are the same for all that is recomputed come first: the largest arrays are combined last.
+    backward, *others = (moment.activations * solid + moment.logits + moment.buffers for moment in law.full)
+    full = np.maximum(reduce(np.maximum, others), backward)
     if law.flying is stage.in_flight:
         held = (kept + law.casts) * law.flying
     else:
         held = kept * law.flying + law.casts * stage.in_flight
-    most = held + np.maximum(law.whole + law.waiting + full, ending)
-    if np.any(law.update > 0):
-        most = np.maximum(most + stage.states.scratch, law.update)
+    ending = law.ending.total - kept * np.minimum(law.flying, 1.0)
+    most = held + np.maximum((law.whole + law.waiting) + full, ending)
     states = stage.states.parameters + stage.states.gradients + stage.states.optimizer
-    return np.asarray(most + (states + stage.workspace + stage.buckets + stage.fixed_slack + beyond + stage.received))
+    fixed = states + stage.workspace + stage.buckets + stage.fixed_slack + beyond + stage.received
+    if np.any(law.update > 0):
+        return np.asarray(np.maximum(most + (stage.states.scratch + fixed), law.update + fixed))
+    return np.asarray(most + fixed)
 
 
 def peak_of(stage: StageCosts) -> Peak:
