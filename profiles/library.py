@@ -71,9 +71,13 @@ def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str
     profile = _load_model(model)
     _check_precisions(precisions)
     missing = [precision for precision in precisions if precision not in profile.layers]
-    if missing:
-        profile = replace(profile, layers=profile.layers | _traced(model, profile.workload, trusted, missing).layers)
-    return profile
+    if not missing:
+        return profile
+    added = _traced(model, profile.workload, trusted, missing)
+    if added.structure != profile.structure:
+        # Layers that are alike at some precisions are not at others: all are told apart at once.
+        return _traced(model, profile.workload, trusted, (*profile.layers, *missing))
+    return replace(profile, layers=profile.layers | added.layers)
 
 
 def trace_sizes(sizes: ModelSizes, precisions: Sequence[str], trusted: Sequence[str] = ()) -> ModelProfile:

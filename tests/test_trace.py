@@ -1,11 +1,14 @@
 """What tracing finds agrees with torch's own counters and with a real run of the same layers."""
 
+import json
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from profiles.errors import InputError
+from profiles import artifacts
+from profiles.errors import ArtifactError, InputError
 from profiles.library import load_model, model_names, trace_model
 from profiles.models.operators import evaluate
 from profiles.models.profile import ModelProfile, WorkloadSpec
@@ -264,3 +267,27 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero():
     norms = owner.down_proj.grad.flatten(1).norm(dim=1)
     assert norms[0] > 0
     assert norms[1:].tolist() == [0.0] * 3
+
+
+def test_a_precision_that_tells_layers_apart_has_them_told_apart_in_all(tmp_path):
+    path = tmp_path / "plain.json"
+    artifacts.write(path, "model-profile", trace(load_workload(PLAIN, TRUSTED), ("fp32",)))
+    assert load_model(str(path)).structure == (0, 1, 1, 1, 2)
+    both = load_model(str(path), ("bf16",), TRUSTED)
+    assert both.structure == (0, 1, 2, 2, 3)
+    assert {precision: len(layers) for precision, layers in both.layers.items()} == {"fp32": 4, "bf16": 4}
+
+
+def test_a_kernel_has_as_many_sizes_as_any_of_its_kind(tmp_path):
+    path = tmp_path / "own.json"
+    artifacts.write(path, "model-profile", trace(load_workload(OWN, TRUSTED), ("fp32",)))
+    document = json.loads(path.read_text())
+    index, product = next(
+        (index, operator)
+        for index, operator in enumerate(document["layers"]["fp32"][1]["operators"])
+        if operator["kind"] == "matmul"
+    )
+    product["dims"].pop()
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=f"operator {index} should have 4 dims, as any matmul"):
+        load_model(str(path))

@@ -65,6 +65,10 @@ def evaluate(
     return result
 
 
+# How many sizes a kernel of a kind has.
+NUM_DIMS: dict[Kind, int] = {"matmul": 4, "attention": 5, "memory": 0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """One kernel call of a layer; `saved_bytes` are of its outputs that the backward pass needs.

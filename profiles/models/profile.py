@@ -13,7 +13,7 @@ from profiles.errors import ArtifactError
 from profiles.inputs.ranges import Count, Whole
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
-from profiles.models.operators import Operator, Phase, Polynomial, add, evaluate
+from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, evaluate
 
 if TYPE_CHECKING:
     import networkx
@@ -150,6 +150,11 @@ class ModelProfile:
             )
         for layer in (layer for layers in self.layers.values() for layer in layers):
             for index, operator in enumerate(layer.operators):
+                if len(operator.dims) != NUM_DIMS[operator.kind]:
+                    raise ArtifactError(
+                        f"model profile {self.name}: at {layer.name}: operator {index} should have "
+                        f"{NUM_DIMS[operator.kind]} dims, as any {operator.kind}"
+                    )
                 if any(source >= index for source in operator.inputs):
                     raise ArtifactError(
                         f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
