@@ -13,38 +13,36 @@ class Part:
     """One source of seconds: its `name` in files, its `title` for readers.
 
     `spread` is the standard deviation (of the logarithm) of what it is predicted to take; parts err apart from each
-    other. `is_communication` tells whether it is time on links, or spent so that less is.
+    other.
     """
 
     name: str
     title: str
     spread: float
-    is_communication: bool = False
 
 
 # They add up to the step.
 PARTS = tuple(
-    Part(name=name, title=title, spread=spread, is_communication=is_communication)
-    for name, title, spread, is_communication in (
-        ("compute", "compute", 0.06, False),
-        ("recompute", "recomputation", 0.08, False),
-        ("bubble", "pipeline bubble", 0.12, False),
-        ("tensor_comm", "tensor-parallel communication", 0.2, True),
-        ("context_comm", "context-parallel communication", 0.3, True),
-        ("expert_comm", "expert-parallel communication", 0.35, True),
-        ("data_comm", "exposed gradient exchange", 0.35, True),
-        ("pipeline_comm", "pipeline messages", 0.4, True),
-        ("codec", "gradient codec", 0.5, True),
-        ("offload", "offloading", 0.4, False),
-        ("optimizer", "optimizer", 0.25, False),
-        ("host", "host launches", 0.25, False),
-        ("stragglers", "stragglers", 0.8, False),
+    Part(name=name, title=title, spread=spread)
+    for name, title, spread in (
+        ("compute", "compute", 0.06),
+        ("recompute", "recomputation", 0.08),
+        ("bubble", "pipeline bubble", 0.12),
+        ("tensor_comm", "tensor-parallel communication", 0.2),
+        ("context_comm", "context-parallel communication", 0.3),
+        ("expert_comm", "expert-parallel communication", 0.35),
+        ("data_comm", "exposed gradient exchange", 0.35),
+        ("pipeline_comm", "pipeline messages", 0.4),
+        ("codec", "gradient codec", 0.5),
+        ("offload", "offloading", 0.4),
+        ("optimizer", "optimizer", 0.25),
+        ("host", "host launches", 0.25),
+        ("stragglers", "stragglers", 0.8),
     )
 )
 PART_NAMES = tuple(part.name for part in PARTS)
 PART_TITLES = {part.name: part.title for part in PARTS}
 PART_SPREADS = {part.name: part.spread for part in PARTS}
-COMMUNICATION = tuple(part.name for part in PARTS if part.is_communication)
 
 # The parts that runs on a measured machine may correct, and by how much at the most: what is off by more is no cost
 # that was measured a little wrong, but a law that does not hold.

@@ -131,7 +131,8 @@ def write_lesson(sources: Sequence[Source], path: Path, screen: Console) -> dict
     lesson = learn(sources)
     if lesson.corrections is not None:
         artifacts.write(path, "corrections", lesson.corrections)
-    screen.print(f"{lesson.sentence}{f': {path}' if lesson.corrections else ''}")
+    kept = f"; {path} has what was learned before" if path.exists() else ""
+    screen.print(f"{lesson.sentence}{f': {path}' if lesson.corrections else kept}")
     return asdict(lesson)
 
 

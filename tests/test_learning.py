@@ -343,6 +343,10 @@ def test_the_command_writes_nothing_that_does_not_help(tmp_path, monkeypatch, ca
     assert compare(monkeypatch, run, "--learn", learned) == 0
     assert "nothing learned: corrections do not help" in capsys.readouterr().out
     assert not learned.exists()
+    learned.write_text("of other runs", encoding="utf-8")
+    assert compare(monkeypatch, run, "--learn", learned) == 0
+    assert "has what was learned before" in " ".join(capsys.readouterr().out.split())
+    assert learned.read_text(encoding="utf-8") == "of other runs"
 
 
 def test_the_command_overwrites_no_input(tmp_path, monkeypatch, capsys):

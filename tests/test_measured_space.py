@@ -1,6 +1,7 @@
 """The space of a machine that was measured: every legal plan, priced by its own kernels and links, by hand."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,16 +15,19 @@ from planner.cost.measured.machine import learned_of
 from planner.parts import PART_NAMES
 from planner.plans import Plan
 from planner.prediction import KINDS, Prediction
+from planner.simulate.step import simulate
 from planner.space.answers import Answer, answer
 from planner.space.explore import NO_ROOM, Space, explore
 from planner.space.layouts import Options
 from planner.space.measured_setting import measured_setting
 from planner.space.predictions import predictions
 from planner.space.replay_best import in_order, retimed
+from planner.space.to_events import step_work
 from planner.space.to_plans import best_places, plan_of
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.library import load_model
-from profiles.machines.profile import MachineProfile
+from profiles.machines.clusters import find_cluster
+from profiles.machines.profile import ExchangeTiming, MachineProfile
 from profiles.models.profile import ModelProfile
 from tests.machine_builders import curve, machine
 from tests.plan_finder import predict
@@ -237,6 +241,30 @@ def test_links_that_leave_the_host_are_measured_or_named():
     two = np.array([2.0])
     with pytest.raises(InputError, match="measured over the network: profile it there, or name the network"):
         links_of(alone).seconds("all_reduce", two, two, np.ones(1))
+
+
+@pytest.mark.parametrize("cluster", [None, "dgx-a100"])
+def test_links_within_a_node_that_were_not_measured_are_asked_for(cluster: str | None) -> None:
+    at = measured_setting(machine(links=()), MODEL, 4, 8, 128, "fp32", find_cluster(cluster) if cluster else None)
+    with pytest.raises(InputError, match="measured within a node: profile more ranks"):
+        explore(at, ALL)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_simulated_step_has_what_training_adds_to_an_exchange(zero_stage: int) -> None:
+    late = tuple(
+        ExchangeTiming(
+            codec="none", zero_stage=stage, group_size=2, num_parameters=8e6, matrix_sides=16384.0,
+            backward_seconds=0.05, added_seconds=added, spread_fraction=0.02,
+        )
+        for stage, added in [(0, 0.3), (1, 0.4), (2, 0.5)]
+    )  # fmt: skip
+    options = replace(PLAIN, zero_stages=(zero_stage,))
+    space = space_of(machine(exchange_timings=late), 2, options=options)
+    place = next(place for place in best_places(space, len(space.best)) if plan_of(space, place).data_parallel == 2)
+    predicted = predictions(space, [place])[0].step_seconds
+    assert predictions(space_of(machine(), 2, options=options), [place])[0].step_seconds < 0.7 * predicted
+    assert simulate(step_work(space, place)).step_seconds == pytest.approx(predicted, rel=0.03)
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 1))

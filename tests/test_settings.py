@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from planner.ask import Request, ask, parse_batches
+from planner.cost.factors import load_learned
+from planner.cost.measured.on_sheet import sheet_law
 from planner.schedules.registry import has
 from planner.space.beside import Questions
 from planner.space.compare_questions import try_settings
@@ -16,6 +18,7 @@ from planner.space.questions import Reliability, cost_of
 from planner.space.to_plans import best_places
 from profiles.errors import InputError
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 from tests.test_space import make
 
 # Without sharding of weights: what DDP would do, whose gradients a codec may compress.
@@ -116,3 +119,24 @@ def test_failures_cost_more_the_more_devices_there_are() -> None:
     assert 0.85 < cost.goodput_fraction < 0.97
     never = cost_of(make(), prediction, 1e12, 2.0, Reliability(failure_hours=1e9))
     assert never.goodput_fraction > 0.999
+
+
+def test_tf32_on_a_data_sheet_is_slower_than_16_bits() -> None:
+    steps = {
+        precision: ask(
+            Request(model="llama-3.2-1b", num_devices=8, device="a100-sxm-80gb", precisions=(precision,), top=1),
+            Questions(),
+        )
+        .candidates[0]
+        .prediction.step_seconds
+        for precision in ("bf16", "tf32")
+    }
+    assert 1.2 * steps["bf16"] < steps["tf32"] < 4 * steps["bf16"]
+    # A traced layer's products take what the published law says of them, whatever their operands are called.
+    law = sheet_law(load_device("a100-sxm-80gb"), load_learned().factors)
+    flops, sides = np.array([2 * 8192.0**3]), [np.array([side]) for side in (1.0, 8192.0, 8192.0, 8192.0)]
+    rates = {
+        name: float((flops / law("matmul", "nn", name, flops, flops, sides))[0]) for name in ("bf16", "tf32", "other")
+    }
+    assert 0.4 * rates["bf16"] < rates["tf32"] < 0.6 * rates["bf16"]
+    assert rates["other"] <= rates["tf32"]

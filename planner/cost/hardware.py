@@ -12,7 +12,7 @@ from profiles.units import GB
 
 TERA = 1e12
 # Bytes of an element of a product's operands.
-ELEMENT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0, "nvfp4": 0.5}
+ELEMENT_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0, "nvfp4": 0.5}
 LOW_PRECISIONS = ("fp8", "mxfp8", "nvfp4")
 
 

@@ -81,7 +81,7 @@ def ranks_on_host(machine: MachineProfile, num_devices: int, cluster: Cluster | 
 def _sharing(device: Device, machine: MachineProfile, ranks: int) -> Device:
     """The device where so many ranks share a host: its memory is that of the host."""
     share = min(1.0, machine.devices_per_node / ranks)
-    return replace(device, memory_gib=device.memory_gib * share)
+    return replace(device, memory_gib=device.memory_gib * share, host_memory_gb=device.host_memory_gb * share)
 
 
 def _hop_seconds(cluster: Cluster | None, is_cpu: bool) -> float:

@@ -187,11 +187,13 @@ def _parameters(priced: _Priced) -> Transfer | None:
 
 
 def _once(priced: _Priced) -> float:
-    """Optimizer, what crosses the host link, and the host's work outside the layers."""
+    """What no pass hides of gradients, the optimizer, what crosses the host link, and the host's work beside layers."""
     ingredients, factors = priced.passes.ingredients, priced.space.learned.factors
     updated = optimizer_parameters(ingredients)
+    exchange = ingredients.exchange
     seconds = (
-        codec_seconds(ingredients, factors)
+        np.maximum(exchange.late, -exchange.gradients) * factors.data_comm
+        + codec_seconds(ingredients, factors)
         + optimizer_seconds(ingredients, factors, updated)
         + ingredients.rules.host_step_ms * 1e-3
     )

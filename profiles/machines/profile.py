@@ -141,7 +141,7 @@ class ExchangeTiming:
     codec: str
     zero_stage: ZeroStage
     group_size: Devices
-    num_parameters: Amount
+    num_parameters: Size
     matrix_sides: Amount
     backward_seconds: Timed
     added_seconds: Finite

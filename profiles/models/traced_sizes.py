@@ -61,7 +61,7 @@ class TracedSizes(Transformer):
 
     @property
     def is_alike(self) -> bool:
-        """Layers differ, and stages with them."""
+        """Whether there is one kind of layer alone: stages differ where layers do."""
         return len(self.kinds) == 1
 
     def can_recompute(self, kind: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.cost.links import SheetLinks
 from profiles.errors import InputError
+from profiles.laws.collectives import SLOWEST_BYTES_PER_SECOND
 from profiles.laws.curves import link_seconds
 from profiles.machines.profile import Collective, LinkCurve, MachineProfile
 from profiles.models.transformer import Array, Flags
@@ -56,14 +57,19 @@ class MeasuredLinks:
 
     def _of_group(self, collective: Collective, num_bytes: Array, where: Flags, size: float, inside: float) -> Array:
         curve = self.nearest(collective, size, inside)
+        law = self.law.at(where)
         if curve is None:
-            if not self.knows_network:
+            if inside >= size and not np.any(law.fabric.fast_bytes_per_second > SLOWEST_BYTES_PER_SECOND):
+                raise InputError(
+                    f"machine {self.machine.name} has no {collective} measured within a node: profile more ranks"
+                )
+            if inside < size and not self.knows_network:
                 raise InputError(
                     f"machine {self.machine.name} has no {collective} measured over the network: profile it there, or "
                     "name the network with --cluster"
                 )
-            return self.law.at(where).seconds(collective, num_bytes, np.array(size), np.array(inside))
-        group, law = (float(curve.group_size), inside_of(curve, self.machine)), self.law.at(where)
+            return law.seconds(collective, num_bytes, np.array(size), np.array(inside))
+        group = float(curve.group_size), inside_of(curve, self.machine)
         known = np.minimum(num_bytes, max((sample.dims[0] for sample in curve.samples), default=np.inf))
         taken = self._along(curve, known)
         if group == (size, inside) and np.array_equal(known, num_bytes):

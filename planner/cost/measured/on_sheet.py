@@ -10,6 +10,7 @@ import numpy as np
 from planner.cost.axes import data
 from planner.cost.axes.data import Exchange, Sharded, StageParameters
 from planner.cost.factors import Factors
+from planner.cost.hardware import ELEMENT_BYTES
 from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.measured.kernel_law import published_law
@@ -29,7 +30,8 @@ def sheet_law(device: Device, factors: Factors) -> Law:
     """Seconds of kernels on a device, over the factor of products, which all of a layer is multiplied by."""
 
     def seconds(kind: str, name: str, precision: str, flops: Array, moved: Array, dims: list[Array]) -> Array:
-        published = published_law(device, kind, name or "nt", precision)
+        known = precision if precision in ELEMENT_BYTES else "fp32"
+        published = published_law(device, kind, name or "nt", known)
         if published is not None:
             factor = factors.attention / factors.matmul if kind.startswith("attention") else 1.0
             return published(dims) * factor
