@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,11 +45,11 @@ class Tables:
     factors: Factors
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Layouts that share pipeline and data degree, and are alike in ZeRO 3 and offloaded activations or not.
 
-    `rows` and `columns` are the places of their layers in the tables.
+    `rows` and `columns` are the places of their layers in the tables. What every stage asks for is gathered once.
     """
 
     tables: Tables
@@ -62,6 +63,21 @@ class Block:
         """How many layouts, micro-batches, schedules and recomputations there are."""
         choices = self.choices
         return len(self.layouts), len(choices.micro_batch), len(choices.schedules), len(choices.share)
+
+    @cached_property
+    def kept(self) -> dict[str, tuple[Array, Array]]:
+        """What a layer of each kind keeps of one micro-batch, and what its backward adds. Shapes: (g, m, 1, k)."""
+        layers, method = self.tables.layers, self.choices.method
+        return {
+            # A recomputed layer fills up to what one that is not has kept.
+            kind: (self.mixed(self.of(table)), self.of(layers.backward[kind])[..., method])
+            for kind, table in layers.kept.items()
+        }
+
+    @cached_property
+    def tokens(self) -> Array:
+        """Tokens of one micro-batch on a rank. Shapes: (g, m, 1, 1)."""
+        return self.of(self.tables.layers.tokens)
 
     def of(self, table: Array) -> Array:
         """This block's part of a table of layers by micro-batch and method. Shapes: (g, m, 1, method)."""
@@ -200,7 +216,7 @@ def _once(plans: Block) -> Array:
     shared, choices = plans.tables.shared, plans.choices
     if not plans.is_any(shared.jobs.activation_offload):
         return plans.each(shared.once)
-    kept = {kind: plans.mixed(plans.of(table)) for kind, table in plans.tables.layers.kept.items()}
+    kept = {kind: bytes_kept for kind, (bytes_kept, _) in plans.kept.items()}
     counts = {kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()}
     each = offloaded_activations(kept, counts, np.asarray(choices.waits)[:, None])
     seconds = crossing_seconds(each * choices.count[:, None, None], plans.each(shared.host_link_rate))

@@ -88,7 +88,7 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
     """What the law of the peak reads of one stage of a block's plans."""
     choices = plans.choices
     kept, largest, backward = _kept(plans, stage)
-    tokens = plans.of(plans.tables.layers.tokens)
+    tokens = plans.tokens
     hidden, num_logits = tokens * stage["hidden_per_token"], tokens * stage["logits_per_token"]
     held = choices.held[place][:, columns, None]
     uneven = plans.tables.shared.is_uneven[plans.layouts] if place == BEFORE_LAST else np.zeros(1, dtype=bool)
@@ -125,15 +125,7 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
 
 def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
-    layers = plans.tables.layers
-    method = plans.choices.method
-    # A recomputed layer fills up to what one that is not has kept.
-    return kept_together(
-        [
-            (stage[of_kind(kind)], plans.mixed(plans.of(table)), plans.of(layers.backward[kind])[..., method])
-            for kind, table in layers.kept.items()
-        ]
-    )
+    return kept_together([(stage[of_kind(kind)], kept, backward) for kind, (kept, backward) in plans.kept.items()])
 
 
 def _received(plans: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:

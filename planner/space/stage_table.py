@@ -70,8 +70,7 @@ def stage_tables(
 def _alike_in_memory(layouts: Layouts) -> tuple[Ints, Ints]:
     """Layouts that differ in more than the order of the axes, and which of them each is like."""
     columns = [getattr(layouts, field.name) for field in fields(layouts) if field.name != "data_outside"]
-    _, first, alike = np.unique(np.stack(columns), axis=1, return_index=True, return_inverse=True)
-    return first, alike.reshape(-1)
+    return _distinct(np.stack(columns))
 
 
 def _taken(rules: MemoryRules, which: Ints) -> MemoryRules:
@@ -114,8 +113,9 @@ def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParame
         numbers |= {of_kind(kind): count for kind, count in content.layers.items()}
         differing = {name: values for name, values in numbers.items() if np.any(values != values.flat[:1])}
         names.append(tuple(differing))
-        distinct, row = _distinct_columns(np.array(list(differing.values())).reshape(len(differing), len(jobs)))
-        columns.append(distinct)
+        each = np.array(list(differing.values())).reshape(len(differing), len(jobs))
+        first, row = _distinct(each)
+        columns.append(each[:, first])
         rows.append(row)
         alike.append(
             {name: values[:1].reshape(1, 1, 1, 1) for name, values in numbers.items() if name not in differing}
@@ -131,8 +131,8 @@ def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParame
     )
 
 
-def _distinct_columns(table: Array) -> tuple[Array, Ints]:
-    """The columns of a table that differ from each other, and which of them each is. Shapes: (number, column).
+def _distinct(table: Array | Ints) -> tuple[Ints, Ints]:
+    """Where columns first stand that differ from each other, and which of them each is. Shapes: (number, column).
 
     They are told apart by a sum of their bits, each number's by a weight of its own; were two ever to agree in that
     alone, all stay.
@@ -140,10 +140,9 @@ def _distinct_columns(table: Array) -> tuple[Array, Ints]:
     weights = (2 * np.arange(len(table), dtype=np.uint64) + 1) * SPREADING
     sums = (np.ascontiguousarray(table).view(np.uint64) * weights[:, None]).sum(axis=0)
     _, first, which = np.unique(sums, return_index=True, return_inverse=True)
-    distinct = table[:, first]
-    if not np.array_equal(distinct[:, which], table):
-        return table, np.arange(table.shape[1])
-    return distinct, which
+    if not np.array_equal(table[:, first[which]], table):
+        return np.arange(table.shape[1]), np.arange(table.shape[1])
+    return first, which
 
 
 def is_uneven(jobs: Jobs) -> Flags:

@@ -245,6 +245,12 @@ def kept_together(kinds: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, A
     whole = largest = np.zeros(1)
     backward: Array | None = None
     for count, kept, adds in reversed(kinds):
+        if not np.any(count > 0):
+            continue
+        if backward is None and np.all(count > 0):
+            # Nothing comes after it, and there is one everywhere.
+            whole, largest, backward = count * kept, kept, adds
+            continue
         worst = adds if backward is None else np.maximum(backward, np.where(count > 0, adds - whole, 0.0))
         backward = worst if backward is None else np.where(whole > 0, worst, np.where(count > 0, adds, 0.0))
         whole, largest = whole + count * kept, np.maximum(largest, np.where(count > 0, kept, 0.0))
