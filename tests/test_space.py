@@ -122,6 +122,18 @@ def test_the_best_is_that_of_an_exhaustive_search_job_by_job() -> None:
     assert space.best.step_seconds[0] == pytest.approx(float(seconds[fits].min()), rel=1e-12)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_has_no_room_is_not_timed_and_changes_nothing(config: str) -> None:
+    """Who watches a search sees every plan, and finds what the search finds that times only what fits."""
+    at, options, shown = make(config, num_devices=8), Options(), []
+    first = explore(at, options)
+    second = explore(at, options, seen=lambda *block: shown.append(block[3].size))
+    assert sum(shown) > first.accepted
+    assert first.rejected == second.rejected
+    for field in fields(first.best):
+        assert np.array_equal(getattr(first.best, field.name), getattr(second.best, field.name))
+
+
 def joined(jobs: list[Jobs]) -> Jobs:
     """Many jobs of one question in one table."""
     columns = {

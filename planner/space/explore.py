@@ -166,7 +166,7 @@ def explore(
     total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
     for piece in own:
         chosen, choices = piece.layouts, piece.choices
-        seconds, held, num_over_host = _priced(tables, piece)
+        held, num_over_host = _held(tables, piece)
         fits = held <= at.memory_bytes
         num_fitting = int(fits.sum())
         accepted += num_fitting
@@ -175,10 +175,13 @@ def explore(
         fewest = held.reshape(len(chosen), -1).argmin(axis=1)
         places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
         nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
-        if num_fitting:
-            blocks.append(_fastest(chosen, np.where(fits, seconds, np.inf), held))
-        if seen is not None:
-            seen(num_legal, chosen, choices, seconds, held)
+        # Only what fits is worth its seconds, but for those who want to see all.
+        timed = fits.any(axis=(1, 2, 3)) if seen is None else np.ones(len(chosen), dtype=bool)
+        if timed.any():
+            seconds = step_seconds(block(tables, chosen[timed], choices))
+            blocks.append(_fastest(chosen[timed], np.where(fits[timed], seconds, np.inf), held[timed]))
+            if seen is not None:
+                seen(num_legal, chosen, choices, seconds, held)
         done += piece.num_plans
         on_progress(done / total, f"{format_count(done)} of {format_count(total)} plans, {at.precision}")
     return Space(
@@ -219,19 +222,18 @@ def _to_price(
     return result, generated, rejected
 
 
-def _priced(tables: Tables, piece: _Piece) -> tuple[Array, Array, int]:
-    """Seconds and bytes of plans, and how many legal ones offload more than their host has room for.
+def _held(tables: Tables, piece: _Piece) -> tuple[Array, int]:
+    """Bytes of plans, and how many legal ones offload more than their host has room for.
 
     Of those, and of what is not legal, bytes are inf.
     """
     plans = block(tables, piece.layouts, piece.choices)
-    seconds, held = step_seconds(plans), device_bytes(plans)
-    held = np.where(piece.choices.legal[:, :, None], held, np.inf)
+    held = np.where(piece.choices.legal[:, :, None], device_bytes(plans), np.inf)
     if not plans.is_any(tables.shared.jobs.activation_offload):
-        return seconds, held, 0
+        return held, 0
     is_over = host_bytes(plans) > tables.at.host_memory_bytes
     num_over = int((is_over & np.isfinite(held)).sum())
-    return seconds, np.where(is_over, np.inf, held), num_over
+    return np.where(is_over, np.inf, held), num_over
 
 
 def _too_many(at: Setting) -> InputError:
