@@ -43,10 +43,15 @@ def why_not_run(at: Setting, plan: Plan) -> str:
         return ""
     if at.model.profile is not None:
         return refusal(plan, facts_of(at.model.profile), at.sequence_length)
+    return why_not_built(at) or refusal(plan, facts_of_sizes(at.model), at.sequence_length)
+
+
+def why_not_built(at: Setting) -> str:
+    """Why the executor runs no plan of this model, or ""; other software is not bound by what it can do."""
     family = at.model.config.get("model_type")
-    if family not in BUILT_FAMILIES:
-        return f"the executor does not build models of the family {family}"
-    return refusal(plan, facts_of_sizes(at.model), at.sequence_length)
+    if at.stack.name != THIS_PROGRAM or at.model.profile is not None or family in BUILT_FAMILIES:
+        return ""
+    return f"the executor does not build models of the family {family}"
 
 
 def is_executable(at: Setting, plan: Plan) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner.space.answers import no_plan, runnable_places
+from planner.space.answers import no_plan, runnable_places, why_not_built
 from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
 from planner.space.predictions import predictions
@@ -39,8 +39,14 @@ def try_settings(
 
     Lossy gradients must be worth it: by WORTH_FRACTION over others.
     Codecs are tried where gradients sent for nothing would be worth them: no codec does better than that.
-    Raises: NoFeasiblePlanError where no setting has a plan that fits.
+    Raises: NoFeasiblePlanError where no setting has a plan that fits, or the executor runs none of this model.
     """
+    refused = "" if simulate else why_not_built(settings[0])
+    if refused:
+        raise NoFeasiblePlanError(
+            f"no plan of {settings[0].model.name} can be run: {refused}; pass --simulate to see what would be fastest, "
+            "or --stack to plan for other software"
+        )
     tried: list[Tried] = []
     failed: list[NoFeasiblePlanError] = []
     notes: list[str] = []
@@ -49,11 +55,12 @@ def try_settings(
     # Each plain one, then what it would gain, then the lossy ones.
     rest = len(plain) + len(lossy) if lossy else 0
     following = pieces(on_progress, [PLAIN_WEIGHT] * len(plain) + [1.0] * rest)
-    for at in plain:
-        _try(at, options, simulate, tried, failed, next(following))
+    has_room = {_but_codec(at) for at in plain if _try(at, options, simulate, tried, failed, next(following))}
     gains = {_but_codec(own.space.at): _most_gained(own, options, simulate, next(following)) for own in tried if lossy}
     declined = {key: gain for key, gain in gains.items() if gain < WORTH_FRACTION}
-    for at in (at for at in lossy if _but_codec(at) not in declined):
+    # Nothing runs with a codec that does not run without.
+    held_up = has_room - {_but_codec(own.space.at) for own in tried}
+    for at in (at for at in lossy if _but_codec(at) not in declined.keys() | held_up):
         _try(at, options, simulate, tried, failed, next(following))
     if declined:
         most = format_percent(max(0.0, *declined.values()))
@@ -89,21 +96,23 @@ def _try(
     tried: list[Tried],
     failed: list[NoFeasiblePlanError],
     on_progress: OnProgress,
-) -> None:
+) -> bool:
+    """Whether anything fits; the best that counts joins `tried`, why there is none `failed`."""
     exploring, replaying = pieces(on_progress, (1 - REPLAY_SHARE, REPLAY_SHARE))
     try:
         space = explore(at, options, on_progress=exploring)
     except NoFeasiblePlanError as error:
         failed.append(error)
-        return
+        return False
     closed = _best_seconds(space, simulate)
     if closed is None:
         failed.append(NoFeasiblePlanError(no_plan(space)))
-        return
+        return len(space.best) > 0
     space = in_order(space, on_progress=replaying)
     place = next(iter(runnable_places(space, simulate, 1)))
     found = predictions(space, [place])[0]
     tried.append(Tried(space=space, place=place, tokens_per_second=found.tokens_per_second, closed_seconds=closed))
+    return True
 
 
 def _best_seconds(space: Space, simulate: bool) -> float | None:
