@@ -60,8 +60,10 @@ class Cells:
             raise Refused(f"{column} is {text}; it must be a whole number")
         return value
 
-    def word(self, column: str, known: Sequence[str], default: str, *, noted: bool = True) -> str:
-        """One of `known`, `default` where the cell is empty.
+    def word(
+        self, column: str, known: Sequence[str], default: str, *, noted: bool = True, lenient: bool = False
+    ) -> str:
+        """One of `known`, `default` where the cell is empty; with `lenient` also for any other word, which is noted.
 
         Raises: Refused for any other word, with the nearest.
         """
@@ -70,12 +72,16 @@ class Cells:
             if noted:
                 self.assume(column, default)
             return default
-        value = text.lower().replace("_", "-") if column != "mlp_type" else text.lower().replace("-", "_")
-        if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+        spellings = {word.replace("_", "-"): word for word in known}
+        value = text.lower().replace("_", "-")
+        if value not in spellings and lenient:
+            self.assumptions.append(f"{column}: {default or 'as usual'} assumed, '{text}' is not known")
+            return default
+        if value not in spellings:
+            near = difflib.get_close_matches(value, spellings, n=1)
+            hint = f"; did you mean '{spellings[near[0]]}'?" if near else ""
             raise Refused(f"{column} is '{text}'{hint}; known are {', '.join(known)}")
-        return value
+        return spellings[value]
 
     def flag(self, column: str, default: bool, *, noted: bool = True) -> bool:
         """Yes or no, `default` where the cell is empty.

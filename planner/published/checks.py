@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -17,6 +18,8 @@ ALL_RANKS = -1.0
 ZERO_OF_DEEPSPEED = 2
 USUAL_KV_HEADS = 8
 SMALL_HIDDEN, SMALL_HEAD = 2048, 64
+# "H100 SXM (500 W)": what the card is limited to, in its name.
+POWER = re.compile(r"[\s,;@(_-]*\b(\d{2,4}) ?w(?:atts?)?\b\)?", re.IGNORECASE)
 # Beyond any run there ever was: a table with such a number has a column out of place.
 LARGEST = {
     "num_layers": limits.LAYERS, "hidden_size": limits.HIDDEN, "ffn_size": limits.FFN, "num_heads": limits.HEADS,
@@ -82,6 +85,7 @@ def complete(row: Row) -> None:
     _complete_model(row)
     _complete_experts(row)
     _complete_devices(row)
+    _complete_power(row)
     _complete_links(row)
     _complete_sharding(row)
 
@@ -153,6 +157,15 @@ def _unknown_device(text: str) -> str:
     near = difflib.get_close_matches(text.lower().replace(" ", "-"), names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
     return f"gpu_type is '{text}', which is not in the catalogue of devices; {hint}"
+
+
+def _complete_power(row: Row) -> None:
+    """Take the watts out of the name of the card."""
+    found = POWER.search(row.cells.get("gpu_type", ""))
+    if found:
+        row.set("gpu_type", POWER.sub("", row.cells["gpu_type"]).strip())
+        if row.is_empty("board_power_watts"):
+            row.compute("board_power_watts", float(found.group(1)), "from gpu_type")
 
 
 def _complete_links(row: Row) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.job import COLUMNS, Each, Jobs
+from planner.cost.job import COLUMNS, Each, Jobs, Names
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.layout_cells import read_layout
@@ -20,7 +20,6 @@ from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Flags, Transformer
 
-WORDS = ("attention_kernel", "schedule", "recompute", "precision")
 # All that a prediction may read; `row_id` names the row and nothing else.
 CONFIGURATION = (
     "arch", "num_layers", "hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "seq_len",
@@ -31,7 +30,9 @@ CONFIGURATION = (
     "ep", "etp", "zero_stage", "dp_shard", "reshard_after_forward", "sequence_parallel", "schedule",
     "first_stage_fewer_layers", "last_stage_fewer_layers", "recompute_class", "optimizer_offload",
     "activation_offload", "precision_class", "global_batch_size", "micro_batch_size", "num_microbatches", "stack",
-    "compiled", "overlap_grad", "overlap_param", "overlap_tp", "overlap_pp",
+    "compiled", "overlap_grad", "overlap_param", "overlap_tp", "overlap_pp", "board_power_watts", "gpu_clock_mhz",
+    "fp8_recipe", "gradient_dtype", "master_weights", "fused_loss", "fused_norms", "moe_dispatcher",
+    "synchronous_launches", "recompute_layers_fraction", "lora_rank", "quantised_base", "packed", "optimizer",
 )  # fmt: skip
 USUAL_SEQUENCE = 2048
 
@@ -115,6 +116,6 @@ def _columns(
     }
     for name, hint in get_type_hints(Jobs).items():
         if name in COLUMNS and name not in columns:
-            kind: type = str if name in WORDS else bool if hint == Flags else float
+            kind: type = str if hint == Names else bool if hint == Flags else float
             columns[name] = np.array([row[name] for row in jobs], dtype=kind)
     return Jobs(model=Transformer(**model), **columns)

@@ -12,6 +12,12 @@ from profiles.units import GB, GIB
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4")
 KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "cudnn")
+YES_NO = ("no", "yes")
+RECIPES = ("tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32")
+DISPATCHERS = ("alltoall", "deepep", "hybrid", "allgather")
+OPTIMIZERS = ("adamw", "adam8bit", "sgd", "muon", "adafactor", "adamw_in_backward", "adam8bit_in_backward")
+GRADIENT_BYTES = {"": 0.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+BASES = ("none", "nf4", "nf4-dq", "int4-gptq", "int8-gptq")
 # Of a card's label the driver keeps about this share.
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
@@ -81,6 +87,32 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "activation_offload": cells.flag("activation_offload", False, noted=False),
         "overlap_grad": cells.flag("overlap_grad", stack.habits.overlaps_gradients),
         "overlap_param": cells.flag("overlap_param", stack.habits.overlaps_parameters),
+        **_recipe(cells),
+    }
+
+
+def _recipe(cells: Cells) -> dict[str, float | bool | str]:
+    """What a row may say of its card and software beside what the stack does; nothing where it is silent."""
+
+    def word(column: str, known: tuple[str, ...], usual: str = "") -> str:
+        return cells.word(column, known, usual, noted=False, lenient=True)
+
+    return {
+        "board_power_watts": cells.size("board_power_watts", 0, least=0, whole=False, noted=False),
+        "clock_mhz": cells.size("gpu_clock_mhz", 0, least=0, whole=False, noted=False),
+        "fp8_recipe": word("fp8_recipe", RECIPES),
+        "gradient_bytes": GRADIENT_BYTES[word("gradient_dtype", tuple(GRADIENT_BYTES))],
+        "master_weights": word("master_weights", YES_NO),
+        "fused_loss": word("fused_loss", (*YES_NO, "chunked")),
+        "fused_norms": word("fused_norms", YES_NO),
+        "dispatcher": word("moe_dispatcher", DISPATCHERS),
+        "synchronous": cells.flag("synchronous_launches", False, noted=False),
+        "optimizer": word("optimizer", OPTIMIZERS, "adamw"),
+        "packed": cells.flag("packed", True, noted=False),
+        "recompute_share": cells.size("recompute_layers_fraction", 1, least=0, whole=False, noted=False),
+        "recompute_products": 1.0,
+        "lora_rank": cells.size("lora_rank", 0, least=0, noted=False),
+        "quantised_base": word("quantised_base", BASES, "none"),
     }
 
 
