@@ -72,9 +72,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "fast_bytes_per_second": link * GB,
         "network_bytes_per_second": card / BITS * GB,
         "precision": _precision(cells, device),
-        "attention_kernel": cells.word(
-            "attention_kernel", KERNELS, "unfused" if device.generation == "volta" else "flash2"
-        ),
+        "attention_kernel": cells.word("attention_kernel", KERNELS, stack.attention_kernel(device.generation)),
         "compiled": cells.flag("compiled", False),
         "recompute": cells.word("recompute_class", ("none", "selective", "full"), "none"),
         "optimizer_offload": cells.flag("optimizer_offload", False, noted=False),

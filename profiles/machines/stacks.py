@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from profiles.artifacts import STRICT, read_toml
@@ -12,6 +12,7 @@ from profiles.errors import UnknownNameError
 FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
 THIS_PROGRAM = "trainwright"
+UNFUSED_GENERATIONS = ("volta", "turing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,9 @@ class StackHabits:
     """What a stack does where a job does not say otherwise.
 
     `overlaps_gradients`, `overlaps_parameters` and `overlaps_tensor`: whether it sends these beside compute;
+    `can_overlap_tensor`: whether it has that as an option, which plans take, with sequence parallelism.
     `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
+    `attention`: its usual attention kernel, `attention_on` the one on some generations of devices.
     `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
     `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
     """
@@ -165,6 +168,9 @@ class StackHabits:
     overlaps_gradients: bool = True
     overlaps_parameters: bool = False
     overlaps_tensor: bool = False
+    can_overlap_tensor: bool = False
+    attention: str = "flash2"
+    attention_on: dict[str, str] = field(default_factory=dict)
     hides_messages_of: tuple[str, ...] = ()
     splits_sequence: bool = False
     zero_stage: int = 0
@@ -190,6 +196,12 @@ class Stack:
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]
+
+    def attention_kernel(self, generation: str) -> str:
+        """The attention kernel it takes on a generation of devices; before Ampere there are no fused ones."""
+        if generation in UNFUSED_GENERATIONS:
+            return "unfused"
+        return self.habits.attention_on.get(generation, self.habits.attention)
 
 
 def stack_names() -> list[str]:
