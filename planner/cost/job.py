@@ -86,6 +86,16 @@ class Jobs:
     `gradient_gather_fraction` of the bytes from each other, passes `codec_decode_passes` times over fp32 gradients for
     each, and holds `codec_message_bytes` of each. `source` is who knows what kernels and messages take, of all jobs;
     None are data sheets and published laws.
+
+    What a run may say of its software and card, where 0 and "" leave it to the stack or the device:
+    `board_power_watts` (0: the card's own), `clock_mhz` that the card is locked at (0: free), `gradient_bytes` of a
+    parameter's gradient in memory and on the wire, `fp8_recipe` (what shares a scale), `master_weights` (no: weights,
+    gradients and states are all in 16 bits), `fused_loss` (chunked: logits are never whole), `fused_norms` (norms,
+    rotation and gate in fused kernels), `dispatcher` of routed tokens, `synchronous` launches (the host waits for every
+    kernel), `packed` sequences (else padded). Where `recompute` is not none, `recompute_share` of the layers are
+    recomputed; where it is partial, `recompute_products` of a layer's products are repeated, and `recompute_freed` of
+    what recomputing all of it would free. `pipeline_passes`: how often a step fills and drains the pipeline.
+    `lora_rank` is of adapters over frozen weights (0: none), which `quantised_base` stores in fewer bits.
     """
 
     model: Transformer
@@ -113,12 +123,16 @@ class Jobs:
     schedule: Names  # as planner/schedules/registry names them
     first_fewer: Array
     last_fewer: Array
-    recompute: Names  # none, selective, full
+    recompute: Names  # none, selective, partial, full
+    recompute_share: Array
+    recompute_products: Array
+    recompute_freed: Array
     optimizer_offload: Flags
     activation_offload: Flags
     precision: Names  # fp32, fp16, bf16, fp8, mxfp8, nvfp4
     micro_batch: Array
     num_microbatches: Array
+    pipeline_passes: Array
     stack: Each[Stack]
     compiled: Flags
     overlap_grad: Flags
@@ -133,6 +147,19 @@ class Jobs:
     gradient_gather_fraction: Array
     codec_decode_passes: Array
     codec_message_bytes: Array
+    board_power_watts: Array
+    clock_mhz: Array
+    fp8_recipe: Names  # tensorwise, current, delayed, rowwise, blockwise, mxfp8-block32, or ""
+    gradient_bytes: Array  # 2 or 4, or 0
+    master_weights: Names  # yes, no, or ""
+    fused_loss: Names  # no, yes, chunked, or ""
+    fused_norms: Names  # no, yes, or ""
+    dispatcher: Names  # alltoall, deepep, hybrid, allgather, or ""
+    synchronous: Flags
+    optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
+    packed: Flags
+    lora_rank: Array
+    quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq
     source: Source | None = None
 
     def __len__(self) -> int:
@@ -147,6 +174,17 @@ class Jobs:
     def tokens(self) -> Array:
         """Tokens of one micro-batch that one rank holds: its samples times its share of the sequence."""
         return self.micro_batch * self.sequence / self.context
+
+    @property
+    def per_pass(self) -> Array:
+        """Micro-batches that go through a pipeline from its filling until its draining."""
+        return self.num_microbatches / self.pipeline_passes
+
+    @property
+    def repeated(self) -> Array:
+        """Share of a layer's forward pass that backward repeats, as the mean of all layers; attention's core aside."""
+        share = np.where(self.recompute == "partial", self.recompute_products, self.recompute == "full")
+        return np.asarray(share * self.recompute_share)
 
     @property
     def global_batch(self) -> Array:

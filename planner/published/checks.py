@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
-from planner.published.cells import EMPTY, TRUE, Refused
+from planner.published.cells import TRUE, Refused
+from planner.published.layout_cells import UNKNOWN_BATCH
+from planner.published.row import Row, tidy
 from profiles.errors import UnknownNameError
 from profiles.inputs import limits
 from profiles.machines.devices import Device, catalogue_names, find_device
@@ -25,52 +27,10 @@ LARGEST = {
     "mla_kv_lora": limits.HIDDEN, "mla_qk_nope": limits.HIDDEN, "mla_qk_rope": limits.HIDDEN, "mla_v": limits.HIDDEN,
     "num_devices": 1e7, "pipeline": 1024, "micro_batch": 1e6, "num_microbatches": 1e7,
 }  # fmt: skip
-COLUMNS = {
+SHOWN = {
     "num_devices": "num_gpus", "pipeline": "pp", "micro_batch": "micro_batch_size", "expert_ffn_size": "moe_ffn_size",
     "shared_ffn_size": "shared_expert_ffn_size",
 }  # fmt: skip
-
-
-class Row:
-    """Cells of one row by column name in lower case, and notes of what was filled."""
-
-    def __init__(self, row: Mapping[str, str | None]) -> None:
-        self.cells: dict[str, str] = {
-            name.strip().lower(): value.strip()
-            for name, value in row.items()
-            if isinstance(name, str) and isinstance(value, str)
-        }
-        self.notes: list[str] = []
-
-    def is_empty(self, column: str) -> bool:
-        """Whether the cell says nothing."""
-        return self.cells.get(column, "").lower() in EMPTY
-
-    def word(self, column: str) -> str:
-        """The cell in lower case, "" where it is empty."""
-        return "" if self.is_empty(column) else self.cells[column].lower()
-
-    def number(self, column: str) -> float | None:
-        """The cell as a number, None where it is empty or none: whoever reads the column refuses what is wrong."""
-        try:
-            value = float(self.cells.get(column, ""))
-        except ValueError:
-            return None
-        return value if math.isfinite(value) else None
-
-    def assume(self, column: str, value: float | str, why: str = "") -> None:
-        """Fill an empty column, and note it."""
-        self.set(column, value)
-        self.notes.append(f"{column}: {self.cells[column]} assumed" + (f" ({why})" if why else ""))
-
-    def compute(self, column: str, value: float, how: str) -> None:
-        """Fill an empty column with what others say exactly, and note how."""
-        self.set(column, value)
-        self.notes.append(f"{column}: {self.cells[column]} computed ({how})")
-
-    def set(self, column: str, value: float | str) -> None:
-        """Put a value in place of the cell."""
-        self.cells[column] = value if isinstance(value, str) else f"{value:.12g}"
 
 
 def complete(row: Row) -> None:
@@ -78,6 +38,7 @@ def complete(row: Row) -> None:
 
     Raises: Refused where columns contradict each other.
     """
+    tidy(row)
     _complete_stack(row)
     _complete_model(row)
     _complete_experts(row)
@@ -126,7 +87,7 @@ def _complete_experts(row: Row) -> None:
 
 
 def _complete_devices(row: Row) -> None:
-    degrees = [1.0 if row.is_empty(name) else row.number(name) for name in ("tp", "pp", "cp")]
+    degrees = [1.0 if row.word(name) in ("", "none") else row.number(name) for name in ("tp", "pp", "cp")]
     if any(degree is None or degree < 1 for degree in degrees):
         return
     split = math.prod(degree for degree in degrees if degree is not None)
@@ -201,9 +162,7 @@ def check(row: Row, model: Job, job: Job) -> None:
     for name, largest in LARGEST.items():
         value = float(model[name] if name in model else job[name])
         if value > largest:
-            raise Refused(
-                f"{COLUMNS.get(name, name)} is {value:.12g}; the largest that can be predicted is {largest:g}"
-            )
+            raise Refused(f"{SHOWN.get(name, name)} is {value:.12g}; the largest that can be predicted is {largest:g}")
     ranks = float(job["data"]) * float(job["context"]) * float(job["tensor"])
     split = float(job["expert"]) * float(job["expert_tensor"])
     if float(model["num_experts"]) and ranks % split:
@@ -214,7 +173,8 @@ def check(row: Row, model: Job, job: Job) -> None:
     pipeline, fewer = float(job["pipeline"]), max(float(job["first_fewer"]), float(job["last_fewer"]))
     if fewer and pipeline > 1 and fewer > float(model["num_layers"]) / pipeline:
         raise Refused(f"a stage has {fewer:g} layers fewer than others, but there are only {model['num_layers']:g}")
-    _note_batch(row, job)
+    if UNKNOWN_BATCH not in job:
+        _note_batch(row, job)
     for column in ("optimizer_offload", "activation_offload"):
         if row.is_empty(column):
             row.notes.append(f"{column}: no assumed")

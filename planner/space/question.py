@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import numpy as np
 
 from planner.cost.factors import Learned
-from planner.cost.job import COLUMNS, Each, Jobs, Source
+from planner.cost.job import COLUMNS, Each, Jobs, Names, Source
 from planner.schedules.registry import USUAL
 from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES
 from profiles.codecs.codec import codec as find_codec
@@ -29,6 +29,11 @@ _HINTS = {name: hint for name, hint in get_type_hints(Jobs).items() if name in C
 CODEC_PASSES = 3
 # What a codec that is no codec keeps and gathers.
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
+# What plans leave to the device and to the stack.
+AS_USUAL = {
+    "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "lora_rank": 0.0, "optimizer": "adamw",
+    "quantised_base": "none", "packed": True,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
     """Jobs of one setting that differ in `columns`, which are equally long; what is not named is one, or off."""
     count = len(next(iter(columns.values())))
     fixed: dict[str, Any] = {
+        **AS_USUAL,
         "sequence": at.sequence_length,
         "attention_kernel": at.attention_kernel,
         "device_memory_bytes": at.memory_bytes,
@@ -152,7 +158,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         if name in columns:
             values[name] = np.asarray(columns[name])
         else:
-            value = fixed.get(name, False if hint == Flags else 1.0)
+            value = fixed.get(name, False if hint == Flags else "" if hint == Names else 1.0)
             one = np.asarray(value, dtype=None if isinstance(value, str | bool) else float)
             # One number in memory, however many jobs.
             values[name] = np.broadcast_to(one, count)
