@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.axes import data, expert
+from planner.cost.axes.groups import replica_seconds
 from planner.cost.axes.pipeline import chunks_in_rounds, round_length, stage_counts
 from planner.cost.factors import expected, load_learned
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import often_of, sharded_message
+from planner.cost.layers import often_of, sharded_message, waits
 from planner.cost.links import links_of
 from planner.cost.memory.stage_content import stage_content
 from planner.cost.once import num_exchanges
@@ -74,6 +75,27 @@ def test_no_rank_gathers_more_than_it_works_with(config, layout):
             # Every rank has its experts to itself.
             assert own.layer_gather[kind] == pytest.approx(bare.layer_gather[kind])
         assert own.layer_gather[kind] >= bare.layer_gather[kind]
+
+
+@settings(max_examples=30)
+@given(shard=st.sampled_from((2, 8, 64)), tensor=st.sampled_from((1, 4)))
+def test_matrices_that_are_messages_of_their_own_cost_every_rank_once(shard, tensor):
+    """Early DeepSpeed's gathers, counted matrix by matrix; nothing hides them, and large layers come twice again."""
+    one = jobs("dense", "deepspeed", data=64, shard=shard, tensor=tensor, zero_stage=3)
+    rules, links = rules_of(one, expected()), links_of(one)
+    own, time = sharded(one), load_stack("deepspeed").time
+    (parameters,) = own.layer_parameters.values()
+    # Queries, keys, values, projection; gate, up, down.
+    mean = 2 * parameters / 7
+    message = replica_seconds(one, links, "all_gather", mean, one.shard, one.tensor) + time.shard_rank_us * 1e-6 * shard
+    assert own.layer_gather["dense"] == pytest.approx(7 * message)
+    assert not own.layer_again["dense"].any()
+    small = replace(rules, reuse_parameters=parameters / 2)
+    assert data.sharded(one, small, links).layer_again["dense"].all()
+    visible, _ = waits(
+        np.ones(1), np.zeros(1), own.layer_gather["dense"], rules.overlaps_shards > 0, expected().factors
+    )
+    assert visible == own.layer_gather["dense"]
 
 
 @settings(max_examples=40)

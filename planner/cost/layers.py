@@ -118,6 +118,7 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         made.sharded.layer_scatter[kind] * factors.data_comm,
         jobs.reshard_after_forward,
         often_of(made),
+        made.sharded.layer_again[kind] & (jobs.recompute == "full"),
     )
     message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
     data_comm, host = waits(work.device, work.launch, message, made.rules.overlaps_shards > 0, factors)
@@ -134,7 +135,9 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
 
 def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: Factors) -> tuple[Array, Array]:
     """Seconds that a layer adds to those its device is busy: for sharded weights and gradients, and for its host."""
-    visible = exposed(message, busy, factors) if overlaps.all() else message
+    visible = message
+    if overlaps.any():
+        visible = np.where(overlaps, exposed(message, busy, factors), message)
     return visible, host_excess(busy + visible, launch)
 
 
@@ -167,11 +170,16 @@ def often_of(made: Ingredients) -> Often:
     return often_sharded(jobs.pipeline, jobs.num_microbatches, jobs.reshard_after_forward, every, keeps)
 
 
-def sharded_message(phase: Phase, gather: Array, scatter: Array, reshards: Flags, often: Often) -> Array:
-    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast."""
+def sharded_message(
+    phase: Phase, gather: Array, scatter: Array, reshards: Flags, often: Often, again: Flags | bool = False
+) -> Array:
+    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast.
+
+    `again`: whether a unit that was gathered to be recomputed is gathered once more for its backward pass.
+    """
     if phase == "forward":
         return np.asarray(gather * often.gathered)
-    return np.asarray(np.where(reshards, gather, 0.0) + scatter * often.scattered)
+    return np.asarray(gather * (1.0 * reshards + again) + scatter * often.scattered)
 
 
 def host_excess(busy: Array, launch: Array) -> Array:

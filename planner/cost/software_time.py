@@ -43,6 +43,9 @@ class TimeRules:
     tensor_overlap: Array
     attention_slowdown: Array
     overlaps_shards: Array
+    gathers_tensors: Array
+    shard_rank_us: Array
+    reuse_parameters: Array
     pipeline_action_us: Array
     linears_apart: Array
     gradient_bucket_mib: Array

@@ -28,11 +28,14 @@ from planner.cost.step import (
 )
 from planner.space.layouts import Ints
 from planner.space.question import Setting
-from planner.space.schedule_choices import Variants
+from planner.space.schedule_choices import METHODS, Variants
 from planner.space.tables import LayerTable, LayoutTable, MessageTable
 from profiles.machines.devices import MICROSECOND
 from profiles.models.operators import PHASES
 from profiles.models.transformer import Array, Flags
+
+# Which methods recompute layers in full.
+IS_FULL = np.array([method == "full" for method in METHODS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +195,9 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
         if is_sharded:
             gather, scatter = plans.each(shared.gather[kind]), plans.each(shared.scatter[kind])
             reshards = plans.each_flag(shared.jobs.reshard_after_forward)
-            message = sharded_message(phase, gather, scatter, reshards, _often(plans))
+            again = plans.each_flag(shared.again[kind])
+            again = again & IS_FULL if again.any() else again
+            message = sharded_message(phase, gather, scatter, reshards, _often(plans), again)
         visible, host = waits(busy, launch, message, overlaps, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":

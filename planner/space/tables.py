@@ -151,7 +151,7 @@ class LayoutTable:
 
     `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
     `gather` and `scatter` of the shards of one layer of a kind (ZeRO 3), `root_` of what belongs to no layer, all each
-    alone; `once` of
+    alone; of layers gathered `again` for the backward pass if they are recomputed; `once` of
     compressing gradients, updating weights, offloading their states, of which there are `offloaded_states` bytes, and
     of the host outside the layers. `is_uneven`: whether some stages have a layer more than others. `counts` are layers
     of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go through a
@@ -167,6 +167,7 @@ class LayoutTable:
     parameters: Array
     gather: dict[str, Array]
     scatter: dict[str, Array]
+    again: dict[str, Flags]
     root_gather: Array
     root_scatter: Array
     once: Array
@@ -204,6 +205,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         parameters=ingredients.exchange.parameters * factor,
         gather={kind: seconds * factor for kind, seconds in ingredients.sharded.layer_gather.items()},
         scatter={kind: seconds * factor for kind, seconds in ingredients.sharded.layer_scatter.items()},
+        again=ingredients.sharded.layer_again,
         root_gather=ingredients.sharded.root_gather * factor,
         root_scatter=ingredients.sharded.root_scatter * factor,
         once=once,

@@ -142,10 +142,11 @@ def _gathered(priced: _Priced, kind: str) -> Array:
 def _gathered_by_pass(priced: _Priced) -> Array:
     """Seconds, alone, of gathering a layer's weights in one pass, as a mean over both. Shapes: (stage,)."""
     layers = priced.layers.count
-    whole = np.asarray(sum(count * _gathered(priced, kind) for kind, count in layers.items()))
-    mean = whole / np.maximum(sum(layers.values()), 1.0)
-    backward = priced.passes.ingredients.jobs.reshard_after_forward[0]
-    return np.asarray(mean * (often_of(priced.passes.ingredients).gathered[0] + backward) / 2)
+    made = priced.passes.ingredients
+    ahead = often_of(made).gathered[:1] + made.jobs.reshard_after_forward[:1]
+    again = {kind: flags[:1] * priced.recomputed_share for kind, flags in made.sharded.layer_again.items()}
+    whole = sum(count * _gathered(priced, kind) * (ahead + again[kind]) for kind, count in layers.items())
+    return np.asarray(whole / np.maximum(sum(layers.values()), 1.0) / 2)
 
 
 def _sent_beside(priced: _Priced) -> Array:

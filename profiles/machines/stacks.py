@@ -37,7 +37,10 @@ class StackTime:
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
-    `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `pipeline_action_us`: what the
+    `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `gathers_tensors`: whether each
+    matrix of a layer is a message of its own there, and not the layer; `shard_rank_us`: what such a message costs for
+    each rank that has a part of it; `reuse_parameters`: of how many parameters a layer is gathered once for its
+    recomputation and its backward pass, 0 for any. `pipeline_action_us`: what the
     pipeline's runtime adds to one pass of one micro-batch through a stage. `linears_apart`: whether linears that
     read the same are products of their own, and tensor-parallel ranks sum what each gives its input in backward, as
     DTensor does. `gradient_bucket_mib`: MiB of gradients that go in one message, the last after the backward pass, and
@@ -77,6 +80,9 @@ class StackTime:
     tensor_overlap: float = 0.6
     attention_slowdown: float = 1.0
     overlaps_shards: bool = True
+    gathers_tensors: bool = False
+    shard_rank_us: float = 0.0
+    reuse_parameters: float = 0.0
     pipeline_action_us: float = 0.0
     linears_apart: bool = False
     gradient_bucket_mib: float = 0.0

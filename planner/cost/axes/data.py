@@ -12,6 +12,7 @@ from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.machines.devices import MICROSECOND
 from profiles.machines.profile import Collective
 from profiles.models.transformer import Array, Flags
 from profiles.units import MIB
@@ -127,11 +128,13 @@ def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
 class Sharded:
     """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest.
 
-    Of a layer by its kind. `layer_parameters` and `root_parameters` are how many are gathered on one rank.
+    Of a layer by its kind. `layer_again`: whether layers that are recomputed are gathered twice in a backward pass.
+    `layer_parameters` and `root_parameters` are how many are gathered on one rank.
     """
 
     layer_gather: dict[str, Array]
     layer_scatter: dict[str, Array]
+    layer_again: dict[str, Flags]
     root_gather: Array
     root_scatter: Array
     layer_parameters: dict[str, Array]
@@ -156,37 +159,62 @@ def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
     copies = np.where(active, np.maximum(expert_replicas(jobs) / expert_shard(jobs), 1.0), 1.0)
     common_group, expert_group = (size, replicas, jobs.tensor), (expert_size, copies, of_experts)
 
-    def gather(parameters: Array, group: tuple[Array, Array, Array] = common_group) -> Array:
-        ranks, _, stride = group
-        num_bytes = parameters * rules.parameter_message_bytes
-        seconds = replica_seconds(jobs, links, "all_gather", num_bytes, ranks, stride)
-        return np.where(parameters > 0, seconds, 0.0)
-
-    def scatter(parameters: Array, group: tuple[Array, Array, Array] = common_group) -> Array:
+    def sent(collective: Collective, unit: _Unit, size_bytes: Array, group: tuple[Array, Array, Array]) -> Array:
+        """Seconds of the messages that a unit is, and what each costs for every rank."""
         ranks, others, stride = group
-        num_bytes = parameters * rules.gradient_message_bytes * jobs.gradient_wire_fraction
-        own = replica_seconds(jobs, links, "reduce_scatter", num_bytes, ranks, stride)
-        own = own + replica_seconds(jobs, links, "all_reduce", num_bytes / ranks, others, stride * ranks)
-        return np.where(parameters > 0, own, 0.0)
+        count = np.where(rules.gathers_tensors > 0, unit.tensors, 1.0)
+        amount = unit.parameters * size_bytes / np.maximum(count, 1.0)
+        one = replica_seconds(jobs, links, collective, amount, ranks, stride)
+        one = one + np.where(ranks > 1, rules.shard_rank_us * MICROSECOND * ranks, 0.0)
+        if collective == "reduce_scatter":
+            one = one + replica_seconds(jobs, links, "all_reduce", amount / ranks, others, stride * ranks)
+        return np.where(unit.parameters > 0, count * one, 0.0)
 
-    units = {kind: _unit(jobs, kind) for kind in model.kinds}
+    gradient_bytes = rules.gradient_message_bytes * jobs.gradient_wire_fraction
+
+    def gather(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
+        return sent("all_gather", unit, rules.parameter_message_bytes, group)
+
+    def scatter(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
+        return sent("reduce_scatter", unit, gradient_bytes, group)
+
+    units = {kind: _units(jobs, kind) for kind in model.kinds}
+    held = {kind: one.parameters + own.parameters * (expert_size > 1) for kind, (one, own) in units.items()}
+    most = np.where(rules.reuse_parameters > 0, rules.reuse_parameters, np.inf)
+    ends = _Unit(parameters=root, tensors=np.where(model.tied, 1.0, 2.0))
     return Sharded(
-        layer_gather={kind: gather(common) + gather(own, expert_group) for kind, (common, own) in units.items()},
-        layer_scatter={kind: scatter(common) + scatter(own, expert_group) for kind, (common, own) in units.items()},
-        root_gather=gather(root),
-        root_scatter=scatter(root),
-        layer_parameters={kind: common + own * (expert_size > 1) for kind, (common, own) in units.items()},
+        layer_gather={kind: gather(one) + gather(own, expert_group) for kind, (one, own) in units.items()},
+        layer_scatter={kind: scatter(one) + scatter(own, expert_group) for kind, (one, own) in units.items()},
+        layer_again={kind: parameters > most for kind, parameters in held.items()},
+        root_gather=gather(ends),
+        root_scatter=scatter(ends),
+        layer_parameters=held,
         root_parameters=root,
     )
 
 
-def _unit(jobs: Jobs, kind: str) -> tuple[Array, Array]:
-    """Parameters of a layer that one rank works with, by the ranks they are sharded over: all, or those of experts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """Parameters on one rank that are sharded over the same ranks, and in how many matrices."""
+
+    parameters: Array
+    tensors: Array
+
+
+def _units(jobs: Jobs, kind: str) -> tuple[_Unit, _Unit]:
+    """What one rank works with of a layer by the ranks that it is sharded over: all of them, or those of experts.
 
     Experts that are not split are sharded as all else is, in the same message.
     """
-    common, experts = jobs.model.parameters_of(kind)
-    of_experts = jobs.expert * jobs.expert_tensor
-    together = of_experts == jobs.tensor
-    held = experts / of_experts
-    return common / jobs.tensor + np.where(together, held, 0.0), np.where(together, 0.0, held)
+    model, of_experts = jobs.model, jobs.expert * jobs.expert_tensor
+    common, experts = model.parameters_of(kind)
+    matrices = model.num_matrices(kind)
+    of_each = np.where(experts > 0, model.num_experts / jobs.expert * np.where(model.gated, 3.0, 2.0), 0.0)
+    held, together = experts / of_experts, of_experts == jobs.tensor
+    return (
+        _Unit(
+            parameters=common / jobs.tensor + np.where(together, held, 0.0),
+            tensors=matrices + np.where(together, of_each, 0.0),
+        ),
+        _Unit(parameters=np.where(together, 0.0, held), tensors=of_each),
+    )
