@@ -14,7 +14,14 @@ from planner.cost.axes.context import exchanges_heads
 from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.vocabulary import padded_vocabulary
-from profiles.laws.kernels import Silicon, attention_seconds, grouped_matmul_seconds, is_aligned, matmul_seconds
+from profiles.laws.kernels import (
+    ACCUMULATED_BYTES,
+    Silicon,
+    attention_seconds,
+    grouped_matmul_seconds,
+    is_aligned,
+    matmul_seconds,
+)
 from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
@@ -81,6 +88,7 @@ class _Shapes:
     tokens: Array
     spread: Array  # tokens of norms and residuals: split as well with sequence parallelism
     is_low: Flags
+    gradient_bytes: Array  # what an element of a weight's gradient moves in its product
     apart: Flags  # linears that read the same are kernels of their own, where the model has several
 
 
@@ -96,6 +104,7 @@ def work_of(jobs: Jobs) -> Work:
         tokens=jobs.tokens,
         spread=jobs.tokens / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
         is_low=low.element_bytes < wide.element_bytes,
+        gradient_bytes=_gradient_bytes(jobs, wide),
         apart=(jobs.stack.read(lambda stack: float(stack.time.linears_apart)) > 0) & jobs.model.gated,
     )
     attention = {phase: _attention(shapes, phase) for phase in PHASES}
@@ -113,6 +122,12 @@ def work_of(jobs: Jobs) -> Work:
     )
 
 
+def _gradient_bytes(jobs: Jobs, silicon: Silicon) -> Array:
+    """Bytes that pass for an element of a weight's gradient: added to that of fp32, or as the product gives it."""
+    adds_up = jobs.stack.read(lambda stack: float(stack.time.adds_up_in_products)) > 0
+    return np.where(adds_up, ACCUMULATED_BYTES, silicon.element_bytes)
+
+
 def _at(phase: Phase, pair: tuple[float, float]) -> float:
     return pair[0] if phase == "forward" else pair[1]
 
@@ -126,7 +141,9 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         converted = tokens * inputs
     else:
         seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon, aligned=aligned)
-        of_weight = matmul_seconds(outputs, inputs, tokens, "NT", silicon, accumulate=True, aligned=aligned)
+        of_weight = matmul_seconds(
+            outputs, inputs, tokens, "NT", silicon, result_bytes=shapes.gradient_bytes, aligned=aligned
+        )
         seconds = seconds + of_weight
         converted = tokens * outputs
     copied = np.where(shapes.is_low & ~np.bool_(wide), converted, 0.0)
@@ -245,7 +262,9 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
             seconds = seconds + grouped_matmul_seconds(local, rows, outputs, inputs, "TN", shapes.low)
         else:
             seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", shapes.low)
-            seconds = seconds + grouped_matmul_seconds(local, outputs, inputs, rows, "NT", shapes.low)
+            seconds = seconds + grouped_matmul_seconds(
+                local, outputs, inputs, rows, "NT", shapes.low, result_bytes=shapes.gradient_bytes
+            )
     activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
     moved = routed * model.hidden_size * _at(phase, ROUTING_PASSES) + routed * ffn * activation
     passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)

@@ -114,11 +114,11 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     jobs = made.jobs
     message = sharded_message(
         phase,
-        made.sharded.layer_gather * factors.data_comm,
-        made.sharded.layer_scatter * factors.data_comm,
+        made.sharded.layer_gather[kind] * factors.data_comm,
+        made.sharded.layer_scatter[kind] * factors.data_comm,
         jobs.reshard_after_forward,
-        made.rules.reduces_every_microbatch > 0,
-        jobs.num_microbatches,
+        often_of(made),
+        made.sharded.layer_again[kind] & (jobs.recompute == "full"),
     )
     message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
     data_comm, host = waits(work.device, work.launch, message, made.rules.overlaps_shards > 0, factors)
@@ -135,18 +135,51 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
 
 def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: Factors) -> tuple[Array, Array]:
     """Seconds that a layer adds to those its device is busy: for sharded weights and gradients, and for its host."""
-    visible = exposed(message, busy, factors) if overlaps.all() else message
+    visible = message
+    if overlaps.any():
+        visible = np.where(overlaps, exposed(message, busy, factors), message)
     return visible, host_excess(busy + visible, launch)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Often:
+    """For which share of a step's micro-batches sharded weights are gathered forward, and gradients scattered."""
+
+    gathered: Array
+    scattered: Array
+
+
+def often_sharded(pipeline: Array, num_microbatches: Array, reshards: Flags, every: Flags, keeps: Flags) -> Often:
+    """How often ZeRO stage 3 sends. Shapes: broadcast.
+
+    Model: weights for every micro-batch, gradients where software reduces `every` one. A pipeline that `keeps` whole
+    what a backward pass has gathered finds it there in the next forward: weights are gathered once a step if they are
+    not resharded, else for those micro-batches that go forward before the first comes back.
+    """
+    ahead = np.where(reshards, np.minimum(pipeline, num_microbatches), 1.0)
+    return Often(
+        gathered=np.where(keeps & (pipeline > 1), ahead / num_microbatches, 1.0),
+        scattered=np.where(every, 1.0, 1.0 / num_microbatches),
+    )
+
+
+def often_of(made: Ingredients) -> Often:
+    """How often each job gathers and scatters shards. Shapes: one entry per job."""
+    jobs, rules = made.jobs, made.rules
+    every, keeps = rules.reduces_every_microbatch > 0, rules.keeps_in_pipeline > 0
+    return often_sharded(jobs.pipeline, jobs.num_microbatches, jobs.reshard_after_forward, every, keeps)
+
+
 def sharded_message(
-    phase: Phase, gather: Array, scatter: Array, reshards: Flags, reduces_every: Flags, num_microbatches: Array
+    phase: Phase, gather: Array, scatter: Array, reshards: Flags, often: Often, again: Flags | bool = False
 ) -> Array:
-    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast."""
+    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast.
+
+    `again`: whether a unit that was gathered to be recomputed is gathered once more for its backward pass.
+    """
     if phase == "forward":
-        return np.asarray(gather)
-    share = np.where(reduces_every, 1.0, 1.0 / num_microbatches)
-    return np.asarray(np.where(reshards, gather, 0.0) + scatter * share)
+        return np.asarray(gather * often.gathered)
+    return np.asarray(gather * (1.0 * reshards + again) + scatter * often.scattered)
 
 
 def host_excess(busy: Array, launch: Array) -> Array:
@@ -162,7 +195,8 @@ def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
     comm = zero
     if part == "embedding":
         # The first gather and the last scatter have nothing to hide behind.
-        root = made.sharded.root_gather + made.sharded.root_scatter
+        often = often_of(made)
+        root = made.sharded.root_gather * often.gathered + made.sharded.root_scatter * often.scattered
         comm = np.where(made.jobs.zero_stage == 3, root * factors.data_comm, 0.0)
     return Pass(
         compute=compute,

@@ -8,6 +8,7 @@ from functools import reduce
 
 import numpy as np
 
+from planner.cost.axes.data import expert_replicas, expert_shard
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from planner.cost.job import Jobs
@@ -27,19 +28,18 @@ def codec_seconds(made: Ingredients, factors: Factors) -> Array:
     return made.kernels.codec(factors, made.held.total)
 
 
-def num_exchanges(zero_stage: Array, reduces_every: Flags, num_microbatches: Array) -> Array:
-    """How often a step exchanges all gradients: with ZeRO stage 2 some software does so for every micro-batch."""
-    return np.where((zero_stage == 2) & reduces_every, num_microbatches, 1.0)
+def num_exchanges(zero_stage: Array, every: Flags, num_microbatches: Array) -> Array:
+    """How often a step sends all gradients, or weights: with ZeRO stage 2 some software does at `every` micro-batch."""
+    return np.where((zero_stage == 2) & every, num_microbatches, 1.0)
 
 
 def optimizer_parameters(made: Ingredients) -> Array:
     """Parameters one rank updates."""
     jobs, held = made.jobs, made.held
-    replicas = jobs.data * jobs.context
-    expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     split = jobs.zero_stage > 0
-    share = np.where(jobs.zero_stage == 3, jobs.shard, replicas)
-    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, expert_replicas, 1.0))
+    share = np.where(jobs.zero_stage == 3, jobs.shard, jobs.data * jobs.context)
+    of_experts = np.where(jobs.zero_stage == 3, expert_shard(jobs), expert_replicas(jobs))
+    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, of_experts, 1.0))
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:

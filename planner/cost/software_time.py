@@ -13,6 +13,7 @@ from profiles.models.transformer import Array
 
 # Passes of norms and residuals, which are those of all element-wise kernels where a stack does not say.
 OF_NORMS = ("norm_passes", "norm_backward_passes")
+EVERY_MICROBATCH = ("reduces_every_microbatch", "gathers_every_microbatch")
 COMPILED = ("element_passes", "host_layer_us")
 
 
@@ -34,12 +35,17 @@ class TimeRules:
     gradient_message_bytes: Array
     parameter_message_bytes: Array
     reduces_every_microbatch: Array
+    keeps_in_pipeline: Array
+    gathers_every_microbatch: Array
     scatters_pipeline: Array
     host_layer_us: Array
     host_step_ms: Array
     tensor_overlap: Array
     attention_slowdown: Array
     overlaps_shards: Array
+    gathers_tensors: Array
+    shard_rank_us: Array
+    reuse_parameters: Array
     pipeline_action_us: Array
     linears_apart: Array
     gradient_bucket_mib: Array
@@ -59,10 +65,9 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
         if field.name in COMPILED:
             compiled = _column(jobs.stack, f"compiled_{field.name}")
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
-        if field.name == "reduces_every_microbatch":
-            # A pipeline that adds whole gradients up reduces them once.
-            adds_up = jobs.stack.read(lambda stack: float(stack.memory.accumulates_whole)) * (jobs.pipeline > 1)
-            values = values * (1 - adds_up)
+        if field.name in EVERY_MICROBATCH:
+            # A pipeline that keeps weights adds whole gradients up and reduces them once.
+            values = values * (1 - _column(jobs.stack, "keeps_in_pipeline") * (jobs.pipeline > 1))
         columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
     for name in OF_NORMS:
         own = np.where(jobs.model.gated, _column(jobs.stack, f"gated_{name}"), _column(jobs.stack, name))

@@ -133,7 +133,7 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
     }
 
     def contents(shared: StageMemory, index: int) -> StageContent:
-        even = stage_content(jobs, shared.rules, index)
+        even = stage_content(jobs, index)
         own = {kind: count.copy() for kind, count in even.layers.items()}
         for row, layers in placed.items():
             for kind, counts in layers.items():

@@ -107,7 +107,7 @@ def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParame
         stages[-1] = np.where(is_uneven(jobs), np.array([full[degree] for degree in pipeline]), stages[-1])
     names, columns, alike, rows, held = [], [], [], [], []
     for stage in stages:
-        content = stage_content(jobs, rules, stage, is_v)
+        content = stage_content(jobs, stage, is_v)
         states = stage_states(jobs, rules, layer, content)
         numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
         numbers |= {of_kind(kind): count for kind, count in content.layers.items()}

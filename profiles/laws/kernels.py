@@ -38,8 +38,7 @@ PRODUCTS: dict[Phase, float] = {"forward": 2.0, "backward": 5.0}
 # Tensors of the size of queries or keys that pass through memory.
 ATTENTION_PASSES: dict[Phase, float] = {"forward": 1.0, "backward": 3.0}
 KEY_BLOCK = 128.0
-# Rows that do not start at a multiple of 16 bytes cannot be loaded in vectors. A vocabulary of 50257 in place of 50304
-# makes GPT-2 train 25 to 30 % slower, though the head is a third of its work. Source: A. Karpathy, nanoGPT, 2023.
+# Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
 # Up to this head size the units are filled; at WIDE they run at `attention_*_wide`.
 NARROW, WIDE = 128.0, 192.0
@@ -177,6 +176,7 @@ def grouped_matmul_seconds(
     k: ArrayLike,
     layout: Layout,
     silicon: Silicon,
+    result_bytes: ArrayLike | None = None,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
     """Seconds of `groups` products of (m, k) by (k, n) with matrices of their own; "NT" accumulates in fp32.
@@ -186,8 +186,9 @@ def grouped_matmul_seconds(
     """
     column = _Columns(silicon, constants)
     m, n, k, groups = (np.asarray(size, dtype=np.float64) for size in (m_per_group, n, k, groups))
-    moved = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
-    busy = _product(m, n, k, layout, silicon, groups, np.asarray(moved), column, column["grouped_fraction"])
+    if result_bytes is None:
+        result_bytes = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
+    busy = _product(m, n, k, layout, silicon, groups, np.asarray(result_bytes), column, column["grouped_fraction"])
     seconds = busy + (column["overhead_us"] + column["grouped_overhead_us"] * groups) * 1e-6
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 

@@ -29,13 +29,19 @@ class StackTime:
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
     moved per logit, forward and backward together. `quantise_bytes`: bytes moved per element of an operand that is
     converted to 8 or 4 bits, as it is and transposed. `accumulate_bytes`: bytes per parameter and micro-batch to add
-    gradients up; `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
+    gradients up, beside products; `adds_up_in_products`: whether products of weight gradients do that themselves;
+    `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
+    `keeps_in_pipeline`: whether a pipeline reduces them once a step all the same, and keeps whole what a backward pass
+    has gathered; `gathers_every_microbatch`: whether else ZeRO stage 2 gathers weights for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
     seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
-    `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `pipeline_action_us`: what the
+    `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `gathers_tensors`: whether each
+    matrix of a layer is a message of its own there, and not the layer; `shard_rank_us`: what such a message costs for
+    each rank that has a part of it; `reuse_parameters`: of how many parameters a layer is gathered once for its
+    recomputation and its backward pass, 0 for any. `pipeline_action_us`: what the
     pipeline's runtime adds to one pass of one micro-batch through a stage. `linears_apart`: whether linears that
     read the same are products of their own, and tensor-parallel ranks sum what each gives its input in backward, as
     DTensor does. `gradient_bucket_mib`: MiB of gradients that go in one message, the last after the backward pass, and
@@ -61,10 +67,13 @@ class StackTime:
     loss_bytes: float
     quantise_bytes: float = 4.0
     accumulate_bytes: float
+    adds_up_in_products: bool = False
     optimizer_bytes: float
     gradient_message_bytes: float
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
+    keeps_in_pipeline: bool = False
+    gathers_every_microbatch: bool = False
     scatters_pipeline: bool = False
     host_layer_us: float
     compiled_host_layer_us: float = 250.0
@@ -72,6 +81,9 @@ class StackTime:
     tensor_overlap: float = 0.6
     attention_slowdown: float = 1.0
     overlaps_shards: bool = True
+    gathers_tensors: bool = False
+    shard_rank_us: float = 0.0
+    reuse_parameters: float = 0.0
     pipeline_action_us: float = 0.0
     linears_apart: bool = False
     gradient_bucket_mib: float = 0.0
@@ -160,6 +172,7 @@ class StackHabits:
     `hides_messages_of`: schedules whose messages between stages go beside the next micro-batch.
     `attention`: its usual attention kernel, `attention_on` the one on some generations of devices.
     `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
+    `dispatcher`: what sends routed tokens: alltoall (a copy per expert), deepep or hybrid (one per rank), allgather.
     `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
     """
 
@@ -174,6 +187,7 @@ class StackHabits:
     hides_messages_of: tuple[str, ...] = ()
     splits_sequence: bool = False
     zero_stage: int = 0
+    dispatcher: str = "alltoall"
     follows_stage_bounds: bool = False
 
 

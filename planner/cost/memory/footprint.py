@@ -54,7 +54,7 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
     offloaded = np.zeros(len(jobs))
     moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
-        stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
+        stage = contents(shared, index) if contents else stage_content(jobs, index)
         peak = shared.at(stage)
         held = peak.allocated_bytes
         by_stage[:, index] = np.where(stage.exists, held, np.nan)
