@@ -20,8 +20,9 @@ from planner.cost.sheet_kernels import BACKWARD_HOST, SheetKernels
 from planner.cost.software_time import rules_of
 from planner.space.question import CODEC_PASSES, Setting, jobs_of
 from profiles.codecs.codec import KNOWN, codec
+from profiles.laws.attention import attention_seconds
 from profiles.laws.curves import fit_kernel, fit_link
-from profiles.laws.kernels import Silicon, attention_seconds, matmul_seconds
+from profiles.laws.kernels import Silicon, matmul_seconds
 from profiles.machines.profile import (
     COLLECTIVES,
     ExchangeTiming,
@@ -126,11 +127,9 @@ def _silicon(at: Setting) -> Silicon:
     )
 
 
-def _slowdowns(at: Setting) -> tuple[float, float]:
-    """By how much the software's own kernels are slower than the law's: products, and attention."""
-    rules = rules_of(jobs_of(at, tensor=np.ones(1)), load_learned())
-    products = float(rules.product_slowdown[0])
-    return products, products * float(rules.attention_slowdown[0])
+def _slowdown(at: Setting) -> float:
+    """By how much the software's own kernels are slower than the law's."""
+    return float(rules_of(jobs_of(at, tensor=np.ones(1)), load_learned()).product_slowdown[0])
 
 
 def _own_shapes(at: Setting, model: ModelProfile, kind: str, layout: str) -> set[tuple[float, ...]]:
@@ -145,7 +144,7 @@ def _own_shapes(at: Setting, model: ModelProfile, kind: str, layout: str) -> set
 
 
 def _products(at: Setting, model: ModelProfile) -> list[KernelCurve]:
-    silicon, slow, curves = _silicon(at), _slowdowns(at)[0], []
+    silicon, slow, curves = _silicon(at), _slowdown(at), []
     for layout, name in LAW_LAYOUTS.items():
         shapes = _own_shapes(at, model, "matmul", layout)
         for tokens, (outputs, inputs) in itertools.product(TOKENS, FEATURES):
@@ -160,7 +159,7 @@ def _products(at: Setting, model: ModelProfile) -> list[KernelCurve]:
 
 
 def _attention(at: Setting, model: ModelProfile) -> list[KernelCurve]:
-    silicon, slow, curves = _silicon(at), _slowdowns(at)[1], []
+    silicon, slow, curves = _silicon(at), _slowdown(at), []
     ordered = sorted(_own_shapes(at, model, "attention", "causal") | {tuple(map(float, dims)) for dims in ATTENTION})
     batch, heads, queries, keys, size = np.array(ordered).T
     for phase in PHASES:

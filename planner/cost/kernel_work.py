@@ -6,18 +6,26 @@ Kernels are priced at the shapes a rank has. Nothing here knows of overlap, pipe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.cost.axes.context import exchanges_heads
-from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
+from planner.cost.element_passes import ElementPasses, element_passes
+from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
+from planner.cost.low_precision import (
+    PADDED_PASSES,
+    converted_bytes,
+    lowers_experts,
+    relative_rate,
+    weight_conversions,
+)
 from planner.cost.vocabulary import padded_vocabulary
+from profiles.laws.attention import attention_seconds
 from profiles.laws.kernels import (
     ACCUMULATED_BYTES,
     Silicon,
-    attention_seconds,
     grouped_matmul_seconds,
     is_aligned,
     matmul_seconds,
@@ -25,13 +33,10 @@ from profiles.laws.kernels import (
 from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
-# Reads and writes of one activation by kernels that fuse what Megatron's do: (forward, backward). A norm reads and
-# writes; bias, dropout and residual are one kernel of two reads and a write; backward also adds the two branches up.
-NORM_PASSES, RESIDUAL_PASSES, ROTARY_PASSES = (2.0, 3.0), (3.0, 3.0), (2.0, 2.0)
-PLAIN_ACTIVATION_PASSES, GATED_ACTIVATION_PASSES = (2.0, 3.0), (3.0, 5.0)
 # Softmax reads and writes the scores, dropout as well; its mask is half a pass.
 SCORE_PASSES = (4.0, 4.5)
-# Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies.
+# Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies, which
+# every stack does with fused kernels.
 ROUTING_PASSES = (6.0, 7.0)
 
 
@@ -39,18 +44,18 @@ ROUTING_PASSES = (6.0, 7.0)
 class Load:
     """Work of one phase of one layer on one rank.
 
-    Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides, apart
-    by what a stack's fusion changes: norms and residuals, other activations, attention scores, logits (elements),
-    operands converted to low precision (elements).
+    Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides:
+    element-wise operators as the stack fuses them, copies of routed tokens, operands converted to low precision,
+    attention scores as a fused softmax would pass them; logits (elements).
     """
 
     matmul_seconds: Array
     attention_seconds: Array
-    norm_bytes: Array
-    activation_bytes: Array
+    element_bytes: Array
+    routed_bytes: Array
+    converted_bytes: Array
     score_bytes: Array
     logit_elements: Array
-    copied_elements: Array
 
     def __add__(self, other: Load) -> Load:
         return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
@@ -79,15 +84,22 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shapes:
-    """What the pieces share: token counts of a rank, degrees, devices in both precisions."""
+    """What the pieces share: token counts of a rank, degrees, devices in both precisions, passes of operators.
+
+    `converted` are bytes to convert an element of an operand of the linears, `conversions` how often a micro-batch
+    converts the weights.
+    """
 
     jobs: Jobs
     low: Silicon
     wide: Silicon
+    passes: ElementPasses
     width: Array
     tokens: Array
     spread: Array  # tokens of norms and residuals: split as well with sequence parallelism
-    is_low: Flags
+    converted: Array
+    conversions: Array
+    lowers_experts: Flags
     gradient_bytes: Array  # what an element of a weight's gradient moves in its product
     apart: Flags  # linears that read the same are kernels of their own, where the model has several
 
@@ -96,14 +108,18 @@ def work_of(jobs: Jobs) -> Work:
     """The work of every part of the model. Shapes: one entry per job in every array."""
     wide = silicon_of(jobs, wide_precisions(jobs))
     low = silicon_of(jobs, linear_precisions(jobs))
+    low = replace(low, achievable_fraction=low.achievable_fraction * relative_rate(jobs))
     shapes = _Shapes(
         jobs=jobs,
         low=low,
         wide=wide,
+        passes=element_passes(jobs),
         width=wide.element_bytes,
         tokens=jobs.tokens,
         spread=jobs.tokens / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
-        is_low=low.element_bytes < wide.element_bytes,
+        converted=converted_bytes(jobs),
+        conversions=weight_conversions(jobs),
+        lowers_experts=lowers_experts(jobs),
         gradient_bytes=_gradient_bytes(jobs, wide),
         apart=(jobs.stack.read(lambda stack: float(stack.time.linears_apart)) > 0) & jobs.model.gated,
     )
@@ -138,7 +154,7 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
     aligned = is_aligned(inputs, silicon) & is_aligned(outputs, silicon)
     if phase == "forward":
         seconds = matmul_seconds(tokens, outputs, inputs, "TN", silicon, aligned=aligned)
-        converted = tokens * inputs
+        converted = tokens * inputs + inputs * outputs * shapes.conversions
     else:
         seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon, aligned=aligned)
         of_weight = matmul_seconds(
@@ -146,19 +162,25 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         )
         seconds = seconds + of_weight
         converted = tokens * outputs
-    copied = np.where(shapes.is_low & ~np.bool_(wide), converted, 0.0)
-    return _load(seconds, matmul_seconds=seconds, copied_elements=copied)
+    converted_bytes = 0 * converted if wide else converted * shapes.converted
+    biased = np.where(shapes.jobs.model.biases & ~np.bool_(wide), shapes.passes.of("bias", phase), 0.0)
+    return _load(
+        seconds,
+        matmul_seconds=seconds,
+        converted_bytes=converted_bytes,
+        element_bytes=tokens * outputs * biased * shapes.width,
+    )
 
 
 def _moved(shapes: _Shapes, elements: Array) -> Load:
     """Memory-bound work on `elements` of activations, each pass counted."""
-    return _load(elements, activation_bytes=elements * shapes.width)
+    return _load(elements, element_bytes=elements * shapes.width)
 
 
-def _normed(shapes: _Shapes, passes: float) -> Load:
-    """Norms and residuals on the hidden states that a rank holds between its linears."""
-    elements = shapes.spread * shapes.jobs.model.hidden_size * passes
-    return _load(elements, norm_bytes=elements * shapes.width)
+def _normed(shapes: _Shapes, phase: Phase, has_residual: bool = True) -> Load:
+    """A norm and the residual behind its block, on the hidden states that a rank holds between its linears."""
+    passes = shapes.passes.of("norm", phase) + (shapes.passes.of("residual", phase) if has_residual else 0.0)
+    return _moved(shapes, shapes.spread * shapes.jobs.model.hidden_size * passes)
 
 
 def _core(shapes: _Shapes, phase: Phase) -> Load:
@@ -170,11 +192,13 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     exchanges = exchanges_heads(jobs)
     heads = model.num_heads / jobs.tensor / np.where(exchanges, jobs.context, 1.0)
 
+    kernels = attention_kernels(jobs)
+
     def seconds(keys: Array) -> Array:
         result = np.zeros(len(jobs))
-        for kernel in np.unique(jobs.attention_kernel):
+        for kernel in np.unique(kernels):
             part = np.where(
-                jobs.attention_kernel == kernel,
+                kernels == kernel,
                 attention_seconds(
                     phase,
                     str(kernel),
@@ -197,7 +221,7 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
         full = np.where(model.window > 0, (full + limited) / 2, full)
     share = np.where(exchanges, 1.0, jobs.context)
     scores = jobs.micro_batch * heads * jobs.sequence**2 / share
-    unfused = np.where(jobs.attention_kernel == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
+    unfused = np.where(kernels == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
     return _load(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
 
 
@@ -206,8 +230,8 @@ def _attention(shapes: _Shapes, phase: Phase) -> Load:
     jobs, model = shapes.jobs, shapes.jobs.model
     rotated = shapes.tokens * (model.num_heads + model.num_kv_heads) * model.qk_head_dim / jobs.tensor
     rotated = np.where(model.learned_positions > 0, 0.0, rotated)
-    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    load = _core(shapes, phase) + _normed(shapes, passes) + _moved(shapes, rotated * _at(phase, ROTARY_PASSES))
+    load = _core(shapes, phase) + _normed(shapes, phase)
+    load = load + _moved(shapes, rotated * shapes.passes.of("rotation", phase))
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     for name, inputs, outputs, split in model.attention_linears:
         rows = shapes.spread if split == "whole" else shapes.tokens
@@ -229,15 +253,13 @@ def _apart(shapes: _Shapes, fused: Load, parts: list[Load]) -> Load:
 
 def _feed_forward(shapes: _Shapes, ffn_size: Array, phase: Phase) -> Load:
     """Norm, feed-forward network, residual of one dense layer."""
-    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, passes)
+    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, phase)
 
 
 def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> Load:
     """The two linears and the activation between them."""
     model = shapes.jobs.model
-    activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
-    load = _moved(shapes, tokens * ffn_size * activation)
+    load = _moved(shapes, tokens * ffn_size * shapes.passes.of("activation", phase))
     for name, inputs, outputs, _ in model.feed_forward_linears(ffn_size):
         own = _linear(shapes, tokens, inputs, outputs, phase)
         if name == "up" and np.any(shapes.apart):
@@ -255,23 +277,28 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
     ffn = model.expert_ffn_size / jobs.expert_tensor
     widened = ffn * np.where(model.gated, 2.0, 1.0)
     rows = routed / local
-    zero = np.zeros(len(jobs))
-    seconds = zero
+    seconds, converted = np.zeros(len(jobs)), np.zeros(len(jobs))
+    silicon = silicon_where(shapes.lowers_experts, shapes.low, shapes.wide)
     for inputs, outputs in ((model.hidden_size, widened), (ffn, model.hidden_size)):
         if phase == "forward":
-            seconds = seconds + grouped_matmul_seconds(local, rows, outputs, inputs, "TN", shapes.low)
+            seconds = seconds + grouped_matmul_seconds(local, rows, outputs, inputs, "TN", silicon)
+            converted = converted + routed * inputs + local * inputs * outputs * shapes.conversions
         else:
-            seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", shapes.low)
+            seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", silicon)
             seconds = seconds + grouped_matmul_seconds(
-                local, outputs, inputs, rows, "NT", shapes.low, result_bytes=shapes.gradient_bytes
+                local, outputs, inputs, rows, "NT", silicon, result_bytes=shapes.gradient_bytes
             )
-    activation = np.where(model.gated, _at(phase, GATED_ACTIVATION_PASSES), _at(phase, PLAIN_ACTIVATION_PASSES))
-    moved = routed * model.hidden_size * _at(phase, ROUTING_PASSES) + routed * ffn * activation
-    passes = _at(phase, NORM_PASSES) + _at(phase, RESIDUAL_PASSES)
-    load = _moved(shapes, moved) + _normed(shapes, passes)
+            converted = converted + routed * outputs
+    permuted = _at(phase, ROUTING_PASSES) + np.where(shapes.lowers_experts, PADDED_PASSES, 0.0)
+    load = _moved(shapes, routed * ffn * shapes.passes.of("activation", phase)) + _normed(shapes, phase)
     load = load + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
     load = load + _linear(shapes, own, model.hidden_size, np.maximum(model.num_experts, 1.0), phase, wide=True)
-    return load + _load(seconds, matmul_seconds=seconds)
+    return load + _load(
+        seconds,
+        matmul_seconds=seconds,
+        routed_bytes=routed * model.hidden_size * permuted * shapes.width,
+        converted_bytes=converted * np.where(shapes.lowers_experts, shapes.converted, 0.0),
+    )
 
 
 def _embedding(shapes: _Shapes, phase: Phase) -> Load:
@@ -288,5 +315,5 @@ def _head(shapes: _Shapes, phase: Phase) -> Load:
     jobs, model = shapes.jobs, shapes.jobs.model
     outputs = padded_vocabulary(jobs) / jobs.vocabulary_split
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
-    load = load + _normed(shapes, _at(phase, NORM_PASSES))
+    load = load + _normed(shapes, phase, has_residual=False)
     return load + _load(outputs, logit_elements=shapes.tokens * outputs)

@@ -46,20 +46,22 @@ class SheetKernels:
         """One layer in one direction."""
         jobs, loads = self.jobs, self.work.layers[kind]
         casting = self._casting(rules, factors, kind)
-        compute = self._seconds(rules, factors, loads[phase], phase) + casting + KERNELS_SECONDS[phase]
+        compute = self._seconds(rules, factors, loads[phase]) + casting + KERNELS_SECONDS[phase]
         zero = again = np.zeros(len(jobs))
         repeated = jobs.repeated
         if phase == "backward":
             compute = compute + self._accumulating(rules, factors, kind)
             again = self._again(rules, factors, loads["forward"], casting)
         passes = repeated + BACKWARD_HOST if phase == "backward" else np.ones(len(jobs))
-        attention = loads[phase].attention_seconds * factors.attention * rules.attention_slowdown
+        attention = loads[phase].attention_seconds * factors.attention
+        host = rules.host_layer_us * 1e-6 * factors.host * passes
         return LayerKernels(
             compute=compute,
             again=again,
             attention=attention * rules.product_slowdown,
-            launch=rules.host_layer_us * 1e-6 * factors.host * passes,
-            dispatch=zero,
+            # A host that waits for every kernel runs ahead of none.
+            launch=np.where(jobs.synchronous, 0.0, host),
+            dispatch=np.where(jobs.synchronous, host, 0.0),
             num_sums=self._num_sums(rules, phase, kind) + (NUM_SUMS * repeated if phase == "backward" else zero),
             late=zero,
         )
@@ -85,7 +87,7 @@ class SheetKernels:
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
         """Embedding or head, both directions."""
         loads = self.work.embedding if part == "embedding" else self.work.head
-        seconds = sum(self._seconds(rules, factors, loads[phase], phase) for phase in PHASES)
+        seconds = sum(self._seconds(rules, factors, loads[phase]) for phase in PHASES)
         return np.asarray(seconds + self._ends_gradients(rules, factors, part))
 
     def _ends_gradients(self, rules: TimeRules, factors: Factors, part: str) -> Array:
@@ -108,15 +110,13 @@ class SheetKernels:
         """Updating so many parameters."""
         return np.asarray(num_parameters * rules.optimizer_bytes / (self.memory_rate * factors.optimizer_fraction))
 
-    def _seconds(self, rules: TimeRules, factors: Factors, load: Load, phase: Phase = "forward") -> Array:
+    def _seconds(self, rules: TimeRules, factors: Factors, load: Load) -> Array:
         """Seconds of a load's kernels."""
-        norm_passes = rules.norm_passes if phase == "forward" else rules.norm_backward_passes
-        moved = load.norm_bytes * norm_passes + load.activation_bytes * rules.element_passes
+        moved = load.element_bytes * rules.element_passes + load.routed_bytes + load.converted_bytes
         moved = moved + load.score_bytes * rules.score_passes
         # Logits pass in forward and in backward: half of the stack's figure each.
-        moved = moved + load.copied_elements * rules.quantise_bytes
         moved = moved + load.logit_elements * rules.loss_bytes / 2
-        attention = load.attention_seconds * factors.attention * rules.attention_slowdown
+        attention = load.attention_seconds * factors.attention
         products = load.matmul_seconds * factors.matmul + attention
         return products * rules.product_slowdown + moved / (self.memory_rate * factors.traffic_fraction)
 

@@ -11,25 +11,22 @@ from planner.cost.job import Each, Jobs
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array
 
-# Passes of norms and residuals, which are those of all element-wise kernels where a stack does not say.
-OF_NORMS = ("norm_passes", "norm_backward_passes")
 EVERY_MICROBATCH = ("reduces_every_microbatch", "gathers_every_microbatch")
-COMPILED = ("element_passes", "host_layer_us")
+COMPILED = ("host_layer_us",)
+# What runs alone tell of a stack: memory traffic of its element-wise kernels over what is counted of them.
+LEARNED = ("element_passes",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRules:
-    """StackTime's numbers, one per job; flags are 0 or 1."""
+    """StackTime's numbers, one per job; flags are 0 or 1. `element_passes` are learned, 1 as counted."""
 
     product_slowdown: Array
     selective_product_share: Array
     element_passes: Array
-    norm_passes: Array
-    norm_backward_passes: Array
     cast_bytes: Array
     score_passes: Array
     loss_bytes: Array
-    quantise_bytes: Array
     accumulate_bytes: Array
     optimizer_bytes: Array
     gradient_message_bytes: Array
@@ -41,7 +38,6 @@ class TimeRules:
     host_layer_us: Array
     host_step_ms: Array
     tensor_overlap: Array
-    attention_slowdown: Array
     overlaps_shards: Array
     gathers_tensors: Array
     shard_rank_us: Array
@@ -57,11 +53,7 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
     """The rules of every job's stack with what runs taught of it; a compiled job is fused and launches less."""
     columns = {}
     for field in fields(TimeRules):
-        if field.name in OF_NORMS:
-            continue
-        values = _column(jobs.stack, field.name)
-        if field.name == "element_passes":
-            values = np.where(jobs.model.gated, _column(jobs.stack, "gated_element_passes"), values)
+        values = np.ones(len(jobs)) if field.name in LEARNED else _column(jobs.stack, field.name)
         if field.name in COMPILED:
             compiled = _column(jobs.stack, f"compiled_{field.name}")
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
@@ -69,11 +61,6 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
             # A pipeline that keeps weights adds whole gradients up and reduces them once.
             values = values * (1 - _column(jobs.stack, "keeps_in_pipeline") * (jobs.pipeline > 1))
         columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
-    for name in OF_NORMS:
-        own = np.where(jobs.model.gated, _column(jobs.stack, f"gated_{name}"), _column(jobs.stack, name))
-        counted = (own > 0) & ~jobs.compiled
-        own = own * _multiples(learned, jobs.stack, "element_passes")
-        columns[name] = np.where(counted, own, columns["element_passes"])
     return TimeRules(**columns)
 
 

@@ -1,54 +1,26 @@
-"""Fits the constants of profiles/laws/kernels to the published tables: `python -m profiles.laws.fit_kernels`.
-
-Sources of the tables, as their column `source` names them: SimuMax is github.com/MooreThreads/SimuMax, configs/system;
-DeepGEMM the first README of github.com/deepseek-ai/DeepGEMM; Mist is github.com/Dazz993/Mist; ml-engineering is
-github.com/stas00/ml-engineering; arXiv 2407.08608 (Shah et al. 2024) was read off a chart by a third party.
-"""
+"""Fits the constants of profiles/laws/kernels to the published tables: `python -m profiles.laws.fit_kernels`."""
 
 from __future__ import annotations
 
-import csv
 import sys
+from dataclasses import replace
 
 import numpy as np
 
-from profiles.catalog import CATALOG
 from profiles.files import write_text
-from profiles.laws.kernels import (
-    NUMBERS,
-    PATH,
-    PRODUCTS,
-    Array,
-    KernelConstants,
-    Silicon,
-    attention_seconds,
-    grouped_matmul_seconds,
-    matmul_seconds,
-)
+from profiles.laws.kernel_tables import DEVICES, Row, errors, kind_of, read_table
+from profiles.laws.kernels import NUMBERS, PATH, Array, KernelConstants
 
-Row = dict[str, str]
-MEASURED = CATALOG / "measured"
-# Device of a table: generation, peak and best measured TFLOP/s, memory GB/s, multiprocessors, bytes of an operand.
-DEVICES = {
-    "A100-PCIe-80GB": ("ampere", 312.0, 252.9, 1935.0, 108, 2),
-    "A100-SXM4-40GB p4d": ("ampere", 312.0, 271.2, 1555.0, 108, 2),
-    "B200-SXM-180GB": ("blackwell", 2250.0, 1745.0, 7700.0, 148, 2),
-    "H100-SXM5-80GB": ("hopper", 989.0, 794.5, 3350.0, 132, 2),
-    "H100 (variant not stated)": ("hopper", 989.0, 794.5, 3350.0, 132, 2),
-    "H800-SXM": ("hopper", 1979.0, 1402.6, 3350.0, 132, 1),
-    "L4 GCP": ("ada", 121.0, 57.8, 300.0, 58, 2),
-    "V100-SXM2-16GB p3": ("volta", 125.0, 105.8, 900.0, 80, 2),
-}
 # Devices that a generation is fitted to; the others of the tables only judge the law.
 FITTED = {
     "ampere": ("A100-PCIe-80GB",),
     "blackwell": ("B200-SXM-180GB",),
-    "hopper": ("H800-SXM", "H100-SXM5-80GB"),
+    "hopper": ("H800-SXM", "H100", "H100-SXM5-80GB", "H200"),
     "volta": ("V100-SXM2-16GB p3",),
 }
 # Lowest, expected, highest.
 BOUNDS: dict[str, tuple[float, float, float]] = {
-    "rate_fraction": (0.5, 0.9, 1.1),
+    "rate_fraction": (0.5, 0.9, 1.0),
     "nn_relative": (0.85, 1.0, 1.05),
     "nt_relative": (0.85, 0.98, 1.05),
     "depth": (0.0, 128.0, 1024.0),
@@ -67,80 +39,43 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "attention_ramp": (0.0, 64.0, 512.0),
 }
 PRIOR_WEIGHT, TOLERANCE = 0.1, 0.05
-# What the fit does not find, assumed. Softmax: what separates heads of 64 from 128 in the charts of Dao 2023 (arXiv
-# 2307.08691) and Shah et al. 2024, as remembered, not looked up; on Blackwell as on Hopper, on Volta by guess. Kernels
-# against the one that a generation is fitted to (FlashAttention 2 on Ampere, 3 on Hopper, cuDNN on Blackwell): Hopper's
-# flash2 and cudnn are set from the very points of the table, flash1 is about 0.6 of flash2, Blackwell's flash2 is
-# Hopper's; FlashAttention 3 needs Hopper, elsewhere it counts as 2; "flash" is the one of its day, on Hopper half-way
-# between flash2 and cudnn.
-AMPERE_KERNELS = {"flash1": 0.6, "flash2": 1.0, "flash3": 1.0, "cudnn": 1.0, "flash": 1.0}
-ASSUMED: dict[str, tuple[float, float, float, dict[str, float]]] = {
-    # Softmax FLOPs forward and backward, queries of a block, kernels.
-    "volta": (64.0, 320.0, 128.0, AMPERE_KERNELS),
-    "ampere": (115.0, 570.0, 128.0, AMPERE_KERNELS),
-    "hopper": (220.0, 290.0, 128.0, {"flash1": 0.35, "flash2": 0.58, "flash3": 1.0, "cudnn": 0.97, "flash": 0.78}),
-    "blackwell": (220.0, 290.0, 256.0, {"flash1": 0.35, "flash2": 0.58, "flash3": 0.58, "cudnn": 1.0, "flash": 1.0}),
+# The attention kernel that a generation's law is fitted to; others are so much faster or slower at every shape.
+REFERENCE = {"ampere": "flash2", "blackwell": "cudnn", "hopper": "cudnn", "volta": "flash2"}
+# What the fit does not find, assumed: softmax FLOPs forward and backward, the power by which they add up to those of
+# products, queries of a block. Softmax: what separates heads of 64 from 128 in the charts of Dao 2023 (arXiv
+# 2307.08691) and Shah et al. 2024, as remembered, not looked up; on Volta by guess. Blackwell has the exponentials of
+# Hopper for twice the products: as many cycles as products of heads of 128 take, hidden behind them.
+ASSUMED: dict[str, tuple[float, float, float, float]] = {
+    "volta": (64.0, 320.0, 1.0, 128.0),
+    "ampere": (115.0, 570.0, 1.0, 128.0),
+    "hopper": (220.0, 290.0, 1.0, 128.0),
+    "blackwell": (512.0, 512.0, 4.0, 256.0),
 }
-
-
-def read_table(name: str) -> list[Row]:
-    """Rows of a shipped table."""
-    with (MEASURED / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def silicon_of(rows: list[Row]) -> Silicon:
-    """The devices of rows. Shapes: one entry per row."""
-    found = [DEVICES[row["gpu"]] for row in rows]
-    peak, best, memory, count, width = (np.array([one[i] for one in found], dtype=np.float64) for i in range(1, 6))
-    return Silicon(
-        matmul_flops_per_second=peak * 1e12,
-        achievable_fraction=best / peak,
-        memory_bytes_per_second=memory * 1e9,
-        num_multiprocessors=count,
-        element_bytes=width,
-        generation=np.array([one[0] for one in found]),
-    )
-
-
-def errors(rows: list[Row], constants: dict[str, KernelConstants] | None = None) -> Array:
-    """Logarithm of predicted over measured seconds of every row, in order."""
-    result = np.zeros(len(rows))
-    kinds = [_kind(row) for row in rows]
-    for kind in dict.fromkeys(kinds):
-        where = [i for i, one in enumerate(kinds) if one == kind]
-        chosen = [rows[i] for i in where]
-        result[where] = (_attention_errors if "phase" in chosen[0] else _matmul_errors)(chosen, *kind, constants)
-    return result
-
-
-def _kind(row: Row) -> tuple[str, str]:
-    return (row["phase"], row["kernel"]) if "phase" in row else (row["op"], row["layout"])
-
-
-def _numbers(rows: list[Row], *names: str) -> tuple[Array, ...]:
-    return tuple(np.array([float(row[name]) for row in rows]) for name in names)
-
-
-def _matmul_errors(rows: list[Row], op: str, layout: str, constants: dict[str, KernelConstants] | None) -> Array:
-    batch, m, n, k, moved, rate = _numbers(rows, "batch", "m", "n", "k", "result_bytes", "tflops")
-    silicon = silicon_of(rows)
-    if op == "matmul":
-        seconds = matmul_seconds(m, n, k, layout, silicon, batch, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
-    else:
-        seconds = grouped_matmul_seconds(batch, m, n, k, layout, silicon, constants)  # type: ignore[arg-type]
-    return np.asarray(np.log(seconds * rate * 1e12 / (2 * batch * m * n * k)))
-
-
-def _attention_errors(rows: list[Row], phase: str, kernel: str, constants: dict[str, KernelConstants] | None) -> Array:
-    b, s, h, kv, dqk, dv, causal, rate = _numbers(
-        rows, "batch", "seq_len", "heads", "kv_heads", "qk_head_dim", "v_head_dim", "causal", "tflops"
-    )
-    seconds = attention_seconds(
-        phase, kernel, b, h, s, s, dqk, dv, silicon_of(rows), kv_heads=kv, causal=causal > 0, constants=constants,  # type: ignore[arg-type]
-    )  # fmt: skip
-    # The tables count the whole square even under a mask.
-    return np.asarray(np.log(seconds * rate * 1e12 / (b * h * s * s * PRODUCTS[phase] * (dqk + dv))))  # type: ignore[index]
+# Watts and multiprocessors of a board and the best products measured on it, by precision: V100 SXM (Mist), A100 PCIe,
+# H100 and H200 SXM, B200 (ml-engineering, 2026). Of a generation's boards the one that gets most out of its watts.
+BOARDS: dict[str, tuple[float, float, dict[str, float]]] = {
+    "volta": (300.0, 80.0, {"bf16": 105.8}),
+    "ampere": (300.0, 108.0, {"bf16": 252.9}),
+    "hopper": (700.0, 132.0, {"bf16": 794.5, "fp8": 1453.4}),
+    "blackwell": (1000.0, 148.0, {"bf16": 1745.0, "fp8": 3432.5}),
+}
+# Speeds, forward and backward, against another kernel where no table has them. FlashAttention 1 reaches 25 to 40 % of
+# an A100's peak and 2 reaches 50 to 73 % (Dao 2023); PyTorch's memory-efficient kernel is of its time; FlexAttention
+# 90 and 85 % of FlashAttention 2 (PyTorch's blog, 2024). FlashAttention 3 needs Hopper, 4 was written for Blackwell;
+# elsewhere they count as 2. "flash" is the usual one of its day, on Hopper between 2 and cuDNN's.
+RELATIVE: dict[str, tuple[str, float, float]] = {
+    "flash1": ("flash2", 0.6, 0.5),
+    "mem_efficient": ("flash2", 0.6, 0.5),
+    "flex": ("flash2", 0.9, 0.85),
+    "flash3": ("flash2", 1.0, 1.0),
+    "flash4": ("flash3", 1.0, 1.0),
+    "cudnn": ("flash2", 1.0, 1.0),
+    "flash2": ("cudnn", 0.55, 0.58),
+}
+# Hopper's FlashAttention 4 is 3 written anew.
+RELATIVE_IN: dict[str, dict[str, tuple[str, float, float]]] = {"hopper": {"flash3": ("flash4", 1.0, 1.0)}}
+USUAL = {"ampere": ("flash2",), "blackwell": ("cudnn",), "hopper": ("flash2", "cudnn"), "volta": ("mem_efficient",)}
+KERNELS = ("flash1", "mem_efficient", "flex", "flash2", "flash3", "flash4", "cudnn")
 
 
 def fit(generation: str, rows: list[Row], expected: Array | None = None) -> KernelConstants:
@@ -149,15 +84,20 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
 
     low, start, high = (np.array([bound[i] for bound in BOUNDS.values()]) for i in range(3))
     expected = start if expected is None else expected
-    forward, backward, block, kernels = ASSUMED[generation]
+    forward, backward, power, block = ASSUMED[generation]
+    watts, count, best = BOARDS[generation]
 
     def build(x: Array) -> KernelConstants:
         return KernelConstants(
             **dict(zip(BOUNDS, map(float, x), strict=True)),
             attention_forward_softmax=forward,
             attention_backward_softmax=backward,
+            attention_softmax_blend=power,
             attention_block=block,
-            kernels=kernels,
+            kernels={REFERENCE[generation]: (1.0, 1.0)},
+            board_watts=watts,
+            board_multiprocessors=count,
+            board_tflops=best,
             source=_source(rows),
         )
 
@@ -168,7 +108,31 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
         residuals, np.clip(expected, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=high - low,
         loss="soft_l1", f_scale=TOLERANCE, diff_step=1e-4,
     )  # fmt: skip
-    return build(np.round(found.x, 4))
+    constants = build(np.round(found.x, 4))
+    return replace(constants, kernels=speeds(generation, constants))
+
+
+def speeds(generation: str, constants: KernelConstants) -> dict[str, tuple[float, float]]:
+    """Speeds of all attention kernels against the one that was fitted: the median of the tables', else RELATIVE's."""
+    rows = [row for row in read_table("attention") if DEVICES[row["gpu"]][0] == generation]
+
+    def measured(kernel: str, phase: str) -> float | None:
+        own = [row for row in rows if (row["kernel"], row["phase"]) == (kernel, phase)]
+        if not own:
+            return None
+        found = errors(own, {generation: replace(constants, kernels={kernel: (1.0, 1.0)})})
+        return round(float(np.exp(np.median(found))), 3)
+
+    def speed(kernel: str, place: int) -> float:
+        if kernel == REFERENCE[generation]:
+            return 1.0
+        found = measured(kernel, ("forward", "backward")[place])
+        other, *factors = (RELATIVE | RELATIVE_IN.get(generation, {}))[kernel]
+        return round(speed(other, place) * factors[place], 3) if found is None else found
+
+    both = {kernel: (speed(kernel, 0), speed(kernel, 1)) for kernel in KERNELS}
+    usual = np.exp(np.mean(np.log([both[kernel] for kernel in USUAL[generation]]), axis=0))
+    return both | {"flash": (round(float(usual[0]), 3), round(float(usual[1]), 3))}
 
 
 def _source(rows: list[Row]) -> str:
@@ -181,7 +145,9 @@ def _source(rows: list[Row]) -> str:
 
 def rows_of(generation: str) -> list[Row]:
     """What a generation is fitted to: products, then attention."""
-    return [row for name in ("matmul", "attention") for row in read_table(name) if row["gpu"] in FITTED[generation]]
+    products = [row for row in read_table("matmul") if row["gpu"] in FITTED[generation]]
+    own = (FITTED[generation], REFERENCE[generation])
+    return products + [row for row in read_table("attention") if row["gpu"] in own[0] and row["kernel"] == own[1]]
 
 
 def _expected(generation: str) -> Array | None:
@@ -225,12 +191,14 @@ def held_out_errors(generation: str, count: int = 5) -> Array:
 def as_toml(constants: dict[str, KernelConstants]) -> str:
     """The catalogue file's text."""
     lines = ["# Written by `python -m profiles.laws.fit_kernels` from measured/matmul.csv and measured/attention.csv.",
-             "# Softmax, attention_block and kernels are assumed: see ASSUMED in profiles/laws/fit_kernels.py.",
+             "# Softmax, attention_block and kernels that no table has are assumed: profiles/laws/fit_kernels.py.",
              ]  # fmt: skip
     for name, values in constants.items():
         lines += ["", f"[generations.{name}]", *(f"{field} = {getattr(values, field) + 0.0:.4f}" for field in NUMBERS)]
-        kernels = ", ".join(f"{kernel} = {speed}" for kernel, speed in values.kernels.items())
-        lines += [f"kernels = {{ {kernels} }}", f'source = "{values.source}"']
+        kernels = ", ".join(f"{kernel} = [{ahead}, {back}]" for kernel, (ahead, back) in values.kernels.items())
+        best = ", ".join(f"{precision} = {rate}" for precision, rate in values.board_tflops.items())
+        lines += [f"kernels = {{ {kernels} }}", f"board_tflops = {{ {best} }}"]
+        lines += [f'source = "{values.source}"']
     return "\n".join(lines) + "\n"
 
 
@@ -241,7 +209,7 @@ def main() -> None:
     report = [(f"{name} held out", rows_of(name), held_out_errors(name)) for name in ("ampere", "blackwell", "hopper")]
     report += [(name, rows, errors(rows, constants)) for name in ("matmul", "attention") for rows in [read_table(name)]]
     for title, rows, found in report:
-        groups = [(row["gpu"], *_kind(row)) for row in rows]
+        groups = [(row["gpu"], *kind_of(row)) for row in rows]
         for group in dict.fromkeys(groups):
             part = found[[one == group for one in groups]]
             sys.stdout.write(

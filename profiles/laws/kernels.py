@@ -1,4 +1,4 @@
-"""Seconds of a GPU's matrix products and attention at any shape, by a law of few constants fitted to published tables.
+"""Seconds of a GPU's matrix products at any shape, by a law of few constants fitted to published tables.
 
 Torch-free, in columns. The constants of each generation lie in catalog/kernels.toml; `python -m
 profiles.laws.fit_kernels` fits them again. By construction more work is never faster, a higher peak or bandwidth never
@@ -7,7 +7,7 @@ slower, and nothing exceeds the peak.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Literal
 
@@ -19,7 +19,6 @@ from profiles.catalog import CATALOG
 
 Array = NDArray[np.float64]
 Layout = Literal["TN", "NN", "NT"]
-Phase = Literal["forward", "backward"]
 PATH = CATALOG / "kernels.toml"
 # Rows and columns of the tiles that a product may be cut into; the fastest is taken, as the libraries do.
 TILES = ((256.0, 128.0), (128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 128.0), (64.0, 64.0))
@@ -34,14 +33,11 @@ RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
 RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
 STRANGER = "ampere"
-PRODUCTS: dict[Phase, float] = {"forward": 2.0, "backward": 5.0}
-# Tensors of the size of queries or keys that pass through memory.
-ATTENTION_PASSES: dict[Phase, float] = {"forward": 1.0, "backward": 3.0}
-KEY_BLOCK = 128.0
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
-# Up to this head size the units are filled; at WIDE they run at `attention_*_wide`.
-NARROW, WIDE = 128.0, 192.0
+# Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
+# A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
+CLOCK_SHARE = 0.87
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +51,12 @@ class KernelConstants:
     which computing and moving add up (1 one after the other, large together), `overhead_us` starting a kernel. Grouped
     products run at `grouped_fraction` of plain ones and start each group in `grouped_overhead_us`.
     Attention: `attention_*_fraction` is the share of the best product's rate, `attention_*_softmax` what the softmax of
-    one query and key costs (in FLOPs of products), `attention_*_wide` the speed of heads of 192. `attention_blend` is
+    one query and key costs (in FLOPs of products), `attention_softmax_blend` the power by which both add up,
+    `attention_*_wide` the speed of heads of 192. `attention_blend` is
     the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
-    `attention_block` its queries.
+    `attention_block` its queries. `kernels` are the speeds of attention kernels against the one that was fitted,
+    forward and backward.
+    `board_tflops` are the best products by precision of a board of `board_watts` and so many multiprocessors.
     """
 
     __pydantic_config__ = STRICT
@@ -81,8 +80,12 @@ class KernelConstants:
     attention_ramp: float
     attention_forward_softmax: float
     attention_backward_softmax: float
+    attention_softmax_blend: float
     attention_block: float
-    kernels: dict[str, float]
+    kernels: dict[str, tuple[float, float]]
+    board_watts: float
+    board_multiprocessors: float
+    board_tflops: dict[str, float]
     source: str
 
 
@@ -91,6 +94,8 @@ class Silicon:
     """Devices as kernels meet them, in the precision of the kernel. Shapes: one entry per job, or broadcastable.
 
     `matmul_flops_per_second` is the data sheet's dense peak, `achievable_fraction` the best measured share of it.
+    `power_fraction` is what the board's power lets products sustain over what it does at its label's, `clock_fraction`
+    the clock that it is locked at over the highest.
     """
 
     matmul_flops_per_second: Array
@@ -99,6 +104,8 @@ class Silicon:
     num_multiprocessors: Array
     element_bytes: Array
     generation: NDArray[np.str_]
+    power_fraction: Array = field(default_factory=lambda: np.ones(1))
+    clock_fraction: Array = field(default_factory=lambda: np.ones(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +115,7 @@ class _File:
     generations: dict[str, KernelConstants]
 
 
-NUMBERS = tuple(field.name for field in fields(KernelConstants) if field.type == "float")
+NUMBERS = tuple(one.name for one in fields(KernelConstants) if one.type == "float")
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +124,7 @@ def load_constants() -> dict[str, KernelConstants]:
     return dict(read_toml(PATH, _File).generations)
 
 
-class _Columns:
+class Columns:
     """The constants of each job's generation, by name."""
 
     def __init__(self, silicon: Silicon, constants: dict[str, KernelConstants] | None) -> None:
@@ -129,9 +136,10 @@ class _Columns:
     def __getitem__(self, name: str) -> Array:
         return np.array([getattr(one, name) for one in self._chosen])[self._inverse]
 
-    def kernel(self, name: str) -> Array:
+    def kernel(self, name: str, phase: str) -> Array:
         """Speed of an attention kernel against the one that was fitted."""
-        return np.array([one.kernels[name] for one in self._chosen])[self._inverse]
+        place = 0 if phase == "forward" else 1
+        return np.array([one.kernels[name][place] for one in self._chosen])[self._inverse]
 
 
 def matmul_seconds(
@@ -154,7 +162,7 @@ def matmul_seconds(
     Shapes: all broadcast. Layouts, as BLAS calls them: TN forward, NN gradient of the input, NT of the weight.
     Ignores: structured data, clocks that fall under sustained load.
     """
-    column = _Columns(silicon, constants)
+    column = Columns(silicon, constants)
     m, n, k, batch = (np.asarray(size, dtype=np.float64) for size in (m, n, k, batch))
     if result_bytes is None:
         result_bytes = ACCUMULATED_BYTES if accumulate else np.maximum(RESULT_BYTES, silicon.element_bytes)
@@ -184,7 +192,7 @@ def grouped_matmul_seconds(
     Model: as matmul_seconds, at `grouped_fraction` of the rate and `grouped_overhead_us` more per group.
     Shapes: all broadcast. Of a weight's gradient (NT) the inner size k is the rows of a group.
     """
-    column = _Columns(silicon, constants)
+    column = Columns(silicon, constants)
     m, n, k, groups = (np.asarray(size, dtype=np.float64) for size in (m_per_group, n, k, groups))
     if result_bytes is None:
         result_bytes = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
@@ -193,12 +201,29 @@ def grouped_matmul_seconds(
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 
 
-def _rate(silicon: Silicon, share: Array) -> Array:
-    """FLOP/s at a share of the best measured rate, never more than the peak."""
-    return np.asarray(silicon.matmul_flops_per_second * np.minimum(silicon.achievable_fraction * share, 1.0))
+def power_share(power: ArrayLike, multiprocessors: ArrayLike = 1.0) -> Array:
+    """Rate that a board sustains over another's, at `power` and `multiprocessors` over the other's.
+
+    Model: voltage follows clock, so that power goes with multiprocessors x clock^3, and the rate with multiprocessors x
+    clock.
+    """
+    return np.asarray(np.cbrt(np.asarray(power) * np.asarray(multiprocessors, dtype=np.float64) ** 2))
 
 
-def _blend(first: Array, second: Array, power: Array) -> Array:
+def _product_rate(silicon: Silicon, column: Columns, relative: ArrayLike) -> Array:
+    """FLOP/s of large products, at `relative` to those in the layout that was fitted.
+
+    Model: what the board's power sustains or what the clock allows, whichever is less; never more than the peak.
+    """
+    relative = np.asarray(relative, dtype=np.float64)
+    sustained = silicon.achievable_fraction * column["rate_fraction"] * relative
+    powered = sustained * silicon.power_fraction
+    # A card that sustains more at its highest clock than others do has shown that it can.
+    clocked = np.maximum(sustained, CLOCK_SHARE * relative) * silicon.clock_fraction
+    return np.asarray(silicon.matmul_flops_per_second * np.minimum(np.minimum(powered, clocked), 1.0))
+
+
+def blend(first: Array, second: Array, power: Array) -> Array:
     """Two times that partly overlap: their sum at power 1, the longer one at a large power."""
     longer = np.maximum(first, second)
     ratio = np.minimum(first, second) / np.maximum(longer, 1e-300)
@@ -206,20 +231,19 @@ def _blend(first: Array, second: Array, power: Array) -> Array:
 
 
 def _product(
-    m: Array, n: Array, k: Array, layout: Layout, silicon: Silicon, batch: Array, result_bytes: Array, column: _Columns,
-    share: ArrayLike = 1.0,
+    m: Array, n: Array, k: Array, layout: Layout, silicon: Silicon, batch: Array, result_bytes: Array, column: Columns,
+    relative: ArrayLike = 1.0,
 ) -> Array:  # fmt: skip
     """Seconds between start and end of the products, without overheads."""
-    share = np.asarray(share) * column["rate_fraction"]
     if layout != "TN":
-        share = share * column[f"{layout.lower()}_relative"]
-    busy = _wave_flops(m, n, k, batch, silicon, column) / _rate(silicon, share)
+        relative = np.asarray(relative, dtype=np.float64) * column[f"{layout.lower()}_relative"]
+    busy = _wave_flops(m, n, k, batch, silicon, column) / _product_rate(silicon, column, relative)
     moved = batch * (silicon.element_bytes * (m * k + k * n) + result_bytes * m * n)
     moving = moved / (silicon.memory_bytes_per_second * column["traffic_fraction"])
-    return _blend(busy, moving, column["blend"])
+    return blend(busy, moving, column["blend"])
 
 
-def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, column: _Columns) -> Array:
+def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, column: Columns) -> Array:
     """FLOPs that the device could have done in the time of its waves, with the tile of least time."""
     reuse, wave_share, multiprocessors = column["reuse"], column["wave_share"], silicon.num_multiprocessors
     depth = column["depth"] * REFERENCE_BYTES / silicon.element_bytes
@@ -234,67 +258,3 @@ def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, co
         edge = 1 + reuse * (1 / rows + 1 / columns - LARGEST)
         result = np.minimum(result, np.where(waves >= 1, whole, part) * (2 * rows * columns * edge * multiprocessors))
     return result
-
-
-def attention_seconds(
-    phase: Phase,
-    kernel: str,
-    batch: ArrayLike,
-    heads: ArrayLike,
-    queries: ArrayLike,
-    keys: ArrayLike,
-    qk_head_dim: ArrayLike,
-    v_head_dim: ArrayLike,
-    silicon: Silicon,
-    *,
-    kv_heads: ArrayLike | None = None,
-    causal: ArrayLike = True,
-    constants: dict[str, KernelConstants] | None = None,
-) -> Array:
-    """Seconds of attention; of "unfused" the batched products alone, over the whole square. 0 where a size is 0.
-
-    Model: blocks of queries (backward: of keys) over the multiprocessors, the mean one joined with the longest, each
-    query and key costing its products and its softmax; joined with the tensors through memory.
-    Shapes: all broadcast. `kernel`: "flash1", "flash2", "flash3", "cudnn", "flash" (version unknown) or "unfused";
-    `kv_heads` defaults to `heads`; a causal mask halves the pairs, of fewer keys than queries as well.
-    Ignores: dropout, biases, lengths that differ within a batch.
-    Raises: KeyError for an unknown kernel.
-    """
-    b, h, q, s, dqk, dv = (
-        np.asarray(size, dtype=np.float64) for size in (batch, heads, queries, keys, qk_head_dim, v_head_dim)
-    )
-    exists = b * h * q * s * (dqk + dv) > 0
-    if kernel == "unfused":
-        return np.where(exists, _unfused_seconds(phase, b * h, q, s, dqk, dv, silicon, constants), 0.0)
-    column = _Columns(silicon, constants)
-    block = column["attention_block"] if phase == "forward" else np.asarray(KEY_BLOCK)
-    outer, inner = (q, s) if phase == "forward" else (s, q)
-    # A block on the diagonal is computed whole.
-    masked = np.minimum(q, s) * q / 2
-    masked = np.where(causal, masked - np.minimum(masked, q * block / 2), 0.0)
-    ramp = column["attention_ramp"]
-    pairs = b * h * (q * s - masked + outer * ramp)
-    longest = np.minimum(block, outer) * (inner + ramp) * silicon.num_multiprocessors
-    spread = _blend(pairs, longest, column["attention_blend"])
-    wide = np.clip((np.maximum(dqk, dv) - NARROW) / (WIDE - NARROW), 0.0, 1.0)
-    filled = 1 - wide * (1 - column[f"attention_{phase}_wide"])
-    rate = _rate(silicon, column[f"attention_{phase}_fraction"] * column.kernel(kernel))
-    busy = spread * (PRODUCTS[phase] * (dqk + dv) / filled + column[f"attention_{phase}_softmax"]) / rate
-    moved = silicon.element_bytes * b * (dqk + dv) * (q * h + s * (h if kv_heads is None else np.asarray(kv_heads)))
-    moving = moved * ATTENTION_PASSES[phase] / (silicon.memory_bytes_per_second * column["traffic_fraction"])
-    seconds = column["overhead_us"] * 1e-6 + _blend(busy, moving, column["blend"])
-    return np.asarray(np.where(exists, seconds, 0.0))
-
-
-def _unfused_seconds(
-    phase: Phase, heads: Array, q: Array, s: Array, dqk: Array, dv: Array, silicon: Silicon,
-    constants: dict[str, KernelConstants] | None,
-) -> Array:  # fmt: skip
-    """Scores and weighted values, and in backward the two gradients of each."""
-
-    def product(m: Array, n: Array, k: Array, layout: Layout) -> Array:
-        return matmul_seconds(m, n, k, layout, silicon, heads, constants=constants)
-
-    if phase == "forward":
-        return product(q, s, dqk, "TN") + product(q, dv, s, "NN")
-    return product(q, s, dv, "TN") + product(s, dv, q, "NT") + product(q, dqk, s, "NN") + product(s, dqk, q, "NT")

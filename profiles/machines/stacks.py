@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
@@ -13,22 +14,25 @@ FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
 THIS_PROGRAM = "trainwright"
 UNFUSED_GENERATIONS = ("volta", "turing")
+Fusion = Literal["layer_norm", "rms_norm", "rotation", "activation", "residual_norm", "bias", "conversion"]
+Recipe = Literal["tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackTime:
     """What a stack adds to its kernels.
 
-    `product_slowdown`: seconds of a product over the best library's. `element_passes` and `score_passes`: memory
-    traffic of element-wise kernels, and of unfused attention's scores, over that of fused ones; `gated_` is that of
-    models with RMS norms, rotary positions and gated activations, which eager code spells out in many kernels;
-    `norm_passes`, `norm_backward_passes` and their gated twins are of norms and residuals alone, 0 where they are as
-    the others.
+    `product_slowdown`: seconds of a product over the best library's. `fuses`: which operators have kernels of their
+    own, where PyTorch would spell them out: "layer_norm", "rms_norm", "rotation", "activation", "residual_norm" (joined
+    with the norm behind it), "bias" (its gradient comes with a product) and "conversion" to 8 bits; a compiler fuses
+    them all. `packs_gates`: gate and value are one product's result; `spells_gelu`: GELU is spelled out as well.
+    `score_passes`: memory traffic of unfused attention's scores over that of a fused softmax.
+    `fp8_recipe`: what shares a scale in 8 bits; `keeps_low_weights`:
+    weights are converted once a step; `lowers_experts`: experts compute in 8 bits as well.
     `cast_bytes`: bytes per parameter and pass to round weights to 16 bits, and to widen their gradients.
     `selective_product_share`: share of a layer's products that selective recomputation repeats, with all element-wise
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
-    moved per logit, forward and backward together. `quantise_bytes`: bytes moved per element of an operand that is
-    converted to 8 or 4 bits, as it is and transposed. `accumulate_bytes`: bytes per parameter and micro-batch to add
+    moved per logit, forward and backward together. `accumulate_bytes`: bytes per parameter and micro-batch to add
     gradients up, beside products; `adds_up_in_products`: whether products of weight gradients do that themselves;
     `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
     is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
@@ -36,8 +40,8 @@ class StackTime:
     has gathered; `gathers_every_microbatch`: whether else ZeRO stage 2 gathers weights for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
-    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `attention_slowdown`:
-    seconds of fused attention over those of the kernel named. `compiled_*`: the same numbers under a compiler.
+    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `compiled_*`: the same
+    numbers under a compiler.
     `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `gathers_tensors`: whether each
     matrix of a layer is a message of its own there, and not the layer; `shard_rank_us`: what such a message costs for
     each rank that has a part of it; `reuse_parameters`: of how many parameters a layer is gathered once for its
@@ -54,18 +58,16 @@ class StackTime:
     __pydantic_config__ = STRICT
 
     product_slowdown: float = 1.0
-    element_passes: float
-    gated_element_passes: float
-    norm_passes: float = 0.0
-    norm_backward_passes: float = 0.0
-    gated_norm_passes: float = 0.0
-    gated_norm_backward_passes: float = 0.0
+    fuses: tuple[Fusion, ...] = ()
+    packs_gates: bool = False
+    spells_gelu: bool = False
     cast_bytes: float = 0.0
     selective_product_share: float = 0.0
-    compiled_element_passes: float = 1.0
     score_passes: float
     loss_bytes: float
-    quantise_bytes: float = 4.0
+    fp8_recipe: Recipe = "delayed"
+    keeps_low_weights: bool = False
+    lowers_experts: bool = False
     accumulate_bytes: float
     adds_up_in_products: bool = False
     optimizer_bytes: float
@@ -79,7 +81,6 @@ class StackTime:
     compiled_host_layer_us: float = 250.0
     host_step_ms: float
     tensor_overlap: float = 0.6
-    attention_slowdown: float = 1.0
     overlaps_shards: bool = True
     gathers_tensors: bool = False
     shard_rank_us: float = 0.0

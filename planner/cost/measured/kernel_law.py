@@ -8,8 +8,9 @@ import numpy as np
 
 from planner.cost.hardware import ELEMENT_BYTES, silicon_at
 from planner.cost.measured.operators import Law, curves_of, find_curve
+from profiles.laws.attention import attention_seconds
 from profiles.laws.curves import scaled_seconds
-from profiles.laws.kernels import Layout, attention_seconds, matmul_seconds
+from profiles.laws.kernels import Layout, matmul_seconds
 from profiles.machines.devices import Device
 from profiles.machines.profile import MachineProfile
 from profiles.models.operators import Phase
