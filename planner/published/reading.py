@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.job import COLUMNS, Each, Jobs, Names
+from planner.cost.software_memory import chunks_loss
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.layout_cells import read_layout
@@ -78,9 +79,13 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
+    columns = _columns(models, jobs, values)
+    chunked = chunks_loss(columns)
+    for number in np.array(accepted)[chunked]:
+        assumptions[number] += ("fused_loss: chunked assumed, the logits alone exceed the device",)
     return Reading(
         row_ids=ids,
-        jobs=_columns(models, jobs, values),
+        jobs=replace(columns, fused_loss=np.where(chunked, "chunked", columns.fused_loss)),
         accepted=np.array(accepted, dtype=np.int64),
         assumptions=assumptions,
         refused=refused,

@@ -8,9 +8,9 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import loss_bytes
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES
+from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent, stage_content
-from planner.cost.memory.stage_states import LayerParameters, StageStates, stage_states
+from planner.cost.memory.stage_states import StageStates, stage_states
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -164,7 +164,7 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
         "logits_per_token": vocabulary * last / hidden_size,
         "loss_logit": loss_bytes(jobs, rules),
         "head_logit": rules.head_logit_bytes,
-        "waiting_logit": KEPT_LOGIT_BYTES + rules.element_bytes,
+        "waiting_logit": rules.waiting_logit_bytes,
         "head_gradient": vocabulary * rules.head_gradient_bytes * last,
         "embedding_gradient": vocabulary * rules.head_gradient_bytes * first,
         "workspace": rules.workspace_bytes,
