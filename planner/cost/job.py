@@ -93,8 +93,9 @@ class Jobs:
     gradients and states are all in 16 bits), `fused_loss` (chunked: logits are never whole), `fused_norms` (norms,
     rotation and gate in fused kernels), `dispatcher` of routed tokens, `synchronous` launches (the host waits for every
     kernel), `packed` sequences (else padded). Where `recompute` is not none, `recompute_share` of the layers are
-    recomputed; where it is partial, `recompute_products` of a layer's products are repeated, and only what they read
-    is kept. `lora_rank` is of adapters over frozen weights (0: none), which `quantised_base` stores in fewer bits.
+    recomputed; where it is partial, `recompute_products` of a layer's products are repeated, and `recompute_freed` of
+    what recomputing all of it would free. `pipeline_passes`: how often a step fills and drains the pipeline.
+    `lora_rank` is of adapters over frozen weights (0: none), which `quantised_base` stores in fewer bits.
     """
 
     model: Transformer
@@ -125,11 +126,13 @@ class Jobs:
     recompute: Names  # none, selective, partial, full
     recompute_share: Array
     recompute_products: Array
+    recompute_freed: Array
     optimizer_offload: Flags
     activation_offload: Flags
     precision: Names  # fp32, fp16, bf16, fp8, mxfp8, nvfp4
     micro_batch: Array
     num_microbatches: Array
+    pipeline_passes: Array
     stack: Each[Stack]
     compiled: Flags
     overlap_grad: Flags
@@ -171,6 +174,17 @@ class Jobs:
     def tokens(self) -> Array:
         """Tokens of one micro-batch that one rank holds: its samples times its share of the sequence."""
         return self.micro_batch * self.sequence / self.context
+
+    @property
+    def per_pass(self) -> Array:
+        """Micro-batches that go through a pipeline from its filling until its draining."""
+        return self.num_microbatches / self.pipeline_passes
+
+    @property
+    def repeated(self) -> Array:
+        """Share of a layer's forward pass that backward repeats, as the mean of all layers; attention's core aside."""
+        share = np.where(self.recompute == "partial", self.recompute_products, self.recompute == "full")
+        return np.asarray(share * self.recompute_share)
 
     @property
     def global_batch(self) -> Array:
