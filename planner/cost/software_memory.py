@@ -17,6 +17,9 @@ MIB = 2.0**20
 # cuBLAS workspace of one stream. Source: PyTorch's CUBLAS_WORKSPACE_CONFIG, 32 MiB from Hopper on, 8 MiB before.
 LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES = 32 * MIB, 8.125 * MIB
 LARGE_WORKSPACES = ("hopper", "blackwell")
+# NCCL's buffers of one communicator, assumed: 4 MiB (its NCCL_BUFFSIZE) on 16 channels, for two neighbours in a ring
+# and four in trees.
+COMMUNICATOR_BYTES = 16 * 6 * 4 * MIB
 # Of a weight of a frozen base, with its scales: 4 bits in blocks of 64 with 32-bit scales (QLoRA, arXiv 2305.14314;
 # doubly quantised these are 8 bits in blocks of 256), and groups of 128 with 16-bit scales and integer zeros (GPTQ).
 BASE_BYTES = {
@@ -39,7 +42,8 @@ class MemoryRules:
     """StackMemory's numbers, one per job, for the job's precision. Shapes: one entry per job.
 
     `element_bytes`: of an activation. `input_bytes`: of a linear's input as kept for backward. `waiting_logit_bytes`:
-    of a logit whose loss waits for its backward. `base_bytes`: of a weight of a layer that adapters leave as it is.
+    of a logit whose loss waits for its backward. `idle_logit_bytes`: of what the allocator holds beside a loss and
+    would give back. `base_bytes`: of a weight of a layer that adapters leave as it is.
     """
 
     weight_bytes: Array
@@ -57,6 +61,7 @@ class MemoryRules:
     head_logit_bytes: Array
     split_logit_bytes: Array
     waiting_logit_bytes: Array
+    idle_logit_bytes: Array
     fused_activation: Flags
     keeps_packed_qkv: Flags
     keeps_gathered: Flags
@@ -65,6 +70,8 @@ class MemoryRules:
     attention_output_copies: Array
     context_output_copies: Array
     receives_whole_step: Flags
+    keeps_outputs: Flags
+    live_parameters: Array
     accumulates_whole: Flags
     experts_in_turns: Flags
     frees_by_moment: Flags
@@ -97,7 +104,7 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
     low = np.ones(len(jobs)) * element
     for precision, size in INPUT_BYTES.items():
         low = np.where((jobs.precision == precision) & (column("keeps_low_precision") > 0), size, low)
-    is_low = low < element
+    is_low, is_fused = low < element, jobs.compiled | (jobs.fused_norms == "yes")
     num_workspaces = column("workspaces") + np.where(jobs.model.is_moe, column("routed_workspaces"), 0.0)
     large = np.isin(generations(jobs), LARGE_WORKSPACES)
     own = {
@@ -105,11 +112,11 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "input_bytes": low,
         "weight_bytes": np.where(is_fp32, 4.0, _weights(column("weight_bytes"), low, is_low)),
         "gathered_bytes": np.where(is_fp32, 4.0, column("gathered_bytes")),
-        "fused_activation": (column("fused_activation") > 0) | jobs.compiled,
-        "norm_extra_bytes": np.where(jobs.compiled, 0.0, column("norm_extra_bytes")),
+        "fused_activation": (column("fused_activation") > 0) | is_fused,
+        "norm_extra_bytes": np.where(is_fused, 0.0, column("norm_extra_bytes")),
         "bucket_bytes": column("bucket_mib") * MIB,
         "workspace_bytes": num_workspaces * np.where(large, LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES),
-        "context_bytes": column("context_gib") * GIB,
+        "context_bytes": column("context_gib") * GIB + num_communicators(jobs) * COMMUNICATOR_BYTES,
         **_trained(jobs, column),
         **_of_loss(jobs, column, element),
     }
@@ -119,6 +126,12 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         if field.name not in own:
             own[field.name] = column(field.name) > 0 if field.name in flags else column(field.name)
     return MemoryRules(**own)
+
+
+def num_communicators(jobs: Jobs) -> Array:
+    """Groups of ranks that a rank exchanges data with: one per axis; in a pipeline both neighbours."""
+    axes = (jobs.tensor, jobs.context, jobs.data, jobs.expert * jobs.expert_tensor)
+    return np.asarray(sum(np.where(axis > 1, 1.0, 0.0) for axis in axes) + np.where(jobs.pipeline > 1, 2.0, 0.0))
 
 
 def chunks_loss(jobs: Jobs) -> Flags:
@@ -225,6 +238,8 @@ def _of_loss(jobs: Jobs, column: Callable[[str], Array], element: Array) -> dict
         "loss_logit_bytes": np.where(is_chunked, chunk, loss),
         "head_logit_bytes": np.minimum(head, np.where(is_chunked, chunk, np.where(is_fused, fused, head))),
         "split_logit_bytes": np.where(spared, 0.0, split),
+        # Where logits are in 16 bits, or never whole, there is less than a fused loss over wide ones has.
+        "idle_logit_bytes": np.where(is_chunked | (loss < fused), 0.0, column("idle_logit_bytes")),
         "waiting_logit_bytes": np.where(is_chunked, 0.0, np.where(is_fused, element, waiting)),
     }
 

@@ -101,9 +101,11 @@ class StageMemory:
         kinds = [(count, self.layers[kind].kept, self.layers[kind].backward) for kind, count in stage.layers.items()]
         whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
+        num_logits = np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0)
+        sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~stage.is_last
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
-            kept=whole,
+            kept=whole + np.where(sends, hidden, 0.0),
             largest=largest,
             backward=backward,
             in_flight=held,
@@ -112,7 +114,7 @@ class StageMemory:
             * np.where(jobs.recompute == "partial", jobs.recompute_freed, jobs.recompute == "full"),
             hidden=hidden,
             gathered=gathered,
-            num_logits=np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0),
+            num_logits=num_logits,
             loss_logit=loss_bytes(jobs, rules),
             head_logit=rules.head_logit_bytes,
             waiting_logit=rules.waiting_logit_bytes,
@@ -128,6 +130,7 @@ class StageMemory:
             buckets=np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
             fixed_slack=fixed_slack_bytes(jobs, rules, self.parameters, stage),
             working_slack=rules.working_slack,
+            idle=num_logits * rules.idle_logit_bytes,
         )
 
 

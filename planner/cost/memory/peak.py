@@ -36,7 +36,8 @@ class StageCosts:
     `head_gradient`, `embedding_gradient`: of the vocabulary, on the stages that have it.
     `chunks` of a rank, of which `opened` are under way. `received`: messages of a whole step, where they are allotted
     at once. `workspace` of the matrix library, `buckets` of communication. `fixed_slack`: holes that the allocator has
-    whatever is kept; `working_slack`: those that activations leave, as a share of them.
+    whatever is kept; `working_slack`: those that activations leave, as a share of them; `idle`: of those
+    that a loss leaves what the allocator would give back.
     """
 
     states: StageStates
@@ -64,6 +65,7 @@ class StageCosts:
     buckets: Array
     fixed_slack: Array
     working_slack: Array
+    idle: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +231,10 @@ def peak_of(stage: StageCosts) -> Peak:
     allocated = reduce(np.add, parts.values())
     always = allocated - totals.max(axis=0) + stage.fixed_slack
     needed = always + (totals + holes).max(axis=0)
-    # What an update needs for a while finds no hole of its size where activations were; gradients that come then do.
-    update = np.where(states.accumulated > 0, 0.0, states.step)
+    # What an update needs for a while finds no hole of its size where activations were, but where a loss left some, and
+    # so do the shards of gradients, which come while what they are of is whole.
+    shards = np.where((states.passing > 0) & (states.step > 0), law.absent, 0.0)
+    update = np.where(states.accumulated > 0, 0.0, np.maximum(states.step + shards, stage.idle))
     reserved = np.maximum(needed, always + (totals + holes)[:-1].max(axis=0) + update)
     offloaded = np.where(stage.offloads, offloaded_bytes(stage.kept, stage.largest, stage.in_flight), 0.0)
     return Peak(

@@ -73,7 +73,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
     gradients = held(jobs.zero_stage >= 2, trained) * (rules.gradient_bytes + jobs.codec_state_bytes)
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
-    one = np.minimum(_largest(layer, stage), everything)
+    one = np.minimum(np.minimum(_largest(layer, stage), everything), _most_live(rules))
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
     passing = np.where(is_sharded, one * (new - _narrower_bytes(jobs)), 0.0)
     alone, fetched, gathered = (
@@ -190,6 +190,11 @@ def _narrower_bytes(jobs: Jobs) -> Array:
     return np.asarray(WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0))
 
 
+def _most_live(rules: MemoryRules) -> Array:
+    """Parameters that may be whole at once."""
+    return np.where(rules.live_parameters > 0, rules.live_parameters, np.inf)
+
+
 def _matrices(layer: LayerParameters, stage: StageContent) -> Array:
     """Weights of a layer, every distinct shape once."""
     present = [np.where(count > 0, layer.kinds[kind].matrices, 0.0) for kind, count in stage.layers.items()]
@@ -208,7 +213,7 @@ def _weights_together(
 ) -> Array:
     """Bytes of `count` layers' gathered weights; of all that the stage has where they stay so after forward."""
     everything = sum(_parameters(jobs, layer, stage))
-    some = np.minimum(count * _largest(layer, stage), everything)
+    some = np.minimum(np.minimum(count * _largest(layer, stage), everything), _most_live(rules))
     weights = np.where(_stay_gathered(jobs), everything, some) * rules.gathered_bytes
     return np.where(_shards_weights(jobs, rules), weights, 0.0)
 
