@@ -10,7 +10,7 @@ from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
 from planner.published.columns import COLUMNS, WORDS, spelled
 from planner.published.learn import predict
-from planner.published.unknown_batch import ENOUGH_TOKENS, ROUNDS
+from planner.published.unknowns import ENOUGH_TOKENS, ROUNDS
 from tests.test_jobs_reading import job, notes, read, reason, same
 
 
@@ -22,7 +22,7 @@ from tests.test_jobs_reading import job, notes, read, reason, same
         ({"attention_kernel": "fa3"}, "attention_kernel", "flash3"),
         ({"attention_kernel": "math"}, "attention_kernel", "unfused"),
         ({"schedule": "zb_v", "pp": "4"}, "schedule", "zbv"),
-        ({"schedule": "v-half", "pp": "4"}, "schedule", "zbv"),
+        ({"schedule": "V-Half", "pp": "4"}, "schedule", "v-half"),
         ({"schedule": "naive", "pp": "4"}, "schedule", "gpipe"),
         ({"schedule": "zb-v", "pp": "4", "vp": "1"}, "chunks", 2),
         ({"precision_class": "BF16"}, "precision", "bf16"),
@@ -70,7 +70,6 @@ def test_gated_networks_cost_alike():
     ("given", "column", "words"),
     [
         ({"attention_kernel": "fa4"}, "attention_kernel", "cudnn assumed for 'fa4'"),
-        ({"schedule": "v-min", "pp": "4"}, "schedule", "zbv assumed for 'v-min'"),
         ({"precision_class": "mxfp8"}, "precision_class", "fp8 assumed for mxfp8"),
         ({"stack": "colossalai"}, "stack", "assumed for 'colossalai'"),
         ({"optimizer": "of tomorrow"}, "optimizer", "adamw assumed"),
@@ -99,6 +98,18 @@ def test_shorter_ends_make_room_for_more_stages():
     assert "pp x vp is 8 x 4, more than num_layers (30)" in reason(**ends | {"first_stage_fewer_layers": "0"})
 
 
+def test_schedules_with_less_memory_are_between_their_relatives():
+    """Less is held than by 1F1B, for more of its bubble the less it is."""
+    given = {"pp": "8", "global_batch_size": "128", "zero_stage": "1", "stack": "megatron-core"}
+    held, idle = {}, {}
+    for name in ("1f1b", "v-half", "v-min", "zbv"):
+        jobs = job(**given, schedule=name)
+        held[name] = float(footprint(jobs).parts["activations"][0])
+        idle[name] = float(predict(ingredients_of(jobs), load_learned())["bubble"][0])
+    assert held["v-min"] < held["v-half"] < held["1f1b"]
+    assert idle["zbv"] < idle["v-half"] < idle["v-min"] < idle["1f1b"]
+
+
 def test_every_word_of_a_column_is_one_of_its_own():
     for column in COLUMNS.values():
         if column.name in WORDS:
@@ -122,6 +133,15 @@ def test_an_unknown_micro_batch_is_the_largest_that_fits():
     piped = job(**given | {"pp": "4", "stack": "megatron-core", "zero_stage": "1"})
     assert piped.num_microbatches[0] >= ROUNDS * piped.pipeline[0]
     assert same(job(micro_batch_size="1", global_batch_size="16"), job(micro_batch_size="", global_batch_size="16"))
+
+
+def test_recomputation_is_assumed_where_a_run_cannot_have_been_without():
+    given = {"num_gpus": "64", "tp": "8", "pp": "8", "seq_len": "32768", "stack": "megatron-core", "num_heads": "32"}
+    large = given | {"num_layers": "64", "hidden_size": "8192", "micro_batch_size": "4", "num_microbatches": "64"}
+    assert job(**large).recompute[0] == "full"
+    assert notes(**large)["recompute_class"].startswith("full assumed (without")
+    assert job(**large, recompute_class="none").recompute[0] == "none"
+    assert job(**given).recompute[0] == "none"
 
 
 def test_a_pipeline_without_overlap_takes_what_its_stages_take_in_turn():

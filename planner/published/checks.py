@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from planner.published.cells import TRUE, Refused
+from planner.published.layout_cells import UNKNOWN_BATCH
 from planner.published.row import Row, tidy
 from profiles.errors import UnknownNameError
 from profiles.inputs import limits
@@ -172,7 +173,8 @@ def check(row: Row, model: Job, job: Job) -> None:
     pipeline, fewer = float(job["pipeline"]), max(float(job["first_fewer"]), float(job["last_fewer"]))
     if fewer and pipeline > 1 and fewer > float(model["num_layers"]) / pipeline:
         raise Refused(f"a stage has {fewer:g} layers fewer than others, but there are only {model['num_layers']:g}")
-    _note_batch(row, job)
+    if UNKNOWN_BATCH not in job:
+        _note_batch(row, job)
     for column in ("optimizer_offload", "activation_offload"):
         if row.is_empty(column):
             row.notes.append(f"{column}: no assumed")

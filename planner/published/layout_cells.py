@@ -141,7 +141,7 @@ def _batch(cells: Cells, data: float) -> dict[str, float]:
         micro = samples / (data * count)
         cells.assume("micro_batch_size", micro)
     elif micro_text is None:
-        # What a planner would take is found when all else is known: planner/published/unknown_batch.
+        # What a planner would take is found when all else is known: planner/published/unknowns.
         _check_batch(samples, 1.0, samples / data, data)
         return {"micro_batch": 1.0, "num_microbatches": samples / data, UNKNOWN_BATCH: 1.0}
     else:

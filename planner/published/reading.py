@@ -10,16 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.job import COLUMNS, Each, Jobs, Names
-from planner.cost.software_memory import chunks_loss
+from planner.cost.software_memory import CHUNKS_RULE, chunks_loss
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.columns import CONFIGURATION
 from planner.published.layout_cells import UNKNOWN_BATCH, read_layout
 from planner.published.model_cells import read_model
-from planner.published.recompute_cells import read_recompute
+from planner.published.recompute_cells import UNKNOWN_RECOMPUTE, read_recompute
 from planner.published.row import Row
 from planner.published.software_cells import read_hardware, read_stack
-from planner.published.unknown_batch import RULE, with_usual_batches
+from planner.published.unknowns import (
+    BATCH_RULE,
+    RECOMPUTE_RULE,
+    needs_recomputation,
+    with_recomputation,
+    with_usual_batches,
+)
 from profiles.inputs import limits
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
@@ -67,20 +73,32 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
-    columns, unknown = _columns(models, jobs, values), np.array([UNKNOWN_BATCH in job for job in jobs], dtype=bool)
-    columns = with_usual_batches(columns, unknown)
-    for place in np.flatnonzero(unknown):
-        assumptions[accepted[place]] += (f"micro_batch_size: {columns.micro_batch[place]:g} assumed ({RULE})",)
-    chunked = chunks_loss(columns)
-    for place in np.flatnonzero(chunked):
-        assumptions[accepted[place]] += ("fused_loss: chunked assumed, whole logits alone exceed the device",)
+    columns, chosen = _choose(_columns(models, jobs, values), jobs)
+    for place, note in chosen:
+        column = note.split(": ")[0]
+        told = assumptions[accepted[place]]
+        assumptions[accepted[place]] = (*(text for text in told if not text.startswith(f"{column}: ")), note)
     return Reading(
         row_ids=ids,
-        jobs=replace(columns, fused_loss=np.where(chunked, "chunked", columns.fused_loss)),
+        jobs=columns,
         accepted=np.array(accepted, dtype=np.int64),
         assumptions=assumptions,
         refused=refused,
     )
+
+
+def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs, list[tuple[int, str]]]:
+    """What a planner would choose where rows are silent, and of which job that is to be told."""
+    chunked = chunks_loss(jobs)
+    jobs = replace(jobs, fused_loss=np.where(chunked, "chunked", jobs.fused_loss))
+    recomputed = needs_recomputation(jobs, np.array([UNKNOWN_RECOMPUTE in row for row in rows], dtype=bool))
+    no_batch = np.array([UNKNOWN_BATCH in row for row in rows], dtype=bool)
+    jobs = with_usual_batches(with_recomputation(jobs, recomputed), no_batch)
+    told = [(int(place), f"recompute_class: full assumed ({RECOMPUTE_RULE})") for place in recomputed]
+    told += [(int(place), f"fused_loss: chunked assumed ({CHUNKS_RULE})") for place in np.flatnonzero(chunked)]
+    for place in np.flatnonzero(no_batch):
+        told.append((int(place), f"micro_batch_size: {jobs.micro_batch[place]:g} assumed ({BATCH_RULE})"))
+    return jobs, told
 
 
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:

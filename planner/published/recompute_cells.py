@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from planner.published.cells import Cells
 
 Model = Mapping[str, float | bool]
+# Marks a job of which the row does not say whether it recomputes.
+UNKNOWN_RECOMPUTE = "unknown_recompute"
 LAYER, CORE, OPERATORS = "layer", "core-attention", "operators"
 KEPT, EVERY_SECOND = "kept:", "every-second-matmul"
 # By what names a row calls the pieces that are repeated together.
@@ -32,6 +34,8 @@ def read_recompute(cells: Cells, model: Model, sequence: float, *, by_operator: 
         "recompute_products": 1.0,
         "recompute_freed": 1.0,
     }
+    if cells.text("recompute_class") is None:
+        return usual | {UNKNOWN_RECOMPUTE: 1.0}
     if method in ("none", "full"):
         return usual
     if not named and method == "partial":

@@ -1,10 +1,11 @@
-"""The micro-batch of rows that do not say it: what a planner would take."""
+"""What rows do not say and a planner would choose: the micro-batch, and whether layers are recomputed."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import footprint
@@ -14,7 +15,30 @@ from profiles.models.transformer import Flags
 ROUNDS = 4.0
 # More tokens of one rank at once make no kernel faster.
 ENOUGH_TOKENS = 16384.0
-RULE = f"the largest that fits, of at most {ENOUGH_TOKENS:g} tokens, with {ROUNDS:g} micro-batches per pipeline stage"
+BATCH_RULE = (
+    f"the largest that fits, of at most {ENOUGH_TOKENS:g} tokens, with {ROUNDS:g} micro-batches per pipeline stage"
+)
+# A run ran: only what is predicted to take more than this of its device cannot have been without recomputation.
+SURELY_FULL = 1.25
+RECOMPUTE_RULE = "without, it takes far more than the device has"
+
+
+def needs_recomputation(jobs: Jobs, unknown: Flags) -> NDArray[np.int64]:
+    """Which jobs must recompute their layers, of those of which that is `unknown`."""
+    places = np.flatnonzero(unknown)
+    if not len(places):
+        return places
+    own = jobs.take(places)
+    full = replace(own, recompute=np.full(len(own), "full"))
+    plain, less = (footprint(each).device_bytes / own.device_memory_bytes for each in (own, full))
+    return places[(plain > SURELY_FULL) & (less <= 1)]
+
+
+def with_recomputation(jobs: Jobs, places: NDArray[np.int64]) -> Jobs:
+    """The jobs, of which those at `places` recompute their layers."""
+    methods = jobs.recompute.astype("U9")
+    methods[places] = "full"
+    return replace(jobs, recompute=methods) if len(places) else jobs
 
 
 def with_usual_batches(jobs: Jobs, unknown: Flags) -> Jobs:
