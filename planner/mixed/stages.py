@@ -145,7 +145,7 @@ def _bytes(memory: tuple[StageMemory, StageMemory], pools: Ints, layers: Ints) -
         counts = before[:, stage].astype(float), layers[:, stage].astype(float)
         held = own.at(_content(own.jobs, len(pools), stage, *counts))
         allocated[:, stage] = held.allocated_bytes
-        device[:, stage] = held.reserved_bytes + own.rules.context_bytes
+        device[:, stage] = held.needed_bytes + own.rules.context_bytes
     return allocated, device
 
 

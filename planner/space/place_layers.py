@@ -84,7 +84,7 @@ class _Probes:
                 layers=own,
             )
         )
-        return held.reserved_bytes + self.memory.rules.context_bytes
+        return held.needed_bytes + self.memory.rules.context_bytes
 
     def _slopes(self, kind: str) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Bytes of one layer, and of each further one, on the stage that holds most and on the one that holds least."""

@@ -99,11 +99,14 @@ class StackMemory:
 
     Bytes per parameter, in 16-bit training: `weight_bytes`, `gradient_bytes`, `master_bytes` and `moment_bytes` as
     held between steps (`shards_weights_at`: the lowest ZeRO stage whose weights are sharded); `step_bytes` in use
-    while the optimizer updates, per updated parameter; `cast_bytes` of 16-bit copies that each micro-batch in flight
-    keeps of layers that are not recomputed; `gathered_bytes` and `gathered_gradient_bytes` of a layer whose shards are
-    together; `layer_gradient_bytes` of scratch for the weight gradients of one layer, `head_gradient_bytes` of the
-    vocabulary's. Bytes per logit: `loss_logit_bytes` in the loss, `split_logit_bytes` besides where the vocabulary is
-    split over tensor ranks, `head_logit_bytes` while the head goes backward.
+    while the optimizer updates, per updated parameter; `fp16_gradient_bytes` (0: the same) and `fp16_step_bytes` (more)
+    where losses are scaled; `low_gradient_bytes` of 16-bit gradients beside those that are added up in 32 bits, where
+    a run says so; `bucket_gradient_bytes` of copies in DDP's buckets; `cast_bytes` of 16-bit copies that each
+    micro-batch in flight keeps of layers that are not recomputed; `gathered_bytes` and `gathered_gradient_bytes` of a
+    layer whose shards are together; `layer_gradient_bytes` of scratch for the weight gradients of one layer,
+    `head_gradient_bytes` of the vocabulary's. Bytes per logit: `loss_logit_bytes` in the loss, `split_logit_bytes`
+    besides where the vocabulary is split over tensor ranks, `head_logit_bytes` while the head goes backward;
+    `plain_logit_bytes` and `fused_logit_bytes` where a run says that its loss is one or the other.
 
     What layers keep: `fused_activation` no sigmoid-weighted gate, `keeps_packed_qkv` the packed product beside rotated
     queries and keys, `keeps_gathered` linears' inputs gathered and not as sequence-parallel shards,
@@ -115,13 +118,17 @@ class StackMemory:
     Beside the tensors: `vocabulary_multiple` (times tensor) that vocabularies are padded to, `bucket_mib` of
     communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
     `receives_whole_step` whether a pipeline allots what it receives for all micro-batches of a step at once,
-    `accumulates_whole` whether a pipeline with sharded weights adds up whole gradients in 32 bits until the step ends,
-    `experts_in_turns` whether a layer's experts compute one by one and their weights' gradients become one tensor,
+    `keeps_outputs` whether it keeps what a stage gave until its backward pass, `live_parameters` that ZeRO stage 3 has
+    gathered at the most (0: two layers, whatever their size), `accumulates_whole` whether a pipeline with sharded
+    weights adds up whole gradients in 32 bits until the step ends, `experts_in_turns` whether a layer's experts compute
+    one by one and their weights' gradients become one tensor,
     `frees_by_moment` whether, of sharded weights and gradients, each moment of a pass has what it needs and no more,
-    where others are as full at all of them as in a layer's backward pass; `cuts_by_parameters` whether pipeline stages
-    are cut by parameters, the head's among them, and not by layers. What the allocator holds beyond:
-    `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit
-    logits and of activations. `context_gib`: context and communicators, outside of it.
+    where others are as full at all of them as in a layer's backward pass; `frees_gradients` whether there are none
+    from an update to the next backward pass; `cuts_by_parameters` whether pipeline stages are cut by parameters, the
+    head's among them, and not by layers. What the allocator holds beyond: `vocabulary_slack`, `logit_slack` and
+    `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit logits and of activations;
+    `idle_logit_bytes` a logit more, which it gives back before it fails. `context_gib`: the device's context, outside
+    of it; communicators come on top.
     """
 
     __pydantic_config__ = STRICT
@@ -131,6 +138,10 @@ class StackMemory:
     master_bytes: float
     moment_bytes: float = 8.0
     step_bytes: float = 0.0
+    fp16_gradient_bytes: float = 0.0
+    fp16_step_bytes: float = 0.0
+    low_gradient_bytes: float = 0.0
+    bucket_gradient_bytes: float = 0.0
     cast_bytes: float = 0.0
     shards_weights_at: int = 3
     gathered_bytes: float = 2.0
@@ -140,6 +151,8 @@ class StackMemory:
     loss_logit_bytes: float
     head_logit_bytes: float
     split_logit_bytes: float = 0.0
+    plain_logit_bytes: float = 0.0
+    fused_logit_bytes: float = 4.0
     fused_activation: bool
     keeps_packed_qkv: bool
     keeps_gathered: bool = False
@@ -154,12 +167,16 @@ class StackMemory:
     workspaces: float = 1.0
     routed_workspaces: float = 0.0
     receives_whole_step: bool = False
+    keeps_outputs: bool = False
+    live_parameters: float = 0.0
     accumulates_whole: bool = False
     experts_in_turns: bool = False
     frees_by_moment: bool = False
+    frees_gradients: bool = False
     cuts_by_parameters: bool = False
     vocabulary_slack: float
     logit_slack: float
+    idle_logit_bytes: float = 0.0
     working_slack: float
     context_gib: float
 

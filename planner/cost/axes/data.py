@@ -64,6 +64,11 @@ class Exchange:
     late: Array
 
 
+def gradient_message_bytes(jobs: Jobs, rules: TimeRules) -> Array:
+    """Bytes of a gradient on the wire: the stack's, or as the run says. Shapes: one entry per job."""
+    return np.where(jobs.gradient_bytes > 0, jobs.gradient_bytes, rules.gradient_message_bytes)
+
+
 def expert_replicas(jobs: Jobs) -> Array:
     """Ranks that hold the same experts. Shapes: one entry per job."""
     return np.maximum(jobs.data * jobs.context * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
@@ -73,7 +78,8 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
     replicas = jobs.data * jobs.context
     of_experts = expert_replicas(jobs)
-    per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
+    message_bytes = gradient_message_bytes(jobs, rules)
+    per_gradient = message_bytes * jobs.gradient_wire_fraction
     groups = [(held.common, replicas, jobs.tensor), (held.expert, of_experts, jobs.expert * jobs.expert_tensor)]
     whole = np.isin(jobs.zero_stage, (0, 1)) & ((jobs.zero_stage == 0) | (rules.owners_send_weights > 0))
 
@@ -88,7 +94,7 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
         return total, last
 
     reduced, tail = taken("all_reduce", per_gradient)
-    gathered_fraction = rules.gradient_message_bytes * jobs.gradient_gather_fraction
+    gathered_fraction = message_bytes * jobs.gradient_gather_fraction
     of_codec, tail_of_codec = taken("all_gather", gathered_fraction, split=True)
     is_gathered = jobs.gradient_gather_fraction > 0
     reduced, tail = reduced + np.where(is_gathered, of_codec, 0.0), tail + np.where(is_gathered, tail_of_codec, 0.0)
@@ -119,7 +125,7 @@ def num_messages(jobs: Jobs, rules: TimeRules, parameters: Array, whole: Flags) 
 def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
-    num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * rules.gradient_message_bytes
+    num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * gradient_message_bytes(jobs, rules)
     pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
     return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
@@ -170,7 +176,7 @@ def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
             one = one + replica_seconds(jobs, links, "all_reduce", amount / ranks, others, stride * ranks)
         return np.where(unit.parameters > 0, count * one, 0.0)
 
-    gradient_bytes = rules.gradient_message_bytes * jobs.gradient_wire_fraction
+    gradient_bytes = gradient_message_bytes(jobs, rules) * jobs.gradient_wire_fraction
 
     def gather(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
         return sent("all_gather", unit, rules.parameter_message_bytes, group)
