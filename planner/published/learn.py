@@ -29,6 +29,9 @@ from profiles.models.transformer import Array, Flags
 RUN_NOISE = 0.04
 # Beyond this error (of the logarithm) a run counts less.
 DAMPED_FROM = 0.1
+# Beyond so many standard deviations a site counts less: what it lacks is no clock, but a mechanism.
+ODD_SITE = 2.0
+TINY = 1e-12
 # A fit ends where a step gains less than this, of a sum of squares in standard deviations.
 LEAST_GAIN = 0.02
 MOST_SLOPES, MOST_STEPS, MOST_HALVINGS = 12, 8, 5
@@ -153,6 +156,16 @@ class _Search:
     def prior(self) -> Array:
         return np.array([constant.spread for constant in self.of])
 
+    @property
+    def least(self) -> Array:
+        """From how many standard deviations on a prior dislikes a constant less: a site may be an outlier."""
+        return np.array([ODD_SITE if constant.direction == OFFSET else np.inf for constant in self.of])
+
+    def held(self, x: Array) -> Array:
+        """How firmly its prior holds each constant: one over the square of its spread, less of an outlier."""
+        away = np.abs(x - self.mean) / self.prior
+        return np.asarray(np.minimum(1.0, self.least / np.maximum(away, TINY)) / self.prior**2)
+
     def find(self, x: Array, slopes: Array | None) -> tuple[Array, Array]:
         """The best point and the slopes there; slopes of a point near by are good for the first steps."""
         fresh = slopes is None
@@ -191,15 +204,14 @@ class _Search:
 
     def cost(self, x: Array, error: Array) -> float:
         """Squares of errors in standard deviations, beyond DAMPED_FROM linear, and of what the prior dislikes."""
-        size = np.abs(error)
-        damped = np.where(size > DAMPED_FROM, DAMPED_FROM * (2 * size - DAMPED_FROM), size**2)
-        return float(self.weight**2 @ damped + np.sum(((x - self.mean) / self.prior) ** 2))
+        return float(
+            self.weight**2 @ huber(error, DAMPED_FROM) + np.sum(huber((x - self.mean) / self.prior, self.least))
+        )
 
     def step(self, x: Array, error: Array, slopes: Array) -> tuple[Array, Array]:
         """A point of less cost, or the same one."""
-        hessian, jacobian = self.hessian(error, slopes)
-        weight = self._damped(error)
-        slope = jacobian.T @ (weight * error) + (x - self.mean) / self.prior**2
+        hessian, jacobian = self.hessian(x, error, slopes)
+        slope = jacobian.T @ (self._damped(error) * error) + (x - self.mean) * self.held(x)
         low = np.array([constant.low for constant in self.of]) - x
         high = np.array([constant.high for constant in self.of]) - x
         move, cost = bounded_minimum(hessian, slope, low, high), self.cost(x, error)
@@ -211,19 +223,25 @@ class _Search:
         return x, error
 
     def _damped(self, error: Array) -> Array:
-        return self.weight**2 * np.minimum(1.0, DAMPED_FROM / np.maximum(np.abs(error), 1e-12))
+        return self.weight**2 * np.minimum(1.0, DAMPED_FROM / np.maximum(np.abs(error), TINY))
 
-    def hessian(self, error: Array, slopes: Array) -> tuple[Array, Array]:
+    def hessian(self, x: Array, error: Array, slopes: Array) -> tuple[Array, Array]:
         """Half of the second derivative of the cost, by Gauss and Newton, and the derivatives of the errors."""
         columns = [slopes[:, DIRECTIONS.index(one.direction)] * one.runs for one in self.of]
         jacobian = np.stack(columns, axis=1)
-        return (jacobian.T * self._damped(error)) @ jacobian + np.diag(1 / self.prior**2), jacobian
+        return (jacobian.T * self._damped(error)) @ jacobian + np.diag(self.held(x)), jacobian
 
     def spreads(self, x: Array, slopes: Array) -> dict[str, tuple[float, float]]:
         """Standard deviation of every constant before and after the runs."""
-        hessian, _ = self.hessian(self.errors(x), slopes)
+        hessian, _ = self.hessian(x, self.errors(x), slopes)
         after = np.sqrt(np.diag(np.linalg.inv(hessian)))
         return {one.name: (one.spread, float(own)) for one, own in zip(self.of, after, strict=True)}
+
+
+def huber(value: Array, least: Array | float) -> Array:
+    """The square of a value, from `least` on linear."""
+    size = np.abs(value)
+    return np.where(size > least, np.minimum(size, least) * (2 * size - np.minimum(size, least)), size**2)
 
 
 def bounded_minimum(hessian: Array, slope: Array, low: Array, high: Array) -> Array:
