@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from planner.cost.factors import Learned
+from planner.cost.factors import ALL, PRODUCT_NUMBER, Learned
 from planner.cost.job import Each, Jobs
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array
@@ -61,6 +61,7 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
             # A pipeline that keeps weights adds whole gradients up and reduces them once.
             values = values * (1 - _column(jobs.stack, "keeps_in_pipeline") * (jobs.pipeline > 1))
         columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
+    columns[PRODUCT_NUMBER] = columns[PRODUCT_NUMBER] * _of_products(learned, jobs)
     return TimeRules(**columns)
 
 
@@ -69,10 +70,21 @@ def _column(stacks: Each[Stack], name: str) -> Array:
 
 
 def _multiples(learned: Learned, stacks: Each[Stack], number: str) -> Array:
-    """What runs taught of a number: of the group of each stack, and of the stack itself beside that."""
+    """What runs taught of a number: of all stacks, of each one's group, and of the stack itself beside that."""
 
     def multiple(stack: Stack) -> float:
-        group = learned.groups.get(stack.group, {}).get(number, 1.0)
+        group = learned.everyone.get(number, 1.0) * learned.groups.get(stack.group, {}).get(number, 1.0)
         return group * learned.stacks.get(stack.name, {}).get(number, 1.0)
 
     return stacks.read(multiple)
+
+
+def _of_products(learned: Learned, jobs: Jobs) -> Array:
+    """What runs taught of products on the generation of each device, and at each precision there."""
+    result = jobs.device.read(lambda device: learned.products.get(device.generation, {}).get(ALL, 1.0))
+    for generation in {device.generation for device in jobs.device.values} & set(learned.products):
+        own = jobs.device.read(lambda device: float(device.generation == generation)) > 0  # noqa: B023
+        for precision, multiple in learned.products[generation].items():
+            if precision != ALL:
+                result = np.where(own & (jobs.precision == precision), result * multiple, result)
+    return result

@@ -197,4 +197,4 @@ def learned_of(machine: MachineProfile) -> Learned:
     if machine.device_kind == "cpu":
         names = ("tensor_comm", "data_comm", "expert_comm", "pipeline_comm", "context_comm")
         own = replace(own, **dict.fromkeys(names, 1.0), straggling=0.0, waiting_us=0.0)
-    return replace(taught, factors=own, groups={}, stacks={})
+    return replace(taught, factors=own, everyone={}, groups={}, stacks={}, products={})
