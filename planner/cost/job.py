@@ -89,13 +89,14 @@ class Jobs:
 
     What a run may say of its software and card, where 0 and "" leave it to the stack or the device:
     `board_power_watts` (0: the card's own), `clock_mhz` that the card is locked at (0: free), `gradient_bytes` of a
-    parameter's gradient in memory and on the wire, `fp8_recipe` (what shares a scale), `master_weights` (no: weights,
-    gradients and states are all in 16 bits), `fused_loss` (chunked: logits are never whole), `fused_norms` (norms,
-    rotation and gate in fused kernels), `dispatcher` of routed tokens, `synchronous` launches (the host waits for every
-    kernel), `packed` sequences (else padded). Where `recompute` is not none, `recompute_share` of the layers are
-    recomputed; where it is partial, `recompute_products` of a layer's products are repeated, and `recompute_freed` of
-    what recomputing all of it would free. `pipeline_passes`: how often a step fills and drains the pipeline.
-    `lora_rank` is of adapters over frozen weights (0: none), which `quantised_base` stores in fewer bits.
+    parameter's gradient in memory and on the wire, `parameter_bytes` of a parameter that is gathered, `fp8_recipe`
+    (what shares a scale), `master_weights` (no: weights, gradients and states are all in 16 bits), `fused_loss`
+    (chunked: logits are never whole), `fused_norms` (norms, rotation and gate in fused kernels), `dispatcher` of routed
+    tokens, `synchronous` launches (the host waits for every kernel), `packed` sequences (else padded). Where
+    `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
+    of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
+    `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
+    (0: none), which `quantised_base` stores in fewer bits.
     """
 
     model: Transformer
@@ -151,6 +152,7 @@ class Jobs:
     clock_mhz: Array
     fp8_recipe: Names  # tensorwise, current, delayed, rowwise, blockwise, mxfp8-block32, or ""
     gradient_bytes: Array  # 2 or 4, or 0
+    parameter_bytes: Array  # 1, or 0
     master_weights: Names  # yes, no, or ""
     fused_loss: Names  # no, yes, chunked, or ""
     fused_norms: Names  # no, yes, or ""
