@@ -85,7 +85,6 @@ class Population:
 # What a fit may change of the entries of stacks.
 STACK_NUMBERS: dict[str, Population] = {
     "product_slowdown": Population(low=0.85, high=1.3, everyone=0.0, group=0.04, own=0.04),
-    "attention_slowdown": Population(low=0.7, high=1.8, everyone=0.0, group=0.1, own=0.1),
     "element_passes": Population(low=0.5, high=2.5, everyone=0.15, group=0.25, own=0.2),
     "host_layer_us": Population(low=0.4, high=2.5, everyone=0.0, group=0.2, own=0.3),
     "host_step_ms": Population(low=0.3, high=3.0, everyone=0.2, group=0.2, own=0.3),
