@@ -178,3 +178,14 @@ def test_kept_outputs_and_repeated_modules_are_two_ways_to_say_one_thing():
     assert 0 < cheap.recompute_freed[0] < said.recompute_freed[0]
     assert np.isclose(job(recompute_class="full").recompute_products[0], 1)
     assert "%" in notes(recompute_class="partial", recompute_modules="mlp")["recompute_modules"]
+
+
+def test_states_that_few_ranks_share_take_more_and_go_less_far():
+    given = {"num_gpus": "64", "zero_stage": "1", "stack": "megatron-core", "num_layers": "16", "overlap_param": "no"}
+    whole, said, few = job(**given), job(**given, dp_shard="64"), job(**given, dp_shard="8")
+    assert same(whole, said)
+    held = [footprint(jobs).parts["optimizer"][0] for jobs in (whole, few)]
+    assert held[1] == pytest.approx(held[0] * 8)
+    costs = [predict(ingredients_of(jobs), load_learned()) for jobs in (whole, few)]
+    assert costs[1]["data_comm"][0] < costs[0]["data_comm"][0]
+    assert costs[1]["optimizer"][0] == pytest.approx(costs[0]["optimizer"][0] * 8)

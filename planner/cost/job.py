@@ -75,9 +75,10 @@ class Jobs:
     """Everything that a prediction may read. Shapes: one entry per job in every field; degrees and sizes are floats.
 
     Bandwidths are uni-directional, per device, in bytes per second.
-    `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
-    number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
-    pipeline stage (virtual stages). `vocabulary_split` is over how many of the tensor-parallel ranks embedding and head
+    `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is over
+    how many of these parameters are sharded with ZeRO stage 3, and states with stages 1 and 2 (there 1: over all).
+    `chunks` is the number of model chunks per pipeline stage (virtual stages). `vocabulary_split` is over how many of
+    the tensor-parallel ranks embedding and head
     are split: all of them, or none (1). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not
     tensor, context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
     `network_latency_seconds` of a hop between fast domains. A gradient codec sends
@@ -176,6 +177,11 @@ class Jobs:
     def tokens(self) -> Array:
         """Tokens of one micro-batch that one rank holds: its samples times its share of the sequence."""
         return self.micro_batch * self.sequence / self.context
+
+    @property
+    def sharing(self) -> Array:
+        """Ranks that states are sharded over where ZeRO shards them."""
+        return np.where((self.zero_stage >= 3) | (self.shard > 1), self.shard, self.data * self.context)
 
     @property
     def per_pass(self) -> Array:

@@ -37,9 +37,9 @@ def optimizer_parameters(made: Ingredients) -> Array:
     """Parameters one rank updates."""
     jobs, held = made.jobs, made.held
     split = jobs.zero_stage > 0
-    share = np.where(jobs.zero_stage == 3, jobs.shard, jobs.data * jobs.context)
     of_experts = np.where(jobs.zero_stage == 3, expert_shard(jobs), expert_replicas(jobs))
-    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, of_experts, 1.0))
+    common = held.common / np.where(split, jobs.sharing, 1.0)
+    return np.asarray(common + held.expert / np.where(split, of_experts, 1.0))
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:

@@ -144,7 +144,7 @@ MACHINE: tuple[Column, ...] = (
         near={"flash4": "cudnn", "flex": "flash2", "mem-efficient": "flash1"},
     ),
     Text(name="gpu_type"),
-    Number(name="gpu_mem_gib", usual=0, noted=False, zero_is_empty=True),
+    _size("gpu_mem_gib", 0, noted=False),
     _size("num_gpus"),
     _size("gpus_per_node"),
     Number(name="nvlink_domain_gpus", least=0, noted=False),

@@ -50,8 +50,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     name = cells.text("gpu_type")
     if name is None:
         raise Refused("gpu_type is empty; name the GPU in the table, or give --device")
-    stated = cells.text("gpu_mem_gib")
-    label = cells.size("gpu_mem_gib") if stated is not None else None
+    label = cells.size("gpu_mem_gib") or None
     try:
         device = _device(name, label)
     except UnknownNameError as error:
