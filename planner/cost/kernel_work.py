@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.context import exchanges_heads
+from planner.cost.axes.context import exchanges_heads, imbalance
 from planner.cost.hardware import linear_precisions, silicon_of, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.vocabulary import padded_vocabulary
@@ -190,7 +190,7 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     if np.any(model.window > 0):
         limited = seconds(np.minimum(jobs.sequence, np.where(model.window > 0, 2 * model.window, jobs.sequence)))
         full = np.where(model.window > 0, (full + limited) / 2, full)
-    share = np.where(exchanges, 1.0, jobs.context)
+    share = np.where(exchanges, 1.0, jobs.context / imbalance(jobs))
     scores = jobs.micro_batch * heads * jobs.sequence**2 / share
     unfused = np.where(jobs.attention_kernel == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
     return _load(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
