@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost.axes import data, expert
+from planner.cost.axes import context, data, expert
 from planner.cost.axes.groups import replica_seconds
 from planner.cost.axes.pipeline import chunks_in_rounds, round_length, stage_counts
 from planner.cost.factors import expected, load_learned
 from planner.cost.ingredients import ingredients_of
-from planner.cost.job import Jobs
+from planner.cost.job import Each, Jobs
 from planner.cost.layers import often_of, sharded_message, waits
 from planner.cost.links import links_of
 from planner.cost.memory.stage_content import stage_content
@@ -181,6 +181,32 @@ def test_expected_copies_are_those_of_counted_routings(places, chosen):
     assert float(expert.expected_copies(np.array(places), np.array(chosen))) == pytest.approx(
         np.mean(counted), rel=0.01
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_the_imbalance_of_a_ring_is_that_of_counted_scores(ranks):
+    one = jobs("dense", "megatron-core", context=ranks)
+    at_once = replace(load_stack("megatron-core").time, balances_ring=False)
+    uneven = replace(one, stack=Each.same(replace(load_stack("megatron-core"), time=at_once), 1))
+    length = 512 * ranks
+    causal = np.tril(np.ones((length, length), dtype=bool))
+    fullest = max(rows.sum() for rows in np.split(causal, ranks))
+    assert context.imbalance(uneven)[0] == pytest.approx(fullest / causal.sum() * ranks, rel=0.01)
+    # A piece from both ends makes it even.
+    halves = [rows.sum() for rows in np.split(causal, 2 * ranks)]
+    both = [first + last for first, last in zip(halves[:ranks], reversed(halves[ranks:]), strict=True)]
+    assert context.imbalance(one)[0] == pytest.approx(max(both) / causal.sum() * ranks)
+
+
+@settings(max_examples=30)
+@given(ranks=st.sampled_from((1, 2, 4, 8)), sequence=st.sampled_from((256, 8192)), network=st.floats(1e9, 1e11))
+def test_a_ring_sends_what_its_messages_send_and_hides_no_more_than_attention(ranks, sequence, network):
+    one = jobs("dense", "megatron-core", context=ranks)
+    one = replace(one, sequence=np.array([float(sequence)]), network_bytes_per_second=np.array([network]))
+    block = sequence / ranks * 8 * (128 + 128) * 2
+    message = links_of(one).seconds("send_receive", np.array([block]), one.context, np.minimum(one.fast_domain, ranks))
+    assert context.layer_seconds(one, links_of(one))[0] == pytest.approx((ranks - 1) * float(message[0]))
+    assert 0 <= context.hiding_share(one)[0] < 1
 
 
 @settings(max_examples=40)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.context import exchanges_heads
+from planner.cost.axes.context import exchanges_heads, hiding_share
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from profiles.models.operators import Phase
@@ -100,7 +100,7 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         recompute=kernels.again,
         tensor_comm=summed * factors.tensor_comm * (1 - hidden),
         # Attention waits for heads that are exchanged.
-        context_comm=np.where(is_exchange, sent, exposed(sent, kernels.attention, factors)),
+        context_comm=np.where(is_exchange, sent, exposed(sent, kernels.attention * hiding_share(jobs), factors)),
         expert_comm=routed,
         # Ranks that sum partial results wait for the latest host.
         launch=kernels.launch + kernels.num_sums * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),

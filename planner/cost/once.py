@@ -9,6 +9,7 @@ from functools import reduce
 import numpy as np
 
 from planner.cost.axes.data import expert_replicas, expert_shard
+from planner.cost.axes.groups import FULL_ELEMENT_BYTES, FULL_PRECISIONS
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from planner.cost.job import Jobs
@@ -21,6 +22,8 @@ from profiles.units import GB
 
 # Master weights and two moments in 32 bits.
 ADAM_STATE_BYTES = 12.0
+# What updating a parameter passes through memory: states read and written, a gradient in 32 bits, weights in 16 bits.
+HOST_ADAM_BYTES = 2 * ADAM_STATE_BYTES + 4 + 2
 
 
 def codec_seconds(made: Ingredients, factors: Factors) -> Array:
@@ -43,8 +46,24 @@ def optimizer_parameters(made: Ingredients) -> Array:
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
-    """Seconds of updating a rank's share of the parameters on the device."""
-    return made.kernels.optimizer(made.rules, factors, updated)
+    """Seconds of updating a rank's share of the parameters on the device; 0 where the host does."""
+    return np.where(made.jobs.optimizer_offload, 0.0, made.kernels.optimizer(made.rules, factors, updated))
+
+
+def host_update_seconds(made: Ingredients, updated: Array) -> Array:
+    """Seconds of updating a rank's share of the parameters on its host; 0 where the device does.
+
+    Model: gradients go down the link and weights come up, as the stack keeps them; the states stay. In between all
+    ranks of a node pass gradients, weights, states and new weights through the memory of its hosts. Nothing hides it.
+    """
+    jobs = made.jobs
+    sent = jobs.stack.read(lambda stack: stack.memory.gradient_bytes + stack.memory.weight_bytes)
+    sent = np.where(np.isin(jobs.precision, FULL_PRECISIONS), 2 * FULL_ELEMENT_BYTES, sent)
+    together = np.minimum(jobs.devices_per_node, jobs.num_devices)
+    seconds = updated * (
+        sent / np.maximum(made.host_link_rate, GB) + together * HOST_ADAM_BYTES / made.host_memory_rate
+    )
+    return np.where(jobs.optimizer_offload, seconds, 0.0)
 
 
 def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:
@@ -56,7 +75,7 @@ def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:
 
 
 def offloaded_states(made: Ingredients, updated: Array) -> Array:
-    """Bytes of optimizer states that are on the host, and cross the link to it once a step, each way."""
+    """Bytes of optimizer states that are on the host, and stay there."""
     return np.where(made.jobs.optimizer_offload, updated * ADAM_STATE_BYTES, 0.0)
 
 
@@ -87,9 +106,10 @@ def _kept(jobs: Jobs) -> dict[str, Array]:
 
 def offload_seconds(made: Ingredients, updated: Array, share: float = 1.0) -> Array:
     """Seconds per step of all that jobs offload, which recompute a `share` of layers. Shapes: one entry per job."""
-    jobs, num_bytes = made.jobs, offloaded_states(made, updated)
+    jobs, seconds = made.jobs, host_update_seconds(made, updated)
     if np.any(jobs.activation_offload):
         waits = has(jobs.schedule, lambda each: each.waits) & (jobs.pipeline > 1)
-        each = offloaded_activations(kept_by_layer(jobs, share), made.counts, waits)
-        num_bytes = num_bytes + np.where(jobs.activation_offload, each * jobs.num_microbatches, 0.0)
-    return crossing_seconds(num_bytes, made.host_link_rate)
+        each = offloaded_activations(kept_by_layer(jobs, share), made.counts, waits) * jobs.num_microbatches
+        crossing = crossing_seconds(each, made.host_link_rate)
+        seconds = seconds + np.where(jobs.activation_offload, crossing, 0.0)
+    return seconds

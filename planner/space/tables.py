@@ -20,7 +20,7 @@ from planner.cost.links import links_of
 from planner.cost.memory.footprint import memory_of, parameters_of
 from planner.cost.once import (
     codec_seconds,
-    crossing_seconds,
+    host_update_seconds,
     offloaded_states,
     optimizer_parameters,
     optimizer_seconds,
@@ -193,7 +193,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     once = codec_seconds(ingredients, learned.factors) + optimizer_seconds(ingredients, learned.factors, updated)
     once = once + ingredients.rules.host_step_ms * 1e-3
     offloaded = offloaded_states(ingredients, updated)
-    once = once + crossing_seconds(offloaded, ingredients.host_link_rate)
+    once = once + host_update_seconds(ingredients, updated)
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
