@@ -162,7 +162,7 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         )
         seconds = seconds + of_weight
         converted = tokens * outputs
-    converted_bytes = 0 * converted if wide else converted * shapes.converted
+    converted_bytes = np.where((inputs > 0) & (outputs > 0) & ~np.bool_(wide), converted * shapes.converted, 0.0)
     biased = np.where(shapes.jobs.model.biases & ~np.bool_(wide), shapes.passes.of("bias", phase), 0.0)
     return _load(
         seconds,

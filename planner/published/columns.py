@@ -138,10 +138,10 @@ MACHINE: tuple[Column, ...] = (
         same={
             "eager": "unfused", "math": "unfused", "sdpa": "flash2", "fa": "flash", "fa1": "flash1", "fa2": "flash2",
             "fa3": "flash3", "fa4": "flash4", "flash-attention-2": "flash2", "flash-attention-3": "flash3",
-            "flex-attention": "flex", "flexattention": "flex", "xformers": "mem-efficient", "te": "cudnn",
+            "flex-attention": "flex", "flexattention": "flex", "xformers": "mem_efficient", "te": "cudnn",
             "transformer-engine": "cudnn",
         },
-        near={"flash4": "cudnn", "flex": "flash2", "mem-efficient": "flash1"},
+        near={"flash4": "cudnn", "flex": "flash2", "mem_efficient": "flash1"},
     ),
     Text(name="gpu_type"),
     _size("gpu_mem_gib", 0, noted=False),

@@ -1,0 +1,113 @@
+"""8-bit training: what shares a scale decides rate and conversions; power and clock hold a card's products down."""
+
+import numpy as np
+import pytest
+
+from planner.cost.factors import load_learned
+from planner.cost.hardware import achievable_flops, attention_kernels, silicon_of
+from planner.cost.ingredients import ingredients_of
+from planner.cost.kernel_work import work_of
+from planner.cost.layers import layer_work
+from planner.cost.low_precision import CONVERTED_BYTES, converted_bytes, recipes_of, weight_conversions
+from planner.published.reading import read_jobs
+from profiles.machines.devices import catalogue_names, load_device
+
+ROW = {
+    "arch": "llama", "num_layers": "8", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
+    "num_kv_heads": "8", "attention": "gqa", "vocab_size": "32000", "seq_len": "4096",
+    "mlp_type": "swiglu", "gpu_type": "H100-SXM5-80GB",
+    "num_gpus": "8", "tp": "1", "pp": "1", "micro_batch_size": "1", "global_batch_size": "32",
+    "precision_class": "fp8",
+    "stack": "fsdp2", "attention_kernel": "flash2", "compiled": "yes",
+}  # fmt: skip
+EXPERTS = {"arch": "moe", "num_experts": 8, "moe_topk": 2, "moe_ffn_size": 1024, "ep": 8}
+
+
+def jobs_of(**fields):
+    return read_jobs([ROW | {name: str(value) for name, value in fields.items()}]).jobs
+
+
+def total(name, **fields):
+    loads = next(iter(work_of(jobs_of(**fields)).layers.values()))
+    return sum(float(getattr(load, name)[0]) for load in loads.values())
+
+
+@pytest.mark.parametrize(("fields", "recipe"), [
+    ({}, "tensorwise"), ({"fp8_recipe": "rowwise"}, "rowwise"), ({"stack": "megatron-core"}, "delayed"),
+    ({"precision_class": "mxfp8", "gpu_type": "B200-SXM-180GB"}, "mxfp8-block32"),
+])  # fmt: skip
+def test_the_recipe_is_the_job_s_else_the_precision_s_or_the_stack_s(fields, recipe):
+    jobs = jobs_of(**fields)
+    assert recipes_of(jobs)[0] == recipe
+    assert converted_bytes(jobs)[0] == CONVERTED_BYTES[recipe]
+
+
+def test_conversions_spelled_out_cost_most_and_wide_precisions_convert_nothing():
+    costs = [total("converted_bytes", fp8_recipe=name) for name in CONVERTED_BYTES]
+    assert min(costs) > 0
+    assert total("converted_bytes", compiled="no") > 2 * max(costs)
+    assert total("converted_bytes", precision_class="bf16") == 0
+
+
+def test_every_product_s_operands_are_converted_once_and_weights_once_a_step_where_they_are_kept():
+    # By hand: inputs of q, k and v; of the output; of gate and up; of down; their gradients; weights of each.
+    tokens, width, heads, ffn = 4096, 4096, 4096 + 2 * 1024, 14336
+    inputs = tokens * (width + width + width + ffn)
+    gradients = tokens * (heads + width + 2 * ffn + width)
+    weights = width * heads + width * width + 3 * width * ffn
+    assert total("converted_bytes") / CONVERTED_BYTES["tensorwise"] == inputs + gradients + weights
+    kept = {"stack": "megatron-core", "global_batch_size": 64}
+    share = weight_conversions(jobs_of(**kept))[0]
+    assert share == 1 / 8
+    assert total("converted_bytes", **kept) / CONVERTED_BYTES["delayed"] == inputs + gradients + weights * share
+
+
+def test_experts_convert_and_pad_where_the_software_computes_them_in_8_bits():
+    for stack, lowers in (("megatron-core", True), ("fsdp2", False)):
+        routed = [total("routed_bytes", stack=stack, precision_class=name, **EXPERTS) for name in ("bf16", "fp8")]
+        assert (routed[1] > routed[0]) == lowers
+        seconds = [total("matmul_seconds", stack=stack, precision_class=name, **EXPERTS) for name in ("bf16", "fp8")]
+        assert seconds[1] < seconds[0]
+
+
+def test_unnamed_attention_is_cudnn_s_from_hopper_on_where_the_software_asks_for_it():
+    row = {"attention_kernel": "flash"}
+    assert attention_kernels(jobs_of(stack="megatron-core", **row))[0] == "cudnn"
+    assert attention_kernels(jobs_of(stack="fsdp2", **row))[0] == "flash"
+    older = {"gpu_type": "A100-SXM4-80GB", "precision_class": "bf16"}
+    assert attention_kernels(jobs_of(stack="megatron-core", **row, **older))[0] == "flash"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_less_power_and_a_lower_clock_make_products_slower(precision):
+    fields = {"precision_class": precision}
+    seconds = [total("matmul_seconds", **fields, board_power_watts=watts) for watts in (300, 400, 500, 700)]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[-1] * 1.2
+    assert total("matmul_seconds", **fields) == seconds[-1]
+    clocks = [total("matmul_seconds", **fields, gpu_clock_mhz=mhz) for mhz in (1200, 1500, 1830, 0)]
+    assert clocks == sorted(clocks, reverse=True)
+    assert clocks[-2] == clocks[-1]
+
+
+def test_no_card_sustains_more_than_its_peak_or_than_its_power_allows():
+    for name in catalogue_names():
+        device = load_device(name)
+        for precision, peak in device.peak_tflops.items():
+            assert 0 < achievable_flops(device, precision) <= device.achievable_tflops[precision] * 1e12 * (1 + 1e-9)
+            assert achievable_flops(device, precision) <= peak * 1e12
+    # Half the watts of one silicon, whatever its record assumes.
+    full, half = (achievable_flops(load_device(name), "bf16") for name in ("h100-sxm", "h100-pcie"))
+    assert half < 0.75 * full
+    silicon = silicon_of(jobs_of(board_power_watts=350), np.array(["bf16"]))
+    assert silicon.power_fraction[0] == pytest.approx(0.5 ** (1 / 3))
+
+
+def test_a_host_that_waits_for_every_kernel_is_paid_in_full():
+    learned = load_learned()
+    waits, runs = (jobs_of(synchronous_launches=word) for word in ("yes", "no"))
+    for phase in ("forward", "backward"):
+        first, second = (layer_work(ingredients_of(jobs), learned.factors, phase, "dense") for jobs in (waits, runs))
+        np.testing.assert_allclose(first.dispatch + first.launch, second.dispatch + second.launch)
+        np.testing.assert_allclose(first.device - second.device, second.launch - first.launch)
+        assert first.device[0] > second.device[0]
