@@ -36,6 +36,9 @@ from tests.test_jobs_reading import job, notes, read, reason, same
         ({"fp8_recipe": "of tomorrow"}, "fp8_recipe", ""),
         ({"gradient_dtype": "fp32"}, "gradient_bytes", 4),
         ({"gradient_dtype": "bf16"}, "gradient_bytes", 2),
+        ({"fp8_param_gather": "yes", "precision_class": "fp8"}, "parameter_bytes", 1),
+        ({"fp8_param_gather": "yes", "precision_class": "bf16"}, "parameter_bytes", 0),
+        ({"gpu_type": "A800"}, "fast_bytes_per_second", 200e9),
         ({"master_weights": "no"}, "master_weights", "no"),
         ({"fused_loss": "liger"}, "fused_loss", "chunked"),
         ({"fused_norms": "True"}, "fused_norms", "yes"),
@@ -69,7 +72,7 @@ def test_gated_networks_cost_alike():
 @pytest.mark.parametrize(
     ("given", "column", "words"),
     [
-        ({"attention_kernel": "fa4"}, "attention_kernel", "cudnn assumed for 'fa4'"),
+        ({"mlp_type": "reglu"}, "mlp_type", "swiglu assumed for 'reglu'"),
         ({"precision_class": "mxfp8"}, "precision_class", "fp8 assumed for mxfp8"),
         ({"stack": "colossalai"}, "stack", "assumed for 'colossalai'"),
         ({"optimizer": "of tomorrow"}, "optimizer", "adamw assumed"),
@@ -114,7 +117,9 @@ def test_every_word_of_a_column_is_one_of_its_own():
     for column in COLUMNS.values():
         if column.name in WORDS:
             own = WORDS[column.name]
-            assert {*own.same.values(), *own.near.values()} <= set(own.known), column.name
+            known = {spelled(word) for word in own.known}
+            assert set(own.near.values()) <= set(own.known), column.name
+            assert {spelled(word) for word in own.same.values()} <= known | set(own.near), column.name
             assert all(word == spelled(word) for word in (*own.same, *own.near, *own.refused)), column.name
             assert own.usual in (None, "", *own.known), column.name
 
@@ -173,3 +178,14 @@ def test_kept_outputs_and_repeated_modules_are_two_ways_to_say_one_thing():
     assert 0 < cheap.recompute_freed[0] < said.recompute_freed[0]
     assert np.isclose(job(recompute_class="full").recompute_products[0], 1)
     assert "%" in notes(recompute_class="partial", recompute_modules="mlp")["recompute_modules"]
+
+
+def test_states_that_few_ranks_share_take_more_and_go_less_far():
+    given = {"num_gpus": "64", "zero_stage": "1", "stack": "megatron-core", "num_layers": "16", "overlap_param": "no"}
+    whole, said, few = job(**given), job(**given, dp_shard="64"), job(**given, dp_shard="8")
+    assert same(whole, said)
+    held = [footprint(jobs).parts["optimizer"][0] for jobs in (whole, few)]
+    assert held[1] == pytest.approx(held[0] * 8)
+    costs = [predict(ingredients_of(jobs), load_learned()) for jobs in (whole, few)]
+    assert costs[1]["data_comm"][0] < costs[0]["data_comm"][0]
+    assert costs[1]["optimizer"][0] == pytest.approx(costs[0]["optimizer"][0] * 8)

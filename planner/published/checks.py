@@ -111,7 +111,7 @@ def _device(text: str, memory_gib: float | None) -> Device | None:
 
 def _unknown_device(text: str) -> str:
     names = catalogue_names()
-    near = difflib.get_close_matches(text.lower().replace(" ", "-"), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(text.lower().replace(" ", "-"), names, n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
     return f"gpu_type is '{text}', which is not in the catalogue of devices; {hint}"
 

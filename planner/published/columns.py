@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from planner.schedules.registry import published_names
+from profiles.laws.kernels import load_constants
 from profiles.machines.stacks import stack_names
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -52,8 +53,8 @@ class Number(Column):
 class Words(Column):
     """One of `known`; an empty cell is `usual`, where that is None the row's other cells decide.
 
-    `same`: other spellings; `near`: words without a price of their own, by the one that is taken for them, which is
-    noted; `refused`: words that nothing stands for, with the reason. `lenient`: any other word counts as empty.
+    `same`: other spellings. `near`: words that may have no price of their own, by the one that is taken for them then,
+    which is noted. `refused`: words that nothing stands for, with the reason. `lenient`: any other counts as empty.
     """
 
     known: tuple[str, ...]
@@ -133,16 +134,17 @@ MODEL: tuple[Column, ...] = (
 MACHINE: tuple[Column, ...] = (
     Words(
         name="attention_kernel",
-        known=("unfused", "flash", "flash1", "flash2", "flash3", "cudnn"),
+        known=("unfused", *sorted({kernel for one in load_constants().values() for kernel in one.kernels})),
         same={
             "eager": "unfused", "math": "unfused", "sdpa": "flash2", "fa": "flash", "fa1": "flash1", "fa2": "flash2",
-            "fa3": "flash3", "te": "cudnn", "transformer-engine": "cudnn", "flash-attention-2": "flash2",
-            "flash-attention-3": "flash3",
+            "fa3": "flash3", "fa4": "flash4", "flash-attention-2": "flash2", "flash-attention-3": "flash3",
+            "flex-attention": "flex", "flexattention": "flex", "xformers": "mem-efficient", "te": "cudnn",
+            "transformer-engine": "cudnn",
         },
-        near={"flash4": "cudnn", "fa4": "cudnn", "flex": "flash2", "mem-efficient": "flash1", "xformers": "flash1"},
+        near={"flash4": "cudnn", "flex": "flash2", "mem-efficient": "flash1"},
     ),
     Text(name="gpu_type"),
-    Number(name="gpu_mem_gib", usual=0, noted=False, zero_is_empty=True),
+    _size("gpu_mem_gib", 0, noted=False),
     _size("num_gpus"),
     _size("gpus_per_node"),
     Number(name="nvlink_domain_gpus", least=0, noted=False),
@@ -198,6 +200,7 @@ SOFTWARE: tuple[Column, ...] = (
         ("tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32"),
         same={"mxfp8": "mxfp8-block32"},
     ),
+    Flag(name="fp8_param_gather", usual=False, noted=False),
     _silent("gradient_dtype", "", ("bf16", "fp16", "fp32")),
     _silent("master_weights", "master_weights", YES_NO, same={"true": "yes", "false": "no"}),
     _silent(

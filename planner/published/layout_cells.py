@@ -117,7 +117,9 @@ def _experts(cells: Cells, model: Mapping[str, float | bool], ranks: float) -> d
 def _sharding(cells: Cells, stack: Stack, ranks: float) -> dict[str, float | bool]:
     usual = 3 if cells.text("dp_shard") is not None else stack.habits.zero_stage
     zero = cells.size("zero_stage", usual)
-    shard = cells.size("dp_shard", ranks, noted=zero == 3) if zero == 3 else 1.0
+    shard = cells.size("dp_shard", ranks, noted=zero == 3) if zero else 1.0
+    if zero < 3 and shard == ranks:
+        shard = 1.0
     if shard > ranks or ranks % shard:
         raise Refused(f"dp_shard is {shard:g}; it must divide the {ranks:g} data- and context-parallel ranks")
     return {

@@ -74,13 +74,12 @@ def tidy(row: Row) -> None:
 
 def _name(row: Row, column: Words) -> None:
     text = row.cells[column.name]
-    word = spelled(text)
+    word = spelled(column.same.get(spelled(text), text))
+    known = {spelled(each): each for each in column.known}
     if word in column.refused:
         raise Refused(f"{column.name} is '{text}': {column.refused[word]}")
-    if word in {spelled(known) for known in column.known}:
-        return
-    if word in column.same:
-        row.set(column.name, column.same[word])
+    if word in known:
+        row.set(column.name, known[word])
     elif word in column.near:
         row.set(column.name, column.near[word])
         row.notes.append(f"{column.name}: {column.near[word]} assumed for '{text}', which has no price of its own")

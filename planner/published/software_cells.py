@@ -13,6 +13,7 @@ from profiles.units import GB, GIB
 GRADIENT_BYTES = {"": 0.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 # What a device computes in where it lacks what the row says, if it has that: as near in width as there is.
 NEAREST = {"mxfp8": ("fp8",), "int8": ("fp8", "bf16", "fp16"), "nvfp4": ("mxfp8", "fp8")}
+EIGHT_BITS = ("fp8", "mxfp8")
 # Of a card's label the driver keeps about this share.
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
@@ -49,8 +50,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     name = cells.text("gpu_type")
     if name is None:
         raise Refused("gpu_type is empty; name the GPU in the table, or give --device")
-    stated = cells.text("gpu_mem_gib")
-    label = cells.size("gpu_mem_gib") if stated is not None else None
+    label = cells.size("gpu_mem_gib") or None
     try:
         device = _device(name, label)
     except UnknownNameError as error:
@@ -65,6 +65,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     crosses = devices > max(per_node, fast)
     network = device.network_gb_per_second * BITS
     card = cells.size("nic_gbit_per_s_per_gpu", network, noted=crosses)
+    precision = _precision(cells, device)
     return device, {
         "device_memory_bytes": memory * GIB,
         "num_devices": devices,
@@ -72,7 +73,8 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "fast_domain": fast,
         "fast_bytes_per_second": link * GB,
         "network_bytes_per_second": card / BITS * GB,
-        "precision": _precision(cells, device),
+        "precision": precision,
+        "parameter_bytes": float(cells.flag("fp8_param_gather") and precision in EIGHT_BITS),
         "attention_kernel": cells.word("attention_kernel", "unfused" if device.generation == "volta" else "flash2"),
         "overlap_grad": cells.flag("overlap_grad", stack.habits.overlaps_gradients),
         "overlap_param": cells.flag("overlap_param", stack.habits.overlaps_parameters),
