@@ -14,6 +14,7 @@ from planner.cost.axes.context import exchanges_heads, imbalance
 from planner.cost.element_passes import ElementPasses, element_passes
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
+from planner.cost.load import Load, Work, load_of
 from planner.cost.low_precision import (
     PADDED_PASSES,
     converted_bytes,
@@ -38,48 +39,6 @@ SCORE_PASSES = (4.0, 4.5)
 # Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies, which
 # every stack does with fused kernels.
 ROUTING_PASSES = (6.0, 7.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Work of one phase of one layer on one rank.
-
-    Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides:
-    element-wise operators as the stack fuses them, copies of routed tokens, operands converted to low precision,
-    attention scores as a fused softmax would pass them; logits (elements).
-    """
-
-    matmul_seconds: Array
-    attention_seconds: Array
-    element_bytes: Array
-    routed_bytes: Array
-    converted_bytes: Array
-    score_bytes: Array
-    logit_elements: Array
-
-    def __add__(self, other: Load) -> Load:
-        return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
-
-    @property
-    def products(self) -> Load:
-        """Its products and its attention, without what passes through memory besides."""
-        return _load(self.matmul_seconds, matmul_seconds=self.matmul_seconds, attention_seconds=self.attention_seconds)
-
-
-def _load(like: Array, **fields: Array) -> Load:
-    """A load of the `fields` given and nothing else."""
-    zero = np.zeros_like(like)
-    return Load(**{name: fields.get(name, zero) for name in Load.__slots__})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Loads per micro-batch and rank by kind of layer and phase; `core` is what selective recomputation repeats."""
-
-    layers: dict[str, dict[Phase, Load]]
-    embedding: dict[Phase, Load]
-    head: dict[Phase, Load]
-    core: Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +123,7 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         converted = tokens * outputs
     converted_bytes = np.where((inputs > 0) & (outputs > 0) & ~np.bool_(wide), converted * shapes.converted, 0.0)
     biased = np.where(shapes.jobs.model.biases & ~np.bool_(wide), shapes.passes.of("bias", phase), 0.0)
-    return _load(
+    return load_of(
         seconds,
         matmul_seconds=seconds,
         converted_bytes=converted_bytes,
@@ -174,7 +133,7 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
 
 def _moved(shapes: _Shapes, elements: Array) -> Load:
     """Memory-bound work on `elements` of activations, each pass counted."""
-    return _load(elements, element_bytes=elements * shapes.width)
+    return load_of(elements, element_bytes=elements * shapes.width)
 
 
 def _normed(shapes: _Shapes, phase: Phase, has_residual: bool = True) -> Load:
@@ -222,7 +181,7 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     share = np.where(exchanges, 1.0, jobs.context / imbalance(jobs))
     scores = jobs.micro_batch * heads * jobs.sequence**2 / share
     unfused = np.where(kernels == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
-    return _load(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
+    return load_of(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
 
 
 def _attention(shapes: _Shapes, phase: Phase) -> Load:
@@ -293,7 +252,7 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
     load = _moved(shapes, routed * ffn * shapes.passes.of("activation", phase)) + _normed(shapes, phase)
     load = load + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
     load = load + _linear(shapes, own, model.hidden_size, np.maximum(model.num_experts, 1.0), phase, wide=True)
-    return load + _load(
+    return load + load_of(
         seconds,
         matmul_seconds=seconds,
         routed_bytes=routed * model.hidden_size * permuted * shapes.width,
@@ -316,4 +275,4 @@ def _head(shapes: _Shapes, phase: Phase) -> Load:
     outputs = padded_vocabulary(jobs) / jobs.vocabulary_split
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
     load = load + _normed(shapes, phase, has_residual=False)
-    return load + _load(outputs, logit_elements=shapes.tokens * outputs)
+    return load + load_of(outputs, logit_elements=shapes.tokens * outputs)

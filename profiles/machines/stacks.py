@@ -97,6 +97,11 @@ class StackTime:
     accumulates_ends: bool = False
 
 
+# NCCL's buffers of one communicator, assumed: 4 MiB (its NCCL_BUFFSIZE) on 16 channels, for two neighbours in a ring
+# and four in trees.
+NCCL_MIB = 16 * 6 * 4.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackMemory:
     """What a stack keeps in memory.
@@ -132,7 +137,7 @@ class StackMemory:
     head's among them, and not by layers. What the allocator holds beyond: `vocabulary_slack`, `logit_slack` and
     `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit logits and of activations;
     `idle_logit_bytes` a logit more, which it gives back before it fails. `context_gib`: the device's context, outside
-    of it; communicators come on top.
+    of it; `communicator_mib` of each group of ranks come on top.
     """
 
     __pydantic_config__ = STRICT
@@ -183,6 +188,7 @@ class StackMemory:
     idle_logit_bytes: float = 0.0
     working_slack: float
     context_gib: float
+    communicator_mib: float = NCCL_MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
