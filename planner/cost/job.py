@@ -97,7 +97,8 @@ class Jobs:
     `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
     of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
     `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
-    (0: none), which `quantised_base` stores in fewer bits.
+    (0: none), which `quantised_base` stores in fewer bits. `guesses`: how much of the above stands for something that
+    was not said, or has no price: each makes the prediction less sure.
     """
 
     model: Transformer
@@ -162,6 +163,7 @@ class Jobs:
     optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
     packed: Flags
     lora_rank: Array
+    guesses: Array
     quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq
     source: Source | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -68,7 +68,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             refused[number] = str(reason)
         else:
             models.append(model)
-            jobs.append(job)
+            jobs.append(job | {"guesses": float(row.guesses + cells.guesses)})
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
@@ -94,7 +94,9 @@ def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs
     told = [(int(place), f"recompute_class: full assumed ({RECOMPUTE_RULE})") for place in recomputed]
     for place in np.flatnonzero(no_batch):
         told.append((int(place), f"micro_batch_size: {jobs.micro_batch[place]:g} assumed ({BATCH_RULE})"))
-    return jobs, told
+    guesses = jobs.guesses + no_batch
+    guesses[recomputed] += 1
+    return replace(jobs, guesses=guesses), told
 
 
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:

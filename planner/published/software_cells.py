@@ -91,7 +91,7 @@ def _precision(cells: Cells, device: Device) -> str:
         return precision
     for near in NEAREST.get(precision, ()):
         if near in device.peak_tflops:
-            cells.assumptions.append(f"precision_class: {near} assumed for {named}, which {device.title} does not have")
+            cells.guess("precision_class", f"{near} assumed for {named}, which {device.title} does not have")
             return near
     known = ", ".join(sorted(device.peak_tflops))
     raise Refused(f"precision_class is {named}, which {device.title} does not have; it has {known}")
