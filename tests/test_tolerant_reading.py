@@ -39,6 +39,7 @@ from tests.test_jobs_reading import LEAST, job, notes, read, reason, same
         ({"gradient_dtype": "bf16"}, "gradient_bytes", 2),
         ({"fp8_param_gather": "yes", "precision_class": "fp8"}, "parameter_bytes", 1),
         ({"fp8_param_gather": "yes", "precision_class": "bf16"}, "parameter_bytes", 0),
+        ({"low_precision_parts": "head; linear"}, "low_precision_parts", "linear;head"),
         ({"gpu_type": "A800"}, "fast_bytes_per_second", 200e9),
         ({"master_weights": "no"}, "master_weights", "no"),
         ({"fused_loss": "liger"}, "fused_loss", "chunked"),

@@ -153,6 +153,7 @@ class Jobs:
     board_power_watts: Array
     clock_mhz: Array
     fp8_recipe: Names  # tensorwise, current, delayed, rowwise, blockwise, mxfp8-block32, or ""
+    low_precision_parts: Names  # of linear, grouped and head those that compute in `precision`, with ";", or ""
     gradient_bytes: Array  # 2 or 4, or 0
     parameter_bytes: Array  # 1, or 0
     master_weights: Names  # yes, no, or ""
