@@ -13,13 +13,13 @@ from planner.cost.axes.pipeline import chunks_in_rounds, round_length, stage_cou
 from planner.cost.factors import expected, load_learned
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Each, Jobs
-from planner.cost.layers import often_of, sharded_message, waits
+from planner.cost.layers import often_of, often_sharded, sharded_message, waits
 from planner.cost.links import links_of
 from planner.cost.memory.stage_content import stage_content
 from planner.cost.once import num_exchanges
 from planner.cost.software_time import rules_of
 from planner.cost.step import LayerSeconds, StepCosts, step_of
-from planner.schedules.registry import schedule
+from planner.schedules.registry import rank_steps, schedule
 from planner.schedules.steps import Shape
 from planner.simulate.step import simulate
 from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
@@ -114,9 +114,7 @@ def test_a_torch_pipeline_sends_as_much_whatever_the_micro_batches(stack, pipeli
         if zero == 3:
             gather, scatter = made.sharded.layer_gather["dense"], made.sharded.layer_scatter["dense"]
             assert gather > 0
-            each = [
-                sharded_message(phase, gather, scatter, one.reshard_after_forward, often_of(made)) for phase in PHASES
-            ]
+            each = [sharded_message(phase, gather, scatter, often_of(made)) for phase in PHASES]
             sent.append(float(count * sum(each)[0]))
         else:
             often = [
@@ -125,6 +123,25 @@ def test_a_torch_pipeline_sends_as_much_whatever_the_micro_batches(stack, pipeli
             ]
             sent.append(float((made.exchange.gradients * often[0] + made.exchange.parameters * often[1])[0]))
     assert sent[0] == pytest.approx(sent[1])
+
+
+@settings(max_examples=40)
+@given(
+    pipeline=st.sampled_from((2, 3, 4)),
+    rounds=st.integers(1, 3),
+    name=st.sampled_from(("gpipe", "1f1b", "interleaved-1f1b", "interleaved-zb")),
+)
+def test_a_torch_pipeline_gathers_before_what_no_backward_pass_left_whole(pipeline, rounds, name):
+    """Of weights that every forward pass shards again, counted in the steps of each rank."""
+    count, chunks = pipeline * rounds, schedule(name).stages.least
+    shape = Shape(name, pipeline, chunks, count)
+    every = often_sharded(np.array([float(pipeline)]), np.array([float(count)]), *np.ones((3, 1), dtype=bool))
+    for rank in range(pipeline):
+        steps = rank_steps(shape, rank)
+        for stage in {step.stage for step in steps}:
+            actions = [step.action for step in steps if step.stage == stage]
+            gathers = 1 + sum(action == "F" for action in actions[:-1])
+            assert count * float((every.gathered + every.returned)[0]) == pytest.approx(gathers)
 
 
 @settings(max_examples=60)

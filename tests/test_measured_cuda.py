@@ -33,7 +33,7 @@ def test_sharded_weights_are_gathered_twice_for_every_micro_batch(num_microbatch
     (gather,), (scatter,) = made.sharded.layer_gather.values(), made.sharded.layer_scatter.values()
     one, yes = np.ones(1), np.ones(1, dtype=bool)
     often = often_sharded(one, num_microbatches * one, yes, made.rules.reduces_every_microbatch > 0, yes)
-    sent = [sharded_message(phase, gather, scatter, yes, often) for phase in PHASES]
+    sent = [sharded_message(phase, gather, scatter, often) for phase in PHASES]
     assert float(sum(sent)[0]) == pytest.approx(float((2 * gather + scatter)[0]))
 
 

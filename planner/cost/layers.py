@@ -116,7 +116,6 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         phase,
         made.sharded.layer_gather[kind] * factors.data_comm,
         made.sharded.layer_scatter[kind] * factors.data_comm,
-        jobs.reshard_after_forward,
         often_of(made),
         made.sharded.layer_again[kind] & (jobs.recompute == "full"),
     )
@@ -143,9 +142,10 @@ def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Often:
-    """For which share of a step's micro-batches sharded weights are gathered forward, and gradients scattered."""
+    """For which share of a step's micro-batches sharded weights are gathered forward and back, gradients scattered."""
 
     gathered: Array
+    returned: Array
     scattered: Array
 
 
@@ -153,12 +153,15 @@ def often_sharded(pipeline: Array, num_microbatches: Array, reshards: Flags, eve
     """How often ZeRO stage 3 sends. Shapes: broadcast.
 
     Model: weights for every micro-batch, gradients where software reduces `every` one. A pipeline that `keeps` whole
-    what a backward pass has gathered finds it there in the next forward: weights are gathered once a step if they are
-    not resharded, else for those micro-batches that go forward before the first comes back.
+    what a backward pass has gathered finds it there in what follows: weights are gathered once a step if they are not
+    resharded, else before the first pass and behind every forward, n + 1 times, whatever the order of the passes. For
+    as many micro-batches as there are ranks, what follows is a forward.
     """
-    ahead = np.where(reshards, np.minimum(pipeline, num_microbatches), 1.0)
+    ahead, is_kept = np.minimum(pipeline, num_microbatches), keeps & (pipeline > 1)
+    back = np.where(is_kept, (num_microbatches + 1 - ahead) / num_microbatches, 1.0)
     return Often(
-        gathered=np.where(keeps & (pipeline > 1), ahead / num_microbatches, 1.0),
+        gathered=np.where(is_kept, np.where(reshards, ahead, 1.0) / num_microbatches, 1.0),
+        returned=np.where(reshards, back, 0.0),
         scattered=np.where(every, 1.0, 1.0 / num_microbatches),
     )
 
@@ -170,16 +173,14 @@ def often_of(made: Ingredients) -> Often:
     return often_sharded(jobs.pipeline, jobs.num_microbatches, jobs.reshard_after_forward, every, keeps)
 
 
-def sharded_message(
-    phase: Phase, gather: Array, scatter: Array, reshards: Flags, often: Often, again: Flags | bool = False
-) -> Array:
+def sharded_message(phase: Phase, gather: Array, scatter: Array, often: Often, again: Flags | bool = False) -> Array:
     """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast.
 
     `again`: whether a unit that was gathered to be recomputed is gathered once more for its backward pass.
     """
     if phase == "forward":
         return np.asarray(gather * often.gathered)
-    return np.asarray(gather * (1.0 * reshards + again) + scatter * often.scattered)
+    return np.asarray(gather * (often.returned + again) + scatter * often.scattered)
 
 
 def host_excess(busy: Array, launch: Array) -> Array:

@@ -194,10 +194,9 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
         busy, launch, message = plans.of(layers.device[phase, kind]), plans.of(layers.launch[phase, kind]), np.zeros(1)
         if is_sharded:
             gather, scatter = plans.each(shared.gather[kind]), plans.each(shared.scatter[kind])
-            reshards = plans.each_flag(shared.jobs.reshard_after_forward)
             again = plans.each_flag(shared.again[kind])
             again = again & IS_FULL if again.any() else again
-            message = sharded_message(phase, gather, scatter, reshards, _often(plans), again)
+            message = sharded_message(phase, gather, scatter, _often(plans), again)
         visible, host = waits(busy, launch, message, overlaps, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":

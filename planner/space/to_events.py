@@ -143,7 +143,8 @@ def _gathered_by_pass(priced: _Priced) -> Array:
     """Seconds, alone, of gathering a layer's weights in one pass, as a mean over both. Shapes: (stage,)."""
     layers = priced.layers.count
     made = priced.passes.ingredients
-    ahead = often_of(made).gathered[:1] + made.jobs.reshard_after_forward[:1]
+    often = often_of(made)
+    ahead = often.gathered[:1] + often.returned[:1]
     again = {kind: flags[:1] * priced.recomputed_share for kind, flags in made.sharded.layer_again.items()}
     whole = sum(count * _gathered(priced, kind) * (ahead + again[kind]) for kind, count in layers.items())
     return np.asarray(whole / np.maximum(sum(layers.values()), 1.0) / 2)
@@ -173,7 +174,7 @@ def _sent_beside(priced: _Priced) -> Array:
     for kind, layers in priced.layers.count.items():
         if kind in priced.passes.again:
             busy = _on_device(priced.passes.again[kind])[:1]
-            gather = _gathered(priced, kind) * ingredients.jobs.reshard_after_forward[:1]
+            gather = _gathered(priced, kind) * often_of(ingredients).returned[:1]
             both = gather + ingredients.sharded.layer_scatter[kind][:1] * factors.data_comm * every
             result += layers * float((exposed(both, busy, factors) - exposed(gather, busy, factors))[0])
     return result
