@@ -109,7 +109,9 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "element_bytes": element,
         "input_bytes": low,
         "weight_bytes": np.where(is_fp32, 4.0, _weights(column("weight_bytes"), low, is_low)),
-        "gathered_bytes": np.where(is_fp32, 4.0, column("gathered_bytes")),
+        "gathered_bytes": np.where(
+            jobs.parameter_bytes > 0, jobs.parameter_bytes, np.where(is_fp32, 4.0, column("gathered_bytes"))
+        ),
         "fused_activation": (column("fused_activation") > 0) | is_fused,
         "norm_extra_bytes": np.where(is_fused, 0.0, column("norm_extra_bytes")),
         "bucket_bytes": column("bucket_mib") * MIB,
