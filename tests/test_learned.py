@@ -80,18 +80,22 @@ def test_what_was_put_in_is_found_and_what_no_run_tells_stays(runs, made):
     assert found.learned.stacks["megatron-lm"]["element_passes"] > 1.015
     for name, (before, after) in found.learned.spreads.items():
         assert 0 < after <= before * (1 + 1e-9), name
-    # Published runs do not tell what a compiler's host would do; each keeps its prior to the last digit.
     told = [after / before for before, after in found.learned.spreads.values()]
-    assert min(told) < 0.5 < max(told)
+    assert min(told) < 0.8 < max(told)
 
 
 def test_a_slow_site_is_no_slow_kernel(runs, made, whole):
-    slow = runs.family == "llmfoundry"
-    found = learn(replace(runs, step_seconds=runs.step_seconds * np.where(slow, 1.1, 1.0)), made, near=whole)
-    moved = found.learned.offsets["llmfoundry"] - whole.learned.offsets["llmfoundry"]
-    assert 0.03 < moved < 0.1
-    others = np.log(total_seconds(predict(made, found.learned)) / total_seconds(predict(made, whole.learned)))[~slow]
-    assert np.abs(others).mean() < 0.02
+    slow, by = runs.family == "megatron_sc21", 1.1
+    found = learn(replace(runs, step_seconds=runs.step_seconds * np.where(slow, by, 1.0)), made, near=whole)
+    # Others ran the same software on the same devices: most is the site's.
+    moved = np.log(total_seconds(predict(made, found.learned)) / total_seconds(predict(made, whole.learned)))
+    offset = found.learned.offsets["megatron_sc21"] - whole.learned.offsets["megatron_sc21"]
+    assert offset > 0.25 * np.log(by)
+    assert np.abs(moved).max() < np.log(by)
+    assert offset + moved[slow].mean() > 0.5 * np.log(by)
+    # As a prediction never uses offsets, none makes one slower.
+    bare = total_seconds(predict(made, replace(found.learned, offsets={})))
+    assert np.array_equal(bare, total_seconds(predict(made, found.learned)))
 
 
 def test_a_fit_from_near_by_is_the_fit_from_afar(runs, made, whole):
@@ -172,9 +176,10 @@ def test_bands_hold_their_share_at_every_distance_and_never_shrink(seed, size):
     scales = scales_for(errors, spreads, distances, weights)
     assert list(scales) == sorted(scales)
     inside = np.abs(errors) <= spreads * scales_at(scales, distances) * (1 + 1e-12)
-    for number in range(FARTHEST + 1):
-        own = distances == number
-        assert weights[own & inside].sum() >= COVERAGE * weights[own].sum() * (1 - 1e-9)
+    for scale in set(scales):
+        own = np.isin(distances, [number for number in range(FARTHEST + 1) if scales[number] == scale])
+        held = weights[own & inside].sum() / weights[own].sum()
+        assert COVERAGE - 1e-9 <= held <= COVERAGE + weights[own].max() / weights[own].sum() + 1e-9
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))

@@ -160,13 +160,18 @@ def scale_for(errors: Array, spreads: Array, weights: Array, coverage: float = C
 
 
 def scales_for(errors: Array, spreads: Array, distances: NDArray[np.int64], weights: Array) -> tuple[float, ...]:
-    """The factors of `scale_for` by distance, none below that of a smaller distance."""
-    result: list[float] = []
+    """The factors of `scale_for` by distance; where a farther one needs less than a nearer one, they share theirs."""
+    blocks: list[tuple[list[int], float]] = []
     for number in range(FARTHEST + 1):
-        own, least = distances == number, result[-1] if result else 0.0
-        found = scale_for(errors[own], spreads[own], weights[own]) if own.any() else least
-        result.append(max(found, least))
-    return tuple(result)
+        numbers, least = [number], blocks[-1][1] if blocks else 0.0
+        while True:
+            own = np.isin(distances, numbers)
+            found = scale_for(errors[own], spreads[own], weights[own]) if own.any() else least
+            if not blocks or found >= blocks[-1][1]:
+                break
+            numbers = blocks.pop()[0] + numbers
+        blocks.append((numbers, found))
+    return tuple(scale for numbers, scale in blocks for _ in numbers)
 
 
 def scales_at(scales: Sequence[float], distances: NDArray[np.int64]) -> Array:

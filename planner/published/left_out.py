@@ -26,11 +26,11 @@ from profiles.models.transformer import Array, Flags
 FAMILY, STACK, GENERATION, PRECISION, MECHANISM = "family", "stack", "generation", "precision", "mechanism"
 # Whose kernel constants stand in for those of a generation without tables: its nearest relative in time.
 STAND_INS: dict[str, Generation] = {
-    "volta": "ampere", "ampere": "hopper", "hopper": "ampere", "blackwell": "hopper", "turing": "ampere",
-    "ada": "hopper", "cdna2": "hopper", "cdna3": "hopper", "cdna4": "ampere",
+    "volta": "ampere", "ampere": "hopper", "hopper": "ampere", "blackwell": "hopper", "turing": "volta",
+    "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper",
 }  # fmt: skip
-# Words in the source of a table that name nobody.
-NOBODY = {"arxiv", "chart", "github", "points", "readme", "table"}
+# A number follows that names the publication.
+ARCHIVE = "arxiv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def leave_out(runs: Runs, made: Ingredients, whole: Fit, kinds: tuple[str, ...] 
 def tables_left_with(runs: Runs, kind: str, name: str, own: Flags) -> frozenset[str]:
     """Generations whose kernel tables go with a part: its own, or those that its publishers measured most points of."""
     if kind == GENERATION:
-        return frozenset({name})
+        return frozenset({name} & load_constants().keys())
     if kind != FAMILY:
         return frozenset()
     said = " ".join(np.unique(runs.source[own])).lower()
@@ -128,12 +128,12 @@ def _is_of(source: str, publishers: str) -> bool:
     """Whether most points of a table's `source` ("28 points of CARD, WHOM; ...") are of whom the publishers name."""
     total = own = 0
     for entry in source.split(";"):
-        match = re.match(r"\s*(\d+) points of [^,]*,(.*)", entry)
+        match = re.match(r"\s*(\d+) points of [^,]*, *(.*)", entry)
         if match is None:
             continue
-        words = set(re.findall(r"[\w./#-]{5,}", match[2])) - NOBODY
+        name = match[2].removeprefix(ARCHIVE).split()[0]
         total += int(match[1])
-        own += int(match[1]) * any(word in publishers for word in words)
+        own += int(match[1]) * bool(re.search(rf"\b{re.escape(name)}\b", publishers))
     return own > total / 2
 
 
