@@ -29,7 +29,7 @@ demo: install  ## Profile this machine, plan, execute the best plans and the bas
 	$(BIN)/profile machine --gpus $(RANKS) --model $(MODEL) --sequence-length $(SEQUENCE) --precision fp32 \
 		-o $(OUT)/machine.json
 	$(BIN)/plan --model $(MODEL) --gpus $(RANKS) --global-batch $(BATCH) --sequence-length $(SEQUENCE) \
-		--machine $(OUT)/machine.json -o $(OUT)/plan.json
+		--codecs auto --machine $(OUT)/machine.json -o $(OUT)/plan.json
 	$(BIN)/execute $(OUT)/plan.json --top 7 --with-baseline --steps 10 -o $(OUT)/run.json
 	$(BIN)/compare $(OUT)/run.json -o $(OUT)/report.html
 

@@ -23,6 +23,8 @@ def plan(
     global_batches: Sequence[int] = (),
     sequence_length: int | None = None,
     stack: str = "trainwright",
+    attention_kernel: str | None = None,
+    tensor_overlap: bool | None = None,
     precisions: Sequence[str] = (),
     codecs: Sequence[str] | None = ("none",),
     top: int = 10,
@@ -36,29 +38,19 @@ def plan(
     the one measured here, unless a `machine` profile, a `device` or a `cluster` is named; a machine with a cluster has
     the nodes and network of that one, and `learned` is what `compare --learn` wrote of it. Of several
     `global_batches`, `precisions` and gradient `codecs` (None: the usual) the best is taken; without any, 8 samples
-    per device, and bf16, or fp32 on CPUs. `stack` is the software that will train. `top` layouts are kept; with
-    `simulate` also what the executor cannot run. `all_file` gets every plan, as .csv or .parquet.
+    per device, and bf16, or fp32 on CPUs. `stack` is the software that will train, with its own `attention_kernel` and
+    `tensor_overlap` (messages beside compute) where these are None. `top` layouts are kept; with `simulate` also what
+    the executor cannot run. `all_file` gets every plan, as .csv or .parquet.
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     from planner.notebook import planned
     from planner.request import Request
 
-    return planned(
-        Request(
-            model=str(model),
-            num_devices=num_devices,
-            machine=machine,
-            learned=None if learned is None else Path(learned),
-            device=device,
-            cluster=cluster,
-            global_batches=tuple(global_batches),
-            sequence_length=sequence_length,
-            stack=stack,
-            precisions=tuple(precisions),
-            codecs=None if codecs is None else tuple(codecs),
-            top=top,
-            simulate=simulate,
-            all_file=None if all_file is None else Path(all_file),
-            trusted=tuple(trusted),
-        )
-    )
+    request = Request(
+        model=str(model), num_devices=num_devices, machine=machine, learned=None if learned is None else Path(learned),
+        device=device, cluster=cluster, global_batches=tuple(global_batches), sequence_length=sequence_length,
+        stack=stack, attention_kernel=attention_kernel, tensor_overlap=tensor_overlap, precisions=tuple(precisions),
+        codecs=None if codecs is None else tuple(codecs), top=top, simulate=simulate,
+        all_file=None if all_file is None else Path(all_file), trusted=tuple(trusted),
+    )  # fmt: skip
+    return planned(request)

@@ -13,7 +13,7 @@ from planner.schedules.registry import torch_names
 from planner.settings import planned_for, settings_of
 from planner.space.answers import Answer, answer
 from planner.space.beside import Questions, answers_to
-from planner.space.compare_questions import try_settings
+from planner.space.compare_questions import WORTH_FRACTION, try_settings
 from planner.space.explore import NO_ROOM
 from planner.space.export import write_all
 from planner.space.layouts import Options
@@ -26,6 +26,7 @@ from profiles.inputs import limits
 from profiles.inputs.bounds import whole_numbers
 from profiles.machines.clusters import MixedCluster, load_pools
 from profiles.machines.stacks import load_stack
+from profiles.units import format_percent
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
 BATCHES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
@@ -154,8 +155,22 @@ def answer_to(
         space = in_order(write_all(settings[0], options, request.all_file, searching, on_note))
         notes.append(f"all {space.accepted + space.rejected[NO_ROOM]:,} legal plans written to {request.all_file}")
     result = answer(space, request.top, request.simulate, notes)
+    if request.codecs == ("none",):
+        result = replace(result, file=with_codec_note(result.file))
     answers = answers_to(result, request.simulate, questions, answering)
     return replace(result, file=replace(result.file, answers=answers))
+
+
+def with_codec_note(file: PlanFile) -> PlanFile:
+    """The file, which says what its best plan could gain at most by lossy gradients, where that is worth trying."""
+    best = file.candidates[0].prediction
+    share = best.seconds["data_comm"] / best.step_seconds
+    if share < WORTH_FRACTION:
+        return file
+    words = (
+        f"exchanging gradients takes {format_percent(share)} of the best plan's step: --codecs auto tries lossy ones"
+    )
+    return replace(file, notes=(*file.notes, words))
 
 
 def options_of(request: Request, at: Setting) -> Options:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from planner.prediction import PlanFile
     from planner.space.questions import Reliability
 
-CODECS = "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
+AUTO, CODECS = "auto", "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -64,6 +64,12 @@ def plan(
     stack: Annotated[
         str, typer.Option(help="Software that trains on a shipped device.", autocompletion=completion.complete_stack)
     ] = "trainwright",
+    attention_kernel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Attention: unfused, flash2, flash3, cudnn [the stack's].")
+    ] = None,
+    tp_overlap: Annotated[
+        bool | None, typer.Option("--tp-overlap/--no-tp-overlap", help="Tensor-parallel messages beside compute.")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +78,9 @@ def plan(
     ] = None,
     codecs: Annotated[
         str | None,
-        typer.Option(help=f"Gradient codecs to consider [{CODECS}].", autocompletion=completion.complete_codecs),
+        typer.Option(
+            help=f"Lossy gradients to consider [none]; auto: {CODECS}.", autocompletion=completion.complete_codecs
+        ),
     ] = None,
     compress: Annotated[
         str | None,
@@ -143,13 +151,14 @@ def plan(
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
     for path in filter(None, (output, trace)):
         ensure_writable(path)
-    # All plans are those of one setting.
-    own_codecs = "none" if codecs is None and all_file else codecs
+    if codecs == AUTO and all_file is not None:
+        raise InputError("--all writes the plans of one setting: name one of --codecs")
     request = Request(
         model=model, num_devices=gpus, machine=machine, learned=learned, device=device, cluster=cluster,
         global_batches=() if global_batch is None else parse_batches(global_batch), sequence_length=sequence_length,
-        stack=stack, precisions=_words(precision), codecs=None if own_codecs is None else codecs_of(own_codecs),
-        top=top, simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
+        stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=_words(precision),
+        codecs=None if codecs == AUTO else codecs_of(codecs or "none"), top=top, simulate=simulate, all_file=all_file,
+        trusted=tuple(trust_module or ()),
     )  # fmt: skip
     check_pools(given_options(context), cluster)
     questions = Questions(

@@ -29,7 +29,8 @@ class Request:
     `model` is an alias or a path, or its sizes, of which a data sheet needs no more; `trusted` are modules of the
     user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
     `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
-    runs on it taught. `codecs` of None are USUAL_CODECS.
+    runs on it taught. `attention_kernel` and `tensor_overlap` are those of the stack where None. `codecs` of None are
+    USUAL_CODECS.
     """
 
     model: str | ModelSizes
@@ -41,6 +42,8 @@ class Request:
     global_batches: tuple[int, ...] = ()
     sequence_length: int | None = None
     stack: str = THIS_PROGRAM
+    attention_kernel: str | None = None
+    tensor_overlap: bool | None = None
     precisions: tuple[str, ...] = ()
     codecs: tuple[str, ...] | None = ("none",)
     top: int = 10

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
 from planner.space.question import Setting, setting
 from planner.space.traced_setting import traced_setting
-from profiles.errors import InputError
+from profiles.errors import InputError, UnknownNameError
+from profiles.laws.kernels import load_constants
 from profiles.machines.clusters import Cluster, MixedCluster
 from profiles.machines.devices import Device, find_device
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
@@ -21,6 +23,8 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     """
     if request.machine is not None and request.device is not None:
         raise InputError("give either --machine FILE or --device NAME, not both")
+    if request.is_measured:
+        _refuse_kernels(request, "a measured machine ran its own")
     if not request.is_measured and request.learned is not None:
         raise InputError("--learned FILE is of a measured machine: leave --device out, or give its --machine FILE")
     cluster = request.find_cluster()
@@ -31,6 +35,12 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     from planner.measured_settings import measured_settings
 
     return measured_settings(request, cluster)
+
+
+def _refuse_kernels(request: Request, why: str) -> None:
+    """Refuse kernels that are named where those of the model are known."""
+    if request.attention_kernel is not None or request.tensor_overlap is not None:
+        raise InputError(f"--attention-kernel and --tp-overlap: {why}, leave them out")
 
 
 def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], list[str]]:
@@ -47,12 +57,38 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
             raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
     codecs = USUAL_CODECS if request.codecs is None else request.codecs
     if model is None:
+        _refuse_kernels(request, f"{request.model} was traced with its own")
         return _traced(request, device, cluster, precisions, codecs, notes), notes
     sequence, batches = sizes_asked(request, model.name, model.longest_sequence, notes)
-    return [
-        setting(model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients)
+    settings = [
+        with_kernels(
+            setting(model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients),
+            request,
+        )
         for precision, gradients, batch in itertools.product(precisions, codecs, batches)
-    ], notes
+    ]
+    notes.append(_kernels_of(settings[0]))
+    return settings, notes
+
+
+def with_kernels(at: Setting, request: Request) -> Setting:
+    """The setting with the attention kernel and the overlap that are asked for.
+
+    Raises: InputError for a kernel that is not known, or an overlap that the stack does not have.
+    """
+    known = sorted({"unfused", *(kernel for one in load_constants().values() for kernel in one.kernels)})
+    if request.attention_kernel not in (None, *known):
+        raise UnknownNameError("attention kernel", str(request.attention_kernel), known)
+    if request.tensor_overlap and not at.stack.habits.can_overlap_tensor:
+        raise InputError(f"--tp-overlap: {at.stack.name} sends tensor-parallel messages by themselves: leave it out")
+    overlaps = at.overlaps_tensor if request.tensor_overlap is None else request.tensor_overlap
+    return replace(at, attention_kernel=request.attention_kernel or at.attention_kernel, overlaps_tensor=overlaps)
+
+
+def _kernels_of(at: Setting) -> str:
+    """What is said of kernels and overlap."""
+    beside = ", tensor-parallel messages beside compute where sequences are split" if at.overlaps_tensor else ""
+    return f"attention by {at.attention_kernel}{beside}"
 
 
 def _traced(

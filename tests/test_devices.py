@@ -30,6 +30,7 @@ SOURCE_OF = {
     "link_latency_us": "latencies",
     "host_gb_per_second": "host",
     "host_memory_gb": "host_memory",
+    "host_memory_gb_per_second": "host_memory_rate",
     "network_gb_per_second": "network",
     "network_latency_us": "latencies",
     "compute_slowdown_fraction": "slowdown",

@@ -1,7 +1,7 @@
 """Committed runs on real machines, predicted again from the machine profile of the same session: errors must not grow.
 
-Each file pair in golden/ is what one `make demo` wrote, that of 2026-11-28 what `make numbers` did, without time lines:
-MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
+Each file pair in golden/ is what one `make demo` wrote, those of 2026-11-28 and -29 what `make numbers` did, without
+time lines: MODEL_DEVICE_RANKS_DATE.machine.json and .run.json.
 """
 
 import statistics

@@ -9,7 +9,8 @@ from planner.schedules.activations import Chunk, Layer, Rank, _coming
 from planner.schedules.registry import in_flight, orders, stage_ranks
 from planner.schedules.steps import Shape
 from planner.space.answers import runnable_places
-from planner.space.explore import Best, Space, explore
+from planner.space.best import Best
+from planner.space.explore import Space, explore
 from planner.space.layouts import Options
 from planner.space.memory_by_step import held_exactly
 from planner.space.predictions import predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planner.cost.ingredients import ingredients_of
-from planner.cost.layers import SHARDED, layer_pass, sharded_message
+from planner.cost.layers import SHARDED, layer_pass, often_sharded, sharded_message
 from planner.space.explore import explore
 from planner.space.layouts import Options
 from planner.space.measured_setting import measured_setting
@@ -30,12 +30,10 @@ def cuda(**changes: object):
 def test_sharded_weights_are_gathered_twice_for_every_micro_batch(num_microbatches):
     at = setting_on(cuda())
     made = ingredients_of(replicas(at, SHARDED, num_microbatches))
-    gather, scatter = made.sharded.layer_gather, made.sharded.layer_scatter
-    every = made.rules.reduces_every_microbatch > 0
-    sent = [
-        sharded_message(phase, gather, scatter, np.array([True]), every, np.array([float(num_microbatches)]))
-        for phase in PHASES
-    ]
+    (gather,), (scatter,) = made.sharded.layer_gather.values(), made.sharded.layer_scatter.values()
+    one, yes = np.ones(1), np.ones(1, dtype=bool)
+    often = often_sharded(one, num_microbatches * one, yes, made.rules.reduces_every_microbatch > 0, yes)
+    sent = [sharded_message(phase, gather, scatter, often) for phase in PHASES]
     assert float(sum(sent)[0]) == pytest.approx(float((2 * gather + scatter)[0]))
 
 
@@ -53,7 +51,7 @@ def test_behind_long_passes_sharded_weights_are_hidden_on_gpus_alone():
         made = ingredients_of(replicas(at, SHARDED))
         assert at.learned is not None
         added = layer_pass(made, at.learned.factors, "forward", "dense").data_comm[0]
-        assert (added < 0.1 * made.sharded.layer_gather[0]) == hides
+        assert (added < 0.1 * made.sharded.layer_gather["dense"][0]) == hides
 
 
 def test_a_host_that_is_slower_than_its_device_sets_the_pace():

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planner.cost.factors import expected
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.measured.machine import device_of
 from planner.cost.memory.footprint import footprint
 from planner.cost.memory.peak import offloaded_bytes
-from planner.cost.once import offload_seconds, offloaded_activations, optimizer_parameters
+from planner.cost.once import offload_seconds, offloaded_activations, optimizer_parameters, optimizer_seconds
 from planner.schedules.laws import WAITING_SHARE
 from planner.space.answers import no_plan
 from planner.space.block import block, step_seconds
@@ -57,7 +58,13 @@ def test_states_of_one_stage_by_hand() -> None:
     made = ingredients_of(one_stage(optimizer_offload=[True]))
     parameters = optimizer_parameters(made)
     assert parameters[0] == made.jobs.model.num_parameters[0]
-    assert offload_seconds(made, parameters)[0] == pytest.approx(12 * parameters[0] / 63e9, rel=1e-12)
+    # A gradient of 4 bytes down, a weight of 4 up; states, gradient and a 16-bit weight through the host's memory.
+    by_hand = parameters[0] * (8 / 63e9 + 30 / 614.4e9)
+    assert offload_seconds(made, parameters)[0] == pytest.approx(by_hand, rel=1e-12)
+    assert optimizer_seconds(made, expected().factors, parameters)[0] == 0
+    eight = replace(made, jobs=replace(made.jobs, num_devices=np.array([16.0])))
+    by_hand = parameters[0] * (8 / 63e9 + 8 * 30 / 614.4e9)
+    assert offload_seconds(eight, parameters)[0] == pytest.approx(by_hand, rel=1e-12)
     at = make(num_devices=1, batch=COUNT)
     options = Options(offload=("optimizer",))
     room = 12 * float(parameters[0]) / GB

@@ -20,6 +20,7 @@ from tests.machine_builders import machine
 from tests.test_learning import corrections, measured_here
 
 EXACT = 1e-9
+TOP = 8
 BATCH, SEQUENCE = 8, 64
 # What --why-not asks of a plan.
 DEGREES = {
@@ -57,7 +58,7 @@ def options(asked: dict[str, object]) -> list[object]:
     """The same question as options of the command."""
     names = {"model": "--model", "num_devices": "--gpus"}
     words = [word for name, value in asked.items() for word in (names.get(name, f"--{name}"), value)]
-    return [*words, "--global-batch", BATCH, "--sequence-length", SEQUENCE, "--codecs", "none", "--top", 4]
+    return [*words, "--global-batch", BATCH, "--sequence-length", SEQUENCE, "--codecs", "none", "--top", TOP]
 
 
 def degrees(plan: Plan) -> str:
@@ -66,7 +67,7 @@ def degrees(plan: Plan) -> str:
 
 
 def test_every_answer_has_the_same_price_of_a_plan(asked, tmp_path) -> None:
-    found = planner.plan(**asked, global_batches=(BATCH,), sequence_length=SEQUENCE, top=4)
+    found = planner.plan(**asked, global_batches=(BATCH,), sequence_length=SEQUENCE, top=TOP)
     best, steps = found.best, {one.plan.id: one.prediction.step_seconds for one in found.file.candidates}
     output, every = tmp_path / "plan.json", tmp_path / "all.csv"
     all_of_it = ("--why-not", degrees(best.plan), "--sensitivity", "--tokens", "1B", "--all", every)

@@ -4,6 +4,7 @@ import csv
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -11,12 +12,18 @@ from executor.legality import choose
 from planner.ask import Request, answer_to
 from planner.plans import Plan
 from planner.schedules.registry import SCHEDULES, schedule, torch_names
+from planner.settings import settings_of
 from planner.space.beside import Questions
+from planner.space.block import block, step_seconds
+from planner.space.explore import explore
+from planner.space.layouts import Options
+from planner.space.question import setting
 from planner.space.to_plans import place_at, plan_of
 from planner.terminal.show import show
 from profiles.catalog import CATALOG
-from profiles.errors import NoFeasiblePlanError, PlanError
+from profiles.errors import InputError, NoFeasiblePlanError, PlanError, UnknownNameError
 from profiles.library import load_sizes
+from profiles.machines.devices import load_device
 from profiles.machines.stacks import load_stack, stack_names
 from profiles.models.sizes import sizes_of
 from tests.plan_builders import make_plan_file
@@ -113,3 +120,41 @@ def test_stacks_have_the_schedules_that_were_published_of_them():
     for stack in map(load_stack, stack_names()):
         assert set(stack.habits.hides_messages_of) <= set(stack.schedules or torch_names()) <= set(SCHEDULES)
         assert "schedules" in stack.sources
+
+
+def test_attention_is_the_usual_one_of_the_stack_on_the_device():
+    kernels = {
+        (stack, device): setting(load_sizes("llama-3.1-8b"), load_device(device), 8, 64, 4096, stack).attention_kernel
+        for stack in ("megatron-core", "trainwright")
+        for device in ("v100-sxm-32gb", "a100-sxm-80gb", "h100-sxm", "b200-sxm")
+    }
+    assert {kernels[stack, "v100-sxm-32gb"] for stack in ("megatron-core", "trainwright")} == {"unfused"}
+    assert kernels["megatron-core", "h100-sxm"] == kernels["megatron-core", "b200-sxm"] == "cudnn"
+    assert kernels["megatron-core", "a100-sxm-80gb"] == kernels["trainwright", "h100-sxm"] == "flash2"
+
+
+def test_overlap_of_tensor_parallel_messages_only_helps_and_where_sequences_are_split():
+    at = setting(load_sizes("llama-3.1-8b"), load_device("h100-sxm"), 8, 64, 4096, "megatron-core")
+    assert at.overlaps_tensor
+    beside, alone = (explore(replace(at, overlaps_tensor=overlaps), Options()) for overlaps in (True, False))
+    seconds = []
+    for layout in range(len(beside.layouts)):
+        choices = beside.choices(layout)
+        pair = [step_seconds(block(one.tables, np.array([layout]), choices)) for one in (beside, alone)]
+        assert (pair[0] <= pair[1] * (1 + 1e-12)).all()
+        is_split = bool(beside.layouts.sequence_parallel[layout])
+        assert (pair[0] < pair[1]).any() == is_split
+        seconds.append(is_split)
+    assert any(seconds)
+    assert not all(seconds)
+
+
+def test_kernels_that_a_stack_does_not_have_are_refused():
+    request = Request(model="llama-3.1-8b", num_devices=8, device="h100-sxm", global_batches=(64,))
+    with pytest.raises(InputError, match="--tp-overlap: trainwright sends tensor-parallel messages by themselves"):
+        settings_of(replace(request, tensor_overlap=True))
+    with pytest.raises(UnknownNameError, match="attention kernel"):
+        settings_of(replace(request, attention_kernel="flash9"))
+    (unfused,), notes = settings_of(replace(request, attention_kernel="unfused"))
+    assert unfused.attention_kernel == "unfused"
+    assert "attention by unfused" in notes

@@ -35,7 +35,8 @@ def gathered_seconds(here: MachineProfile) -> float:
     jobs = replicas(at, 3)
     assert at.source is not None
     own = at.source.sharded(jobs, rules_of(jobs, learned_of(here)), at.source.links(jobs))
-    return float((2 * own.layer_gather + own.layer_scatter)[0])
+    (kind,) = own.layer_gather
+    return float((2 * own.layer_gather[kind] + own.layer_scatter[kind])[0])
 
 
 @pytest.mark.parametrize(("name", "zero_stage"), CASES)

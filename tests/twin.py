@@ -12,9 +12,10 @@ import numpy as np
 from planner.cost.factors import load_learned
 from planner.parts import PART_NAMES
 from planner.prediction import Prediction
+from planner.space.best import Best
 from planner.space.block import block
 from planner.space.block_memory import device_bytes
-from planner.space.explore import Best, Place, Space, tables_of
+from planner.space.explore import Place, Space, tables_of
 from planner.space.layouts import Layouts, Options, legal_layouts
 from planner.space.measured_setting import measured_setting
 from planner.space.predictions import predictions

@@ -19,9 +19,8 @@ LOW_PRECISIONS = ("fp8", "mxfp8", "nvfp4")
 # The highest clock of a generation, at which its peaks are stated. Source: NVIDIA data sheets, and peaks over
 # multiprocessors and their FLOPs in a cycle (1024, 2048, 4096, 8192).
 BOOST_MHZ = {"volta": 1530.0, "turing": 1590.0, "ampere": 1410.0, "ada": 2520.0, "hopper": 1830.0, "blackwell": 1855.0}
-# A fused kernel of unknown version is the usual one of the device, cuDNN's where the software asks for it.
+# A fused kernel of unknown version is the usual one of the device, cuDNN's where that is the software's there.
 CUDNN, NAMELESS = "cudnn", "flash"
-BEFORE_HOPPER = ("volta", "turing", "ampere", "ada")
 
 
 def rate_at(table: dict[str, float], precision: str) -> float:
@@ -74,9 +73,11 @@ def watts_per_tflops(device: Device) -> float:
 
 def attention_kernels(jobs: Jobs) -> Names:
     """The attention kernel of each job: as named, or cuDNN's where the software asks for it."""
-    asks = jobs.stack.read(lambda stack: float(stack.time.asks_cudnn)) > 0
-    takes = (jobs.attention_kernel == NAMELESS) & asks & ~np.isin(generations(jobs), BEFORE_HOPPER)
-    return np.where(takes, CUDNN, jobs.attention_kernel)
+    takes = np.zeros(len(jobs), dtype=bool)
+    for generation in np.unique(generations(jobs)):
+        usual = jobs.stack.words(lambda stack: stack.attention_kernel(str(generation)))  # noqa: B023
+        takes |= (generations(jobs) == generation) & (usual == CUDNN)
+    return np.where((jobs.attention_kernel == NAMELESS) & takes, CUDNN, jobs.attention_kernel)
 
 
 def silicon_at(device: Device, precision: str) -> Silicon:

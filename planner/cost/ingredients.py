@@ -13,6 +13,7 @@ from planner.cost.links import links_of
 from planner.cost.sheet_kernels import SheetKernels
 from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Kernels
+from profiles.machines.devices import HOST_MEMORY_GB_PER_SECOND
 from profiles.models.transformer import Array
 from profiles.units import GB
 
@@ -34,6 +35,7 @@ class Ingredients:
     context_layer: Array
     message: Array
     host_link_rate: Array
+    host_memory_rate: Array
     num_nodes: Array
 
 
@@ -57,5 +59,8 @@ def ingredients_of(jobs: Jobs) -> Ingredients:
         context_layer=context.layer_seconds(jobs, links),
         message=pipeline.message_seconds(jobs, rules, links),
         host_link_rate=jobs.device.read(lambda device: device.host_gb_per_second * GB),
+        host_memory_rate=jobs.device.read(
+            lambda device: (device.host_memory_gb_per_second or HOST_MEMORY_GB_PER_SECOND) * GB
+        ),
         num_nodes=np.maximum(jobs.num_devices / jobs.devices_per_node, 1.0),
     )

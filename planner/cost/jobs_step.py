@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.pipeline import idle_terms
+from planner.cost.axes.pipeline import chunks_in_rounds, idle_terms, round_length
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from planner.cost.layers import Pass, edge_pass, layer_pass
@@ -21,6 +21,7 @@ from planner.cost.step import (
     step_of,
 )
 from planner.parts import PART_NAMES
+from planner.schedules.registry import has
 from profiles.machines.devices import MICROSECOND
 from profiles.models.transformer import Array
 
@@ -64,17 +65,14 @@ def _costs(
     chunks = np.maximum(jobs.chunks, 1.0)
     filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.per_pass)
     steady = np.where(jobs.overlap_pipeline, 0.0, 2 * jobs.num_microbatches * chunks)
+    rules = made.rules
+    weights = {kind: made.kernels.weights(rules, factors, kind) for kind in layers}
     return StepCosts(
         layers={
-            kind: LayerSeconds(
-                total=layer.total,
-                forward=ahead[kind].total,
-                compute=layer.compute + layer.recompute,
-                weight=made.kernels.weights(made.rules, factors, kind),
-            )
+            kind: LayerSeconds(total=layer.total, forward=ahead[kind].total, weight=weights[kind])
             for kind, layer in layers.items()
         }
-        | {name: end_of_model(end.total, end.compute) for name, end in zip(ENDS, ends, strict=True)}
+        | {name: end_of_model(end.total) for name, end in zip(ENDS, ends, strict=True)}
         | {ACTION: pipeline_actions(made.rules.pipeline_action_us * MICROSECOND)},
         counts={
             **made.counts,
@@ -97,7 +95,10 @@ def _costs(
         parameters=made.exchange.parameters * factors.data_comm,
         overlaps_gradients=jobs.overlap_grad,
         overlaps_parameters=jobs.overlap_param,
-        num_exchanges=num_exchanges(jobs.zero_stage, made.rules.reduces_every_microbatch > 0, jobs.num_microbatches),
+        num_exchanges=num_exchanges(jobs.zero_stage, rules.reduces_every_microbatch > 0, jobs.num_microbatches),
+        num_gathers=num_exchanges(jobs.zero_stage, rules.gathers_every_microbatch > 0, jobs.num_microbatches),
+        other_chunks=chunks_in_rounds(has(jobs.schedule, lambda each: each.counts.in_rounds), chunks),
+        round_length=round_length(jobs.pipeline, jobs.num_microbatches),
         once=np.asarray(sum(once.values())),
         straggling=factors.straggling * np.log2(made.num_nodes),
     )

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.axes.context import exchanges_heads
+from planner.cost.axes.context import exchanges_heads, imbalance
 from planner.cost.element_passes import ElementPasses, element_passes
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
+from planner.cost.load import Load, Work, load_of
 from planner.cost.low_precision import (
     PADDED_PASSES,
     converted_bytes,
@@ -23,7 +24,13 @@ from planner.cost.low_precision import (
 )
 from planner.cost.vocabulary import padded_vocabulary
 from profiles.laws.attention import attention_seconds
-from profiles.laws.kernels import Silicon, grouped_matmul_seconds, is_aligned, matmul_seconds
+from profiles.laws.kernels import (
+    ACCUMULATED_BYTES,
+    Silicon,
+    grouped_matmul_seconds,
+    is_aligned,
+    matmul_seconds,
+)
 from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
@@ -32,48 +39,6 @@ SCORE_PASSES = (4.0, 4.5)
 # Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies, which
 # every stack does with fused kernels.
 ROUTING_PASSES = (6.0, 7.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Work of one phase of one layer on one rank.
-
-    Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides:
-    element-wise operators as the stack fuses them, copies of routed tokens, operands converted to low precision,
-    attention scores as a fused softmax would pass them; logits (elements).
-    """
-
-    matmul_seconds: Array
-    attention_seconds: Array
-    element_bytes: Array
-    routed_bytes: Array
-    converted_bytes: Array
-    score_bytes: Array
-    logit_elements: Array
-
-    def __add__(self, other: Load) -> Load:
-        return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
-
-    @property
-    def products(self) -> Load:
-        """Its products and its attention, without what passes through memory besides."""
-        return _load(self.matmul_seconds, matmul_seconds=self.matmul_seconds, attention_seconds=self.attention_seconds)
-
-
-def _load(like: Array, **fields: Array) -> Load:
-    """A load of the `fields` given and nothing else."""
-    zero = np.zeros_like(like)
-    return Load(**{name: fields.get(name, zero) for name in Load.__slots__})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Loads per micro-batch and rank by kind of layer and phase; `core` is what selective recomputation repeats."""
-
-    layers: dict[str, dict[Phase, Load]]
-    embedding: dict[Phase, Load]
-    head: dict[Phase, Load]
-    core: Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +59,7 @@ class _Shapes:
     converted: Array
     conversions: Array
     lowers_experts: Flags
+    gradient_bytes: Array  # what an element of a weight's gradient moves in its product
     apart: Flags  # linears that read the same are kernels of their own, where the model has several
 
 
@@ -113,6 +79,7 @@ def work_of(jobs: Jobs) -> Work:
         converted=converted_bytes(jobs),
         conversions=weight_conversions(jobs),
         lowers_experts=lowers_experts(jobs),
+        gradient_bytes=_gradient_bytes(jobs, wide),
         apart=(jobs.stack.read(lambda stack: float(stack.time.linears_apart)) > 0) & jobs.model.gated,
     )
     attention = {phase: _attention(shapes, phase) for phase in PHASES}
@@ -130,6 +97,12 @@ def work_of(jobs: Jobs) -> Work:
     )
 
 
+def _gradient_bytes(jobs: Jobs, silicon: Silicon) -> Array:
+    """Bytes that pass for an element of a weight's gradient: added to that of fp32, or as the product gives it."""
+    adds_up = jobs.stack.read(lambda stack: float(stack.time.adds_up_in_products)) > 0
+    return np.where(adds_up, ACCUMULATED_BYTES, silicon.element_bytes)
+
+
 def _at(phase: Phase, pair: tuple[float, float]) -> float:
     return pair[0] if phase == "forward" else pair[1]
 
@@ -143,12 +116,14 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         converted = tokens * inputs + inputs * outputs * shapes.conversions
     else:
         seconds = matmul_seconds(tokens, inputs, outputs, "NN", silicon, aligned=aligned)
-        of_weight = matmul_seconds(outputs, inputs, tokens, "NT", silicon, accumulate=True, aligned=aligned)
+        of_weight = matmul_seconds(
+            outputs, inputs, tokens, "NT", silicon, result_bytes=shapes.gradient_bytes, aligned=aligned
+        )
         seconds = seconds + of_weight
         converted = tokens * outputs
     converted_bytes = np.where((inputs > 0) & (outputs > 0) & ~np.bool_(wide), converted * shapes.converted, 0.0)
     biased = np.where(shapes.jobs.model.biases & ~np.bool_(wide), shapes.passes.of("bias", phase), 0.0)
-    return _load(
+    return load_of(
         seconds,
         matmul_seconds=seconds,
         converted_bytes=converted_bytes,
@@ -158,7 +133,7 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
 
 def _moved(shapes: _Shapes, elements: Array) -> Load:
     """Memory-bound work on `elements` of activations, each pass counted."""
-    return _load(elements, element_bytes=elements * shapes.width)
+    return load_of(elements, element_bytes=elements * shapes.width)
 
 
 def _normed(shapes: _Shapes, phase: Phase, has_residual: bool = True) -> Load:
@@ -203,10 +178,10 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     if np.any(model.window > 0):
         limited = seconds(np.minimum(jobs.sequence, np.where(model.window > 0, 2 * model.window, jobs.sequence)))
         full = np.where(model.window > 0, (full + limited) / 2, full)
-    share = np.where(exchanges, 1.0, jobs.context)
+    share = np.where(exchanges, 1.0, jobs.context / imbalance(jobs))
     scores = jobs.micro_batch * heads * jobs.sequence**2 / share
     unfused = np.where(kernels == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
-    return _load(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
+    return load_of(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)
 
 
 def _attention(shapes: _Shapes, phase: Phase) -> Load:
@@ -269,13 +244,15 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
             converted = converted + routed * inputs + local * inputs * outputs * shapes.conversions
         else:
             seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", silicon)
-            seconds = seconds + grouped_matmul_seconds(local, outputs, inputs, rows, "NT", silicon)
+            seconds = seconds + grouped_matmul_seconds(
+                local, outputs, inputs, rows, "NT", silicon, result_bytes=shapes.gradient_bytes
+            )
             converted = converted + routed * outputs
     permuted = _at(phase, ROUTING_PASSES) + np.where(shapes.lowers_experts, PADDED_PASSES, 0.0)
     load = _moved(shapes, routed * ffn * shapes.passes.of("activation", phase)) + _normed(shapes, phase)
     load = load + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
     load = load + _linear(shapes, own, model.hidden_size, np.maximum(model.num_experts, 1.0), phase, wide=True)
-    return load + _load(
+    return load + load_of(
         seconds,
         matmul_seconds=seconds,
         routed_bytes=routed * model.hidden_size * permuted * shapes.width,
@@ -298,4 +275,4 @@ def _head(shapes: _Shapes, phase: Phase) -> Load:
     outputs = padded_vocabulary(jobs) / jobs.vocabulary_split
     load = _linear(shapes, shapes.tokens, model.hidden_size, outputs, phase, wide=True)
     load = load + _normed(shapes, phase, has_residual=False)
-    return load + _load(outputs, logit_elements=shapes.tokens * outputs)
+    return load + load_of(outputs, logit_elements=shapes.tokens * outputs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.context import exchanges_heads
+from planner.cost.axes.context import exchanges_heads, hiding_share
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from profiles.models.operators import Phase
@@ -100,7 +100,7 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         recompute=kernels.again,
         tensor_comm=summed * factors.tensor_comm * (1 - hidden),
         # Attention waits for heads that are exchanged.
-        context_comm=np.where(is_exchange, sent, exposed(sent, kernels.attention, factors)),
+        context_comm=np.where(is_exchange, sent, exposed(sent, kernels.attention * hiding_share(jobs), factors)),
         expert_comm=routed,
         # Ranks that sum partial results wait for the latest host.
         launch=kernels.launch + kernels.num_sums * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
@@ -114,11 +114,10 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     jobs = made.jobs
     message = sharded_message(
         phase,
-        made.sharded.layer_gather * factors.data_comm,
-        made.sharded.layer_scatter * factors.data_comm,
-        jobs.reshard_after_forward,
-        made.rules.reduces_every_microbatch > 0,
-        jobs.num_microbatches,
+        made.sharded.layer_gather[kind] * factors.data_comm,
+        made.sharded.layer_scatter[kind] * factors.data_comm,
+        often_of(made),
+        made.sharded.layer_again[kind] & (jobs.recompute == "full"),
     )
     message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
     data_comm, host = waits(work.device, work.launch, message, made.rules.overlaps_shards > 0, factors)
@@ -135,18 +134,53 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
 
 def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: Factors) -> tuple[Array, Array]:
     """Seconds that a layer adds to those its device is busy: for sharded weights and gradients, and for its host."""
-    visible = exposed(message, busy, factors) if overlaps.all() else message
+    visible = message
+    if overlaps.any():
+        visible = np.where(overlaps, exposed(message, busy, factors), message)
     return visible, host_excess(busy + visible, launch)
 
 
-def sharded_message(
-    phase: Phase, gather: Array, scatter: Array, reshards: Flags, reduces_every: Flags, num_microbatches: Array
-) -> Array:
-    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Often:
+    """For which share of a step's micro-batches sharded weights are gathered forward and back, gradients scattered."""
+
+    gathered: Array
+    returned: Array
+    scattered: Array
+
+
+def often_sharded(pipeline: Array, num_microbatches: Array, reshards: Flags, every: Flags, keeps: Flags) -> Often:
+    """How often ZeRO stage 3 sends. Shapes: broadcast.
+
+    Model: weights for every micro-batch, gradients where software reduces `every` one. A pipeline that `keeps` whole
+    what a backward pass has gathered finds it there in what follows: weights are gathered once a step if they are not
+    resharded, else before the first pass and behind every forward, n + 1 times, whatever the order of the passes. For
+    as many micro-batches as there are ranks, what follows is a forward.
+    """
+    ahead, is_kept = np.minimum(pipeline, num_microbatches), keeps & (pipeline > 1)
+    back = np.where(is_kept, (num_microbatches + 1 - ahead) / num_microbatches, 1.0)
+    return Often(
+        gathered=np.where(is_kept, np.where(reshards, ahead, 1.0) / num_microbatches, 1.0),
+        returned=np.where(reshards, back, 0.0),
+        scattered=np.where(every, 1.0, 1.0 / num_microbatches),
+    )
+
+
+def often_of(made: Ingredients) -> Often:
+    """How often each job gathers and scatters shards. Shapes: one entry per job."""
+    jobs, rules = made.jobs, made.rules
+    every, keeps = rules.reduces_every_microbatch > 0, rules.keeps_in_pipeline > 0
+    return often_sharded(jobs.pipeline, jobs.num_microbatches, jobs.reshard_after_forward, every, keeps)
+
+
+def sharded_message(phase: Phase, gather: Array, scatter: Array, often: Often, again: Flags | bool = False) -> Array:
+    """Seconds, alone, of what ZeRO stage 3 sends for one unit in one direction, per micro-batch. Shapes: broadcast.
+
+    `again`: whether a unit that was gathered to be recomputed is gathered once more for its backward pass.
+    """
     if phase == "forward":
-        return np.asarray(gather)
-    share = np.where(reduces_every, 1.0, 1.0 / num_microbatches)
-    return np.asarray(np.where(reshards, gather, 0.0) + scatter * share)
+        return np.asarray(gather * often.gathered)
+    return np.asarray(gather * (often.returned + again) + scatter * often.scattered)
 
 
 def host_excess(busy: Array, launch: Array) -> Array:
@@ -162,7 +196,8 @@ def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
     comm = zero
     if part == "embedding":
         # The first gather and the last scatter have nothing to hide behind.
-        root = made.sharded.root_gather + made.sharded.root_scatter
+        often = often_of(made)
+        root = made.sharded.root_gather * often.gathered + made.sharded.root_scatter * often.scattered
         comm = np.where(made.jobs.zero_stage == 3, root * factors.data_comm, 0.0)
     return Pass(
         compute=compute,

@@ -8,6 +8,8 @@ from functools import reduce
 
 import numpy as np
 
+from planner.cost.axes.data import expert_replicas, expert_shard
+from planner.cost.axes.groups import FULL_ELEMENT_BYTES, FULL_PRECISIONS
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
 from planner.cost.job import Jobs
@@ -20,6 +22,8 @@ from profiles.units import GB
 
 # Master weights and two moments in 32 bits.
 ADAM_STATE_BYTES = 12.0
+# What updating a parameter passes through memory: states read and written, a gradient in 32 bits, weights in 16 bits.
+HOST_ADAM_BYTES = 2 * ADAM_STATE_BYTES + 4 + 2
 
 
 def codec_seconds(made: Ingredients, factors: Factors) -> Array:
@@ -27,25 +31,39 @@ def codec_seconds(made: Ingredients, factors: Factors) -> Array:
     return made.kernels.codec(factors, made.held.total)
 
 
-def num_exchanges(zero_stage: Array, reduces_every: Flags, num_microbatches: Array) -> Array:
-    """How often a step exchanges all gradients: with ZeRO stage 2 some software does so for every micro-batch."""
-    return np.where((zero_stage == 2) & reduces_every, num_microbatches, 1.0)
+def num_exchanges(zero_stage: Array, every: Flags, num_microbatches: Array) -> Array:
+    """How often a step sends all gradients, or weights: with ZeRO stage 2 some software does at `every` micro-batch."""
+    return np.where((zero_stage == 2) & every, num_microbatches, 1.0)
 
 
 def optimizer_parameters(made: Ingredients) -> Array:
     """Parameters one rank updates."""
     jobs, held = made.jobs, made.held
-    replicas = jobs.data * jobs.context
-    expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     split = jobs.zero_stage > 0
-    return np.asarray(
-        held.common / np.where(split, jobs.sharing, 1.0) + held.expert / np.where(split, expert_replicas, 1.0)
-    )
+    of_experts = np.where(jobs.zero_stage == 3, expert_shard(jobs), expert_replicas(jobs))
+    common = held.common / np.where(split, jobs.sharing, 1.0)
+    return np.asarray(common + held.expert / np.where(split, of_experts, 1.0))
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
-    """Seconds of updating a rank's share of the parameters on the device."""
-    return made.kernels.optimizer(made.rules, factors, updated)
+    """Seconds of updating a rank's share of the parameters on the device; 0 where the host does."""
+    return np.where(made.jobs.optimizer_offload, 0.0, made.kernels.optimizer(made.rules, factors, updated))
+
+
+def host_update_seconds(made: Ingredients, updated: Array) -> Array:
+    """Seconds of updating a rank's share of the parameters on its host; 0 where the device does.
+
+    Model: gradients go down the link and weights come up, as the stack keeps them; the states stay. In between all
+    ranks of a node pass gradients, weights, states and new weights through the memory of its hosts. Nothing hides it.
+    """
+    jobs = made.jobs
+    sent = jobs.stack.read(lambda stack: stack.memory.gradient_bytes + stack.memory.weight_bytes)
+    sent = np.where(np.isin(jobs.precision, FULL_PRECISIONS), 2 * FULL_ELEMENT_BYTES, sent)
+    together = np.minimum(jobs.devices_per_node, jobs.num_devices)
+    seconds = updated * (
+        sent / np.maximum(made.host_link_rate, GB) + together * HOST_ADAM_BYTES / made.host_memory_rate
+    )
+    return np.where(jobs.optimizer_offload, seconds, 0.0)
 
 
 def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:
@@ -57,7 +75,7 @@ def crossing_seconds(num_bytes: Array, bytes_per_second: Array) -> Array:
 
 
 def offloaded_states(made: Ingredients, updated: Array) -> Array:
-    """Bytes of optimizer states that are on the host, and cross the link to it once a step, each way."""
+    """Bytes of optimizer states that are on the host, and stay there."""
     return np.where(made.jobs.optimizer_offload, updated * ADAM_STATE_BYTES, 0.0)
 
 
@@ -88,9 +106,10 @@ def _kept(jobs: Jobs) -> dict[str, Array]:
 
 def offload_seconds(made: Ingredients, updated: Array, share: float = 1.0) -> Array:
     """Seconds per step of all that jobs offload, which recompute a `share` of layers. Shapes: one entry per job."""
-    jobs, num_bytes = made.jobs, offloaded_states(made, updated)
+    jobs, seconds = made.jobs, host_update_seconds(made, updated)
     if np.any(jobs.activation_offload):
         waits = has(jobs.schedule, lambda each: each.waits) & (jobs.pipeline > 1)
-        each = offloaded_activations(kept_by_layer(jobs, share), made.counts, waits)
-        num_bytes = num_bytes + np.where(jobs.activation_offload, each * jobs.num_microbatches, 0.0)
-    return crossing_seconds(num_bytes, made.host_link_rate)
+        each = offloaded_activations(kept_by_layer(jobs, share), made.counts, waits) * jobs.num_microbatches
+        crossing = crossing_seconds(each, made.host_link_rate)
+        seconds = seconds + np.where(jobs.activation_offload, crossing, 0.0)
+    return seconds

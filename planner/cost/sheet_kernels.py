@@ -11,7 +11,8 @@ from planner.cost.axes.groups import FULL_ELEMENT_BYTES, message_element_bytes
 from planner.cost.factors import Factors
 from planner.cost.hardware import memory_rate
 from planner.cost.job import Jobs
-from planner.cost.kernel_work import Load, Work, work_of
+from planner.cost.kernel_work import work_of
+from planner.cost.load import Load, Work
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import GRADIENT_BYTES

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from planner.cost.factors import Learned
+from planner.cost.factors import ALL, PRODUCT_NUMBER, Learned
 from planner.cost.job import Each, Jobs
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array
 
+EVERY_MICROBATCH = ("reduces_every_microbatch", "gathers_every_microbatch")
 COMPILED = ("host_layer_us",)
 # What runs alone tell of a stack: memory traffic of its element-wise kernels over what is counted of them.
 LEARNED = ("element_passes",)
@@ -31,11 +32,16 @@ class TimeRules:
     gradient_message_bytes: Array
     parameter_message_bytes: Array
     reduces_every_microbatch: Array
+    keeps_in_pipeline: Array
+    gathers_every_microbatch: Array
     scatters_pipeline: Array
     host_layer_us: Array
     host_step_ms: Array
     tensor_overlap: Array
     overlaps_shards: Array
+    gathers_tensors: Array
+    shard_rank_us: Array
+    reuse_parameters: Array
     pipeline_action_us: Array
     linears_apart: Array
     gradient_bucket_mib: Array
@@ -53,11 +59,11 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
         if field.name == "parameter_message_bytes":
             values = np.where(jobs.parameter_bytes > 0, jobs.parameter_bytes, values)
-        if field.name == "reduces_every_microbatch":
-            # A pipeline that adds whole gradients up reduces them once.
-            adds_up = jobs.stack.read(lambda stack: float(stack.memory.accumulates_whole)) * (jobs.pipeline > 1)
-            values = values * (1 - adds_up)
+        if field.name in EVERY_MICROBATCH:
+            # A pipeline that keeps weights adds whole gradients up and reduces them once.
+            values = values * (1 - _column(jobs.stack, "keeps_in_pipeline") * (jobs.pipeline > 1))
         columns[field.name] = values * _multiples(learned, jobs.stack, field.name)
+    columns[PRODUCT_NUMBER] = columns[PRODUCT_NUMBER] * _of_products(learned, jobs)
     return TimeRules(**columns)
 
 
@@ -66,10 +72,21 @@ def _column(stacks: Each[Stack], name: str) -> Array:
 
 
 def _multiples(learned: Learned, stacks: Each[Stack], number: str) -> Array:
-    """What runs taught of a number: of the group of each stack, and of the stack itself beside that."""
+    """What runs taught of a number: of all stacks, of each one's group, and of the stack itself beside that."""
 
     def multiple(stack: Stack) -> float:
-        group = learned.groups.get(stack.group, {}).get(number, 1.0)
+        group = learned.everyone.get(number, 1.0) * learned.groups.get(stack.group, {}).get(number, 1.0)
         return group * learned.stacks.get(stack.name, {}).get(number, 1.0)
 
     return stacks.read(multiple)
+
+
+def _of_products(learned: Learned, jobs: Jobs) -> Array:
+    """What runs taught of products on the generation of each device, and at each precision there."""
+    result = jobs.device.read(lambda device: learned.products.get(device.generation, {}).get(ALL, 1.0))
+    for generation in {device.generation for device in jobs.device.values} & set(learned.products):
+        own = jobs.device.read(lambda device: float(device.generation == generation)) > 0  # noqa: B023
+        for precision, multiple in learned.products[generation].items():
+            if precision != ALL:
+                result = np.where(own & (jobs.precision == precision), result * multiple, result)
+    return result

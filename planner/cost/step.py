@@ -22,31 +22,27 @@ from profiles.models.transformer import Array, Flags
 ACTION = "action"
 # Of the work on embedding and head a third each is forward, and weight gradients.
 END_SHARE = 1 / 3
-# Of a stage's pass over one micro-batch a third is forward: what gathered parameters hide behind, and gradients.
-FORWARD_SHARE = 1 / 3
 NUM_PLACES = 3
 TINY_SECONDS = 1e-15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSeconds:
-    """One layer, one micro-batch, one rank: both directions, forward alone, what of both computes, weight gradients."""
+    """One layer, one micro-batch, one rank: both directions, forward alone, weight gradients."""
 
     total: Array
     forward: Array
-    compute: Array
     weight: Array
 
 
-def end_of_model(total: Array, compute: Array) -> LayerSeconds:
+def end_of_model(total: Array) -> LayerSeconds:
     """Embedding or head as a layer of its own kind, of which both directions are known together alone."""
-    return LayerSeconds(total=total, forward=total * END_SHARE, compute=compute, weight=total * END_SHARE)
+    return LayerSeconds(total=total, forward=total * END_SHARE, weight=total * END_SHARE)
 
 
 def pipeline_actions(seconds: Array) -> LayerSeconds:
     """What the pipeline's runtime adds to the passes of a chunk, as a layer of its own kind."""
-    none = np.zeros(1)
-    return LayerSeconds(total=2 * seconds, forward=seconds, compute=none, weight=none)
+    return LayerSeconds(total=2 * seconds, forward=seconds, weight=np.zeros(1))
 
 
 def action_counts(pipeline: Array, chunks: Array, num_places: int = NUM_PLACES) -> tuple[Array, ...]:
@@ -72,8 +68,11 @@ class StepCosts:
     whole model by kind.
     `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
     `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
-    `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients per step. Of
-    `gradients`, `tail` waits for the end of the passes; `late` is what they are known to take beside that, or less.
+    `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients and
+    `num_gathers` of parameters per step. Of `gradients`, `tail` waits for the end of the passes; `late` is what they
+    are known to take beside that, or less.
+    `other_chunks`: share of a rank's layers beyond its first chunk where those go in rounds, of `round_length`
+    micro-batches; 0 elsewhere.
     `once`: seconds of codec, optimizer, offloading and the host outside the layers, per step.
     `straggling`: share of the step that ranks wait for the slowest of many nodes.
     """
@@ -95,6 +94,9 @@ class StepCosts:
     overlaps_gradients: Flags
     overlaps_parameters: Flags
     num_exchanges: Array
+    num_gathers: Array
+    other_chunks: Array
+    round_length: Array
     once: Array
     straggling: Array
 
@@ -131,17 +133,19 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
     """Put a step together.
 
     Model: every stage passes its micro-batches one after the other at the pace of the slowest; the pipeline fills and
-    drains once. Gradients go out behind the last backward pass, gathered parameters behind the first forward pass.
+    drains once. Gradients go out behind the last backward pass, gathered parameters behind the first forward pass of
+    the rank that is last done and first at work: others have a bubble beside. Of several chunks in rounds each has such
+    a pass, a round apart.
     """
     is_flat = bool(np.all(costs.pipeline == 1))
-    slowest = passing = place_of = np.zeros(1)
+    slowest = ahead = place_of = np.zeros(1)
     for place in range(1 if is_flat else len(next(iter(costs.counts.values())))):
-        seconds = compute = np.zeros(1)
+        seconds = forward = np.zeros(1)
         for kind, layer in costs.layers.items():
             count = costs.counts[kind][place]
-            seconds, compute = seconds + count * layer.total, compute + count * layer.compute
+            seconds, forward = seconds + count * layer.total, forward + count * layer.forward
         is_slower = seconds > slowest
-        passing, place_of = np.where(is_slower, compute, passing), np.where(is_slower, place, place_of)
+        ahead, place_of = np.where(is_slower, forward, ahead), np.where(is_slower, place, place_of)
         slowest = np.maximum(seconds, slowest)
     zero = np.zeros(1)
     return Step(
@@ -150,7 +154,7 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
         passes=slowest * costs.num_microbatches,
         bubble=zero if is_flat else _bubble(costs, slowest),
         messages=zero if is_flat else costs.message * costs.num_messages,
-        exchange=_exchange(costs, passing, factors),
+        exchange=_exchange(costs, ahead, slowest - ahead, factors),
         once=costs.once,
         straggling=costs.straggling,
     )
@@ -167,17 +171,26 @@ def _bubble(costs: StepCosts, slowest: Array) -> Array:
     return np.asarray(np.maximum(everything - slowest, 0.0) * costs.filling * left + slowest * costs.rounds)
 
 
-def _exchange(costs: StepCosts, passing: Array, factors: Factors) -> Array:
-    """Gradients and parameters exchanged once a step, as far as passes do not hide them."""
-    beside, early, has_tail = passing * (1 - FORWARD_SHARE), costs.gradients, bool(np.any(costs.tail))
+def _exchange(costs: StepCosts, forward: Array, backward: Array, factors: Factors) -> Array:
+    """Gradients and parameters exchanged once a step, as far as passes do not hide them.
+
+    Model: what a chunk sends waits for that of the chunks before, so that either the last chunk's share beside its own
+    pass shows, or all of it beside all passes from the first such chunk on.
+    """
+    early, has_tail = costs.gradients, bool(np.any(costs.tail))
     if has_tail:
-        beside = beside * (1 - costs.tail / np.maximum(costs.gradients, TINY_SECONDS))
+        backward = backward * (1 - costs.tail / np.maximum(costs.gradients, TINY_SECONDS))
         early = early - costs.tail
-    gradients = exposed_exchange(early, beside, costs.overlaps_gradients, factors)
+    both = (early, backward, costs.overlaps_gradients), (costs.parameters, forward, costs.overlaps_parameters)
+    gradients, parameters = first = [exposed_exchange(*one, factors) for one in both]
     if has_tail:
         gradients = np.maximum(gradients + costs.tail + costs.late, 0.0)
-    parameters = exposed_exchange(costs.parameters, passing * FORWARD_SHARE, costs.overlaps_parameters, factors)
-    return np.asarray(gradients * costs.num_exchanges + parameters)
+    result = np.asarray(gradients * costs.num_exchanges + parameters * costs.num_gathers)
+    if not np.any(costs.other_chunks):
+        return result
+    later = [exposed_exchange(sent, beside * costs.round_length, how, factors) for sent, beside, how in both]
+    saved = sum(first) - sum(later)
+    return np.asarray(result - saved * costs.other_chunks) if np.any(saved) else result
 
 
 def exposed_exchange(seconds: Array, passing: Array, overlaps: Flags, factors: Factors) -> Array:

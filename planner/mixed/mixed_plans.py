@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.error_bands import band, spread
+from planner.cost.error_bands import band, half_width, remarks
 from planner.cost.factors import Learned
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass
@@ -134,7 +134,7 @@ def _prediction(
 ) -> Prediction:
     """The prediction of a plan across both pools, with the band of one job; `words` say what stands where."""
     columns = {name: np.array([value]) for name, value in seconds.items()}
-    low, high = band(np.array([step]), spread(jobs, columns, learned), learned)
+    low, high = band(np.array([step]), half_width(jobs, columns, learned))
     at = asked.first.at
     peak = sum(part.num_devices * peak_flops_per_second(part.at) for part in asked.parts)
     peak_words = f"{peak / 1e15:.4g} PFLOP/s {at.precision} of all devices (data sheets, dense)"
@@ -147,7 +147,7 @@ def _prediction(
         memory,
         fits=True,
         method="two kinds of devices",
-        assumptions=(words, taught),
+        assumptions=(words, taught, *remarks(jobs, learned)[0]),
         spans=spans,
     )
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.axes.pipeline import layers_from
 from planner.cost.factors import Factors, Learned
 from planner.cost.job import Jobs
-from planner.cost.layers import Pass
 from planner.cost.memory.footprint import StageMemory, stage_memory
-from planner.cost.memory.stage_content import StageContent, layers_from
+from planner.cost.memory.stage_content import StageContent
 from planner.cost.once import num_exchanges, optimizer_parameters, optimizer_seconds
-from planner.cost.step import FORWARD_SHARE, exposed_exchange
+from planner.cost.step import exposed_exchange
 from planner.mixed.mixture import Mixture, Rows
 from planner.space.layouts import Ints
 from planner.space.stage_passes import StagePasses, passes_of
@@ -145,7 +145,7 @@ def _bytes(memory: tuple[StageMemory, StageMemory], pools: Ints, layers: Ints) -
         counts = before[:, stage].astype(float), layers[:, stage].astype(float)
         held = own.at(_content(own.jobs, len(pools), stage, *counts))
         allocated[:, stage] = held.allocated_bytes
-        device[:, stage] = held.reserved_bytes + own.rules.context_bytes
+        device[:, stage] = held.needed_bytes + own.rules.context_bytes
     return allocated, device
 
 
@@ -214,19 +214,14 @@ def _once(passes: StagePasses, most_layers: Array, factors: Factors) -> Array:
     ingredients, kind = passes.ingredients, _main_kind(passes)
     jobs = ingredients.jobs
     share = most_layers / np.ceil(jobs.model.num_layers / jobs.pipeline)
-    passing = most_layers * (_busy(passes.ahead[kind]) + _busy(passes.again[kind]))
     gradients, parameters = (
-        exposed_exchange(seconds * factors.data_comm * share, passing * part, overlaps, factors)
-        for seconds, part, overlaps in (
-            (ingredients.exchange.gradients, 1 - FORWARD_SHARE, jobs.overlap_grad),
-            (ingredients.exchange.parameters, FORWARD_SHARE, jobs.overlap_param),
+        exposed_exchange(seconds * factors.data_comm * share, most_layers * beside[kind].total, overlaps, factors)
+        for seconds, beside, overlaps in (
+            (ingredients.exchange.gradients, passes.again, jobs.overlap_grad),
+            (ingredients.exchange.parameters, passes.ahead, jobs.overlap_param),
         )
     )
     every = ingredients.rules.reduces_every_microbatch > 0
     gradients = gradients * num_exchanges(jobs.zero_stage, every, jobs.num_microbatches)
     optimizer = optimizer_seconds(ingredients, factors, optimizer_parameters(ingredients)) * share
     return np.asarray(gradients + parameters + optimizer + ingredients.rules.host_step_ms * 1e-3)
-
-
-def _busy(own: Pass) -> Array:
-    return own.compute + own.recompute

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from planner.cost.error_bands import band, spread
+from planner.cost.error_bands import band, half_width, remarks
 from planner.cost.factors import load_learned
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
@@ -51,21 +51,23 @@ def forecast(rows: Sequence[Mapping[str, str | None]]) -> list[Forecast]:
     if len(reading.jobs):
         for number, made in zip(reading.accepted, _forecasts(reading.jobs), strict=True):
             kept = result[number]
-            result[number] = replace(made, row_id=kept.row_id, assumptions=kept.assumptions)
+            result[number] = replace(made, row_id=kept.row_id, assumptions=(*kept.assumptions, *made.assumptions))
     return result
 
 
 def _forecasts(jobs: Jobs) -> list[Forecast]:
-    """One forecast per job, without its row's id and assumptions."""
+    """One forecast per job, without its row's id and assumptions, but with what is said of the job itself."""
     learned = load_learned()
     parts = predict(ingredients_of(jobs), learned)
     seconds = total_seconds(parts)
-    low, high = band(seconds, spread(jobs, parts, learned), learned)
+    low, high = band(seconds, half_width(jobs, parts, learned))
+    said = remarks(jobs, learned)
     memory = footprint(jobs)
     width = 1 + MEMORY_BAND
     return [
         Forecast(
             row_id="",
+            assumptions=said[job],
             step_seconds=float(seconds[job]),
             low_seconds=float(low[job]),
             high_seconds=float(high[job]),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.job import COLUMNS, Each, Jobs, Names
+from planner.cost.software_memory import CHUNKS_RULE, chunks_loss
 from planner.published import checks
 from planner.published.cells import Cells, Refused
 from planner.published.columns import CONFIGURATION
@@ -68,7 +69,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             refused[number] = str(reason)
         else:
             models.append(model)
-            jobs.append(job)
+            jobs.append(job | {"guesses": float(row.guesses + cells.guesses)})
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
@@ -88,13 +89,18 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
 
 def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs, list[tuple[int, str]]]:
     """What a planner would choose where rows are silent, and of which job that is to be told."""
+    chunked = chunks_loss(jobs)
+    jobs = replace(jobs, fused_loss=np.where(chunked, "chunked", jobs.fused_loss))
     recomputed = needs_recomputation(jobs, np.array([UNKNOWN_RECOMPUTE in row for row in rows], dtype=bool))
     no_batch = np.array([UNKNOWN_BATCH in row for row in rows], dtype=bool)
     jobs = with_usual_batches(with_recomputation(jobs, recomputed), no_batch)
     told = [(int(place), f"recompute_class: full assumed ({RECOMPUTE_RULE})") for place in recomputed]
+    told += [(int(place), f"fused_loss: chunked assumed ({CHUNKS_RULE})") for place in np.flatnonzero(chunked)]
     for place in np.flatnonzero(no_batch):
         told.append((int(place), f"micro_batch_size: {jobs.micro_batch[place]:g} assumed ({BATCH_RULE})"))
-    return jobs, told
+    guesses = jobs.guesses + no_batch
+    guesses[recomputed] += 1
+    return replace(jobs, guesses=guesses), told
 
 
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:

@@ -105,16 +105,13 @@ def _baselines(space: Space) -> list[tuple[str, Flags]]:
     plain = (own.optimizer_offload + own.activation_offload + own.data_outside) == 0
     alone = plain & (own.tensor == 1) & (own.pipeline == 1) & (own.context == 1) & (own.expert == 1)
     replicas = own.data * own.context
-    inside = own.tensor[plain & (own.tensor <= space.at.fast_domain)]
-    tensor = int(inside.max()) if len(inside) else 1
-    megatron = plain & (own.context == 1) & (own.tensor == tensor) & (own.zero_stage <= 1)
-    fitting = np.zeros(len(own), dtype=bool)
-    fitting[space.best.layout] = True
-    stages = own.pipeline[megatron & fitting]
+    split = (own.tensor > 1) & (own.tensor <= space.at.fast_domain)
+    # However many ranks of the node share a layer, and stages the model: the best that such a search would find.
+    megatron = plain & (own.context == 1) & split & (own.zero_stage <= 1)
     return [
         ("DDP", alone & (own.zero_stage == 0)),
         ("FSDP", alone & (own.zero_stage == 3) & (own.shard == replicas)),
-        ("TP in the node, then PP", megatron & (own.pipeline == (int(stages.min()) if len(stages) else 0))),
+        ("TP in the node, then PP", megatron),
     ]
 
 

@@ -11,8 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from planner.cost.axes.pipeline import chunks_in_rounds, round_length
 from planner.cost.factors import Factors
-from planner.cost.layers import SHARDED, sharded_message, waits
+from planner.cost.layers import SHARDED, Often, often_sharded, sharded_message, waits
 from planner.cost.once import crossing_seconds, num_exchanges, offloaded_activations
 from planner.cost.step import (
     ACTION,
@@ -27,11 +28,14 @@ from planner.cost.step import (
 )
 from planner.space.layouts import Ints
 from planner.space.question import Setting
-from planner.space.schedule_choices import Variants
+from planner.space.schedule_choices import METHODS, Variants
 from planner.space.tables import LayerTable, LayoutTable, MessageTable
 from profiles.machines.devices import MICROSECOND
 from profiles.models.operators import PHASES
 from profiles.models.transformer import Array, Flags
+
+# Which methods recompute layers in full.
+IS_FULL = np.array([method == "full" for method in METHODS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,7 @@ def _costs(plans: Block) -> StepCosts:
     one = np.ones(1)
     message = tables.messages.seconds[tables.messages.combination[plans.layouts][:, None], plans.columns]
     num_places = len(next(iter(shared.counts.values())))
-    kinds = {kind: _layer(plans, kind) for kind in layers.compute} | _ends(plans)
+    kinds = {kind: _layer(plans, kind) for kind in layers.kept} | _ends(plans)
     counts: dict[str, Sequence[Array]] = {
         **{kind: [plans.each(column) for column in columns] for kind, columns in shared.counts.items()},
         **end_counts(plans.each(jobs.pipeline), num_places),
@@ -149,6 +153,10 @@ def _costs(plans: Block) -> StepCosts:
         pipeline, chunks = plans.each(jobs.pipeline), choices.chunks[:, None]
         counts[ACTION] = action_counts(pipeline, chunks, num_places)
         model_counts[ACTION] = np.where(pipeline > 1, pipeline * chunks, 0.0)
+
+    def often(every: Array) -> Array:
+        return num_exchanges(plans.each(jobs.zero_stage), plans.each_flag(every > 0), count)
+
     return StepCosts(
         layers=kinds,
         counts=counts,
@@ -166,9 +174,10 @@ def _costs(plans: Block) -> StepCosts:
         parameters=plans.each(shared.parameters),
         overlaps_gradients=plans.each_flag(jobs.overlap_grad),
         overlaps_parameters=plans.each_flag(jobs.overlap_param),
-        num_exchanges=num_exchanges(
-            plans.each(jobs.zero_stage), plans.each_flag(shared.time.reduces_every_microbatch > 0), count
-        ),
+        num_exchanges=often(shared.time.reduces_every_microbatch),
+        num_gathers=often(shared.time.gathers_every_microbatch),
+        other_chunks=chunks_in_rounds(choices.in_rounds, choices.chunks)[:, None],
+        round_length=round_length(plans.each(jobs.pipeline), count),
         once=_once(plans),
         straggling=np.array(straggling(tables) - 1),
     )
@@ -176,7 +185,7 @@ def _costs(plans: Block) -> StepCosts:
 
 def _layer(plans: Block, kind: str) -> LayerSeconds:
     """A layer of one kind. Shapes: (g, m, 1, k)."""
-    layers, shared, count = plans.tables.layers, plans.tables.shared, plans.choices.count[:, None, None]
+    layers, shared = plans.tables.layers, plans.tables.shared
     is_sharded = plans.is_any(shared.jobs.zero_stage == SHARDED)
     overlaps = plans.each_flag(shared.time.overlaps_shards > 0)
     total: Array | float = 0.0
@@ -184,11 +193,10 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
     for phase in PHASES:
         busy, launch, message = plans.of(layers.device[phase, kind]), plans.of(layers.launch[phase, kind]), np.zeros(1)
         if is_sharded:
-            gather, scatter = plans.each(shared.gather), plans.each(shared.scatter)
-            every = plans.each_flag(shared.time.reduces_every_microbatch > 0)
-            message = sharded_message(
-                phase, gather, scatter, plans.each_flag(shared.jobs.reshard_after_forward), every, count
-            )
+            gather, scatter = plans.each(shared.gather[kind]), plans.each(shared.scatter[kind])
+            again = plans.each_flag(shared.again[kind])
+            again = again & IS_FULL if again.any() else again
+            message = sharded_message(phase, gather, scatter, _often(plans), again)
         visible, host = waits(busy, launch, message, overlaps, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":
@@ -196,18 +204,33 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
     return LayerSeconds(
         total=plans.mixed(np.asarray(total)),
         forward=forward,
-        compute=plans.mixed(plans.of(layers.compute[kind])),
         weight=plans.of(layers.weight[kind]),
+    )
+
+
+def _often(plans: Block) -> Often:
+    """How often the block's plans gather and scatter shards. Shapes: (g, m, 1, 1)."""
+    shared = plans.tables.shared
+    return often_sharded(
+        plans.each(shared.jobs.pipeline),
+        plans.choices.count[:, None, None],
+        plans.each_flag(shared.jobs.reshard_after_forward),
+        plans.each_flag(shared.time.reduces_every_microbatch > 0),
+        plans.each_flag(shared.time.keeps_in_pipeline > 0),
     )
 
 
 def _ends(plans: Block) -> dict[str, LayerSeconds]:
     """Embedding and head. Shapes: (g, m, 1, 1)."""
     layers, shared = plans.tables.layers, plans.tables.shared
-    first = plans.of(layers.embedding) + plans.each(shared.root)
+    first = plans.of(layers.embedding)
+    if plans.is_any(shared.jobs.zero_stage == SHARDED):
+        often = _often(plans)
+        gather, scatter = plans.each(shared.root_gather), plans.each(shared.root_scatter)
+        first = first + (gather * often.gathered + scatter * often.scattered)
     return {
-        "embedding": end_of_model(first, plans.of(layers.embedding_compute)),
-        "head": end_of_model(plans.of(layers.head), plans.of(layers.head_compute)),
+        "embedding": end_of_model(first),
+        "head": end_of_model(plans.of(layers.head)),
     }
 
 

@@ -120,12 +120,17 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
         buckets=stage["buckets"],
         fixed_slack=stage["vocabulary_slack"] + num_logits * stage["logit_slack"],
         working_slack=stage["working_slack"],
+        idle=np.zeros(1),
     )
 
 
 def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
-    return kept_together([(stage[of_kind(kind)], kept, backward) for kind, (kept, backward) in plans.kept.items()])
+    kinds = [(stage[of_kind(kind)], kept, backward) for kind, (kept, backward) in plans.kept.items()]
+    whole, largest, backward = kept_together(kinds)
+    if np.any(stage["output_per_token"] > 0):
+        whole = whole + plans.tokens * stage["output_per_token"]
+    return whole, largest, backward
 
 
 def _received(plans: Block, stage: dict[str, Array], columns: Ints, hidden: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.cost.factors import Learned, load_learned
 from planner.cost.layers import SHARDED
+from planner.space.best import Best, fastest, ranked
 from planner.space.block import Tables, block, step_seconds
 from planner.space.block_memory import device_bytes, host_bytes
 from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
@@ -39,24 +40,6 @@ class Place:
     micro_batch: int
     schedule: int
     recompute: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
-    """The best plan of each layout and schedule that fits, fastest first. Shapes: one entry per plan.
-
-    `layout`, `micro_batch`, `schedule` and `recompute` are places in the layouts and in their variants.
-    """
-
-    layout: Ints
-    micro_batch: Ints
-    schedule: Ints
-    recompute: Ints
-    step_seconds: Array
-    device_bytes: Array
-
-    def __len__(self) -> int:
-        return len(self.layout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +133,8 @@ def explore(
     Raises: NoFeasiblePlanError where no layout is legal; InputError where there are too many.
     """
     learned = learned or at.learned or load_learned()
-    layouts, broken = legal_layouts(at, options)
-    if not len(layouts):
-        counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
-        raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
+    layouts, broken = _layouts(at, options)
     on_progress(0.0, f"{format_count(len(layouts))} layouts, {at.precision}")
-    if len(layouts) * len(_micro_batches(at, layouts)) > MOST_ENTRIES:
-        raise _too_many(at)
     tables = tables_of(at, layouts, learned)
     known: dict[tuple[int, int], Variants] = {}
     own, generated, rejected = _to_price(at, options, layouts, tables, known)
@@ -179,16 +157,30 @@ def explore(
         timed = fits.any(axis=(1, 2, 3)) if seen is None else np.ones(len(chosen), dtype=bool)
         if timed.any():
             seconds = step_seconds(block(tables, chosen[timed], choices))
-            blocks.append(_fastest(chosen[timed], np.where(fits[timed], seconds, np.inf), held[timed]))
+            blocks.append(fastest(chosen[timed], np.where(fits[timed], seconds, np.inf), held[timed]))
             if seen is not None:
                 seen(num_legal, chosen, choices, seconds, held)
         done += piece.num_plans
         on_progress(done / total, f"{format_count(done)} of {format_count(total)} plans, {at.precision}")
     return Space(
-        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=_ranked(blocks),
+        at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=ranked(blocks),
         generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
         nearest_place=places, _known=known,
     )  # fmt: skip
+
+
+def _layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]:
+    """The layouts to look at, and how many degrees break which rule.
+
+    Raises: NoFeasiblePlanError where there are none; InputError where there are too many.
+    """
+    layouts, broken = legal_layouts(at, options)
+    if not len(layouts):
+        counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
+        raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
+    if len(layouts) * len(_micro_batches(at, layouts)) > MOST_ENTRIES:
+        raise _too_many(at)
+    return layouts, broken
 
 
 def _to_price(
@@ -267,30 +259,3 @@ def _least_bytes(tables: Tables) -> Array:
     """What the states of the fuller of both ends take, per layout."""
     shared = tables.shared
     return np.asarray(shared.least_state_bytes + shared.rules.context_bytes)
-
-
-def _fastest(layouts: Ints, seconds: Array, held: Array) -> tuple[Array | Ints, ...]:
-    """The fastest plan of each layout and schedule, as columns of Best."""
-    count, sizes, schedules, ways = seconds.shape
-    place = seconds.transpose(0, 2, 1, 3).reshape(count * schedules, -1).argmin(axis=1)
-    micro, recompute = np.unravel_index(place, (sizes, ways))
-    layout, schedule = np.repeat(np.arange(count), schedules), np.tile(np.arange(schedules), count)
-    least = seconds[layout, micro, schedule, recompute]
-    columns = (layouts[layout], micro, schedule, recompute, least, held[layout, micro, schedule, recompute])
-    usable = np.isfinite(least)
-    return tuple(column[usable] for column in columns)
-
-
-def _ranked(blocks: list[tuple[Array | Ints, ...]]) -> Best:
-    columns = [np.concatenate(column) for column in zip(*blocks, strict=True)] or [np.zeros(0)] * 6
-    # Equal times: the one of fewer bytes, then the layout that comes first.
-    order = np.lexsort((columns[0], columns[5], columns[4]))
-    ints = [column[order].astype(np.int64) for column in columns[:4]]
-    return Best(
-        layout=ints[0],
-        micro_batch=ints[1],
-        schedule=ints[2],
-        recompute=ints[3],
-        step_seconds=columns[4][order],
-        device_bytes=columns[5][order],
-    )

@@ -56,7 +56,9 @@ def measured_setting(
         devices_per_node=per_node,
         fast_domain=max(1, cluster.fast_domain if cluster else per_node),
         stack=stack_on(at.stack, machine, precision),
+        # Layers were measured with the attention they have.
         attention_kernel="flash2",
+        overlaps_tensor=False,
         network_latency_seconds=_hop_seconds(cluster, is_cpu),
         source=MeasuredMachine(
             traced=traced,

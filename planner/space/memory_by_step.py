@@ -9,14 +9,9 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import hidden_bytes, loss_bytes, memory_of, num_received, parameters_of
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES
+from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent
-from planner.cost.memory.stage_states import (
-    WHOLE_GRADIENT_BYTES,
-    LayerParameters,
-    StageStates,
-    stage_states,
-)
+from planner.cost.memory.stage_states import WHOLE_GRADIENT_BYTES, StageStates, stage_states
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.plans import Plan
 from planner.schedules.activations import Chunk, Layer, Rank
@@ -118,7 +113,7 @@ def _chunks(laws: _Laws) -> Iterator[Chunk]:
         "gradients": states.accumulated + states.fresh,
         "shards": states.parameters * rules.gradient_bytes / rules.weight_bytes,
         "reducing": states.reducing,
-        "waiting": np.where(has_head, final, 0.0) + logits * (KEPT_LOGIT_BYTES + rules.element_bytes),
+        "waiting": np.where(has_head, final, 0.0) + logits * rules.waiting_logit_bytes,
         "at_loss": np.where(has_head, at_loss, 0.0),
         "at_head": np.where(has_head, at_head, 0.0),
         "embedding": np.where(content.is_first, gradient + states.passing, 0.0),

@@ -84,7 +84,7 @@ class _Probes:
                 layers=own,
             )
         )
-        return held.reserved_bytes + self.memory.rules.context_bytes
+        return held.needed_bytes + self.memory.rules.context_bytes
 
     def _slopes(self, kind: str) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Bytes of one layer, and of each further one, on the stage that holds most and on the one that holds least."""
@@ -133,7 +133,7 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
     }
 
     def contents(shared: StageMemory, index: int) -> StageContent:
-        even = stage_content(jobs, shared.rules, index)
+        even = stage_content(jobs, index)
         own = {kind: count.copy() for kind, count in even.layers.items()}
         for row, layers in placed.items():
             for kind, counts in layers.items():

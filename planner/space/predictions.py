@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.error_bands import band, spread
+from planner.cost.error_bands import band, half_width, remarks
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.measured.kernels import OnMachine
@@ -80,9 +80,11 @@ def _grounds(space: Space, jobs: Jobs, seconds: Mapping[str, Array]) -> list[tup
     if space.at.measured is not None:
         return [_measured(space.at, space.at.measured, jobs, seconds, row) for row in range(len(jobs))]
     total = total_seconds(seconds)
-    low, high = band(total, spread(jobs, seconds, space.learned), space.learned)
+    low, high = band(total, half_width(jobs, seconds, space.learned))
     words = f"kernels, links and software ({space.at.stack.name}) as published runs taught"
-    return [(float(least), float(most), (words,)) for least, most in zip(low / total, high / total, strict=True)]
+    said = remarks(jobs, space.learned)
+    ends = zip(low / total, high / total, said, strict=True)
+    return [(float(least), float(most), (words, *more)) for least, most, more in ends]
 
 
 def _measured(

@@ -32,7 +32,7 @@ NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes
 # What plans leave to the device and to the stack.
 AS_USUAL = {
     "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "parameter_bytes": 0.0, "lora_rank": 0.0,
-    "optimizer": "adamw", "quantised_base": "none", "packed": True,
+    "guesses": 0.0, "optimizer": "adamw", "quantised_base": "none", "packed": True,
 }  # fmt: skip
 
 
@@ -40,11 +40,12 @@ AS_USUAL = {
 class Setting:
     """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
 
-    `network_latency_seconds` is of a hop between fast domains. With `free_exchange` gradients are sent for nothing, as
-    no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model on a data
-    sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None what
-    published ones did. `measured` are the machine and the model's layers on it where it was measured, and
-    `corrections` what plans that ran there taught.
+    `network_latency_seconds` is of a hop between fast domains. With `overlaps_tensor` tensor-parallel messages go
+    beside compute where sequences are split; with `free_exchange` gradients are sent for nothing, as no codec can.
+    `source` knows the kernels and links of a machine that was measured, or of a traced model on a data sheet; None are
+    published laws and the model's sizes. `learned` is what runs taught of the hardware, None what published ones did.
+    `measured` are the machine and the model's layers on it where it was measured, and `corrections` what plans that ran
+    there taught.
     """
 
     model: ModelSizes
@@ -60,6 +61,7 @@ class Setting:
     global_batch_size: int
     sequence_length: int
     compiled: bool = False
+    overlaps_tensor: bool = False
     codec: str = "none"
     network_latency_seconds: float
     free_exchange: bool = False
@@ -101,6 +103,7 @@ def setting(
     codec: str = "none",
 ) -> Setting:
     """A setting with the links of `cluster`, or those that the device is usually sold with."""
+    software = load_stack(stack)
     return Setting(
         model=model,
         device=device,
@@ -109,9 +112,10 @@ def setting(
         fast_domain=max(1, cluster.fast_domain if cluster else device.fast_domain),
         network_bytes_per_second=(cluster.network_gb_per_second if cluster else device.network_gb_per_second) * GB,
         fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second) * GB,
-        stack=load_stack(stack),
+        stack=software,
         precision=precision,
-        attention_kernel="unfused" if device.generation == "volta" else "flash2",
+        attention_kernel=software.attention_kernel(device.generation),
+        overlaps_tensor=software.habits.can_overlap_tensor,
         global_batch_size=global_batch_size,
         sequence_length=sequence_length,
         codec=codec,
@@ -139,6 +143,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "recompute": "none",
         "precision": at.precision,
         "compiled": at.compiled,
+        "overlap_tensor": at.overlaps_tensor & np.asarray(columns.get("sequence_parallel", False)),
         # A codec that makes one message of all gradients has nothing to overlap.
         "overlap_grad": _overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),
         "network_latency_seconds": at.network_latency_seconds,

@@ -17,8 +17,9 @@ from planner.plans import Plan
 from planner.schedules.registry import schedule, stage_ranks
 from planner.schedules.replay import PipelineSeconds, replay_plans
 from planner.schedules.steps import STAGES_OF_V, Shape
+from planner.space.best import Best
 from planner.space.block import block, step, straggling
-from planner.space.explore import Best, Place, Space
+from planner.space.explore import Place, Space
 from planner.space.memory import memories
 from planner.space.place_layers import fullest_share, placeable, placed_footprint, placements
 from planner.space.schedule_choices import hides_messages

@@ -25,9 +25,9 @@ class Variants:
     Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
     `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
     `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
-    `held_by_last_full` on that one. `through_v`, `waits` and `forwards_first` are traits of schedules (s,), as their
-    records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in METHODS of
-    what is done to it.
+    `held_by_last_full` on that one. `through_v`, `waits`, `forwards_first` and `in_rounds` are traits of schedules
+    (s,), as their records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in
+    METHODS of what is done to it.
     """
 
     micro_batch: Array
@@ -37,6 +37,7 @@ class Variants:
     through_v: Flags
     waits: Flags
     forwards_first: Flags
+    in_rounds: Flags
     method: Array
     layers: Array
     share: Array
@@ -88,6 +89,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         through_v=has(names, lambda rules: rules.stages.is_v),
         waits=has(names, lambda rules: rules.waits),
         forwards_first=has(names, lambda rules: rules.forwards_first),
+        in_rounds=has(names, lambda rules: rules.counts.in_rounds),
         method=np.array([METHODS.index(method) for method, _ in recompute]),
         layers=np.array([layers for _, layers in recompute], dtype=np.float64),
         share=np.array([layers / stage_layers for _, layers in recompute]),

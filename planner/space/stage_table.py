@@ -8,9 +8,9 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import loss_bytes
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES
+from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent, stage_content
-from planner.cost.memory.stage_states import LayerParameters, StageStates, stage_states
+from planner.cost.memory.stage_states import StageStates, stage_states
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -107,7 +107,7 @@ def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParame
         stages[-1] = np.where(is_uneven(jobs), np.array([full[degree] for degree in pipeline]), stages[-1])
     names, columns, alike, rows, held = [], [], [], [], []
     for stage in stages:
-        content = stage_content(jobs, rules, stage, is_v)
+        content = stage_content(jobs, stage, is_v)
         states = stage_states(jobs, rules, layer, content)
         numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
         numbers |= {of_kind(kind): count for kind, count in content.layers.items()}
@@ -156,15 +156,17 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
     first, last = content.is_first.astype(float), content.is_last.astype(float)
     token = hidden_size * rules.element_bytes
     is_split = jobs.sequence_parallel.astype(float)
+    sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~content.is_last
     return {
         "is_first": first,
         "is_last": last,
         "hidden_per_token": token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
+        "output_per_token": np.where(sends, token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0), 0.0),
         "gathered_per_token": 2 * token * is_split,
         "logits_per_token": vocabulary * last / hidden_size,
         "loss_logit": loss_bytes(jobs, rules),
         "head_logit": rules.head_logit_bytes,
-        "waiting_logit": KEPT_LOGIT_BYTES + rules.element_bytes,
+        "waiting_logit": rules.waiting_logit_bytes,
         "head_gradient": vocabulary * rules.head_gradient_bytes * last,
         "embedding_gradient": vocabulary * rules.head_gradient_bytes * first,
         "workspace": rules.workspace_bytes,

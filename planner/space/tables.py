@@ -20,7 +20,7 @@ from planner.cost.links import links_of
 from planner.cost.memory.footprint import memory_of, parameters_of
 from planner.cost.once import (
     codec_seconds,
-    crossing_seconds,
+    host_update_seconds,
     offloaded_states,
     optimizer_parameters,
     optimizer_seconds,
@@ -47,14 +47,11 @@ class LayerTable:
     sizes: Array
     device: dict[tuple[Phase, str], Array]
     launch: dict[tuple[Phase, str], Array]
-    compute: dict[str, Array]
     weight: dict[str, Array]
     kept: dict[str, Array]
     backward: dict[str, Array]
     embedding: Array
-    embedding_compute: Array
     head: Array
-    head_compute: Array
     tokens: Array
     combination: Ints
 
@@ -88,34 +85,28 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
     )
     ingredients = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
-    device, launch, compute, weight = {}, {}, {}, {}
+    device, launch, weight = {}, {}, {}
     kept, backward = {}, {}
     for kind in jobs.model.kinds:
         works = {phase: layer_work(ingredients, learned.factors, phase, kind) for phase in PHASES}
         for phase, work in works.items():
             device[phase, kind], launch[phase, kind] = work.device.reshape(shape), work.launch.reshape(shape)
-        compute[kind] = sum((work.compute + work.recompute for work in works.values()), np.zeros(len(jobs)))
-        compute[kind] = compute[kind].reshape(shape)
         weight[kind] = ingredients.kernels.weights(ingredients.rules, learned.factors, kind).reshape(shape)[:, :, 0]
         memory = memory_of(jobs, rules, kind)
         kept[kind], backward[kind] = memory.kept.reshape(shape), memory.backward.reshape(shape)
-    ends = {part: edge_pass(ingredients, learned.factors, part) for part in ("embedding", "head")}
 
-    def end(part: str, name: str) -> Array:
-        return np.asarray(getattr(ends[part], name)).reshape(shape)[:, :, 0]
+    def end(part: str) -> Array:
+        return np.asarray(edge_pass(ingredients, learned.factors, part).total).reshape(shape)[:, :, 0]
 
     return LayerTable(
         sizes=np.array(sizes, dtype=float),
         device=device,
         launch=launch,
-        compute=compute,
         weight=weight,
         kept=kept,
         backward=backward,
-        embedding=end("embedding", "total"),
-        embedding_compute=end("embedding", "compute"),
-        head=end("head", "total"),
-        head_compute=end("head", "compute"),
+        embedding=end("embedding"),
+        head=end("head"),
         tokens=jobs.tokens.reshape(shape)[:, :, 0],
         combination=combination,
     )
@@ -159,7 +150,8 @@ class LayoutTable:
     """What a layout decides alone. Shapes: one entry per layout.
 
     `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
-    `gather` and `scatter` of one layer's shards (ZeRO 3), `root` of what belongs to no layer, all each alone; `once` of
+    `gather` and `scatter` of the shards of one layer of a kind (ZeRO 3), `root_` of what belongs to no layer, all each
+    alone; of layers gathered `again` for the backward pass if they are recomputed; `once` of
     compressing gradients, updating weights, offloading their states, of which there are `offloaded_states` bytes, and
     of the host outside the layers. `is_uneven`: whether some stages have a layer more than others. `counts` are layers
     of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go through a
@@ -173,9 +165,11 @@ class LayoutTable:
     tail: Array
     late: Array
     parameters: Array
-    gather: Array
-    scatter: Array
-    root: Array
+    gather: dict[str, Array]
+    scatter: dict[str, Array]
+    again: dict[str, Flags]
+    root_gather: Array
+    root_scatter: Array
     once: Array
     offloaded_states: Array
     host_link_rate: Array
@@ -199,7 +193,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
     once = codec_seconds(ingredients, learned.factors) + optimizer_seconds(ingredients, learned.factors, updated)
     once = once + ingredients.rules.host_step_ms * 1e-3
     offloaded = offloaded_states(ingredients, updated)
-    once = once + crossing_seconds(offloaded, ingredients.host_link_rate)
+    once = once + host_update_seconds(ingredients, updated)
     factor = learned.factors.data_comm
     return LayoutTable(
         jobs=jobs,
@@ -209,10 +203,11 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         tail=ingredients.exchange.tail * factor,
         late=ingredients.exchange.late * factor,
         parameters=ingredients.exchange.parameters * factor,
-        gather=ingredients.sharded.layer_gather * factor,
-        scatter=ingredients.sharded.layer_scatter * factor,
-        root=np.where(jobs.zero_stage == 3, ingredients.sharded.root_gather + ingredients.sharded.root_scatter, 0.0)
-        * factor,
+        gather={kind: seconds * factor for kind, seconds in ingredients.sharded.layer_gather.items()},
+        scatter={kind: seconds * factor for kind, seconds in ingredients.sharded.layer_scatter.items()},
+        again=ingredients.sharded.layer_again,
+        root_gather=ingredients.sharded.root_gather * factor,
+        root_scatter=ingredients.sharded.root_scatter * factor,
         once=once,
         offloaded_states=offloaded,
         host_link_rate=ingredients.host_link_rate,

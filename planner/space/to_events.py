@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.layers import SHARDED, Pass, exposed
+from planner.cost.axes.pipeline import chunks_in_rounds, round_length
+from planner.cost.layers import SHARDED, Pass, exposed, often_of
 from planner.cost.once import codec_seconds, num_exchanges, offload_seconds, optimizer_parameters, optimizer_seconds
 from planner.plans import Plan
+from planner.schedules.registry import has
 from planner.simulate.step_work import Bucket, Span, StageWork, StepWork, Transfer
 from planner.space.block import straggling
 from planner.space.explore import Place, Space
@@ -97,7 +99,9 @@ def _stages(priced: _Priced) -> tuple[StageWork, ...]:
     forward = passes.forward(layers, 0, _on_device)
     backward = passes.backward(layers, 0, _on_device) + _sent_beside(priced)
     weights = passes.weights(layers, 0)
-    gather = priced.transfer("all_gather", "data", _gathered(priced)) if is_sharded else None
+    gathers = [
+        priced.transfer("all_gather", "data", seconds) if is_sharded else None for seconds in _gathered_by_pass(priced)
+    ]
     sent = 0.0 if hides_messages(priced.space.at, plan.schedule) else float(passes.ingredients.message[0])
     pieces = sum(layers.count.values(), np.zeros(1))
     return tuple(
@@ -108,7 +112,7 @@ def _stages(priced: _Priced) -> tuple[StageWork, ...]:
             forward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in ahead.items()}),
             backward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in back.items()}),
             message=priced.transfer("send_receive", "pipeline", sent),
-            gather=gather,
+            gather=gathers[stage],
             num_pieces=max(1, int(pieces[stage])),
             buckets=_buckets(priced, int(pieces[stage])),
         )
@@ -120,8 +124,8 @@ def _on_device(one: Pass) -> Array:
     return one.compute + one.recompute + one.host
 
 
-def _computed(one: Pass) -> Array:
-    return one.compute + one.recompute
+def _whole(one: Pass) -> Array:
+    return one.total
 
 
 def _waited(priced: _Priced, seconds: dict[str, float]) -> Transfer | None:
@@ -130,9 +134,20 @@ def _waited(priced: _Priced, seconds: dict[str, float]) -> Transfer | None:
     return priced.transfer(SENT[axis][0], axis, sum(seconds.values()))
 
 
-def _gathered(priced: _Priced) -> float:
-    """Seconds, alone, of gathering one layer's weights."""
-    return float(priced.passes.ingredients.sharded.layer_gather[0]) * priced.space.learned.factors.data_comm
+def _gathered(priced: _Priced, kind: str) -> Array:
+    """Seconds, alone, of gathering the weights of one layer of a kind. Shapes: (1,)."""
+    return priced.passes.ingredients.sharded.layer_gather[kind][:1] * priced.space.learned.factors.data_comm
+
+
+def _gathered_by_pass(priced: _Priced) -> Array:
+    """Seconds, alone, of gathering a layer's weights in one pass, as a mean over both. Shapes: (stage,)."""
+    layers = priced.layers.count
+    made = priced.passes.ingredients
+    often = often_of(made)
+    ahead = often.gathered[:1] + often.returned[:1]
+    again = {kind: flags[:1] * priced.recomputed_share for kind, flags in made.sharded.layer_again.items()}
+    whole = sum(count * _gathered(priced, kind) * (ahead + again[kind]) for kind, count in layers.items())
+    return np.asarray(whole / np.maximum(sum(layers.values()), 1.0) / 2)
 
 
 def _sent_beside(priced: _Priced) -> Array:
@@ -147,20 +162,20 @@ def _sent_beside(priced: _Priced) -> Array:
         often = (
             float(num_exchanges(ingredients.jobs.zero_stage, each, ingredients.jobs.num_microbatches)[0]) - 1
         ) / count
-        passing = priced.passes.backward(priced.layers, 0, _computed)
+        passing = priced.passes.backward(priced.layers, 0, _whole)
         seconds = exposed(
             ingredients.exchange.gradients * factors.data_comm, passing * priced.plan.virtual_stages, factors
         )
         return np.asarray(seconds * often / priced.plan.virtual_stages)
-    every = 1.0 if ingredients.rules.reduces_every_microbatch[0] > 0 else 1.0 / count
-    gather = np.array([_gathered(priced)])
+    every = often_of(ingredients).scattered[:1]
     # The embedding's gathering and scattering has nothing to hide behind.
     result = np.zeros(len(priced.plan.stage_bounds))
     result[0] = priced.passes.embedding.data_comm[0]
     for kind, layers in priced.layers.count.items():
         if kind in priced.passes.again:
             busy = _on_device(priced.passes.again[kind])[:1]
-            both = gather + ingredients.sharded.layer_scatter[:1] * factors.data_comm * every
+            gather = _gathered(priced, kind) * often_of(ingredients).returned[:1]
+            both = gather + ingredients.sharded.layer_scatter[kind][:1] * factors.data_comm * every
             result += layers * float((exposed(both, busy, factors) - exposed(gather, busy, factors))[0])
     return result
 
@@ -181,8 +196,14 @@ def _parameters(priced: _Priced) -> Transfer | None:
     ingredients, factors = priced.passes.ingredients, priced.space.learned.factors
     seconds = ingredients.exchange.parameters[:1] * factors.data_comm
     if ingredients.jobs.overlap_param[0]:
-        passing = priced.passes.forward(priced.layers, 0, lambda part: part.compute).max(keepdims=True)
-        seconds = exposed(seconds, passing * priced.plan.virtual_stages, factors)
+        jobs = ingredients.jobs
+        passing = priced.passes.forward(priced.layers, 0, _whole).max(keepdims=True) * priced.plan.virtual_stages
+        first, later = (
+            exposed(seconds, passing * often, factors)
+            for often in (1.0, round_length(jobs.pipeline, jobs.num_microbatches))
+        )
+        in_rounds = has(jobs.schedule, lambda each: each.counts.in_rounds)
+        seconds = first - (first - later) * chunks_in_rounds(in_rounds, jobs.chunks)
     return priced.transfer("all_gather", "data", float(seconds[0]))
 
 

@@ -33,8 +33,7 @@ RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
 RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
 STRANGER = "ampere"
-# Rows that do not start at a multiple of 16 bytes cannot be loaded in vectors. A vocabulary of 50257 in place of 50304
-# makes GPT-2 train 25 to 30 % slower, though the head is a third of its work. Source: A. Karpathy, nanoGPT, 2023.
+# Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
 # Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
 # A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
@@ -188,6 +187,7 @@ def grouped_matmul_seconds(
     k: ArrayLike,
     layout: Layout,
     silicon: Silicon,
+    result_bytes: ArrayLike | None = None,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
     """Seconds of `groups` products of (m, k) by (k, n) with matrices of their own; "NT" accumulates in fp32.
@@ -197,8 +197,9 @@ def grouped_matmul_seconds(
     """
     column = Columns(silicon, constants)
     m, n, k, groups = (np.asarray(size, dtype=np.float64) for size in (m_per_group, n, k, groups))
-    moved = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
-    busy = _product(m, n, k, layout, silicon, groups, np.asarray(moved), column, column["grouped_fraction"])
+    if result_bytes is None:
+        result_bytes = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
+    busy = _product(m, n, k, layout, silicon, groups, np.asarray(result_bytes), column, column["grouped_fraction"])
     seconds = busy + (column["overhead_us"] + column["grouped_overhead_us"] * groups) * 1e-6
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 

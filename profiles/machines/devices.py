@@ -17,6 +17,8 @@ FOLDER = CATALOG / "devices"
 MICROSECOND = 1e-6
 # Assumed where nothing is known of the host: less than DGX systems have, 1 to 2 TB for 8 devices.
 HOST_MEMORY_GB = 128.0
+# Assumed of a node's hosts: two sockets that reach half of what their sixteen channels of DDR4-3200 have on paper.
+HOST_MEMORY_GB_PER_SECOND = 200.0
 Generation = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
 VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
 MEMORY_WORD = re.compile(r"(\d+(?:\.\d+)?)(?:gib|gb|g)")
@@ -30,7 +32,8 @@ class Device:
     `memory_label_gb` in the name. Rates by precision: fp32 is the TF32 rate of the matrix units where they have it,
     else the plain one; `vector_tflops` is plain fp32 outside of them. `fast_domain` devices are joined by
     `link_gb_per_second` each, of which one pair sees `peer_gb_per_second`; `in_switch` links reduce on their way.
-    `host_gb_per_second` joins the device to its processor, whose memory has `host_memory_gb` for it.
+    `host_gb_per_second` joins the device to its processor, whose memory has `host_memory_gb` for it;
+    `host_memory_gb_per_second` is that of all hosts of a node.
     `num_multiprocessors` counts streaming multiprocessors or compute units.
     """
 
@@ -57,6 +60,7 @@ class Device:
     link_latency_us: float
     host_gb_per_second: float
     host_memory_gb: float = HOST_MEMORY_GB
+    host_memory_gb_per_second: float | None = None
     network_gb_per_second: float
     network_latency_us: float
     compute_slowdown_fraction: float

@@ -86,6 +86,10 @@ class TracedSizes(Transformer):
         one = np.ones(len(self.num_layers))
         return self.at(self.layer(kind).num_parameters, one, one), 0 * one
 
+    def num_matrices(self, kind: str) -> Array:
+        """One, of all: how many a traced layer has is not said."""
+        return np.ones(len(self.num_layers))
+
     @property
     def dense_layer_parameters(self) -> Array:
         """Parameters of a layer, as a mean over all."""

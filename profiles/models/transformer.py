@@ -166,6 +166,13 @@ class Transformer:
         has_network = self.shared_ffn_size > 0 if kind == ROUTED else self.ffn_size > 0
         return attention + np.where(has_network, np.where(self.gated, 2.0, 1.0), 0.0)
 
+    def num_matrices(self, kind: str) -> Array:
+        """Matrices of a layer of a kind, as models are written, routed experts' left out."""
+        has_network = self.shared_ffn_size > 0 if kind == ROUTED else self.ffn_size > 0
+        rows = 1.0 + np.where(has_network, 1.0, 0.0)
+        whole = np.where(self.is_mla, 1.0 + (self.mla_q_lora > 0), 0.0)
+        return self.column_linears(kind) + rows + whole
+
     @property
     def attention_parameters(self) -> Array:
         """Weights and biases of one layer's attention, norms excluded."""

@@ -12,6 +12,7 @@ from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from profiles.codecs.codec import GRADIENT_BYTES
+from profiles.machines.devices import MICROSECOND
 from profiles.machines.profile import Collective
 from profiles.models.transformer import Array, Flags
 from profiles.units import MIB
@@ -34,25 +35,19 @@ class StageParameters:
 
 
 def stage_parameters(jobs: Jobs, layers: StageCounts) -> StageParameters:
-    """Parameters of the first stage (with the embedding) or the last (with the head), whichever has more."""
-    model = jobs.model
-    of_stages: dict[int, Array] = {}
-    experts = np.zeros(len(jobs))
+    """Parameters of the first stage (with the embedding), one in the midst or the last (with the head): the most."""
+    model, num_places = jobs.model, len(next(iter(layers.values())))
+    common, experts = ([np.zeros(len(jobs))] * num_places for _ in range(2))
     for kind, counts in layers.items():
         own, routed = model.parameters_of(kind)
-        # Where stages are alike but for the ends, those in the midst have no more.
-        for place in (0, -1) if model.is_alike else range(-1, len(counts) - 1):
-            of_stages[place] = of_stages.get(place, np.zeros(len(jobs))) + counts[place] * own
-        experts = experts + np.maximum(counts[0], counts[-1]) * routed
-    ends = of_stages[0] if 0 in of_stages else of_stages[-1], of_stages[-1]
-    tied_head = model.vocab_size * model.hidden_size
+        common = [held + count * own / jobs.tensor for held, count in zip(common, counts, strict=True)]
+        experts = [held + count * routed for held, count in zip(experts, counts, strict=True)]
     split = jobs.vocabulary_split
-    first = ends[0] / jobs.tensor + model.embedding_parameters / split
-    last = ends[1] / jobs.tensor + np.where(model.tied, tied_head, model.head_parameters) / split
-    common = np.where(jobs.pipeline > 1, np.maximum(first, last), first + model.head_parameters / split)
-    if not model.is_alike:
-        common = np.maximum(common, np.max(list(of_stages.values()), axis=0) / jobs.tensor)
-    return StageParameters(common=common, expert=experts / (jobs.expert * jobs.expert_tensor))
+    head = np.where(model.tied & (jobs.pipeline > 1), model.vocab_size * model.hidden_size, model.head_parameters)
+    common[0] = common[0] + model.embedding_parameters / split + np.where(jobs.pipeline > 1, 0.0, head / split)
+    common[-1] = common[-1] + np.where(jobs.pipeline > 1, head / split, 0.0)
+    most = jobs.expert * jobs.expert_tensor
+    return StageParameters(common=np.max(common, axis=0), expert=np.max(experts, axis=0) / most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +64,11 @@ class Exchange:
     late: Array
 
 
+def gradient_message_bytes(jobs: Jobs, rules: TimeRules) -> Array:
+    """Bytes of a gradient on the wire: the stack's, or as the run says. Shapes: one entry per job."""
+    return np.where(jobs.gradient_bytes > 0, jobs.gradient_bytes, rules.gradient_message_bytes)
+
+
 def expert_replicas(jobs: Jobs) -> Array:
     """Ranks that hold the same experts. Shapes: one entry per job."""
     return np.maximum(jobs.data * jobs.context * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
@@ -78,7 +78,8 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
     replicas = jobs.data * jobs.context
     of_experts = expert_replicas(jobs)
-    per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
+    message_bytes = gradient_message_bytes(jobs, rules)
+    per_gradient = message_bytes * jobs.gradient_wire_fraction
     groups = [(held.common, replicas, jobs.tensor), (held.expert, of_experts, jobs.expert * jobs.expert_tensor)]
     # Where few ranks share the states, updated weights go no further.
     in_groups = (jobs.zero_stage < 3) & (jobs.shard > 1)
@@ -96,7 +97,7 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
         return total, last
 
     reduced, tail = taken("all_reduce", per_gradient)
-    gathered_fraction = rules.gradient_message_bytes * jobs.gradient_gather_fraction
+    gathered_fraction = message_bytes * jobs.gradient_gather_fraction
     of_codec, tail_of_codec = taken("all_gather", gathered_fraction, split=True)
     is_gathered = jobs.gradient_gather_fraction > 0
     reduced, tail = reduced + np.where(is_gathered, of_codec, 0.0), tail + np.where(is_gathered, tail_of_codec, 0.0)
@@ -127,7 +128,7 @@ def num_messages(jobs: Jobs, rules: TimeRules, parameters: Array, whole: Flags) 
 def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
-    num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * rules.gradient_message_bytes
+    num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * gradient_message_bytes(jobs, rules)
     pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
     return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
@@ -136,41 +137,93 @@ def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
 class Sharded:
     """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest.
 
-    `layer_parameters` and `root_parameters` are how many these have on one tensor-parallel rank.
+    Of a layer by its kind. `layer_again`: whether layers that are recomputed are gathered twice in a backward pass.
+    `layer_parameters` and `root_parameters` are how many are gathered on one rank.
     """
 
-    layer_gather: Array
-    layer_scatter: Array
+    layer_gather: dict[str, Array]
+    layer_scatter: dict[str, Array]
+    layer_again: dict[str, Flags]
     root_gather: Array
     root_scatter: Array
-    layer_parameters: Array
+    layer_parameters: dict[str, Array]
     root_parameters: Array
+
+
+def expert_shard(jobs: Jobs) -> Array:
+    """Ranks that what one of them has of the experts is sharded over with ZeRO stage 3. Shapes: one entry per job.
+
+    Model: experts are split over their own ranks first, which lie inside those of the shards; these hold the rest.
+    """
+    return np.maximum(jobs.shard * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
 
 
 def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
     """What ZeRO stage 3 sends per micro-batch; replicas of the shards (HSDP) average on top. 0 for other stages."""
     model = jobs.model
-    layer = np.where(model.is_moe, model.moe_shared_parameters + model.expert_parameters, model.dense_layer_parameters)
-    layer = layer / jobs.tensor
     root = (model.embedding_parameters + model.head_parameters) / jobs.vocabulary_split
-    active = jobs.zero_stage == 3
-    size = np.where(active, jobs.shard, 1.0)
+    active, of_experts = jobs.zero_stage == 3, jobs.expert * jobs.expert_tensor
+    size, expert_size = np.where(active, jobs.shard, 1.0), np.where(active, expert_shard(jobs), 1.0)
     replicas = np.where(active, np.maximum(jobs.data * jobs.context / jobs.shard, 1.0), 1.0)
+    copies = np.where(active, np.maximum(expert_replicas(jobs) / expert_shard(jobs), 1.0), 1.0)
+    common_group, expert_group = (size, replicas, jobs.tensor), (expert_size, copies, of_experts)
 
-    def gather(parameters: Array) -> Array:
-        num_bytes = parameters * rules.parameter_message_bytes
-        return replica_seconds(jobs, links, "all_gather", num_bytes, size, jobs.tensor)
+    def sent(collective: Collective, unit: _Unit, size_bytes: Array, group: tuple[Array, Array, Array]) -> Array:
+        """Seconds of the messages that a unit is, and what each costs for every rank."""
+        ranks, others, stride = group
+        count = np.where(rules.gathers_tensors > 0, unit.tensors, 1.0)
+        amount = unit.parameters * size_bytes / np.maximum(count, 1.0)
+        one = replica_seconds(jobs, links, collective, amount, ranks, stride)
+        one = one + np.where(ranks > 1, rules.shard_rank_us * MICROSECOND * ranks, 0.0)
+        if collective == "reduce_scatter":
+            one = one + replica_seconds(jobs, links, "all_reduce", amount / ranks, others, stride * ranks)
+        return np.where(unit.parameters > 0, count * one, 0.0)
 
-    def scatter(parameters: Array) -> Array:
-        num_bytes = parameters * rules.gradient_message_bytes * jobs.gradient_wire_fraction
-        own = replica_seconds(jobs, links, "reduce_scatter", num_bytes, size, jobs.tensor)
-        return own + replica_seconds(jobs, links, "all_reduce", num_bytes / size, replicas, jobs.tensor * size)
+    gradient_bytes = gradient_message_bytes(jobs, rules) * jobs.gradient_wire_fraction
 
+    def gather(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
+        return sent("all_gather", unit, rules.parameter_message_bytes, group)
+
+    def scatter(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
+        return sent("reduce_scatter", unit, gradient_bytes, group)
+
+    units = {kind: _units(jobs, kind) for kind in model.kinds}
+    held = {kind: one.parameters + own.parameters * (expert_size > 1) for kind, (one, own) in units.items()}
+    most = np.where(rules.reuse_parameters > 0, rules.reuse_parameters, np.inf)
+    ends = _Unit(parameters=root, tensors=np.where(model.tied, 1.0, 2.0))
     return Sharded(
-        layer_gather=gather(layer),
-        layer_scatter=scatter(layer),
-        root_gather=gather(root),
-        root_scatter=scatter(root),
-        layer_parameters=layer,
+        layer_gather={kind: gather(one) + gather(own, expert_group) for kind, (one, own) in units.items()},
+        layer_scatter={kind: scatter(one) + scatter(own, expert_group) for kind, (one, own) in units.items()},
+        layer_again={kind: parameters > most for kind, parameters in held.items()},
+        root_gather=gather(ends),
+        root_scatter=scatter(ends),
+        layer_parameters=held,
         root_parameters=root,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """Parameters on one rank that are sharded over the same ranks, and in how many matrices."""
+
+    parameters: Array
+    tensors: Array
+
+
+def _units(jobs: Jobs, kind: str) -> tuple[_Unit, _Unit]:
+    """What one rank works with of a layer by the ranks that it is sharded over: all of them, or those of experts.
+
+    Experts that are not split are sharded as all else is, in the same message.
+    """
+    model, of_experts = jobs.model, jobs.expert * jobs.expert_tensor
+    common, experts = model.parameters_of(kind)
+    matrices = model.num_matrices(kind)
+    of_each = np.where(experts > 0, model.num_experts / jobs.expert * np.where(model.gated, 3.0, 2.0), 0.0)
+    held, together = experts / of_experts, of_experts == jobs.tensor
+    return (
+        _Unit(
+            parameters=common / jobs.tensor + np.where(together, held, 0.0),
+            tensors=matrices + np.where(together, of_each, 0.0),
+        ),
+        _Unit(parameters=np.where(together, 0.0, held), tensors=of_each),
     )

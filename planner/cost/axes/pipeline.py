@@ -10,55 +10,85 @@ from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
-from profiles.models.transformer import DENSE, ROUTED, Array
+from profiles.models.transformer import Array, Flags
 
 # Layers of some stages by kind. Shapes: one entry per job.
 StageCounts = dict[str, tuple[Array, ...]]
 
 
 def stage_counts(jobs: Jobs) -> StageCounts:
-    """Layers of the first, a middle and the last stage, as even as they come, the ends shorter by what the job says.
+    """Layers of the first, the fullest in the midst, and the last stage, as memory has them.
 
-    Model: dense layers lead. Where there is no middle stage, the last one stands for it. Of models whose stages are not
-    alike it is every stage, for those that a job does not have its last.
+    Where there is no middle stage, the last one stands for it. Where dense layers lead there is the first stage
+    without any as well. Of models whose stages are not alike it is every stage, for those that a job does not have its
+    last. Ignores: chunks, which deal leading layers out to more ranks.
     """
-    model = jobs.model
+    model, last = jobs.model, jobs.pipeline - 1
+    places = [np.zeros(len(jobs)), _fullest_between(jobs), last]
+    leading = model.num_of(model.kinds[0])
     if not model.is_alike:
-        return _every_stage(jobs)
-    even = np.ceil((model.num_layers + jobs.first_fewer + jobs.last_fewer) / jobs.pipeline)
-    first = np.where(jobs.pipeline > 1, even - jobs.first_fewer, model.num_layers)
-    last = np.where(jobs.pipeline > 1, even - jobs.last_fewer, model.num_layers)
-    dense_total = model.num_layers - model.num_moe_layers
-    dense_first = np.where(model.is_moe, np.minimum(first, dense_total), first)
-    last_dense = np.where(model.is_moe, np.where(jobs.pipeline > 1, 0.0, dense_total), last)
-    has_middle = jobs.pipeline > 2
-    middle = np.where(has_middle, even, last)
-    middle_dense = np.where(has_middle, np.where(model.is_moe, 0.0, even), last_dense)
-    dense = (dense_first, middle_dense, last_dense)
-    totals = (first, middle, last)
-    counts = {DENSE: dense, ROUTED: tuple(total - count for total, count in zip(totals, dense, strict=True))}
-    return {kind: counts[kind] for kind in model.kinds}
+        places = [np.minimum(float(stage), last) for stage in range(int(jobs.pipeline.max(initial=1)))]
+    elif np.any((leading > 0) & (leading < model.num_layers)):
+        least = np.maximum(np.floor((model.num_layers + jobs.first_fewer + jobs.last_fewer) / jobs.pipeline), 1.0)
+        places.insert(2, np.clip(np.ceil((leading + jobs.first_fewer) / least), np.minimum(1.0, last), last))
+    stages = [layers_from(jobs, before, layers, layers) for before, layers in (stage_span(jobs, one) for one in places)]
+    return {kind: tuple(stage[kind] for stage in stages) for kind in model.kinds}
 
 
-def _every_stage(jobs: Jobs) -> StageCounts:
-    model, stages = jobs.model, range(int(jobs.pipeline.max(initial=1)))
-    starts = [layers_before(jobs, np.minimum(stage, jobs.pipeline - 1)) for stage in stages]
-    stops = [layers_before(jobs, np.minimum(stage + 1, jobs.pipeline)) for stage in stages]
-    return {
-        kind: tuple(
-            model.num_before(kind, stop) - model.num_before(kind, start)
-            for start, stop in zip(starts, stops, strict=True)
-        )
-        for kind in model.kinds
-    }
+def _fullest_between(jobs: Jobs) -> Array:
+    """The stage in the midst that has most layers, or the last where there is none: the second, if cuts are even."""
+    last = jobs.pipeline - 1
+    result, is_cut = np.minimum(1.0, last), _cuts_by_parameters(jobs)
+    if np.any(is_cut):
+        most = stage_span(jobs, result)[1]
+        for stage in range(2, int(last[is_cut].max())):
+            _, layers = stage_span(jobs, np.minimum(float(stage), last))
+            is_fuller = is_cut & (stage < last) & (layers > most)
+            result, most = np.where(is_fuller, float(stage), result), np.where(is_fuller, layers, most)
+    return result
+
+
+def stage_span(jobs: Jobs, index: Array) -> tuple[Array, Array]:
+    """Layers before stage `index` of every job, and its own. Shapes: one entry per job."""
+    before, after = layers_before(jobs, index), layers_before(jobs, index + 1)
+    own = np.maximum(np.where(index + 1 >= jobs.pipeline, jobs.model.num_layers, after) - before, 0.0)
+    return before, own
 
 
 def layers_before(jobs: Jobs, index: Array) -> Array:
-    """Layers of the stages before stage `index`: as even as they come, earlier stages first. Shapes: per job."""
+    """Layers of the stages before stage `index`: as even as they come, or as the software cuts. Shapes: per job.
+
+    Model: earlier stages have one more where layers do not divide, the ends are shorter by what the job says. Stacks
+    that cut by parameters weigh the head, and a layer belongs to the earlier of two stages that share it.
+    """
     model, pipeline = jobs.model, jobs.pipeline
     places = model.num_layers + jobs.first_fewer + jobs.last_fewer
     even = np.floor(places / pipeline) * index + np.minimum(np.mod(places, pipeline), index) - jobs.first_fewer
+    is_cut = _cuts_by_parameters(jobs)
+    if np.any(is_cut):
+        head = model.vocab_size * model.hidden_size / model.dense_layer_parameters
+        even = np.where(is_cut, np.ceil((model.num_layers + head) * index / pipeline), even)
     return np.where(index == 0, 0.0, np.minimum(even, model.num_layers))
+
+
+def _cuts_by_parameters(jobs: Jobs) -> Flags:
+    return jobs.stack.read(lambda stack: float(stack.memory.cuts_by_parameters)) > 0
+
+
+def layers_from(jobs: Jobs, before: Array, layers: Array, of_first_chunk: Array) -> dict[str, Array]:
+    """So many layers of a stage by kind, of which the first chunk's follow those `before` it.
+
+    Model: all but the first chunk's are of the kind that comes last. Shapes: one entry per job.
+    """
+    model = jobs.model
+    result = {}
+    left = layers
+    for kind in model.kinds:
+        until = model.num_before(kind, before + of_first_chunk) - model.num_before(kind, before)
+        is_last = model.num_before(kind, model.num_layers) > model.num_before(kind, model.num_layers - 1)
+        result[kind] = np.where(is_last, left, until)
+        left = left - result[kind]
+    return result
 
 
 def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
@@ -83,6 +113,16 @@ def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Arr
     missing = np.mod(-count, pipeline)
     filling = np.where(pipeline > 1, 1 / parts, 0.0)
     return filling, np.where((pipeline > 1) & (parts > 1), (parts - 1) / parts * missing, 0.0)
+
+
+def chunks_in_rounds(in_rounds: Flags, chunks: Array) -> Array:
+    """Share of a rank's layers beyond its first chunk, where micro-batches go through chunks in rounds. Broadcast."""
+    return np.where(in_rounds, 1 - 1 / np.maximum(chunks, 1.0), 0.0)
+
+
+def round_length(pipeline: Array, count: Array) -> Array:
+    """Micro-batches of a round: one for each rank, or more where they make no more rounds. Shapes: broadcast."""
+    return np.asarray(count / np.maximum(np.floor(count / pipeline), 1.0))
 
 
 def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -> Array:

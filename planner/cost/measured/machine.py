@@ -173,7 +173,7 @@ def stack_on(stack: Stack, machine: MachineProfile, precision: str) -> Stack:
     memory = replace(
         stack.memory,
         bucket_mib=0.0, workspaces=0.0, routed_workspaces=0.0, vocabulary_slack=0.0, logit_slack=0.0,
-        working_slack=0.0, context_gib=0.0,
+        working_slack=0.0, context_gib=0.0, communicator_mib=0.0,
     )  # fmt: skip
     return replace(stack, time=time, memory=memory)
 
@@ -197,4 +197,4 @@ def learned_of(machine: MachineProfile) -> Learned:
     if machine.device_kind == "cpu":
         names = ("tensor_comm", "data_comm", "expert_comm", "pipeline_comm", "context_comm")
         own = replace(own, **dict.fromkeys(names, 1.0), straggling=0.0, waiting_us=0.0)
-    return replace(taught, factors=own, groups={}, stacks={})
+    return replace(taught, factors=own, everyone={}, groups={}, stacks={}, products={})

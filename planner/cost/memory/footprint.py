@@ -9,10 +9,11 @@ import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, open_chunks
 from planner.cost.job import Jobs, Names
-from planner.cost.memory.peak import KEPT_LOGIT_BYTES, MOMENTS, PARTS, Peak, StageCosts, kept_together, peak_of
+from planner.cost.memory.layer_parameters import LayerParameters, layer_parameters
+from planner.cost.memory.peak import MOMENTS, PARTS, Peak, StageCosts, kept_together, peak_of
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
 from planner.cost.memory.stage_content import StageContent, stage_content
-from planner.cost.memory.stage_states import LayerParameters, layer_parameters, stage_states
+from planner.cost.memory.stage_states import stage_states
 from planner.cost.memory.traced import traced_memory, traced_parameters
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.schedules.registry import has
@@ -25,9 +26,10 @@ class Footprint:
     """Bytes of the fullest rank of every job. Shapes: one entry per job, in `stage_allocated_bytes` (job, stage).
 
     `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
-    caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows, and what
-    must fit. `offloaded_bytes` are activations of the stage that has most of them on the host. `stage` is the pipeline
-    stage with the peak and `moment` when it comes; stages that a job does not have are nan.
+    caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows,
+    no more than the device has where all that is needed fits. `offloaded_bytes` are activations of the stage that has
+    most of them on the host. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job
+    does not have are nan.
     """
 
     parts: dict[str, Array]
@@ -50,25 +52,29 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
     num_stages = int(jobs.pipeline.max(initial=1))
     by_stage = np.full((len(jobs), num_stages), np.nan)
     best = {name: np.full(len(jobs), -1.0) for name in PARTS}
-    total, reserved = np.full(len(jobs), -1.0), np.full(len(jobs), -1.0)
+    total, reserved, needed = (np.full(len(jobs), -1.0) for _ in range(3))
     offloaded = np.zeros(len(jobs))
     moment, where = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
     for index in range(num_stages):
-        stage = contents(shared, index) if contents else stage_content(jobs, shared.rules, index)
+        stage = contents(shared, index) if contents else stage_content(jobs, index)
         peak = shared.at(stage)
         held = peak.allocated_bytes
         by_stage[:, index] = np.where(stage.exists, held, np.nan)
         reserved = np.where(stage.exists, np.maximum(reserved, peak.reserved_bytes), reserved)
+        needed = np.where(stage.exists, np.maximum(needed, peak.needed_bytes), needed)
         offloaded = np.where(stage.exists, np.maximum(offloaded, peak.offloaded_bytes), offloaded)
         is_fuller = stage.exists & (held > total)
         total, where = np.where(is_fuller, held, total), np.where(is_fuller, float(index), where)
         moment = np.where(is_fuller, peak.moment, moment)
         best = {name: np.where(is_fuller, peak.parts[name], best[name]) for name in PARTS}
+    context = shared.rules.context_bytes
+    # The allocator gives back what it does not use before it fails.
+    reserved = np.minimum(reserved, np.maximum(needed, jobs.device_memory_bytes - context))
     return Footprint(
         parts=best,
         allocated_bytes=total,
         reserved_bytes=reserved,
-        device_bytes=reserved + shared.rules.context_bytes,
+        device_bytes=reserved + context,
         offloaded_bytes=offloaded,
         stage=where,
         moment=np.array(MOMENTS)[moment],
@@ -95,9 +101,11 @@ class StageMemory:
         kinds = [(count, self.layers[kind].kept, self.layers[kind].backward) for kind, count in stage.layers.items()]
         whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
+        num_logits = np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0)
+        sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~stage.is_last
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
-            kept=whole,
+            kept=whole + np.where(sends, hidden, 0.0),
             largest=largest,
             backward=backward,
             in_flight=held,
@@ -106,10 +114,10 @@ class StageMemory:
             * np.where(jobs.recompute == "partial", jobs.recompute_freed, jobs.recompute == "full"),
             hidden=hidden,
             gathered=gathered,
-            num_logits=np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0),
+            num_logits=num_logits,
             loss_logit=loss_bytes(jobs, rules),
             head_logit=rules.head_logit_bytes,
-            waiting_logit=KEPT_LOGIT_BYTES + rules.element_bytes,
+            waiting_logit=rules.waiting_logit_bytes,
             num_waiting=np.where(has(jobs.schedule, lambda each: each.forwards_first), held - 1, 0.0),
             is_last=stage.is_last & (jobs.model.first_position > 0),
             head_gradient=np.where(stage.is_last, vocabulary, 0.0) * rules.head_gradient_bytes,
@@ -122,6 +130,7 @@ class StageMemory:
             buckets=np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
             fixed_slack=fixed_slack_bytes(jobs, rules, self.parameters, stage),
             working_slack=rules.working_slack,
+            idle=num_logits * rules.idle_logit_bytes,
         )
 
 

@@ -22,9 +22,6 @@ MOMENTS = ("layer backward", "loss", "head backward", "forward", "embedding back
 NUM_FULL = 4
 # Where activations go to the host, those of the layer at work and of the one on its way stay.
 LAYERS_NOT_OFFLOADED = 2.0
-# Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits. The pipeline keeps
-# the logits themselves.
-KEPT_LOGIT_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +36,8 @@ class StageCosts:
     `head_gradient`, `embedding_gradient`: of the vocabulary, on the stages that have it.
     `chunks` of a rank, of which `opened` are under way. `received`: messages of a whole step, where they are allotted
     at once. `workspace` of the matrix library, `buckets` of communication. `fixed_slack`: holes that the allocator has
-    whatever is kept; `working_slack`: those that activations leave, as a share of them.
+    whatever is kept; `working_slack`: those that activations leave, as a share of them; `idle`: of those
+    that a loss leaves what the allocator would give back.
     """
 
     states: StageStates
@@ -67,6 +65,7 @@ class StageCosts:
     buckets: Array
     fixed_slack: Array
     working_slack: Array
+    idle: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +86,12 @@ class Moment:
 class Peak:
     """A stage at its fullest; `moment` counts in MOMENTS. `reserved_bytes`: the most that its allocator ever holds.
 
-    `offloaded_bytes`: activations that are on the host.
+    `needed_bytes`: without what it holds and would give back. `offloaded_bytes`: activations that are on the host.
     """
 
     allocated_bytes: Array
     reserved_bytes: Array
+    needed_bytes: Array
     offloaded_bytes: Array
     moment: NDArray[np.int64]
     parts: dict[str, Array]
@@ -229,10 +229,21 @@ def peak_of(stage: StageCosts) -> Peak:
         "workspace": stage.workspace,
     }
     allocated = reduce(np.add, parts.values())
-    reserved = allocated - totals.max(axis=0) + (totals + holes).max(axis=0) + stage.fixed_slack
+    always = allocated - totals.max(axis=0) + stage.fixed_slack
+    needed = always + (totals + holes).max(axis=0)
+    # What an update needs for a while finds no hole of its size where activations were, but where a loss left some, and
+    # so do the shards of gradients, which come while what they are of is whole.
+    shards = np.where((states.passing > 0) & (states.step > 0), law.absent, 0.0)
+    update = np.where(states.accumulated > 0, 0.0, np.maximum(states.step + shards, stage.idle))
+    reserved = np.maximum(needed, always + (totals + holes)[:-1].max(axis=0) + update)
     offloaded = np.where(stage.offloads, offloaded_bytes(stage.kept, stage.largest, stage.in_flight), 0.0)
     return Peak(
-        allocated_bytes=allocated, reserved_bytes=reserved, offloaded_bytes=offloaded, moment=moment, parts=parts
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        needed_bytes=needed,
+        offloaded_bytes=offloaded,
+        moment=moment,
+        parts=parts,
     )
 
 

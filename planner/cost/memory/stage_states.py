@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.cost.job import Jobs
+from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent
 from planner.cost.software_memory import MemoryRules
-from planner.cost.vocabulary import padded_vocabulary
-from profiles.models.transformer import DENSE, ROUTED, Array, Flags
+from profiles.models.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
 GATHERED_LAYERS = 2.0
@@ -19,84 +18,6 @@ GATHERED_LAYERS = 2.0
 GATHERED_CHUNKS = 3.0
 # Of a whole gradient that FSDP adds up until it is reduced: 32 bits, as the executor's reduce_dtype has it.
 WHOLE_GRADIENT_BYTES = 4.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KindParameters:
-    """Parameters of a layer of one kind on one rank by what splits them. Shapes: one entry per job.
-
-    `common` ones are sharded over data- and context-parallel ranks, routed `experts` over those that hold the same
-    experts. `matrices` beside those of attention count every distinct shape of a weight once: one expert of many.
-    """
-
-    common: Array
-    experts: Array
-    matrices: Array
-
-    @property
-    def total(self) -> Array:
-        """All parameters."""
-        return self.common + self.experts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParameters:
-    """Parameters of one layer on one rank by kind, and of the ends of the model. Shapes: one entry per job."""
-
-    kinds: dict[str, KindParameters]
-    attention_matrices: Array
-    vocabulary: Array
-    positions: Array
-
-    def take(self, index: NDArray[np.int64]) -> LayerParameters:
-        """Those of some jobs."""
-        kinds = {
-            kind: KindParameters(common=own.common[index], experts=own.experts[index], matrices=own.matrices[index])
-            for kind, own in self.kinds.items()
-        }
-        return LayerParameters(
-            kinds=kinds,
-            attention_matrices=self.attention_matrices[index],
-            vocabulary=self.vocabulary[index],
-            positions=self.positions[index],
-        )
-
-
-def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
-    """Parameters of a rank's share of layers and vocabulary.
-
-    Model: column- and row-split linears are divided by the tensor degree, the vocabulary by its own, norms, routers and
-    latent projections are not, experts by expert · expert-tensor. Vocabularies are padded to what the stack asks for.
-    """
-    model = jobs.model
-    split, whole = np.zeros(len(jobs)), np.zeros(len(jobs))
-    for _, inputs, outputs, how in model.attention_linears:
-        size = inputs * outputs + np.where(model.biases, outputs, 0.0)
-        split = split + np.where(how != "whole", size, 0.0)
-        whole = whole + np.where(how == "whole", size, 0.0)
-    attention = split / jobs.tensor + whole
-    ffn = model.feed_forward_parameters(model.ffn_size) / jobs.tensor
-    shared = model.feed_forward_parameters(model.shared_ffn_size) / jobs.tensor
-    router = model.num_experts * model.hidden_size
-    one_expert = model.feed_forward_parameters(model.expert_ffn_size) / jobs.expert_tensor
-    distinct = np.where(model.shared_ffn_size / jobs.tensor == model.expert_ffn_size / jobs.expert_tensor, 0.0, shared)
-    vocabulary = padded_vocabulary(jobs)
-    kinds = {
-        DENSE: KindParameters(
-            common=attention + ffn + model.norm_parameters, experts=np.zeros(len(jobs)), matrices=ffn
-        ),
-        ROUTED: KindParameters(
-            common=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
-            experts=one_expert * model.num_experts / jobs.expert,
-            matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
-        ),
-    }
-    return LayerParameters(
-        kinds={kind: kinds[kind] for kind in model.kinds},
-        attention_matrices=attention,
-        vocabulary=vocabulary * model.hidden_size / jobs.vocabulary_split,
-        positions=model.learned_positions * model.hidden_size,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,32 +60,33 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
     common, experts = _parameters(jobs, layer, stage)
-    of_layers = np.asarray(sum(count * layer.kinds[kind].total for kind, count in stage.layers.items()))
     group, expert_group = _shard_groups(jobs)
+    trained, weights = _trained(jobs, layer, stage), _weight_bytes(jobs, rules, layer, stage)
 
-    def held(sharded: Flags) -> Array:
-        return common / np.where(sharded, group, 1.0) + experts / np.where(sharded, expert_group, 1.0)
+    def held(sharded: Flags, own: tuple[Array, Array]) -> Array:
+        return own[0] / np.where(sharded, group, 1.0) + own[1] / np.where(sharded, expert_group, 1.0)
 
-    updated = held(jobs.zero_stage >= 1)
-    optimizer = updated * (rules.master_bytes + rules.moment_bytes)
+    updated = held(jobs.zero_stage >= 1, trained)
     everything, is_sharded, is_alone = common + experts, _shards_weights(jobs, rules), jobs.data * jobs.context == 1
     head = np.where(stage.is_last & is_sharded & ~_stay_gathered(jobs), layer.vocabulary, 0.0)
     # Where whole gradients are added up, their shards are not there before the update.
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
-    gradients = held(jobs.zero_stage >= 2) * (rules.gradient_bytes + jobs.codec_state_bytes)
+    gradients = held(jobs.zero_stage >= 2, trained) * (rules.gradient_bytes + jobs.codec_state_bytes)
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
-    one = np.minimum(_largest(layer, stage), everything)
+    one = np.minimum(np.minimum(_largest(layer, stage), everything), _most_live(rules))
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
     passing = np.where(is_sharded, one * (new - _narrower_bytes(jobs)), 0.0)
     alone, fetched, gathered = (
         _weights_together(jobs, rules, layer, stage, count) for count in (0.0, 1.0, GATHERED_LAYERS)
     )
-    present = [np.where(count > 0, layer.kinds[kind].matrices, 0.0) for kind, count in stage.layers.items()]
-    matrices = np.asarray(sum(present)) + layer.attention_matrices
+    in_buckets = np.where(is_alone | is_sharded, 0.0, sum(trained) * rules.bucket_gradient_bytes)
+    beside = in_buckets + jobs.codec_message_bytes * (1 + jobs.data * jobs.context)
+    # DDP's buckets hold them all the time, but where each has a copy there.
+    comes_late = (rules.frees_by_moment & (is_sharded | is_alone)) | rules.frees_gradients
     return StageStates(
-        parameters=held(is_sharded) * rules.weight_bytes,
-        gradients=np.where(adds_up, 0.0, gradients) + jobs.codec_message_bytes * (1 + jobs.data * jobs.context),
-        optimizer=np.where(jobs.optimizer_offload, 0.0, optimizer),
+        parameters=held(is_sharded, weights),
+        gradients=np.where(adds_up, 0.0, gradients) + beside,
+        optimizer=np.where(jobs.optimizer_offload, 0.0, updated * (rules.master_bytes + rules.moment_bytes)),
         gathered=gathered,
         at_forward=np.where(rules.frees_by_moment, gathered, gathered + passing),
         at_loss=np.where(rules.frees_by_moment, alone, gathered + passing),
@@ -172,13 +94,12 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
-        # DDP's buckets hold them all the time.
-        fresh=np.where(rules.frees_by_moment & (is_sharded | is_alone) & ~adds_up, gradients, 0.0),
+        fresh=np.where(comes_late & ~adds_up, gradients, 0.0),
         reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head * rules.gathered_bytes,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
-        scratch=matrices * rules.layer_gradient_bytes,
-        casts=of_layers * rules.cast_bytes,
+        scratch=_matrices(layer, stage) * rules.layer_gradient_bytes,
+        casts=sum(count * layer.kinds[kind].total for kind, count in stage.layers.items()) * rules.cast_bytes,
         head_casts=np.where(stage.is_last, layer.vocabulary, 0.0) * rules.cast_bytes,
     )
 
@@ -239,9 +160,45 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
     return common, experts
 
 
+def _trained(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
+    """Parameters that have gradients: all, but where adapters are beside frozen ones these alone."""
+    common, experts = _parameters(jobs, layer, stage)
+    frozen = is_frozen(jobs)
+    if not np.any(frozen):
+        return common, experts
+    adapters = np.asarray(sum(count * layer.kinds[kind].adapters for kind, count in stage.layers.items()))
+    return np.where(frozen, adapters, common), np.where(frozen, 0.0, experts)
+
+
+def _weight_bytes(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
+    """Bytes of weights: what adapters leave as it is may be in few bits, the ends of the model are not."""
+    common, experts = _parameters(jobs, layer, stage)
+    if not np.any(is_frozen(jobs)):
+        return common * rules.weight_bytes, experts * rules.weight_bytes
+    inside = np.asarray(sum(count * layer.kinds[kind].common for kind, count in stage.layers.items()))
+    adapters = np.where(is_frozen(jobs), _trained(jobs, layer, stage)[0] * rules.gradient_bytes, 0.0)
+    return inside * rules.base_bytes + (common - inside) * rules.weight_bytes + adapters, experts * rules.base_bytes
+
+
+def is_frozen(jobs: Jobs) -> Flags:
+    """Whether adapters are trained, and not the weights beside them."""
+    return np.asarray((jobs.lora_rank > 0) | (jobs.quantised_base != "none"))
+
+
 def _narrower_bytes(jobs: Jobs) -> Array:
     """By how many bytes the gradients of a parameter are narrower as a codec of FSDP's own reduces them."""
     return np.asarray(WHOLE_GRADIENT_BYTES * (1 - jobs.gradient_wire_fraction) * (jobs.gradient_gather_fraction == 0))
+
+
+def _most_live(rules: MemoryRules) -> Array:
+    """Parameters that may be whole at once."""
+    return np.where(rules.live_parameters > 0, rules.live_parameters, np.inf)
+
+
+def _matrices(layer: LayerParameters, stage: StageContent) -> Array:
+    """Weights of a layer, every distinct shape once."""
+    present = [np.where(count > 0, layer.kinds[kind].matrices, 0.0) for kind, count in stage.layers.items()]
+    return np.asarray(sum(present)) + layer.attention_matrices
 
 
 def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
@@ -256,7 +213,7 @@ def _weights_together(
 ) -> Array:
     """Bytes of `count` layers' gathered weights; of all that the stage has where they stay so after forward."""
     everything = sum(_parameters(jobs, layer, stage))
-    some = np.minimum(count * _largest(layer, stage), everything)
+    some = np.minimum(np.minimum(count * _largest(layer, stage), everything), _most_live(rules))
     weights = np.where(_stay_gathered(jobs), everything, some) * rules.gathered_bytes
     return np.where(_shards_weights(jobs, rules), weights, 0.0)
 

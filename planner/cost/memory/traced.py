@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.job import Jobs
+from planner.cost.memory.layer_parameters import KindParameters, LayerParameters
 from planner.cost.memory.saved_tensors import LayerMemory
-from planner.cost.memory.stage_states import KindParameters, LayerParameters
 from planner.cost.software_memory import MemoryRules
 from profiles.models.profile import MIXED
 from profiles.models.traced_sizes import TracedSizes
@@ -22,7 +22,7 @@ def traced_parameters(jobs: Jobs, model: TracedSizes) -> LayerParameters:
         layer = model.layer(kind)
         held = model.at(layer.num_parameters, one, jobs.tensor)
         matrices = held - model.at(layer.num_vector_parameters, one, jobs.tensor)
-        return KindParameters(common=held, experts=zero, matrices=matrices)
+        return KindParameters(common=held, experts=zero, matrices=matrices, adapters=zero)
 
     return LayerParameters(
         kinds={kind: of_kind(kind) for kind in model.kinds}, attention_matrices=zero, vocabulary=zero, positions=zero
