@@ -56,6 +56,7 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
         element_bytes=np.array([ELEMENT_BYTES[str(precision)] for precision in precisions]),
         generation=generations(jobs),
         watts_per_tflops=np.where(jobs.board_power_watts > 0, other, own),
+        vector_fraction=device.read(vector_fraction),
         clock_fraction=np.where(is_locked, np.minimum(jobs.clock_mhz / np.where(boost > 0, boost, 1.0), 1.0), 1.0),
     )
 
@@ -69,6 +70,11 @@ def silicon_where(flags: Flags, first: Silicon, second: Silicon) -> Silicon:
 def watts_per_tflops(device: Device) -> float:
     """Power of a device's board over its 16-bit peak in TFLOP/s."""
     return device.power_watts / rate_at(device.peak_tflops, "bf16")
+
+
+def vector_fraction(device: Device) -> float:
+    """Peak outside of a device's matrix units over theirs in 16 bits."""
+    return min(device.vector_tflops / rate_at(device.peak_tflops, "bf16"), 1.0)
 
 
 def attention_kernels(jobs: Jobs) -> Names:
@@ -92,6 +98,7 @@ def silicon_at(device: Device, precision: str) -> Silicon:
         element_bytes=np.array([ELEMENT_BYTES.get(precision, ELEMENT_BYTES["fp32"])]),
         generation=np.array([device.generation]),
         watts_per_tflops=np.array([watts_per_tflops(device)]),
+        vector_fraction=np.array([vector_fraction(device)]),
     )
 
 

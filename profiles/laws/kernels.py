@@ -38,6 +38,8 @@ ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
 # Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
 # A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
 CLOCK_SHARE = 0.87
+# FLOPs outside of the matrix units over theirs in 16 bits, where nothing says: those of an A100.
+VECTOR_FRACTION = 1 / 16
 # Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1.05 V.
 SLOWEST_VOLTAGE = 0.65
 
@@ -98,7 +100,8 @@ class Silicon:
 
     `matmul_flops_per_second` is the data sheet's dense peak, `achievable_fraction` the best measured share of it.
     `watts_per_tflops` is the board's power over its 16-bit peak (0: that of the board its generation was fitted on),
-    `clock_fraction` the clock that it is locked at over the highest.
+    `clock_fraction` the clock that it is locked at over the highest, `vector_fraction` the peak outside of the matrix
+    units over theirs.
     """
 
     matmul_flops_per_second: Array
@@ -109,6 +112,7 @@ class Silicon:
     generation: NDArray[np.str_]
     watts_per_tflops: Array = field(default_factory=lambda: np.zeros(1))
     clock_fraction: Array = field(default_factory=lambda: np.ones(1))
+    vector_fraction: Array = field(default_factory=lambda: np.full(1, VECTOR_FRACTION))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,10 @@ class Columns:
         place = 0 if phase == "forward" else 1
         return np.array([one.kernels[name][place] for one in self._chosen])[self._inverse]
 
+    def older_units(self) -> Array:
+        """Rate of the instructions of older generations against its own: that of FlashAttention 2, at most 1."""
+        return np.array([min(one.kernels.get("flash2", (1.0, 1.0))[0], 1.0) for one in self._chosen])[self._inverse]
+
 
 def matmul_seconds(
     m: ArrayLike,
@@ -155,13 +163,15 @@ def matmul_seconds(
     accumulate: bool = False,
     result_bytes: ArrayLike | None = None,
     aligned: ArrayLike = True,
+    relative: ArrayLike = 1.0,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
     """Seconds of `batch` products of (m, k) by (k, n); `accumulate` adds to a matrix of fp32. 0 where a size is 0.
 
     Model: overhead + (tiles in waves, each k + depth long) joined with (operands through memory), see KernelConstants.
-    `result_bytes` states what an element of the result moves, where it is neither 16 bits nor accumulated in fp32;
-    `aligned` whether all rows start where vectors can be loaded, see is_aligned.
+    `relative` is a rate against that of the best kernels. `result_bytes` states what an element of the result moves,
+    where it is neither 16 bits nor accumulated in fp32; `aligned` whether all rows start where vectors can be loaded,
+    see is_aligned.
     Shapes: all broadcast. Layouts, as BLAS calls them: TN forward, NN gradient of the input, NT of the weight.
     Ignores: structured data, clocks that fall under sustained load.
     """
@@ -169,7 +179,8 @@ def matmul_seconds(
     m, n, k, batch = (np.asarray(size, dtype=np.float64) for size in (m, n, k, batch))
     if result_bytes is None:
         result_bytes = ACCUMULATED_BYTES if accumulate else np.maximum(RESULT_BYTES, silicon.element_bytes)
-    share = np.where(aligned, 1.0, 1 / MISALIGNED_SLOWDOWN)
+    # They take the kernels of older devices, which newer ones run as they run FlashAttention 2.
+    share = np.where(aligned, 1.0, column.older_units() / MISALIGNED_SLOWDOWN) * relative
     busy = _product(m, n, k, layout, silicon, batch, np.asarray(result_bytes), column, share)
     seconds = column["overhead_us"] * 1e-6 + busy
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (batch > 0), seconds, 0.0))
