@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from planner.cost.factors import load_learned
-from planner.cost.hardware import achievable_flops, attention_kernels, silicon_of
+from planner.cost.hardware import attention_kernels, silicon_at
 from planner.cost.ingredients import ingredients_of
 from planner.cost.kernel_work import work_of
 from planner.cost.layers import layer_work
 from planner.cost.low_precision import CONVERTED_BYTES, converted_bytes, recipes_of, weight_conversions
 from planner.published.reading import read_jobs
+from profiles.laws.kernels import Columns, sustained_share
 from profiles.machines.devices import catalogue_names, load_device
 
 ROW = {
@@ -90,17 +91,24 @@ def test_less_power_and_a_lower_clock_make_products_slower(precision):
     assert clocks[-2] == clocks[-1]
 
 
-def test_no_card_sustains_more_than_its_peak_or_than_its_power_allows():
+def test_no_card_sustains_more_than_its_best_product_and_half_the_watts_of_one_silicon_less():
     for name in catalogue_names():
-        device = load_device(name)
-        for precision, peak in device.peak_tflops.items():
-            assert 0 < achievable_flops(device, precision) <= device.achievable_tflops[precision] * 1e12 * (1 + 1e-9)
-            assert achievable_flops(device, precision) <= peak * 1e12
-    # Half the watts of one silicon, whatever its record assumes.
-    full, half = (achievable_flops(load_device(name), "bf16") for name in ("h100-sxm", "h100-pcie"))
-    assert half < 0.75 * full
-    silicon = silicon_of(jobs_of(board_power_watts=350), np.array(["bf16"]))
-    assert silicon.power_fraction[0] == pytest.approx(0.5 ** (1 / 3))
+        for precision in load_device(name).peak_tflops:
+            silicon = silicon_at(load_device(name), precision)
+            column = Columns(silicon, None)
+            sustained = sustained_share(silicon, column, column["rate_fraction"])[0]
+            assert 0 < sustained <= silicon.achievable_fraction[0] <= 1
+    # Whatever the record of the card assumes.
+    full, half = (silicon_at(load_device(name), "bf16") for name in ("h100-sxm", "h100-pcie"))
+    shares = [float(sustained_share(one, Columns(one, None))[0]) for one in (full, half)]
+    assert shares[1] < 0.9 * shares[0]
+
+
+def test_the_same_silicon_with_other_watts_is_the_card_that_is_sold_with_them():
+    row = {"precision_class": "bf16"}
+    limited = total("matmul_seconds", **row, board_power_watts=500)
+    sold = total("matmul_seconds", **row, gpu_type="H100-SXM-96GB")
+    assert limited == pytest.approx(sold, rel=0.02)
 
 
 def test_a_host_that_waits_for_every_kernel_is_paid_in_full():

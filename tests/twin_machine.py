@@ -14,6 +14,7 @@ import numpy as np
 
 from planner.cost.axes.data import StageParameters, exchange
 from planner.cost.factors import Learned, load_learned
+from planner.cost.hardware import silicon_at
 from planner.cost.layers import exposed
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.sheet_kernels import BACKWARD_HOST, SheetKernels
@@ -115,16 +116,7 @@ def _sample(dims: tuple[float, ...], seconds: float) -> Sample:
 
 
 def _silicon(at: Setting) -> Silicon:
-    device = at.device
-    peak, best = device.peak_tflops[PRECISION] * 1e12, device.achievable_tflops[PRECISION] * 1e12
-    return Silicon(
-        matmul_flops_per_second=np.array([peak]),
-        achievable_fraction=np.array([best / peak]),
-        memory_bytes_per_second=np.array([device.memory_gb_per_second * 1e9]),
-        num_multiprocessors=np.array([float(device.num_multiprocessors)]),
-        element_bytes=np.array([2.0]),
-        generation=np.array([device.generation]),
-    )
+    return silicon_at(at.device, PRECISION)
 
 
 def _slowdown(at: Setting) -> float:

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from planner.cost.job import Jobs, Names
-from profiles.laws.kernels import Silicon, load_constants, power_share
+from profiles.laws.kernels import Silicon
 from profiles.machines.devices import Device
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
@@ -16,9 +16,6 @@ TERA = 1e12
 # Bytes of an element of a product's operands.
 ELEMENT_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0, "nvfp4": 0.5}
 LOW_PRECISIONS = ("fp8", "mxfp8", "nvfp4")
-# Rates of precisions for one that boards were measured at: tensor cores take as much less energy as they are faster.
-MEASURED_AS = {"fp32": ("bf16", 0.5), "tf32": ("bf16", 0.5), "fp16": ("bf16", 1.0), "mxfp8": ("fp8", 1.0),
-               "nvfp4": ("fp8", 2.0)}  # fmt: skip
 # The highest clock of a generation, at which its peaks are stated. Source: NVIDIA data sheets, and peaks over
 # multiprocessors and their FLOPs in a cycle (1024, 2048, 4096, 8192).
 BOOST_MHZ = {"volta": 1530.0, "turing": 1590.0, "ampere": 1410.0, "ada": 2520.0, "hopper": 1830.0, "blackwell": 1855.0}
@@ -46,9 +43,9 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
     for precision in np.unique(precisions):
         is_own, name = precisions == precision, str(precision)
         peak[is_own] = device[is_own].read(lambda one: rate_at(one.peak_tflops, name) * TERA)  # noqa: B023
-        achievable[is_own] = device[is_own].read(lambda one: achievable_flops(one, name))  # noqa: B023
-    own = device.read(lambda one: one.power_watts)
-    board = np.where(jobs.board_power_watts > 0, jobs.board_power_watts, own)
+        achievable[is_own] = device[is_own].read(lambda one: rate_at(one.achievable_tflops, name) * TERA)  # noqa: B023
+    own = device.read(watts_per_tflops)
+    other = jobs.board_power_watts / device.read(lambda one: rate_at(one.peak_tflops, "bf16"))
     boost = device.read(lambda one: BOOST_MHZ.get(one.generation, 0.0))
     is_locked = (jobs.clock_mhz > 0) & (boost > 0)
     return Silicon(
@@ -58,7 +55,7 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
         num_multiprocessors=device.read(lambda one: float(one.num_multiprocessors)),
         element_bytes=np.array([ELEMENT_BYTES[str(precision)] for precision in precisions]),
         generation=generations(jobs),
-        power_fraction=power_share(board / own),
+        watts_per_tflops=np.where(jobs.board_power_watts > 0, other, own),
         clock_fraction=np.where(is_locked, np.minimum(jobs.clock_mhz / np.where(boost > 0, boost, 1.0), 1.0), 1.0),
     )
 
@@ -69,20 +66,9 @@ def silicon_where(flags: Flags, first: Silicon, second: Silicon) -> Silicon:
     return Silicon(**{name: np.where(flags, getattr(first, name), getattr(second, name)) for name in names})
 
 
-def achievable_flops(device: Device, precision: str) -> float:
-    """FLOP/s of the best product of a device.
-
-    Model: as its record says, but no more than its power sustains by what boards of its generation were measured at.
-    """
-    found = rate_at(device.achievable_tflops, precision)
-    constants = load_constants().get(device.generation)
-    name, times = MEASURED_AS.get(precision, (precision, 1.0))
-    if constants is None or name not in constants.board_tflops:
-        return found * TERA
-    more = power_share(
-        device.power_watts / constants.board_watts, device.num_multiprocessors / constants.board_multiprocessors
-    )
-    return min(found, constants.board_tflops[name] * times * float(more)) * TERA
+def watts_per_tflops(device: Device) -> float:
+    """Power of a device's board over its 16-bit peak in TFLOP/s."""
+    return device.power_watts / rate_at(device.peak_tflops, "bf16")
 
 
 def attention_kernels(jobs: Jobs) -> Names:
@@ -97,7 +83,7 @@ def attention_kernels(jobs: Jobs) -> Names:
 def silicon_at(device: Device, precision: str) -> Silicon:
     """One device as kernels in a precision meet it. Shapes: one entry, which broadcasts."""
     peak = rate_at(device.peak_tflops, precision) * TERA
-    achievable = achievable_flops(device, precision)
+    achievable = rate_at(device.achievable_tflops, precision) * TERA
     return Silicon(
         matmul_flops_per_second=np.array([peak]),
         achievable_fraction=np.array([min(1.0, achievable / peak)]),
@@ -105,6 +91,7 @@ def silicon_at(device: Device, precision: str) -> Silicon:
         num_multiprocessors=np.array([float(device.num_multiprocessors)]),
         element_bytes=np.array([ELEMENT_BYTES.get(precision, ELEMENT_BYTES["fp32"])]),
         generation=np.array([device.generation]),
+        watts_per_tflops=np.array([watts_per_tflops(device)]),
     )
 
 

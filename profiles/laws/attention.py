@@ -17,6 +17,7 @@ from profiles.laws.kernels import (
     blend,
     is_aligned,
     matmul_seconds,
+    sustained_share,
 )
 
 Phase = Literal["forward", "backward"]
@@ -88,7 +89,7 @@ def _fused_seconds(
     dqk, dv = (_head_size(size, kernel) for size in (dqk, dv))
     wide = np.clip((np.maximum(dqk, dv) - NARROW) / (WIDE - NARROW), 0.0, 1.0)
     filled = 1 - wide * (1 - column[f"attention_{phase}_wide"])
-    rate = _attention_rate(silicon, column[f"attention_{phase}_fraction"] * column.kernel(kernel, phase))
+    rate = _attention_rate(silicon, column, column[f"attention_{phase}_fraction"] * column.kernel(kernel, phase))
     products = PRODUCTS[phase] * (dqk + dv) / filled
     softmax = column[f"attention_{phase}_softmax"]
     busy = spread * blend(products, softmax, column["attention_softmax_blend"]) / rate
@@ -123,7 +124,7 @@ def _unfused_seconds(
     return product(q, s, dv, "TN") + product(s, dv, q, "NT") + product(q, dqk, s, "NN") + product(s, dqk, q, "NT")
 
 
-def _attention_rate(silicon: Silicon, share: Array) -> Array:
-    """FLOP/s of attention at a share of the best measured product's, slower with less power and at lower clocks."""
-    held = np.minimum(silicon.power_fraction, silicon.clock_fraction)
-    return np.asarray(silicon.matmul_flops_per_second * np.minimum(silicon.achievable_fraction * share * held, 1.0))
+def _attention_rate(silicon: Silicon, column: Columns, share: Array) -> Array:
+    """FLOP/s of attention at a share of the best product's, slower with less power and at lower clocks."""
+    sustained = sustained_share(silicon, column) * silicon.clock_fraction
+    return np.asarray(silicon.matmul_flops_per_second * np.minimum(sustained * share, 1.0))

@@ -51,13 +51,13 @@ ASSUMED: dict[str, tuple[float, float, float, float]] = {
     "hopper": (220.0, 290.0, 1.0, 128.0),
     "blackwell": (512.0, 512.0, 4.0, 256.0),
 }
-# Watts and multiprocessors of a board and the best products measured on it, by precision: V100 SXM (Mist), A100 PCIe,
-# H100 and H200 SXM, B200 (ml-engineering, 2026). Of a generation's boards the one that gets most out of its watts.
-BOARDS: dict[str, tuple[float, float, dict[str, float]]] = {
-    "volta": (300.0, 80.0, {"bf16": 105.8}),
-    "ampere": (300.0, 108.0, {"bf16": 252.9}),
-    "hopper": (700.0, 132.0, {"bf16": 794.5, "fp8": 1453.4}),
-    "blackwell": (1000.0, 148.0, {"bf16": 1745.0, "fp8": 3432.5}),
+# Of the board that a generation is fitted on: watts over the 16-bit peak in TFLOP/s, and the shares of the peaks of the
+# best products in 16 and 8 bits. V100 SXM (Mist), A100 PCIe, H100 and H200 SXM, B200 (ml-engineering, 2026).
+BOARDS: dict[str, tuple[float, float, float]] = {
+    "volta": (300.0 / 125.0, 0.846, 0.846),
+    "ampere": (300.0 / 312.0, 0.8106, 0.8106),
+    "hopper": (700.0 / 989.0, 0.8033, 0.7344),
+    "blackwell": (1000.0 / 2250.0, 0.7756, 0.7628),
 }
 # Speeds, forward and backward, against another kernel where no table has them. FlashAttention 1 reaches 25 to 40 % of
 # an A100's peak and 2 reaches 50 to 73 % (Dao 2023); PyTorch's memory-efficient kernel is of its time; FlexAttention
@@ -85,7 +85,7 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
     low, start, high = (np.array([bound[i] for bound in BOUNDS.values()]) for i in range(3))
     expected = start if expected is None else expected
     forward, backward, power, block = ASSUMED[generation]
-    watts, count, best = BOARDS[generation]
+    watts, best, low_best = BOARDS[generation]
 
     def build(x: Array) -> KernelConstants:
         return KernelConstants(
@@ -95,9 +95,9 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
             attention_softmax_blend=power,
             attention_block=block,
             kernels={REFERENCE[generation]: (1.0, 1.0)},
-            board_watts=watts,
-            board_multiprocessors=count,
-            board_tflops=best,
+            board_watts_per_tflops=watts,
+            board_share=best,
+            board_low_share=low_best,
             source=_source(rows),
         )
 
@@ -196,9 +196,7 @@ def as_toml(constants: dict[str, KernelConstants]) -> str:
     for name, values in constants.items():
         lines += ["", f"[generations.{name}]", *(f"{field} = {getattr(values, field) + 0.0:.4f}" for field in NUMBERS)]
         kernels = ", ".join(f"{kernel} = [{ahead}, {back}]" for kernel, (ahead, back) in values.kernels.items())
-        best = ", ".join(f"{precision} = {rate}" for precision, rate in values.board_tflops.items())
-        lines += [f"kernels = {{ {kernels} }}", f"board_tflops = {{ {best} }}"]
-        lines += [f'source = "{values.source}"']
+        lines += [f"kernels = {{ {kernels} }}", f'source = "{values.source}"']
     return "\n".join(lines) + "\n"
 
 

@@ -18,19 +18,20 @@ from profiles.laws.kernels import Array, KernelConstants, Silicon, grouped_matmu
 
 Row = dict[str, str]
 MEASURED = CATALOG / "measured"
-# Device of a table: generation, peak and best measured TFLOP/s, memory GB/s, multiprocessors, bytes of an operand.
+# Device of a table: generation, peak and best measured TFLOP/s, memory GB/s, multiprocessors, bytes of an operand,
+# watts over the 16-bit peak.
 DEVICES = {
-    "A100-PCIe-80GB": ("ampere", 312.0, 252.9, 1935.0, 108, 2),
-    "A100-SXM4-40GB p4d": ("ampere", 312.0, 271.2, 1555.0, 108, 2),
-    "B200-SXM-180GB": ("blackwell", 2250.0, 1745.0, 7700.0, 148, 2),
-    "GB200": ("blackwell", 2500.0, 1822.0, 8000.0, 152, 2),
-    "H100": ("hopper", 989.0, 794.5, 3350.0, 132, 2),
-    "H100-SXM5-80GB": ("hopper", 989.0, 794.5, 3350.0, 132, 2),
-    "H100 (variant not stated)": ("hopper", 989.0, 794.5, 3350.0, 132, 2),
-    "H200": ("hopper", 989.0, 794.5, 4800.0, 132, 2),
-    "H800-SXM": ("hopper", 1979.0, 1402.6, 3350.0, 132, 1),
-    "L4 GCP": ("ada", 121.0, 57.8, 300.0, 58, 2),
-    "V100-SXM2-16GB p3": ("volta", 125.0, 105.8, 900.0, 80, 2),
+    "A100-PCIe-80GB": ("ampere", 312.0, 252.9, 1935.0, 108, 2, 300 / 312),
+    "A100-SXM4-40GB p4d": ("ampere", 312.0, 271.2, 1555.0, 108, 2, 400 / 312),
+    "B200-SXM-180GB": ("blackwell", 2250.0, 1745.0, 7700.0, 148, 2, 1000 / 2250),
+    "GB200": ("blackwell", 2500.0, 1822.0, 8000.0, 152, 2, 1200 / 2500),
+    "H100": ("hopper", 989.0, 794.5, 3350.0, 132, 2, 700 / 989),
+    "H100-SXM5-80GB": ("hopper", 989.0, 794.5, 3350.0, 132, 2, 700 / 989),
+    "H100 (variant not stated)": ("hopper", 989.0, 794.5, 3350.0, 132, 2, 700 / 989),
+    "H200": ("hopper", 989.0, 794.5, 4800.0, 132, 2, 700 / 989),
+    "H800-SXM": ("hopper", 1979.0, 1402.6, 3350.0, 132, 1, 700 / 989),
+    "L4 GCP": ("ada", 121.0, 57.8, 300.0, 58, 2, 72 / 121),
+    "V100-SXM2-16GB p3": ("volta", 125.0, 105.8, 900.0, 80, 2, 300 / 125),
 }
 
 
@@ -43,7 +44,8 @@ def read_table(name: str) -> list[Row]:
 def silicon_of(rows: list[Row]) -> Silicon:
     """The devices of rows. Shapes: one entry per row."""
     found = [DEVICES[row["gpu"]] for row in rows]
-    peak, best, memory, count, width = (np.array([one[i] for one in found], dtype=np.float64) for i in range(1, 6))
+    columns = (np.array([one[i] for one in found], dtype=np.float64) for i in range(1, 7))
+    peak, best, memory, count, width, watts = columns
     return Silicon(
         matmul_flops_per_second=peak * 1e12,
         achievable_fraction=best / peak,
@@ -51,6 +53,7 @@ def silicon_of(rows: list[Row]) -> Silicon:
         num_multiprocessors=count,
         element_bytes=width,
         generation=np.array([one[0] for one in found]),
+        watts_per_tflops=watts,
     )
 
 

@@ -38,6 +38,8 @@ ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
 # Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
 # A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
 CLOCK_SHARE = 0.87
+# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1.05 V.
+SLOWEST_VOLTAGE = 0.65
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,8 @@ class KernelConstants:
     the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
     `attention_block` its queries. `kernels` are the speeds of attention kernels against the one that was fitted,
     forward and backward.
-    `board_tflops` are the best products by precision of a board of `board_watts` and so many multiprocessors.
+    `board_share` of its peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which
+    has `board_watts_per_tflops` of its 16-bit peak.
     """
 
     __pydantic_config__ = STRICT
@@ -83,9 +86,9 @@ class KernelConstants:
     attention_softmax_blend: float
     attention_block: float
     kernels: dict[str, tuple[float, float]]
-    board_watts: float
-    board_multiprocessors: float
-    board_tflops: dict[str, float]
+    board_watts_per_tflops: float
+    board_share: float
+    board_low_share: float
     source: str
 
 
@@ -94,8 +97,8 @@ class Silicon:
     """Devices as kernels meet them, in the precision of the kernel. Shapes: one entry per job, or broadcastable.
 
     `matmul_flops_per_second` is the data sheet's dense peak, `achievable_fraction` the best measured share of it.
-    `power_fraction` is what the board's power lets products sustain over what it does at its label's, `clock_fraction`
-    the clock that it is locked at over the highest.
+    `watts_per_tflops` is the board's power over its 16-bit peak (0: that of the board its generation was fitted on),
+    `clock_fraction` the clock that it is locked at over the highest.
     """
 
     matmul_flops_per_second: Array
@@ -104,7 +107,7 @@ class Silicon:
     num_multiprocessors: Array
     element_bytes: Array
     generation: NDArray[np.str_]
-    power_fraction: Array = field(default_factory=lambda: np.ones(1))
+    watts_per_tflops: Array = field(default_factory=lambda: np.zeros(1))
     clock_fraction: Array = field(default_factory=lambda: np.ones(1))
 
 
@@ -201,26 +204,39 @@ def grouped_matmul_seconds(
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 
 
-def power_share(power: ArrayLike, multiprocessors: ArrayLike = 1.0) -> Array:
-    """Rate that a board sustains over another's, at `power` and `multiprocessors` over the other's.
+def powered_share(share: ArrayLike, power: ArrayLike) -> Array:
+    """Share of the peak that products sustain with `power` times the watts with which they sustain `share`.
 
-    Model: voltage follows clock, so that power goes with multiprocessors x clock^3, and the rate with multiprocessors x
-    clock.
+    Model: power goes with clock x voltage^2; voltage follows the clock down to SLOWEST_VOLTAGE of that at CLOCK_SHARE
+    and stays there. So deep below the peak the rate goes with the power, near it with its cube root.
     """
-    return np.asarray(np.cbrt(np.asarray(power) * np.asarray(multiprocessors, dtype=np.float64) ** 2))
+    clock = np.asarray(share, dtype=np.float64) / CLOCK_SHARE
+    drawn = np.asarray(power) * clock * np.maximum(clock, SLOWEST_VOLTAGE) ** 2
+    slow, fast = drawn / SLOWEST_VOLTAGE**2, np.cbrt(drawn)
+    return np.asarray(CLOCK_SHARE * np.minimum(np.where(drawn < SLOWEST_VOLTAGE**3, slow, fast), 1.0))
+
+
+def sustained_share(silicon: Silicon, column: Columns, fraction: ArrayLike = 1.0) -> Array:
+    """Share of the peak that a device sustains of what its generation's board does at `fraction` of its best product.
+
+    Model: the device's own best product or what its power allows, whichever is less.
+    """
+    board = np.where(silicon.element_bytes < REFERENCE_BYTES, column["board_low_share"], column["board_share"])
+    stated = silicon.watts_per_tflops > 0
+    power = np.where(stated, silicon.watts_per_tflops / column["board_watts_per_tflops"], 1.0)
+    return np.asarray(np.minimum(silicon.achievable_fraction, powered_share(board * fraction, power)))
 
 
 def _product_rate(silicon: Silicon, column: Columns, relative: ArrayLike) -> Array:
     """FLOP/s of large products, at `relative` to those in the layout that was fitted.
 
-    Model: what the board's power sustains or what the clock allows, whichever is less; never more than the peak.
+    Model: what the device sustains or what a locked clock allows, whichever is less; never more than the peak.
     """
-    relative = np.asarray(relative, dtype=np.float64)
-    sustained = silicon.achievable_fraction * column["rate_fraction"] * relative
-    powered = sustained * silicon.power_fraction
+    sustained = sustained_share(silicon, column, column["rate_fraction"])
     # A card that sustains more at its highest clock than others do has shown that it can.
-    clocked = np.maximum(sustained, CLOCK_SHARE * relative) * silicon.clock_fraction
-    return np.asarray(silicon.matmul_flops_per_second * np.minimum(np.minimum(powered, clocked), 1.0))
+    clocked = np.maximum(sustained, CLOCK_SHARE) * silicon.clock_fraction
+    share = np.minimum(sustained, clocked) * np.asarray(relative, dtype=np.float64)
+    return np.asarray(silicon.matmul_flops_per_second * np.minimum(share, 1.0))
 
 
 def blend(first: Array, second: Array, power: Array) -> Array:
