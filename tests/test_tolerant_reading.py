@@ -10,8 +10,9 @@ from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
 from planner.published.columns import COLUMNS, WORDS, spelled
 from planner.published.learn import predict
+from planner.published.predict import forecast
 from planner.published.unknowns import ENOUGH_TOKENS, ROUNDS
-from tests.test_jobs_reading import job, notes, read, reason, same
+from tests.test_jobs_reading import LEAST, job, notes, read, reason, same
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ from tests.test_jobs_reading import job, notes, read, reason, same
         ({"gradient_dtype": "bf16"}, "gradient_bytes", 2),
         ({"fp8_param_gather": "yes", "precision_class": "fp8"}, "parameter_bytes", 1),
         ({"fp8_param_gather": "yes", "precision_class": "bf16"}, "parameter_bytes", 0),
+        ({"low_precision_parts": "head; linear"}, "low_precision_parts", "linear;head"),
         ({"gpu_type": "A800"}, "fast_bytes_per_second", 200e9),
         ({"master_weights": "no"}, "master_weights", "no"),
         ({"fused_loss": "liger"}, "fused_loss", "chunked"),
@@ -85,6 +87,18 @@ def test_gated_networks_cost_alike():
 def test_what_was_taken_for_another_is_told(given, column, words):
     found = [text for text in read(**given).assumptions[0] if text.startswith(f"{column}: ")]
     assert any(words in text for text in found), found
+
+
+def test_what_was_taken_for_another_widens_the_band():
+    def width(**given: str) -> float:
+        made = forecast([LEAST | given])[0]
+        return made.high_seconds / made.low_seconds
+
+    assert width(mlp_type="reglu") > width(mlp_type="swiglu") == width(mlp_type="geglu")
+    assert width(precision_class="mxfp8") > width(precision_class="fp8")
+    whole = {"global_batch_size": "16"}
+    assert width(micro_batch_size="", **whole) > width(micro_batch_size="1", **whole)
+    assert job(mlp_type="reglu", optimizer="of tomorrow").guesses[0] == 2
 
 
 def test_what_has_no_price_is_refused_in_a_sentence():
@@ -137,7 +151,7 @@ def test_an_unknown_micro_batch_is_the_largest_that_fits():
     assert too_large or larger.tokens[0] > ENOUGH_TOKENS
     piped = job(**given | {"pp": "4", "stack": "megatron-core", "zero_stage": "1"})
     assert piped.num_microbatches[0] >= ROUNDS * piped.pipeline[0]
-    assert same(job(micro_batch_size="1", global_batch_size="16"), job(micro_batch_size="", global_batch_size="16"))
+    assert job(micro_batch_size="", global_batch_size="16").micro_batch[0] == 1
 
 
 def test_recomputation_is_assumed_where_a_run_cannot_have_been_without():

@@ -97,7 +97,8 @@ class Jobs:
     `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
     of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
     `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
-    (0: none), which `quantised_base` stores in fewer bits.
+    (0: none), which `quantised_base` stores in fewer bits. `guesses`: how much of the above stands for something that
+    was not said, or has no price: each makes the prediction less sure.
     """
 
     model: Transformer
@@ -152,6 +153,7 @@ class Jobs:
     board_power_watts: Array
     clock_mhz: Array
     fp8_recipe: Names  # tensorwise, current, delayed, rowwise, blockwise, mxfp8-block32, or ""
+    low_precision_parts: Names  # of linear, grouped and head those that compute in `precision`, with ";", or ""
     gradient_bytes: Array  # 2 or 4, or 0
     parameter_bytes: Array  # 1, or 0
     master_weights: Names  # yes, no, or ""
@@ -162,6 +164,7 @@ class Jobs:
     optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
     packed: Flags
     lora_rank: Array
+    guesses: Array
     quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq
     source: Source | None = None
 

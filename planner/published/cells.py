@@ -30,6 +30,7 @@ class Cells:
             if name is not None and value is not None and not isinstance(value, list)
         }
         self.assumptions: list[str] = []
+        self.guesses = 0
 
     def text(self, column: str) -> str | None:
         """The cell, None where it is empty."""
@@ -45,6 +46,11 @@ class Cells:
         """Note that an empty `column` was taken for `value`."""
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         self.assumptions.append(f"{column}: {shown} assumed")
+
+    def guess(self, column: str, note: str) -> None:
+        """Note what was taken for something else than the cell says, which makes the prediction less sure."""
+        self.guesses += 1
+        self.assumptions.append(f"{column}: {note}")
 
     def size(self, column: str, usual: float | None = None, *, noted: bool | None = None) -> float:
         """A number, `usual` where the cell is empty.

@@ -200,6 +200,7 @@ SOFTWARE: tuple[Column, ...] = (
         ("tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32"),
         same={"mxfp8": "mxfp8-block32"},
     ),
+    Text(name="low_precision_parts"),
     Flag(name="fp8_param_gather", usual=False, noted=False),
     _silent("gradient_dtype", "", ("bf16", "fp16", "fp32")),
     _silent("master_weights", "master_weights", YES_NO, same={"true": "yes", "false": "no"}),
@@ -218,6 +219,7 @@ SOFTWARE: tuple[Column, ...] = (
         same={"adam": "adamw", "adamw8bit": "adam8bit"},
     ),
     Words(name="peft", known=("none", "lora", "qlora", "adapter"), usual="none", noted=False),
+    Text(name="lora_targets"),
     Number(name="lora_rank", field="lora_rank", usual=0, least=0, noted=False),
     Words(
         name="quantised_base", field="quantised_base", known=("none", "nf4", "nf4-dq", "int4-gptq", "int8-gptq"),

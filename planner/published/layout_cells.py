@@ -90,7 +90,7 @@ def _chunks(cells: Cells, rules: Schedule, pipeline: float, places: float) -> fl
         return chunks
     if pipeline > 1 and rules.name == USUAL_OF_SEVERAL and cells.text("vp") is None:
         chunks = _usual_chunks(places / pipeline)
-        cells.assumptions.append(f"vp: {chunks:g} assumed (stages of {FEWEST_LAYERS} layers, or the fewest above)")
+        cells.guess("vp", f"{chunks:g} assumed (stages of {FEWEST_LAYERS} layers, or the fewest above)")
         return chunks
     return cells.size("vp", noted=pipeline > 1)
 

@@ -69,7 +69,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             refused[number] = str(reason)
         else:
             models.append(model)
-            jobs.append(job)
+            jobs.append(job | {"guesses": float(row.guesses + cells.guesses)})
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
@@ -98,7 +98,9 @@ def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs
     told += [(int(place), f"fused_loss: chunked assumed ({CHUNKS_RULE})") for place in np.flatnonzero(chunked)]
     for place in np.flatnonzero(no_batch):
         told.append((int(place), f"micro_batch_size: {jobs.micro_batch[place]:g} assumed ({BATCH_RULE})"))
-    return jobs, told
+    guesses = jobs.guesses + no_batch
+    guesses[recomputed] += 1
+    return replace(jobs, guesses=guesses), told
 
 
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:

@@ -40,7 +40,7 @@ def read_recompute(cells: Cells, model: Model, sequence: float, *, by_operator: 
         return usual
     if not named and method == "partial":
         is_share = cells.text("recompute_layers_fraction") is not None
-        cells.assume("recompute_modules", LAYER if is_share else CORE)
+        cells.guess("recompute_modules", f"{LAYER if is_share else CORE} assumed")
         return usual | {"recompute": "full" if is_share else "selective"}
     if LAYER in named:
         return usual | {"recompute": "full"}
@@ -90,7 +90,7 @@ def _shares(cells: Cells, named: tuple[str, ...], pieces: dict[str, tuple[float,
         elif word in GROUPS or word in pieces:
             chosen |= dict.fromkeys(GROUPS.get(word, (word,)), 1.0)
         else:
-            cells.assumptions.append(f"recompute_modules: '{word}' is not known, nothing assumed of it")
+            cells.guess("recompute_modules", f"'{word}' is not known, nothing assumed of it")
     repeated = {name: 1 - share for name, share in chosen.items()} if keeps else chosen
     work, held = (sum(piece[place] for piece in pieces.values()) for place in (0, 1))
     products = sum(pieces[name][0] * share for name, share in repeated.items()) / work

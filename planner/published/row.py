@@ -23,6 +23,7 @@ class Row:
             if isinstance(name, str) and isinstance(value, str)
         }
         self.notes: list[str] = []
+        self.guesses = 0
 
     def is_empty(self, column: str) -> bool:
         """Whether the cell says nothing."""
@@ -49,6 +50,12 @@ class Row:
         """Fill an empty column with what others say exactly, and note how."""
         self.set(column, value)
         self.notes.append(f"{column}: {self.cells[column]} computed ({how})")
+
+    def guess(self, column: str, value: str, note: str) -> None:
+        """Put `value` for a cell that says something else, which makes the prediction less sure, and note it."""
+        self.set(column, value)
+        self.guesses += 1
+        self.notes.append(f"{column}: {note}")
 
     def set(self, column: str, value: float | str) -> None:
         """Put a value in place of the cell."""
@@ -81,11 +88,10 @@ def _name(row: Row, column: Words) -> None:
     if word in known:
         row.set(column.name, known[word])
     elif word in column.near:
-        row.set(column.name, column.near[word])
-        row.notes.append(f"{column.name}: {column.near[word]} assumed for '{text}', which has no price of its own")
+        near = column.near[word]
+        row.guess(column.name, near, f"{near} assumed for '{text}', which has no price of its own")
     elif column.lenient:
-        row.set(column.name, "")
-        row.notes.append(f"{column.name}: {column.usual or 'as usual'} assumed, '{text}' is not known")
+        row.guess(column.name, "", f"{column.usual or 'as usual'} assumed, '{text}' is not known")
 
 
 def _refuse_adapters(row: Row) -> None:
@@ -97,7 +103,7 @@ def _refuse_adapters(row: Row) -> None:
 def _read_offload(row: Row) -> None:
     if row.word("parameter_offload") in TRUE and row.word("optimizer_offload") not in TRUE:
         row.set("optimizer_offload", "yes")
-        row.notes.append("parameter_offload: priced as optimizer_offload, with the weights on the device")
+        row.guess("parameter_offload", "yes", "priced as optimizer_offload, with the weights on the device")
 
 
 def _read_power(row: Row) -> None:

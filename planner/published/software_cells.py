@@ -14,6 +14,7 @@ GRADIENT_BYTES = {"": 0.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 # What a device computes in where it lacks what the row says, if it has that: as near in width as there is.
 NEAREST = {"mxfp8": ("fp8",), "int8": ("fp8", "bf16", "fp16"), "nvfp4": ("mxfp8", "fp8")}
 EIGHT_BITS = ("fp8", "mxfp8")
+LOW_PARTS = ("linear", "grouped", "head")
 # Of a card's label the driver keeps about this share.
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
@@ -74,6 +75,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "fast_bytes_per_second": link * GB,
         "network_bytes_per_second": card / BITS * GB,
         "precision": precision,
+        "low_precision_parts": _low_parts(cells),
         "parameter_bytes": float(cells.flag("fp8_param_gather") and precision in EIGHT_BITS),
         "attention_kernel": cells.word("attention_kernel", "unfused" if device.generation == "volta" else "flash2"),
         "overlap_grad": cells.flag("overlap_grad", stack.habits.overlaps_gradients),
@@ -81,6 +83,13 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "gradient_bytes": GRADIENT_BYTES[cells.word("gradient_dtype")],
         **cells.fields(),
     }
+
+
+def _low_parts(cells: Cells) -> str:
+    named = cells.items("low_precision_parts")
+    for word in sorted(set(named) - set(LOW_PARTS)):
+        cells.guess("low_precision_parts", f"'{word}' is not known, nothing assumed of it")
+    return ";".join(part for part in LOW_PARTS if part in named)
 
 
 def _precision(cells: Cells, device: Device) -> str:
@@ -91,7 +100,7 @@ def _precision(cells: Cells, device: Device) -> str:
         return precision
     for near in NEAREST.get(precision, ()):
         if near in device.peak_tflops:
-            cells.assumptions.append(f"precision_class: {near} assumed for {named}, which {device.title} does not have")
+            cells.guess("precision_class", f"{near} assumed for {named}, which {device.title} does not have")
             return near
     known = ", ".join(sorted(device.peak_tflops))
     raise Refused(f"precision_class is {named}, which {device.title} does not have; it has {known}")
