@@ -8,6 +8,7 @@ import pytest
 
 from planner.cost.memory.footprint import Footprint, footprint
 from planner.published.reading import read_jobs
+from profiles.machines.stacks import load_stack
 from profiles.units import GIB
 
 GOLDEN = Path(__file__).parent / "golden" / "published_memory.csv"
@@ -66,6 +67,22 @@ def test_first_and_last_stages_of_published_runs(published):
             last = stages[int(row["pp"]) - 1]
             assert stages[0] / GIB == pytest.approx(float(row["first_stage_gib"]), rel=0.015)
             assert last / GIB == pytest.approx(float(row["last_stage_gib"]), rel=0.01)
+
+
+def test_bands_hold_nine_in_ten_of_each_stacks_runs(published):
+    rows, held = published
+    inside: dict[str, list[bool]] = {}
+    for index, row in enumerate(rows):
+        for column, counter in COUNTERS.items():
+            # One run of a model that its software did not shard.
+            if row[column] and not (row["stack"] == "fsdp" and row["model_name"].startswith("PowerLM")):
+                width, most = 1 + load_stack(row["stack"]).memory.band, getattr(held, counter)
+                above = max(held.reserved_bytes[index], most[index]) / GIB * width
+                low = held.allocated_bytes[index] / GIB / width
+                inside.setdefault(row["stack"], []).append(low <= float(row[column]) <= above)
+    for stack, each in inside.items():
+        assert np.mean(each) >= 0.85, stack
+    assert np.mean([one for each in inside.values() for one in each]) >= 0.9
 
 
 def test_what_ran_fits_and_what_did_not_does_not(published):

@@ -221,7 +221,13 @@ def _once(passes: StagePasses, most_layers: Array, factors: Factors) -> Array:
             (ingredients.exchange.parameters, passes.ahead, jobs.overlap_param),
         )
     )
-    every = ingredients.rules.reduces_every_microbatch > 0
-    gradients = gradients * num_exchanges(jobs.zero_stage, every, jobs.num_microbatches)
+    rules = ingredients.rules
+    gradients, parameters = (
+        seconds * num_exchanges(jobs.zero_stage, every > 0, jobs.num_microbatches)
+        for seconds, every in (
+            (gradients, rules.reduces_every_microbatch),
+            (parameters, rules.gathers_every_microbatch),
+        )
+    )
     optimizer = optimizer_seconds(ingredients, factors, optimizer_parameters(ingredients)) * share
     return np.asarray(gradients + parameters + optimizer + ingredients.rules.host_step_ms * 1e-3)

@@ -32,7 +32,9 @@ def read_model(cells: Cells, sequence: float) -> dict[str, float | bool]:
         raise Refused(f"num_kv_heads is {kv_heads:g}; it must divide num_heads ({heads:g})")
     gated = mlp == "swiglu"
     usual = 256 * math.ceil(8 * hidden / 3 / 256) if gated else 4 * hidden
-    ffn = cells.size("ffn_size", usual) if not (experts and cells.text("dense_ffn_size")) else usual
+    # Where all layers have experts of a known size, no layer has this one.
+    is_idle = bool(experts) and cells.text("moe_ffn_size") is not None and cells.text("num_dense_layers") in (None, "0")
+    ffn = cells.size("ffn_size", usual, noted=not is_idle) if not (experts and cells.text("dense_ffn_size")) else usual
     vocabulary = GROUPED_LLAMA_VOCABULARY if arch == "llama" and kv_heads < heads else VOCABULARIES[arch]
     return {
         "num_layers": layers,

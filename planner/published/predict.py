@@ -13,9 +13,6 @@ from planner.cost.memory.footprint import footprint
 from planner.published.learn import predict, total_seconds
 from planner.published.reading import read_jobs
 
-# Half of the memory band: assumed. Stacks with measured memory err by 2.6 % (worst of the reserved), others have none.
-MEMORY_BAND = 0.08
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
@@ -63,7 +60,7 @@ def _forecasts(jobs: Jobs) -> list[Forecast]:
     low, high = band(seconds, half_width(jobs, parts, learned))
     said = remarks(jobs, learned)
     memory = footprint(jobs)
-    width = 1 + MEMORY_BAND
+    width = 1 + jobs.stack.read(lambda stack: stack.memory.band)
     return [
         Forecast(
             row_id="",
@@ -74,8 +71,8 @@ def _forecasts(jobs: Jobs) -> list[Forecast]:
             allocated_bytes=float(memory.allocated_bytes[job]),
             reserved_bytes=float(memory.reserved_bytes[job]),
             device_bytes=float(memory.device_bytes[job]),
-            low_bytes=float(memory.allocated_bytes[job] / width),
-            high_bytes=float(memory.reserved_bytes[job] * width),
+            low_bytes=float(memory.allocated_bytes[job] / width[job]),
+            high_bytes=float(memory.reserved_bytes[job] * width[job]),
             fits=bool(memory.device_bytes[job] <= jobs.device_memory_bytes[job]),
             seconds={name: float(values[job]) for name, values in parts.items()},
             bytes={name: float(values[job]) for name, values in memory.parts.items()},

@@ -192,11 +192,11 @@ def _buckets(priced: _Priced, num_layers: int) -> tuple[Bucket, ...]:
 
 
 def _parameters(priced: _Priced) -> Transfer | None:
-    """Gathering updated parameters, as far as the first forward does not hide it."""
+    """Gathering updated parameters, as often as the software does, as far as the first forward does not hide it."""
     ingredients, factors = priced.passes.ingredients, priced.space.learned.factors
+    jobs = ingredients.jobs
     seconds = ingredients.exchange.parameters[:1] * factors.data_comm
     if ingredients.jobs.overlap_param[0]:
-        jobs = ingredients.jobs
         passing = priced.passes.forward(priced.layers, 0, _whole).max(keepdims=True) * priced.plan.virtual_stages
         first, later = (
             exposed(seconds, passing * often, factors)
@@ -204,7 +204,8 @@ def _parameters(priced: _Priced) -> Transfer | None:
         )
         in_rounds = has(jobs.schedule, lambda each: each.counts.in_rounds)
         seconds = first - (first - later) * chunks_in_rounds(in_rounds, jobs.chunks)
-    return priced.transfer("all_gather", "data", float(seconds[0]))
+    often = num_exchanges(jobs.zero_stage, ingredients.rules.gathers_every_microbatch > 0, jobs.num_microbatches)
+    return priced.transfer("all_gather", "data", float((seconds * often)[0]))
 
 
 def _once(priced: _Priced) -> float:

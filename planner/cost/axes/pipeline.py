@@ -137,7 +137,7 @@ def bubble_left(schedule: str, pipeline: Array, forward: Array, weight: Array) -
 def bubbles_left(schedules: Names, pipeline: Array, forward: Array, weight: Array) -> Array:
     """The same where plans differ in their schedules, along the first axis of `schedules`. Shapes: broadcast."""
     names = np.unique(schedules)
-    if len(names) == 1:
+    if len({schedule_of(str(name)).bubble_left for name in names}) == 1:
         return bubble_left(str(names[0]), pipeline, forward, weight)
     axis = -schedules.ndim
     result = np.empty(np.broadcast_shapes(schedules.shape, np.shape(pipeline), forward.shape, weight.shape))
