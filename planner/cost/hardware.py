@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -56,6 +56,7 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
         element_bytes=np.array([ELEMENT_BYTES[str(precision)] for precision in precisions]),
         generation=generations(jobs),
         watts_per_tflops=np.where(jobs.board_power_watts > 0, other, own),
+        is_sustained=True,
         vector_fraction=device.read(vector_fraction),
         clock_fraction=np.where(is_locked, np.minimum(jobs.clock_mhz / np.where(boost > 0, boost, 1.0), 1.0), 1.0),
     )
@@ -63,8 +64,9 @@ def silicon_of(jobs: Jobs, precisions: Names) -> Silicon:
 
 def silicon_where(flags: Flags, first: Silicon, second: Silicon) -> Silicon:
     """The first where a flag stands, else the second."""
-    names = [field.name for field in fields(Silicon)]
-    return Silicon(**{name: np.where(flags, getattr(first, name), getattr(second, name)) for name in names})
+    names = [field.name for field in fields(Silicon) if field.name != "is_sustained"]
+    columns = {name: np.where(flags, getattr(first, name), getattr(second, name)) for name in names}
+    return replace(first, **columns)
 
 
 def watts_per_tflops(device: Device) -> float:
@@ -98,6 +100,7 @@ def silicon_at(device: Device, precision: str) -> Silicon:
         element_bytes=np.array([ELEMENT_BYTES.get(precision, ELEMENT_BYTES["fp32"])]),
         generation=np.array([device.generation]),
         watts_per_tflops=np.array([watts_per_tflops(device)]),
+        is_sustained=True,
         vector_fraction=np.array([vector_fraction(device)]),
     )
 

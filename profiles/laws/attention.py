@@ -130,5 +130,5 @@ def _unfused_seconds(
 
 def _attention_rate(silicon: Silicon, column: Columns, share: Array) -> Array:
     """FLOP/s of attention at a share of the best product's, slower with less power and at lower clocks."""
-    sustained = sustained_share(silicon, column) * silicon.clock_fraction
-    return np.asarray(silicon.matmul_flops_per_second * np.minimum(sustained * share, 1.0))
+    share = sustained_share(silicon, column) * share
+    return np.asarray(silicon.matmul_flops_per_second * np.minimum(share, 1.0))

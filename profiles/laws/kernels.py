@@ -60,8 +60,9 @@ class KernelConstants:
     the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
     `attention_block` its queries. `kernels` are the speeds of attention kernels against the one that was fitted,
     forward and backward.
-    `board_share` of its peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which
-    has `board_watts_per_tflops` of its 16-bit peak.
+    `sustained_fraction` of what a table of short runs shows is sustained at the board's power. `board_share` of its
+    peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which has
+    `board_watts_per_tflops` of its 16-bit peak.
     """
 
     __pydantic_config__ = STRICT
@@ -91,6 +92,7 @@ class KernelConstants:
     board_watts_per_tflops: float
     board_share: float
     board_low_share: float
+    sustained_fraction: float
     source: str
 
 
@@ -101,7 +103,7 @@ class Silicon:
     `matmul_flops_per_second` is the data sheet's dense peak, `achievable_fraction` the best measured share of it.
     `watts_per_tflops` is the board's power over its 16-bit peak (0: that of the board its generation was fitted on),
     `clock_fraction` the clock that it is locked at over the highest, `vector_fraction` the peak outside of the matrix
-    units over theirs.
+    units over theirs. `is_sustained` where it computes for so long that its power counts, as in training.
     """
 
     matmul_flops_per_second: Array
@@ -112,6 +114,7 @@ class Silicon:
     generation: NDArray[np.str_]
     watts_per_tflops: Array = field(default_factory=lambda: np.zeros(1))
     clock_fraction: Array = field(default_factory=lambda: np.ones(1))
+    is_sustained: bool = False
     vector_fraction: Array = field(default_factory=lambda: np.full(1, VECTOR_FRACTION))
 
 
@@ -230,23 +233,23 @@ def powered_share(share: ArrayLike, power: ArrayLike) -> Array:
 def sustained_share(silicon: Silicon, column: Columns, fraction: ArrayLike = 1.0) -> Array:
     """Share of the peak that a device sustains of what its generation's board does at `fraction` of its best product.
 
-    Model: the device's own best product or what its power allows, whichever is less.
+    Model: the device's own best product, what its power allows, or what a locked clock does, whichever is least. A card
+    that sustains more at its highest clock than others do has shown that it can.
     """
     board = np.where(silicon.element_bytes < REFERENCE_BYTES, column["board_low_share"], column["board_share"])
     stated = silicon.watts_per_tflops > 0
     power = np.where(stated, silicon.watts_per_tflops / column["board_watts_per_tflops"], 1.0)
-    return np.asarray(np.minimum(silicon.achievable_fraction, powered_share(board * fraction, power)))
+    share = np.minimum(silicon.achievable_fraction, powered_share(board * fraction, power))
+    return np.asarray(np.minimum(share, np.maximum(share, CLOCK_SHARE) * silicon.clock_fraction))
 
 
 def _product_rate(silicon: Silicon, column: Columns, relative: ArrayLike) -> Array:
     """FLOP/s of large products, at `relative` to those in the layout that was fitted.
 
-    Model: what the device sustains or what a locked clock allows, whichever is less; never more than the peak.
+    Model: what the device sustains, never more than the peak.
     """
-    sustained = sustained_share(silicon, column, column["rate_fraction"])
-    # A card that sustains more at its highest clock than others do has shown that it can.
-    clocked = np.maximum(sustained, CLOCK_SHARE) * silicon.clock_fraction
-    share = np.minimum(sustained, clocked) * np.asarray(relative, dtype=np.float64)
+    fraction = column["rate_fraction"] * (column["sustained_fraction"] if silicon.is_sustained else 1.0)
+    share = sustained_share(silicon, column, fraction) * np.asarray(relative, dtype=np.float64)
     return np.asarray(silicon.matmul_flops_per_second * np.minimum(share, 1.0))
 
 
