@@ -18,9 +18,6 @@ MIB = 2.0**20
 # cuBLAS workspace of one stream. Source: PyTorch's CUBLAS_WORKSPACE_CONFIG, 32 MiB from Hopper on, 8 MiB before.
 LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES = 32 * MIB, 8.125 * MIB
 LARGE_WORKSPACES = ("hopper", "blackwell")
-# NCCL's buffers of one communicator, assumed: 4 MiB (its NCCL_BUFFSIZE) on 16 channels, for two neighbours in a ring
-# and four in trees.
-COMMUNICATOR_BYTES = 16 * 6 * 4 * MIB
 # Of a weight of a frozen base, with its scales: 4 bits in blocks of 64 with 32-bit scales (QLoRA, arXiv 2305.14314;
 # doubly quantised these are 8 bits in blocks of 256), and groups of 128 with 16-bit scales and integer zeros (GPTQ).
 BASE_BYTES = {
@@ -119,7 +116,7 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "norm_extra_bytes": np.where(is_fused, 0.0, column("norm_extra_bytes")),
         "bucket_bytes": column("bucket_mib") * MIB,
         "workspace_bytes": num_workspaces * np.where(large, LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES),
-        "context_bytes": column("context_gib") * GIB + num_communicators(jobs) * COMMUNICATOR_BYTES,
+        "context_bytes": column("context_gib") * GIB + num_communicators(jobs) * column("communicator_mib") * MIB,
         **_trained(jobs, column),
         **_of_loss(jobs, column, element),
     }

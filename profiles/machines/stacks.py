@@ -12,6 +12,9 @@ from profiles.errors import UnknownNameError
 FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
 THIS_PROGRAM = "trainwright"
+# NCCL's buffers of one communicator, assumed: 4 MiB (its NCCL_BUFFSIZE) on 16 channels, for two neighbours in a ring
+# and four in trees.
+COMMUNICATOR_MIB = 16.0 * 6 * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +117,8 @@ class StackMemory:
     head's among them, and not by layers. What the allocator holds beyond: `vocabulary_slack`, `logit_slack` and
     `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit logits and of activations;
     `idle_logit_bytes` a logit more, which it gives back before it fails. `context_gib`: the device's context, outside
-    of it; communicators come on top. `band`: by what share a peak may be off, below what is allocated and above what is
-    held; what 90 % of the runs of a stack that were measured are within.
+    of it; `communicator_mib` of every group of ranks on top. `band`: by what share a peak may be off, below what is
+    allocated and above what is held; what 90 % of the runs of a stack that were measured are within.
     """
 
     __pydantic_config__ = STRICT
@@ -166,6 +169,7 @@ class StackMemory:
     idle_logit_bytes: float = 0.0
     working_slack: float
     context_gib: float
+    communicator_mib: float = COMMUNICATOR_MIB
     band: float = 0.15
 
 

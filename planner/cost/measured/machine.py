@@ -173,7 +173,7 @@ def stack_on(stack: Stack, machine: MachineProfile, precision: str) -> Stack:
     memory = replace(
         stack.memory,
         bucket_mib=0.0, workspaces=0.0, routed_workspaces=0.0, vocabulary_slack=0.0, logit_slack=0.0,
-        working_slack=0.0, context_gib=0.0,
+        working_slack=0.0, context_gib=0.0, communicator_mib=0.0,
     )  # fmt: skip
     return replace(stack, time=time, memory=memory)
 
