@@ -26,6 +26,8 @@ FARTHEST = 3
 COMMON_SPREAD = 0.05
 # Models, clusters and sequences beyond what was learned from: spread per doubling.
 BEYOND_SPREAD = 0.02
+# What a job is taken for, and may not be.
+GUESS_SPREAD = 0.06
 # Features of a job by name, as predictions call them.
 FEATURES = {
     "stack": "software",
@@ -124,6 +126,7 @@ def spread(jobs: Jobs, parts: Mapping[str, Array], learned: Learned) -> Array:
     for name, flags in strange.items():
         variance = variance + np.where(flags, learned.unknown.get(name, 0.0) ** 2, 0.0)
     variance = variance + (BEYOND_SPREAD * doublings_beyond(jobs, learned)) ** 2
+    variance = variance + GUESS_SPREAD**2 * jobs.guesses
     return np.asarray(np.sqrt(variance))
 
 

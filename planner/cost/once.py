@@ -38,8 +38,9 @@ def optimizer_parameters(made: Ingredients) -> Array:
     replicas = jobs.data * jobs.context
     expert_replicas = np.maximum(replicas * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     split = jobs.zero_stage > 0
-    share = np.where(jobs.zero_stage == 3, jobs.shard, replicas)
-    return np.asarray(held.common / np.where(split, share, 1.0) + held.expert / np.where(split, expert_replicas, 1.0))
+    return np.asarray(
+        held.common / np.where(split, jobs.sharing, 1.0) + held.expert / np.where(split, expert_replicas, 1.0)
+    )
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:

@@ -59,6 +59,8 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
         if field.name in COMPILED:
             compiled = _column(jobs.stack, f"compiled_{field.name}")
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
+        if field.name == "parameter_message_bytes":
+            values = np.where(jobs.parameter_bytes > 0, jobs.parameter_bytes, values)
         if field.name == "reduces_every_microbatch":
             # A pipeline that adds whole gradients up reduces them once.
             adds_up = jobs.stack.read(lambda stack: float(stack.memory.accumulates_whole)) * (jobs.pipeline > 1)
