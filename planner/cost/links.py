@@ -13,6 +13,9 @@ from profiles.laws.collectives import Collective, Fabric, LinkConstants, collect
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
+# As many PCIe cards go with one processor.
+ONE_PROCESSOR = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetLinks:
@@ -21,9 +24,13 @@ class SheetLinks:
     fabric: Fabric
     constants: LinkConstants | None = None
 
-    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
+    def seconds(
+        self, collective: Collective, num_bytes: Array, size: Array, inside: Array, stride: Array | float = 1.0
+    ) -> Array:
         """Seconds of a collective, as `Links` has it."""
-        return collective_seconds(collective, num_bytes, size, inside, self.fabric, constants=self.constants)
+        return collective_seconds(
+            collective, num_bytes, size, inside, self.fabric, constants=self.constants, stride=stride
+        )
 
     def at(self, where: Flags) -> SheetLinks:
         """The links of some jobs."""
@@ -50,4 +57,6 @@ def fabric_of(jobs: Jobs) -> Fabric:
         network_bytes_per_second=jobs.network_bytes_per_second,
         in_switch=jobs.device.read(lambda device: float(device.in_switch)).astype(bool),
         network_latency_seconds=jobs.network_latency_seconds,
+        # Servers of many PCIe cards have two processors, of few one.
+        root_ranks=np.where((label > 0) | (jobs.devices_per_node <= ONE_PROCESSOR), np.inf, jobs.devices_per_node / 2),
     )
