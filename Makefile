@@ -10,7 +10,7 @@ RANKS := 2
 BATCH := 8
 SEQUENCE := 128
 
-.PHONY: help install demo test test-all lint bench numbers accuracy clean
+.PHONY: help install demo test test-all lint bench numbers accuracy factors clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ numbers: install  ## Predict and run three dozen plans of all kinds in turns on 
 accuracy: install  ## Published runs of others, predicted from their configuration: errors by family, in and out of sample.
 	$(BIN)/compare profiles/catalog/measured/runs.csv
 	$(BIN)/python -m tests.accuracy
+
+factors: install  ## List what published runs taught: every constant with its prior and what is left of it.
+	$(BIN)/python -m planner.published.calibrate --show
 
 clean:  ## Remove what the demo wrote.
 	rm -rf $(OUT)

@@ -12,9 +12,8 @@ from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.memory.footprint import footprint
 from planner.cost.memory.peak import MOMENTS, NUM_FULL, PARTS
-from planner.cost.software_memory import COMMUNICATOR_BYTES
 from planner.published.reading import read_jobs
-from profiles.machines.stacks import load_stack, stack_names
+from profiles.machines.stacks import COMMUNICATOR_MIB, load_stack, stack_names
 
 DENSE = {
     "arch": "llama", "num_layers": "32", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
@@ -148,7 +147,7 @@ def test_a_device_holds_what_its_allocator_has_its_context_and_a_communicator_pe
 
     def beyond(**changes: object) -> float:
         held = footprint(job(stack=stack, **changes))
-        return float(held.device_bytes[0] - held.reserved_bytes[0] - context) / COMMUNICATOR_BYTES
+        return float(held.device_bytes[0] - held.reserved_bytes[0] - context) / (COMMUNICATOR_MIB * 2**20)
 
     assert beyond(num_gpus=1, zero_stage=0, global_batch_size=16) == pytest.approx(0, abs=1e-6)
     assert beyond() == pytest.approx(1)

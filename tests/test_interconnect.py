@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from profiles.errors import UnknownNameError
 from profiles.laws.collective_tables import along, measured_tables, with_knots
 from profiles.laws.collectives import (
+    BETWEEN_PROCESSORS,
     Fabric,
     collective_seconds,
     ethernet_seconds,
@@ -189,3 +190,35 @@ def test_an_unknown_cluster_is_refused_with_the_nearest_name():
     assert len(list(FOLDER.glob("*.toml"))) >= 3
     with pytest.raises(UnknownNameError, match="did you mean 'dgx-h100'"):
         load_cluster("dgx-h10")
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from(COLLECTIVES),
+    st.sampled_from([2**16, 2**22, 2**28]),
+    st.sampled_from([(8, 1), (4, 2), (2, 4), (4, 1), (2, 1), (2, 2)]),
+)
+def test_a_pcie_node_is_slower_where_groups_go_through_both_processors(collective, num_bytes, group):
+    size, stride = group
+    one, two = fabric(fast=31e9, in_switch=False), fabric(fast=31e9, in_switch=False, root_ranks=np.array(4.0))
+    before = collective_seconds(collective, num_bytes, size, size, one, stride=stride)
+    after = collective_seconds(collective, num_bytes, size, size, two, stride=stride)
+    if (size - 1) * stride < 4:
+        assert after == before
+    else:
+        assert after > before
+        # Never slower than if all that a node sends went over one link.
+        assert after < before * 8 / BETWEEN_PROCESSORS
+
+
+def test_rings_that_interleave_share_what_joins_the_processors():
+    node = fabric(fast=31e9, in_switch=False, root_ranks=np.array(4.0))
+    pairs = [float(collective_seconds("all_gather", 2**30, 2, 2, node, stride=stride)) for stride in (1, 4)]
+    assert pairs[1] / pairs[0] == pytest.approx(4, rel=0.05)
+
+
+def test_a_ring_of_eight_pcie_cards_passes_what_was_measured():
+    """GTX 1080 Ti and TITAN X Pascal, PCIe 3: 8.7 and 8.8 GB/s (baidu-research/DeepBench, 2017)."""
+    node = fabric(fast=15.75e9, in_switch=False, root_ranks=np.array(4.0))
+    rate = 2 * (1 - 1 / 8) * 2**30 / float(collective_seconds("all_reduce", 2**30, 8, 8, node))
+    assert rate == pytest.approx(8.75e9, rel=0.2)

@@ -22,10 +22,12 @@ from planner.published.left_out import (
     band_scales,
     is_covered,
     leave_out,
+    links_without,
     tables_left_with,
     without_tables,
 )
 from profiles.artifacts import validate
+from profiles.laws.collectives import link_constants
 from profiles.machines.stacks import load_stack
 
 NUMBER = 40
@@ -137,7 +139,12 @@ def test_a_generation_without_tables_is_priced_by_a_relative(runs, made, whole):
     bare = without_tables(made, frozenset({"hopper"}))
     hopper = runs.jobs.device.words(lambda one: one.generation) == "hopper"
     before, after = (total_seconds(predict(one, whole.learned)) for one in (made, bare))
-    assert np.array_equal(before[~hopper], after[~hopper])
+    # Kernels are of a generation; the law of links is one for all, a little off without a generation's machines.
+    alone = ~hopper & (runs.jobs.num_devices == 1)
+    assert np.array_equal(before[alone], after[alone])
+    assert np.abs(np.log(after[~hopper] / before[~hopper])).max() < 0.3
+    assert links_without(frozenset({"hopper"})) == links_without(frozenset({"hopper"}))
+    assert links_without(frozenset({"hopper"})).network_fraction != link_constants().network_fraction
     assert np.all(before[hopper] != after[hopper])
     assert 0.5 < np.median(after[hopper] / before[hopper]) < 2
     # Nothing of it is kept: the jobs are as they were.

@@ -13,6 +13,7 @@ from planner.cost.links import links_of
 from planner.cost.sheet_kernels import SheetKernels
 from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Kernels
+from profiles.laws.collectives import LinkConstants
 from profiles.machines.devices import HOST_MEMORY_GB_PER_SECOND
 from profiles.models.transformer import Array
 from profiles.units import GB
@@ -39,9 +40,9 @@ class Ingredients:
     num_nodes: Array
 
 
-def ingredients_of(jobs: Jobs) -> Ingredients:
-    """Price every kernel and message of `jobs` alone."""
-    rules, links = rules_of(jobs, expected()), links_of(jobs)
+def ingredients_of(jobs: Jobs, constants: LinkConstants | None = None) -> Ingredients:
+    """Price every kernel and message of `jobs` alone; link `constants` take the place of those shipped."""
+    rules, links = rules_of(jobs, expected()), links_of(jobs, constants)
     source = jobs.source
     counts = pipeline.stage_counts(jobs)
     held = data.stage_parameters(jobs, counts)

@@ -52,8 +52,11 @@ class Kernels(Protocol):
 class Links(Protocol):
     """Seconds of messages between the ranks of some jobs."""
 
-    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
+    def seconds(
+        self, collective: Collective, num_bytes: Array, size: Array, inside: Array, stride: Array | float = 1.0
+    ) -> Array:
         """Seconds of a collective over groups of `size` ranks, of which `inside` share a fast domain. Shapes: per job.
 
+        Ranks of a group are `stride` apart, and the groups between communicate at the same time.
         Bytes are of the whole tensor, as profiles/laws/collectives counts them.
         """

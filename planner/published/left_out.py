@@ -1,6 +1,7 @@
 """Runs predicted from what others taught: without their family, software, devices, precision or mechanism.
 
-A family is left out with the kernel tables that its authors published, a generation of devices with all of its own.
+A family is left out with the tables of kernels that its authors published, and of links on the same generation; a
+generation of devices with all of its own.
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.error_bands import distance, scales_at, scales_for, spread
 from planner.cost.hardware import LOW_PRECISIONS, generations
-from planner.cost.ingredients import Ingredients
+from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Each, Jobs
-from planner.cost.sheet_kernels import SheetKernels
 from planner.published.constants import stack_names_of
 from planner.published.learn import Fit, Runs, family_weights, learn, predict, total_seconds
+from profiles.laws.collectives import LinkConstants
 from profiles.laws.kernels import load_constants
-from profiles.machines.devices import Generation
+from profiles.machines.devices import Generation, find_device
 from profiles.models.transformer import Array, Flags
 
 FAMILY, STACK, GENERATION, PRECISION, MECHANISM = "family", "stack", "generation", "precision", "mechanism"
@@ -138,13 +140,26 @@ def _is_of(source: str, publishers: str) -> bool:
 
 
 def without_tables(made: Ingredients, left_out: frozenset[str]) -> Ingredients:
-    """The same jobs with kernels priced as if the generations `left_out` had no tables: by those of a relative."""
+    """The same jobs with kernels and messages priced as if nobody had measured any on the generations `left_out`.
+
+    Their kernels are those of a relative; the links' law is fitted to the machines of others.
+    """
     devices = tuple(
         replace(device, generation=STAND_INS[device.generation]) if device.generation in left_out else device
         for device in made.jobs.device.values
     )
     jobs = replace(made.jobs, device=Each(devices, made.jobs.device.index))
-    return replace(made, kernels=SheetKernels(jobs=jobs))
+    return replace(ingredients_of(jobs, links_without(left_out)), jobs=made.jobs)
+
+
+@lru_cache(maxsize=16)
+def links_without(left_out: frozenset[str]) -> LinkConstants:
+    """The constants of the law of links, fitted to machines of other generations than those `left_out`."""
+    from profiles.laws.fit_collectives import fit, read_points
+
+    points = read_points()
+    generation = [find_device(str(name).split()[0]).generation for name in points.hardware]
+    return fit(points, ~np.isin(generation, list(left_out)))
 
 
 def band_scales(found: LeftOut, runs: Runs, chosen: Flags | None = None) -> tuple[float, ...]:

@@ -109,7 +109,7 @@ def setting(
         device=device,
         num_devices=num_devices,
         devices_per_node=cluster.devices_per_node if cluster else device.devices_per_node,
-        fast_domain=max(1, cluster.fast_domain if cluster else device.fast_domain),
+        fast_domain=_fast_domain(device, cluster),
         network_bytes_per_second=(cluster.network_gb_per_second if cluster else device.network_gb_per_second) * GB,
         fast_bytes_per_second=(device.link_gb_per_second or device.peer_gb_per_second) * GB,
         stack=software,
@@ -121,6 +121,13 @@ def setting(
         codec=codec,
         network_latency_seconds=cluster.network_latency_us * MICROSECOND if cluster else infiniband_seconds(),
     )
+
+
+def _fast_domain(device: Device, cluster: Cluster | None) -> int:
+    """Devices that reach each other without the network: over links of their own, else over PCIe."""
+    if device.link_gb_per_second == 0:
+        return cluster.devices_per_node if cluster else device.devices_per_node
+    return max(1, cluster.fast_domain if cluster else device.fast_domain)
 
 
 def jobs_of(at: Setting, **columns: Any) -> Jobs:

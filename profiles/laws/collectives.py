@@ -26,6 +26,10 @@ SLOWEST_BYTES_PER_SECOND = 1.0
 NEVER = np.inf
 # Devices up to which every switch of a fast domain is reached alike.
 SWITCH_RANKS = 8
+# From one processor of a PCIe node to the other a ring passes this share of a device's link, and all rings together no
+# more than one such link (assumed). Source: rings of eight cards reach 0.55 of PCIe 3's 15.75 GB/s, of two 0.77 (GTX
+# 1080 Ti and TITAN X Pascal, baidu-research/DeepBench, 2017).
+BETWEEN_PROCESSORS = 0.55
 # The power by which the host's pace and the kernel's own time blend: nearly the larger of the two.
 PACE = 4.0
 
@@ -37,7 +41,8 @@ class Fabric:
     `p2p_bytes_per_second` is what one pair of devices can use of `fast_bytes_per_second` (a mesh: one link of several);
     `in_switch` says whether the switch can reduce (NVLS). `fast_latency_seconds` is what no collective falls below, its
     launch included; `network_latency_seconds` one hop between domains. None: the law's own, that of
-    InfiniBand; `ethernet_seconds` is for slower networks.
+    InfiniBand; `ethernet_seconds` is for slower networks. Of a domain that PCIe joins, `root_ranks` devices are below
+    one processor; None, or as many as one likes, where devices have links of their own.
     """
 
     fast_bytes_per_second: Array
@@ -46,6 +51,7 @@ class Fabric:
     in_switch: Flags
     fast_latency_seconds: Array | None = None
     network_latency_seconds: Array | None = None
+    root_ranks: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +102,10 @@ class LinkConstants:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The groups of one call, every number broadcast: ranks, those in one domain, domains, and the links they get."""
+    """The groups of one call, every number broadcast: ranks, those in one domain, domains, and the links they get.
+
+    `beyond`: seconds of passing a byte to every rank below the other processor of a PCIe node.
+    """
 
     size: Array
     inside: Array
@@ -109,6 +118,7 @@ class _Group:
     fast_seconds: Array
     hop_seconds: Array
     network_seconds: Array
+    beyond: Array
 
 
 @lru_cache(maxsize=1)
@@ -135,11 +145,13 @@ def collective_seconds(
     fabric: Fabric,
     sharing: ArrayLike = 1.0,
     constants: LinkConstants | None = None,
+    stride: ArrayLike = 1.0,
 ) -> Array:
     """Seconds of `collective` over groups of `size` ranks of which `inside` share a fast domain; 0 for groups of one.
 
     `num_bytes` is the whole tensor: what an all-gather makes, a reduce-scatter reads, one rank sends in an all-to-all,
-    a message. `sharing` groups use the same network cards at once.
+    a message. `sharing` groups use the same network cards at once; of a group ranks are `stride` apart, and the
+    groups between do the same at the same time.
     Model: the fastest of ring, tree and reduction in the switch, each latency + transfer + ramp, or what starting it
     takes. A ring runs at the
     pace of its slowest link and uses the cards of all its members in a domain; a tree's nodes each pass the tensor up
@@ -148,7 +160,8 @@ def collective_seconds(
     Ignores: other traffic, oversubscribed switches, in-network reduction (SHARP). Shapes: all broadcast.
     """
     law = constants or link_constants()
-    group = _group(np.asarray(size, dtype=np.float64), np.asarray(inside, dtype=np.float64), fabric, sharing, law)
+    ranks, near, apart = (np.asarray(number, dtype=np.float64) for number in (size, inside, stride))
+    group = _group(ranks, near, apart, fabric, sharing, law)
     amount = np.asarray(num_bytes, dtype=np.float64)
     if collective == "send_receive":
         seconds = _message_seconds(amount, group, law)
@@ -163,13 +176,18 @@ def collective_seconds(
     return np.asarray(np.where(group.size > 1, paced, 0.0))
 
 
-def _group(size: Array, inside: Array, fabric: Fabric, sharing: ArrayLike, law: LinkConstants) -> _Group:
+def _group(size: Array, inside: Array, stride: Array, fabric: Fabric, sharing: ArrayLike, law: LinkConstants) -> _Group:
     def latency(given: Array | None, default_us: float) -> Array:
         return np.asarray(default_us * MICROSECOND if given is None else given, dtype=np.float64)
 
     size = np.maximum(size, 1.0)
     inside = np.clip(inside, 1.0, size)
-    fast = np.maximum(fabric.fast_bytes_per_second, SLOWEST_BYTES_PER_SECOND)
+    link = np.maximum(fabric.fast_bytes_per_second, SLOWEST_BYTES_PER_SECOND)
+    below = np.asarray(np.inf if fabric.root_ranks is None else fabric.root_ranks, dtype=np.float64)
+    crosses = (inside - 1) * stride >= below
+    rings = np.minimum(stride, below)
+    # A pair, and a ring, goes through both processors, beside those of the groups between.
+    fast = np.where(crosses, link * np.minimum(BETWEEN_PROCESSORS, 1 / np.maximum(rings, 1.0)), link)
     card = np.maximum(fabric.network_bytes_per_second / np.asarray(sharing, dtype=np.float64), SLOWEST_BYTES_PER_SECOND)
     return _Group(
         size=size,
@@ -183,6 +201,8 @@ def _group(size: Array, inside: Array, fabric: Fabric, sharing: ArrayLike, law: 
         fast_seconds=np.asarray(law.fast_us * MICROSECOND),
         hop_seconds=np.asarray(law.hop_us * MICROSECOND),
         network_seconds=latency(fabric.network_latency_seconds, law.network_us),
+        # Half of the group is beyond the other processor, and all of the half send there.
+        beyond=np.where(crosses, inside / 2 * np.maximum(inside / 2 * rings, 1.0) / link, 0.0),
     )
 
 
@@ -254,6 +274,7 @@ def _all_to_all_seconds(amount: Array, group: _Group, law: LinkConstants) -> Arr
     near, far = (group.inside - 1) / group.size, (group.size - group.inside) / group.size
     card = group.card * _decayed(law.network_all_to_all_fraction, law.all_to_all_decay, group)
     transfer = np.maximum(near * amount / _fast_rate(group, law), far * amount / card)
+    transfer = np.maximum(transfer, amount / group.size * group.beyond)
     steps = np.maximum(group.inside - 2, 0.0) * group.hop_seconds
     steps = steps + (group.size - group.inside) * law.peer_share * group.network_seconds
     return _timed(group.fast_seconds + steps, transfer, group, law)

@@ -47,11 +47,11 @@ def pipeline_stride(jobs: Jobs) -> Array:
 
 def seconds(jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array, stride: Array) -> Array:
     """Seconds of `collective` over a group of `size` ranks that lie `stride` apart. Shapes: one entry per job."""
-    return links.seconds(collective, num_bytes, size, members_inside(jobs, size, stride))
+    return links.seconds(collective, num_bytes, size, members_inside(jobs, size, stride), stride)
 
 
 def replica_seconds(
     jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array, stride: Array
 ) -> Array:
     """The same over data- and context-parallel ranks."""
-    return links.seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride))
+    return links.seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride), stride)

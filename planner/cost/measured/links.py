@@ -33,8 +33,10 @@ class MeasuredLinks:
     law: SheetLinks
     knows_network: bool
 
-    def seconds(self, collective: Collective, num_bytes: Array, size: Array, inside: Array) -> Array:
-        """Seconds of a collective, as `Links` has it.
+    def seconds(
+        self, collective: Collective, num_bytes: Array, size: Array, inside: Array, stride: Array | float = 1.0
+    ) -> Array:
+        """Seconds of a collective, as `Links` has it; groups were measured whose ranks are neighbours.
 
         Raises: InputError where groups leave the node, none was measured that does, and no network is named.
         """
