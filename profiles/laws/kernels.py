@@ -206,15 +206,18 @@ def grouped_matmul_seconds(
 ) -> Array:
     """Seconds of `groups` products of (m, k) by (k, n) with matrices of their own; "NT" accumulates in fp32.
 
-    Model: as matmul_seconds, at `grouped_fraction` of the rate and `grouped_overhead_us` more per group.
+    Model: as matmul_seconds, at `grouped_fraction` of the rate and `grouped_overhead_us` more per group; one group is a
+    plain product.
     Shapes: all broadcast. Of a weight's gradient (NT) the inner size k is the rows of a group.
     """
     column = Columns(silicon, constants)
     m, n, k, groups = (np.asarray(size, dtype=np.float64) for size in (m_per_group, n, k, groups))
     if result_bytes is None:
         result_bytes = ACCUMULATED_BYTES if layout == "NT" else np.maximum(RESULT_BYTES, silicon.element_bytes)
-    busy = _product(m, n, k, layout, silicon, groups, np.asarray(result_bytes), column, column["grouped_fraction"])
-    seconds = busy + (column["overhead_us"] + column["grouped_overhead_us"] * groups) * 1e-6
+    is_one = groups <= 1
+    share = np.where(is_one, 1.0, column["grouped_fraction"])
+    busy = _product(m, n, k, layout, silicon, groups, np.asarray(result_bytes), column, share)
+    seconds = busy + (column["overhead_us"] + np.where(is_one, 0.0, column["grouped_overhead_us"] * groups)) * 1e-6
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 
 
