@@ -22,7 +22,7 @@ DENSE = {
     "arch": "llama", "num_layers": "32", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
     "num_kv_heads": "8", "vocab_size": "32000", "seq_len": "4096", "gpu_type": "H100-SXM5-80GB", "num_gpus": "64",
     "zero_stage": "1", "global_batch_size": "1024", "micro_batch_size": "1", "stack": "megatron-core",
-    "attention_kernel": "flash2", "sequence_parallel": "yes",
+    "attention_kernel": "flash2", "sequence_parallel": "yes", "recompute_class": "none",
 }  # fmt: skip
 ROUTED = DENSE | {
     "arch": "moe", "num_experts": "64", "moe_topk": "4", "moe_ffn_size": "1024", "shared_expert_ffn_size": "2048",

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.job import Each, Jobs
-from planner.published.reading import CONFIGURATION, Reading, read_jobs
+from planner.published.columns import CONFIGURATION
+from planner.published.reading import Reading, read_jobs
 from profiles.models.transformer import Transformer
 from profiles.units import GB, GIB
 

@@ -31,7 +31,8 @@ MISSED_BY = {
 @pytest.fixture(scope="module")
 def rows():
     with RUNS.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+        # Adapters are not priced yet.
+        return [row for row in csv.DictReader(stream) if row["peft"] in ("", "none")]
 
 
 @pytest.fixture(scope="module")

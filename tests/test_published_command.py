@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.published.columns import CONFIGURATION
 from planner.published.predict import Forecast, forecast
-from planner.published.reading import CONFIGURATION
 from profiles.machines.clusters import FOLDER as CLUSTERS
 from profiles.units import GIB
 from reports.published import rows as published

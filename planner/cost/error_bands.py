@@ -21,6 +21,8 @@ COVERAGE = 0.9
 COMMON_SPREAD, NEW_STACK_SPREAD, NEW_GENERATION_SPREAD = 0.04, 0.07, 0.08
 # Models, clusters and sequences beyond what was learned from: spread per doubling.
 BEYOND_SPREAD = 0.02
+# What a job is taken for, and may not be.
+GUESS_SPREAD = 0.06
 
 
 def spread(jobs: Jobs, parts: Mapping[str, Array], learned: Learned) -> Array:
@@ -34,6 +36,7 @@ def spread(jobs: Jobs, parts: Mapping[str, Array], learned: Learned) -> Array:
     known = np.isin(generations(jobs), learned.generations)
     variance = variance + np.where(known, 0.0, NEW_GENERATION_SPREAD**2)
     variance = variance + (BEYOND_SPREAD * doublings_beyond(jobs, learned)) ** 2
+    variance = variance + GUESS_SPREAD**2 * jobs.guesses
     return np.asarray(np.sqrt(variance))
 
 

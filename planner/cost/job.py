@@ -75,9 +75,10 @@ class Jobs:
     """Everything that a prediction may read. Shapes: one entry per job in every field; degrees and sizes are floats.
 
     Bandwidths are uni-directional, per device, in bytes per second.
-    `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is the
-    number of ranks that parameters are sharded over with ZeRO stage 3. `chunks` is the number of model chunks per
-    pipeline stage (virtual stages). `vocabulary_split` is over how many of the tensor-parallel ranks embedding and head
+    `data` is devices / (tensor · pipeline · context); expert-parallel ranks lie inside data · context. `shard` is over
+    how many of these parameters are sharded with ZeRO stage 3, and states with stages 1 and 2 (there 1: over all).
+    `chunks` is the number of model chunks per pipeline stage (virtual stages). `vocabulary_split` is over how many of
+    the tensor-parallel ranks embedding and head
     are split: all of them, or none (1). `data_outside`: ranks are numbered tensor, context, pipeline, data, and not
     tensor, context, data, pipeline. Of the `first_fewer` / `last_fewer` layers the first / last stage has fewer.
     `network_latency_seconds` of a hop between fast domains. A gradient codec sends
@@ -89,12 +90,15 @@ class Jobs:
 
     What a run may say of its software and card, where 0 and "" leave it to the stack or the device:
     `board_power_watts` (0: the card's own), `clock_mhz` that the card is locked at (0: free), `gradient_bytes` of a
-    parameter's gradient in memory and on the wire, `fp8_recipe` (what shares a scale), `master_weights` (no: weights,
-    gradients and states are all in 16 bits), `fused_loss` (chunked: logits are never whole), `fused_norms` (norms,
-    rotation and gate in fused kernels), `dispatcher` of routed tokens, `synchronous` launches (the host waits for every
-    kernel), `packed` sequences (else padded). Where `recompute` is not none, `recompute_share` of the layers are
-    recomputed; where it is partial, `recompute_products` of a layer's products are repeated, and only what they read
-    is kept. `lora_rank` is of adapters over frozen weights (0: none), which `quantised_base` stores in fewer bits.
+    parameter's gradient in memory and on the wire, `parameter_bytes` of a parameter that is gathered, `fp8_recipe`
+    (what shares a scale), `master_weights` (no: weights, gradients and states are all in 16 bits), `fused_loss`
+    (chunked: logits are never whole), `fused_norms` (norms, rotation and gate in fused kernels), `dispatcher` of routed
+    tokens, `synchronous` launches (the host waits for every kernel), `packed` sequences (else padded). Where
+    `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
+    of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
+    `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
+    (0: none), which `quantised_base` stores in fewer bits. `guesses`: how much of the above stands for something that
+    was not said, or has no price: each makes the prediction less sure.
     """
 
     model: Transformer
@@ -125,11 +129,13 @@ class Jobs:
     recompute: Names  # none, selective, partial, full
     recompute_share: Array
     recompute_products: Array
+    recompute_freed: Array
     optimizer_offload: Flags
     activation_offload: Flags
     precision: Names  # fp32, fp16, bf16, fp8, mxfp8, nvfp4
     micro_batch: Array
     num_microbatches: Array
+    pipeline_passes: Array
     stack: Each[Stack]
     compiled: Flags
     overlap_grad: Flags
@@ -147,7 +153,9 @@ class Jobs:
     board_power_watts: Array
     clock_mhz: Array
     fp8_recipe: Names  # tensorwise, current, delayed, rowwise, blockwise, mxfp8-block32, or ""
+    low_precision_parts: Names  # of linear, grouped and head those that compute in `precision`, with ";", or ""
     gradient_bytes: Array  # 2 or 4, or 0
+    parameter_bytes: Array  # 1, or 0
     master_weights: Names  # yes, no, or ""
     fused_loss: Names  # no, yes, chunked, or ""
     fused_norms: Names  # no, yes, or ""
@@ -156,6 +164,7 @@ class Jobs:
     optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
     packed: Flags
     lora_rank: Array
+    guesses: Array
     quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq
     source: Source | None = None
 
@@ -171,6 +180,22 @@ class Jobs:
     def tokens(self) -> Array:
         """Tokens of one micro-batch that one rank holds: its samples times its share of the sequence."""
         return self.micro_batch * self.sequence / self.context
+
+    @property
+    def sharing(self) -> Array:
+        """Ranks that states are sharded over where ZeRO shards them."""
+        return np.where((self.zero_stage >= 3) | (self.shard > 1), self.shard, self.data * self.context)
+
+    @property
+    def per_pass(self) -> Array:
+        """Micro-batches that go through a pipeline from its filling until its draining."""
+        return self.num_microbatches / self.pipeline_passes
+
+    @property
+    def repeated(self) -> Array:
+        """Share of a layer's forward pass that backward repeats, as the mean of all layers; attention's core aside."""
+        share = np.where(self.recompute == "partial", self.recompute_products, self.recompute == "full")
+        return np.asarray(share * self.recompute_share)
 
     @property
     def global_batch(self) -> Array:

@@ -63,7 +63,7 @@ def _costs(
     """What the law of a step reads of the jobs."""
     jobs, model = made.jobs, made.jobs.model
     chunks = np.maximum(jobs.chunks, 1.0)
-    filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.num_microbatches)
+    filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.per_pass)
     steady = np.where(jobs.overlap_pipeline, 0.0, 2 * jobs.num_microbatches * chunks)
     rules = made.rules
     weights = {kind: made.kernels.weights(rules, factors, kind) for kind in layers}
@@ -85,10 +85,10 @@ def _costs(
         pipeline=jobs.pipeline,
         num_microbatches=jobs.num_microbatches,
         schedule=jobs.schedule,
-        filling=filling,
-        rounds=rounds,
+        filling=filling * jobs.pipeline_passes,
+        rounds=rounds * jobs.pipeline_passes,
         message=made.message * factors.pipeline_comm,
-        num_messages=2 * (jobs.pipeline - 1) + steady,
+        num_messages=2 * (jobs.pipeline - 1) * jobs.pipeline_passes + steady,
         gradients=made.exchange.gradients * factors.data_comm,
         tail=made.exchange.tail * factors.data_comm,
         late=made.exchange.late * factors.data_comm,
@@ -98,7 +98,7 @@ def _costs(
         num_exchanges=num_exchanges(jobs.zero_stage, rules.reduces_every_microbatch > 0, jobs.num_microbatches),
         num_gathers=num_exchanges(jobs.zero_stage, rules.gathers_every_microbatch > 0, jobs.num_microbatches),
         other_chunks=chunks_in_rounds(has(jobs.schedule, lambda each: each.counts.in_rounds), chunks),
-        round_length=round_length(jobs.pipeline, jobs.num_microbatches),
+        round_length=round_length(jobs.pipeline, jobs.per_pass),
         once=np.asarray(sum(once.values())),
         straggling=factors.straggling * np.log2(made.num_nodes),
     )

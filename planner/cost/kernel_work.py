@@ -55,6 +55,11 @@ class Load:
     def __add__(self, other: Load) -> Load:
         return Load(**{name: getattr(self, name) + getattr(other, name) for name in Load.__slots__})
 
+    @property
+    def products(self) -> Load:
+        """Its products and its attention, without what passes through memory besides."""
+        return _load(self.matmul_seconds, matmul_seconds=self.matmul_seconds, attention_seconds=self.attention_seconds)
+
 
 def _load(like: Array, **fields: Array) -> Load:
     """A load of the `fields` given and nothing else."""

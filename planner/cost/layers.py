@@ -87,12 +87,12 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     summed = kernels.num_sums * (made.half_layer + kernels.late)
     sent = made.context_layer * factors.context_comm
     routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
-    full = jobs.recompute == "full"
+    repeated = jobs.repeated
     is_exchange = exchanges_heads(jobs)
     if phase == "backward":
         # Round the ranks go keys and values, and their gradients as well.
-        sent = sent * np.where(is_exchange, np.where(full, 2.0, 1.0), np.where(full, 3.0, 2.0))
-        routed = routed * np.where(full, 2.0, 1.0)
+        sent = sent * (np.where(is_exchange, 1.0, 2.0) + repeated)
+        routed = routed * (1.0 + repeated)
         summed = summed + exposed(2 * made.gather_again, kernels.compute, factors)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
     return LayerWork(

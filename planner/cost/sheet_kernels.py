@@ -48,13 +48,11 @@ class SheetKernels:
         casting = self._casting(rules, factors, kind)
         compute = self._seconds(rules, factors, loads[phase], phase) + casting + KERNELS_SECONDS[phase]
         zero = again = np.zeros(len(jobs))
-        full = jobs.recompute == "full"
+        repeated = jobs.repeated
         if phase == "backward":
             compute = compute + self._accumulating(rules, factors, kind)
-            core = self._selective(rules, factors, loads["forward"])
-            whole = self._seconds(rules, factors, loads["forward"]) + casting
-            again = np.where(full, whole, np.where(jobs.recompute == "selective", core, 0.0))
-        passes = np.where(full, 1.0, 0.0) + BACKWARD_HOST if phase == "backward" else np.ones(len(jobs))
+            again = self._again(rules, factors, loads["forward"], casting)
+        passes = repeated + BACKWARD_HOST if phase == "backward" else np.ones(len(jobs))
         attention = loads[phase].attention_seconds * factors.attention * rules.attention_slowdown
         return LayerKernels(
             compute=compute,
@@ -62,7 +60,7 @@ class SheetKernels:
             attention=attention * rules.product_slowdown,
             launch=rules.host_layer_us * 1e-6 * factors.host * passes,
             dispatch=zero,
-            num_sums=self._num_sums(rules, phase, kind) + (NUM_SUMS * full if phase == "backward" else zero),
+            num_sums=self._num_sums(rules, phase, kind) + (NUM_SUMS * repeated if phase == "backward" else zero),
             late=zero,
         )
 
@@ -121,6 +119,22 @@ class SheetKernels:
         attention = load.attention_seconds * factors.attention * rules.attention_slowdown
         products = load.matmul_seconds * factors.matmul + attention
         return products * rules.product_slowdown + moved / (self.memory_rate * factors.traffic_fraction)
+
+    def _again(self, rules: TimeRules, factors: Factors, forward: Load, casting: Array) -> Array:
+        """What recomputation repeats of a layer's forward pass, as the mean of all layers.
+
+        Model: where it is partial, a share of the products, and of all else as much as is not kept.
+        """
+        jobs = self.jobs
+        whole = self._seconds(rules, factors, forward) + casting
+        core = self._selective(rules, factors, forward)
+        again = np.where(jobs.recompute == "full", whole, np.where(jobs.recompute == "selective", core, 0.0))
+        is_partial = jobs.recompute == "partial"
+        if is_partial.any():
+            products = self._seconds(rules, factors, forward.products)
+            partly = products * jobs.recompute_products + (whole - products) * jobs.recompute_freed
+            again = np.where(is_partial, partly, again)
+        return again * jobs.recompute_share
 
     def _selective(self, rules: TimeRules, factors: Factors, forward: Load) -> Array:
         """What selective recomputation repeats: attention's core, or by operators all but attention and the rest."""

@@ -65,6 +65,8 @@ def rules_of(jobs: Jobs, learned: Learned) -> TimeRules:
         if field.name in COMPILED:
             compiled = _column(jobs.stack, f"compiled_{field.name}")
             values = np.where(jobs.compiled, np.minimum(compiled, values), values)
+        if field.name == "parameter_message_bytes":
+            values = np.where(jobs.parameter_bytes > 0, jobs.parameter_bytes, values)
         if field.name in EVERY_MICROBATCH:
             # A pipeline that keeps weights adds whole gradients up and reduces them once.
             values = values * (1 - _column(jobs.stack, "keeps_in_pipeline") * (jobs.pipeline > 1))

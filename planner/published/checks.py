@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from planner.published.cells import EMPTY, TRUE, Refused
+from planner.published.cells import TRUE, Refused
+from planner.published.layout_cells import UNKNOWN_BATCH
+from planner.published.row import Row, tidy
 from profiles.errors import UnknownNameError
 from profiles.inputs import limits
 from profiles.machines.devices import Device, catalogue_names, find_device
@@ -18,8 +19,6 @@ ALL_RANKS = -1.0
 ZERO_OF_DEEPSPEED = 2
 USUAL_KV_HEADS = 8
 SMALL_HIDDEN, SMALL_HEAD = 2048, 64
-# "H100 SXM (500 W)": what the card is limited to, in its name.
-POWER = re.compile(r"[\s,;@(_-]*\b(\d{2,4}) ?w(?:atts?)?\b\)?", re.IGNORECASE)
 # Beyond any run there ever was: a table with such a number has a column out of place.
 LARGEST = {
     "num_layers": limits.LAYERS, "hidden_size": limits.HIDDEN, "ffn_size": limits.FFN, "num_heads": limits.HEADS,
@@ -28,52 +27,10 @@ LARGEST = {
     "mla_kv_lora": limits.HIDDEN, "mla_qk_nope": limits.HIDDEN, "mla_qk_rope": limits.HIDDEN, "mla_v": limits.HIDDEN,
     "num_devices": 1e7, "pipeline": 1024, "micro_batch": 1e6, "num_microbatches": 1e7,
 }  # fmt: skip
-COLUMNS = {
+SHOWN = {
     "num_devices": "num_gpus", "pipeline": "pp", "micro_batch": "micro_batch_size", "expert_ffn_size": "moe_ffn_size",
     "shared_ffn_size": "shared_expert_ffn_size",
 }  # fmt: skip
-
-
-class Row:
-    """Cells of one row by column name in lower case, and notes of what was filled."""
-
-    def __init__(self, row: Mapping[str, str | None]) -> None:
-        self.cells: dict[str, str] = {
-            name.strip().lower(): value.strip()
-            for name, value in row.items()
-            if isinstance(name, str) and isinstance(value, str)
-        }
-        self.notes: list[str] = []
-
-    def is_empty(self, column: str) -> bool:
-        """Whether the cell says nothing."""
-        return self.cells.get(column, "").lower() in EMPTY
-
-    def word(self, column: str) -> str:
-        """The cell in lower case, "" where it is empty."""
-        return "" if self.is_empty(column) else self.cells[column].lower()
-
-    def number(self, column: str) -> float | None:
-        """The cell as a number, None where it is empty or none: whoever reads the column refuses what is wrong."""
-        try:
-            value = float(self.cells.get(column, ""))
-        except ValueError:
-            return None
-        return value if math.isfinite(value) else None
-
-    def assume(self, column: str, value: float | str, why: str = "") -> None:
-        """Fill an empty column, and note it."""
-        self.set(column, value)
-        self.notes.append(f"{column}: {self.cells[column]} assumed" + (f" ({why})" if why else ""))
-
-    def compute(self, column: str, value: float, how: str) -> None:
-        """Fill an empty column with what others say exactly, and note how."""
-        self.set(column, value)
-        self.notes.append(f"{column}: {self.cells[column]} computed ({how})")
-
-    def set(self, column: str, value: float | str) -> None:
-        """Put a value in place of the cell."""
-        self.cells[column] = value if isinstance(value, str) else f"{value:.12g}"
 
 
 def complete(row: Row) -> None:
@@ -81,11 +38,11 @@ def complete(row: Row) -> None:
 
     Raises: Refused where columns contradict each other.
     """
+    tidy(row)
     _complete_stack(row)
     _complete_model(row)
     _complete_experts(row)
     _complete_devices(row)
-    _complete_power(row)
     _complete_links(row)
     _complete_sharding(row)
 
@@ -130,7 +87,7 @@ def _complete_experts(row: Row) -> None:
 
 
 def _complete_devices(row: Row) -> None:
-    degrees = [1.0 if row.is_empty(name) else row.number(name) for name in ("tp", "pp", "cp")]
+    degrees = [1.0 if row.word(name) in ("", "none") else row.number(name) for name in ("tp", "pp", "cp")]
     if any(degree is None or degree < 1 for degree in degrees):
         return
     split = math.prod(degree for degree in degrees if degree is not None)
@@ -154,18 +111,9 @@ def _device(text: str, memory_gib: float | None) -> Device | None:
 
 def _unknown_device(text: str) -> str:
     names = catalogue_names()
-    near = difflib.get_close_matches(text.lower().replace(" ", "-"), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(text.lower().replace(" ", "-"), names, n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
     return f"gpu_type is '{text}', which is not in the catalogue of devices; {hint}"
-
-
-def _complete_power(row: Row) -> None:
-    """Take the watts out of the name of the card."""
-    found = POWER.search(row.cells.get("gpu_type", ""))
-    if found:
-        row.set("gpu_type", POWER.sub("", row.cells["gpu_type"]).strip())
-        if row.is_empty("board_power_watts"):
-            row.compute("board_power_watts", float(found.group(1)), "from gpu_type")
 
 
 def _complete_links(row: Row) -> None:
@@ -214,9 +162,7 @@ def check(row: Row, model: Job, job: Job) -> None:
     for name, largest in LARGEST.items():
         value = float(model[name] if name in model else job[name])
         if value > largest:
-            raise Refused(
-                f"{COLUMNS.get(name, name)} is {value:.12g}; the largest that can be predicted is {largest:g}"
-            )
+            raise Refused(f"{SHOWN.get(name, name)} is {value:.12g}; the largest that can be predicted is {largest:g}")
     ranks = float(job["data"]) * float(job["context"]) * float(job["tensor"])
     split = float(job["expert"]) * float(job["expert_tensor"])
     if float(model["num_experts"]) and ranks % split:
@@ -227,7 +173,8 @@ def check(row: Row, model: Job, job: Job) -> None:
     pipeline, fewer = float(job["pipeline"]), max(float(job["first_fewer"]), float(job["last_fewer"]))
     if fewer and pipeline > 1 and fewer > float(model["num_layers"]) / pipeline:
         raise Refused(f"a stage has {fewer:g} layers fewer than others, but there are only {model['num_layers']:g}")
-    _note_batch(row, job)
+    if UNKNOWN_BATCH not in job:
+        _note_batch(row, job)
     for column in ("optimizer_offload", "activation_offload"):
         if row.is_empty(column):
             row.notes.append(f"{column}: no assumed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -12,29 +12,23 @@ from numpy.typing import NDArray
 from planner.cost.job import COLUMNS, Each, Jobs, Names
 from planner.published import checks
 from planner.published.cells import Cells, Refused
-from planner.published.layout_cells import read_layout
+from planner.published.columns import CONFIGURATION
+from planner.published.layout_cells import UNKNOWN_BATCH, read_layout
 from planner.published.model_cells import read_model
+from planner.published.recompute_cells import UNKNOWN_RECOMPUTE, read_recompute
+from planner.published.row import Row
 from planner.published.software_cells import read_hardware, read_stack
+from planner.published.unknowns import (
+    BATCH_RULE,
+    RECOMPUTE_RULE,
+    needs_recomputation,
+    with_recomputation,
+    with_usual_batches,
+)
 from profiles.inputs import limits
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Flags, Transformer
-
-# All that a prediction may read; `row_id` names the row and nothing else.
-CONFIGURATION = (
-    "arch", "num_layers", "hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "seq_len",
-    "mlp_type", "tied_embeddings", "num_experts", "moe_topk", "moe_ffn_size", "shared_expert_ffn_size",
-    "num_dense_layers", "dense_ffn_size", "attention", "mla_q_lora", "mla_kv_lora", "mla_qk_nope", "mla_qk_rope",
-    "mla_v", "sliding_window_alternating", "attention_kernel", "gpu_type", "gpu_mem_gib", "num_gpus", "gpus_per_node",
-    "nvlink_domain_gpus", "intra_node_gbytes_per_s_unidir", "nic_gbit_per_s_per_gpu", "tp", "pp", "vp", "dp", "cp",
-    "ep", "etp", "zero_stage", "dp_shard", "reshard_after_forward", "sequence_parallel", "schedule",
-    "first_stage_fewer_layers", "last_stage_fewer_layers", "recompute_class", "optimizer_offload",
-    "activation_offload", "precision_class", "global_batch_size", "micro_batch_size", "num_microbatches", "stack",
-    "compiled", "overlap_grad", "overlap_param", "overlap_tp", "overlap_pp", "board_power_watts", "gpu_clock_mhz",
-    "fp8_recipe", "gradient_dtype", "master_weights", "fused_loss", "fused_norms", "moe_dispatcher",
-    "synchronous_launches", "recompute_layers_fraction", "lora_rank", "quantised_base", "packed", "optimizer",
-)  # fmt: skip
-USUAL_SEQUENCE = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +55,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
     values: list[tuple[Device, Stack]] = []
     accepted: list[int] = []
     for number, given in enumerate(rows):
-        row = checks.Row(given)
+        row = Row(given)
         ids.append(f"row {number + 1}" if row.is_empty("row_id") else row.cells["row_id"])
         row.cells = {name: row.cells[name] for name in CONFIGURATION if name in row.cells}
         cells = Cells({})
@@ -74,29 +68,48 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
             refused[number] = str(reason)
         else:
             models.append(model)
-            jobs.append(job)
+            jobs.append(job | {"guesses": float(row.guesses + cells.guesses)})
             values.append(value)
             accepted.append(number)
         assumptions.append((*row.notes, *cells.assumptions))
+    columns, chosen = _choose(_columns(models, jobs, values), jobs)
+    for place, note in chosen:
+        column = note.split(": ")[0]
+        told = assumptions[accepted[place]]
+        assumptions[accepted[place]] = (*(text for text in told if not text.startswith(f"{column}: ")), note)
     return Reading(
         row_ids=ids,
-        jobs=_columns(models, jobs, values),
+        jobs=columns,
         accepted=np.array(accepted, dtype=np.int64),
         assumptions=assumptions,
         refused=refused,
     )
 
 
+def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs, list[tuple[int, str]]]:
+    """What a planner would choose where rows are silent, and of which job that is to be told."""
+    recomputed = needs_recomputation(jobs, np.array([UNKNOWN_RECOMPUTE in row for row in rows], dtype=bool))
+    no_batch = np.array([UNKNOWN_BATCH in row for row in rows], dtype=bool)
+    jobs = with_usual_batches(with_recomputation(jobs, recomputed), no_batch)
+    told = [(int(place), f"recompute_class: full assumed ({RECOMPUTE_RULE})") for place in recomputed]
+    for place in np.flatnonzero(no_batch):
+        told.append((int(place), f"micro_batch_size: {jobs.micro_batch[place]:g} assumed ({BATCH_RULE})"))
+    guesses = jobs.guesses + no_batch
+    guesses[recomputed] += 1
+    return replace(jobs, guesses=guesses), told
+
+
 def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:
     """Model and job of a row, and the values that are more than numbers and words."""
     stack = read_stack(cells)
-    sequence = cells.size("seq_len", USUAL_SEQUENCE)
+    sequence = cells.size("seq_len")
     if sequence > limits.SEQUENCE:
         raise Refused(f"seq_len is {sequence:.12g}; the longest that can be predicted is {limits.SEQUENCE}")
     model = read_model(cells, sequence)
     device, hardware = read_hardware(cells, stack)
     layout = read_layout(cells, stack, model, float(hardware["num_devices"]))
-    return model, {"sequence": sequence, **hardware, **layout}, (device, stack)
+    again = read_recompute(cells, model, sequence, by_operator=stack.memory.selective_by_operator)
+    return model, {"sequence": sequence, **hardware, **layout, **again}, (device, stack)
 
 
 def _columns(

@@ -7,17 +7,14 @@ from functools import lru_cache
 from planner.published.cells import Cells, Refused
 from profiles.errors import UnknownNameError
 from profiles.machines.devices import Device, find_device
-from profiles.machines.stacks import Stack, load_stack, stack_names
+from profiles.machines.stacks import Stack, load_stack
 from profiles.units import GB, GIB
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4")
-KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "cudnn")
-YES_NO = ("no", "yes")
-RECIPES = ("tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32")
-DISPATCHERS = ("alltoall", "deepep", "hybrid", "allgather")
-OPTIMIZERS = ("adamw", "adam8bit", "sgd", "muon", "adafactor", "adamw_in_backward", "adam8bit_in_backward")
 GRADIENT_BYTES = {"": 0.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
-BASES = ("none", "nf4", "nf4-dq", "int4-gptq", "int8-gptq")
+# What a device computes in where it lacks what the row says, if it has that: as near in width as there is.
+NEAREST = {"mxfp8": ("fp8",), "int8": ("fp8", "bf16", "fp16"), "nvfp4": ("mxfp8", "fp8")}
+EIGHT_BITS = ("fp8", "mxfp8")
+LOW_PARTS = ("linear", "grouped", "head")
 # Of a card's label the driver keeps about this share.
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
@@ -38,7 +35,7 @@ def read_stack(cells: Cells) -> Stack:
     sharded = cells.text("dp_shard") is not None or (zero is not None and zero.startswith("3"))
     split = above_one("tp") or above_one("pp") or above_one("ep")
     usual = "fsdp" if sharded else "megatron-core" if split else "torch"
-    return load_stack(cells.word("stack", stack_names(), usual))
+    return load_stack(cells.word("stack", usual))
 
 
 @lru_cache(maxsize=256)
@@ -54,8 +51,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     name = cells.text("gpu_type")
     if name is None:
         raise Refused("gpu_type is empty; name the GPU in the table, or give --device")
-    stated = cells.text("gpu_mem_gib")
-    label = cells.size("gpu_mem_gib", 0, noted=False) if stated is not None else None
+    label = cells.size("gpu_mem_gib") or None
     try:
         device = _device(name, label)
     except UnknownNameError as error:
@@ -64,12 +60,13 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     if label is not None and abs(label / device.memory_label_gb - 1) > LABEL_TOLERANCE:
         memory = label * (1 - KEPT_SHARE)
     per_node = cells.size("gpus_per_node", device.devices_per_node)
-    fast = cells.size("nvlink_domain_gpus", max(device.fast_domain, 1), noted=False)
-    link = cells.size("intra_node_gbytes_per_s_unidir", device.link_gb_per_second, least=1e-3, whole=False)
+    fast = cells.size("nvlink_domain_gpus", max(device.fast_domain, 1))
+    link = cells.size("intra_node_gbytes_per_s_unidir", device.link_gb_per_second)
     devices = cells.size("num_gpus")
     crosses = devices > max(per_node, fast)
     network = device.network_gb_per_second * BITS
-    card = cells.size("nic_gbit_per_s_per_gpu", network, least=1e-3, whole=False, noted=crosses)
+    card = cells.size("nic_gbit_per_s_per_gpu", network, noted=crosses)
+    precision = _precision(cells, device)
     return device, {
         "device_memory_bytes": memory * GIB,
         "num_devices": devices,
@@ -77,51 +74,33 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "fast_domain": fast,
         "fast_bytes_per_second": link * GB,
         "network_bytes_per_second": card / BITS * GB,
-        "precision": _precision(cells, device),
-        "attention_kernel": cells.word(
-            "attention_kernel", KERNELS, "unfused" if device.generation == "volta" else "flash2"
-        ),
-        "compiled": cells.flag("compiled", False),
-        "recompute": cells.word("recompute_class", ("none", "selective", "full"), "none"),
-        "optimizer_offload": cells.flag("optimizer_offload", False, noted=False),
-        "activation_offload": cells.flag("activation_offload", False, noted=False),
+        "precision": precision,
+        "low_precision_parts": _low_parts(cells),
+        "parameter_bytes": float(cells.flag("fp8_param_gather") and precision in EIGHT_BITS),
+        "attention_kernel": cells.word("attention_kernel", "unfused" if device.generation == "volta" else "flash2"),
         "overlap_grad": cells.flag("overlap_grad", stack.habits.overlaps_gradients),
         "overlap_param": cells.flag("overlap_param", stack.habits.overlaps_parameters),
-        **_recipe(cells),
+        "gradient_bytes": GRADIENT_BYTES[cells.word("gradient_dtype")],
+        **cells.fields(),
     }
 
 
-def _recipe(cells: Cells) -> dict[str, float | bool | str]:
-    """What a row may say of its card and software beside what the stack does; nothing where it is silent."""
-
-    def word(column: str, known: tuple[str, ...], usual: str = "") -> str:
-        return cells.word(column, known, usual, noted=False, lenient=True)
-
-    return {
-        "board_power_watts": cells.size("board_power_watts", 0, least=0, whole=False, noted=False),
-        "clock_mhz": cells.size("gpu_clock_mhz", 0, least=0, whole=False, noted=False),
-        "fp8_recipe": word("fp8_recipe", RECIPES),
-        "gradient_bytes": GRADIENT_BYTES[word("gradient_dtype", tuple(GRADIENT_BYTES))],
-        "master_weights": word("master_weights", YES_NO),
-        "fused_loss": word("fused_loss", (*YES_NO, "chunked")),
-        "fused_norms": word("fused_norms", YES_NO),
-        "dispatcher": word("moe_dispatcher", DISPATCHERS),
-        "synchronous": cells.flag("synchronous_launches", False, noted=False),
-        "optimizer": word("optimizer", OPTIMIZERS, "adamw"),
-        "packed": cells.flag("packed", True, noted=False),
-        "recompute_share": cells.size("recompute_layers_fraction", 1, least=0, whole=False, noted=False),
-        "recompute_products": 1.0,
-        "lora_rank": cells.size("lora_rank", 0, least=0, noted=False),
-        "quantised_base": word("quantised_base", BASES, "none"),
-    }
+def _low_parts(cells: Cells) -> str:
+    named = cells.items("low_precision_parts")
+    for word in sorted(set(named) - set(LOW_PARTS)):
+        cells.guess("low_precision_parts", f"'{word}' is not known, nothing assumed of it")
+    return ";".join(part for part in LOW_PARTS if part in named)
 
 
 def _precision(cells: Cells, device: Device) -> str:
     usual = "bf16" if "bf16" in device.peak_tflops else "fp16"
-    precision = cells.word("precision_class", PRECISIONS, usual)
-    if precision == "tf32":
-        precision = "fp32"
-    if precision not in device.peak_tflops:
-        known = ", ".join(sorted(device.peak_tflops))
-        raise Refused(f"precision_class is {precision}, which {device.title} does not have; it has {known}")
-    return precision
+    named = cells.word("precision_class", usual)
+    precision = "fp32" if named == "tf32" else named
+    if precision in device.peak_tflops:
+        return precision
+    for near in NEAREST.get(precision, ()):
+        if near in device.peak_tflops:
+            cells.guess("precision_class", f"{near} assumed for {named}, which {device.title} does not have")
+            return near
+    known = ", ".join(sorted(device.peak_tflops))
+    raise Refused(f"precision_class is {named}, which {device.title} does not have; it has {known}")

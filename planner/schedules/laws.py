@@ -50,6 +50,16 @@ def bubble_of_dualpipev(pipeline: Array, forward: Array, weight: Array) -> Array
     return np.asarray(inputs + forward - weight + late)
 
 
+def bubble_of_v_half(pipeline: Array, forward: Array, weight: Array) -> Array:
+    """V-Half's share, where F, I and W take equally long. Source: Qi et al. 2024 (arXiv 2405.15362)."""
+    return np.full_like(1 - forward - weight, 1 / 2)
+
+
+def bubble_of_v_min(pipeline: Array, forward: Array, weight: Array) -> Array:
+    """V-Min's share, where F, I and W take equally long. Source: Qi et al. 2024 (arXiv 2405.15362)."""
+    return np.full_like(1 - forward - weight, 2 / 3)
+
+
 def held_in_turns(pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
     """What 1F1B and interleaved 1F1B hold. Source: Narayanan et al. 2021 (arXiv 2104.04473)."""
     after, parts = np.maximum(pipeline - stage, 1.0), np.maximum(chunks, 1.0)
@@ -84,6 +94,16 @@ def held_by_zbv(pipeline: Array, chunks: Array, count: Array, stage: Array) -> A
     """What ZB-V holds: the more waits the later the rank. Source: its lists of steps, and rehearsals."""
     late = pipeline + stage + WAITING_SHARE * (2 * stage + 1)
     return np.asarray(np.maximum(2 * pipeline + WAITING_SHARE, late) / 2)
+
+
+def held_by_v_half(pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
+    """What V-Half holds on every rank. Source: Qi et al. 2024 (arXiv 2405.15362)."""
+    return np.floor((pipeline + 2) / 2)
+
+
+def held_by_v_min(pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:
+    """What V-Min holds on every rank. Source: Qi et al. 2024 (arXiv 2405.15362)."""
+    return np.floor((pipeline + 4) / 3)
 
 
 def held_by_dualpipev(pipeline: Array, chunks: Array, count: Array, stage: Array) -> Array:

@@ -266,5 +266,23 @@ PUBLISHED = {
             bubble_left=laws.bubble_of_zb_h2,
             held=laws.held_by_zb_h2,
         ),
+        Schedule(
+            "v-half",
+            _no_order,
+            title="two stages on each rank, there and back, with half the memory of 1f1b",
+            stages=traits.STAGES_THROUGH_V,
+            splits_backward=True,
+            bubble_left=laws.bubble_of_v_half,
+            held=laws.held_by_v_half,
+        ),
+        Schedule(
+            "v-min",
+            _no_order,
+            title="two stages on each rank, there and back, with a third of the memory of 1f1b",
+            stages=traits.STAGES_THROUGH_V,
+            splits_backward=True,
+            bubble_left=laws.bubble_of_v_min,
+            held=laws.held_by_v_min,
+        ),
     )
 }

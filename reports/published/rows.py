@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from planner.published.cells import EMPTY
+from planner.published.columns import CONFIGURATION
 from planner.published.predict import Forecast, forecast
-from planner.published.reading import CONFIGURATION
 from profiles.errors import InputError
 from profiles.inputs.foreign import read_text
 from profiles.units import GIB

@@ -75,6 +75,8 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     of_experts = expert_replicas(jobs)
     per_gradient = rules.gradient_message_bytes * jobs.gradient_wire_fraction
     groups = [(held.common, replicas, jobs.tensor), (held.expert, of_experts, jobs.expert * jobs.expert_tensor)]
+    # Where few ranks share the states, updated weights go no further.
+    in_groups = (jobs.zero_stage < 3) & (jobs.shard > 1)
     whole = np.isin(jobs.zero_stage, (0, 1)) & ((jobs.zero_stage == 0) | (rules.owners_send_weights > 0))
 
     def taken(collective: Collective, num_bytes: Array, split: bool = False) -> tuple[Array, Array]:
@@ -83,7 +85,8 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
         for parameters, size, stride in groups:
             count = num_messages(jobs, rules, parameters, whole)
             amount = parameters * num_bytes * (size if split else 1.0) / np.maximum(count, 1.0)
-            one = replica_seconds(jobs, links, collective, amount, size, stride) * (count > 0)
+            ranks = np.where(in_groups, np.minimum(size, jobs.shard), size) if collective == "all_gather" else size
+            one = replica_seconds(jobs, links, collective, amount, ranks, stride) * (count > 0)
             total, last = total + count * one, last + one
         return total, last
 

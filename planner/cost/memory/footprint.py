@@ -102,7 +102,8 @@ class StageMemory:
             backward=backward,
             in_flight=held,
             offloads=jobs.activation_offload,
-            again=np.where(jobs.recompute == "full", 1.0, 0.0),
+            again=jobs.recompute_share
+            * np.where(jobs.recompute == "partial", jobs.recompute_freed, jobs.recompute == "full"),
             hidden=hidden,
             gathered=gathered,
             num_logits=np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0),
@@ -115,7 +116,7 @@ class StageMemory:
             embedding_gradient=np.where(stage.is_first, vocabulary, 0.0) * rules.head_gradient_bytes,
             num_microbatches=jobs.num_microbatches,
             chunks=jobs.chunks,
-            opened=open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.num_microbatches),
+            opened=open_chunks(jobs.schedule, jobs.pipeline, jobs.chunks, jobs.per_pass),
             received=num_received(jobs, rules, stage) * jobs.num_microbatches * hidden,
             workspace=rules.workspace_bytes,
             buckets=np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
@@ -145,10 +146,10 @@ def parameters_of(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
 
 def in_flight(jobs: Jobs, stage: int | Array) -> Array:
     """Micro-batches whose activations a stage holds at its fullest, in whole stages. Shapes: one entry per job."""
-    held = np.ones(len(jobs))
+    held, count = np.ones(len(jobs)), jobs.per_pass
     place = np.broadcast_to(np.asarray(stage, dtype=np.float64), held.shape)
     for schedule in np.unique(jobs.schedule):
-        own = held_microbatches(str(schedule), jobs.pipeline, jobs.chunks, jobs.num_microbatches, place)
+        own = held_microbatches(str(schedule), jobs.pipeline, jobs.chunks, count, place)
         held = np.where(jobs.schedule == schedule, own, held)
     return held
 

@@ -95,9 +95,13 @@ def layer_memory(jobs: Jobs, rules: MemoryRules, kind: str) -> LayerMemory:
     selective = np.minimum(np.where(rules.selective_by_operator, operators, core), everything)
     is_full, is_selective = jobs.recompute == "full", jobs.recompute == "selective"
     kept = np.where(is_full, full, np.where(is_selective, selective, everything))
+    kept = np.where(jobs.recompute == "partial", everything - jobs.recompute_freed * (everything - full), kept)
+    # A stage needs again what one of its recomputed layers did not keep, and no more than all of them.
+    free = (everything - kept) * np.minimum(jobs.recompute_share * jobs.model.num_layers / jobs.pipeline, 1.0)
+    kept = np.where(jobs.recompute_share < 1, everything - jobs.recompute_share * (everything - kept), kept)
     gradients = backward_bytes(jobs, rules, after_attention, routed=routed)
     attention = sum((tensor.num_bytes for tensor in attention_tensors(jobs, rules)), zero)
-    return LayerMemory(kept=kept, backward=everything - kept + gradients, attention=np.maximum(attention - kept, 0.0))
+    return LayerMemory(kept=kept, backward=free + gradients, attention=np.maximum(attention - kept, 0.0))
 
 
 def attention_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:

@@ -246,7 +246,7 @@ def _narrower_bytes(jobs: Jobs) -> Array:
 
 def _shard_groups(jobs: Jobs) -> tuple[Array, Array]:
     """Ranks that states are sharded over, and experts' states."""
-    group = np.where(jobs.zero_stage >= 3, jobs.shard, jobs.data * jobs.context)
+    group = jobs.sharing
     experts = np.maximum(group * jobs.tensor / (jobs.expert * jobs.expert_tensor), 1.0)
     return np.maximum(group, 1.0), experts
 
