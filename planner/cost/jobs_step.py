@@ -98,7 +98,7 @@ def _costs(
         num_exchanges=num_exchanges(jobs.zero_stage, rules.reduces_every_microbatch > 0, jobs.num_microbatches),
         num_gathers=num_exchanges(jobs.zero_stage, rules.gathers_every_microbatch > 0, jobs.num_microbatches),
         other_chunks=chunks_in_rounds(has(jobs.schedule, lambda each: each.counts.in_rounds), chunks),
-        round_length=round_length(jobs.pipeline, jobs.num_microbatches),
+        round_length=round_length(jobs.pipeline, jobs.per_pass),
         once=np.asarray(sum(once.values())),
         straggling=factors.straggling * np.log2(made.num_nodes),
     )

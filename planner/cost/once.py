@@ -8,7 +8,6 @@ from functools import reduce
 
 import numpy as np
 
-from planner.cost.axes.data import expert_replicas, expert_shard
 from planner.cost.axes.groups import FULL_ELEMENT_BYTES, FULL_PRECISIONS
 from planner.cost.factors import Factors
 from planner.cost.ingredients import Ingredients
@@ -40,9 +39,9 @@ def optimizer_parameters(made: Ingredients) -> Array:
     """Parameters one rank updates."""
     jobs, held = made.jobs, made.held
     split = jobs.zero_stage > 0
-    of_experts = np.where(jobs.zero_stage == 3, expert_shard(jobs), expert_replicas(jobs))
-    common = held.common / np.where(split, jobs.sharing, 1.0)
-    return np.asarray(common + held.expert / np.where(split, of_experts, 1.0))
+    own = jobs.expert * jobs.expert_tensor
+    of_experts = np.maximum(jobs.sharing * jobs.tensor / own, 1.0)
+    return np.asarray(held.common / np.where(split, jobs.sharing, 1.0) + held.expert / np.where(split, of_experts, 1.0))
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
