@@ -69,6 +69,8 @@ def test_experts_convert_and_pad_where_the_software_computes_them_in_8_bits():
         assert (routed[1] > routed[0]) == lowers
         seconds = [total("matmul_seconds", stack=stack, precision_class=name, **EXPERTS) for name in ("bf16", "fp8")]
         assert seconds[1] < seconds[0]
+    told = {"stack": "fsdp2", "low_precision_parts": "linear;grouped", **EXPERTS}
+    assert total("routed_bytes", **told) > total("routed_bytes", stack="fsdp2", **EXPERTS)
 
 
 def test_unnamed_attention_is_cudnn_s_from_hopper_on_where_the_software_asks_for_it():

@@ -58,5 +58,7 @@ def relative_rate(jobs: Jobs) -> Array:
 
 
 def lowers_experts(jobs: Jobs) -> Flags:
-    """Whether routed experts compute in the low precision of the linears."""
-    return is_low(jobs) & (jobs.stack.read(lambda stack: float(stack.time.lowers_experts)) > 0)
+    """Whether routed experts compute in the low precision of the linears: as told, else as the stack does."""
+    usual = jobs.stack.read(lambda stack: float(stack.time.lowers_experts)) > 0
+    told = np.char.find(jobs.low_precision_parts, "grouped") >= 0
+    return is_low(jobs) & np.where(jobs.low_precision_parts == "", usual, told)
