@@ -133,8 +133,8 @@ def memory_errors(family):
 def peaks():
     """Errors of peak memory, either way, with their families; whether each run fits, ran, and ran out of memory.
 
-    Nothing of memory is fitted to runs by this program: every family is out of sample. A counter that is not known may
-    be of what is allocated or of what is reserved: the nearer one counts.
+    No fit of this program is of memory, but its laws were set in view of these runs: nothing here is out of sample. A
+    counter that is not known may be of what is allocated or of what is reserved: the nearer one counts.
     """
     rows = [row for row in shipped_rows() if row.get("peak_mem_kind") != "boundary"]
     reading = read_jobs(rows)

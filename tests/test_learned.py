@@ -117,9 +117,8 @@ def test_what_is_left_out_is_not_looked_at(runs, made, whole):
 
 def test_what_has_no_runs_is_the_mean_of_its_parent(runs, whole):
     jobs, learned = runs.jobs, whole.learned
-    for name in ("torch", "xla"):
-        stack = load_stack(name)
-        assert name not in learned.stacks
+    for name in ("torch", "megatron-core"):
+        stack = replace(load_stack(name), name="new")
         other = replace(jobs, stack=Each.same(stack, len(jobs)))
         plain = rules_of(other, expected())
         for number in STACK_NUMBERS:
@@ -159,15 +158,15 @@ def test_distance_counts_what_no_run_had(runs, whole):
     jobs, learned = runs.jobs, whole.learned
     assert not distance(jobs, learned).any()
     assert remarks(jobs, learned) == [()] * len(jobs)
-    odd = replace(jobs, stack=Each.same(load_stack("xla"), len(jobs)))
+    odd = replace(jobs, stack=Each.same(replace(load_stack("xla"), name="new"), len(jobs)))
     flags = unseen(odd, learned)
     assert flags["stack"].all()
     assert flags["stack_on"].all()
     assert (distance(odd, learned) == 2).all()
-    odd = replace(odd, optimizer_offload=np.ones(len(jobs), dtype=bool))
+    odd = replace(odd, recompute=np.full(len(jobs), "new"))
     assert (distance(odd, learned) == FARTHEST).all()
     words = remarks(odd, learned)[0][0]
-    assert words.startswith("outside of what was measured: no run had its software, offloading")
+    assert words.startswith("outside of what was measured: no run had its software, recomputation")
     # Of the same seconds a stranger's band is never narrower.
     parts = {"compute": np.ones(len(jobs))}
     learned = replace(learned, band_scales=(1.5, 2.0, 2.0, 3.0))
