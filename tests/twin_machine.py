@@ -60,9 +60,9 @@ def twin(at: Setting, model: ModelProfile, num_ranks: int) -> MachineProfile:
     """What `profile machine` would have found on `num_ranks` devices of a setting, if the laws were right."""
     device, learned = at.device, load_learned()
     factors = learned.factors
-    rate = device.memory_gb_per_second * 1e9 * factors.traffic_fraction
     one = jobs_of(at, tensor=np.ones(1))
     rules = rules_of(one, learned)
+    rate = device.memory_gb_per_second * 1e9 * factors.traffic_fraction / float(rules.element_passes[0])
     block_layer = next(layer for layer in model.layers[PRECISION] if layer.name not in ("embedding", "head"))
     launch = float(rules.host_layer_us[0]) * 1e-6 * factors.host * (1 + BACKWARD_HOST) / len(block_layer.operators)
     optimizer = device.memory_gb_per_second * 1e9 * factors.optimizer_fraction / float(rules.optimizer_bytes[0])

@@ -21,6 +21,8 @@ Passes = tuple[float, float]
 HAND_NORM: Passes = (2.0, 3.0)
 LIBRARY_NORM: Passes = (2.0, 5.0)
 EAGER_RMS_NORM: Passes = (18.0, 47.0)
+# Under autocast its weight has 32 bits: the product of both is wider (1 more), and rounded again (3).
+AUTOCAST_RMS_NORM: Passes = (22.0, 57.0)
 # A residual is a sum of two, backward too; joined with the norm behind it, the norm's input is at hand.
 RESIDUAL: Passes = (3.0, 3.0)
 JOINED_RESIDUAL: Passes = (2.0, 1.0)
@@ -36,6 +38,8 @@ PLAIN: Passes = (2.0, 3.0)
 SPELLED_GELU: Passes = (18.0, 31.0)
 # The gradient of a bias is a sum over rows of a gradient that is read for it.
 BIAS: Passes = (0.0, 1.0)
+# Linears that read the same each give it a gradient: a sum for each further one.
+JOINED_GRADIENT: Passes = (0.0, 3.0)
 FUSED_BIAS: Passes = (0.0, 0.0)
 
 
@@ -72,9 +76,12 @@ def element_passes(jobs: Jobs) -> ElementPasses:
     by_hand = np.where(gated, told("rms_norm"), told("layer_norm")) & ~compiled
     packed = jobs.stack.read(lambda stack: float(stack.time.packs_gates)) > 0
     spelled = jobs.stack.read(lambda stack: float(stack.time.spells_gelu)) > 0
+    casts = jobs.stack.read(lambda stack: stack.time.cast_bytes) > 0
     activation = told("activation") | compiled
     return ElementPasses(
-        norm=_choose((by_hand, HAND_NORM), (compiled | ~gated, LIBRARY_NORM), usual=EAGER_RMS_NORM),
+        norm=_choose(
+            (by_hand, HAND_NORM), (compiled | ~gated, LIBRARY_NORM), (casts, AUTOCAST_RMS_NORM), usual=EAGER_RMS_NORM
+        ),
         residual=_choose((compiled | fuses("residual_norm"), JOINED_RESIDUAL), usual=RESIDUAL),
         rotation=_choose((compiled | told("rotation"), ROTATION), usual=EAGER_ROTATION),
         activation=_choose(

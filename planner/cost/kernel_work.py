@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.axes.context import exchanges_heads, imbalance
-from planner.cost.element_passes import ElementPasses, element_passes
+from planner.cost.element_passes import JOINED_GRADIENT, ElementPasses, element_passes
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.load import Load, Work, load_of
@@ -136,9 +136,13 @@ def _moved(shapes: _Shapes, elements: Array) -> Load:
     return load_of(elements, element_bytes=elements * shapes.width)
 
 
-def _normed(shapes: _Shapes, phase: Phase, has_residual: bool = True) -> Load:
-    """A norm and the residual behind its block, on the hidden states that a rank holds between its linears."""
+def _normed(shapes: _Shapes, phase: Phase, num_readers: int = 1, has_residual: bool = True) -> Load:
+    """A norm and the residual behind its block, on the hidden states that a rank holds between its linears.
+
+    Of software whose linears stand apart, `num_readers` of them read what the norm gives.
+    """
     passes = shapes.passes.of("norm", phase) + (shapes.passes.of("residual", phase) if has_residual else 0.0)
+    passes = passes + np.where(shapes.apart, (num_readers - 1) * _at(phase, JOINED_GRADIENT), 0.0)
     return _moved(shapes, shapes.spread * shapes.jobs.model.hidden_size * passes)
 
 
@@ -189,7 +193,7 @@ def _attention(shapes: _Shapes, phase: Phase) -> Load:
     jobs, model = shapes.jobs, shapes.jobs.model
     rotated = shapes.tokens * (model.num_heads + model.num_kv_heads) * model.qk_head_dim / jobs.tensor
     rotated = np.where(model.learned_positions > 0, 0.0, rotated)
-    load = _core(shapes, phase) + _normed(shapes, phase)
+    load = _core(shapes, phase) + _normed(shapes, phase, num_readers=3)
     load = load + _moved(shapes, rotated * shapes.passes.of("rotation", phase))
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     for name, inputs, outputs, split in model.attention_linears:
@@ -212,7 +216,7 @@ def _apart(shapes: _Shapes, fused: Load, parts: list[Load]) -> Load:
 
 def _feed_forward(shapes: _Shapes, ffn_size: Array, phase: Phase) -> Load:
     """Norm, feed-forward network, residual of one dense layer."""
-    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, phase)
+    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, phase, num_readers=2)
 
 
 def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> Load:
