@@ -21,7 +21,7 @@ from planner.space.to_plans import best_places, plan_of
 from profiles.library import load_sizes
 from profiles.machines.clusters import Cluster, find_cluster
 from profiles.machines.devices import load_device
-from tests.accuracy import shipped_rows
+from tests.accuracy_rows import shipped_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "prices.csv"
 COLUMNS = ("question", "plan", "step_seconds", "peak_bytes", "low_seconds", "high_seconds", "largest_part")
