@@ -99,7 +99,7 @@ class StackTime:
 
 # NCCL's buffers of one communicator, assumed: 4 MiB (its NCCL_BUFFSIZE) on 16 channels, for two neighbours in a ring
 # and four in trees.
-NCCL_MIB = 16 * 6 * 4.0
+COMMUNICATOR_MIB = 16 * 6 * 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ class StackMemory:
     idle_logit_bytes: float = 0.0
     working_slack: float
     context_gib: float
-    communicator_mib: float = NCCL_MIB
+    communicator_mib: float = COMMUNICATOR_MIB
     band: float = 0.15
 
 
