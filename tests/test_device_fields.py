@@ -15,7 +15,7 @@ from tests.test_space import CONFIGS, sizes_of
 DEVICE = replace(load_device("h100-sxm"), memory_gib=6.0, host_memory_gb=4.0)
 OPTIONS = Options(schedules=("1f1b", "interleaved-1f1b"))
 # Less of these is better; of all other numbers, more.
-COSTS = ("latency", "slowdown", "launch", "power", "price")
+COSTS = ("latency", "slowdown", "launch", "price")
 READ: set[str] = set()
 
 
@@ -31,8 +31,12 @@ class Watched(Device):
 FIELDS = {field.name for field in fields(Device)}
 
 
-def space_of(device: Device) -> Space:
+def space_of(device: Device, name: str = "") -> Space:
     at = setting(sizes_of("dense", CONFIGS["dense"]), device, 16, 48, 2048)
+    if name == "vector_tflops":
+        # What batched products of rows that cannot be loaded in vectors take.
+        odd = CONFIGS["dense"] | {"num_attention_heads": 20, "num_key_value_heads": 20, "head_dim": 100}
+        at = replace(at, model=sizes_of("odd", odd), attention_kernel="unfused")
     return explore(at, OPTIONS)
 
 
@@ -65,11 +69,12 @@ BEFORE = totals(space_of(DEVICE))
 
 @pytest.mark.parametrize("name", read_fields())
 def test_a_changed_field_is_noticed(name: str) -> None:
-    better, worse = totals(space_of(changed(name, 2))), totals(space_of(changed(name, 0.5)))
-    assert better != BEFORE or worse != BEFORE, f"{name} is read and changes nothing"
+    better, worse = totals(space_of(changed(name, 2), name)), totals(space_of(changed(name, 0.5), name))
+    before = totals(space_of(DEVICE, name)) if name == "vector_tflops" else BEFORE
+    assert better != before or worse != before, f"{name} is read and changes nothing"
     if name not in ("generation", "in_switch", "num_multiprocessors"):  # of these, more is not better
-        assert better[0] <= BEFORE[0] * (1 + 1e-9), f"a better {name} made the best plan slower"
-        assert worse[0] >= BEFORE[0] * (1 - 1e-9), f"a worse {name} made the best plan faster"
+        assert better[0] <= before[0] * (1 + 1e-9), f"a better {name} made the best plan slower"
+        assert worse[0] >= before[0] * (1 - 1e-9), f"a worse {name} made the best plan faster"
 
 
 def test_the_fields_of_every_law_are_read() -> None:

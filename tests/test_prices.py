@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.prices import QUESTIONS, differences, of_question, of_runs
+from tests.prices import QUESTIONS, differences, of_question, of_runs, recorded
 
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, len(QUESTIONS)))])
@@ -19,4 +19,4 @@ def test_a_changed_price_is_noticed():
         for row in of_runs():
             yield row | {"step_seconds": row["step_seconds"] * (1 + 2e-9)}
 
-    assert len(list(differences(changed()))) == 513
+    assert len(list(differences(changed()))) == sum(question == "run" for question, _ in recorded()) > 1000

@@ -141,7 +141,6 @@ MACHINE: tuple[Column, ...] = (
             "flex-attention": "flex", "flexattention": "flex", "xformers": "mem_efficient", "te": "cudnn",
             "transformer-engine": "cudnn",
         },
-        near={"flash4": "cudnn", "flex": "flash2", "mem_efficient": "flash1"},
     ),
     Text(name="gpu_type"),
     _size("gpu_mem_gib", 0, noted=False),

@@ -20,7 +20,7 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("gpu_type", "H10"), ("gpu_type", ""), ("gpu_type", "x" * 10_000), ("gpu_mem_gib", "-80"), ("gpu_mem_gib", "x"),
     ("arch", "bert"), ("mlp_type", "relu"), ("tied_embeddings", "maybe"), ("attention", "full"), ("stack", "nonsense"),
     ("schedule", "nonsense"), ("recompute_class", "some"), ("precision_class", "fp4"), ("precision_class", "fp8x"),
-    ("zero_stage", "7"), ("zero_stage", "-1"), ("dp_shard", "3"), ("dp_shard", "0"), ("vp", "0"), ("ep", "3"),
+    ("zero_stage", "7"), ("zero_stage", "-1"), ("dp_shard", "3"), ("dp_shard", "-2"), ("vp", "-1"), ("ep", "3"),
     ("num_experts", "-8"), ("num_experts", "1e308"), ("head_dim", "-1"), ("ffn_size", "-1"), ("ffn_size", "1e300"),
     ("nic_gbit_per_s_per_gpu", "-1"), ("nic_gbit_per_s_per_gpu", "0"), ("intra_node_gbytes_per_s_unidir", "-1"),
     ("nvlink_domain_gpus", "-1"), ("num_microbatches", "0"), ("compiled", "maybe"), ("overlap_grad", "7"),
