@@ -160,7 +160,7 @@ def _memory() -> Iterator[Case]:
 
 
 def _signals() -> Iterator[Case]:
-    large = ("--model", "gpt3-175b", "--gpus", "4096", "--device", "a100-sxm-80gb", "--json")
+    large = ("--model", "deepseek-v3", "--gpus", "2048", "--device", "h800-sxm", "--stack", "megatron-core", "--json")
     commands: dict[str, tuple[Any, Any, dict[str, Content], tuple[float, ...]]] = {
         "plan": ("plan", large, {}, (0.2, 1.0, 3.0)),
         "plan --all": ("plan", (*large, "--all", "all.csv"), {}, (3.0,)),
