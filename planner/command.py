@@ -157,8 +157,8 @@ def plan(
         model=model, num_devices=gpus, machine=machine, learned=learned, device=device, cluster=cluster,
         global_batches=() if global_batch is None else parse_batches(global_batch), sequence_length=sequence_length,
         stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=_words(precision),
-        codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top, simulate=simulate, all_file=all_file,
-        trusted=tuple(trust_module or ()),
+        codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top,
+        simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
     )  # fmt: skip
     check_pools(given_options(context), cluster)
     questions = Questions(
