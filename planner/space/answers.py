@@ -27,6 +27,10 @@ from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
 
+# Plans among which a usual one that can be run is looked for.
+MOST_LOOKED_AT = 300
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A space with its plans of interest: `places` by candidate of `file`, and baselines' names by their rank."""
@@ -116,10 +120,14 @@ def _baselines(space: Space) -> list[tuple[str, Flags]]:
 
 
 def _best_where(space: Space, allowed: Flags) -> Place | None:
-    """The fastest plan of the allowed layouts, else the one that takes the fewest bytes; None where none is allowed."""
+    """The fastest plan of the allowed layouts, else the one that takes the fewest bytes; None where none is allowed.
+
+    Of those that fit one that can be run, if it is among the first.
+    """
     rows = np.flatnonzero(allowed[space.best.layout])
     if len(rows):
-        return place_at(space, int(rows[0]))
+        places = [place_at(space, int(row)) for row in rows[:MOST_LOOKED_AT]]
+        return next((place for place in places if not why_not_run(space.at, plan_of(space, place))), places[0])
     nearest = np.where(allowed, space.nearest, np.inf)
     if not np.isfinite(nearest).any():
         return None
