@@ -26,7 +26,6 @@ from profiles.models.families import BUILT_FAMILIES
 from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
-
 # Plans among which a usual one that can be run is looked for.
 MOST_LOOKED_AT = 300
 
