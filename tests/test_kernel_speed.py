@@ -13,6 +13,7 @@ from profiles.laws.attention import attention_seconds
 from profiles.laws.fit_kernels import BOUNDS, FITTED, fit_all, held_out_errors, rows_of
 from profiles.laws.kernel_tables import DEVICES, MEASURED, errors, read_table, silicon_of
 from profiles.laws.kernels import (
+    ACCUMULATED_BYTES,
     CLOCK_SHARE,
     Silicon,
     grouped_matmul_seconds,
@@ -112,8 +113,8 @@ def test_tables_are_small_and_state_their_sources():
 def test_a_larger_product_is_never_faster(shape, axis, more, layout, generation, width, groups):
     larger = tuple(one + more * (i == axis) for i, one in enumerate(shape))
     device = silicon(generation, width=width)
-    for accumulate in (False, True):
-        first, second = (matmul_seconds(*one, layout, device, accumulate=accumulate)[0] for one in (shape, larger))
+    for moved in (None, ACCUMULATED_BYTES):
+        first, second = (matmul_seconds(*one, layout, device, result_bytes=moved)[0] for one in (shape, larger))
         assert second * SLACK >= first
     first, second = (grouped_matmul_seconds(groups, *one, layout, device)[0] for one in (shape, larger))
     assert second * SLACK >= first

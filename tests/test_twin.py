@@ -31,8 +31,7 @@ def test_nearly_all_plans_cost_the_same_by_both(compared):
     off = np.array([abs(one.ratio - 1) for one in compared])
     assert len(off) > 500
     assert np.mean(off <= ALIKE) >= SHARE
-    # The worst have 32 tokens on a rank: products far smaller than any that a machine is measured with.
-    assert off.max() < 3 * ALIKE
+    assert off.max() < 2 * ALIKE
 
 
 def test_plans_of_every_kind_are_among_them(compared):

@@ -144,7 +144,7 @@ def _products(at: Setting, model: ModelProfile) -> list[KernelCurve]:
             shapes.add((1.0, *map(float, of_layout.get(layout, (outputs, inputs, tokens)))))
         ordered = sorted(shapes)
         _, m, n, k = np.array(ordered).T
-        taken = matmul_seconds(m, n, k, name, silicon, accumulate=layout == "tn") * slow  # type: ignore[arg-type]
+        taken = matmul_seconds(m, n, k, name, silicon) * slow  # type: ignore[arg-type]
         samples = [_sample(dims, seconds) for dims, seconds in zip(ordered, taken, strict=True)]
         curves.append(fit_kernel("matmul", layout, PRECISION, samples))
     return curves

@@ -163,25 +163,23 @@ def matmul_seconds(
     layout: Layout,
     silicon: Silicon,
     batch: ArrayLike = 1.0,
-    accumulate: bool = False,
     result_bytes: ArrayLike | None = None,
     aligned: ArrayLike = True,
     relative: ArrayLike = 1.0,
     constants: dict[str, KernelConstants] | None = None,
 ) -> Array:
-    """Seconds of `batch` products of (m, k) by (k, n); `accumulate` adds to a matrix of fp32. 0 where a size is 0.
+    """Seconds of `batch` products of (m, k) by (k, n). 0 where a size is 0.
 
     Model: overhead + (tiles in waves, each k + depth long) joined with (operands through memory), see KernelConstants.
     `relative` is a rate against that of the best kernels. `result_bytes` states what an element of the result moves,
-    where it is neither 16 bits nor accumulated in fp32; `aligned` whether all rows start where vectors can be loaded,
-    see is_aligned.
+    where that is not 16 bits; `aligned` whether all rows start where vectors can be loaded, see is_aligned.
     Shapes: all broadcast. Layouts, as BLAS calls them: TN forward, NN gradient of the input, NT of the weight.
-    Ignores: structured data, clocks that fall under sustained load.
+    Ignores: structured data.
     """
     column = Columns(silicon, constants)
     m, n, k, batch = (np.asarray(size, dtype=np.float64) for size in (m, n, k, batch))
     if result_bytes is None:
-        result_bytes = ACCUMULATED_BYTES if accumulate else np.maximum(RESULT_BYTES, silicon.element_bytes)
+        result_bytes = np.maximum(RESULT_BYTES, silicon.element_bytes)
     # They take the kernels of older devices, which newer ones run as they run FlashAttention 2.
     share = np.where(aligned, 1.0, column.older_units() / MISALIGNED_SLOWDOWN) * relative
     busy = _product(m, n, k, layout, silicon, batch, np.asarray(result_bytes), column, share)

@@ -52,7 +52,7 @@ def published_law(device: Device, kind: str, name: str, precision: str) -> Publi
 
         def of_products(dims: list[Array]) -> Array:
             batch, m, n, k = dims
-            return matmul_seconds(m, n, k, layout, silicon, batch, accumulate=layout == "NT")
+            return matmul_seconds(m, n, k, layout, silicon, batch)
 
         return of_products
     if kind in PHASE_OF:
