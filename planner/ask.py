@@ -156,21 +156,19 @@ def answer_to(
         notes.append(f"all {space.accepted + space.rejected[NO_ROOM]:,} legal plans written to {request.all_file}")
     result = answer(space, request.top, request.simulate, notes)
     if request.codecs == ("none",):
-        result = replace(result, file=with_codec_note(result.file))
+        result = replace(result, file=_with_codec_note(result.file))
     answers = answers_to(result, request.simulate, questions, answering)
     return replace(result, file=replace(result.file, answers=answers))
 
 
-def with_codec_note(file: PlanFile) -> PlanFile:
+def _with_codec_note(file: PlanFile) -> PlanFile:
     """The file, which says what its best plan could gain at most by lossy gradients, where that is worth trying."""
     best = file.candidates[0].prediction
     share = best.seconds["data_comm"] / best.step_seconds
     if share < WORTH_FRACTION:
         return file
-    words = (
-        f"exchanging gradients takes {format_percent(share)} of the best plan's step: --codecs auto tries lossy ones"
-    )
-    return replace(file, notes=(*file.notes, words))
+    sent = f"sending gradients and weights takes {format_percent(share)} of the best plan's step"
+    return replace(file, notes=(*file.notes, f"{sent}: --codecs auto tries lossy gradients"))
 
 
 def options_of(request: Request, at: Setting) -> Options:

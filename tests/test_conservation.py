@@ -12,7 +12,7 @@ from planner.cost.axes.groups import replica_seconds
 from planner.cost.axes.pipeline import chunks_in_rounds, round_length, stage_counts
 from planner.cost.factors import expected, load_learned
 from planner.cost.ingredients import ingredients_of
-from planner.cost.job import Each, Jobs
+from planner.cost.job import Jobs
 from planner.cost.layers import often_of, often_sharded, sharded_message, waits
 from planner.cost.links import links_of
 from planner.cost.memory.stage_content import stage_content
@@ -198,21 +198,6 @@ def test_expected_copies_are_those_of_counted_routings(places, chosen):
     assert float(expert.expected_copies(np.array(places), np.array(chosen))) == pytest.approx(
         np.mean(counted), rel=0.01
     )
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_the_imbalance_of_a_ring_is_that_of_counted_scores(ranks):
-    one = jobs("dense", "megatron-core", context=ranks)
-    at_once = replace(load_stack("megatron-core").time, balances_ring=False)
-    uneven = replace(one, stack=Each.same(replace(load_stack("megatron-core"), time=at_once), 1))
-    length = 512 * ranks
-    causal = np.tril(np.ones((length, length), dtype=bool))
-    fullest = max(rows.sum() for rows in np.split(causal, ranks))
-    assert context.imbalance(uneven)[0] == pytest.approx(fullest / causal.sum() * ranks, rel=0.01)
-    # A piece from both ends makes it even.
-    halves = [rows.sum() for rows in np.split(causal, 2 * ranks)]
-    both = [first + last for first, last in zip(halves[:ranks], reversed(halves[ranks:]), strict=True)]
-    assert context.imbalance(one)[0] == pytest.approx(max(both) / causal.sum() * ranks)
 
 
 @settings(max_examples=30)

@@ -19,15 +19,8 @@ from planner.cost.kernel_work import work_of
 from planner.published.reading import read_jobs
 from profiles.laws.kernel_tables import MEASURED
 from profiles.machines.devices import load_device
+from tests.run_rows import SMALL_LLAMA
 
-ROW = {
-    "arch": "llama", "num_layers": "8", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
-    "num_kv_heads": "8", "attention": "gqa", "vocab_size": "32000", "seq_len": "4096",
-    "mlp_type": "swiglu", "gpu_type": "H100-SXM5-80GB",
-    "num_gpus": "8", "tp": "1", "pp": "1", "micro_batch_size": "1", "global_batch_size": "32",
-    "precision_class": "bf16",
-    "stack": "fsdp2", "attention_kernel": "flash2",
-}  # fmt: skip
 COUNTED = {
     ("norm", "eager rms"): EAGER_RMS_NORM, ("norm", "hand"): HAND_NORM, ("norm", "library"): LIBRARY_NORM,
     ("rotation", "eager"): EAGER_ROTATION, ("rotation", "fused"): ROTATION,
@@ -41,7 +34,7 @@ def table():
 
 
 def jobs_of(**fields):
-    return read_jobs([ROW | {name: str(value) for name, value in fields.items()}]).jobs
+    return read_jobs([SMALL_LLAMA | {name: str(value) for name, value in fields.items()}]).jobs
 
 
 def elements(**fields):

@@ -12,15 +12,9 @@ from planner.cost.low_precision import CONVERTED_BYTES, converted_bytes, recipes
 from planner.published.reading import read_jobs
 from profiles.laws.kernels import Columns, sustained_share
 from profiles.machines.devices import catalogue_names, load_device
+from tests.run_rows import SMALL_LLAMA
 
-ROW = {
-    "arch": "llama", "num_layers": "8", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
-    "num_kv_heads": "8", "attention": "gqa", "vocab_size": "32000", "seq_len": "4096",
-    "mlp_type": "swiglu", "gpu_type": "H100-SXM5-80GB",
-    "num_gpus": "8", "tp": "1", "pp": "1", "micro_batch_size": "1", "global_batch_size": "32",
-    "precision_class": "fp8",
-    "stack": "fsdp2", "attention_kernel": "flash2", "compiled": "yes",
-}  # fmt: skip
+ROW = SMALL_LLAMA | {"precision_class": "fp8", "compiled": "yes"}
 EXPERTS = {"arch": "moe", "num_experts": 8, "moe_topk": 2, "moe_ffn_size": 1024, "ep": 8}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from executor.observe import events as actions
+from planner.cost.factors import load_learned
 from planner.schedules.registry import SCHEDULES
 from planner.schedules.replay import busy_seconds, replay_plans
 from planner.schedules.steps import Shape
@@ -279,10 +280,12 @@ def test_a_trace_of_several_replicas_has_a_process_for_each_device():
     assert json.dumps(trace_events(found))
 
 
-@pytest.mark.parametrize(("devices", "stack"), [(64, "trainwright"), (256, "megatron-core")])
-def test_simulated_plans_take_what_their_prediction_says(devices, stack):
+def differences(devices, stack, **factors):
+    """By how much simulation and prediction differ, of many plans of a 70B model, and their ZeRO stages."""
     at = setting(load_sizes("llama-3.1-70b"), load_device("h100-sxm"), devices, 256, 4096, stack=stack)
-    space = in_order(explore(at, Options(offload=("none",))))
+    learned = load_learned()
+    learned = replace(learned, factors=replace(learned.factors, **factors))
+    space = in_order(explore(at, Options(offload=("none",)), learned))
     off, stages = [], set()
     best = best_places(space, len(space.best))
     # The best may all shard their weights: some that do not are wanted too.
@@ -294,11 +297,23 @@ def test_simulated_plans_take_what_their_prediction_says(devices, stack):
             stages.add(plan.zero_stage)
             predicted = predictions(space, [place])[0].step_seconds
             off.append(abs(simulate(step_work(space, place)).step_seconds / predicted - 1))
+    return off, stages
+
+
+@pytest.mark.parametrize(("devices", "stack"), [(64, "trainwright"), (256, "megatron-core")])
+def test_simulated_plans_take_what_their_prediction_says(devices, stack):
+    off, stages = differences(devices, stack)
     assert len(off) > 20
     assert stages >= {1, 3}
     # README says so. Most is off where a stage of many chunks gathers weights before each, with only the last layer of
     # the one before to hide it behind, which the closed form and the replay do not know; nor that passes which messages
-    # slow down hold other stages up: without such a slowdown the median is 0.2 %.
+    # slow down hold other stages up.
     assert np.median(off) < 0.02
     assert np.quantile(off, 0.9) < 0.05
     assert max(off) < 0.08
+
+
+def test_without_slowing_each_other_down_simulation_and_prediction_agree_closer():
+    off, _ = differences(256, "megatron-core", compute_slowdown=0.0, comm_slowdown=0.0)
+    assert np.median(off) < 0.004
+    assert np.quantile(off, 0.9) < 0.03

@@ -47,7 +47,6 @@ from tests.test_jobs_reading import LEAST, job, notes, read, reason, same
         ({"moe_dispatcher": "DeepEP"}, "dispatcher", "deepep"),
         ({"synchronous_launches": "yes"}, "synchronous", True),
         ({"optimizer": "adamw_in_backward"}, "optimizer", "adamw_in_backward"),
-        ({"packed": "no"}, "packed", False),
         ({"parameter_offload": "yes"}, "optimizer_offload", True),
         ({"recompute_class": "full", "recompute_layers_fraction": "0.5"}, "recompute_share", 0.5),
         ({"recompute_class": "partial", "recompute_modules": "layer"}, "recompute", "full"),

@@ -93,7 +93,7 @@ class Jobs:
     parameter's gradient in memory and on the wire, `parameter_bytes` of a parameter that is gathered, `fp8_recipe`
     (what shares a scale), `master_weights` (no: weights, gradients and states are all in 16 bits), `fused_loss`
     (chunked: logits are never whole), `fused_norms` (norms, rotation and gate in fused kernels), `dispatcher` of routed
-    tokens, `synchronous` launches (the host waits for every kernel), `packed` sequences (else padded). Where
+    tokens, `synchronous` launches (the host waits for every kernel). Where
     `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
     of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
     `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
@@ -162,7 +162,6 @@ class Jobs:
     dispatcher: Names  # alltoall, deepep, hybrid, allgather, or ""
     synchronous: Flags
     optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
-    packed: Flags
     lora_rank: Array
     guesses: Array
     quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.axes.context import exchanges_heads, imbalance
+from planner.cost.axes.context import exchanges_heads
 from planner.cost.element_passes import JOINED_GRADIENT, ElementPasses, element_passes
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
@@ -182,7 +182,7 @@ def _core(shapes: _Shapes, phase: Phase) -> Load:
     if np.any(model.window > 0):
         limited = seconds(np.minimum(jobs.sequence, np.where(model.window > 0, 2 * model.window, jobs.sequence)))
         full = np.where(model.window > 0, (full + limited) / 2, full)
-    share = np.where(exchanges, 1.0, jobs.context / imbalance(jobs))
+    share = np.where(exchanges, 1.0, jobs.context)
     scores = jobs.micro_batch * heads * jobs.sequence**2 / share
     unfused = np.where(kernels == "unfused", scores * _at(phase, SCORE_PASSES), 0.0)
     return load_of(scores, attention_seconds=full / share, score_bytes=unfused * shapes.width)

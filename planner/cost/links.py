@@ -13,7 +13,7 @@ from profiles.laws.collectives import Collective, Fabric, LinkConstants, collect
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
-# As many PCIe cards go with one processor.
+# As many PCIe cards go with one processor; more are halved over two (assumed).
 ONE_PROCESSOR = 4
 
 

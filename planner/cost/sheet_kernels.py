@@ -13,6 +13,7 @@ from planner.cost.hardware import memory_rate
 from planner.cost.job import Jobs
 from planner.cost.kernel_work import work_of
 from planner.cost.load import Load, Work
+from planner.cost.software_memory import moment_share
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import GRADIENT_BYTES
@@ -25,6 +26,8 @@ BACKWARD_HOST = 1.5
 KERNELS_SECONDS: dict[Phase, float] = {"forward": 60e-6, "backward": 90e-6}
 # Sums over tensor-parallel ranks in one direction: behind attention and behind the feed-forward network.
 NUM_SUMS = 2.0
+# Bytes of a parameter's moments that AdamW reads and writes: two in 32 bits, each both ways.
+ADAM_MOMENTS_MOVED = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +111,9 @@ class SheetKernels:
         return np.asarray(moved / (self.memory_rate * factors.traffic_fraction) * factors.codec)
 
     def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
-        """Updating so many parameters."""
-        return np.asarray(num_parameters * rules.optimizer_bytes / (self.memory_rate * factors.optimizer_fraction))
+        """Updating so many parameters; of other optimizers' moments as many bytes fewer pass as they take fewer."""
+        moved = rules.optimizer_bytes - ADAM_MOMENTS_MOVED * (1 - moment_share(self.jobs))
+        return np.asarray(num_parameters * moved / (self.memory_rate * factors.optimizer_fraction))
 
     def _seconds(self, rules: TimeRules, factors: Factors, load: Load) -> Array:
         """Seconds of a load's kernels."""

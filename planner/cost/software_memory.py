@@ -134,6 +134,14 @@ def num_communicators(jobs: Jobs) -> Array:
     return np.asarray(sum(np.where(axis > 1, 1.0, 0.0) for axis in axes) + np.where(jobs.pipeline > 1, 2.0, 0.0))
 
 
+def moment_share(jobs: Jobs) -> Array:
+    """Bytes of the optimizer's moments over those of Adam's in 32 bits. Shapes: one entry per job."""
+    share = np.ones(len(jobs))
+    for name, of_adam in MOMENT_SHARES.items():
+        share = np.where(jobs.optimizer == name, of_adam, share)
+    return share
+
+
 def chunks_loss(jobs: Jobs) -> Flags:
     """Whether the logits of a job's loss alone exceed its device, where it does not say that its loss is a plain one.
 
@@ -155,9 +163,6 @@ def _trained(jobs: Jobs, column: Callable[[str], Array]) -> dict[str, Array]:
     gradient = np.where(is_fp16 & (scaled > 0), scaled, column("gradient_bytes"))
     gradient = np.where(told > 0, told + np.where(told > NARROW_BYTES, column("low_gradient_bytes"), 0.0), gradient)
     gathered = column("gathered_gradient_bytes")
-    share = np.ones(len(jobs))
-    for name, of_adam in MOMENT_SHARES.items():
-        share = np.where(jobs.optimizer == name, of_adam, share)
     return {
         "gradient_bytes": np.where(is_fp32, 4.0, gradient),
         # As they are reduced; what passes compute in 16 bits is beside that.
@@ -165,7 +170,7 @@ def _trained(jobs: Jobs, column: Callable[[str], Array]) -> dict[str, Array]:
             is_fp32, 4.0, np.where((told > 0) & (gathered > NARROW_BYTES), NARROW_BYTES + told, gathered)
         ),
         "master_bytes": np.where(is_fp32, 0.0, column("master_bytes")),
-        "moment_bytes": column("moment_bytes") * share,
+        "moment_bytes": column("moment_bytes") * moment_share(jobs),
         "step_bytes": column("step_bytes") + np.where(is_fp16, column("fp16_step_bytes"), 0.0),
         # Sharded weights are gathered in 16 bits and need no copies beside.
         "cast_bytes": np.where(is_fp32 | (jobs.zero_stage >= 2), 0.0, column("cast_bytes")),

@@ -224,7 +224,6 @@ SOFTWARE: tuple[Column, ...] = (
         name="quantised_base", field="quantised_base", known=("none", "nf4", "nf4-dq", "int4-gptq", "int8-gptq"),
         usual="none", noted=False,
     ),
-    Flag(name="packed", field="packed", usual=True, noted=False),
     Words(
         name="stack",
         known=tuple(stack_names()),

@@ -67,6 +67,8 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     network = device.network_gb_per_second * BITS
     card = cells.size("nic_gbit_per_s_per_gpu", network, noted=crosses)
     precision = _precision(cells, device)
+    if precision == "fp8" and cells.text("fp8_recipe") is None:
+        cells.assume("fp8_recipe", stack.time.fp8_recipe)
     return device, {
         "device_memory_bytes": memory * GIB,
         "num_devices": devices,

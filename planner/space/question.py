@@ -32,7 +32,7 @@ NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes
 # What plans leave to the device and to the stack.
 AS_USUAL = {
     "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "parameter_bytes": 0.0, "lora_rank": 0.0,
-    "guesses": 0.0, "optimizer": "adamw", "quantised_base": "none", "packed": True,
+    "guesses": 0.0, "optimizer": "adamw", "quantised_base": "none",
 }  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class StackTime:
     layers with sharded gradients one by one; 0 where messages are as long as one likes. `owners_send_weights`: whether
     ZeRO stage 1 averages whole gradients, and who updated weights sends them as they are, in 32 bits.
     `exchanges_heads`: whether context-parallel ranks compute whole sequences of some heads, and not parts of all.
-    `passes_blocks`: whether else keys and values go round block by block, and not to all at once; `balances_ring`:
-    whether every rank has a piece from both ends of a sequence.
+    `passes_blocks`: whether else keys and values go round block by block, and not to all at once. Every rank has a
+    piece from both ends of a sequence: a causal mask leaves all with as much attention.
     `accumulates_ends`: whether embedding and head add gradients up as layers do.
     """
 
@@ -93,7 +93,6 @@ class StackTime:
     owners_send_weights: bool = False
     exchanges_heads: bool = False
     passes_blocks: bool = False
-    balances_ring: bool = True
     accumulates_ends: bool = False
 
 

@@ -55,13 +55,3 @@ def hiding_share(jobs: Jobs) -> Array:
     and values that are gathered at once hide behind the rank's own block alone.
     """
     return np.where(_passes_blocks(jobs), jobs.context - 1, 1.0) / jobs.context
-
-
-def imbalance(jobs: Jobs) -> Array:
-    """Attention of the rank that has most of it, over an even share. Shapes: one entry per job.
-
-    Model: under a causal mask the last of c ranks with a piece each has 2 - 1/c times its share; software that gives
-    every rank a piece from both ends, or whole heads, has it even.
-    """
-    balanced = jobs.stack.read(lambda stack: float(stack.time.balances_ring)) > 0
-    return np.where(balanced | exchanges_heads(jobs), 1.0, 2 - 1 / jobs.context)
