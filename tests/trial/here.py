@@ -155,6 +155,8 @@ def _bounded(case: Case) -> Iterator[None]:
         raise TimedOut(f"more than {case.seconds:g} s of computing")
 
     assert threading.current_thread() is threading.main_thread()
+    # Libraries for CUDA map more than the bound when torch is first imported, which is no memory that a case took.
+    importlib.import_module("torch")
     limits = {resource.RLIMIT_AS: _address_space() + MEMORY}
     if case.largest_file is not None:
         limits[resource.RLIMIT_FSIZE] = case.largest_file
