@@ -13,7 +13,7 @@ from planner.cost.factors import expected
 from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import layer_pass, layer_work, shard_copies
+from planner.cost.layers import exposed, layer_pass, layer_work, shard_copies
 from planner.cost.links import links_of
 from planner.cost.software_time import rules_of
 from planner.space.question import jobs_of
@@ -21,6 +21,13 @@ from profiles.models.operators import PHASES
 from tests.test_space import make
 
 FACTORS = expected().factors
+# Milliseconds on a node of A100: products alone, an all-gather over 2, 4 or 8 of its GPUs alone, both at once.
+# Source: Dazz993/Mist, mist/tools.
+PAIRS = (
+    (26.36, 13.21, 33.40), (34.81, 13.21, 42.05), (17.59, 10.17, 23.12), (8.95, 10.17, 14.41), (34.81, 6.91, 38.56),
+    (8.95, 3.63, 10.83), (26.36, 15.68, 33.94), (17.59, 11.92, 23.42), (8.95, 11.92, 14.77), (26.36, 8.06, 30.10),
+    (8.95, 4.13, 10.90), (34.81, 16.75, 42.75), (17.59, 12.71, 23.56), (8.95, 12.71, 14.88), (26.36, 8.57, 30.22),
+)  # fmt: skip
 DEGREES = st.sampled_from((1, 2, 4, 8))
 
 
@@ -34,6 +41,11 @@ def jobs(stack: str, **columns: object) -> Jobs:
 
 def with_rules(made: Ingredients, **numbers: float) -> Ingredients:
     return replace(made, rules=replace(made.rules, **{name: np.array([value]) for name, value in numbers.items()}))
+
+
+def test_what_is_expected_of_messages_beside_products_is_what_was_measured():
+    products, messages, both = np.array(PAIRS).T
+    assert products + exposed(messages, products, FACTORS) == pytest.approx(both, rel=0.05)
 
 
 @settings(max_examples=30)
