@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from planner.cost.axes.groups import pipeline_stride, seconds
 from planner.cost.axes.pipeline import message_seconds
+from planner.cost.axes.tensor import gather_seconds, half_layer_seconds
 from planner.cost.factors import expected
 from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import Ingredients, ingredients_of
@@ -87,6 +88,23 @@ def test_sums_hide_behind_weight_gradients_and_nothing_else(tensor, micro_batch,
         sums = 2 * float((made.half_layer - made.gather_again)[0]) * FACTORS.tensor_comm
         weights = float(made.kernels.weights(made.rules, FACTORS, "dense")[0])
         assert 0 < saved <= min(sums, FACTORS.tensor_comm * weights / 2) * (1 + 1e-9)
+
+
+@settings(max_examples=30)
+@given(
+    tensor=st.sampled_from((2, 4, 8)), split=st.booleans(), precision=st.sampled_from(("bf16", "fp8")),
+    stack=st.sampled_from(("megatron-core", "fsdp2")),
+)  # fmt: skip
+def test_what_is_converted_first_is_gathered_in_8_bits(tensor, split, precision, stack):
+    columns = {"tensor": tensor, "sequence_parallel": split, "micro_batch": 4}
+    wide, own = jobs(stack, **columns, precision="bf16"), jobs(stack, **columns, precision=precision)
+    narrow = replace(wide, sequence=wide.sequence / 2)
+    links = links_of(own)
+    lowers = precision == "fp8" and stack == "megatron-core"
+    assert gather_seconds(own, links) == gather_seconds(narrow if lowers else wide, links)
+    # What is scattered or summed has 16 bits.
+    rest = half_layer_seconds(own, links) - gather_seconds(own, links)
+    assert rest == pytest.approx(half_layer_seconds(wide, links) - gather_seconds(wide, links))
 
 
 @settings(max_examples=30)

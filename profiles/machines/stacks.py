@@ -42,7 +42,8 @@ class StackTime:
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them;
     `hides_input_gradients`: whether sums of what column-wise linears give their input in backward always go beside
-    the products of weight gradients. `compiled_*`: the same
+    the products of weight gradients; `gathers_low`: whether activations that are split along the sequence are converted
+    to 8 bits before they are gathered, where products compute in these. `compiled_*`: the same
     numbers under a compiler.
     `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `gathers_tensors`: whether each
     matrix of a layer is a message of its own there, and not the layer; `shard_rank_us`: what such a message costs for
@@ -88,6 +89,7 @@ class StackTime:
     host_step_ms: float
     tensor_overlap: float = 0.6
     hides_input_gradients: bool = False
+    gathers_low: bool = False
     overlaps_shards: bool = True
     gathers_tensors: bool = False
     shard_rank_us: float = 0.0
