@@ -45,7 +45,9 @@ class Factors:
 
 # Lowest, expected and highest value of each, and how far (as a standard deviation of the logarithm, or of the value
 # itself for those that may be 0) a fit may take it before it has to pay. Messages are priced by laws fitted to messages
-# alone: what is far off is a mechanism, which no factor may stand in for.
+# alone: what is far off is a mechanism, which no factor may stand in for. Beside an all-gather in a node of A100
+# products take 1.80 to 1.84 times as long, and it takes 1.02 to 1.21 times (48 pairs of Dazz993/Mist, within 1 % of
+# the law then); over slow networks 1.05 to 1.16 and 1.00 to 1.16.
 BOUNDS: dict[str, tuple[float, float, float, float]] = {
     "matmul": (0.9, 1.02, 1.4, 0.1),
     "attention": (0.8, 1.1, 1.6, 0.08),
@@ -56,8 +58,8 @@ BOUNDS: dict[str, tuple[float, float, float, float]] = {
     "expert_comm": (0.7, 1.05, 1.5, 0.1),
     "pipeline_comm": (0.5, 1.0, 2.0, 0.1),
     "context_comm": (0.7, 1.05, 1.5, 0.1),
-    "compute_slowdown": (0.0, 0.12, 0.5, 0.1),
-    "comm_slowdown": (0.0, 0.2, 1.0, 0.15),
+    "compute_slowdown": (0.0, 0.8, 1.5, 0.2),
+    "comm_slowdown": (0.0, 0.06, 0.5, 0.08),
     "straggling": (0.0, 0.004, 0.03, 0.004),
     "host": (0.5, 1.0, 2.0, 0.25),
     "waiting_us": (5.0, 40.0, 300.0, 0.5),

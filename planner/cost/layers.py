@@ -8,10 +8,13 @@ import numpy as np
 
 from planner.cost.axes.context import exchanges_heads, hiding_share
 from planner.cost.factors import Factors
+from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import Ingredients
 from profiles.models.operators import Phase
 from profiles.models.transformer import ROUTED, Array, Flags
 
+# Embedding and head together, which belong to no layer.
+ROOT = "root"
 # The ZeRO stage that shards weights, which each layer gathers when it needs them.
 SHARDED = 3
 # Host and device hide each other but where they take about as long: norm of this order in place of the maximum.
@@ -94,6 +97,8 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         sent = sent * (np.where(is_exchange, 1.0, 2.0) + repeated)
         routed = routed * (1.0 + repeated)
         summed = summed + exposed(2 * made.gather_again, kernels.compute, factors)
+        if np.any(made.rules.hides_input_gradients):
+            summed = summed - _hidden_sums(made, factors, kind)
     hidden = np.where(jobs.overlap_tensor, made.rules.tensor_overlap, 0.0)
     return LayerWork(
         compute=kernels.compute,
@@ -108,21 +113,36 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     )
 
 
+def _hidden_sums(made: Ingredients, factors: Factors, kind: str) -> Array:
+    """Seconds of a backward pass's sums that hide behind products, where the software sends them beside.
+
+    Model: while ranks sum the gradient of what the linears split by columns read, those compute the gradient of their
+    weights, half of all that a layer has. With the sequence split that is the scattering half of a sum.
+    """
+    sums = 2 * (made.half_layer - made.gather_again)
+    beside = made.kernels.weights(made.rules, factors, kind) / 2
+    return np.where(made.rules.hides_input_gradients > 0, sums - exposed(sums, beside, factors), 0.0)
+
+
 def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> Pass:
     """One layer in one direction, with everything that it sends."""
     work = layer_work(made, factors, phase, kind)
     jobs = made.jobs
+    often, again = often_of(made), made.sharded.layer_again[kind] & (jobs.recompute == "full")
     message = sharded_message(
         phase,
         made.sharded.layer_gather[kind] * factors.data_comm,
         made.sharded.layer_scatter[kind] * factors.data_comm,
-        often_of(made),
-        made.sharded.layer_again[kind] & (jobs.recompute == "full"),
+        often,
+        again,
     )
     message = np.where(jobs.zero_stage == SHARDED, message, 0.0)
-    data_comm, host = waits(work.device, work.launch, message, made.rules.overlaps_shards > 0, factors)
+    copies = np.zeros(len(jobs))
+    if copied := shard_copies(made, factors):
+        copies = np.where(jobs.zero_stage == SHARDED, sharded_message(phase, *copied[kind], often, again), 0.0)
+    data_comm, host = waits(work.device + copies, work.launch, message, made.rules.overlaps_shards > 0, factors)
     return Pass(
-        compute=work.compute,
+        compute=work.compute + copies,
         recompute=work.recompute,
         tensor_comm=work.tensor_comm,
         context_comm=work.context_comm,
@@ -130,6 +150,23 @@ def layer_pass(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         data_comm=data_comm,
         host=host + work.dispatch,
     )
+
+
+def shard_copies(made: Ingredients, factors: Factors) -> dict[str, tuple[Array, Array]]:
+    """Seconds of copying what is gathered out of a buffer, and what is reduced into one, by kind of layer and of ROOT.
+
+    Of software that does so with sharded weights, else nothing. The device does it, and nothing hides it.
+    """
+    rules = made.rules
+    if not np.any(rules.gather_copy_bytes + rules.scatter_copy_bytes):
+        return {}
+    rate = memory_rate(made.jobs) * factors.traffic_fraction
+    rate = np.where(made.jobs.shard > 1, rate, np.inf)
+    parameters = made.sharded.layer_parameters | {ROOT: made.sharded.root_parameters}
+    return {
+        name: (held * rules.gather_copy_bytes / rate, held * rules.scatter_copy_bytes / rate)
+        for name, held in parameters.items()
+    }
 
 
 def waits(busy: Array, launch: Array, message: Array, overlaps: Flags, factors: Factors) -> tuple[Array, Array]:
@@ -198,7 +235,11 @@ def edge_pass(made: Ingredients, factors: Factors, part: str) -> Pass:
         # The first gather and the last scatter have nothing to hide behind.
         often = often_of(made)
         root = made.sharded.root_gather * often.gathered + made.sharded.root_scatter * often.scattered
-        comm = np.where(made.jobs.zero_stage == 3, root * factors.data_comm, 0.0)
+        is_sharded = made.jobs.zero_stage == SHARDED
+        comm = np.where(is_sharded, root * factors.data_comm, 0.0)
+        if copied := shard_copies(made, factors):
+            gathered, scattered = copied[ROOT]
+            compute = compute + np.where(is_sharded, gathered * often.gathered + scattered * often.scattered, 0.0)
     return Pass(
         compute=compute,
         recompute=zero,

@@ -38,9 +38,12 @@ class TimeRules:
     host_layer_us: Array
     host_step_ms: Array
     tensor_overlap: Array
+    hides_input_gradients: Array
     overlaps_shards: Array
     gathers_tensors: Array
     shard_rank_us: Array
+    gather_copy_bytes: Array
+    scatter_copy_bytes: Array
     reuse_parameters: Array
     pipeline_action_us: Array
     linears_apart: Array

@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.cost.axes.pipeline import chunks_in_rounds, round_length
 from planner.cost.factors import Factors
-from planner.cost.layers import SHARDED, Often, often_sharded, sharded_message, waits
+from planner.cost.layers import ROOT, SHARDED, Often, often_sharded, sharded_message, waits
 from planner.cost.once import crossing_seconds, num_exchanges, offloaded_activations
 from planner.cost.step import (
     ACTION,
@@ -197,6 +197,9 @@ def _layer(plans: Block, kind: str) -> LayerSeconds:
             again = plans.each_flag(shared.again[kind])
             again = again & IS_FULL if again.any() else again
             message = sharded_message(phase, gather, scatter, _often(plans), again)
+            if shared.copies:
+                gather, scatter = (plans.each(seconds) for seconds in shared.copies[kind])
+                busy = busy + sharded_message(phase, gather, scatter, _often(plans), again)
         visible, host = waits(busy, launch, message, overlaps, plans.tables.factors)
         total = total + busy + visible + host
         if phase == "forward":
@@ -228,6 +231,9 @@ def _ends(plans: Block) -> dict[str, LayerSeconds]:
         often = _often(plans)
         gather, scatter = plans.each(shared.root_gather), plans.each(shared.root_scatter)
         first = first + (gather * often.gathered + scatter * often.scattered)
+        if shared.copies:
+            gathered, scattered = (plans.each(seconds) for seconds in shared.copies[ROOT])
+            first = first + (gathered * often.gathered + scattered * often.scattered)
     return {
         "embedding": end_of_model(first),
         "head": end_of_model(plans.of(layers.head)),

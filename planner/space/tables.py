@@ -15,7 +15,7 @@ from planner.cost.axes.pipeline import StageCounts
 from planner.cost.factors import Learned
 from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import edge_pass, layer_work
+from planner.cost.layers import edge_pass, layer_work, shard_copies
 from planner.cost.links import links_of
 from planner.cost.memory.footprint import memory_of, parameters_of
 from planner.cost.once import (
@@ -151,7 +151,8 @@ class LayoutTable:
 
     `gradients` (with `tail` and `late` as in StepCosts) and `parameters` are seconds of exchanging them once a step,
     `gather` and `scatter` of the shards of one layer of a kind (ZeRO 3), `root_` of what belongs to no layer, all each
-    alone; of layers gathered `again` for the backward pass if they are recomputed; `once` of
+    alone; of layers gathered `again` for the backward pass if they are recomputed; `copies` of the same by the device,
+    see shard_copies; `once` of
     compressing gradients, updating weights, offloading their states, of which there are `offloaded_states` bytes, and
     of the host outside the layers. `is_uneven`: whether some stages have a layer more than others. `counts` are layers
     of the first, a middle and the last stage by kind. `stages` are by number of chunks, and whether they go through a
@@ -170,6 +171,7 @@ class LayoutTable:
     again: dict[str, Flags]
     root_gather: Array
     root_scatter: Array
+    copies: dict[str, tuple[Array, Array]]
     once: Array
     offloaded_states: Array
     host_link_rate: Array
@@ -208,6 +210,7 @@ def layout_table(at: Setting, layouts: Layouts, learned: Learned) -> LayoutTable
         again=ingredients.sharded.layer_again,
         root_gather=ingredients.sharded.root_gather * factor,
         root_scatter=ingredients.sharded.root_scatter * factor,
+        copies=shard_copies(ingredients, learned.factors),
         once=once,
         offloaded_states=offloaded,
         host_link_rate=ingredients.host_link_rate,

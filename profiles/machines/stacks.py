@@ -40,11 +40,16 @@ class StackTime:
     has gathered; `gathers_every_microbatch`: whether else ZeRO stage 2 gathers weights for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
-    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them. `compiled_*`: the same
+    `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them;
+    `hides_input_gradients`: whether sums of what column-wise linears give their input in backward always go beside
+    the products of weight gradients; `gathers_low`: whether activations that are split along the sequence are converted
+    to 8 bits before they are gathered, where products compute in these. `compiled_*`: the same
     numbers under a compiler.
     `overlaps_shards`: whether sharded weights and gradients are sent beside compute. `gathers_tensors`: whether each
     matrix of a layer is a message of its own there, and not the layer; `shard_rank_us`: what such a message costs for
-    each rank that has a part of it; `reuse_parameters`: of how many parameters a layer is gathered once for its
+    each rank that has a part of it; `gather_copy_bytes`, `scatter_copy_bytes`: bytes per parameter that pass as sharded
+    weights are copied out of the buffer they are gathered in, and gradients into that which is reduced;
+    `reuse_parameters`: of how many parameters a layer is gathered once for its
     recomputation and its backward pass, 0 for any. `pipeline_action_us`: what the
     pipeline's runtime adds to one pass of one micro-batch through a stage. `linears_apart`: whether linears that
     read the same are products of their own, and tensor-parallel ranks sum what each gives its input in backward, as
@@ -83,9 +88,13 @@ class StackTime:
     compiled_host_layer_us: float = 250.0
     host_step_ms: float
     tensor_overlap: float = 0.6
+    hides_input_gradients: bool = False
+    gathers_low: bool = False
     overlaps_shards: bool = True
     gathers_tensors: bool = False
     shard_rank_us: float = 0.0
+    gather_copy_bytes: float = 0.0
+    scatter_copy_bytes: float = 0.0
     reuse_parameters: float = 0.0
     pipeline_action_us: float = 0.0
     linears_apart: bool = False

@@ -95,12 +95,16 @@ def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Seconds of sending one micro-batch's activations to the next stage, 0 without a pipeline.
 
     Model: with sequence parallelism, and where the stack cuts its messages up, a rank
-    sends its share alone. Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
+    sends its share alone; tensor-parallel ranks that need the whole gather it then.
+    Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
     """
-    shared = jobs.sequence_parallel | (rules.scatters_pipeline > 0)
-    num_bytes = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs) / np.where(shared, jobs.tensor, 1.0)
-    pair = np.where(jobs.pipeline > 1, 2.0, 1.0)
-    return seconds(jobs, links, "send_receive", num_bytes, pair, pipeline_stride(jobs))
+    cut = (rules.scatters_pipeline > 0) & ~jobs.sequence_parallel
+    whole = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
+    num_bytes = whole / np.where(cut | jobs.sequence_parallel, jobs.tensor, 1.0)
+    pair, one = np.where(jobs.pipeline > 1, 2.0, 1.0), np.ones(len(jobs))
+    sent = seconds(jobs, links, "send_receive", num_bytes, pair, pipeline_stride(jobs))
+    gathered = np.where(cut & (jobs.pipeline > 1), jobs.tensor, 1.0)
+    return sent + seconds(jobs, links, "all_gather", whole, gathered, one)
 
 
 def idle_terms(pipeline: Array, chunks: Array, count: Array) -> tuple[Array, Array]:

@@ -6,8 +6,12 @@ import numpy as np
 
 from planner.cost.axes.groups import message_element_bytes, seconds
 from planner.cost.job import Jobs
+from planner.cost.low_precision import is_low
 from planner.cost.unit_costs import Links
 from profiles.models.transformer import Array
+
+# Bytes of an element that is gathered in 8 bits.
+LOW_ELEMENT_BYTES = 1.0
 
 
 def half_layer_seconds(jobs: Jobs, links: Links) -> Array:
@@ -20,12 +24,16 @@ def half_layer_seconds(jobs: Jobs, links: Links) -> Array:
     one = np.ones(len(jobs))
     summed = seconds(jobs, links, "all_reduce", num_bytes, jobs.tensor, one)
     scattered = seconds(jobs, links, "reduce_scatter", num_bytes, jobs.tensor, one)
-    gathered = seconds(jobs, links, "all_gather", num_bytes, jobs.tensor, one)
-    return np.where(jobs.sequence_parallel, scattered + gathered, summed)
+    return np.where(jobs.sequence_parallel, scattered + gather_seconds(jobs, links), summed)
 
 
 def gather_seconds(jobs: Jobs, links: Links) -> Array:
-    """Seconds of gathering activations again for a weight gradient, which sequence parallelism needs in backward."""
-    num_bytes = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
+    """Seconds of gathering activations once, which sequence parallelism needs for a weight gradient as well.
+
+    Model: what a product takes in 8 bits travels so where the software converts before it gathers.
+    """
+    lowers = is_low(jobs) & (jobs.stack.read(lambda stack: float(stack.time.gathers_low)) > 0)
+    size = np.where(lowers, LOW_ELEMENT_BYTES, message_element_bytes(jobs))
+    num_bytes = jobs.tokens * jobs.model.hidden_size * size
     gathered = seconds(jobs, links, "all_gather", num_bytes, jobs.tensor, np.ones(len(jobs)))
     return np.where(jobs.sequence_parallel, gathered, 0.0)
