@@ -104,6 +104,16 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     )
 
 
+def held_beside(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent) -> Array:
+    """Bytes that the allocator holds beside states and does not hand out, whatever the micro-batch.
+
+    Model: the largest tensors leave the largest holes, those of the vocabulary; gradients that come and go others.
+    """
+    ends = stage.is_first.astype(float) + stage.is_last
+    vocabulary = layer.vocabulary * rules.element_bytes * ends * rules.vocabulary_slack
+    return np.asarray(vocabulary + sum(_trained(jobs, layer, stage)) * rules.hole_bytes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
     """Bytes of sharded weights and gradients that are whole: moment by moment of a pass, and at its end; as broadcast.
