@@ -136,14 +136,15 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
 def num_communicators(jobs: Jobs) -> Array:
     """Groups of ranks that a rank exchanges data with: one per axis; in a pipeline both neighbours.
 
-    Model: where several axes split the ranks, there is one of all of them, as they start and agree; a model that is
-    split both ways sums the norm of its gradients over both.
+    Model: where several axes split the ranks, there is one of all of them as well, in which they start and agree; a
+    model that is split both ways sums the norm of its gradients over both.
     """
-    axes = (jobs.tensor, jobs.context, jobs.data, jobs.expert * jobs.expert_tensor)
+    axes = (jobs.tensor, jobs.context, jobs.data)
     split = np.asarray(sum(np.where(axis > 1, 1.0, 0.0) for axis in axes))
+    experts = np.where(jobs.expert * jobs.expert_tensor > 1, 1.0, 0.0)
     is_piped = np.where(jobs.pipeline > 1, 1.0, 0.0)
-    whole = np.where(split + is_piped > 1, 1.0, 0.0)
-    return split + 2 * is_piped + whole + is_piped * (jobs.tensor > 1)
+    everyone = np.where(split + is_piped > 1, 1.0, 0.0)
+    return np.asarray(split + experts + everyone + is_piped * np.where(jobs.tensor > 1, 3.0, 2.0))
 
 
 def moment_share(jobs: Jobs) -> Array:
@@ -245,7 +246,8 @@ def _of_loss(jobs: Jobs, column: Callable[[str], Array], element: Array) -> dict
     """Bytes of a logit: in the loss, in the head's backward, and while a loss waits for it.
 
     Model: a fused loss writes gradients over what it was given; one in chunks has as many logits at once as there are
-    hidden states, as Liger Kernel does.
+    hidden states, as Liger Kernel does. A compiler fuses a loss that nothing is said of: logits and their gradient, as
+    they are, are all there is.
     """
     own, head, split = (column(name) for name in ("loss_logit_bytes", "head_logit_bytes", "split_logit_bytes"))
     plain = np.maximum(own, column("plain_logit_bytes"))
