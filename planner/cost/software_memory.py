@@ -44,8 +44,8 @@ class MemoryRules:
 
     `element_bytes`: of an activation. `input_bytes`: of a linear's input as kept for backward. `waiting_logit_bytes`:
     of a logit whose loss waits for its backward. `idle_logit_bytes`: of what the allocator holds beside a loss and
-    would give back. `hole_bytes`: of holes that a parameter's gradients leave. `base_bytes`: of a weight of a layer
-    that adapters leave as it is.
+    would give back. `outputs_kept`: share of what a stage gave that it keeps. `hole_bytes`: of holes that a
+    parameter's gradients leave. `base_bytes`: of a weight of a layer that adapters leave as it is.
     """
 
     weight_bytes: Array
@@ -73,7 +73,7 @@ class MemoryRules:
     attention_output_copies: Array
     context_output_copies: Array
     receives_whole_step: Flags
-    keeps_outputs: Flags
+    outputs_kept: Array
     live_parameters: Array
     accumulates_whole: Flags
     experts_in_turns: Flags
@@ -120,6 +120,7 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         "fused_activation": (column("fused_activation") > 0) | is_fused,
         "norm_extra_bytes": np.where(is_fused, 0.0, column("norm_extra_bytes")),
         "bucket_bytes": column("bucket_mib") * MIB,
+        "outputs_kept": column("keeps_outputs") / np.where(_cuts_messages(jobs), jobs.tensor, 1.0),
         "workspace_bytes": num_workspaces * np.where(large, LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES),
         "context_bytes": column("context_gib") * GIB + num_communicators(jobs) * column("communicator_mib") * MIB,
         **_trained(jobs, column),
@@ -145,6 +146,13 @@ def num_communicators(jobs: Jobs) -> Array:
     is_piped = np.where(jobs.pipeline > 1, 1.0, 0.0)
     everyone = np.where(split + is_piped > 1, 1.0, 0.0)
     return np.asarray(split + experts + everyone + is_piped * np.where(jobs.tensor > 1, 3.0, 2.0))
+
+
+def _cuts_messages(jobs: Jobs) -> Flags:
+    """Whether tensor-parallel ranks each send a share of what goes to the next stage, and keep that alone."""
+    return np.asarray(
+        (jobs.stack.read(lambda stack: float(stack.time.scatters_pipeline)) > 0) & ~jobs.sequence_parallel
+    )
 
 
 def moment_share(jobs: Jobs) -> Array:

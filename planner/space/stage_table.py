@@ -156,12 +156,13 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
     first, last = content.is_first.astype(float), content.is_last.astype(float)
     token = hidden_size * rules.element_bytes
     is_split = jobs.sequence_parallel.astype(float)
-    sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~content.is_last
+    per_rank = token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0)
+    sends = (jobs.pipeline > 1) & ~content.is_last
     return {
         "is_first": first,
         "is_last": last,
-        "hidden_per_token": token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
-        "output_per_token": np.where(sends, token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0), 0.0),
+        "hidden_per_token": per_rank,
+        "output_per_token": np.where(sends, per_rank * rules.outputs_kept, 0.0),
         "gathered_per_token": 2 * token * is_split,
         "logits_per_token": vocabulary * last / hidden_size,
         "loss_logit": loss_bytes(jobs, rules),

@@ -102,10 +102,10 @@ class StageMemory:
         whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
         num_logits = np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0)
-        sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~stage.is_last
+        sent = np.where((jobs.pipeline > 1) & ~stage.is_last, hidden * rules.outputs_kept, 0.0)
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
-            kept=whole + np.where(sends, hidden, 0.0),
+            kept=whole + sent,
             largest=largest,
             backward=backward,
             in_flight=held,
