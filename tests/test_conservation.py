@@ -251,7 +251,7 @@ def hidden(name: str, ranks: int, chunks: int, count: int, forward: float, backw
         layers={"all": LayerSeconds(total=(forward + backward) * one, forward=forward * one, weight=zero)},
         counts={"all": (one, one, one)}, model_counts={"all": pipeline}, pipeline=pipeline,
         num_microbatches=count * one, schedule=np.array([name]), filling=zero, rounds=zero, message=zero,
-        num_messages=zero, gradients=sent * one, tail=zero, late=zero, parameters=zero, overlaps_gradients=yes,
+        num_messages=zero, num_beside=zero, gradients=sent * one, tail=zero, late=zero, parameters=zero, overlaps_gradients=yes,
         overlaps_parameters=yes, num_exchanges=one, num_gathers=one,
         other_chunks=chunks_in_rounds(np.array([schedule(name).counts.in_rounds]), parts),
         round_length=round_length(pipeline, count * one), once=zero, straggling=zero,

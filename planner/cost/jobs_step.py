@@ -64,7 +64,7 @@ def _costs(
     jobs, model = made.jobs, made.jobs.model
     chunks = np.maximum(jobs.chunks, 1.0)
     filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.per_pass)
-    steady = np.where(jobs.overlap_pipeline, 0.0, 2 * jobs.num_microbatches * chunks)
+    steady = np.where(jobs.pipeline > 1, 2 * jobs.num_microbatches * chunks, 0.0)
     rules = made.rules
     weights = {kind: made.kernels.weights(rules, factors, kind) for kind in layers}
     return StepCosts(
@@ -88,7 +88,8 @@ def _costs(
         filling=filling * jobs.pipeline_passes,
         rounds=rounds * jobs.pipeline_passes,
         message=made.message * factors.pipeline_comm,
-        num_messages=2 * (jobs.pipeline - 1) * jobs.pipeline_passes + steady,
+        num_messages=2 * (jobs.pipeline - 1) * jobs.pipeline_passes + np.where(jobs.overlap_pipeline, 0.0, steady),
+        num_beside=np.where(jobs.overlap_pipeline, steady, 0.0),
         gradients=made.exchange.gradients * factors.data_comm,
         tail=made.exchange.tail * factors.data_comm,
         late=made.exchange.late * factors.data_comm,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.layers import Pass
+from planner.cost.layers import Pass, slowing_share
 from planner.plans import Plan
 from planner.schedules.registry import schedule, stage_ranks
 from planner.schedules.replay import PipelineSeconds, replay_plans
@@ -113,11 +113,14 @@ def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> Pipel
     """One micro-batch on the stages of a plan, some of whose layers are recomputed."""
     layers = stage_layers(plan, space.at.model.transformer)
     message = np.full(len(plan.stage_bounds), float(passes.ingredients.message[row]))
+    # Beside passes they delay nobody, but slow what they are beside.
+    is_hidden = hides_messages(space.at, plan.schedule)
+    slower = message * slowing_share(space.learned.factors) * is_hidden
     columns = {
-        "forward": passes.forward(layers, row, _total),
-        "backward": passes.backward(layers, row, _total),
+        "forward": passes.forward(layers, row, _total) + slower,
+        "backward": passes.backward(layers, row, _total) + slower,
         "weight": passes.weights(layers, row),
-        "message": np.zeros_like(message) if hides_messages(space.at, plan.schedule) else message,
+        "message": message * (not is_hidden),
     }
     return PipelineSeconds(**{name: values[:, None] for name, values in columns.items()})
 
