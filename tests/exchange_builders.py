@@ -43,9 +43,9 @@ def added_seconds(machine: MachineProfile, codec: str, zero_stage: int, paramete
         StepCosts(
             layers={"all": LayerSeconds(total=compute, forward=compute / 3, weight=zero)},
             counts={"all": (one, one, one)}, model_counts={"all": one}, pipeline=one, num_microbatches=one,
-            schedule=jobs.schedule, filling=filling[0], rounds=filling[1], message=zero, num_messages=zero, num_beside=zero,
-            gradients=exchange.gradients * factor, tail=exchange.tail * factor, late=exchange.late * factor,
-            parameters=exchange.parameters * factor, overlaps_gradients=jobs.overlap_grad,
+            schedule=jobs.schedule, filling=filling[0], rounds=filling[1], message=zero, num_messages=zero,
+            num_beside=zero, gradients=exchange.gradients * factor, tail=exchange.tail * factor,
+            late=exchange.late * factor, parameters=exchange.parameters * factor, overlaps_gradients=jobs.overlap_grad,
             overlaps_parameters=jobs.overlap_param, num_exchanges=one, num_gathers=one, other_chunks=zero,
             round_length=one, once=zero, straggling=zero,
         ),

@@ -22,9 +22,9 @@ METHODS = ("none", "selective", "full")
 class Variants:
     """The choices of all layouts that share pipeline, data degree and the layers of a stage.
 
-    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
-    `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step and
-    `beside` passes, `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
+    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s): `filling`
+    and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step and `beside`
+    passes, `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
     `held_by_last_full` on that one. `through_v`, `waits`, `forwards_first` and `in_rounds` are traits of schedules
     (s,), as their records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in
     METHODS of what is done to it.
