@@ -32,6 +32,7 @@ from planner.published.left_out import (
     weights_by_distance,
 )
 from tests.accuracy_rows import (
+    best_ranking,
     fitted,
     layer_time_errors,
     memory_errors,
@@ -167,12 +168,17 @@ def band_checks(runs, found):
     return result
 
 
-def ranking_checks(runs, found, rule):
-    """Order of layouts, each family predicted by what the others taught."""
+def without_family(runs, found):
+    """Errors of every run, its family left out."""
     own = found.kind == FAMILY
     outside = np.full(len(runs.jobs), np.nan)
     outside[found.run[own]] = np.expm1(found.errors(runs)[own])
-    lost, order, count = ranking(runs, outside)
+    return outside
+
+
+def ranking_checks(runs, found, rule):
+    """Order of layouts, each family predicted by what the others taught; repeats of one layout are one."""
+    lost, order, count = ranking(runs, without_family(runs, found))
     lost_by_rule, order_by_rule, _ = ranking(runs, rule)
     name, words = "ranking of 3 layouts or more, left out by family: ", f" ({count} groups)"
     return [
@@ -241,6 +247,8 @@ def main():
     print("Families weigh alike; fitted is in sample, by the shipped factors:")
     lines = checks(runs, made, found)
     print("\n".join(map(str, lines)))
+    best = best_ranking(runs, without_family(runs, found))
+    print(f"Two measurements of those layouts, 2 % apart as repeats are, would agree at Spearman {best:.2f}")
     if "--record" in sys.argv[1:]:
         record(runs, made, lines)
     sys.stdout.write(f"{time.perf_counter() - start:.0f} s\n")

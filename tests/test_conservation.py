@@ -13,7 +13,7 @@ from planner.cost.axes.pipeline import chunks_in_rounds, round_length, stage_cou
 from planner.cost.factors import expected, load_learned
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import often_of, often_sharded, sharded_message, waits
+from planner.cost.layers import exposed, often_of, often_sharded, sharded_message, waits
 from planner.cost.links import links_of
 from planner.cost.memory.stage_content import stage_content
 from planner.cost.once import num_exchanges
@@ -251,10 +251,42 @@ def hidden(name: str, ranks: int, chunks: int, count: int, forward: float, backw
         layers={"all": LayerSeconds(total=(forward + backward) * one, forward=forward * one, weight=zero)},
         counts={"all": (one, one, one)}, model_counts={"all": pipeline}, pipeline=pipeline,
         num_microbatches=count * one, schedule=np.array([name]), filling=zero, rounds=zero, message=zero,
-        num_messages=zero, gradients=sent * one, tail=zero, late=zero, parameters=zero, overlaps_gradients=yes,
-        overlaps_parameters=yes, num_exchanges=one, num_gathers=one,
+        num_messages=zero, num_beside=zero, gradients=sent * one, tail=zero, late=zero, parameters=zero,
+        overlaps_gradients=yes, overlaps_parameters=yes, num_exchanges=one, num_gathers=one,
         other_chunks=chunks_in_rounds(np.array([schedule(name).counts.in_rounds]), parts),
         round_length=round_length(pipeline, count * one), once=zero, straggling=zero,
     )  # fmt: skip
     alone = replace(load_learned().factors, compute_slowdown=0.0, comm_slowdown=0.0)
     return float(step_of(costs, alone).exchange[0])
+
+
+@settings(max_examples=40)
+@given(
+    chunks=st.sampled_from([1, 2, 4, 8]),
+    count=st.sampled_from([4, 8, 64]),
+    message=st.floats(1e-4, 0.1),
+    share=st.floats(0.0, 1.0),
+)
+def test_a_message_beside_a_pass_costs_less_than_one_waited_for_and_more_with_every_chunk(
+    chunks, count, message, share
+):
+    one, zero, no = np.ones(1), np.zeros(1), np.zeros(1, dtype=bool)
+    factors = replace(load_learned().factors, compute_slowdown=share, comm_slowdown=share)
+
+    def step_with(chunks: int, *, hides: bool) -> float:
+        pipeline, sent = 4 * one, 2.0 * count * chunks * one
+        costs = StepCosts(
+            layers={"all": LayerSeconds(total=one, forward=one / 3, weight=zero)}, counts={"all": (one, one, one)},
+            model_counts={"all": pipeline}, pipeline=pipeline, num_microbatches=count * one,
+            schedule=np.array(["interleaved-1f1b"]), filling=one / chunks, rounds=zero, message=message * one,
+            num_messages=zero if hides else sent, num_beside=sent if hides else zero, gradients=zero, tail=zero,
+            late=zero, parameters=zero, overlaps_gradients=no, overlaps_parameters=no, num_exchanges=one,
+            num_gathers=one, other_chunks=zero, round_length=one, once=zero, straggling=zero,
+        )  # fmt: skip
+        return float(step_of(costs, factors).messages[0])
+
+    beside, waited = (step_with(chunks, hides=word) for word in (True, False))
+    # As `exposed` has it of a message that is shorter than what it goes beside, both in full.
+    assert beside == pytest.approx(2 * count * chunks * float(exposed(message * one, 1e3 * one, factors)[0]))
+    assert beside <= waited
+    assert beside < step_with(2 * chunks, hides=True) or not share

@@ -151,10 +151,50 @@ def test_a_device_holds_what_its_allocator_has_its_context_and_a_communicator_pe
 
     assert beyond(num_gpus=1, zero_stage=0, global_batch_size=16) == pytest.approx(0, abs=1e-6)
     assert beyond() == pytest.approx(1)
-    assert beyond(tp=8) == pytest.approx(2)
-    assert beyond(tp=8, pp=2) == pytest.approx(4)
-    assert beyond(tp=8, pp=2, cp=2) == pytest.approx(5)
+    # Beside their axes all ranks have one, and where a pipeline's stages are split, the model.
+    assert beyond(tp=8) == pytest.approx(2 + 1)
+    assert beyond(pp=2) == pytest.approx(3 + 1)
+    assert beyond(tp=8, pp=2) == pytest.approx(4 + 2)
+    assert beyond(tp=8, pp=2, cp=2) == pytest.approx(5 + 2)
     assert beyond(routed=True) == pytest.approx(2)
+
+
+def test_16_bit_gradients_beside_wide_ones_are_held_widened_one_by_one_and_leave_holes():
+    def held(**changes: object) -> tuple[float, float]:
+        own = footprint(job(stack="megatron-deepspeed", pp=2, num_gpus=16, global_batch_size=64, **changes))
+        return float(own.parts["gradients"][0]), float(own.reserved_bytes[0])
+
+    narrow, wide = held(gradient_dtype="bf16"), held(gradient_dtype="fp32")
+    num_parameters = narrow[0] / 2
+    assert wide[0] == pytest.approx(num_parameters * (4 + 2))
+    # Half of the 16-bit ones' place is lost, beside what is held.
+    assert wide[1] - narrow[1] >= num_parameters * (4 + 1)
+
+
+@settings(max_examples=30)
+@given(stack=st.sampled_from(STACKS), routed=st.booleans(), micro_batch=st.sampled_from([1, 4]))
+def test_a_compiled_loss_holds_logits_and_their_gradient_and_no_more(stack, routed, micro_batch):
+    same = {"stack": stack, "routed": routed, "micro_batch_size": micro_batch, "recompute_class": "full"}
+    plain, compiled = (footprint(job(**same, compiled=word)) for word in ("no", "yes"))
+    assert compiled.allocated_bytes[0] <= plain.allocated_bytes[0]
+    logits = 4096 * micro_batch * 32000
+    assert compiled.parts["logits"][0] <= 4 * logits * (1 + 1e-9)
+    # Where a run says that its loss is a plain one, it is.
+    told, eager = (footprint(job(**same, compiled=word, fused_loss="no")) for word in ("yes", "no"))
+    assert told.parts["logits"][0] == eager.parts["logits"][0] or told.moment[0] != eager.moment[0]
+
+
+def test_wide_copies_of_gradients_have_a_pool_as_large_as_those_of_the_largest_unit():
+    def idle(vocabulary: int, **changes: object) -> float:
+        own = footprint(job(stack="fsdp2", zero_stage=3, vocab_size=vocabulary, recompute_class="full", **changes))
+        return float(own.reserved_bytes[0] - own.allocated_bytes[0])
+
+    # The vocabulary of a layer's size counts as the layer does; more than that has copies of its own, of 4 bytes.
+    layer = float(job().model.dense_layer_parameters[0])
+    small, large = (int(layer / 4096 * times) for times in (1, 3))
+    per_token = 4096 * 4096 * 2 * 0.5 / 4096
+    grown = idle(large) - idle(small) - (large - small) * (4096 * 2 * 2 * 1.0 + per_token)
+    assert grown == pytest.approx((large - small) * 4096 * 4, rel=0.01)
 
 
 @settings(max_examples=30)

@@ -288,9 +288,10 @@ def differences(devices, stack, **factors):
     space = in_order(explore(at, Options(offload=("none",)), learned))
     off, stages = [], set()
     best = best_places(space, len(space.best))
-    # The best may all shard their weights: some that do not are wanted too.
-    whole = [place for place in best if space.layouts.zero_stage[place.layout] == 1]
-    for place in [*best[:MOST_PLANS:6], *whole[:20:4]]:
+    # The best may all shard their weights, or none of them: some of both are wanted.
+    stage = [int(space.layouts.zero_stage[place.layout]) for place in best]
+    others = [[place for place, own in zip(best, stage, strict=True) if own == number][:20:4] for number in (1, 3)]
+    for place in [*best[:MOST_PLANS:6], *others[0], *others[1]]:
         plan = plan_of(space, place)
         # Longer ones take a second each.
         if plan.num_stages * plan.num_microbatches <= 2048:

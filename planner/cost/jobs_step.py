@@ -64,16 +64,10 @@ def _costs(
     jobs, model = made.jobs, made.jobs.model
     chunks = np.maximum(jobs.chunks, 1.0)
     filling, rounds = idle_terms(jobs.pipeline, jobs.chunks, jobs.per_pass)
-    steady = np.where(jobs.overlap_pipeline, 0.0, 2 * jobs.num_microbatches * chunks)
-    rules = made.rules
-    weights = {kind: made.kernels.weights(rules, factors, kind) for kind in layers}
+    steady = np.where(jobs.pipeline > 1, 2 * jobs.num_microbatches * chunks, 0.0)
+    beside, rules = np.where(jobs.overlap_pipeline, steady, 0.0), made.rules
     return StepCosts(
-        layers={
-            kind: LayerSeconds(total=layer.total, forward=ahead[kind].total, weight=weights[kind])
-            for kind, layer in layers.items()
-        }
-        | {name: end_of_model(end.total) for name, end in zip(ENDS, ends, strict=True)}
-        | {ACTION: pipeline_actions(made.rules.pipeline_action_us * MICROSECOND)},
+        layers=_layers(made, factors, ahead, layers, ends),
         counts={
             **made.counts,
             **end_counts(jobs.pipeline, num_places(made)),
@@ -88,7 +82,8 @@ def _costs(
         filling=filling * jobs.pipeline_passes,
         rounds=rounds * jobs.pipeline_passes,
         message=made.message * factors.pipeline_comm,
-        num_messages=2 * (jobs.pipeline - 1) * jobs.pipeline_passes + steady,
+        num_messages=2 * (jobs.pipeline - 1) * jobs.pipeline_passes + steady - beside,
+        num_beside=beside,
         gradients=made.exchange.gradients * factors.data_comm,
         tail=made.exchange.tail * factors.data_comm,
         late=made.exchange.late * factors.data_comm,
@@ -101,6 +96,21 @@ def _costs(
         round_length=round_length(jobs.pipeline, jobs.per_pass),
         once=np.asarray(sum(once.values())),
         straggling=factors.straggling * np.log2(made.num_nodes),
+    )
+
+
+def _layers(
+    made: Ingredients, factors: Factors, ahead: dict[str, Pass], layers: dict[str, Pass], ends: tuple[Pass, ...]
+) -> dict[str, LayerSeconds]:
+    """Seconds of a layer by kind, the ends and the pipeline's own actions among them."""
+    weights = {kind: made.kernels.weights(made.rules, factors, kind) for kind in layers}
+    return (
+        {
+            kind: LayerSeconds(total=layer.total, forward=ahead[kind].total, weight=weights[kind])
+            for kind, layer in layers.items()
+        }
+        | {name: end_of_model(end.total) for name, end in zip(ENDS, ends, strict=True)}
+        | {ACTION: pipeline_actions(made.rules.pipeline_action_us * MICROSECOND)}
     )
 
 

@@ -61,6 +61,11 @@ def exposed(communication: Array, compute: Array, factors: Factors) -> Array:
     return np.asarray(np.where(slow_comm <= slow_compute, hidden, np.maximum(longer, hidden)))
 
 
+def slowing_share(factors: Factors) -> float:
+    """What a second of a message adds to longer compute beside which it runs: `exposed` of the one over the other."""
+    return (1 + factors.comm_slowdown) * factors.compute_slowdown / (1 + factors.compute_slowdown)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
     """Seconds of one layer in one direction before ZeRO's messages: on the device by part, and of its host.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planner.cost.axes.pipeline import bubbles_left
 from planner.cost.factors import Factors
 from planner.cost.job import Names
-from planner.cost.layers import exposed
+from planner.cost.layers import exposed, slowing_share
 from profiles.models.transformer import Array, Flags
 
 # The kind of what a pipeline's runtime adds to every chunk, and its number.
@@ -67,7 +67,8 @@ class StepCosts:
     first and the last among them, usually with one of those in the midst; `model_counts`: layers of the
     whole model by kind.
     `filling`, `rounds`: idle seconds as multiples, see `planner.cost.axes.pipeline.idle_terms`.
-    `message`: seconds of one message between stages; `num_messages`: sent one after the other per step.
+    `message`: seconds of one message between stages; `num_messages`: sent one after the other per step, and
+    `num_beside`: beside the passes of others, which they slow.
     `gradients`, `parameters`: seconds of exchanging them once, alone; `num_exchanges` of gradients and
     `num_gathers` of parameters per step. Of `gradients`, `tail` waits for the end of the passes; `late` is what they
     are known to take beside that, or less.
@@ -87,6 +88,7 @@ class StepCosts:
     rounds: Array
     message: Array
     num_messages: Array
+    num_beside: Array
     gradients: Array
     tail: Array
     late: Array
@@ -153,7 +155,7 @@ def step_of(costs: StepCosts, factors: Factors) -> Step:
         place=place_of.astype(np.int64),
         passes=slowest * costs.num_microbatches,
         bubble=zero if is_flat else _bubble(costs, slowest),
-        messages=zero if is_flat else costs.message * costs.num_messages,
+        messages=zero if is_flat else costs.message * (costs.num_messages + costs.num_beside * slowing_share(factors)),
         exchange=_exchange(costs, ahead, slowest - ahead, factors),
         once=costs.once,
         straggling=costs.straggling,

@@ -168,6 +168,7 @@ def _costs(plans: Block) -> StepCosts:
         rounds=choices.rounds[:, :, None],
         message=message[:, :, None, None],
         num_messages=choices.messages[:, :, None],
+        num_beside=choices.beside[:, :, None],
         gradients=plans.each(shared.gradients),
         tail=plans.each(shared.tail),
         late=plans.each(shared.late),

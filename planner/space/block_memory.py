@@ -118,7 +118,7 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
         received=_received(plans, stage, columns, hidden),
         workspace=stage["workspace"],
         buckets=stage["buckets"],
-        fixed_slack=stage["vocabulary_slack"] + num_logits * stage["logit_slack"],
+        fixed_slack=stage["held_beside"] + num_logits * stage["logit_slack"],
         working_slack=stage["working_slack"],
         idle=np.zeros(1),
     )

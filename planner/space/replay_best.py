@@ -22,8 +22,14 @@ from planner.space.block import block, step, straggling
 from planner.space.explore import Place, Space
 from planner.space.memory import memories
 from planner.space.place_layers import fullest_share, placeable, placed_footprint, placements
-from planner.space.schedule_choices import hides_messages
-from planner.space.stage_passes import StagePasses, layers_between, shape_of, stage_layers, stage_passes
+from planner.space.stage_passes import (
+    StagePasses,
+    beside_and_waited,
+    layers_between,
+    shape_of,
+    stage_layers,
+    stage_passes,
+)
 from planner.space.to_plans import best_places, jobs_at, plan_of
 from planner.terminal.progress import OnProgress, silent
 from profiles.models.transformer import Array
@@ -112,12 +118,12 @@ def _total(own: Pass) -> Array:
 def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> PipelineSeconds:
     """One micro-batch on the stages of a plan, some of whose layers are recomputed."""
     layers = stage_layers(plan, space.at.model.transformer)
-    message = np.full(len(plan.stage_bounds), float(passes.ingredients.message[row]))
+    slower, waited = beside_and_waited(space, plan, passes, row)
     columns = {
-        "forward": passes.forward(layers, row, _total),
-        "backward": passes.backward(layers, row, _total),
+        "forward": passes.forward(layers, row, _total) + slower,
+        "backward": passes.backward(layers, row, _total) + slower,
         "weight": passes.weights(layers, row),
-        "message": np.zeros_like(message) if hides_messages(space.at, plan.schedule) else message,
+        "message": np.full(len(plan.stage_bounds), waited),
     }
     return PipelineSeconds(**{name: values[:, None] for name, values in columns.items()})
 

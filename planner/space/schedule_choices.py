@@ -22,9 +22,9 @@ METHODS = ("none", "selective", "full")
 class Variants:
     """The choices of all layouts that share pipeline, data degree and the layers of a stage.
 
-    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s):
-    `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step,
-    `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
+    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s): `filling`
+    and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step and `beside`
+    passes, `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
     `held_by_last_full` on that one. `through_v`, `waits`, `forwards_first` and `in_rounds` are traits of schedules
     (s,), as their records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in
     METHODS of what is done to it.
@@ -45,6 +45,7 @@ class Variants:
     filling: Array
     rounds: Array
     messages: Array
+    beside: Array
     opened: Array
     held: tuple[Array, ...]
     held_by_last_full: Array
@@ -64,7 +65,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     named = _schedules(at, options, pipeline, stage_layers)
     legal = np.ones((len(micro), len(named)), dtype=bool)
     num_places = len(fullest_stages(at, pipeline, stage_layers, 1))
-    terms = np.zeros((5 + num_places, len(micro), len(named)))
+    terms = np.zeros((6 + num_places, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(at, options, stage_layers)
     degree = np.full(len(micro), float(pipeline))
@@ -74,12 +75,13 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         legal[:, column] = rules.counts.allow(degree, parts, count)
         illegal[rules.counts.others] += int((~legal[:, column]).sum()) * len(recompute)
         filling, rounds = idle_terms(degree, parts, count)
-        steady = np.zeros(len(micro)) if hides_messages(at, name) else 2 * count * parts
+        steady = np.where(degree > 1, 2 * count * parts, 0.0)
+        beside = steady if hides_messages(at, name) else np.zeros(len(micro))
         places = fullest_stages(at, pipeline, stage_layers, chunks)
         places = (*places, last_full_stage(at, pipeline))
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
-        messages = 2 * (degree - 1) + np.where(degree > 1, steady, 0.0)
-        terms[:, :, column] = filling, rounds, messages, rules.open_chunks(degree, parts, count), *held
+        messages = 2 * (degree - 1) + steady - beside
+        terms[:, :, column] = filling, rounds, messages, beside, rules.open_chunks(degree, parts, count), *held
     names = tuple(name for name, _ in named)
     return Variants(
         micro_batch=micro,
@@ -97,8 +99,9 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         filling=terms[0],
         rounds=terms[1],
         messages=terms[2],
-        opened=terms[3],
-        held=tuple(terms[4:-1]),
+        beside=terms[3],
+        opened=terms[4],
+        held=tuple(terms[5:-1]),
         held_by_last_full=terms[-1],
         illegal=+illegal,
     )

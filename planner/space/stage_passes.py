@@ -10,12 +10,13 @@ import numpy as np
 from planner.cost.factors import Learned
 from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
-from planner.cost.layers import Pass, edge_pass, layer_pass
+from planner.cost.layers import Pass, edge_pass, layer_pass, slowing_share
 from planner.cost.step import END_SHARE
 from planner.plans import Plan
 from planner.schedules.registry import schedule_of
 from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
+from planner.space.schedule_choices import hides_messages
 from planner.space.tables import taught
 from planner.space.to_plans import jobs_at
 from profiles.machines.devices import MICROSECOND
@@ -117,6 +118,7 @@ def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
     factors, count = learned.factors, len(jobs)
     without = replace(jobs, recompute=np.full(count, "none"))
     ingredients, plain = (taught(ingredients_of(which), learned) for which in (jobs, without))
+    ingredients = replace(ingredients, message=ingredients.message * factors.pipeline_comm)
     kinds = jobs.model.kinds
     return StagePasses(
         ingredients=ingredients,
@@ -127,3 +129,10 @@ def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
         embedding=edge_pass(ingredients, factors, "embedding"),
         head=edge_pass(ingredients, factors, "head"),
     )
+
+
+def beside_and_waited(space: Space, plan: Plan, passes: StagePasses, row: int = 0) -> tuple[float, float]:
+    """Seconds by which a message to the next stage slows a pass that it is beside, and that the next stage waits."""
+    message = float(passes.ingredients.message[row])
+    is_hidden = hides_messages(space.at, plan.schedule)
+    return (message * slowing_share(space.learned.factors), 0.0) if is_hidden else (0.0, message)

@@ -10,7 +10,7 @@ from planner.cost.job import Jobs
 from planner.cost.memory.footprint import loss_bytes
 from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent, stage_content
-from planner.cost.memory.stage_states import StageStates, stage_states
+from planner.cost.memory.stage_states import StageStates, held_beside, stage_states
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -156,12 +156,13 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
     first, last = content.is_first.astype(float), content.is_last.astype(float)
     token = hidden_size * rules.element_bytes
     is_split = jobs.sequence_parallel.astype(float)
-    sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~content.is_last
+    per_rank = token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0)
+    sends = (jobs.pipeline > 1) & ~content.is_last
     return {
         "is_first": first,
         "is_last": last,
-        "hidden_per_token": token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
-        "output_per_token": np.where(sends, token / np.where(jobs.sequence_parallel, jobs.tensor, 1.0), 0.0),
+        "hidden_per_token": per_rank,
+        "output_per_token": np.where(sends, per_rank * rules.outputs_kept, 0.0),
         "gathered_per_token": 2 * token * is_split,
         "logits_per_token": vocabulary * last / hidden_size,
         "loss_logit": loss_bytes(jobs, rules),
@@ -171,7 +172,7 @@ def _numbers(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, content: St
         "embedding_gradient": vocabulary * rules.head_gradient_bytes * first,
         "workspace": rules.workspace_bytes,
         "buckets": np.where(jobs.data * jobs.context > 1, rules.bucket_bytes, 0.0),
-        "vocabulary_slack": vocabulary * rules.element_bytes * (first + last) * rules.vocabulary_slack,
+        "held_beside": held_beside(jobs, rules, layer, content),
         "logit_slack": rules.element_bytes * rules.logit_slack,
         "working_slack": rules.working_slack,
         "context_bytes": rules.context_bytes,

@@ -18,8 +18,14 @@ from planner.schedules.registry import has
 from planner.simulate.step_work import Bucket, Span, StageWork, StepWork, Transfer
 from planner.space.block import straggling
 from planner.space.explore import Place, Space
-from planner.space.schedule_choices import hides_messages
-from planner.space.stage_passes import StageLayers, StagePasses, shape_of, stage_layers, stage_passes
+from planner.space.stage_passes import (
+    StageLayers,
+    StagePasses,
+    beside_and_waited,
+    shape_of,
+    stage_layers,
+    stage_passes,
+)
 from planner.space.to_plans import plan_of
 from profiles.models.transformer import Array
 
@@ -96,13 +102,13 @@ def _stages(priced: _Priced) -> tuple[StageWork, ...]:
     ahead, back = (
         {axis: find(layers, 0, part) for axis, (_, part) in SENT.items()} for find in (passes.forward, passes.backward)
     )
-    forward = passes.forward(layers, 0, _on_device)
-    backward = passes.backward(layers, 0, _on_device) + _sent_beside(priced)
+    slower, sent = beside_and_waited(priced.space, plan, passes)
+    forward = passes.forward(layers, 0, _on_device) + slower
+    backward = passes.backward(layers, 0, _on_device) + _sent_beside(priced) + slower
     weights = passes.weights(layers, 0)
     gathers = [
         priced.transfer("all_gather", "data", seconds) if is_sharded else None for seconds in _gathered_by_pass(priced)
     ]
-    sent = 0.0 if hides_messages(priced.space.at, plan.schedule) else float(passes.ingredients.message[0])
     pieces = sum(layers.count.values(), np.zeros(1))
     return tuple(
         StageWork(

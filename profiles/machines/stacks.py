@@ -135,18 +135,18 @@ class StackMemory:
     Beside the tensors: `vocabulary_multiple` (times tensor) that vocabularies are padded to, `bucket_mib` of
     communication buffers, `workspaces` of the matrix library and `routed_workspaces` for grouped products,
     `receives_whole_step` whether a pipeline allots what it receives for all micro-batches of a step at once,
-    `keeps_outputs` whether it keeps what a stage gave until its backward pass, `live_parameters` that ZeRO stage 3 has
-    gathered at the most (0: two layers, whatever their size), `accumulates_whole` whether a pipeline with sharded
-    weights adds up whole gradients in 32 bits until the step ends, `experts_in_turns` whether a layer's experts compute
-    one by one and their weights' gradients become one tensor,
-    `frees_by_moment` whether, of sharded weights and gradients, each moment of a pass has what it needs and no more,
-    where others are as full at all of them as in a layer's backward pass; `frees_gradients` whether there are none
-    from an update to the next backward pass; `cuts_by_parameters` whether pipeline stages are cut by parameters, the
-    head's among them, and not by layers. What the allocator holds beyond: `vocabulary_slack`, `logit_slack` and
-    `working_slack`, as shares of the vocabulary's 16-bit gradients, of 16-bit logits and of activations;
-    `idle_logit_bytes` a logit more, which it gives back before it fails. `context_gib`: the device's context, outside
-    of it; `communicator_mib` of each group of ranks come on top. `band`: by what share a peak may be off, below what is
-    allocated and above what is held; what 90 % of the runs of a stack that were measured are within.
+    `keeps_outputs` whether it keeps what a stage gave, as it was sent, until its backward pass, `live_parameters` that
+    ZeRO stage 3 has gathered at the most (0: two layers, whatever their size), `accumulates_whole` whether a pipeline
+    with sharded weights adds up whole gradients in 32 bits until the step ends, `experts_in_turns` whether a layer's
+    experts compute one by one and their weights' gradients become one tensor, `frees_by_moment` whether, of sharded
+    weights and gradients, each moment of a pass has what it needs and no more, where others are as full at all of them
+    as in a layer's backward pass; `frees_gradients` whether there are none from an update to the next backward pass;
+    `cuts_by_parameters` whether pipeline stages are cut by parameters, the head's among them, and not by layers. What
+    the allocator holds beyond: `vocabulary_slack`, `logit_slack` and `working_slack`, as shares of the vocabulary's
+    16-bit gradients, of 16-bit logits and of activations; `idle_logit_bytes` a logit more, which it gives back before
+    it fails. `context_gib`: the device's context, outside of it; `communicator_mib` of each group of ranks come on top.
+    `band`: by what share a peak may be off, below what is allocated and above what is held; what 90 % of the runs of a
+    stack that were measured are within.
     """
 
     __pydantic_config__ = STRICT

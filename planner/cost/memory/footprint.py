@@ -13,7 +13,7 @@ from planner.cost.memory.layer_parameters import LayerParameters, layer_paramete
 from planner.cost.memory.peak import MOMENTS, PARTS, Peak, StageCosts, kept_together, peak_of
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
 from planner.cost.memory.stage_content import StageContent, stage_content
-from planner.cost.memory.stage_states import stage_states
+from planner.cost.memory.stage_states import held_beside, stage_states
 from planner.cost.memory.traced import traced_memory, traced_parameters
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.schedules.registry import has
@@ -102,10 +102,10 @@ class StageMemory:
         whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
         num_logits = np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0)
-        sends = rules.keeps_outputs & (jobs.pipeline > 1) & ~stage.is_last
+        sent = np.where((jobs.pipeline > 1) & ~stage.is_last, hidden * rules.outputs_kept, 0.0)
         return StageCosts(
             states=stage_states(jobs, rules, self.parameters, stage),
-            kept=whole + np.where(sends, hidden, 0.0),
+            kept=whole + sent,
             largest=largest,
             backward=backward,
             in_flight=held,
@@ -166,12 +166,10 @@ def in_flight(jobs: Jobs, stage: int | Array) -> Array:
 def fixed_slack_bytes(jobs: Jobs, rules: MemoryRules, parameters: LayerParameters, stage: StageContent) -> Array:
     """Bytes that the allocator holds and does not hand out, beside those that activations leave.
 
-    Model: the largest tensors leave the largest holes: gradients of embedding and head, logits.
     Source: differences between reserved and allocated memory of published runs, fitted by stack.
     """
-    vocabulary = parameters.vocabulary * rules.element_bytes * (stage.is_first.astype(float) + stage.is_last)
     logits = jobs.tokens * parameters.vocabulary / jobs.model.hidden_size * rules.element_bytes * stage.is_last
-    return np.asarray(vocabulary * rules.vocabulary_slack + logits * rules.logit_slack)
+    return np.asarray(held_beside(jobs, rules, parameters, stage) + logits * rules.logit_slack)
 
 
 def loss_bytes(jobs: Jobs, rules: MemoryRules) -> Array:

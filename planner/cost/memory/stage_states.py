@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.job import Jobs
 from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent
-from planner.cost.software_memory import MemoryRules
+from planner.cost.software_memory import NARROW_BYTES, MemoryRules
 from profiles.models.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
@@ -102,6 +102,21 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         casts=sum(count * layer.kinds[kind].total for kind, count in stage.layers.items()) * rules.cast_bytes,
         head_casts=np.where(stage.is_last, layer.vocabulary, 0.0) * rules.cast_bytes,
     )
+
+
+def held_beside(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent) -> Array:
+    """Bytes that the allocator holds beside states and does not hand out, whatever the micro-batch.
+
+    Model: the largest tensors leave the largest holes, those of the vocabulary; gradients that come and go others.
+    Copies of gradients in 32 bits, for messages beside compute, are of a pool of their own, which is as large as those
+    of the largest unit: an end of the model, where that is larger than the layers whose copies are counted.
+    """
+    ends = stage.is_first.astype(float) + stage.is_last
+    vocabulary = layer.vocabulary * rules.element_bytes * ends * rules.vocabulary_slack
+    wider = np.maximum(rules.gathered_gradient_bytes - NARROW_BYTES - _narrower_bytes(jobs), 0.0)
+    is_apart = _shards_weights(jobs, rules) & ~rules.frees_by_moment & (ends > 0)
+    more = np.where(is_apart, np.maximum(layer.vocabulary - _largest(layer, stage), 0.0), 0.0)
+    return np.asarray(vocabulary + sum(_trained(jobs, layer, stage)) * rules.hole_bytes + more * wider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
