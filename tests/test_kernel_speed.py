@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.laws.attention import attention_seconds
-from profiles.laws.fit_kernels import BOUNDS, FITTED, fit_all, held_out_errors, rows_of
+from profiles.laws.fit_kernels import BOUNDS, FITTED, SHAPED_AS, fit_all, held_out_errors, rows_of
 from profiles.laws.kernel_tables import DEVICES, MEASURED, errors, read_table, silicon_of
 from profiles.laws.kernels import (
     ACCUMULATED_BYTES,
@@ -57,10 +57,10 @@ def held_out(generation):
         ("A100-PCIe-80GB", "group_matmul", 0.030, 0.045),
         ("A100-PCIe-80GB", "forward", 0.035, 0.045),
         ("A100-PCIe-80GB", "backward", 0.035, 0.055),
-        ("B200-SXM-180GB", "TN", 0.060, 0.115),
-        ("B200-SXM-180GB", "NN", 0.050, 0.100),
-        ("B200-SXM-180GB", "NT", 0.070, 0.115),
-        ("B200-SXM-180GB", "group_matmul", 0.105, 0.140),
+        ("B200-SXM-180GB", "TN", 0.060, 0.105),
+        ("B200-SXM-180GB", "NN", 0.050, 0.095),
+        ("B200-SXM-180GB", "NT", 0.060, 0.100),
+        ("B200-SXM-180GB", "group_matmul", 0.080, 0.105),
         ("B200-SXM-180GB", "forward", 0.105, 0.115),
         ("B200-SXM-180GB", "backward", 0.040, 0.052),
         ("H800-SXM", "TN", 0.095, 0.145),
@@ -93,7 +93,7 @@ def test_amperes_constants_carry_over_to_devices_they_were_not_fitted_to(gpu, bi
 
 def test_committed_constants_are_what_a_fit_gives():
     committed = load_constants()
-    assert set(committed) == set(FITTED)
+    assert set(committed) == {*FITTED, *SHAPED_AS}
     for name, values in fit_all().items():
         for field, (low, _, high) in BOUNDS.items():
             one = getattr(committed[name], field)
@@ -286,3 +286,13 @@ def test_a_board_sustains_as_much_more_as_its_power_allows(card, other, best, of
     power = other[0] / other[1] / (card[0] / card[1])
     predicted = other[1] * float(powered_share(best / card[1], power))
     assert predicted == pytest.approx(of_other, rel=0.1)
+
+
+@given(st.tuples(size, size, size), layout, generation, width)
+def test_training_has_no_bursts_and_tables_show_them_of_short_products_alone(shape, layout, generation, width):
+    short = replace(silicon(generation, width=width), is_sustained=False)
+    alone, training = (matmul_seconds(*shape, layout, replace(short, is_sustained=one))[0] for one in (False, True))
+    assert alone <= training * SLACK
+    held = load_constants().get(generation)
+    if held and held.sustained_fraction == 1 and alone > 100 * held.burst_us * 1e-6:
+        assert training == pytest.approx(alone, rel=1e-3)

@@ -1,5 +1,7 @@
 """8-bit training: what shares a scale decides rate and conversions; power and clock hold a card's products down."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,31 @@ def test_a_host_that_waits_for_every_kernel_is_paid_in_full():
         np.testing.assert_allclose(first.dispatch + first.launch, second.dispatch + second.launch)
         np.testing.assert_allclose(first.device - second.device, second.launch - first.launch)
         assert first.device[0] > second.device[0]
+
+
+@pytest.mark.parametrize("stack", ["torch", "fsdp2", "megatron-core"])
+def test_an_update_in_16_bits_moves_half_and_a_first_micro_batch_adds_nothing_up(stack):
+    one = {"stack": stack, "precision_class": "bf16", "global_batch_size": 8}
+    wide, narrow = (ingredients_of(jobs_of(master_weights=word, **one)) for word in ("yes", "no"))
+    factors, count = load_learned().factors, np.full(1, 1e9)
+    seconds = [made.kernels.optimizer(made.rules, factors, count)[0] for made in (wide, narrow)]
+    assert seconds[1] == pytest.approx(seconds[0] / 2)
+    later = ingredients_of(jobs_of(master_weights="no", **one | {"global_batch_size": 64}))
+    alone, often = (made.kernels.layer(made.rules, factors, "backward", "dense").compute[0] for made in (narrow, later))
+    assert often >= alone
+    assert (often > alone) == (stack == "torch")
+
+
+def test_products_add_gradients_up_in_as_many_bytes_as_these_have():
+    row = {"stack": "megatron-core", "precision_class": "bf16", "seq_len": 512}
+    seconds = [total("matmul_seconds", gradient_dtype=name, **row) for name in ("bf16", "fp32")]
+    assert seconds[0] < seconds[1]
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_the_stack_and_the_precision_of_linears_leave_attention_to_its_kernel(phase):
+    made, factors = ingredients_of(jobs_of()), load_learned().factors
+    slower = replace(made.rules, product_slowdown=made.rules.product_slowdown * 1.3)
+    first, second = (made.kernels.layer(rules, factors, phase, "dense") for rules in (made.rules, slower))
+    assert second.attention[0] == first.attention[0]
+    assert second.compute[0] > first.compute[0]

@@ -98,9 +98,10 @@ def work_of(jobs: Jobs) -> Work:
 
 
 def _gradient_bytes(jobs: Jobs, silicon: Silicon) -> Array:
-    """Bytes that pass for an element of a weight's gradient: added to that of fp32, or as the product gives it."""
+    """Bytes that pass for an element of a weight's gradient: added to what stands there, or as the product gives it."""
     adds_up = jobs.stack.read(lambda stack: float(stack.time.adds_up_in_products)) > 0
-    return np.where(adds_up, ACCUMULATED_BYTES, silicon.element_bytes)
+    added = np.where(jobs.gradient_bytes > 0, 2 * jobs.gradient_bytes, ACCUMULATED_BYTES)
+    return np.where(adds_up, added, silicon.element_bytes)
 
 
 def _at(phase: Phase, pair: tuple[float, float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from planner.cost.axes.groups import FULL_PRECISIONS
 from planner.cost.hardware import LOW_PRECISIONS
 from planner.cost.job import Jobs, Names
 from profiles.models.transformer import Array, Flags
@@ -34,6 +35,11 @@ def recipes_of(jobs: Jobs) -> Names:
 def is_low(jobs: Jobs) -> Flags:
     """Whether linears compute in 8 bits or less."""
     return np.isin(jobs.precision, LOW_PRECISIONS)
+
+
+def is_narrow(jobs: Jobs) -> Flags:
+    """Whether nothing of the weights is in 32 bits: they, their gradients and states are in 16."""
+    return np.asarray((jobs.master_weights == "no") & ~np.isin(jobs.precision, FULL_PRECISIONS))
 
 
 def converted_bytes(jobs: Jobs) -> Array:

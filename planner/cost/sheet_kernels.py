@@ -13,6 +13,7 @@ from planner.cost.hardware import memory_rate
 from planner.cost.job import Jobs
 from planner.cost.kernel_work import work_of
 from planner.cost.load import Load, Work
+from planner.cost.low_precision import is_narrow
 from planner.cost.software_memory import moment_share
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
@@ -28,6 +29,8 @@ KERNELS_SECONDS: dict[Phase, float] = {"forward": 60e-6, "backward": 90e-6}
 NUM_SUMS = 2.0
 # Bytes of a parameter's moments that AdamW reads and writes: two in 32 bits, each both ways.
 ADAM_MOMENTS_MOVED = 16.0
+# Bytes that pass of weights, gradients and states in 16 bits over those in 32.
+NARROW_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class SheetKernels:
         return LayerKernels(
             compute=compute,
             again=again,
-            attention=attention * rules.product_slowdown,
+            attention=attention,
             # A host that waits for every kernel runs ahead of none.
             launch=np.where(jobs.synchronous, 0.0, host),
             dispatch=np.where(jobs.synchronous, host, 0.0),
@@ -113,6 +116,7 @@ class SheetKernels:
     def optimizer(self, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
         """Updating so many parameters; of other optimizers' moments as many bytes fewer pass as they take fewer."""
         moved = rules.optimizer_bytes - ADAM_MOMENTS_MOVED * (1 - moment_share(self.jobs))
+        moved = moved * np.where(is_narrow(self.jobs), NARROW_SHARE, 1.0)
         return np.asarray(num_parameters * moved / (self.memory_rate * factors.optimizer_fraction))
 
     def _seconds(self, rules: TimeRules, factors: Factors, load: Load) -> Array:
@@ -122,8 +126,8 @@ class SheetKernels:
         # Logits pass in forward and in backward: half of the stack's figure each.
         moved = moved + load.logit_elements * rules.loss_bytes / 2
         attention = load.attention_seconds * factors.attention
-        products = load.matmul_seconds * factors.matmul + attention
-        return products * rules.product_slowdown + moved / (self.memory_rate * factors.traffic_fraction)
+        products = load.matmul_seconds * factors.matmul * rules.product_slowdown
+        return products + attention + moved / (self.memory_rate * factors.traffic_fraction)
 
     def _again(self, rules: TimeRules, factors: Factors, forward: Load, casting: Array) -> Array:
         """What recomputation repeats of a layer's forward pass, as the mean of all layers.
@@ -158,7 +162,10 @@ class SheetKernels:
 
     def _accumulating(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """Adding a layer's gradients to those of earlier micro-batches."""
-        return self._held(kind) * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
+        moved = self._held(kind) * rules.accumulate_bytes / (self.memory_rate * factors.traffic_fraction)
+        # In 16 bits the first micro-batch leaves its gradients as they are.
+        later = 1 - 1 / np.maximum(self.jobs.num_microbatches, 1.0)
+        return np.asarray(moved * np.where(is_narrow(self.jobs), NARROW_SHARE * later, 1.0))
 
     def _held(self, kind: str) -> Array:
         """Parameters of a layer on one rank."""

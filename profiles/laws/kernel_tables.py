@@ -83,7 +83,7 @@ def _matmul_errors(rows: list[Row], op: str, layout: str, constants: dict[str, K
     if op == "matmul":
         seconds = matmul_seconds(m, n, k, layout, silicon, batch, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
     else:
-        seconds = grouped_matmul_seconds(batch, m, n, k, layout, silicon, constants=constants)  # type: ignore[arg-type]
+        seconds = grouped_matmul_seconds(batch, m, n, k, layout, silicon, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
     return np.asarray(np.log(seconds * rate * 1e12 / (2 * batch * m * n * k)))
 
 

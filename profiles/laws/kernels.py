@@ -31,7 +31,7 @@ REFERENCE_BYTES = 2.0
 # Bytes moved per element of a result: written in 16 bits, or added to what stands in fp32.
 RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
-RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
+RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna4": "hopper"}
 STRANGER = "ampere"
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
@@ -40,8 +40,8 @@ ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
 CLOCK_SHARE = 0.87
 # FLOPs outside of the matrix units over theirs in 16 bits, where nothing says: those of an A100.
 VECTOR_FRACTION = 1 / 16
-# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1.05 V.
-SLOWEST_VOLTAGE = 0.65
+# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1 V.
+SLOWEST_VOLTAGE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,10 @@ class KernelConstants:
     the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
     `attention_block` its queries. `kernels` are the speeds of attention kernels against the one that was fitted,
     forward and backward.
-    `sustained_fraction` of what a table of short runs shows is sustained at the board's power. `board_share` of its
-    peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which has
+    Tables repeat a product so often that the power of long ones holds the clock down, and that of short ones does not:
+    products of less than `burst_us` run up to `burst` times as fast there, which they do not in training.
+    `sustained_fraction` of what a table of short runs alone shows is sustained at the board's power. `board_share` of
+    its peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which has
     `board_watts_per_tflops` of its 16-bit peak.
     """
 
@@ -78,6 +80,8 @@ class KernelConstants:
     overhead_us: float
     grouped_fraction: float
     grouped_overhead_us: float
+    burst: float
+    burst_us: float
     attention_forward_fraction: float
     attention_backward_fraction: float
     attention_forward_wide: float
@@ -269,6 +273,9 @@ def _product(
     if layout != "TN":
         relative = np.asarray(relative, dtype=np.float64) * column[f"{layout.lower()}_relative"]
     busy = _wave_flops(m, n, k, batch, silicon, column) / _product_rate(silicon, column, relative)
+    if not silicon.is_sustained:
+        length = (busy / (column["burst_us"] * 1e-6)) ** 2
+        busy = busy * (1 + length) / (column["burst"] + length)
     moved = batch * (silicon.element_bytes * (m * k + k * n) + result_bytes * m * n)
     moving = moved / (silicon.memory_bytes_per_second * column["traffic_fraction"])
     return blend(busy, moving, column["blend"])
