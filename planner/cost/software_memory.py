@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen
 from planner.cost.hardware import generations
 from planner.cost.job import Jobs
 from profiles.models.transformer import Array, Flags
@@ -18,12 +19,6 @@ MIB = 2.0**20
 # cuBLAS workspace of one stream. Source: PyTorch's CUBLAS_WORKSPACE_CONFIG, 32 MiB from Hopper on, 8 MiB before.
 LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES = 32 * MIB, 8.125 * MIB
 LARGE_WORKSPACES = ("hopper", "blackwell")
-# Of a weight of a frozen base, with its scales: 4 bits in blocks of 64 with 32-bit scales (QLoRA, arXiv 2305.14314;
-# doubly quantised these are 8 bits in blocks of 256), and groups of 128 with 16-bit scales and integer zeros (GPTQ).
-BASE_BYTES = {
-    "none": 2.0, "nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int4-gptq": 0.5 + 2.5 / 128,
-    "int8-gptq": 1.0 + 3 / 128,
-}  # fmt: skip
 # Share of Adam's moments that another optimizer has: none; both in 8 bits of 32; one of them, as Muon's matrices; sums
 # of rows and columns alone (Adafactor).
 MOMENT_SHARES = {"sgd": 0.0, "adam8bit": 0.25, "adam8bit_in_backward": 0.25, "muon": 0.5, "adafactor": 0.0}
@@ -187,7 +182,7 @@ def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) 
     """
     pure = (jobs.master_weights == "no") & (jobs.precision != "fp32")
     is_eager = np.char.endswith(jobs.optimizer, "_in_backward")
-    frozen = (jobs.lora_rank > 0) | (jobs.quantised_base != "none")
+    frozen = is_frozen(jobs)
     if not (np.any(pure) or np.any(is_eager) or np.any(frozen)):
         return {"base_bytes": own["weight_bytes"]}
     narrow, in_buckets = (
@@ -208,15 +203,14 @@ def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) 
     }
     for name in ("gradient_bytes", "step_bytes", "bucket_gradient_bytes"):
         plain[name] = np.where(is_eager, 0.0, plain[name])
-    base = np.ones(len(jobs)) * NARROW_BYTES
-    for name, size in BASE_BYTES.items():
-        base = np.where(jobs.quantised_base == name, size, base)
-    adapted = {
+    stored, element = jobs.adapters.read(lambda one: one.base_bytes), own["element_bytes"]
+    base = np.where(stored > 0, stored, element)
+    adapted: dict[str, Array | float] = {
         "gradient_bytes": WIDE_BYTES, "gathered_gradient_bytes": 0.0, "master_bytes": WIDE_BYTES, "moment_bytes": 8.0,
         "step_bytes": WIDE_BYTES, "cast_bytes": 0.0, "head_gradient_bytes": 0.0, "bucket_gradient_bytes": WIDE_BYTES,
-        "weight_bytes": NARROW_BYTES,
+        "layer_gradient_bytes": 0.0, "weight_bytes": element,
     }  # fmt: skip
-    held = own | plain
+    held = own | plain | {"layer_gradient_bytes": column("layer_gradient_bytes")}
     return (
         plain
         | {"gathered_bytes": np.where(frozen, base, own["gathered_bytes"])}
