@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner import plan
 from planner.cost import adapter_work, kernel_work
 from planner.cost.adapted import adapter_parameters
 from planner.cost.ingredients import ingredients_of
@@ -203,3 +204,45 @@ def test_options(peft, base, words):
 def test_options_that_are_none(peft, base, words):
     with pytest.raises(InputError, match=words):
         parse_adapters(peft, base)
+
+
+def planned(peft="lora:16", base=None, **changes):
+    fields = {"device": "h100-sxm", "global_batches": (16,), "sequence_length": 2048, "top": 3} | changes
+    return plan("llama-3.2-1b", 2, peft=peft, quantised_base=base, **fields)
+
+
+def test_plans_say_what_is_trained_and_need_less_than_whole_ones():
+    whole, thin, few = planned(None), planned(), planned(base="nf4", simulate=True)
+    assert thin.file.workload.adapters == adapters(16)
+    # Queries and projection of 2,048 by 2,048, keys and values of 2,048 by 512, in each of 16 layers.
+    count = 16 * 16 * (2 * 4096 + 2 * 2560)
+    assert any(f"{count / 1e6:.3g} M parameters, adapters of rank 16 beside q, k, v, o" in note for note in thin.notes)
+    by_id = {candidate.plan.id: candidate.prediction for candidate in whole.file.candidates}
+    shared = [candidate for candidate in thin.file.candidates if candidate.plan.id in by_id]
+    assert shared
+    for candidate in shared:
+        own, other = candidate.prediction, by_id[candidate.plan.id]
+        assert own.step_seconds < other.step_seconds
+        assert own.bytes_per_rank["optimizer"] < 0.02 * other.bytes_per_rank["optimizer"]
+        assert own.seconds["optimizer"] < 0.02 * other.seconds["optimizer"]
+    assert not any(candidate.executable for candidate in few.file.candidates)
+    assert all("tp" not in candidate.plan.id for candidate in thin.file.candidates if candidate.executable)
+    # Useful work counts no gradient of a frozen weight.
+    useful = [found.best.prediction.mfu * found.best.prediction.step_seconds for found in (thin, whole)]
+    assert 2 / 3 < useful[0] / useful[1] < 0.75
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "words"),
+    [
+        ("mixtral-8x7b", {"peft": "lora:8:all"}, "routed experts"),
+        ("gpt2-small", {"peft": "lora:8:gate"}, "no linear called gate"),
+        ("llama-3.1-8b", {"peft": "lora:8", "quantised_base": "nf4"}, "--simulate"),
+        ("llama-3.1-8b", {"peft": "lora:8", "codecs": None}, "--codecs"),
+        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precisions": ["fp8"]}, "16 bits"),
+        ("a.b:c", {"peft": "lora:8"}, "which linears of a.b:c"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_in_a_sentence(model, fields, words):
+    with pytest.raises(InputError, match=words):
+        plan(model, 2, **({"device": "h100-sxm"} | fields))

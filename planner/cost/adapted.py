@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.cost.job import Jobs
 from profiles.models.adapters import NETWORK_TARGETS
-from profiles.models.transformer import ROUTED, Array, Flags
+from profiles.models.sizes import ModelSizes
+from profiles.models.transformer import ROUTED, Array, Flags, Transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,11 @@ def pairs_of(jobs: Jobs, kind: str) -> list[Pair]:
     """The adapters of a layer of a kind, those that no job has left out; none of routed experts."""
     if not np.any(is_frozen(jobs)):
         return []
-    return [pair for pair in _pairs(jobs, kind) if np.any(pair.rank > 0)]
+
+    def rank_of(*targets: str) -> Array:
+        return jobs.adapters.read(lambda one: one.rank_of(*targets))
+
+    return [pair for pair in _pairs(jobs.model, jobs.tensor, kind, rank_of) if np.any(pair.rank > 0)]
 
 
 def adapter_parameters(jobs: Jobs, kind: str) -> Array:
@@ -61,18 +66,28 @@ def trained_parameters(jobs: Jobs, kind: str) -> tuple[Array, Array]:
     return own, np.where(frozen, 0.0, experts)
 
 
-def _pairs(jobs: Jobs, kind: str) -> Iterator[Pair]:
+def adapter_count(sizes: ModelSizes) -> float:
+    """Parameters of all adapters of a model."""
+    model, whole = sizes.transformer, np.ones(1)
+
+    def rank_of(*targets: str) -> Array:
+        return np.array([sizes.adapters.rank_of(*targets)])
+
+    each = {kind: sum(pair.parameters for pair in _pairs(model, whole, kind, rank_of)) for kind in model.kinds}
+    return float(np.sum([model.num_of(kind) * own for kind, own in each.items()]))
+
+
+def _pairs(model: Transformer, tensor: Array, kind: str, rank_of: Callable[..., Array]) -> Iterator[Pair]:
     """Beside linears as models are written: of gated ones queries, keys and values, gate and value apart.
 
     Latent attention has two linears for queries, and two that keys and values share.
     """
-    model, tensor = jobs.model, jobs.tensor
     hidden, heads, keys = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     plain = ~model.is_mla
     apart, packed = plain & model.gated, plain & ~model.gated
     latent = {name: (inputs, outputs) for name, inputs, outputs, _ in model.attention_linears}
     ffn = model.shared_ffn_size if kind == ROUTED else model.ffn_size
-    whole = np.ones(len(jobs))
+    whole = np.ones_like(hidden)
     for targets, inputs, outputs, present, rows, columns in (
         (("q",), hidden, heads, apart, whole, tensor),
         (("k",), hidden, keys, apart, whole, tensor),
@@ -88,9 +103,8 @@ def _pairs(jobs: Jobs, kind: str) -> Iterator[Pair]:
         (("down",), ffn, hidden, plain | model.is_mla, tensor, whole),
     ):
         there = present & (inputs > 0) & (outputs > 0)
-        rank = jobs.adapters.read(lambda one: one.rank_of(*targets))  # noqa: B023
         yield Pair(
-            rank=np.where(there, rank, 0.0),
+            rank=np.where(there, rank_of(*targets), 0.0),
             inputs=inputs / rows,
             outputs=outputs / columns,
             after_attention=targets[0] in NETWORK_TARGETS,

@@ -16,7 +16,6 @@ from profiles.laws.collectives import infiniband_seconds
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.stacks import THIS_PROGRAM, Stack, load_stack
-from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.sizes import ModelSizes
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB, GIB
@@ -64,7 +63,6 @@ class Setting:
     compiled: bool = False
     overlaps_tensor: bool = False
     codec: str = "none"
-    adapters: Adapters = EVERYTHING
     network_latency_seconds: float
     free_exchange: bool = False
     source: Source | None = None
@@ -163,7 +161,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
     values: dict[str, Any] = {
         "device": Each.same(at.device, count),
         "stack": Each.same(at.stack, count),
-        "adapters": Each.same(at.adapters, count),
+        "adapters": Each.same(at.model.adapters, count),
     }
     for name, hint in _HINTS.items():
         if name in values:

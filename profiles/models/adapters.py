@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from profiles.artifacts import STRICT
-from profiles.errors import InputError, UnknownNameError
+from profiles.errors import ArtifactError, InputError, UnknownNameError
 from profiles.inputs import limits
 from profiles.inputs.ranges import Whole
 
@@ -61,6 +61,18 @@ class Adapters:
     def has_any(self, *targets: str) -> float:
         """Whether inputs of any of these linears are kept for a weight gradient, their own or an adapter's: 1 or 0."""
         return 1.0 if not self.freezes or set(targets) & set(self.targets) else 0.0
+
+    def check(self, name: str) -> None:
+        """Check what a file from elsewhere says.
+
+        Raises: ArtifactError.
+        """
+        known = {"targets": (self.targets, TARGETS), "base": ((self.base,), FORMATS)}
+        for field, (given, names) in known.items():
+            if set(given) - set(names):
+                raise ArtifactError(f"{name}: at adapters.{field}: should be among {', '.join(names)}")
+        if self.rank > LARGEST_RANK or self.freezes != bool(self.targets):
+            raise ArtifactError(f"{name}: at adapters.rank: should be 0 to {LARGEST_RANK:,}, 0 without targets")
 
     @property
     def words(self) -> str:
