@@ -36,7 +36,8 @@ class MemoryRules:
 
     `element_bytes`: of an activation. `input_bytes`: of a linear's input as kept for backward. `waiting_logit_bytes`:
     of a logit whose loss waits for its backward. `idle_logit_bytes`: of what the allocator holds beside a loss and
-    would give back. `base_bytes`: of a weight of a layer that adapters leave as it is.
+    would give back. `base_bytes`: of a weight of a layer that adapters leave as it is,
+    `adapter_bytes` of one of theirs.
     """
 
     weight_bytes: Array
@@ -81,6 +82,7 @@ class MemoryRules:
     element_bytes: Array
     input_bytes: Array
     base_bytes: Array
+    adapter_bytes: Array
 
 
 def memory_rules(jobs: Jobs) -> MemoryRules:
@@ -177,14 +179,13 @@ def _trained(jobs: Jobs, column: Callable[[str], Array]) -> dict[str, Array]:
 def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) -> dict[str, Array]:
     """What is otherwise where nothing is in 32 bits, where a parameter's update frees its gradient, and of adapters.
 
-    Model: a frozen weight has neither gradient nor state, and is stored in as few bits as it may be; adapters are in 32
-    bits throughout.
+    Model: a frozen weight has neither gradient nor state, and is stored in as few bits as it may be.
     """
     pure = (jobs.master_weights == "no") & (jobs.precision != "fp32")
     is_eager = np.char.endswith(jobs.optimizer, "_in_backward")
     frozen = is_frozen(jobs)
     if not (np.any(pure) or np.any(is_eager) or np.any(frozen)):
-        return {"base_bytes": own["weight_bytes"]}
+        return {"base_bytes": own["weight_bytes"], "adapter_bytes": own["weight_bytes"]}
     narrow, in_buckets = (
         np.where(jobs.gradient_bytes > 0, jobs.gradient_bytes, NARROW_BYTES),
         own["bucket_gradient_bytes"],
@@ -205,17 +206,17 @@ def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) 
         plain[name] = np.where(is_eager, 0.0, plain[name])
     stored, element = jobs.adapters.read(lambda one: one.base_bytes), own["element_bytes"]
     base = np.where(stored > 0, stored, element)
-    adapted: dict[str, Array | float] = {
-        "gradient_bytes": WIDE_BYTES, "gathered_gradient_bytes": 0.0, "master_bytes": WIDE_BYTES, "moment_bytes": 8.0,
-        "step_bytes": WIDE_BYTES, "cast_bytes": 0.0, "head_gradient_bytes": 0.0, "bucket_gradient_bytes": WIDE_BYTES,
-        "layer_gradient_bytes": 0.0, "weight_bytes": element,
-    }  # fmt: skip
+    # Adapters are held as the stack holds what it trains, whatever the weights beside them are in.
+    states = ("gradient_bytes", "master_bytes", "moment_bytes", "step_bytes", "bucket_gradient_bytes")
+    nothing = ("gathered_gradient_bytes", "cast_bytes", "head_gradient_bytes", "layer_gradient_bytes")
+    adapted: dict[str, Array | float] = {name: own[name] for name in states} | dict.fromkeys(nothing, 0.0)
+    adapted["weight_bytes"] = element
     held = own | plain | {"layer_gradient_bytes": column("layer_gradient_bytes")}
     return (
         plain
         | {"gathered_bytes": np.where(frozen, base, own["gathered_bytes"])}
         | {name: np.where(frozen, value, held[name]) for name, value in adapted.items()}
-        | {"base_bytes": np.where(frozen, base, held["weight_bytes"])}
+        | {"base_bytes": np.where(frozen, base, held["weight_bytes"]), "adapter_bytes": own["weight_bytes"]}
     )
 
 

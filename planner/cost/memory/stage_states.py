@@ -177,7 +177,7 @@ def _weight_bytes(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage:
     if not np.any(is_frozen(jobs)):
         return common * rules.weight_bytes, experts * rules.weight_bytes
     inside = np.asarray(sum(count * layer.kinds[kind].common for kind, count in stage.layers.items()))
-    adapters = np.where(is_frozen(jobs), _trained(jobs, layer, stage)[0] * rules.gradient_bytes, 0.0)
+    adapters = np.where(is_frozen(jobs), _trained(jobs, layer, stage)[0] * rules.adapter_bytes, 0.0)
     return inside * rules.base_bytes + (common - inside) * rules.weight_bytes + adapters, experts * rules.base_bytes
 
 
