@@ -124,6 +124,7 @@ def _refuse_for_pools(request: Request, questions: Questions) -> None:
         "--why-not": questions.why_not, "--sensitivity": questions.sensitivity, "--tokens": questions.tokens,
         "--trace": questions.trace_file, "--all": request.all_file, "--device": request.device,
         "--machine": request.machine is not None, "--learned": request.learned is not None,
+        "--peft": request.adapters.freezes,
         "several --precision": len(request.precisions) > 1, "several --global-batch": len(request.global_batches) > 1,
     }  # fmt: skip
     for name, value in given.items():
@@ -155,7 +156,7 @@ def answer_to(
         space = in_order(write_all(settings[0], options, request.all_file, searching, on_note))
         notes.append(f"all {space.accepted + space.rejected[NO_ROOM]:,} legal plans written to {request.all_file}")
     result = answer(space, request.top, request.simulate, notes)
-    if request.codecs == ("none",):
+    if request.codecs == ("none",) and not request.adapters.freezes:
         result = replace(result, file=_with_codec_note(result.file))
     answers = answers_to(result, request.simulate, questions, answering)
     return replace(result, file=replace(result.file, answers=answers))

@@ -82,6 +82,13 @@ def plan(
             help=f"Lossy gradients to consider [none]; auto: {CODECS}.", autocompletion=completion.complete_codecs
         ),
     ] = None,
+    peft: Annotated[
+        str | None,
+        typer.Option(metavar="lora:RANK[:LINEARS]", help="Train adapters alone: lora:16, lora:16:q,v, lora:8:all."),
+    ] = None,
+    quantised_base: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Frozen weights beside adapters in nf4, nf4-dq, int4 or int8.")
+    ] = None,
     compress: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +143,7 @@ def plan(
     from planner.terminal.options import NEEDS, TAKES, check_pools
     from profiles.errors import InputError
     from profiles.files import ensure_writable
+    from profiles.models.adapters import parse_adapters
     from profiles.terminal.options import check_options, given_options
 
     check_options(context, NEEDS, TAKES)
@@ -151,6 +159,8 @@ def plan(
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
     for path in filter(None, (output, trace)):
         ensure_writable(path)
+    if peft is not None and compress is not None:
+        raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
     if codecs == AUTO and all_file is not None:
         raise InputError("--all writes the plans of one setting: name one of --codecs")
     request = Request(
@@ -159,6 +169,7 @@ def plan(
         stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=_words(precision),
         codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top,
         simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
+        adapters=parse_adapters(peft, quantised_base),
     )  # fmt: skip
     check_pools(given_options(context), cluster)
     questions = Questions(

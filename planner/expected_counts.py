@@ -236,7 +236,8 @@ class _Rank:
 
     def _data(self) -> Sent:
         plan = self.plan
-        held = sum(self._parameters(position) for position in self.positions) - self._shared_out()
+        frozen = sum(self.at(self.layers[position].num_frozen_parameters) for position in self.positions)
+        held = sum(self._parameters(position) for position in self.positions) - frozen - self._shared_out()
         if plan.zero_stage < 2:
             layers = [self.layers[position] for position in self.positions]
             sides, vectors = (

@@ -12,6 +12,7 @@ from planner.plans import Plan, recomputable_layers
 from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, schedule
 from planner.schedules.steps import Shape
 from profiles.codecs.codec import codec
+from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.profile import PRECISIONS, ModelProfile
 from profiles.models.sizes import ModelSizes
 
@@ -34,6 +35,7 @@ class ModelFacts:
     can_pipeline: bool
     is_transformer: bool
     num_experts: int = 0
+    adapters: Adapters = EVERYTHING
 
 
 def facts_of(model: ModelProfile) -> ModelFacts:
@@ -50,6 +52,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         can_pipeline=model.can_pipeline,
         is_transformer=model.workload.reads_text,
         num_experts=model.num_experts,
+        adapters=model.workload.adapters,
     )
 
 
@@ -68,12 +71,13 @@ def facts_of_sizes(model: ModelSizes) -> ModelFacts:
         can_pipeline=not sizes.tied[0],
         is_transformer=True,
         num_experts=int(sizes.num_experts[0]),
+        adapters=model.adapters,
     )
 
 
 def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
     """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
-    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile):
+    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile, _adapters):
         for reason in rules(plan, model, sequence_length):
             return f"plan {reason}"
     return ""
@@ -272,3 +276,21 @@ def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
             f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, "
             f"use {USUAL_OF_SEVERAL}"
         )
+
+
+def _adapters(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What is not built where weights are frozen."""
+    own = model.adapters
+    if not own.freezes:
+        return
+    if own.base_bytes:
+        yield f"with a base in {own.base}: planned only, frozen weights are as wide as they compute; leave it out"
+    for axis, degree in (("tensor", plan.tensor_parallel), ("expert", plan.expert_parallel)):
+        if degree > 1:
+            yield f"{axis}_parallel={degree} with adapters: planned only, use data_parallel"
+    if plan.rules.splits_backward:
+        yield f"schedule={plan.schedule} with adapters: frozen weights have no gradient to compute apart, use {USUAL}"
+    if plan.precision == "fp8":
+        yield "precision=fp8 with adapters: planned only, use bf16"
+    if codec(plan.codec).lossy:
+        yield f"codec={plan.codec} with adapters: they have few gradients, use codec=none"

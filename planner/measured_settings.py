@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from planner.adapting import trained_note
 from planner.cost.measured.corrections import read_corrections
 from planner.plans import DEFAULT_SEQUENCE_LENGTH
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
@@ -19,6 +20,7 @@ from profiles.machines.load import causes
 from profiles.machines.profile import MachineProfile
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import ModelProfile
+from profiles.models.sizes import sizes_of_trace
 
 
 def measured_settings(request: Request, cluster: Cluster | None) -> tuple[list[Setting], list[str]]:
@@ -40,6 +42,7 @@ def measured_settings(request: Request, cluster: Cluster | None) -> tuple[list[S
     usual = DEFAULT_SEQUENCE_LENGTH if model.workload.reads_text else TRACED_SEQUENCE_LENGTH
     sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
     codecs = measured_codecs(machine) if request.codecs is None else request.codecs
+    notes += trained_note(sizes_of_trace(model, precisions[0], sequence))
     notes += warnings(machine, request.num_devices, ranks_on_host(machine, request.num_devices, cluster))
     return [
         measured_setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
@@ -13,6 +13,7 @@ from profiles.inputs import limits
 from profiles.library import load_model, load_sizes, trace_sizes
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
 from profiles.machines.stacks import THIS_PROGRAM
+from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.profile import ModelProfile
 from profiles.models.sizes import ModelSizes
 
@@ -30,7 +31,7 @@ class Request:
     user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
     `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
     runs on it taught. `attention_kernel` and `tensor_overlap` are those of the stack where None. `codecs` of None are
-    USUAL_CODECS.
+    USUAL_CODECS. `adapters` say what of the model is trained.
     """
 
     model: str | ModelSizes
@@ -46,6 +47,7 @@ class Request:
     tensor_overlap: bool | None = None
     precisions: tuple[str, ...] = ()
     codecs: tuple[str, ...] | None = ("none",)
+    adapters: Adapters = EVERYTHING
     top: int = 10
     simulate: bool = False
     all_file: Path | None = None
@@ -65,13 +67,16 @@ class Request:
 
         Raises: UnknownNameError.
         """
-        return load_sizes(self.model) if isinstance(self.model, str) else self.model
+        sizes = load_sizes(self.model) if isinstance(self.model, str) else self.model
+        return replace(sizes, adapters=self.adapters) if sizes and self.adapters.freezes else sizes
 
     def trace(self, precisions: Sequence[str]) -> ModelProfile:
         """The model's trace at these precisions.
 
         Raises: UnknownNameError, InputError.
         """
+        if self.adapters.freezes and (sizes := self.sizes()) is not None:
+            return trace_sizes(replace(sizes, profile=None), precisions, self.trusted)
         if isinstance(self.model, str):
             return load_model(self.model, precisions, self.trusted)
         return trace_sizes(self.model, precisions, self.trusted)

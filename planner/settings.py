@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from planner.adapting import refuse_adapters, trained_note
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
 from planner.space.question import Setting, setting
 from planner.space.traced_setting import traced_setting
@@ -27,6 +28,7 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
         _refuse_kernels(request, "a measured machine ran its own")
     if not request.is_measured and request.learned is not None:
         raise InputError("--learned FILE is of a measured machine: leave --device out, or give its --machine FILE")
+    refuse_adapters(request)
     cluster = request.find_cluster()
     if isinstance(cluster, MixedCluster):
         raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
@@ -67,7 +69,7 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
         )
         for precision, gradients, batch in itertools.product(precisions, codecs, batches)
     ]
-    notes.append(_kernels_of(settings[0]))
+    notes += [_kernels_of(settings[0]), *trained_note(model)]
     return settings, notes
 
 

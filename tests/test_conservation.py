@@ -69,7 +69,8 @@ def test_no_rank_gathers_more_than_it_works_with(config, layout):
     for kind in one.model.kinds:
         common, experts = one.model.parameters_of(kind)
         works_with = common / one.tensor + experts / (one.expert * one.expert_tensor)
-        assert own.layer_parameters[kind] <= works_with * (1 + 1e-12)
+        each = rules_of(one, expected()).parameter_message_bytes
+        assert own.layer_gathered[kind] <= works_with * each * (1 + 1e-12)
         bare = sharded(replace(one, model=replace(one.model, expert_ffn_size=np.zeros(1))))
         if one.expert[0] * one.expert_tensor[0] >= group and group > one.tensor[0]:
             # Every rank has its experts to itself.
@@ -84,9 +85,9 @@ def test_matrices_that_are_messages_of_their_own_cost_every_rank_once(shard, ten
     one = jobs("dense", "deepspeed", data=64, shard=shard, tensor=tensor, zero_stage=3)
     rules, links = rules_of(one, expected()), links_of(one)
     own, time = sharded(one), load_stack("deepspeed").time
-    (parameters,) = own.layer_parameters.values()
+    (gathered,) = own.layer_gathered.values()
     # Queries, keys, values, projection; gate, up, down.
-    mean = 2 * parameters / 7
+    mean, parameters = gathered / 7, gathered / 2
     message = replica_seconds(one, links, "all_gather", mean, one.shard, one.tensor) + time.shard_rank_us * 1e-6 * shard
     assert own.layer_gather["dense"] == pytest.approx(7 * message)
     assert not own.layer_again["dense"].any()

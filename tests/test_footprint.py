@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.ingredients import ingredients_of
-from planner.cost.job import Jobs
+from planner.cost.job import Each, Jobs
 from planner.cost.memory.footprint import footprint
 from planner.cost.memory.peak import MOMENTS, NUM_FULL, PARTS
 from planner.published.reading import read_jobs
 from profiles.machines.stacks import COMMUNICATOR_MIB, load_stack, stack_names
+from profiles.models.adapters import adapters as adapters_of
 
 DENSE = {
     "arch": "llama", "num_layers": "32", "hidden_size": "4096", "ffn_size": "14336", "num_heads": "32",
@@ -236,8 +237,8 @@ def test_gradients_in_16_bits_are_half_as_long_on_the_wire(stack, zero):
 
 def test_adapters_alone_have_gradients_and_states():
     trained, frozen = job(stack="torch", zero_stage=0), job(stack="torch", zero_stage=0)
-    frozen = replace(frozen, lora_rank=np.array([16.0]))
-    quantised = replace(frozen, quantised_base=np.array(["nf4"]))
+    frozen = replace(frozen, adapters=Each.same(adapters_of(16), 1))
+    quantised = replace(frozen, adapters=Each.same(adapters_of(16, base="nf4"), 1))
     all_of_it, adapters, small = (footprint(each).parts for each in (trained, frozen, quantised))
     assert adapters["optimizer"][0] < 0.01 * all_of_it["optimizer"][0]
     assert adapters["gradients"][0] < 0.01 * all_of_it["gradients"][0]

@@ -54,7 +54,7 @@ def same(one: Jobs, other: Jobs) -> bool:
 
 
 def _plain(column: object) -> object:
-    return column.words(lambda value: value.name) if isinstance(column, Each) else column
+    return column.words(lambda value: getattr(value, "name", str(value))) if isinstance(column, Each) else column
 
 
 def test_a_row_of_five_columns_is_a_job_and_says_what_was_assumed():

@@ -101,8 +101,6 @@ def test_what_was_taken_for_another_widens_the_band():
 
 
 def test_what_has_no_price_is_refused_in_a_sentence():
-    for given in ({"peft": "lora"}, {"quantised_base": "nf4"}, {"lora_rank": "16"}):
-        assert "fine-tuning of adapters is not priced yet" in reason(**given)
     assert "Mamba" in reason(arch="hybrid_mamba_moe")
     assert not read(peft="none", lora_rank="0", quantised_base="none").refused
 

@@ -13,12 +13,12 @@ LEARNING_RATE = 1e-3
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], sharded_over: dist.ProcessGroup | None) -> Optimizer:
-    """AdamW in its fused form; parameters of one kind and mesh in groups of their own, since one kernel takes one.
+    """AdamW of what is not frozen, in its fused form; parameters of one kind and mesh in groups of their own.
 
-    With `sharded_over`, each of its ranks updates some of the parameters and sends them to the others.
+    One kernel takes one kind. With `sharded_over`, each of its ranks updates some and sends them to the others.
     """
     groups: dict[object, list[nn.Parameter]] = {}
-    for parameter in parameters:
+    for parameter in (parameter for parameter in parameters if parameter.requires_grad):
         data = parameter.data
         groups.setdefault(data.device_mesh if isinstance(data, DTensor) else None, []).append(parameter)
     options = [{"params": group} for group in groups.values()]

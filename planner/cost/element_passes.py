@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen
 from planner.cost.job import Jobs
 from profiles.models.operators import Phase
 from profiles.models.transformer import Array, Flags
@@ -40,6 +41,12 @@ SPELLED_GELU: Passes = (18.0, 31.0)
 BIAS: Passes = (0.0, 1.0)
 # Linears that read the same each give it a gradient: a sum for each further one.
 JOINED_GRADIENT: Passes = (0.0, 3.0)
+# Beside a linear adapters widen its input to their 32 bits and autocast narrows it again (6), back as well, where two
+# gradients are summed (3); their output is scaled (2) and added (3), its gradient scaled and rounded (4).
+ADAPTER_INPUTS: Passes = (6.0, 9.0)
+ADAPTER_OUTPUTS: Passes = (5.0, 4.0)
+FUSED_ADAPTER_INPUTS: Passes = (1.0, 3.0)
+FUSED_ADAPTER_OUTPUTS: Passes = (3.0, 1.0)
 FUSED_BIAS: Passes = (0.0, 0.0)
 
 
@@ -52,6 +59,8 @@ class ElementPasses:
     rotation: tuple[Array, Array]
     activation: tuple[Array, Array]
     bias: tuple[Array, Array]
+    adapter_inputs: tuple[Array, Array]
+    adapter_outputs: tuple[Array, Array]
 
     def of(self, operator: str, phase: Phase) -> Array:
         """Passes of an operator in one direction."""
@@ -88,7 +97,9 @@ def element_passes(jobs: Jobs) -> ElementPasses:
             (gated & activation, GATED), (gated & packed, EAGER_PACKED_GATED), (gated, EAGER_GATED),
             (spelled & ~activation, SPELLED_GELU), usual=PLAIN,
         ),
-        bias=_choose((fuses("bias") | ~jobs.model.biases, FUSED_BIAS), usual=BIAS),
+        bias=_choose((fuses("bias") | ~jobs.model.biases | is_frozen(jobs), FUSED_BIAS), usual=BIAS),
+        adapter_inputs=_choose((compiled | said, FUSED_ADAPTER_INPUTS), usual=ADAPTER_INPUTS),
+        adapter_outputs=_choose((compiled | said, FUSED_ADAPTER_OUTPUTS), usual=ADAPTER_OUTPUTS),
     )  # fmt: skip
 
 

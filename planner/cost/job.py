@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
+from profiles.models.adapters import Adapters
 from profiles.models.transformer import Array, Flags, Transformer
 
 Names = NDArray[np.str_]
@@ -96,9 +97,9 @@ class Jobs:
     tokens, `synchronous` launches (the host waits for every kernel). Where
     `recompute` is not none, `recompute_share` of the layers are recomputed; where it is partial, `recompute_products`
     of a layer's products are repeated, and `recompute_freed` of what recomputing all of it would free.
-    `pipeline_passes`: how often a step fills and drains the pipeline. `lora_rank` is of adapters over frozen weights
-    (0: none), which `quantised_base` stores in fewer bits. `guesses`: how much of the above stands for something that
-    was not said, or has no price: each makes the prediction less sure.
+    `pipeline_passes`: how often a step fills and drains the pipeline. `adapters` say what is trained of the model.
+    `guesses`: how much of the above stands for something that was not said, or has no price: each makes the prediction
+    less sure.
     """
 
     model: Transformer
@@ -162,9 +163,8 @@ class Jobs:
     dispatcher: Names  # alltoall, deepep, hybrid, allgather, or ""
     synchronous: Flags
     optimizer: Names  # adamw, adam8bit, sgd, muon, adafactor, adamw_in_backward, adam8bit_in_backward
-    lora_rank: Array
+    adapters: Each[Adapters]
     guesses: Array
-    quantised_base: Names  # none, nf4, nf4-dq, int4-gptq, int8-gptq
     source: Source | None = None
 
     def __len__(self) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen
+from planner.cost.adapter_work import adapter_load, spared_load, unpacked_bytes
 from planner.cost.axes.context import exchanges_heads
 from planner.cost.element_passes import JOINED_GRADIENT, ElementPasses, element_passes
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
@@ -39,6 +41,8 @@ SCORE_PASSES = (4.0, 4.5)
 # Permuting to experts and back, sorting by local expert, weighting by the router: passes of the routed copies, which
 # every stack does with fused kernels.
 ROUTING_PASSES = (6.0, 7.0)
+# Of both products of a linear's backward pass that of the weight's gradient is half.
+OF_WEIGHTS = (0.0, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class _Shapes:
     conversions: Array
     lowers_experts: Flags
     gradient_bytes: Array  # what an element of a weight's gradient moves in its product
+    trains: Array  # 1 where the model's own weights have gradients, else 0
+    unpacked: Array  # bytes moved to widen a stored weight, each time that it is used
     apart: Flags  # linears that read the same are kernels of their own, where the model has several
 
 
@@ -80,12 +86,14 @@ def work_of(jobs: Jobs) -> Work:
         conversions=weight_conversions(jobs),
         lowers_experts=lowers_experts(jobs),
         gradient_bytes=_gradient_bytes(jobs, wide),
+        trains=np.where(is_frozen(jobs), 0.0, 1.0),
+        unpacked=unpacked_bytes(jobs),
         apart=(jobs.stack.read(lambda stack: float(stack.time.linears_apart)) > 0) & jobs.model.gated,
     )
     attention = {phase: _attention(shapes, phase) for phase in PHASES}
     networks: dict[str, Callable[[Phase], Load]] = {
-        DENSE: lambda phase: _feed_forward(shapes, jobs.model.ffn_size, phase),
-        ROUTED: lambda phase: _experts(shapes, phase),
+        DENSE: lambda phase: _feed_forward(shapes, phase) + adapter_load(jobs, wide, shapes.passes, DENSE, phase),
+        ROUTED: lambda phase: _experts(shapes, phase) + adapter_load(jobs, wide, shapes.passes, ROUTED, phase),
     }
     return Work(
         layers={
@@ -120,13 +128,15 @@ def _linear(shapes: _Shapes, tokens: Array, inputs: Array, outputs: Array, phase
         of_weight = matmul_seconds(
             outputs, inputs, tokens, "NT", silicon, result_bytes=shapes.gradient_bytes, aligned=aligned
         )
-        seconds = seconds + of_weight
+        seconds = seconds + of_weight * shapes.trains
         converted = tokens * outputs
-    converted_bytes = np.where((inputs > 0) & (outputs > 0) & ~np.bool_(wide), converted * shapes.converted, 0.0)
+    moved = converted * shapes.converted + inputs * outputs * shapes.unpacked
+    converted_bytes = np.where((inputs > 0) & (outputs > 0) & ~np.bool_(wide), moved, 0.0)
     biased = np.where(shapes.jobs.model.biases & ~np.bool_(wide), shapes.passes.of("bias", phase), 0.0)
     return load_of(
         seconds,
         matmul_seconds=seconds,
+        weight_seconds=seconds * (shapes.trains * _at(phase, OF_WEIGHTS)),
         converted_bytes=converted_bytes,
         element_bytes=tokens * outputs * biased * shapes.width,
     )
@@ -215,9 +225,10 @@ def _apart(shapes: _Shapes, fused: Load, parts: list[Load]) -> Load:
     return Load(**{name: np.where(shapes.apart, getattr(total, name), getattr(fused, name)) for name in Load.__slots__})
 
 
-def _feed_forward(shapes: _Shapes, ffn_size: Array, phase: Phase) -> Load:
+def _feed_forward(shapes: _Shapes, phase: Phase) -> Load:
     """Norm, feed-forward network, residual of one dense layer."""
-    return _network(shapes, shapes.tokens, ffn_size / shapes.jobs.tensor, phase) + _normed(shapes, phase, num_readers=2)
+    ffn_size = shapes.jobs.model.ffn_size / shapes.jobs.tensor
+    return _network(shapes, shapes.tokens, ffn_size, phase) + _normed(shapes, phase, num_readers=2)
 
 
 def _network(shapes: _Shapes, tokens: Array, ffn_size: Array, phase: Phase) -> Load:
@@ -236,6 +247,7 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
     """Router, routed experts under balanced load, shared expert, norm and residual of one mixture-of-experts layer."""
     jobs, model = shapes.jobs, shapes.jobs.model
     local = np.maximum(model.num_experts, 1.0) / jobs.expert
+    unpacked = np.zeros(len(jobs))
     own = shapes.tokens / jobs.tensor
     routed = own * model.experts_per_token * jobs.expert_tensor
     ffn = model.expert_ffn_size / jobs.expert_tensor
@@ -249,10 +261,12 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
             converted = converted + routed * inputs + local * inputs * outputs * shapes.conversions
         else:
             seconds = seconds + grouped_matmul_seconds(local, rows, inputs, outputs, "NN", silicon)
-            seconds = seconds + grouped_matmul_seconds(
+            of_weights = grouped_matmul_seconds(
                 local, outputs, inputs, rows, "NT", silicon, result_bytes=shapes.gradient_bytes
             )
+            seconds = seconds + of_weights * shapes.trains
             converted = converted + routed * outputs
+        unpacked = unpacked + local * inputs * outputs * shapes.unpacked
     permuted = _at(phase, ROUTING_PASSES) + np.where(shapes.lowers_experts, PADDED_PASSES, 0.0)
     load = _moved(shapes, routed * ffn * shapes.passes.of("activation", phase)) + _normed(shapes, phase)
     load = load + _network(shapes, shapes.tokens, model.shared_ffn_size / jobs.tensor, phase)
@@ -260,17 +274,21 @@ def _experts(shapes: _Shapes, phase: Phase) -> Load:
     return load + load_of(
         seconds,
         matmul_seconds=seconds,
+        weight_seconds=seconds * (shapes.trains * _at(phase, OF_WEIGHTS)),
         routed_bytes=routed * model.hidden_size * permuted * shapes.width,
-        converted_bytes=converted * np.where(shapes.lowers_experts, shapes.converted, 0.0),
+        converted_bytes=converted * np.where(shapes.lowers_experts, shapes.converted, 0.0) + unpacked,
     )
 
 
 def _embedding(shapes: _Shapes, phase: Phase) -> Load:
-    """Looking tokens up; backward clears and fills a gradient of the whole table."""
-    jobs, model = shapes.jobs, shapes.jobs.model
-    moved = 2 * shapes.spread * model.hidden_size
+    """Looking tokens up; backward clears and fills a gradient of the whole table.
+
+    A frozen one has none, and what would be given to it is not computed.
+    """
+    jobs, model, moved = shapes.jobs, shapes.jobs.model, 2 * shapes.spread * shapes.jobs.model.hidden_size
     if phase == "backward":
-        moved = moved + 2 * model.vocab_size * model.hidden_size / jobs.vocabulary_split
+        moved = (moved + 2 * model.vocab_size * model.hidden_size / jobs.vocabulary_split) * shapes.trains
+        return _moved(shapes, moved) + spared_load(jobs, shapes.low)
     return _moved(shapes, moved)
 
 

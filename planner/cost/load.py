@@ -16,10 +16,12 @@ class Load:
 
     Seconds of products and of fused attention, each alone on the device; bytes that pass through memory besides:
     element-wise operators as the stack fuses them, copies of routed tokens, operands converted to low precision,
-    attention scores as a fused softmax would pass them; logits (elements).
+    attention scores as a fused softmax would pass them; logits (elements). Of the products' seconds `weight_seconds`
+    are those of weight gradients.
     """
 
     matmul_seconds: Array
+    weight_seconds: Array
     attention_seconds: Array
     element_bytes: Array
     routed_bytes: Array

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen, trained_parameters
 from planner.cost.axes.groups import FULL_ELEMENT_BYTES, message_element_bytes
 from planner.cost.factors import Factors
 from planner.cost.hardware import memory_rate
@@ -86,9 +87,9 @@ class SheetKernels:
         return np.where(each, jobs.model.column_linears(kind), usual)
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
-        """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
+        """The part of a layer's backward that makes weight gradients, and adds them up."""
         load = self.work.layers[kind]["backward"]
-        products = load.matmul_seconds / 2 * factors.matmul * rules.product_slowdown
+        products = load.weight_seconds * factors.matmul * rules.product_slowdown
         return np.asarray(products + self._accumulating(rules, factors, kind))
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
@@ -101,6 +102,7 @@ class SheetKernels:
         """Adding the gradients of embedding or head up, and rounding the head's weights, as is done for layers."""
         model, split = self.jobs.model, self.jobs.vocabulary_split
         held = model.embedding_parameters if part == "embedding" else model.vocab_size * model.hidden_size
+        held = np.where(is_frozen(self.jobs), 0.0, held)
         moved = rules.accumulate_bytes * rules.accumulates_ends
         if part == "head":
             moved = moved + 2 * self._cast_bytes(rules)
@@ -168,7 +170,6 @@ class SheetKernels:
         return np.asarray(moved * np.where(is_narrow(self.jobs), NARROW_SHARE * later, 1.0))
 
     def _held(self, kind: str) -> Array:
-        """Parameters of a layer on one rank."""
-        jobs = self.jobs
-        common, experts = jobs.model.parameters_of(kind)
-        return np.asarray(common / jobs.tensor + experts / (jobs.expert * jobs.expert_tensor))
+        """Parameters of a layer on one rank that are trained."""
+        common, experts = trained_parameters(self.jobs, kind)
+        return np.asarray(common + experts / (self.jobs.expert * self.jobs.expert_tensor))

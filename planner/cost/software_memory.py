@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen
 from planner.cost.hardware import generations
 from planner.cost.job import Jobs
 from profiles.models.transformer import Array, Flags
@@ -18,12 +19,6 @@ MIB = 2.0**20
 # cuBLAS workspace of one stream. Source: PyTorch's CUBLAS_WORKSPACE_CONFIG, 32 MiB from Hopper on, 8 MiB before.
 LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES = 32 * MIB, 8.125 * MIB
 LARGE_WORKSPACES = ("hopper", "blackwell")
-# Of a weight of a frozen base, with its scales: 4 bits in blocks of 64 with 32-bit scales (QLoRA, arXiv 2305.14314;
-# doubly quantised these are 8 bits in blocks of 256), and groups of 128 with 16-bit scales and integer zeros (GPTQ).
-BASE_BYTES = {
-    "none": 2.0, "nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int4-gptq": 0.5 + 2.5 / 128,
-    "int8-gptq": 1.0 + 3 / 128,
-}  # fmt: skip
 # Share of Adam's moments that another optimizer has: none; both in 8 bits of 32; one of them, as Muon's matrices; sums
 # of rows and columns alone (Adafactor).
 MOMENT_SHARES = {"sgd": 0.0, "adam8bit": 0.25, "adam8bit_in_backward": 0.25, "muon": 0.5, "adafactor": 0.0}
@@ -45,7 +40,8 @@ class MemoryRules:
     `element_bytes`: of an activation. `input_bytes`: of a linear's input as kept for backward. `waiting_logit_bytes`:
     of a logit whose loss waits for its backward. `idle_logit_bytes`: of what the allocator holds beside a loss and
     would give back. `outputs_kept`: share of what a stage gave that it keeps. `hole_bytes`: of holes that a
-    parameter's gradients leave. `base_bytes`: of a weight of a layer that adapters leave as it is.
+    parameter's gradients leave. `base_bytes`: of a weight of a layer that adapters leave as it is, `adapter_bytes` of
+    one of theirs.
     """
 
     weight_bytes: Array
@@ -91,6 +87,7 @@ class MemoryRules:
     element_bytes: Array
     input_bytes: Array
     base_bytes: Array
+    adapter_bytes: Array
 
 
 def memory_rules(jobs: Jobs) -> MemoryRules:
@@ -207,14 +204,13 @@ def _trained(jobs: Jobs, column: Callable[[str], Array]) -> dict[str, Array]:
 def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) -> dict[str, Array]:
     """What is otherwise where nothing is in 32 bits, where a parameter's update frees its gradient, and of adapters.
 
-    Model: a frozen weight has neither gradient nor state, and is stored in as few bits as it may be; adapters are in 32
-    bits throughout.
+    Model: a frozen weight has neither gradient nor state, and is stored in as few bits as it may be.
     """
     pure = (jobs.master_weights == "no") & (jobs.precision != "fp32")
     is_eager = np.char.endswith(jobs.optimizer, "_in_backward")
-    frozen = (jobs.lora_rank > 0) | (jobs.quantised_base != "none")
+    frozen = is_frozen(jobs)
     if not (np.any(pure) or np.any(is_eager) or np.any(frozen)):
-        return {"base_bytes": own["weight_bytes"]}
+        return {"base_bytes": own["weight_bytes"], "adapter_bytes": own["weight_bytes"]}
     narrow, in_buckets = (
         np.where(jobs.gradient_bytes > 0, jobs.gradient_bytes, NARROW_BYTES),
         own["bucket_gradient_bytes"],
@@ -233,20 +229,19 @@ def _as_told(jobs: Jobs, own: dict[str, Array], column: Callable[[str], Array]) 
     }
     for name in ("gradient_bytes", "step_bytes", "bucket_gradient_bytes"):
         plain[name] = np.where(is_eager, 0.0, plain[name])
-    base = np.ones(len(jobs)) * NARROW_BYTES
-    for name, size in BASE_BYTES.items():
-        base = np.where(jobs.quantised_base == name, size, base)
-    adapted = {
-        "gradient_bytes": WIDE_BYTES, "gathered_gradient_bytes": 0.0, "master_bytes": WIDE_BYTES, "moment_bytes": 8.0,
-        "step_bytes": WIDE_BYTES, "cast_bytes": 0.0, "head_gradient_bytes": 0.0, "bucket_gradient_bytes": WIDE_BYTES,
-        "weight_bytes": NARROW_BYTES,
-    }  # fmt: skip
-    held = own | plain
+    stored, element = jobs.adapters.read(lambda one: one.base_bytes), own["element_bytes"]
+    base = np.where(stored > 0, stored, element)
+    # Adapters are held as the stack holds what it trains, whatever the weights beside them are in.
+    states = ("gradient_bytes", "master_bytes", "moment_bytes", "step_bytes", "bucket_gradient_bytes")
+    nothing = ("gathered_gradient_bytes", "cast_bytes", "head_gradient_bytes", "layer_gradient_bytes")
+    adapted: dict[str, Array | float] = {name: own[name] for name in states} | dict.fromkeys(nothing, 0.0)
+    adapted["weight_bytes"] = element
+    held = own | plain | {"layer_gradient_bytes": column("layer_gradient_bytes")}
     return (
         plain
         | {"gathered_bytes": np.where(frozen, base, own["gathered_bytes"])}
         | {name: np.where(frozen, value, held[name]) for name, value in adapted.items()}
-        | {"base_bytes": np.where(frozen, base, held["weight_bytes"])}
+        | {"base_bytes": np.where(frozen, base, held["weight_bytes"]), "adapter_bytes": own["weight_bytes"]}
     )
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from planner.schedules.registry import published_names
 from profiles.laws.kernels import load_constants
 from profiles.machines.stacks import stack_names
+from profiles.models.adapters import AS_IT_IS, FORMATS, USUAL_RANK
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 YES_NO = ("no", "yes")
@@ -217,12 +218,19 @@ SOFTWARE: tuple[Column, ...] = (
         "adamw",
         same={"adam": "adamw", "adamw8bit": "adam8bit"},
     ),
-    Words(name="peft", known=("none", "lora", "qlora", "adapter"), usual="none", noted=False),
-    Text(name="lora_targets"),
-    Number(name="lora_rank", field="lora_rank", usual=0, least=0, noted=False),
     Words(
-        name="quantised_base", field="quantised_base", known=("none", "nf4", "nf4-dq", "int4-gptq", "int8-gptq"),
-        usual="none", noted=False,
+        name="peft", known=("none", "lora", "qlora"), usual="none", noted=False,
+        same={"full": "none", "no": "none"}, near={"adapter": "lora", "dora": "lora"},
+    ),
+    Text(name="lora_targets"),
+    Flag(name="packed", usual=True, noted=False),
+    Number(name="lora_rank", usual=USUAL_RANK, least=0, noted=False),
+    Words(
+        name="quantised_base", known=FORMATS, usual=AS_IT_IS, noted=False,
+        same={
+            "int4-gptq": "int4", "int8-gptq": "int8", "gptq": "int4", "awq": "int4", "bnb-4bit": "nf4",
+            "bnb-nf4": "nf4", "bnb-8bit": "int8", "4bit": "nf4", "8bit": "int8",
+        },
     ),
     Words(
         name="stack",

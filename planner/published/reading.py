@@ -18,7 +18,7 @@ from planner.published.layout_cells import UNKNOWN_BATCH, read_layout
 from planner.published.model_cells import read_model
 from planner.published.recompute_cells import UNKNOWN_RECOMPUTE, read_recompute
 from planner.published.row import Row
-from planner.published.software_cells import read_hardware, read_stack
+from planner.published.software_cells import read_adapters, read_hardware, read_stack
 from planner.published.unknowns import (
     BATCH_RULE,
     RECOMPUTE_RULE,
@@ -29,7 +29,11 @@ from planner.published.unknowns import (
 from profiles.inputs import limits
 from profiles.machines.devices import Device
 from profiles.machines.stacks import Stack
+from profiles.models.adapters import Adapters
 from profiles.models.transformer import Flags, Transformer
+
+# Device, software and what is trained of one job.
+Values = tuple[Device, Stack, Adapters]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,7 @@ def read_jobs(rows: Sequence[Mapping[str, str | None]]) -> Reading:
     refused: dict[int, str] = {}
     models: list[dict[str, float | bool]] = []
     jobs: list[dict[str, float | bool | str]] = []
-    values: list[tuple[Device, Stack]] = []
+    values: list[Values] = []
     accepted: list[int] = []
     for number, given in enumerate(rows):
         row = Row(given)
@@ -103,7 +107,7 @@ def _choose(jobs: Jobs, rows: list[dict[str, float | bool | str]]) -> tuple[Jobs
     return replace(jobs, guesses=guesses), told
 
 
-def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], tuple[Device, Stack]]:
+def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool | str], Values]:
     """Model and job of a row, and the values that are more than numbers and words."""
     stack = read_stack(cells)
     sequence = cells.size("seq_len")
@@ -113,13 +117,14 @@ def _read(cells: Cells) -> tuple[dict[str, float | bool], dict[str, float | bool
     device, hardware = read_hardware(cells, stack)
     layout = read_layout(cells, stack, model, float(hardware["num_devices"]))
     again = read_recompute(cells, model, sequence, by_operator=stack.memory.selective_by_operator)
-    return model, {"sequence": sequence, **hardware, **layout, **again}, (device, stack)
+    job = {"sequence": sequence, **hardware, **layout, **again}
+    return model, job, (device, stack, read_adapters(cells, has_experts=model["num_experts"] > 0))
 
 
 def _columns(
     models: list[dict[str, float | bool]],
     jobs: list[dict[str, float | bool | str]],
-    values: list[tuple[Device, Stack]],
+    values: list[Values],
 ) -> Jobs:
     """Rows turned into columns of the types that the fields have."""
     flags = {"gated", "tied", "biases"}
@@ -128,8 +133,9 @@ def _columns(
         for field in fields(Transformer)
     }
     columns: dict[str, Any] = {
-        "device": Each.of([device for device, _ in values]),
-        "stack": Each.of([stack for _, stack in values]),
+        "device": Each.of([device for device, _, _ in values]),
+        "stack": Each.of([stack for _, stack, _ in values]),
+        "adapters": Each.of([trained for _, _, trained in values]),
     }
     for name, hint in get_type_hints(Jobs).items():
         if name in COLUMNS and name not in columns:

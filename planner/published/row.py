@@ -74,7 +74,6 @@ def tidy(row: Row) -> None:
             row.set(column.name, "")
         elif isinstance(column, Words):
             _name(row, column)
-    _refuse_adapters(row)
     _read_offload(row)
     _read_power(row)
 
@@ -92,12 +91,6 @@ def _name(row: Row, column: Words) -> None:
         row.guess(column.name, near, f"{near} assumed for '{text}', which has no price of its own")
     elif column.lenient:
         row.guess(column.name, "", f"{column.usual or 'as usual'} assumed, '{text}' is not known")
-
-
-def _refuse_adapters(row: Row) -> None:
-    for column in ("peft", "quantised_base", "lora_rank"):
-        if row.word(column) not in ("", "none", "0"):
-            raise Refused(f"{column} is '{row.cells[column]}': fine-tuning of adapters is not priced yet")
 
 
 def _read_offload(row: Row) -> None:

@@ -8,6 +8,18 @@ from planner.published.cells import Cells, Refused
 from profiles.errors import UnknownNameError
 from profiles.machines.devices import Device, find_device
 from profiles.machines.stacks import Stack, load_stack
+from profiles.models.adapters import (
+    AS_IT_IS,
+    EVERYTHING,
+    GROUPS,
+    NETWORK_TARGETS,
+    TARGETS,
+    USUAL_RANK,
+    USUAL_TARGETS,
+    Adapters,
+    adapters,
+    parse_targets,
+)
 from profiles.units import GB, GIB
 
 GRADIENT_BYTES = {"": 0.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
@@ -19,6 +31,11 @@ LOW_PARTS = ("linear", "grouped", "head")
 KEPT_SHARE = 0.01
 LABEL_TOLERANCE = 0.1
 BITS = 8.0
+# Linears by the names that models give them.
+TARGET_WORDS = {
+    "all-linear": "all", "q-proj": "q", "k-proj": "k", "v-proj": "v", "o-proj": "o", "gate-proj": "gate",
+    "up-proj": "up", "down-proj": "down", "qkv": "attention", "attn": "attention",
+}  # fmt: skip
 
 
 def read_stack(cells: Cells) -> Stack:
@@ -67,6 +84,8 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     network = device.network_gb_per_second * BITS
     card = cells.size("nic_gbit_per_s_per_gpu", network, noted=crosses)
     precision = _precision(cells, device)
+    if not cells.flag("packed"):
+        cells.guess("packed", "samples as long as seq_len assumed; where they are shorter, a step takes less")
     if precision == "fp8" and cells.text("fp8_recipe") is None:
         cells.assume("fp8_recipe", stack.time.fp8_recipe)
     return device, {
@@ -85,6 +104,30 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
         "gradient_bytes": GRADIENT_BYTES[cells.word("gradient_dtype")],
         **cells.fields(),
     }
+
+
+def read_adapters(cells: Cells, *, has_experts: bool) -> Adapters:
+    """What is trained of the model: adapters where the row names any, or says that its base is frozen.
+
+    Raises: Refused for a linear that is none.
+    """
+    base, rank = cells.word("quantised_base"), cells.size("lora_rank", 0.0)
+    if cells.word("peft") == "none" and base == AS_IT_IS and not rank:
+        return EVERYTHING
+    if not rank:
+        cells.guess("lora_rank", f"{USUAL_RANK} assumed")
+        rank = USUAL_RANK
+    named = tuple(TARGET_WORDS.get(word, word) for word in cells.items("lora_targets"))
+    known = [word for word in named if word in (*TARGETS, *GROUPS)]
+    for word in sorted(set(named) - set(known)):
+        cells.guess("lora_targets", f"'{word}' is not known, nothing assumed of it")
+    if not known:
+        cells.guess("lora_targets", f"{','.join(USUAL_TARGETS)} assumed")
+        known = list(USUAL_TARGETS)
+    targets = parse_targets(known)
+    if has_experts and set(targets) & set(NETWORK_TARGETS):
+        cells.guess("lora_targets", "adapters of routed experts have no price, and are left out")
+    return adapters(int(rank), targets, base)
 
 
 def _low_parts(cells: Cells) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapted import adapter_count
 from planner.cost.error_bands import band, half_width, remarks
 from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Jobs
@@ -170,5 +171,12 @@ def peak_flops_per_second(at: Setting) -> float:
 
 
 def model_flops(at: Setting) -> float:
-    """FLOPs that one step must do: three times the forward pass, full attention, no recomputation."""
-    return at.global_batch_size * at.model.transformer.flops_per_sample(at.sequence_length)
+    """FLOPs that one step must do: three times the forward pass, full attention, no recomputation.
+
+    Model: weights that are frozen have no gradient, which spares them a third.
+    """
+    whole, model = at.model.transformer.flops_per_sample(at.sequence_length), at.model
+    if model.adapters.freezes:
+        spared = 2 * float(model.transformer.active_matmul_parameters[0])
+        whole += at.sequence_length * (6 * adapter_count(model) - spared)
+    return at.global_batch_size * whole

@@ -31,8 +31,8 @@ CODEC_PASSES = 3
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
 # What plans leave to the device and to the stack.
 AS_USUAL = {
-    "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "parameter_bytes": 0.0, "lora_rank": 0.0,
-    "guesses": 0.0, "optimizer": "adamw", "quantised_base": "none",
+    "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "parameter_bytes": 0.0, "guesses": 0.0,
+    "optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -158,7 +158,11 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "overlap_param": at.stack.habits.overlaps_parameters,
         "vocabulary_split": columns.get("tensor", 1.0),
     }
-    values: dict[str, Any] = {"device": Each.same(at.device, count), "stack": Each.same(at.stack, count)}
+    values: dict[str, Any] = {
+        "device": Each.same(at.device, count),
+        "stack": Each.same(at.stack, count),
+        "adapters": Each.same(at.model.adapters, count),
+    }
     for name, hint in _HINTS.items():
         if name in values:
             continue

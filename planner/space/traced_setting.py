@@ -78,8 +78,10 @@ def layers_of(sizes: ModelSizes, model: ModelProfile, precision: str) -> TracedL
         return TracedLayers(model=model, precision=precision, kinds=kinds, ends={})
     kinds, position = {}, own.first_position
     for kind in own.kinds:
-        kinds[kind] = layers[position]
-        position += int(own.num_of(kind)[0])
+        count = int(own.num_of(kind)[0])
+        # The first layer of a frozen model gives its input no gradient, all others do.
+        kinds[kind] = layers[position + (sizes.adapters.freezes and count > 1)]
+        position += count
     return TracedLayers(
         model=model, precision=precision, kinds=kinds, ends={"embedding": layers[0], "head": layers[-1]}
     )

@@ -16,7 +16,7 @@ NEEDS = {
 # What is read where the command explains itself instead of planning.
 TAKES = {"list_kind": ("json_output",), "legend": ("json_output",)}
 # What is not answered across two kinds of devices, beside what planner/ask refuses there.
-OF_ONE_KIND = ("codecs", "compress", "attention_kernel", "tp_overlap")
+OF_ONE_KIND = ("codecs", "compress", "attention_kernel", "tp_overlap", "peft", "quantised_base")
 
 
 def check_pools(given: Mapping[str, str], cluster: str | None) -> None:

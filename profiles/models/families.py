@@ -45,6 +45,12 @@ GPT2_STYLE: dict[str, Style] = {
     "mlp.c_fc": "colwise",
     "mlp.c_proj": "rowwise",
 }
+# By the ends of their paths in a block: what adapters call these linears (profiles/models/adapters).
+LINEAR_TARGETS: dict[str, tuple[str, ...]] = {
+    "self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "self_attn.v_proj": ("v",), "self_attn.o_proj": ("o",),
+    "mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",), "mlp.down_proj": ("down",),
+    "attn.c_attn": ("q", "k", "v"), "attn.c_proj": ("o",), "mlp.c_fc": ("up",), "mlp.c_proj": ("down",),
+}  # fmt: skip
 VIT_STYLE: dict[str, Style] = {
     "attention.q_proj": "colwise",
     "attention.k_proj": "colwise",

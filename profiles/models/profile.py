@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from profiles.artifacts import STRICT
 from profiles.errors import ArtifactError
 from profiles.inputs.ranges import Count, Whole
+from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
-from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, evaluate
+from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, constant, evaluate, multiply
 
 if TYPE_CHECKING:
     import networkx
@@ -29,7 +30,10 @@ MIXED = ("bf16", "fp8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSpec:
-    """What is trained, enough to build it: a transformers configuration or the user's own factory."""
+    """What is trained, enough to build it: a transformers configuration or the user's own factory.
+
+    `adapters` say what of it is trained.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -37,6 +41,7 @@ class WorkloadSpec:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     factory: str = ""
+    adapters: Adapters = EVERYTHING
 
     @property
     def reads_text(self) -> bool:
@@ -49,6 +54,7 @@ class WorkloadSpec:
         Raises: ArtifactError.
         """
         check_given(self.name, self.config)
+        self.adapters.check(self.name)
 
     @property
     def module(self) -> str:
@@ -63,7 +69,11 @@ class WorkloadSpec:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify this workload."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        said = asdict(self)
+        if not self.adapters.freezes:
+            # As it was before there were any.
+            del said["adapters"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +92,9 @@ class LayerProfile:
     """One distinct layer at one precision.
 
     `num_parameters` are per tensor-parallel shard, `num_expert_parameters` those among them of routed experts, which
-    ranks may share out; `matrix_sides` sums rows and columns of its matrices. `saved_bytes` stay between forward and
-    backward of one micro-batch; `forward_peak_bytes` and `backward_peak_bytes` are the most that lives beside what
-    other layers saved.
+    ranks may share out, `num_frozen_parameters` those without gradients; `matrix_sides` sums rows and columns of its
+    matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
+    `backward_peak_bytes` are the most that lives beside what other layers saved.
     """
 
     __pydantic_config__ = STRICT
@@ -95,6 +105,7 @@ class LayerProfile:
     matrix_sides: Polynomial = ()
     num_vector_parameters: Polynomial = ()
     num_expert_parameters: Polynomial = ()
+    num_frozen_parameters: Polynomial = ()
     num_parallel_linears: Whole = 0
     operators: tuple[Operator, ...]
     input_bytes: Polynomial
@@ -103,6 +114,11 @@ class LayerProfile:
     forward_peak_bytes: Polynomial
     backward_peak_bytes: Polynomial
     messages: tuple[Message, ...] = ()
+
+    @property
+    def num_trained_parameters(self) -> Polynomial:
+        """Parameters that have gradients."""
+        return add(self.num_parameters, multiply(constant(-1), self.num_frozen_parameters))
 
     def of_phase(self, phase: Phase) -> tuple[Operator, ...]:
         """The operators of one phase, in order."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from profiles.errors import ArtifactError, InputError
 from profiles.inputs.foreign import read_json, real_path
+from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.hf_config import VitConfig, checked
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.models.traced_sizes import traced_sizes
@@ -26,7 +27,7 @@ FLAGS = ("gated", "tied", "biases")
 class ModelSizes:
     """One model by its sizes; `longest_sequence` is what its positions allow, 0 where they set no limit.
 
-    `profile` is its trace, where it has one. Shapes: `transformer` has one entry.
+    `profile` is its trace, where it has one; `adapters` say what of it is trained. Shapes: `transformer` has one entry.
     """
 
     name: str
@@ -34,13 +35,14 @@ class ModelSizes:
     transformer: Transformer
     longest_sequence: int
     profile: ModelProfile | None = None
+    adapters: Adapters = EVERYTHING
 
     @property
     def workload(self) -> WorkloadSpec:
         """What is trained, enough to build it."""
         if self.profile is not None:
             return self.profile.workload
-        return WorkloadSpec(kind="transformers", name=self.name, config=self.config)
+        return WorkloadSpec(kind="transformers", name=self.name, config=self.config, adapters=self.adapters)
 
     @property
     def num_layers(self) -> int:
@@ -71,7 +73,8 @@ def sizes_of(name: str, config: Config) -> ModelSizes:
 def sizes_of_trace(profile: ModelProfile, precision: str, sequence_length: int) -> ModelSizes:
     """A traced model by its sizes: those of a transformer of text where it is one, else its layers as they are."""
     if profile.workload.reads_text:
-        return replace(sizes_of(profile.name, profile.workload.config), profile=profile)
+        sizes = sizes_of(profile.name, profile.workload.config)
+        return replace(sizes, profile=profile, adapters=profile.workload.adapters)
     return ModelSizes(
         name=profile.name,
         config=profile.workload.config,

@@ -118,14 +118,16 @@ def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list
     with FakeTensorMode(), torch.device("cpu"):
         with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
             value = _tensor(workload, "example_input", workload.example_input(batch, sequence))
+        trains = not workload.spec.adapters.freezes
         for position, spec in enumerate(workload.layers):
             last = position == len(workload.layers) - 1
             layer = workload.build_layer(position)
             with foreign_code(workload.spec, f"{workload.spec.title}: layer {spec.name} cannot be split or lowered"):
                 layer = lower(shrink_to_shard(layer, spec.styles, degree), precision, last)
             shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters())
-            # The data needs no gradient, what a layer hands on does; the last layer has the loss.
-            value.requires_grad_(position > 0 and value.is_floating_point())
+            # The data needs no gradient, what a layer hands on does if any before is trained; the last has the loss.
+            value.requires_grad_(position > 0 and trains and value.is_floating_point())
+            trains = trains or any(parameter.requires_grad for parameter in layer.parameters())
             key = (type(layer), shapes, tuple(spec.styles), tuple(value.shape), value.dtype, value.requires_grad, last)
             if key not in distinct:
                 distinct[key] = len(outcomes)
@@ -152,7 +154,7 @@ def _record(workload: Workload, layer: nn.Module, value: Tensor, precision: str,
         recorder.phase = "backward"
         if last:
             loss.backward()
-        else:
+        elif output.requires_grad:
             gradient = torch.empty_like(output)
             recorder.adopt(gradient)
             output.backward(gradient)
@@ -195,6 +197,7 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
         num_parameter_tensors=len(parameters[0]),
         matrix_sides=fit(sizes, [_sides(shapes) for shapes in parameters]),
         num_vector_parameters=fit(sizes, [sum(s.numel() for s in shapes if len(s) < 2) for shapes in parameters]),
+        num_frozen_parameters=fit(sizes, [_num_frozen(module) for module in modules]),
         num_expert_parameters=fit(sizes, [_expert_parameters(module) for module in modules]),
         num_parallel_linears=len(spec.styles),
         operators=operators,
@@ -239,6 +242,10 @@ def _aligned(name: str, base: Recording, other: Recording, degree: int) -> Recor
                 replace(op, dims=dims, read_bytes=op.read_bytes // degree, written_bytes=op.written_bytes // degree)
             )
     return replace(other, operators=operators, storage_bytes=storages)
+
+
+def _num_frozen(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters() if not parameter.requires_grad)
 
 
 def _expert_parameters(layer: nn.Module) -> int:

@@ -46,8 +46,14 @@ def set_products(precision: str) -> None:
 def lower(layer: nn.Module, precision: str, is_last: bool) -> nn.Module:
     """`layer` with its linears in 8 bits where `precision` says so; the model's last layer stays as it is.
 
+    Frozen matrices are in 16 bits where these are computed with: no update would be lost in them.
+
     Raises: EnvironmentFailure where torchao is not installed.
     """
+    if precision in MIXED:
+        for parameter in layer.parameters():
+            if not parameter.requires_grad and parameter.dim() > 1:
+                parameter.data = parameter.data.bfloat16()
     if precision != "fp8" or is_last:
         return layer
     if importlib.util.find_spec("torchao") is None:

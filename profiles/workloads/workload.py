@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from profiles.models.families import BlockPaths, Style
 from profiles.models.profile import WorkloadSpec
+from profiles.workloads.adapted import adapt
 from profiles.workloads.foreign_code import foreign_code
 
 
@@ -51,8 +52,8 @@ class Workload:
 
     @property
     def can_tensor_parallel(self) -> bool:
-        """Whether any layer says how to split its linears."""
-        return any(layer.styles for layer in self.layers)
+        """Whether any layer says how to split its linears; adapters beside them are not split."""
+        return any(layer.styles for layer in self.layers) and not self.spec.adapters.freezes
 
     @property
     def can_pipeline(self) -> bool:
@@ -60,22 +61,29 @@ class Workload:
         return len(self.layers) > 1 and not self.tied_embeddings
 
     def build_layer(self, position: int) -> nn.Module:
-        """The layer at `position`, its weights as its own code leaves them.
+        """The layer at `position`, its weights as its own code leaves them, with adapters where those are trained.
 
-        Raises: InputError where that code fails.
+        Raises: InputError where its code fails.
         """
+        return adapt(self._build_bare(position), self.spec.adapters)
+
+    def _build_bare(self, position: int) -> nn.Module:
         layer = self.layers[position]
         with foreign_code(self.spec, f"{self.spec.title}: layer {layer.name} cannot be built"):
             return layer.build()
 
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
-        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone."""
+        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone.
+
+        What adapters are beside has the weights that it has without them.
+        """
         modules = nn.Sequential()
         for position in range(start, stop):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 100_003 + position)
-                modules.append(self.build_layer(position))
-                _initialise(modules[-1])
+                layer = self._build_bare(position)
+                _initialise(layer)
+                modules.append(adapt(layer, self.spec.adapters))
         if self.tied_embeddings and start == 0 and stop == len(self.layers):
             modules[-1].get_submodule("projection").weight = modules[0].get_parameter("tokens.weight")
         return modules

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapted import adapter_parameters, is_frozen, trained_parameters
 from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
 from planner.cost.axes.pipeline import StageCounts
 from planner.cost.job import Jobs
@@ -23,7 +24,7 @@ OWNED_BYTES = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageParameters:
-    """Parameters one rank works with on the fullest stage: every rank's copy, and its share of the routed experts."""
+    """Parameters one rank trains on the fullest stage: every rank's copy, and its share of the routed experts."""
 
     common: Array
     expert: Array
@@ -39,13 +40,14 @@ def stage_parameters(jobs: Jobs, layers: StageCounts) -> StageParameters:
     model, num_places = jobs.model, len(next(iter(layers.values())))
     common, experts = ([np.zeros(len(jobs))] * num_places for _ in range(2))
     for kind, counts in layers.items():
-        own, routed = model.parameters_of(kind)
-        common = [held + count * own / jobs.tensor for held, count in zip(common, counts, strict=True)]
+        own, routed = trained_parameters(jobs, kind)
+        common = [held + count * own for held, count in zip(common, counts, strict=True)]
         experts = [held + count * routed for held, count in zip(experts, counts, strict=True)]
-    split = jobs.vocabulary_split
+    split, trains_ends = jobs.vocabulary_split, ~is_frozen(jobs)
     head = np.where(model.tied & (jobs.pipeline > 1), model.vocab_size * model.hidden_size, model.head_parameters)
-    common[0] = common[0] + model.embedding_parameters / split + np.where(jobs.pipeline > 1, 0.0, head / split)
-    common[-1] = common[-1] + np.where(jobs.pipeline > 1, head / split, 0.0)
+    first, last = (np.where(trains_ends, own / split, 0.0) for own in (model.embedding_parameters, head))
+    common[0] = common[0] + first + np.where(jobs.pipeline > 1, 0.0, last)
+    common[-1] = common[-1] + np.where(jobs.pipeline > 1, last, 0.0)
     most = jobs.expert * jobs.expert_tensor
     return StageParameters(common=np.max(common, axis=0), expert=np.max(experts, axis=0) / most)
 
@@ -129,7 +131,7 @@ def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * gradient_message_bytes(jobs, rules)
-    pair = np.where(model.tied & (jobs.pipeline > 1), 2.0, 1.0)
+    pair = np.where(model.tied & (jobs.pipeline > 1) & ~is_frozen(jobs), 2.0, 1.0)
     return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
 
 
@@ -138,7 +140,7 @@ class Sharded:
     """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest.
 
     Of a layer by its kind. `layer_again`: whether layers that are recomputed are gathered twice in a backward pass.
-    `layer_parameters` and `root_parameters` are how many are gathered on one rank.
+    `_gathered` and `_scattered` are bytes of what is whole on one rank.
     """
 
     layer_gather: dict[str, Array]
@@ -146,8 +148,10 @@ class Sharded:
     layer_again: dict[str, Flags]
     root_gather: Array
     root_scatter: Array
-    layer_parameters: dict[str, Array]
-    root_parameters: Array
+    layer_gathered: dict[str, Array]
+    layer_scattered: dict[str, Array]
+    root_gathered: Array
+    root_scattered: Array
 
 
 def expert_shard(jobs: Jobs) -> Array:
@@ -168,49 +172,76 @@ def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
     copies = np.where(active, np.maximum(expert_replicas(jobs) / expert_shard(jobs), 1.0), 1.0)
     common_group, expert_group = (size, replicas, jobs.tensor), (expert_size, copies, of_experts)
 
-    def sent(collective: Collective, unit: _Unit, size_bytes: Array, group: tuple[Array, Array, Array]) -> Array:
+    def sent(collective: Collective, unit: _Unit, group: tuple[Array, Array, Array]) -> Array:
         """Seconds of the messages that a unit is, and what each costs for every rank."""
+        num_bytes = unit.gathered if collective == "all_gather" else unit.scattered
         ranks, others, stride = group
         count = np.where(rules.gathers_tensors > 0, unit.tensors, 1.0)
-        amount = unit.parameters * size_bytes / np.maximum(count, 1.0)
+        amount = num_bytes / np.maximum(count, 1.0)
         one = replica_seconds(jobs, links, collective, amount, ranks, stride)
         one = one + np.where(ranks > 1, rules.shard_rank_us * MICROSECOND * ranks, 0.0)
         if collective == "reduce_scatter":
             one = one + replica_seconds(jobs, links, "all_reduce", amount / ranks, others, stride * ranks)
-        return np.where(unit.parameters > 0, count * one, 0.0)
+        return np.where(num_bytes > 0, count * one, 0.0)
 
-    gradient_bytes = gradient_message_bytes(jobs, rules) * jobs.gradient_wire_fraction
+    def each(collective: Collective) -> dict[str, Array]:
+        return {
+            kind: sent(collective, one, common_group) + sent(collective, own, expert_group)
+            for kind, (one, own) in units.items()
+        }
 
-    def gather(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
-        return sent("all_gather", unit, rules.parameter_message_bytes, group)
+    def together(name: str) -> dict[str, Array]:
+        pairs = {kind: (getattr(one, name), getattr(own, name)) for kind, (one, own) in units.items()}
+        return {kind: one + own * (expert_size > 1) for kind, (one, own) in pairs.items()}
 
-    def scatter(unit: _Unit, group: tuple[Array, Array, Array] = common_group) -> Array:
-        return sent("reduce_scatter", unit, gradient_bytes, group)
-
-    units = {kind: _units(jobs, kind) for kind in model.kinds}
-    held = {kind: one.parameters + own.parameters * (expert_size > 1) for kind, (one, own) in units.items()}
+    units = {kind: _units(jobs, rules, kind) for kind in model.kinds}
     most = np.where(rules.reuse_parameters > 0, rules.reuse_parameters, np.inf)
-    ends = _Unit(parameters=root, tensors=np.where(model.tied, 1.0, 2.0))
+    ends = _unit(jobs, rules, root, np.where(model.tied, 1.0, 2.0), is_base=False)
     return Sharded(
-        layer_gather={kind: gather(one) + gather(own, expert_group) for kind, (one, own) in units.items()},
-        layer_scatter={kind: scatter(one) + scatter(own, expert_group) for kind, (one, own) in units.items()},
-        layer_again={kind: parameters > most for kind, parameters in held.items()},
-        root_gather=gather(ends),
-        root_scatter=scatter(ends),
-        layer_parameters=held,
-        root_parameters=root,
+        layer_gather=each("all_gather"),
+        layer_scatter=each("reduce_scatter"),
+        layer_again={kind: parameters > most for kind, parameters in together("parameters").items()},
+        root_gather=sent("all_gather", ends, common_group),
+        root_scatter=sent("reduce_scatter", ends, common_group),
+        layer_gathered=together("gathered"),
+        layer_scattered=together("scattered"),
+        root_gathered=ends.gathered,
+        root_scattered=ends.scattered,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """Parameters on one rank that are sharded over the same ranks, and in how many matrices."""
+    """Parameters on one rank that are sharded over the same ranks, and in how many matrices.
+
+    `gathered` and `scattered` are bytes of weights and of gradients.
+    """
 
     parameters: Array
     tensors: Array
+    gathered: Array
+    scattered: Array
 
 
-def _units(jobs: Jobs, kind: str) -> tuple[_Unit, _Unit]:
+def _unit(
+    jobs: Jobs, rules: TimeRules, parameters: Array, tensors: Array, beside: Array | float = 0.0, is_base: bool = True
+) -> _Unit:
+    """A unit of so many parameters, with adapters of so many `beside` them; `is_base`: frozen ones may be in few bits.
+
+    Model: bits of a frozen base are sent as they are stored; frozen weights have no gradients.
+    """
+    wide, narrow = rules.parameter_message_bytes, jobs.adapters.read(lambda one: one.base_bytes)
+    of_base = np.where(is_base & (narrow > 0), narrow, wide)
+    gradient_bytes = gradient_message_bytes(jobs, rules) * jobs.gradient_wire_fraction
+    return _Unit(
+        parameters=parameters,
+        tensors=tensors,
+        gathered=parameters * of_base + beside * wide,
+        scattered=np.where(is_frozen(jobs), beside, parameters) * gradient_bytes,
+    )
+
+
+def _units(jobs: Jobs, rules: TimeRules, kind: str) -> tuple[_Unit, _Unit]:
     """What one rank works with of a layer by the ranks that it is sharded over: all of them, or those of experts.
 
     Experts that are not split are sharded as all else is, in the same message.
@@ -220,10 +251,8 @@ def _units(jobs: Jobs, kind: str) -> tuple[_Unit, _Unit]:
     matrices = model.num_matrices(kind)
     of_each = np.where(experts > 0, model.num_experts / jobs.expert * np.where(model.gated, 3.0, 2.0), 0.0)
     held, together = experts / of_experts, of_experts == jobs.tensor
-    return (
-        _Unit(
-            parameters=common / jobs.tensor + np.where(together, held, 0.0),
-            tensors=matrices + np.where(together, of_each, 0.0),
-        ),
-        _Unit(parameters=np.where(together, 0.0, held), tensors=of_each),
-    )
+    one = _unit(
+        jobs, rules, common / jobs.tensor + np.where(together, held, 0.0), matrices + np.where(together, of_each, 0.0),
+        adapter_parameters(jobs, kind),
+    )  # fmt: skip
+    return one, _unit(jobs, rules, np.where(together, 0.0, held), of_each)

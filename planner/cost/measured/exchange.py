@@ -105,14 +105,14 @@ class TimedExchanges:
         def with_copies(seconds: Array, num_bytes: Array) -> Array:
             return np.asarray((seconds + np.where(seconds > 0, self._copying(num_bytes), 0.0)) * factor)
 
-        gathered, scattered = rules.parameter_message_bytes, rules.gradient_message_bytes * jobs.gradient_wire_fraction
-        held = law.layer_parameters
         return replace(
             law,
-            layer_gather={kind: with_copies(own, held[kind] * gathered) for kind, own in law.layer_gather.items()},
-            layer_scatter={kind: with_copies(own, held[kind] * scattered) for kind, own in law.layer_scatter.items()},
-            root_gather=with_copies(law.root_gather, law.root_parameters * gathered),
-            root_scatter=with_copies(law.root_scatter, law.root_parameters * scattered),
+            layer_gather={kind: with_copies(own, law.layer_gathered[kind]) for kind, own in law.layer_gather.items()},
+            layer_scatter={
+                kind: with_copies(own, law.layer_scattered[kind]) for kind, own in law.layer_scatter.items()
+            },
+            root_gather=with_copies(law.root_gather, law.root_gathered),
+            root_scatter=with_copies(law.root_scatter, law.root_scattered),
         )
 
     def _sharded_messages(self, jobs: Jobs, rules: TimeRules, parameters: Array) -> Array:

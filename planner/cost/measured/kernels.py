@@ -250,7 +250,7 @@ class TracedKernels:
         )
 
     def _accumulating(self, layer: LayerProfile, sizes: Sizes) -> Array:
-        return sizes.at(layer.num_parameters) * ACCUMULATE_BYTES / self.traced.memory_bytes_per_second
+        return sizes.at(layer.num_trained_parameters) * ACCUMULATE_BYTES / self.traced.memory_bytes_per_second
 
     def _correction(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> Array:
         """Measured over summed seconds, from the timed size nearest to each."""

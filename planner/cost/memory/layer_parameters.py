@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.adapted import adapter_parameters
 from planner.cost.job import Jobs
 from planner.cost.software_memory import MemoryRules
 from planner.cost.vocabulary import padded_vocabulary
@@ -19,7 +20,7 @@ class KindParameters:
 
     `common` ones are sharded over data- and context-parallel ranks, routed `experts` over those that hold the same
     experts. `matrices` beside those of attention count every distinct shape of a weight once: one expert of many.
-    `adapters`: of low rank, beside attention's linears.
+    `adapters`: of low rank, beside its linears.
     """
 
     common: Array
@@ -63,9 +64,8 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     latent projections are not, experts by expert · expert-tensor. Vocabularies are padded to what the stack asks for.
     """
     model = jobs.model
-    split, whole, rows = (np.zeros(len(jobs)) for _ in range(3))
+    split, whole = (np.zeros(len(jobs)) for _ in range(2))
     for _, inputs, outputs, how in model.attention_linears:
-        rows = rows + np.where(outputs > 0, inputs + outputs, 0.0)
         size = inputs * outputs + np.where(model.biases, outputs, 0.0)
         split = split + np.where(how != "whole", size, 0.0)
         whole = whole + np.where(how == "whole", size, 0.0)
@@ -76,19 +76,18 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
     one_expert = model.feed_forward_parameters(model.expert_ffn_size) / jobs.expert_tensor
     distinct = np.where(model.shared_ffn_size / jobs.tensor == model.expert_ffn_size / jobs.expert_tensor, 0.0, shared)
     vocabulary = padded_vocabulary(jobs)
-    adapters = jobs.lora_rank * rows
     kinds = {
         DENSE: KindParameters(
             common=attention + ffn + model.norm_parameters,
             experts=np.zeros(len(jobs)),
             matrices=ffn,
-            adapters=adapters,
+            adapters=adapter_parameters(jobs, DENSE),
         ),
         ROUTED: KindParameters(
             common=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
             experts=one_expert * model.num_experts / jobs.expert,
             matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
-            adapters=adapters,
+            adapters=adapter_parameters(jobs, ROUTED),
         ),
     }
     return LayerParameters(

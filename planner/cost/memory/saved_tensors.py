@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapted import pairs_of, trains_inputs
 from planner.cost.job import Jobs
 from planner.cost.software_memory import MemoryRules
 from profiles.models.transformer import ROUTED, Array
@@ -14,6 +15,8 @@ STATISTIC_BYTES = 4.0
 MASK_BYTES = 1.0
 # Gradients of routed copies exist before and after their exchange, and sorted by expert.
 EXCHANGED_COPIES = 3.0
+# Of a number between the two matrices of an adapter.
+ADAPTER_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ def layer_memory(jobs: Jobs, rules: MemoryRules, kind: str) -> LayerMemory:
     """
     routed = kind == ROUTED
     after_attention = routed_tensors(jobs, rules) if routed else dense_tensors(jobs, rules)
-    tensors = attention_tensors(jobs, rules) + after_attention
+    tensors = attention_tensors(jobs, rules) + after_attention + _adapter_tensors(jobs, kind)
     zero = np.zeros(len(jobs))
     everything = sum((tensor.num_bytes for tensor in tensors), zero)
     core = sum((tensor.num_bytes * tensor.core for tensor in tensors), zero)
@@ -124,7 +127,7 @@ def attention_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
     latent = np.where(model.is_mla, model.mla_q_lora + model.mla_kv_lora, 0.0)
     return [
         Saved("input", shares.sequence * model.hidden_size * size, operators=1.0, full=1.0),
-        Saved("norm", shares.gathered * model.hidden_size * low),
+        Saved("norm", shares.gathered * model.hidden_size * low * trains_inputs(jobs, "q", "k", "v")),
         Saved("norm copies", shares.sequence * model.hidden_size * rules.norm_extra_bytes),
         Saved("query", query, operators=1.0),
         Saved("key", key),
@@ -148,8 +151,16 @@ def _score_tensors(jobs: Jobs, rules: MemoryRules, rows: Array) -> list[Saved]:
     ]
 
 
-def _feed_forward(jobs: Jobs, rules: MemoryRules, tokens: Array, ffn_size: Array, name: str) -> list[Saved]:
-    """Inside a feed-forward network: what the activation keeps, and the second linear's input.
+def _adapter_tensors(jobs: Jobs, kind: str) -> list[Saved]:
+    """What adapters keep beside their linears' inputs: those of their second matrices."""
+    ranks = [pair.rank for pair in pairs_of(jobs, kind)]
+    return [Saved("adapters", jobs.tokens * sum(ranks) * ADAPTER_BYTES)] if ranks else []
+
+
+def _feed_forward(
+    jobs: Jobs, rules: MemoryRules, tokens: Array, ffn_size: Array, name: str, trains: Array
+) -> list[Saved]:
+    """Inside a feed-forward network: what the activation keeps, and the second linear's input if that `trains`.
 
     Model: a gated activation keeps gate and up, unfused its sigmoid-weighted gate too.
     """
@@ -159,7 +170,7 @@ def _feed_forward(jobs: Jobs, rules: MemoryRules, tokens: Array, ffn_size: Array
     return [
         Saved(f"{name} up", tokens * ffn_size * widths * size, operators=0.5),
         Saved(f"{name} gate", tokens * ffn_size * spelled_out * size),
-        Saved(f"{name} product", tokens * ffn_size * rules.input_bytes),
+        Saved(f"{name} product", tokens * ffn_size * rules.input_bytes * trains),
     ]
 
 
@@ -167,7 +178,10 @@ def _second_norm(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
     model, shares = jobs.model, token_shares(jobs, rules)
     return [
         Saved("second input", shares.sequence * model.hidden_size * rules.element_bytes),
-        Saved("second norm", shares.gathered * model.hidden_size * rules.input_bytes),
+        Saved(
+            "second norm",
+            shares.gathered * model.hidden_size * rules.input_bytes * trains_inputs(jobs, "gate", "up"),
+        ),
         Saved("second norm copies", shares.sequence * model.hidden_size * rules.norm_extra_bytes),
     ]
 
@@ -178,7 +192,7 @@ def dense_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
     mask = np.where(rules.keeps_dropout_masks, MASK_BYTES, 0.0)
     return [
         *_second_norm(jobs, rules),
-        *_feed_forward(jobs, rules, shares.whole, model.ffn_size / jobs.tensor, "ffn"),
+        *_feed_forward(jobs, rules, shares.whole, model.ffn_size / jobs.tensor, "ffn", trains_inputs(jobs, "down")),
         Saved("second dropout", shares.sequence * model.hidden_size * mask),
     ]
 
@@ -189,13 +203,16 @@ def routed_tensors(jobs: Jobs, rules: MemoryRules) -> list[Saved]:
     Model: router probabilities and their softmax in fp32; a copy of each token per expert that it goes to.
     """
     model, shares = jobs.model, token_shares(jobs, rules)
+    trains = trains_inputs(jobs)
     scores = shares.sequence * (2 * model.num_experts + 2 * model.experts_per_token) * STATISTIC_BYTES
     return [
         *_second_norm(jobs, rules),
         Saved("router", scores),
-        *_feed_forward(jobs, rules, shares.whole, model.shared_ffn_size / jobs.tensor, "shared"),
-        Saved("dispatched", shares.routed * model.hidden_size * rules.input_bytes),
-        *_feed_forward(jobs, rules, shares.routed, model.expert_ffn_size / jobs.expert_tensor, "experts"),
+        *_feed_forward(
+            jobs, rules, shares.whole, model.shared_ffn_size / jobs.tensor, "shared", trains_inputs(jobs, "down")
+        ),
+        Saved("dispatched", shares.routed * model.hidden_size * rules.input_bytes * trains),
+        *_feed_forward(jobs, rules, shares.routed, model.expert_ffn_size / jobs.expert_tensor, "experts", trains),
         # Weighted by the router; compiled and fused kernels do that before the second product.
         Saved("answers", shares.routed * model.hidden_size * np.where(rules.experts_in_turns, rules.element_bytes, 0)),
     ]
@@ -225,7 +242,12 @@ def backward_bytes(jobs: Jobs, rules: MemoryRules, after_attention: list[Saved],
         inside = shares.routed * np.where(rules.experts_in_turns, in_turns, together) * size
     else:
         inside = shares.whole * widths * model.ffn_size / jobs.tensor * size
-    return shares.sequence * model.hidden_size * size + np.maximum(inside, np.maximum(attention - free, 0.0))
+    # Of a base in few bits the largest matrix is wide while it is worked with.
+    stored = jobs.adapters.read(lambda one: one.base_bytes) > 0
+    split = jobs.expert_tensor if routed else jobs.tensor
+    widest = model.hidden_size * np.maximum(model.expert_ffn_size if routed else model.ffn_size, model.hidden_size)
+    unpacked = np.where(stored, widest / split * size, 0.0)
+    return unpacked + shares.sequence * model.hidden_size * size + np.maximum(inside, np.maximum(attention - free, 0.0))
 
 
 def _kv_heads(jobs: Jobs) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.adapted import is_frozen
 from planner.cost.job import Jobs
 from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent
@@ -191,13 +192,8 @@ def _weight_bytes(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage:
     if not np.any(is_frozen(jobs)):
         return common * rules.weight_bytes, experts * rules.weight_bytes
     inside = np.asarray(sum(count * layer.kinds[kind].common for kind, count in stage.layers.items()))
-    adapters = np.where(is_frozen(jobs), _trained(jobs, layer, stage)[0] * rules.gradient_bytes, 0.0)
+    adapters = np.where(is_frozen(jobs), _trained(jobs, layer, stage)[0] * rules.adapter_bytes, 0.0)
     return inside * rules.base_bytes + (common - inside) * rules.weight_bytes + adapters, experts * rules.base_bytes
-
-
-def is_frozen(jobs: Jobs) -> Flags:
-    """Whether adapters are trained, and not the weights beside them."""
-    return np.asarray((jobs.lora_rank > 0) | (jobs.quantised_base != "none"))
 
 
 def _narrower_bytes(jobs: Jobs) -> Array:

@@ -1,0 +1,49 @@
+"""Adapters as they are asked for: what they do not go together with, and what is said of them. Torch-free."""
+
+from __future__ import annotations
+
+from planner.cost.adapted import adapter_count
+from planner.cost.hardware import LOW_PRECISIONS
+from planner.request import Request
+from profiles.errors import InputError
+from profiles.machines.stacks import THIS_PROGRAM
+from profiles.models.adapters import AS_IT_IS, NETWORK_TARGETS
+from profiles.models.sizes import ModelSizes
+from profiles.units import format_count
+
+
+def refuse_adapters(request: Request) -> None:
+    """Refuse adapters beside what has none, or with what they do not go together.
+
+    Raises: InputError.
+    """
+    own = request.adapters
+    if not own.freezes:
+        return
+    sizes, base = request.sizes(), f"--quantised-base {own.base}"
+    if sizes is None:
+        raise InputError(f"--peft: which linears of {request.model} are which is not known: leave it out")
+    if request.codecs != ("none",):
+        raise InputError("--codecs: adapters have few gradients, which are sent as they are: leave it out with --peft")
+    model = sizes.transformer
+    if model.num_experts[0] and set(own.targets) & set(NETWORK_TARGETS):
+        raise InputError("--peft: adapters of routed experts are not priced: name linears of attention, as in q,k,v,o")
+    if not adapter_count(sizes):
+        raise InputError(f"--peft: {sizes.name} has no linear called {', '.join(own.targets)}: name others, as in q,v")
+    if own.base_bytes and request.is_measured:
+        raise InputError(f"{base}: a machine was not measured at widening it: leave it out, or plan for --device")
+    if own.base_bytes and request.stack == THIS_PROGRAM and not request.simulate:
+        raise InputError(f"{base}: `execute` has frozen weights as wide as it computes: give --simulate, or a --stack")
+    if own.base_bytes and set(request.precisions) & set(LOW_PRECISIONS):
+        raise InputError(f"{base}: it is computed with in 16 bits: leave --precision out, or give bf16")
+
+
+def trained_note(sizes: ModelSizes) -> list[str]:
+    """What is trained of a model, in words; nothing where all of it is."""
+    own = sizes.adapters
+    if not own.freezes:
+        return []
+    beside = f"{format_count(adapter_count(sizes))} parameters, adapters of rank {own.rank} beside "
+    base = "as wide as what is computed" if own.base == AS_IT_IS else f"stored in {own.base}"
+    frozen = format_count(float(sizes.transformer.num_parameters[0]))
+    return [f"trained are {beside}{', '.join(own.targets)}; {frozen} are frozen, linears {base}"]
