@@ -167,10 +167,13 @@ def shard_copies(made: Ingredients, factors: Factors) -> dict[str, tuple[Array, 
         return {}
     rate = memory_rate(made.jobs) * factors.traffic_fraction
     rate = np.where(made.jobs.shard > 1, rate, np.inf)
-    parameters = made.sharded.layer_parameters | {ROOT: made.sharded.root_parameters}
+    held = made.sharded
+    gathered = held.layer_gathered | {ROOT: held.root_gathered}
+    trained = held.layer_trained | {ROOT: held.root_trained}
+    gather_copies, scatter_copies = rules.gather_copy_bytes / rules.parameter_message_bytes, rules.scatter_copy_bytes
     return {
-        name: (held * rules.gather_copy_bytes / rate, held * rules.scatter_copy_bytes / rate)
-        for name, held in parameters.items()
+        name: (num_bytes * gather_copies / rate, trained[name] * scatter_copies / rate)
+        for name, num_bytes in gathered.items()
     }
 
 

@@ -140,7 +140,7 @@ class Sharded:
     """Seconds, alone, of gathering one unit's parameters and of scattering its gradients: a layer, and the rest.
 
     Of a layer by its kind. `layer_again`: whether layers that are recomputed are gathered twice in a backward pass.
-    `_gathered` and `_scattered` are bytes of what is whole on one rank.
+    `_gathered` and `_scattered` are bytes of what is whole on one rank, `_trained` its parameters that have gradients.
     """
 
     layer_gather: dict[str, Array]
@@ -152,6 +152,8 @@ class Sharded:
     layer_scattered: dict[str, Array]
     root_gathered: Array
     root_scattered: Array
+    layer_trained: dict[str, Array]
+    root_trained: Array
 
 
 def expert_shard(jobs: Jobs) -> Array:
@@ -207,17 +209,20 @@ def sharded(jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
         layer_scattered=together("scattered"),
         root_gathered=ends.gathered,
         root_scattered=ends.scattered,
+        layer_trained=together("trained"),
+        root_trained=ends.trained,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """Parameters on one rank that are sharded over the same ranks, and in how many matrices.
+    """Parameters on one rank that are sharded over the same ranks, and in how many matrices; those that are trained.
 
     `gathered` and `scattered` are bytes of weights and of gradients.
     """
 
     parameters: Array
+    trained: Array
     tensors: Array
     gathered: Array
     scattered: Array
@@ -233,11 +238,13 @@ def _unit(
     wide, narrow = rules.parameter_message_bytes, jobs.adapters.read(lambda one: one.base_bytes)
     of_base = np.where(is_base & (narrow > 0), narrow, wide)
     gradient_bytes = gradient_message_bytes(jobs, rules) * jobs.gradient_wire_fraction
+    trained = np.where(is_frozen(jobs), beside, parameters)
     return _Unit(
         parameters=parameters,
+        trained=trained,
         tensors=tensors,
         gathered=parameters * of_base + beside * wide,
-        scattered=np.where(is_frozen(jobs), beside, parameters) * gradient_bytes,
+        scattered=trained * gradient_bytes,
     )
 
 
