@@ -30,6 +30,8 @@ SWITCH_RANKS = 8
 # more than one such link (assumed). Source: rings of eight cards reach 0.55 of PCIe 3's 15.75 GB/s, of two 0.77 (GTX
 # 1080 Ti and TITAN X Pascal, baidu-research/DeepBench, 2017).
 BETWEEN_PROCESSORS = 0.55
+# The links over which a pipeline of chunks fills in `fill_us`: those of A100.
+FILL_BYTES_PER_SECOND = 300e9
 # The power by which the host's pace and the kernel's own time blend: nearly the larger of the two.
 PACE = 4.0
 
@@ -67,8 +69,9 @@ class LinkConstants:
     hop between domains over InfiniBand as trees see it, `ethernet_us` the same over EFA, TCPXO or Slingshot. A ring
     pays `ring_share` of a hop per domain, an all-to-all `peer_share` per distant peer, a single message
     `message_share`.
-    Ramp: a message cut in chunks fills its pipeline in twice the geometric mean of its transfer and `fill_us`, or
-    between domains `network_fill` times its latency; this stops growing with transfers longer than `*ramp_us`.
+    Ramp: a message cut in chunks fills its pipeline in twice the geometric mean of its transfer and `fill_us` (less
+    over faster links than FILL_BYTES_PER_SECOND), or between domains `network_fill` times its latency; this stops
+    growing with transfers longer than `*ramp_us`.
     """
 
     __pydantic_config__ = STRICT
@@ -226,11 +229,12 @@ def _cards_rate(group: _Group, law: LinkConstants) -> Array:
 def _timed(latency: Array, transfer: Array, group: _Group, law: LinkConstants) -> Array:
     """Seconds of a pipelined transfer.
 
-    Model: cutting a message in the best number of chunks costs twice the geometric mean of its transfer and of one
-    chunk's latency; a largest chunk bounds that.
+    Model: cutting a message in the best number of chunks costs twice the geometric mean of its transfer and of filling
+    the pipeline with one chunk, whose bytes pass faster over faster links; a largest chunk bounds that.
     """
     across = group.domains > 1
-    fill = np.where(across, law.network_fill * latency, law.fill_us * MICROSECOND)
+    near = law.fill_us * MICROSECOND * FILL_BYTES_PER_SECOND / group.fast
+    fill = np.where(across, law.network_fill * latency, near)
     longest = np.where(across, law.network_ramp_us, law.ramp_us) * MICROSECOND
     return np.asarray(latency + transfer + 2 * np.sqrt(fill * transfer) / (1 + np.sqrt(transfer / longest)))
 
