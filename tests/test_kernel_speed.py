@@ -294,5 +294,5 @@ def test_training_has_no_bursts_and_tables_show_them_of_short_products_alone(sha
     alone, training = (matmul_seconds(*shape, layout, replace(short, is_sustained=one))[0] for one in (False, True))
     assert alone <= training * SLACK
     held = load_constants().get(generation)
-    if held and held.sustained_fraction == 1 and alone > 100 * held.burst_us * 1e-6:
+    if held and held.sustained_fraction == 1 and width >= 2 and alone > 100 * held.burst_us * 1e-6:
         assert training == pytest.approx(alone, rel=1e-3)
