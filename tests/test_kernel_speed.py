@@ -14,13 +14,12 @@ from profiles.laws.fit_kernels import BOUNDS, FITTED, SHAPED_AS, fit_all, held_o
 from profiles.laws.kernel_tables import DEVICES, MEASURED, errors, read_table, silicon_of
 from profiles.laws.kernels import (
     ACCUMULATED_BYTES,
-    CLOCK_SHARE,
     Silicon,
     grouped_matmul_seconds,
     load_constants,
     matmul_seconds,
-    powered_share,
 )
+from profiles.laws.power import CLOCK_SHARE, powered_share
 
 LAYOUTS = ("TN", "NN", "NT")
 KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "flash4", "cudnn", "flex", "mem_efficient")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
+from profiles.laws.power import CLOCK_SHARE, LOW_SHARE, powered_share
 
 Array = NDArray[np.float64]
 Layout = Literal["TN", "NN", "NT"]
@@ -29,21 +30,13 @@ SLICE_BYTES, SPLIT = 128.0, 1024.0
 REFERENCE_BYTES = 2.0
 # Bytes moved per element of a result: written in 16 bits, or added to what stands in fp32.
 RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
-# Without a table a generation is taken for its nearest relative, an unknown one for STRANGER.
-RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna4": "hopper"}
+# Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
+RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
 STRANGER = "ampere"
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
-# Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
-# A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
-CLOCK_SHARE = 0.87
-# Held by power, 8 bits have at most so much of their peak over what 16 bits have of theirs: an H100's best products are
-# 1.77 to 1.83 times as fast (ml-engineering, DeepGEMM), typical ones of an MI325X 1.86 times (AMD, October 2026).
-LOW_SHARE = 0.92
 # FLOPs outside of the matrix units over theirs in 16 bits, where nothing says: those of an A100.
 VECTOR_FRACTION = 1 / 16
-# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1 V.
-SLOWEST_VOLTAGE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,18 +215,6 @@ def grouped_matmul_seconds(
     busy = _product(m, n, k, layout, silicon, groups, np.asarray(result_bytes), column, share)
     seconds = busy + (column["overhead_us"] + np.where(is_one, 0.0, column["grouped_overhead_us"] * groups)) * 1e-6
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
-
-
-def powered_share(share: ArrayLike, power: ArrayLike) -> Array:
-    """Share of the peak that products sustain with `power` times the watts with which they sustain `share`.
-
-    Model: power goes with clock x voltage^2; voltage follows the clock down to SLOWEST_VOLTAGE of that at CLOCK_SHARE
-    and stays there. So deep below the peak the rate goes with the power, near it with its cube root.
-    """
-    clock = np.asarray(share, dtype=np.float64) / CLOCK_SHARE
-    drawn = np.asarray(power) * clock * np.maximum(clock, SLOWEST_VOLTAGE) ** 2
-    slow, fast = drawn / SLOWEST_VOLTAGE**2, np.cbrt(drawn)
-    return np.asarray(CLOCK_SHARE * np.minimum(np.where(drawn < SLOWEST_VOLTAGE**3, slow, fast), 1.0))
 
 
 def sustained_share(silicon: Silicon, column: Columns, fraction: ArrayLike = 1.0) -> Array:
