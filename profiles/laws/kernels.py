@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
+from profiles.laws.power import CLOCK_SHARE, LOW_SHARE, powered_share
 
 Array = NDArray[np.float64]
 Layout = Literal["TN", "NN", "NT"]
@@ -23,25 +24,19 @@ PATH = CATALOG / "kernels.toml"
 # Rows and columns of the tiles that a product may be cut into; the fastest is taken, as the libraries do.
 TILES = ((256.0, 128.0), (128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 128.0), (64.0, 64.0))
 LARGEST = 1 / TILES[0][0] + 1 / TILES[0][1]
-# Inner sizes are padded to a slice of so many bytes. A product of less than a wave is split along its inner size down
-# to SPLIT.
+# Inner sizes are padded to a slice of so many bytes; a product of less than a wave is split along its own to SPLIT.
 SLICE_BYTES, SPLIT = 128.0, 1024.0
 # Constants that stand for a time are stated in inner size at this width: narrower operands pass faster.
 REFERENCE_BYTES = 2.0
 # Bytes moved per element of a result: written in 16 bits, or added to what stands in fp32.
 RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
-RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna4": "hopper"}
+RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
 STRANGER = "ampere"
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
-# Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
-# A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
-CLOCK_SHARE = 0.87
 # FLOPs outside of the matrix units over theirs in 16 bits, where nothing says: those of an A100.
 VECTOR_FRACTION = 1 / 16
-# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1 V.
-SLOWEST_VOLTAGE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +55,10 @@ class KernelConstants:
     the power by which the mean and the longest block add up, `attention_ramp` the keys that starting a block costs,
     `attention_block` its queries. `kernels` are the speeds of attention kernels against the one that was fitted,
     forward and backward.
-    Tables repeat a product so often that the power of long ones holds the clock down, and that of short ones does not:
-    products of less than `burst_us` run up to `burst` times as fast there, which they do not in training.
-    `sustained_fraction` of what a table of short runs alone shows is sustained at the board's power. `board_share` of
-    its peak, and `board_low_share` in 8 bits, is the best product of the board that was fitted, which has
-    `board_watts_per_tflops` of its 16-bit peak.
+    Power holds down the clock of long products of a table: those of less than `burst_us` run up to `burst` times as
+    fast there, not in training. `sustained_fraction` of what a table of short runs alone shows is sustained at the
+    board's power. `board_share` of its peak, and `board_low_share` in 8 bits, is the best product of the board that was
+    fitted, which has `board_watts_per_tflops` of its 16-bit peak.
     """
 
     __pydantic_config__ = STRICT
@@ -223,25 +217,14 @@ def grouped_matmul_seconds(
     return np.asarray(np.where((m > 0) & (n > 0) & (k > 0) & (groups > 0), seconds, 0.0))
 
 
-def powered_share(share: ArrayLike, power: ArrayLike) -> Array:
-    """Share of the peak that products sustain with `power` times the watts with which they sustain `share`.
-
-    Model: power goes with clock x voltage^2; voltage follows the clock down to SLOWEST_VOLTAGE of that at CLOCK_SHARE
-    and stays there. So deep below the peak the rate goes with the power, near it with its cube root.
-    """
-    clock = np.asarray(share, dtype=np.float64) / CLOCK_SHARE
-    drawn = np.asarray(power) * clock * np.maximum(clock, SLOWEST_VOLTAGE) ** 2
-    slow, fast = drawn / SLOWEST_VOLTAGE**2, np.cbrt(drawn)
-    return np.asarray(CLOCK_SHARE * np.minimum(np.where(drawn < SLOWEST_VOLTAGE**3, slow, fast), 1.0))
-
-
 def sustained_share(silicon: Silicon, column: Columns, fraction: ArrayLike = 1.0) -> Array:
     """Share of the peak that a device sustains of what its generation's board does at `fraction` of its best product.
 
     Model: the device's own best product, what its power allows, or what a locked clock does, whichever is least. A card
     that sustains more at its highest clock than others do has shown that it can.
     """
-    board = np.where(silicon.element_bytes < REFERENCE_BYTES, column["board_low_share"], column["board_share"])
+    low = np.minimum(column["board_low_share"], column["board_share"] * (LOW_SHARE if silicon.is_sustained else 1.0))
+    board = np.where(silicon.element_bytes < REFERENCE_BYTES, low, column["board_share"])
     stated = silicon.watts_per_tflops > 0
     power = np.where(stated, silicon.watts_per_tflops / column["board_watts_per_tflops"], 1.0)
     share = np.minimum(silicon.achievable_fraction, powered_share(board * fraction, power))
