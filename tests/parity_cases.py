@@ -108,6 +108,17 @@ def two_ranks(complete: bool) -> list[Case]:
     cases += [("llama", make_plan(LAYOUTS["data"][stage], {"precision": "bf16"})) for stage in (2, 3)]
     cases += [("mixtral", make_plan(option)) for option in (EXPERTS if complete else EXPERTS[:2])]
     cases.append(("odd-mixtral", make_plan({"data_parallel": 2, "zero_stage": 3})))
+    cases += adapted(complete)
+    return list(allowed(cases))
+
+
+def adapted(complete: bool = True) -> list[Case]:
+    """Adapters alone, with every option of every axis that they go together with, or with some."""
+    options = [*LAYOUTS["data"], *LAYOUTS["context"], *LAYOUTS["pipeline"]]
+    cases = [("adapted", make_plan(option)) for option in (options if complete else options[:1])]
+    cases += [("adapted", make_plan(LAYOUTS["data"][stage], {"precision": "bf16"})) for stage in (1, 3)]
+    cases += [("adapted", make_plan(LAYOUTS["data"][3], {"recompute": "full"}))]
+    cases += [("adapted-gpt2", make_plan(LAYOUTS["data"][0]))]
     return list(allowed(cases))
 
 

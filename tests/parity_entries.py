@@ -22,6 +22,7 @@ from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate
 from profiles.codecs.ddp_hooks import bucket_options, register
+from profiles.models.adapters import adapters
 from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank, join_group
 from profiles.workloads.loading import load_workload
@@ -29,7 +30,10 @@ from tests.plan_builders import GPT2, LLAMA, MIXTRAL, NUM_STEPS, QWEN3, SEED, SE
 
 # Three experts over two ranks: FSDP cuts them along their width.
 ODD_MIXTRAL = replace(MIXTRAL, config={**MIXTRAL.config, "num_local_experts": 3})
+# Adapters beside some linears, all else frozen.
+ADAPTED = replace(LLAMA, adapters=adapters(4, ("q", "v", "down")))
 SPECS = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "mixtral": MIXTRAL, "odd-mixtral": ODD_MIXTRAL}
+SPECS |= {"adapted": ADAPTED, "adapted-gpt2": replace(GPT2, adapters=adapters(4, ("q", "down")))}
 
 
 def run_plans(cases: list[tuple[str, dict[str, Any]]], references: dict[str, str]) -> list[list[dict[str, Any]]]:
@@ -81,7 +85,7 @@ def whole_parameters(plan: Plan, stage: int, parameters: dict[str, torch.Tensor]
     for path, parameter in parameters.items():
         _, position, rest = path.removeprefix("module.").split(".", 2)
         whole = _whole(parameter)
-        if "c_attn" in rest:
+        if "c_attn" in rest and plan.tensor_parallel > 1:
             whole = _parts_together(whole, plan.tensor_parallel)
         yield f"{plan.stage_bounds[stage] + int(position)}.{rest}", whole
 

@@ -107,6 +107,8 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
     is_low, is_fused = low < element, jobs.compiled | (jobs.fused_norms == "yes")
     num_workspaces = column("workspaces") + np.where(jobs.model.is_moe, column("routed_workspaces"), 0.0)
     large = np.isin(generations(jobs), LARGE_WORKSPACES)
+    # Of a frozen norm that is spelled out, the normed input is kept for no gradient of its weight.
+    spared = np.where(is_frozen(jobs) & jobs.model.gated, element, 0.0)
     own = {
         "element_bytes": element,
         "input_bytes": low,
@@ -115,7 +117,7 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
             jobs.parameter_bytes > 0, jobs.parameter_bytes, np.where(is_fp32, 4.0, column("gathered_bytes"))
         ),
         "fused_activation": (column("fused_activation") > 0) | is_fused,
-        "norm_extra_bytes": np.where(is_fused, 0.0, column("norm_extra_bytes")),
+        "norm_extra_bytes": np.where(is_fused, 0.0, np.maximum(column("norm_extra_bytes") - spared, 0.0)),
         "bucket_bytes": column("bucket_mib") * MIB,
         "outputs_kept": column("keeps_outputs") / np.where(_cuts_messages(jobs), jobs.tensor, 1.0),
         "workspace_bytes": num_workspaces * np.where(large, LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES),

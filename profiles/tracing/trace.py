@@ -10,7 +10,7 @@ device falls back to a decomposition that saves the whole score matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
-from profiles.models.operators import Operator, Phase, Polynomial, add
+from profiles.models.operators import PHASES, Operator, Phase, Polynomial, add
 from profiles.models.polynomials import Size, fit
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
 from profiles.tracing.operator_recorder import RecordedOperator, Recorder, Recording
@@ -181,14 +181,15 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
     )
     saved = base.saved
 
-    def total(indices: Sequence[int] | set[int] | frozenset[int]) -> Polynomial:
+    def total(indices: Collection[int]) -> Polynomial:
         return add(*(storages[index] for index in indices))
 
     operators = tuple(
         _operator(sizes, versions, total([index for index in versions[0].outputs if index in saved]))
         for versions in zip(*(recording.operators for recording in recordings), strict=True)
     )
-    peaks: dict[Phase, Polynomial] = {phase: total(base.peaks[phase][1]) for phase in ("forward", "backward")}
+    # A frozen embedding has no backward pass.
+    peaks = {phase: total(base.peaks[phase][1] if phase in base.peaks else ()) for phase in PHASES}
     modules = [module for _, _, module in outcomes]
     parameters = [[parameter.shape for parameter in module.parameters()] for module in modules]
     return LayerProfile(
