@@ -74,8 +74,8 @@ CONGESTED = {("A100-SXM4-40GB Polaris 4-GPU node", name, 128) for name in ("all_
 # Rings of messages over many nodes congest on one machine's network; a pipeline sends between two.
 MESSAGE_NODES = 4
 SMALLEST_BYTES, LARGE_BYTES, SMALL_WEIGHT = KIB, 256 * KIB, 0.35
-# Lowest, expected, highest. The all-to-all's decay is held below what Slingshot shows (0.3): kernels of expert dispatch
-# keep 39 of 50 GB/s over 32 nodes of InfiniBand (DeepEP rows of the table).
+# Lowest, expected, highest. The all-to-all's decay is held to what kernels of expert dispatch show, which keep 39 of 50
+# GB/s over 32 nodes of InfiniBand (DeepEP rows of the table); Slingshot's is 0.3, and no run of training was on it.
 BOUNDS: dict[str, tuple[float, float, float]] = {
     "ring_fraction": (0.6, 0.79, 0.9),
     "pair_loss": (0.0, 0.15, 0.4),
@@ -87,7 +87,7 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "network_message_fraction": (0.5, 0.87, 1.0),
     "network_all_to_all_fraction": (0.4, 0.8, 1.0),
     "network_decay": (0.0, 0.02, 0.2),
-    "all_to_all_decay": (0.0, 0.1, 0.15),
+    "all_to_all_decay": (0.0, 0.03, 0.04),
     "fast_us": (5.0, 15.0, 50.0),
     "hop_us": (0.2, 1.0, 5.0),
     "switch_us": (0.0, 5.0, 30.0),
