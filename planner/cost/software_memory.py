@@ -24,7 +24,7 @@ LARGE_WORKSPACES = ("hopper", "blackwell")
 MOMENT_SHARES = {"sgd": 0.0, "adam8bit": 0.25, "adam8bit_in_backward": 0.25, "muon": 0.5, "adafactor": 0.0}
 NARROW_BYTES, WIDE_BYTES = 2.0, 4.0
 # Of 16-bit gradients that go after every micro-batch: what lies in between keeps the allocator from using their place
-# again. Assumed; 29 published runs agree in the mean.
+# again. Assumed; 20 published runs agree in the mean.
 LOW_GRADIENT_HOLES = 0.5
 # Of a loss that waits for its backward, as GPipe's all do: the logarithms of the softmax in 32 bits. The pipeline keeps
 # the logits themselves.
