@@ -32,6 +32,7 @@ from planner.published.left_out import (
     weights_by_distance,
 )
 from tests.accuracy_rows import (
+    adapter_errors,
     best_ranking,
     fitted,
     layer_time_errors,
@@ -68,12 +69,12 @@ class Check:
             return f"{value:.1%}" if self.is_share else f"{value:.2f}"
 
         goal = f"<= {shown(self.high)}" if self.low == 0 else f">= {shown(self.low)}"
+        word = "holds" if self.holds else "MISSED"
         if self.high == np.inf:
-            goal = "none"
+            goal, word = "none", ""
         if self.is_share and self.low > 0:
             goal = f"{self.low:.0%} to {self.high:.0%}"
         rule = "" if self.rule is None else shown(self.rule)
-        word = "holds" if self.holds else "MISSED"
         return f"{self.name + self.count:72} {shown(self.reached):>7}  goal {goal:12} {word:7} rule {rule:>7}"
 
 
@@ -144,7 +145,17 @@ def left_out_checks(runs, found, rule):
         if kind == FAMILY:
             bias, other = (abs(np.exp(weights @ np.log1p(values)) - 1) for values in (errors[own], rule[run]))
             result.append(Check("left out by family: bias, either way", bias, 0, 0.02, other))
-    return result
+    return [*result, *adapter_checks()]
+
+
+def adapter_checks():
+    """Fine-tuning of adapters, which no run that is learned from did."""
+    errors = np.abs(adapter_errors())
+    name, count = "adapters alone, never learned from: ", f" ({len(errors)} runs)"
+    return [
+        Check(name + "median", float(np.median(errors)), 0, np.inf, count=count),
+        Check(name + "90th percentile", float(np.quantile(errors, 0.9)), 0, np.inf, count=count),
+    ]
 
 
 def _part(found, own, kind):

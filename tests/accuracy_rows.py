@@ -12,7 +12,7 @@ from planner.cost.ingredients import ingredients_of
 from planner.cost.layers import layer_pass
 from planner.cost.memory.footprint import footprint
 from planner.cost.software_time import rules_of
-from planner.published.calibrate import RUNS, judged_rows
+from planner.published.calibrate import RUNS, judged_rows, timed_rows
 from planner.published.learn import family_weights, predict, total_seconds
 from planner.published.reading import read_jobs
 
@@ -51,6 +51,14 @@ def shipped_rows(family=None):
 def fitted(runs, made):
     """Predicted over measured minus 1, with the shipped factors."""
     return total_seconds(predict(made, load_learned())) / runs.step_seconds - 1
+
+
+def adapter_errors():
+    """Predicted over measured minus 1 of runs that trained adapters alone, from which nothing is learned."""
+    rows = [row for row in timed_rows() if row["peft"] not in ("", "none")]
+    reading = read_jobs(rows)
+    measured = np.array([float(rows[index]["step_time_s"]) for index in reading.accepted])
+    return total_seconds(predict(ingredients_of(reading.jobs), load_learned())) / measured - 1
 
 
 def rule_errors(runs):
