@@ -172,19 +172,6 @@ def test_16_bit_gradients_beside_wide_ones_are_held_widened_one_by_one_and_leave
     assert wide[1] - narrow[1] >= num_parameters * (4 + 1)
 
 
-@settings(max_examples=30)
-@given(stack=st.sampled_from(STACKS), routed=st.booleans(), micro_batch=st.sampled_from([1, 4]))
-def test_a_compiled_loss_holds_logits_and_their_gradient_and_no_more(stack, routed, micro_batch):
-    same = {"stack": stack, "routed": routed, "micro_batch_size": micro_batch, "recompute_class": "full"}
-    plain, compiled = (footprint(job(**same, compiled=word)) for word in ("no", "yes"))
-    assert compiled.allocated_bytes[0] <= plain.allocated_bytes[0]
-    logits = 4096 * micro_batch * 32000
-    assert compiled.parts["logits"][0] <= 4 * logits * (1 + 1e-9)
-    # Where a run says that its loss is a plain one, it is.
-    told, eager = (footprint(job(**same, compiled=word, fused_loss="no")) for word in ("yes", "no"))
-    assert told.parts["logits"][0] == eager.parts["logits"][0] or told.moment[0] != eager.moment[0]
-
-
 def test_wide_copies_of_gradients_have_a_pool_as_large_as_those_of_the_largest_unit():
     def idle(vocabulary: int, **changes: object) -> float:
         own = footprint(job(stack="fsdp2", zero_stage=3, vocab_size=vocabulary, recompute_class="full", **changes))

@@ -251,15 +251,12 @@ def _of_loss(jobs: Jobs, column: Callable[[str], Array], element: Array) -> dict
     """Bytes of a logit: in the loss, in the head's backward, and while a loss waits for it.
 
     Model: a fused loss writes gradients over what it was given; one in chunks has as many logits at once as there are
-    hidden states, as Liger Kernel does. A compiler fuses a loss that nothing is said of: logits and their gradient, as
-    they are, are all there is.
+    hidden states, as Liger Kernel does.
     """
     own, head, split = (column(name) for name in ("loss_logit_bytes", "head_logit_bytes", "split_logit_bytes"))
     plain = np.maximum(own, column("plain_logit_bytes"))
     fused = np.minimum(plain, column("fused_logit_bytes"))
     share = np.minimum(jobs.model.hidden_size / np.maximum(jobs.model.vocab_size, 1.0), 1.0)
-    compiles = jobs.compiled & (jobs.fused_loss == "")
-    own, head = (np.where(compiles, np.minimum(each, 2 * element), each) for each in (own, head))
     is_fused, is_chunked = jobs.fused_loss == "yes", jobs.fused_loss == "chunked"
     loss = np.where(jobs.fused_loss == "no", plain, np.where(is_fused, fused, own))
     spared = is_fused | is_chunked
