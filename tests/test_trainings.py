@@ -12,7 +12,10 @@ from planner.classic.lists import list_now, operator_list, pack, unpack
 from planner.classic.step import load_learned, parts_of, step_seconds
 from planner.classic.training import RefusedError, is_training, read_training
 from profiles.laws.convolutions import shape_of
+from profiles.laws.kernel_tables import MEASURED
 from profiles.models.operator_list import NUM_DIMS, at, columns
+from reports.published.rows import predict, read_tables
+from reports.published.summary import summarise
 
 # ResNet-50 v1.5 in PyTorch on 8 A100 80 GB, amp, batch 256 each.
 RESNET = {
@@ -135,3 +138,15 @@ def test_parts_name_every_kind():
     parts = parts_of(features_of([read_training(RESNET)]), load_learned())
     assert {"convolution", "norm", "pass", "host", "optimizer", "exchange"} < set(parts)
     assert all((values >= 0).all() for values in parts.values())
+
+
+def test_a_sample_of_published_trainings_is_predicted():
+    """Two runs of each network, family and kind of units: the sample that ships, in sample."""
+    runs = predict(read_tables([MEASURED / "trainings.csv"]))
+    summary = summarise(runs)
+    assert len(runs) > 400
+    assert not summary.refusals
+    assert summary.total.median_error_fraction < 0.2
+    assert summary.total.p90_error_fraction < 0.45
+    assert summary.total.inside_band_fraction > 0.85
+    assert summary.total.median_memory_error_fraction < 0.2

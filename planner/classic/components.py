@@ -102,8 +102,8 @@ def _seconds(
         aligned = is_aligned(n, silicon) & is_aligned(k, silicon) if on_matrix_units else np.ones(len(n), dtype=bool)
         relative = np.ones(len(n))
         if device.generation in UNALIGNED_WITHOUT:
-            # Two results of 16 bits a cycle in place of one.
-            plain_share = np.minimum(2 * silicon.vector_fraction / silicon.achievable_fraction, 1.0)
+            # They sum in fp32, at its rate.
+            plain_share = np.minimum(silicon.vector_fraction / silicon.achievable_fraction, 1.0)
             relative, aligned = np.where(aligned, 1.0, plain_share), np.ones(len(n), dtype=bool)
         each = matmul_seconds(m, n, k, "TN", silicon, batch, aligned=aligned, relative=relative)
         return {"matmul": float((each * counts).sum())}

@@ -30,6 +30,28 @@ BRIDGE_GB_PER_SECOND, ONE_PROCESSOR = 50.0, 4.0
 PATHS = ("nvlink", "pcie", "network")
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A word of each training: its place among the names that occur."""
+
+    names: tuple[str, ...]
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Words:
+        """The words of trainings, in order."""
+        names, places = np.unique(np.array(words, dtype=str), return_inverse=True)
+        return cls(tuple(map(str, names)), places)
+
+    def __getitem__(self, where: np.ndarray) -> Words:
+        """The words of some trainings."""
+        return Words(self.names, self.places[where])
+
+    def equal(self, word: str) -> np.ndarray:
+        """Which trainings have a word."""
+        return np.array([name == word for name in self.names], dtype=bool)[self.places]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
     """Columns of trainings. `kinds` has a column per kind of kernel; words name what was learned of each."""
@@ -41,10 +63,10 @@ class Features:
     optimizer_launches: Array
     exchange_seconds: Array
     accumulation: Array
-    units: np.ndarray
-    generation: np.ndarray
-    stack: np.ndarray
-    path: np.ndarray
+    units: Words
+    generation: Words
+    stack: Words
+    path: Words
     planes: np.ndarray
     dilated: np.ndarray
 
@@ -82,10 +104,10 @@ def features_of(trainings: Sequence[Training], constants: OperatorConstants | No
         optimizer_launches=np.array([count for _, count in steps]),
         exchange_seconds=np.array([exchange_seconds(one) for one in trainings]),
         accumulation=np.array([one.accumulation for one in trainings]),
-        units=np.array([one.units for one in trainings]),
-        generation=np.array([generation_of(one) for one in trainings]),
-        stack=np.array([one.stack for one in trainings]),
-        path=np.array([path_of(one) for one in trainings]),
+        units=Words.of([one.units for one in trainings]),
+        generation=Words.of([generation_of(one) for one in trainings]),
+        stack=Words.of([one.stack for one in trainings]),
+        path=Words.of([path_of(one) for one in trainings]),
         planes=np.array([not one.channels_last for one in trainings], dtype=bool),
         dilated=np.array([one.network.startswith("waveglow") or ",dc5," in one.network for one in trainings]),
     )

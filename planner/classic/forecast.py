@@ -20,7 +20,7 @@ from profiles.units import GIB
 # as remembered.
 IMAGES_PER_SECOND = {"real": 1200.0, "dali": 2500.0}
 IMAGE_NETWORKS = ("classifier", "ssd")
-BOUND = "input pipeline: {:.0f} images a second from a GPU's share of the host, which binds (assumed)"
+BOUND = "data_loader: input pipeline of {:.0f} images a second from a GPU's share of the host, which binds (assumed)"
 
 
 def forecast_trainings(rows: Sequence[Mapping[str, str | None]]) -> list[Forecast]:
@@ -78,7 +78,8 @@ def _forecasts(trainings: Sequence[Training], learned: Learned) -> list[Forecast
             device_bytes=float(device[i]),
             low_bytes=float(own[i] / wide_memory),
             high_bytes=float(device[i] * wide_memory),
-            fits=bool(own[i] <= one.device.memory_gib * GIB),
+            # Those who publish choose batches that just fit: only what is beyond doubt too much is said not to.
+            fits=bool(own[i] <= one.device.memory_gib * GIB * np.sqrt(wide_memory)),
             seconds={name: float(values[i]) for name, values in parts.items()},
             bytes={},
         )

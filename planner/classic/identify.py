@@ -93,8 +93,6 @@ def _named(row: Row) -> tuple[str, Sizes] | None:
         return "waveglow:512", (whole(row, "seq_len") or 8000,)
     if plain.startswith("gnmt"):
         return "gnmt", (whole(row, "seq_len") or 50,)
-    if plain.startswith("tacotron 2"):
-        return "tacotron2", (150, 120)
     if plain.startswith("u-net") and size:
         return ("unet:industrial" if "industrial" in plain else "unet:image"), size
     if plain.startswith("3d u-net") and size:

@@ -20,8 +20,9 @@ LAUNCH_SECONDS, LAUNCH_SPREAD = 1e-5, 0.25
 WAITING_SECONDS, WAITING_SPREAD = 7e-5, 0.4
 PLANES, PLANES_SPREAD = 1.2, 0.2
 EXCHANGE, OVERLAP, OVERLAP_SPREAD = 1.2, 0.6, 0.5
-# Spread of a run that is predicted as well as can be, and runs of a family beyond which more say nothing new.
-RUN_SPREAD, FAMILY_RUNS, EVALUATIONS = 0.2, 20.0, 25
+# Spread of a run that is predicted as well as can be, and runs beyond which more say nothing new: of a family where
+# bands are drawn, of a network within it where something is learned.
+RUN_SPREAD, FAMILY_RUNS, GROUP_RUNS, EVALUATIONS = 0.2, 20.0, 10.0, 25
 
 
 def priors() -> dict[str, tuple[float, float]]:
@@ -49,21 +50,24 @@ def learned_of(x: Array, names: list[str], like: Learned) -> Learned:
     return replace(like, values=values, overlap=odds / (1 + odds))
 
 
-def family_weights(families: np.ndarray) -> Array:
-    """Weights of runs under which no family counts for more than so many runs."""
+def family_weights(families: np.ndarray, most: float = FAMILY_RUNS) -> Array:
+    """Weights of runs under which no family, or group, counts for more than so many runs."""
     names, places, counts = np.unique(families, return_inverse=True, return_counts=True)
     del names
-    return np.asarray(np.sqrt(np.minimum(1.0, FAMILY_RUNS / counts[places])))
+    return np.asarray(np.sqrt(np.minimum(1.0, most / counts[places])))
 
 
-def learn(features: Features, seconds: Array, families: np.ndarray, like: Learned) -> Learned:
-    """The values of least robust error, held near what is expected where runs do not tell."""
+def learn(features: Features, seconds: Array, groups: np.ndarray, like: Learned) -> Learned:
+    """The values of least robust error, held near what is expected where runs do not tell.
+
+    `groups` are runs of one network of one family, which weigh alike.
+    """
     from scipy.optimize import least_squares
 
     known = priors()
     names = list(known)
     mean, spread = (np.array([known[name][i] for name in names]) for i in range(2))
-    target, weights = np.log(seconds), family_weights(families)
+    target, weights = np.log(seconds), family_weights(groups, GROUP_RUNS)
 
     def residuals(x: Array) -> Array:
         found = np.log(step_seconds(features, learned_of(x, names, like))) - target
@@ -73,12 +77,14 @@ def learn(features: Features, seconds: Array, families: np.ndarray, like: Learne
     return learned_of(found.x, names, like)
 
 
-def left_out_errors(features: Features, seconds: Array, families: np.ndarray, like: Learned) -> Array:
+def left_out_errors(
+    features: Features, seconds: Array, families: np.ndarray, groups: np.ndarray, like: Learned
+) -> Array:
     """Logarithm of predicted over measured, every family predicted by what the others taught."""
     result = np.zeros(len(seconds))
     for family in np.unique(families):
         inside = families == family
-        learned = learn(features.at(~inside), seconds[~inside], families[~inside], like)
+        learned = learn(features.at(~inside), seconds[~inside], groups[~inside], like)
         result[inside] = np.log(step_seconds(features.at(inside), learned) / seconds[inside])
     return result
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from planner.classic.components import KINDS
-from planner.classic.features import Features
+from planner.classic.features import Features, Words
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
 from profiles.laws.kernels import Array
@@ -48,10 +48,9 @@ def load_learned() -> Learned:
     return read_toml(PATH, Learned)
 
 
-def lookup(learned: Learned, prefix: str, words: np.ndarray, missing: float = 1.0) -> Array:
+def lookup(learned: Learned, prefix: str, words: Words, missing: float = 1.0) -> Array:
     """A value by word for each training."""
-    known = {word: learned.values.get(f"{prefix} {word}", missing) for word in np.unique(words)}
-    return np.array([known[word] for word in words])
+    return np.array([learned.values.get(f"{prefix} {name}", missing) for name in words.names])[words.places]
 
 
 def parts_of(features: Features, learned: Learned) -> dict[str, Array]:
@@ -61,7 +60,7 @@ def parts_of(features: Features, learned: Learned) -> dict[str, Array]:
     does not hide of the exchange. All of it times what software costs.
     """
     seconds = {}
-    half = np.where(features.units == "half", lookup(learned, "generation half", features.generation), 1.0)
+    half = np.where(features.units.equal("half"), lookup(learned, "generation half", features.generation), 1.0)
     device = lookup(learned, "generation", features.generation) * half
     for place, kind in enumerate(KINDS):
         multiple = lookup(learned, _taught_by(kind), features.units)

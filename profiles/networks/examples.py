@@ -15,7 +15,7 @@ from profiles.networks.language import Gnmt, TransformerXL
 from profiles.networks.recommenders import Autoencoder, Dlrm, Ncf
 from profiles.networks.residual import Classifier, Residual
 from profiles.networks.segmenters import UNet, VNet
-from profiles.networks.speech import GROUP, MEL, Tacotron2, WaveGlow
+from profiles.networks.speech import GROUP, MEL, WaveGlow
 
 Batch = Mapping[str, Any]
 
@@ -145,14 +145,6 @@ def _wave_glow(options: list[str], sizes: tuple[int, ...]) -> Subject:
     return Subject(build=lambda: WaveGlow(channels), example=example, loss=own_loss)
 
 
-def _tacotron(_: list[str], sizes: tuple[int, ...]) -> Subject:
-    def example(samples: int) -> Batch:
-        frames = torch.empty(samples, MEL, sizes[1])
-        return {"text": torch.zeros(samples, sizes[0], dtype=torch.long), "frames": frames, "steps": sizes[1]}
-
-    return Subject(build=Tacotron2, example=example, loss=own_loss)
-
-
 def _ncf(_: list[str], __: tuple[int, ...]) -> Subject:
     def example(samples: int) -> Batch:
         return {name: torch.zeros(samples, dtype=torch.long) for name in ("users", "items")}
@@ -183,7 +175,6 @@ FAMILIES: dict[str, Callable[[list[str], tuple[int, ...]], Subject]] = {
     "transformer-xl": _transformer_xl,
     "gnmt": _gnmt,
     "waveglow": _wave_glow,
-    "tacotron2": _tacotron,
     "ncf": _ncf,
     "dlrm": _dlrm,
     "autoencoder": _autoencoder,
