@@ -49,7 +49,7 @@ class Words:
 
     def equal(self, word: str) -> np.ndarray:
         """Which trainings have a word."""
-        return np.array([name == word for name in self.names], dtype=bool)[self.places]
+        return np.asarray(np.array([name == word for name in self.names], dtype=bool)[self.places])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def load_learned() -> Learned:
 
 def lookup(learned: Learned, prefix: str, words: Words, missing: float = 1.0) -> Array:
     """A value by word for each training."""
-    return np.array([learned.values.get(f"{prefix} {name}", missing) for name in words.names])[words.places]
+    return np.asarray(np.array([learned.values.get(f"{prefix} {name}", missing) for name in words.names])[words.places])
 
 
 def parts_of(features: Features, learned: Learned) -> dict[str, Array]:

@@ -18,7 +18,9 @@ CONFIGURATION = (
     "optimizer", "stack", "engine", "container_year",
 )  # fmt: skip
 HALF = ("fp16", "bf16")
-LANGUAGE = "seq_len: pretraining removes padding, of which sequences of 512 have about half (MLPerf's Wikipedia set: 255 of 512)"
+LANGUAGE = (
+    "seq_len: pretraining removes padding, about half of sequences of 512 (MLPerf's Wikipedia set: 255 are words)"
+)
 FILLED = 0.5
 # V100 without a form: most have 16 GB on a board with NVLink.
 NAMELESS = {"V100": "V100-SXM2-16GB", "V100-PCIe": "V100-PCIe-32GB"}
