@@ -53,6 +53,7 @@ numbers: install  ## Predict and run three dozen plans of all kinds in turns on 
 
 accuracy: install  ## Published runs of others, predicted from their configuration: errors by family, in and out of sample.
 	$(BIN)/compare profiles/catalog/measured/runs.csv
+	$(BIN)/compare profiles/catalog/measured/trainings.csv
 	$(BIN)/python -m tests.accuracy
 
 factors: install  ## List what published runs taught: every constant with its prior and what is left of it.

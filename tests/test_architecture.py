@@ -13,7 +13,7 @@ ORDER = ("profiles", "planner", "executor", "reports")
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
 # Folders that build, trace, measure or run modules; everything else loads torch inside functions, if at all.
-TORCH_FOLDERS = tuple(f"profiles/{name}" for name in ("workloads", "tracing", "codecs", "ranks", "measure"))
+TORCH_FOLDERS = tuple(f"profiles/{name}" for name in ("workloads", "networks", "tracing", "codecs", "ranks", "measure"))
 # What a command of the executor, or a report of its files, reads before anything runs.
 TORCH_FREE_IN_EXECUTOR = {
     "command.py", "emit.py", "legality.py", "options.py", "__init__.py", "__main__.py", "rehearse/result.py",

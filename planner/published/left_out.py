@@ -29,7 +29,7 @@ FAMILY, STACK, GENERATION, PRECISION, MECHANISM = "family", "stack", "generation
 # Whose kernel constants stand in for those of a generation without tables: its nearest relative in time.
 STAND_INS: dict[str, Generation] = {
     "volta": "ampere", "ampere": "hopper", "hopper": "ampere", "blackwell": "hopper", "turing": "volta",
-    "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper",
+    "pascal": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper",
 }  # fmt: skip
 # A number follows that names the publication.
 ARCHIVE = "arxiv"

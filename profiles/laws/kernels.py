@@ -7,6 +7,7 @@ slower, and nothing exceeds the peak.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Literal
@@ -31,7 +32,10 @@ REFERENCE_BYTES = 2.0
 # Bytes moved per element of a result: written in 16 bits, or added to what stands in fp32.
 RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
-RELATIVES = {"turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere", "cdna4": "hopper"}
+RELATIVES = {
+    "maxwell": "volta", "pascal": "volta", "turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere",
+    "cdna4": "hopper",
+}  # fmt: skip
 STRANGER = "ampere"
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
 ALIGNED_BYTES, MISALIGNED_SLOWDOWN = 16.0, 2.2
@@ -231,7 +235,7 @@ def sustained_share(silicon: Silicon, column: Columns, fraction: ArrayLike = 1.0
     return np.asarray(np.minimum(share, np.maximum(share, CLOCK_SHARE) * silicon.clock_fraction))
 
 
-def _product_rate(silicon: Silicon, column: Columns, relative: ArrayLike) -> Array:
+def product_rate(silicon: Silicon, column: Columns, relative: ArrayLike) -> Array:
     """FLOP/s of large products, at `relative` to those in the layout that was fitted.
 
     Model: what the device sustains, never more than the peak.
@@ -255,7 +259,7 @@ def _product(
     """Seconds between start and end of the products, without overheads."""
     if layout != "TN":
         relative = np.asarray(relative, dtype=np.float64) * column[f"{layout.lower()}_relative"]
-    busy = _wave_flops(m, n, k, batch, silicon, column) / _product_rate(silicon, column, relative)
+    busy = wave_flops(m, n, k, batch, silicon, column) / product_rate(silicon, column, relative)
     if not silicon.is_sustained:
         length = (busy / (column["burst_us"] * 1e-6)) ** 2
         busy = busy * (1 + length) / (column["burst"] + length)
@@ -264,7 +268,9 @@ def _product(
     return blend(busy, moving, column["blend"])
 
 
-def _wave_flops(m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, column: Columns) -> Array:
+def wave_flops(
+    m: Array, n: Array, k: Array, batch: Array, silicon: Silicon, column: Columns | Mapping[str, Array]
+) -> Array:
     """FLOPs that the device could have done in the time of its waves, with the tile of least time."""
     reuse, wave_share, multiprocessors = column["reuse"], column["wave_share"], silicon.num_multiprocessors
     depth = column["depth"] * REFERENCE_BYTES / silicon.element_bytes

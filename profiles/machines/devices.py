@@ -19,7 +19,7 @@ MICROSECOND = 1e-6
 HOST_MEMORY_GB = 128.0
 # Assumed of a node's hosts: two sockets that reach half of what their sixteen channels of DDR4-3200 have on paper.
 HOST_MEMORY_GB_PER_SECOND = 200.0
-Generation = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
+Generation = Literal["pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
 VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
 MEMORY_WORD = re.compile(r"(\d+(?:\.\d+)?)(?:gib|gb|g)")
 

@@ -13,7 +13,7 @@ from profiles.errors import UnknownNameError
 FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
 THIS_PROGRAM = "trainwright"
-UNFUSED_GENERATIONS = ("volta", "turing")
+UNFUSED_GENERATIONS = ("pascal", "volta", "turing")
 Fusion = Literal["layer_norm", "rms_norm", "rotation", "activation", "residual_norm", "bias", "conversion"]
 Recipe = Literal["tensorwise", "current", "delayed", "rowwise", "blockwise", "mxfp8-block32"]
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from planner.classic.forecast import forecast_trainings
+from planner.classic.training import CONFIGURATION as TRAINING_COLUMNS
+from planner.classic.training import is_training
 from planner.published.cells import EMPTY
 from planner.published.columns import CONFIGURATION
 from planner.published.predict import Forecast, forecast
@@ -22,6 +25,8 @@ Counter = Literal["allocated", "reserved", "device"]
 DELIMITERS = (",", ";", "\t")
 NO_FAMILY = "all"
 LONGEST_CELL = 200
+# Cells that hold a whole configuration.
+LONGEST_CELLS = {"model_config": 20_000, "companion_config": 20_000}
 # Columns of what was measured, and what can be: a microsecond to thirty years, a KiB to a thousand TiB.
 MEASURED = {"step_time_s": (1e-6, 1e9), "peak_mem_gib": (1e-6, 1e6)}
 UNFIT = re.compile(r"c\b", re.IGNORECASE)
@@ -178,7 +183,11 @@ def _known(names: Iterable[str]) -> set[str]:
 
 
 def _row(header: Sequence[str], line: Sequence[str], family: str) -> Row:
-    cells = {name: _printable(cell) for name, cell in zip(header, line, strict=False) if name}
+    cells = {
+        name: _printable(cell, LONGEST_CELLS.get(name, LONGEST_CELL))
+        for name, cell in zip(header, line, strict=False)
+        if name
+    }
     damaged = None
     if any(cell.strip() for cell in line[len(header) :]):
         damaged = f"the row has {len(line)} cells, but the header names {len(header)} columns"
@@ -195,9 +204,9 @@ def _wrong_measurement(row: Row) -> str | None:
     return None
 
 
-def _printable(cell: str) -> str:
+def _printable(cell: str, longest: int) -> str:
     """The cell on one line, of a length that fits a message, without what a terminal would obey."""
-    return "".join(mark if mark.isprintable() else " " for mark in cell[:LONGEST_CELL]).strip()
+    return "".join(mark if mark.isprintable() else " " for mark in cell[:longest]).strip()
 
 
 def predict(
@@ -206,12 +215,28 @@ def predict(
     """Every row predicted from its configuration columns, the only ones that are handed on, and paired."""
     readable = [row for row in rows if row.damaged is None]
     names = [row.text("row_id") or f"row {number}" for number, row in enumerate(rows, start=1)]
-    handed = [{name: row.cells[name] for name in CONFIGURATION if name in row.cells} for row in readable]
-    made = iter((predictor or forecast)(handed) if handed else [])
+    made = iter(predictor(_handed(readable, CONFIGURATION)) if predictor else forecast_rows(readable))
     return [
         _pair(row, name, next(made) if row.damaged is None else _unread(name, row.damaged))
         for row, name in zip(rows, names, strict=True)
     ]
+
+
+def _handed(rows: Sequence[Row], columns: Iterable[str]) -> list[dict[str, str]]:
+    """The cells of rows that a prediction may read."""
+    return [{name: row.cells[name] for name in columns if name in row.cells} for row in rows]
+
+
+def forecast_rows(rows: Sequence[Row]) -> list[Forecast]:
+    """The forecast of every row: language models by their layers, trainings of any other network by its operators."""
+    others = [row for row in rows if is_training(row.cells)]
+    known = [row for row in rows if not is_training(row.cells)]
+    made = {
+        id(row): one for row, one in zip(known, forecast(_handed(known, CONFIGURATION)) if known else [], strict=True)
+    }
+    trained = forecast_trainings(_handed(others, TRAINING_COLUMNS)) if others else []
+    made |= {id(row): one for row, one in zip(others, trained, strict=True)}
+    return [made[id(row)] for row in rows]
 
 
 def _unread(name: str, reason: str) -> Forecast:

@@ -1,0 +1,147 @@
+"""A row of a table of trainings of any network, read: device, software, batch, links, and what is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.classic.identify import Row, Sizes, cell, identify
+from profiles.errors import UnknownNameError
+from profiles.machines.devices import Device, find_device
+
+# The columns of a configuration, all that a prediction may read.
+CONFIGURATION = (
+    "row_id", "task", "model", "hf_model_type", "model_config", "hf_auto_class", "torchvision_model", "detector",
+    "backbone", "neck", "image_size", "seq_len", "decoder_seq_len", "vocab_size", "channels_last", "precision_class",
+    "compiled", "xla", "data_loader", "recompute_class", "attention_kernel", "gpu_type", "gpu_mem_gib", "num_gpus",
+    "gpus_per_node", "interconnect", "micro_batch_size", "accumulation", "global_batch_size", "sample_unit",
+    "optimizer", "stack", "engine", "container_year",
+)  # fmt: skip
+HALF = ("fp16", "bf16")
+LANGUAGE = (
+    "seq_len: pretraining removes padding, about half of sequences of 512 (MLPerf's Wikipedia set: 255 are words)"
+)
+FILLED = 0.5
+# V100 without a form: most have 16 GB on a board with NVLink.
+NAMELESS = {"V100": "V100-SXM2-16GB", "V100-PCIe": "V100-PCIe-32GB"}
+NODE_GPUS = 8.0
+
+
+class RefusedError(Exception):
+    """Why a row cannot be predicted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One row's training; `units` is what products run on: plain, tf32 or half. `filled` of a sequence are words."""
+
+    row_id: str
+    network: str
+    sizes: Sizes
+    memory_sizes: Sizes
+    precision: str
+    units: str
+    device: Device
+    micro_batch: float
+    accumulation: float
+    num_gpus: float
+    gpus_per_node: float
+    interconnect: str
+    optimizer: str
+    stack: str
+    channels_last: bool
+    input_reader: str
+    gradient_bytes: float
+    filled: float
+    exchanges: bool
+    assumptions: tuple[str, ...]
+
+    @property
+    def list_precision(self) -> str:
+        """Under which precision its operators are listed."""
+        return "amp" if self.precision in HALF else "fp32"
+
+
+def is_training(row: Mapping[str, str | None]) -> bool:
+    """Whether a row is of this kind: it names a task, and no layers of a language model."""
+    return bool(cell(row, "task")) and not cell(row, "num_layers")
+
+
+def number(row: Row, name: str, default: float | None = None) -> float | None:
+    """A cell's positive number."""
+    try:
+        value = float(cell(row, name))
+    except ValueError:
+        return default
+    return value if 0 < value < 1e9 else default
+
+
+def read_training(row: Row) -> Training:
+    """A row as a training.
+
+    Raises: RefusedError with the reason.
+    """
+    told: list[str] = []
+    try:
+        network, sizes = identify(row)
+        memory_sizes = identify(row, for_memory=True)[1]
+    except LookupError as reason:
+        raise RefusedError(str(reason.args[0])) from None
+    device = _device(row)
+    precision = cell(row, "precision_class") or "fp32"
+    if not cell(row, "precision_class"):
+        told.append("precision_class: fp32 assumed")
+    units = "tf32" if "tf32" in device.peak_tflops else "plain"
+    units = units if precision in ("fp32", "tf32") else "half"
+    gpus = number(row, "num_gpus", 1.0) or 1.0
+    accumulation = number(row, "accumulation", 1.0) or 1.0
+    batch = number(row, "micro_batch_size")
+    if batch is None:
+        whole_batch = number(row, "global_batch_size")
+        if whole_batch is None:
+            raise RefusedError("neither micro_batch_size nor global_batch_size is given")
+        batch = whole_batch / gpus / accumulation
+        told.append("micro_batch_size: the global batch over GPUs and accumulation")
+    stack = cell(row, "stack") or "torch"
+    reference = cell(row, "engine") == "deeplearning_examples"
+    filled = 1.0
+    if "PreTraining" in network and sizes[:1] == (512,) and stack == "torch" and reference:
+        filled = FILLED
+        told.append(LANGUAGE)
+    return Training(
+        row_id=cell(row, "row_id"), network=network, sizes=sizes, memory_sizes=memory_sizes, precision=precision,
+        units=units, device=device, micro_batch=batch, accumulation=accumulation, num_gpus=gpus,
+        gpus_per_node=number(row, "gpus_per_node", NODE_GPUS) or NODE_GPUS, interconnect=cell(row, "interconnect"),
+        optimizer=cell(row, "optimizer"), stack=stack, channels_last=_is_channels_last(row, stack, reference, told),
+        input_reader=cell(row, "data_loader"),
+        # Under apex, as those scripts of 2019 to 2021 use it, gradients are summed in 16 bits.
+        gradient_bytes=2.0 if units == "half" and stack == "torch" and reference else 4.0,
+        filled=filled,
+        # The scripts that run it so start independent processes.
+        exchanges=",whole" not in network,
+        assumptions=tuple(told),
+    )  # fmt: skip
+
+
+def _device(row: Row) -> Device:
+    name = cell(row, "gpu_type")
+    if not name:
+        raise RefusedError("gpu_type is empty")
+    try:
+        return find_device(NAMELESS.get(name, name), number(row, "gpu_mem_gib"))
+    except UnknownNameError as reason:
+        raise RefusedError(str(reason)) from None
+
+
+def _is_channels_last(row: Row, stack: str, reference: bool, told: list[str]) -> bool:
+    """As the row says; where it does not, NVIDIA's scripts of convolutional networks are, read from data."""
+    stated = cell(row, "channels_last")
+    if stated:
+        return stated == "yes"
+    if stack.startswith("tf"):
+        return True
+    usual = reference and cell(row, "data_loader") in ("", "real")
+    usual = usual and (cell(row, "task") == "image_classification" or cell(row, "detector") == "ssd300")
+    if usual:
+        told.append("channels_last: yes assumed, as DeepLearningExamples' convolutional networks are")
+    return usual

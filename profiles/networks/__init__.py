@@ -1,0 +1,1 @@
+"""Small definitions of networks that others measured, for the kernels of their steps; nothing here is trained."""
