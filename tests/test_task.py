@@ -6,6 +6,7 @@ from torch import nn
 
 from profiles.errors import InputError
 from profiles.models.profile import WorkloadSpec
+from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import module_loss, samples_of, stack, user_task
 from profiles.workloads.task_loading import load_task
 
@@ -83,3 +84,21 @@ def test_samples_and_batches_turn_into_each_other():
     again = stack(samples_of(batch))
     assert torch.equal(again["pixels"], batch["pixels"])
     assert again["labels"] == batch["labels"]
+
+
+def test_blocks_are_what_repeats_outermost_first_and_within_stages_that_differ():
+    def block(size):
+        return nn.Sequential(nn.Linear(size, size), nn.Linear(size, size))
+
+    class Stage(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.blocks, self.last = nn.ModuleList([block(size), block(size)]), nn.Linear(size, size)
+
+    model = nn.ModuleDict(
+        {"stages": nn.ModuleList([Stage(2), Stage(4)]), "heads": nn.ModuleList([nn.Linear(2, 2)] * 2)}
+    )
+    assert list(repeated_blocks(model)) == [f"stages.{i}.blocks.{j}" for i in range(2) for j in range(2)]
+    alike = nn.ModuleDict({"stages": nn.ModuleList([Stage(2), Stage(2)])})
+    assert list(repeated_blocks(alike)) == ["stages.0", "stages.1"]
+    assert repeated_blocks(nn.Linear(2, 2)) == {}

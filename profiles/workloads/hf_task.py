@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from profiles.workloads.examples import Shape
 from profiles.workloads.experts import EXPERTS, register_experts
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.task import Batch, Sample, Task, module_loss, samples_of, seeded, stack
-from profiles.workloads.task_names import class_of
+from profiles.workloads.task_names import class_of, quiet_and_offline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +131,7 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
 
     Raises: InputError where transformers does not take it.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    quiet_and_offline()
     from transformers import AutoConfig
 
     register_experts()

@@ -58,6 +58,12 @@ ENDINGS = {
 }
 
 
+def quiet_and_offline() -> None:
+    """Keep transformers from downloading, and from telling of libraries that it would like to have."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def task_name(word: str) -> str:
     """The name of a task that users may call otherwise.
 
@@ -75,7 +81,7 @@ def class_of(title: str, config: Mapping[str, Any], task: str) -> tuple[str, str
     `config` is a configuration as it is written; its `architectures` name the class unless `task` says another.
     Raises: InputError where neither is known to transformers, or the class computes no loss.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    quiet_and_offline()
     import transformers
 
     family = str(config.get("model_type", ""))
