@@ -123,7 +123,11 @@ class LayerProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """A traced model: its distinct layers at each precision, and the order in which they stand."""
+    """A traced model: its distinct layers at each precision, and the order in which they stand.
+
+    Of a task's module, samples are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have
+    one size alone.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -143,6 +147,9 @@ class ModelProfile:
     traced_with: str
     num_experts: Whole = 0
     experts_per_token: Whole = 0
+    unit: str = ""
+    usual_size: Whole = 0
+    is_fixed: bool = False
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -169,7 +176,7 @@ class ModelProfile:
                     )
 
     def _check_sizes(self) -> None:
-        if self.workload.kind != "transformers":
+        if self.workload.kind != "transformers" or self.workload.task:
             return
         for name in ("hidden_size", "ffn_size", "vocab_size"):
             if not getattr(self, name):
