@@ -36,9 +36,11 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory: Callable[[], Any] = import_factory(spec)
     given = _given(spec)
-    if isinstance(given, Task):
-        return given
     with foreign_code(spec, f"{spec.factory} fails"):
+        if isinstance(given, Task):
+            # Anew, because a module that it holds was built without weights.
+            again: Task = factory()
+            return again
         return _task_of_module(spec, factory, given, size)
 
 
