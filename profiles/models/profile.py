@@ -126,7 +126,7 @@ class ModelProfile:
     """A traced model: its distinct layers at each precision, and the order in which they stand.
 
     Of a task's module, samples are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have
-    one size alone.
+    one size alone. `traced_for` is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
     """
 
     __pydantic_config__ = STRICT
@@ -150,6 +150,7 @@ class ModelProfile:
     unit: str = ""
     usual_size: Whole = 0
     is_fixed: bool = False
+    traced_for: str = ""
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.

@@ -16,6 +16,7 @@ import torch
 from profiles.errors import InputError
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
+from profiles.tracing.dropout import Dropout
 from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
@@ -39,8 +40,10 @@ class Attempt:
     difference: float
 
 
-def trace_task(spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
-    """The profile of a task at each precision, over fp32 parameters.
+def trace_task(
+    spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL_PRECISIONS, device_kind: str = "cpu"
+) -> ModelProfile:
+    """The profile of a task at each precision, over fp32 parameters, with the dropout of a kind of device.
 
     Raises: InputError where the module does not run, or what it does depends on its numbers.
     """
@@ -50,6 +53,7 @@ def trace_task(spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL
     for build in subjects(spec, task):
         try:
             subject = build()
+            subject.dropout = Dropout(fused=device_kind == "cuda")
             try:
                 return _traced(subject, precisions)
             finally:
@@ -166,6 +170,7 @@ def _profile(
         unit=task.unit,
         usual_size=task.size,
         is_fixed=not varies,
+        traced_for=("cuda" if subject.dropout.fused else "cpu") if subject.dropout.seen else "",
     )
 
 
