@@ -13,8 +13,8 @@ from profiles.inputs.foreign import shown
 # Each with the table of transformers that says which class of a family does it, and that table's automatic class.
 TASKS: dict[str, tuple[str, str]] = {
     "causal-lm": ("CAUSAL_LM", "AutoModelForCausalLM"),
-    "masked-lm": ("MASKED_LM", "AutoModelForMaskedLM"),
     "translation": ("SEQ_TO_SEQ_CAUSAL_LM", "AutoModelForSeq2SeqLM"),
+    "masked-lm": ("MASKED_LM", "AutoModelForMaskedLM"),
     "question-answering": ("QUESTION_ANSWERING", "AutoModelForQuestionAnswering"),
     "sequence-classification": ("SEQUENCE_CLASSIFICATION", "AutoModelForSequenceClassification"),
     "token-classification": ("TOKEN_CLASSIFICATION", "AutoModelForTokenClassification"),
