@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from planner.adapting import trained_note
 from planner.cost.measured.corrections import read_corrections
 from planner.plans import DEFAULT_SEQUENCE_LENGTH
-from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
+from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked_of
 from planner.space.evidence import taught_words
 from planner.space.measured_setting import measured_setting, ranks_on_host
 from planner.space.question import Setting
@@ -40,7 +40,7 @@ def measured_settings(request: Request, cluster: Cluster | None) -> tuple[list[S
         notes.append(f"{taught_words(corrections)}, {request.learned}")
     model, precisions = _traced(request, machine)
     usual = DEFAULT_SEQUENCE_LENGTH if model.workload.reads_text else TRACED_SEQUENCE_LENGTH
-    sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
+    sequence, batches = sizes_asked_of(request, model, notes, usual)
     codecs = measured_codecs(machine) if request.codecs is None else request.codecs
     notes += trained_note(sizes_of_trace(model, precisions[0], sequence))
     notes += warnings(machine, request.num_devices, ranks_on_host(machine, request.num_devices, cluster))
@@ -58,7 +58,7 @@ def _traced(request: Request, machine: MachineProfile) -> tuple[ModelProfile, tu
     Raises: UnknownNameError, InputError.
     """
     precisions = request.precisions or ("bf16" if machine.device_kind == "cuda" else "fp32",)
-    model = request.trace(precisions)
+    model = request.trace(precisions, machine.device_kind)
     for precision in precisions:
         if precision not in model.layers:
             raise UnknownNameError("precision", precision, model.layers)

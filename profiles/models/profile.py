@@ -32,7 +32,8 @@ MIXED = ("bf16", "fp8")
 class WorkloadSpec:
     """What is trained, enough to build it: a transformers configuration or the user's own factory.
 
-    `adapters` say what of it is trained.
+    `adapters` say what of it is trained. `task` says what it is trained for, where its own module is trained rather
+    than blocks of a known family; `weights` is a local folder that they are read from.
     """
 
     __pydantic_config__ = STRICT
@@ -42,11 +43,14 @@ class WorkloadSpec:
     config: dict[str, Any] = field(default_factory=dict)
     factory: str = ""
     adapters: Adapters = EVERYTHING
+    task: str = ""
+    weights: str = ""
 
     @property
     def reads_text(self) -> bool:
         """Whether it is a transformer of tokens, with norms, attention and vocabulary where they are expected."""
-        return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
+        is_family = self.kind == "transformers" and not self.task
+        return is_family and self.config.get("model_type") not in VISION_FAMILIES
 
     def check(self) -> None:
         """Check what the configuration says, for a file from elsewhere may say anything.
@@ -69,7 +73,7 @@ class WorkloadSpec:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify this workload."""
-        said = asdict(self)
+        said = {name: value for name, value in asdict(self).items() if value or name not in ("task", "weights")}
         if not self.adapters.freezes:
             # As it was before there were any.
             del said["adapters"]
@@ -131,7 +135,11 @@ class LayerProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """A traced model: its distinct layers at each precision, and the order in which they stand."""
+    """A traced model: its distinct layers at each precision, and the order in which they stand.
+
+    Of a task's module, samples are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have
+    one size alone. `traced_for` is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
+    """
 
     __pydantic_config__ = STRICT
 
@@ -151,6 +159,10 @@ class ModelProfile:
     traced_with: str
     num_experts: Whole = 0
     experts_per_token: Whole = 0
+    unit: str = ""
+    usual_size: Whole = 0
+    is_fixed: bool = False
+    traced_for: str = ""
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -177,7 +189,7 @@ class ModelProfile:
                     )
 
     def _check_sizes(self) -> None:
-        if self.workload.kind != "transformers":
+        if self.workload.kind != "transformers" or self.workload.task:
             return
         for name in ("hidden_size", "ffn_size", "vocab_size"):
             if not getattr(self, name):

@@ -10,7 +10,7 @@ device falls back to a decomposition that saves the whole score matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
@@ -181,7 +181,7 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
     )
     saved = base.saved
 
-    def total(indices: Collection[int]) -> Polynomial:
+    def total(indices: Iterable[int]) -> Polynomial:
         return add(*(storages[index] for index in indices))
 
     operators = tuple(
@@ -189,7 +189,7 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
         for versions in zip(*(recording.operators for recording in recordings), strict=True)
     )
     # A frozen embedding has no backward pass.
-    peaks = {phase: total(base.peaks[phase][1] if phase in base.peaks else ()) for phase in PHASES}
+    peaks = {phase: total(base.peaks[0, phase][1] if (0, phase) in base.peaks else ()) for phase in PHASES}
     modules = [module for _, _, module in outcomes]
     parameters = [[parameter.shape for parameter in module.parameters()] for module in modules]
     return LayerProfile(
