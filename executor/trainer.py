@@ -9,18 +9,29 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from executor.axes.data import average_after, average_gradients, averages_after_the_step, keep_gathered, paused
+from executor.axes.data import (
+    average_after,
+    average_gradients,
+    averages_after_the_step,
+    broadcast_buffers,
+    keep_gathered,
+    left_whole,
+    paused,
+)
 from executor.axes.experts import average_experts
 from executor.axes.optimizer import build_optimizer
 from executor.axes.parallelize import Stage, build_stage
 from executor.axes.pipeline import Edges, Pipeline
 from executor.axes.tensor import Loss, loss_context, loss_over
-from executor.mesh import Coordinates, coordinates, replica_mesh
+from executor.mesh import Coordinates, coordinates, groups_of
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
+from executor.observe.gradient_norm import gradient_norm
 from executor.observe.recorder import Recorder
 from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
 from profiles.ranks.rank import Rank
+from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.randomness import silence
 from profiles.workloads.workload import Workload
 
 
@@ -28,7 +39,8 @@ class Trainer:
     """This rank's part of a plan; without a mesh, of a plan for one device. All ranks step the same plans in order.
 
     `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any. `adapt`
-    changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised.
+    changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised. A silent one draws no
+    random numbers. `num_steps` are those taken, on which random numbers depend.
     """
 
     def __init__(
@@ -41,28 +53,33 @@ class Trainer:
         edges: Edges | None = None,
         adapt: Callable[[nn.Module], None] | None = None,
         adapt_loss: Callable[[Loss], Loss] | None = None,
+        is_silent: bool = False,
     ) -> None:
-        self.plan, self.workload, self.device = plan, workload, rank.device
+        self.plan, self.workload, self.device, self.seed = plan, workload, rank.device, seed
+        self.num_steps, self.measures_norm, self.gradient_norm = 0, False, 0.0
         self.place: Coordinates = coordinates(plan, rank.rank)
         self.recorder = Recorder(device=rank.device)
         self.loss = loss_over(plan, workload.loss, mesh)
         if adapt_loss is not None:
             self.loss = adapt_loss(self.loss)
+        self.groups = groups_of(plan, mesh)
         self.modules: dict[int, nn.Module] = {}
+        self.buffers: dict[int, dict[str, Tensor]] = {}
         self.reductions: list[Reduction] = []
-        copies = mesh if plan.data_parallel * plan.context_parallel > 1 else None
+        self.draws = False
         for index in stages_of(plan, self.place.pipeline):
             stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
             if adapt is not None:
                 adapt(stage)
-            self.modules[index] = stage if copies is None else self._averaged(stage, copies)
+            if is_silent:
+                silence(stage)
+            self.draws |= stage.draws and not is_silent
+            self.buffers[index] = saved_buffers(stage)
+            self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
-        if mesh is not None and plan.pipeline_parallel > 1:
-            group = mesh["pipeline"].get_group()
-            self.pipeline = Pipeline(self.modules, plan, group, self.loss, self.recorder, edges)
-        self.replicas = replica_mesh(plan, copies).get_group() if copies is not None and plan.zero_stage < 2 else None
-        shares_experts = mesh is not None and plan.expert_parallel > 1
-        self.expert_replicas = mesh["expert_replicas"].get_group() if mesh is not None and shares_experts else None
+        if self.groups.stages is not None:
+            self.pipeline = Pipeline(self.modules, plan, self.groups.stages, self.loss, self.recorder, edges)
+        self.replicas = self.groups.replicas[0] if self.groups.replicas and plan.zero_stage < 2 else None
         self.optimizer = build_optimizer(self.parameters(), self.replicas if plan.zero_stage == 1 else None)
         # Taken now: DDP over split parameters hides them behind plain attributes from its first forward on.
         self.named_parameters = {index: dict(module.named_parameters()) for index, module in self.modules.items()}
@@ -82,23 +99,24 @@ class Trainer:
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
         inputs, targets = self._own_slice(inputs), self._own_slice(targets)
+        if self.draws:
+            self._seed()
         self.recorder.begin()
         with loss_context(self.plan):
             if self.pipeline is not None:
                 loss = self.pipeline.step(inputs, targets)
             else:
                 loss = self._accumulate(inputs, targets)
-        if self.expert_replicas is not None:
-            average_experts(self.parameters(), self.expert_replicas, self.plan.data_parallel)
-            self.recorder.extend(BACKWARD)
-        if self.replicas is not None and averages_after_the_step(self.plan):
-            average_after(self.parameters(), self.replicas, self.recorder)
-            # As with DDP, whose last backward pass ends when the gradients are averaged.
-            self.recorder.extend(BACKWARD, WEIGHT)
+        self._average()
+        if self.measures_norm:
+            held = (parameter for named in self.named_parameters.values() for parameter in named.values())
+            self.gradient_norm = gradient_norm(held, self.groups.stages)
         start = self.recorder.now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._accumulates_in_buckets)
         self.recorder.note(OPTIMIZER, -1, start)
+        self.num_steps += 1
+        self._send_buffers()
         return loss, self.recorder.finish()
 
     @property
@@ -125,6 +143,30 @@ class Trainer:
         module, reduction = average_gradients(stage, self.plan, mesh, self.recorder)
         self.reductions += [] if reduction is None else [reduction]
         return module
+
+    def _average(self) -> None:
+        """Average what neither DDP nor FSDP has averaged in the backward pass."""
+        if self.groups.expert_replicas is not None:
+            average_experts(self.parameters(), self.groups.expert_replicas, self.plan.data_parallel)
+            self.recorder.extend(BACKWARD)
+        if self.replicas is not None and averages_after_the_step(self.plan):
+            average_after(self.parameters(), self.replicas, self.recorder)
+            # As with DDP, whose last backward pass ends when the gradients are averaged.
+            self.recorder.extend(BACKWARD, WEIGHT)
+        if self.plan.zero_stage >= 2:
+            left = [parameter for module in self.modules.values() for parameter in left_whole(module)]
+            for group in self.groups.replicas if left else ():
+                average_after(left, group, self.recorder)
+
+    def _send_buffers(self) -> None:
+        buffers = [buffer for of_stage in self.buffers.values() for buffer in of_stage.values()]
+        for group in self.groups.replicas if buffers else ():
+            broadcast_buffers(buffers, group)
+
+    def _seed(self) -> None:
+        """Random numbers of a step depend on it and on the samples alone; ranks that share samples draw the same."""
+        place = (self.place.pipeline * self.plan.data_parallel + self.place.data) * self.plan.context_parallel
+        torch.manual_seed((self.seed * 1_000_003 + self.num_steps) * 65_537 + place + self.place.context)
 
     def _own_slice(self, samples: Tensor) -> Tensor:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""

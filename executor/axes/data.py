@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def average_gradients(
         stage,
         device_mesh=replicas,
         gradient_as_bucket_view=True,
-        # Ranks start equal by construction, see build_stage, and buffers never change.
+        # Ranks start equal by construction, see build_stage, and buffers are sent once a step, whoever averages.
         init_sync=False,
         **_keep_buffers(),
         **bucket_options(plan.codec, stage),
@@ -72,16 +73,32 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     low = torch.bfloat16 if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
+    shared, scalars = _shared_parameters(stage), set(left_whole(stage))
     with outside_fakes():
         for module in (*stage.layers, stage):
+            # What several layers hold is the stage's: it is gathered before the first of them and kept for the last.
+            if module is not stage and not shared.isdisjoint(module.parameters()):
+                continue
             fully_shard(
                 module,
                 mesh=replicas,
                 reshard_after_forward=plan.zero_stage == 3,
                 mp_policy=policy,
                 shard_placement_fn=place,
+                ignored_params=scalars,
             )
     return stage
+
+
+def _shared_parameters(stage: Stage) -> set[nn.Parameter]:
+    """Parameters that more than one layer has."""
+    held = Counter(parameter for layer in stage.layers for parameter in set(layer.parameters()))
+    return {parameter for parameter, count in held.items() if count > 1}
+
+
+def left_whole(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that FSDP cannot cut, single numbers; their gradients are averaged after the step."""
+    return [parameter for parameter in module.parameters() if parameter.dim() == 0]
 
 
 def _shards(num_shards: int, parameter: nn.Parameter) -> Shard | None:
@@ -123,10 +140,21 @@ def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, 
     recorder.note(ALL_REDUCE, -1, ready)
 
 
+def broadcast_buffers(buffers: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """Give every rank of `group` the buffers of its first, as DDP does: statistics are of what that rank saw."""
+    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+        same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        message = torch.cat([buffer.flatten() for buffer in same])
+        dist.broadcast(message, group=group, group_src=0)
+        for buffer, value in zip(same, message.split([b.numel() for b in same]), strict=True):
+            buffer.copy_(value.view_as(buffer))
+
+
 def _whole_gradient(parameter: nn.Parameter) -> Tensor:
     """The memory of a parameter's gradient on this rank, summed first where the tensor axis left sums open."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
     gradient = parameter.grad
-    assert gradient is not None
     if isinstance(gradient, DTensor):
         assert isinstance(parameter.data, DTensor)
         gradient = gradient.redistribute(placements=parameter.data.placements)

@@ -8,36 +8,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint
 
 from executor.axes.context import place_layer, set_core
 from executor.axes.experts import place_experts
+from executor.axes.recompute import Recomputed
 from executor.axes.tensor import split_layer
 from executor.fake_group import outside_fakes
 from executor.mesh import Coordinates
 from planner.plans import Plan, recomputed_layers
 from profiles.workloads.precision import computing, lower
+from profiles.workloads.randomness import holds_dropout
 from profiles.workloads.workload import Workload
 
 
 class Stage(nn.Module):
-    """Consecutive layers that one rank runs; `recomputed` tells which of them keep their input alone."""
+    """Consecutive layers that one rank runs; `calls` are they, or what recomputes them, one each.
 
-    def __init__(self, layers: nn.Sequential, recomputed: tuple[bool, ...], precision: str, device_kind: str) -> None:
+    `draws` tells whether any of them draws random numbers.
+    """
+
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        calls: tuple[nn.Module | Recomputed, ...],
+        precision: str,
+        device_kind: str,
+        draws: bool,
+    ) -> None:
         super().__init__()
-        self.layers, self.recomputed = layers, recomputed
+        self.layers = layers
+        # In a tuple, so that layers are not registered once more.
+        self.calls = calls
         self.precision, self.device_kind = precision, device_kind
+        self.draws = draws
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Token ids or hidden states to hidden states or logits."""
         # Entered here rather than around the step, so that pipeline stages and the reference do the same.
         with computing(self.precision, self.device_kind):
-            for layer, recomputed in zip(self.layers, self.recomputed, strict=True):
-                if recomputed:
-                    # There is no dropout, so no random state has to be kept.
-                    hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    hidden = layer(hidden)
+            for call in self.calls:
+                hidden = call(hidden)
         return hidden
 
 
@@ -63,7 +73,7 @@ def build_stage(
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None
     for position, layer in zip(range(start, stop), layers, strict=True):
         spec = workload.layers[position]
-        set_core(layer, spec, context, plan.recompute == "selective" and position in covered)
+        set_core(layer, spec, context, plan.recompute == "selective" and position in covered, holds_dropout(layer))
         place_layer(layer, plan, place)
         if mesh is not None and plan.expert_parallel > 1:
             place_experts(layer, mesh["experts"])
@@ -72,5 +82,13 @@ def build_stage(
                 split_layer(layer, spec, plan, mesh["tensor"])
         if plan.compiled:
             layer.compile()
-    recomputed = tuple(plan.recompute == "full" and position in covered for position in range(start, stop))
-    return Stage(layers, recomputed, plan.precision, device.type)
+    calls = tuple(
+        Recomputed(layer, _draws(workload, layer)) if plan.recompute == "full" and position in covered else layer
+        for position, layer in zip(range(start, stop), layers, strict=True)
+    )
+    return Stage(layers, calls, plan.precision, device.type, any(_draws(workload, layer) for layer in layers))
+
+
+def _draws(workload: Workload, layer: nn.Module) -> bool:
+    """Whether a layer draws random numbers, as far as that can be told: what a user's own code does cannot."""
+    return workload.whole is not None or holds_dropout(layer)

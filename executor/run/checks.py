@@ -32,6 +32,7 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         can_pipeline=workload.can_pipeline,
         is_transformer=workload.spec.reads_text,
         num_experts=workload.num_experts,
+        shared_weights=workload.shared_weights,
     )
 
 

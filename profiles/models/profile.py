@@ -115,7 +115,10 @@ class LayerProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """A traced model: its distinct layers at each precision, and the order in which they stand."""
+    """A traced model: its distinct layers at each precision, and the order in which they stand.
+
+    `num_shared` parameters stand in more than one layer of a user's own, beyond the first.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -135,6 +138,7 @@ class ModelProfile:
     traced_with: str
     num_experts: Whole = 0
     experts_per_token: Whole = 0
+    num_shared: Whole = 0
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -192,7 +196,7 @@ class ModelProfile:
         """Parameters of the whole model; tied ones count once."""
         layers = next(iter(self.layers))
         total = sum(float(evaluate(layer.num_parameters, 1, 1, 1)) for layer in self.each_layer(layers))
-        return round(total - (self.vocab_size * self.hidden_size if self.tied_embeddings else 0))
+        return round(total - self.num_shared - (self.vocab_size * self.hidden_size if self.tied_embeddings else 0))
 
     def model_flops(self, batch: int, sequence: int) -> float:
         """FLOPs a training step must do for `batch` samples: three times the forward pass, no recomputation."""

@@ -27,7 +27,9 @@ class LayerSpec:
 class Workload:
     """A model to train: its layers in order and what the planner asks about its sizes.
 
-    `answers_once`: one answer for a whole sample, rather than one for each token of it.
+    `answers_once`: one answer for a whole sample, rather than one for each token of it. `whole` builds a user's model
+    at once, with weights that its own code gives them; `shared_weights` are names of those that several of its layers
+    share, and `num_shared` how many parameters are counted twice for it.
     """
 
     spec: WorkloadSpec
@@ -44,6 +46,9 @@ class Workload:
     num_experts: int = 0
     experts_per_token: int = 0
     answers_once: bool = False
+    whole: Callable[[], nn.Sequential] | None = None
+    shared_weights: tuple[str, ...] = ()
+    num_shared: int = 0
 
     def example_targets(self, inputs: Tensor) -> Tensor:
         """Answers of the right shape for some inputs, all 0. Shapes: (batch,), or (batch, sequence)."""
@@ -56,8 +61,8 @@ class Workload:
 
     @property
     def can_pipeline(self) -> bool:
-        """Whether the model is a sequence that can be cut; a tied embedding would sit on two stages."""
-        return len(self.layers) > 1 and not self.tied_embeddings
+        """Whether the model is a sequence that can be cut; a tied weight would sit on two stages."""
+        return len(self.layers) > 1 and not self.tied_embeddings and not self.shared_weights
 
     def build_layer(self, position: int) -> nn.Module:
         """The layer at `position`, its weights as its own code leaves them.
@@ -69,7 +74,14 @@ class Workload:
             return layer.build()
 
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
-        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone."""
+        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone.
+
+        A user's own code chooses its weights itself, all of them at once: layers that share one go on doing so.
+        """
+        if self.whole is not None:
+            with torch.random.fork_rng(devices=[]), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
+                torch.manual_seed(seed)
+                return nn.Sequential(*list(self.whole())[start:stop])
         modules = nn.Sequential()
         for position in range(start, stop):
             with torch.random.fork_rng(devices=[]):
