@@ -29,7 +29,11 @@ MIXED = ("bf16", "fp8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSpec:
-    """What is trained, enough to build it: a transformers configuration or the user's own factory."""
+    """What is trained, enough to build it: a transformers configuration or the user's own factory.
+
+    `task` says what it is trained for, where its own module is trained rather than blocks of a known family; `weights`
+    is a local folder that they are read from.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -37,11 +41,14 @@ class WorkloadSpec:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     factory: str = ""
+    task: str = ""
+    weights: str = ""
 
     @property
     def reads_text(self) -> bool:
         """Whether it is a transformer of tokens, with norms, attention and vocabulary where they are expected."""
-        return self.kind == "transformers" and self.config.get("model_type") not in VISION_FAMILIES
+        is_family = self.kind == "transformers" and not self.task
+        return is_family and self.config.get("model_type") not in VISION_FAMILIES
 
     def check(self) -> None:
         """Check what the configuration says, for a file from elsewhere may say anything.
@@ -63,7 +70,8 @@ class WorkloadSpec:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify this workload."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        said = {name: value for name, value in asdict(self).items() if value or name not in ("task", "weights")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

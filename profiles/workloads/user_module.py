@@ -35,7 +35,7 @@ def from_factory(spec: WorkloadSpec) -> Workload:
     not what it should be.
     """
     with foreign_code(spec, f"cannot import {spec.factory}"):
-        factory = _import_factory(spec)
+        factory = import_factory(spec)
     with foreign_code(spec, f"{spec.factory} fails on the meta device, where it is built without weights"):
         with torch.device("meta"):
             model = factory()
@@ -122,7 +122,7 @@ class _Attributes:
         return InputError(f"{self.spec.factory}: its attribute {name} is {value!r:.100}: give {wanted}")
 
 
-def _import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
+def import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
     """The factory itself, from the current folder where that has such a module, else as it is installed."""
     here = os.getcwd()
     package = spec.module.partition(".")[0]

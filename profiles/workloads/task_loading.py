@@ -1,0 +1,104 @@
+"""The task that a configuration or a factory of the user's gives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiles.errors import InputError
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.hf_task import task_of_class, task_of_config
+from profiles.workloads.task import Batch, Sample, Task, samples_of, seeded, stack
+from profiles.workloads.task_names import class_of
+from profiles.workloads.trust import check_trusted
+from profiles.workloads.user_module import import_factory
+from profiles.workloads.workload import next_token_loss
+
+USUAL_TOKENS = 128
+
+
+def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file", size: int = 0) -> Task:
+    """The task of `spec`: of a configuration, or of a module that is among the `trusted` ones.
+
+    `where` is what names the model, for errors; `size` is that of its samples, 0 for the usual one.
+    Raises: InputError where the module is not trusted, transformers has no such class, or the code of either fails.
+    """
+    check_trusted(spec, trusted, where)
+    if spec.kind == "transformers":
+        return task_of_config(spec, size)
+    with foreign_code(spec, f"cannot import {spec.factory}"):
+        factory: Callable[[], Any] = import_factory(spec)
+    with foreign_code(spec, f"{spec.factory} fails"):
+        with torch.device("meta"):
+            given = factory()
+        return given if isinstance(given, Task) else _task_of_module(spec, factory, given, size)
+
+
+def _task_of_module(spec: WorkloadSpec, factory: Callable[[], Any], module: object, size: int) -> Task:
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"{spec.factory} gave a {type(module).__name__}: the factory must return an nn.Module or a Task"
+        )
+    if type(module).__module__.startswith("transformers.models."):
+        config: Any = module.config
+        named = type(module).__name__
+        written = {"model_type": config.model_type, "architectures": [named]}
+        _, task = class_of(spec.title, written, spec.task)
+        return task_of_class(spec, task, named, config, factory, size)
+    example = getattr(module, "example_input", None) or functools.partial(_tokens, spec, module)
+    loss = getattr(module, "loss", next_token_loss)
+    answers = getattr(module, "example_targets", None) or _targets
+    longest = int(getattr(module, "max_sequence_length", 0) or 0)
+    usual = size or min(USUAL_TOKENS, longest or USUAL_TOKENS)
+    return Task(
+        name="module",
+        build=factory,
+        example=functools.partial(_example, example, answers),
+        batches=functools.partial(_batches, example, answers, usual),
+        collate=stack,
+        loss=functools.partial(_plain_loss, loss),
+        unit="tokens",
+        size=usual,
+        longest_size=longest,
+        labels=("targets",),
+    )
+
+
+def _tokens(spec: WorkloadSpec, module: nn.Module, samples: int, size: int) -> Tensor:
+    sizes = [child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)]
+    vocabulary = int(getattr(module, "vocab_size", 0) or (sizes[0] if sizes else 0))
+    if not vocabulary:
+        raise InputError(
+            f"{spec.factory}: the module has no nn.Embedding, so that what it takes is not known: "
+            "give it example_input(samples, size), or return a Task"
+        )
+    return torch.randint(0, vocabulary, (samples, size))
+
+
+def _targets(inputs: Tensor) -> Tensor:
+    """Answers of next-token prediction. Shapes: those of the inputs."""
+    return torch.zeros(inputs.shape[:2], dtype=torch.long) if inputs.is_floating_point() else inputs.clone()
+
+
+def _example(
+    example: Callable[[int, int], Tensor], answers: Callable[[Tensor], Tensor], samples: int, size: int
+) -> Batch:
+    inputs = example(samples, size)
+    return {"inputs": inputs, "targets": answers(inputs)}
+
+
+def _batches(
+    example: Callable[[int, int], Tensor], answers: Callable[[Tensor], Tensor], size: int, step: int, samples: int
+) -> list[Sample]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(step, 0).initial_seed())
+        return samples_of(_example(example, answers, samples, size))
+
+
+def _plain_loss(loss: Callable[[Tensor, Tensor], Tensor], module: nn.Module, batch: Batch) -> Tensor:
+    return loss(module(batch["inputs"]), batch["targets"])
