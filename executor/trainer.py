@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from executor.axes.data import (
@@ -20,8 +22,10 @@ from executor.axes.data import (
 )
 from executor.axes.experts import average_experts
 from executor.axes.optimizer import build_optimizer
-from executor.axes.parallelize import Stage, build_stage
+from executor.axes.parallelize import build_stage
+from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
+from executor.axes.task_part import TaskPart, on_device
 from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.mesh import Coordinates, coordinates, groups_of
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
@@ -64,7 +68,7 @@ class Trainer:
             self.loss = adapt_loss(self.loss)
         self.groups = groups_of(plan, mesh)
         self.modules: dict[int, nn.Module] = {}
-        self.buffers: dict[int, dict[str, Tensor]] = {}
+        self.buffers: dict[str, Tensor] = {}
         self.reductions: list[Reduction] = []
         self.draws = False
         for index in stages_of(plan, self.place.pipeline):
@@ -74,15 +78,18 @@ class Trainer:
             if is_silent:
                 silence(stage)
             self.draws |= stage.draws and not is_silent
-            self.buffers[index] = saved_buffers(stage)
+            self.buffers |= {stage.global_name(path): buffer for path, buffer in saved_buffers(stage).items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
         if self.groups.stages is not None:
             self.pipeline = Pipeline(self.modules, plan, self.groups.stages, self.loss, self.recorder, edges)
         self.replicas = self.groups.replicas[0] if self.groups.replicas and plan.zero_stage < 2 else None
         self.optimizer = build_optimizer(self.parameters(), self.replicas if plan.zero_stage == 1 else None)
-        # Taken now: DDP over split parameters hides them behind plain attributes from its first forward on.
-        self.named_parameters = {index: dict(module.named_parameters()) for index, module in self.modules.items()}
+        # By global name. Taken now: DDP over split parameters hides them behind plain attributes from its first forward
+        # on.
+        self.named_parameters = {
+            name: parameter for module in self.modules.values() for name, parameter in _named_parameters(module)
+        }
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
         # beside them: four bytes per parameter more.
         self._accumulates_in_buckets = bool(self.reductions) and plan.num_microbatches > 1
@@ -92,25 +99,22 @@ class Trainer:
         for module in self.modules.values():
             yield from module.parameters()
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, StepTrace]:
-        """One optimizer step on this replica's slice of the global batch.
+    def step(self, *batch: Any) -> tuple[Tensor | None, StepTrace]:
+        """One optimizer step on this replica's slice of the global batch: inputs and targets, or a task's samples.
 
         The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
-        inputs, targets = self._own_slice(inputs), self._own_slice(targets)
+        slices = [self._own_slice(samples) for samples in batch]
+        parts = self._microbatches(slices) if self.pipeline is None else []
         if self.draws:
             self._seed()
         self.recorder.begin()
         with loss_context(self.plan):
-            if self.pipeline is not None:
-                loss = self.pipeline.step(inputs, targets)
-            else:
-                loss = self._accumulate(inputs, targets)
+            loss = self._accumulate(parts) if self.pipeline is None else self.pipeline.step(*slices)
         self._average()
         if self.measures_norm:
-            held = (parameter for named in self.named_parameters.values() for parameter in named.values())
-            self.gradient_norm = gradient_norm(held, self.groups.stages)
+            self.gradient_norm = gradient_norm(self.named_parameters.values(), self.groups.stages)
         start = self.recorder.now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._accumulates_in_buckets)
@@ -139,8 +143,9 @@ class Trainer:
         """Tensors that outlive a step and come from other threads, which no counter on this thread sees."""
         return [tensor for reduction in self.reductions for tensor in reduction.held_tensors]
 
-    def _averaged(self, stage: Stage, mesh: DeviceMesh) -> nn.Module:
-        module, reduction = average_gradients(stage, self.plan, mesh, self.recorder)
+    def _averaged(self, stage: Part, mesh: DeviceMesh) -> nn.Module:
+        leaves_unused = isinstance(stage, TaskPart) and stage.leaves_unused()
+        module, reduction = average_gradients(stage, self.plan, mesh, self.recorder, leaves_unused)
         self.reductions += [] if reduction is None else [reduction]
         return module
 
@@ -159,37 +164,54 @@ class Trainer:
                 average_after(left, group, self.recorder)
 
     def _send_buffers(self) -> None:
-        buffers = [buffer for of_stage in self.buffers.values() for buffer in of_stage.values()]
-        for group in self.groups.replicas if buffers else ():
-            broadcast_buffers(buffers, group)
+        for group in self.groups.replicas if self.buffers else ():
+            broadcast_buffers(list(self.buffers.values()), group)
 
     def _seed(self) -> None:
         """Random numbers of a step depend on it and on the samples alone; ranks that share samples draw the same."""
         place = (self.place.pipeline * self.plan.data_parallel + self.place.data) * self.plan.context_parallel
         torch.manual_seed((self.seed * 1_000_003 + self.num_steps) * 65_537 + place + self.place.context)
 
-    def _own_slice(self, samples: Tensor) -> Tensor:
+    def _own_slice(self, samples: Any) -> Any:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""
         size = self.plan.micro_batch_size * self.plan.num_microbatches
         own = samples[self.place.data * size : (self.place.data + 1) * size]
+        if not isinstance(own, Tensor):
+            return own
         if self.plan.context_parallel > 1:
             own = own.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous()
         return own.to(self.device)
 
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _microbatches(self, slices: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Micro-batches as what the module takes and what the loss takes beside its output."""
+        size, task = self.plan.micro_batch_size, self.workload.task
+        if task is None:
+            return list(zip(*(own.split(size) for own in slices), strict=True))
+        (samples,) = slices
+        starts = range(0, len(samples), size)
+        return [(on_device(task.collate(samples[start : start + size]), self.device), None) for start in starts]
+
+    def _accumulate(self, parts: Sequence[tuple[Any, Any]]) -> Tensor:
         """Forward and backward of consecutive micro-batches; DDP averages gradients over ranks in the last one only."""
-        (module,), size, count = self.modules.values(), self.plan.micro_batch_size, self.plan.num_microbatches
-        total = torch.zeros((), device=inputs.device)
-        for index, (tokens, wanted) in enumerate(zip(inputs.split(size), targets.split(size), strict=True)):
+        (module,), count = self.modules.values(), self.plan.num_microbatches
+        total = torch.zeros((), device=self.device)
+        for index, (given, wanted) in enumerate(parts):
             is_last = index == count - 1
             keep_gathered(module, kept=self.plan.zero_stage == 2 and not is_last)
             with paused(() if is_last else (module,)):
                 start = self.recorder.now()
                 # Nothing here holds the logits while the backward pass runs.
-                share = self.loss(module(tokens), wanted) / count
+                share = self.loss(module(given), wanted) / count
                 middle = self.recorder.now()
                 self.recorder.note(FORWARD, index, start, middle)
                 share.backward()
                 self.recorder.note(BACKWARD, index, middle)
             total += share.detach()
         return total
+
+
+def _named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A stage's parameters by global name, whatever is wrapped around it."""
+    stage = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(stage, Part)
+    return ((stage.global_name(path), parameter) for path, parameter in stage.named_parameters())

@@ -82,7 +82,7 @@ def gradients(plan: Plan, name: str) -> tuple[float, dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
 
     def note(*_: object) -> None:
-        for path, parameter in trainer.named_parameters[0].items():
+        for path, parameter in trainer.named_parameters.items():
             assert parameter.grad is not None
             found[path] = parameter.grad.clone()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.experts import expert_names
-from executor.axes.parallelize import Stage
+from executor.axes.part import Part
 from executor.fake_group import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.observe.recorder import Recorder
@@ -38,9 +37,12 @@ def averages_after_the_step(plan: Plan) -> bool:
 
 
 def average_gradients(
-    stage: Stage, plan: Plan, mesh: DeviceMesh, recorder: Recorder
+    stage: Part, plan: Plan, mesh: DeviceMesh, recorder: Recorder, leaves_unused: bool = False
 ) -> tuple[nn.Module, Reduction | None]:
-    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
+    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook.
+
+    `leaves_unused` tells that some parameters have no gradient in some or all steps.
+    """
     replicas = replica_mesh(plan, mesh)
     if plan.zero_stage >= 2:
         return shard(stage, plan, replicas), None
@@ -54,6 +56,7 @@ def average_gradients(
         gradient_as_bucket_view=True,
         # Ranks start equal by construction, see build_stage, and buffers are sent once a step, whoever averages.
         init_sync=False,
+        find_unused_parameters=leaves_unused,
         **_keep_buffers(),
         **bucket_options(plan.codec, stage),
     )
@@ -62,7 +65,7 @@ def average_gradients(
     return wrapped, reduction
 
 
-def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
+def shard(stage: Part, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
 
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
@@ -75,8 +78,8 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
     shared, scalars = _shared_parameters(stage), set(left_whole(stage))
     with outside_fakes():
-        for module in (*stage.layers, stage):
-            # What several layers hold is the stage's: it is gathered before the first of them and kept for the last.
+        for module in (*stage.units, stage):
+            # What others hold as well is the stage's: it is gathered before the first of them and kept for the last.
             if module is not stage and not shared.isdisjoint(module.parameters()):
                 continue
             fully_shard(
@@ -90,10 +93,14 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     return stage
 
 
-def _shared_parameters(stage: Stage) -> set[nn.Parameter]:
-    """Parameters that more than one layer has."""
-    held = Counter(parameter for layer in stage.layers for parameter in set(layer.parameters()))
-    return {parameter for parameter, count in held.items() if count > 1}
+def _shared_parameters(stage: Part) -> set[nn.Parameter]:
+    """Parameters that stand in more than one unit of a stage, or within one and outside of all."""
+    holders: dict[nn.Parameter, set[nn.Module]] = {}
+    owners = {part: unit for unit in stage.units for part in unit.modules()}
+    for part in stage.modules():
+        for parameter in part.parameters(recurse=False):
+            holders.setdefault(parameter, set()).add(owners.get(part, stage))
+    return {parameter for parameter, held in holders.items() if len(held) > 1}
 
 
 def left_whole(module: nn.Module) -> list[nn.Parameter]:

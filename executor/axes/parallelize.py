@@ -5,13 +5,18 @@ Every rank builds its layers from the seed and their positions, so nothing has t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.context import place_layer, set_core
 from executor.axes.experts import place_experts
+from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
+from executor.axes.task_part import build_task_part
 from executor.axes.tensor import split_layer
 from executor.fake_group import outside_fakes
 from executor.mesh import Coordinates
@@ -21,26 +26,35 @@ from profiles.workloads.randomness import holds_dropout
 from profiles.workloads.workload import Workload
 
 
-class Stage(nn.Module):
-    """Consecutive layers that one rank runs; `calls` are they, or what recomputes them, one each.
+class Stage(Part):
+    """Consecutive layers that one rank runs, from position `first` of the model on.
 
-    `draws` tells whether any of them draws random numbers.
+    `calls` are the layers, or what recomputes them, one each.
     """
 
     def __init__(
         self,
         layers: nn.Sequential,
         calls: tuple[nn.Module | Recomputed, ...],
-        precision: str,
+        plan: Plan,
         device_kind: str,
         draws: bool,
+        first: int,
     ) -> None:
-        super().__init__()
-        self.layers = layers
+        super().__init__(plan.precision, device_kind, draws)
+        self.layers, self.first = layers, first
         # In a tuple, so that layers are not registered once more.
         self.calls = calls
-        self.precision, self.device_kind = precision, device_kind
-        self.draws = draws
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The layers."""
+        return cast(Iterable[nn.Module], self.layers)
+
+    def global_name(self, path: str) -> str:
+        """The position in the whole model of the layer that has it, and the path within that."""
+        _, position, rest = path.split(".", 2)
+        return f"{self.first + int(position)}.{rest}"
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Token ids or hidden states to hidden states or logits."""
@@ -59,9 +73,11 @@ def build_stage(
     device: torch.device,
     place: Coordinates,
     mesh: DeviceMesh | None,
-) -> Stage:
+) -> Part:
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
     num_layers = len(workload.layers)
+    if workload.task is not None:
+        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
     whole = workload.build(start, stop, seed)
     layers = nn.Sequential(
@@ -86,7 +102,7 @@ def build_stage(
         Recomputed(layer, _draws(workload, layer)) if plan.recompute == "full" and position in covered else layer
         for position, layer in zip(range(start, stop), layers, strict=True)
     )
-    return Stage(layers, calls, plan.precision, device.type, any(_draws(workload, layer) for layer in layers))
+    return Stage(layers, calls, plan, device.type, any(_draws(workload, layer) for layer in layers), start)
 
 
 def _draws(workload: Workload, layer: nn.Module) -> bool:

@@ -193,28 +193,18 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 
     Moments that are not there yet are made.
     """
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
-    for index, parameters in trainer.named_parameters.items():
-        for path, buffer in trainer.buffers[index].items():
-            state[f"model.{_name(trainer, index, path)}"] = buffer
-        for path, parameter in parameters.items():
-            name = _name(trainer, index, path)
-            state[f"model.{name}"] = _placed(parameter, parameter)
-            if not trainer.updates(parameter):
-                continue
-            own = moments.setdefault(parameter, {})
-            if not own:
-                own["step"] = torch.zeros((), dtype=torch.float32)
-                own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-            state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+    for name, parameter in trainer.named_parameters.items():
+        state[f"model.{name}"] = _placed(parameter, parameter)
+        if not trainer.updates(parameter):
+            continue
+        own = moments.setdefault(parameter, {})
+        if not own:
+            own["step"] = torch.zeros((), dtype=torch.float32)
+            own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+        state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
     return state
-
-
-def _name(trainer: Trainer, stage: int, path: str) -> str:
-    """What one device would call what a stage has at `path`."""
-    _, position, rest = path.removeprefix("module.").split(".", 2)
-    return f"{trainer.plan.stage_bounds[stage] + int(position)}.{rest}"
 
 
 def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:

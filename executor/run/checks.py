@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from executor.legality import check_text
+from executor.run.own_data import WAYS
 from planner.legality import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
@@ -15,6 +16,7 @@ from profiles.errors import EnvironmentFailure, InputError
 from profiles.ranks.environment import ranks_per_host
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
+from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
 
 
@@ -36,11 +38,14 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
     )
 
 
-def check_data(file: PlanFile, workload: Workload) -> None:
-    """Check that bytes as tokens fit the model, or images.
+def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:
+    """Check that what is fed fits the model: bytes as tokens, images, or data of its own, whatever that is.
 
-    Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens.
+    Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens and
+    no data is given that it does take.
     """
+    if workload.task is not None:
+        return
     if workload.answers_once:
         if file.sequence_length != workload.max_sequence_length:
             raise InputError(
@@ -48,11 +53,16 @@ def check_data(file: PlanFile, workload: Workload) -> None:
                 f"{file.sequence_length}: plan again with --sequence-length {workload.max_sequence_length}"
             )
         return
-    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length)
+    is_module = workload.spec.kind == "module"
+    if is_module and (is_factory(data) or data.endswith(".npz")):
+        return
     with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
         example = workload.example_input(1, 8)
     if not isinstance(example, Tensor) or example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
-        raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")
+        raise InputError(
+            f"{workload.spec.name} does not take token ids (batch, sequence), which text is fed as: {WAYS}"
+        )
+    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length, WAYS if is_module else "")
 
 
 def check_precision(plan: Plan, device_kind: str) -> None:

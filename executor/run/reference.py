@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from executor.run.batches import Samples
+from executor.run.batches import Data
 from executor.run.measurement import LossCheck, Status
 from executor.trainer import Trainer
 from planner.plans import Plan
@@ -57,7 +57,7 @@ class Reference:
 
 
 def reference_of(
-    workload: Workload, plans: Sequence[Plan], samples: Samples, rank: Rank, num_parameters: int
+    workload: Workload, plans: Sequence[Plan], samples: Data, rank: Rank, num_parameters: int
 ) -> Reference:
     """The first steps on this one device, of plans of one precision.
 
@@ -91,7 +91,7 @@ def reference_of(
     )
 
 
-def first_steps(trainer: Trainer, samples: Samples, num_steps: int) -> Checked:
+def first_steps(trainer: Trainer, samples: Data, num_steps: int) -> Checked:
     """Losses and gradient norms of the first steps of a trainer that has taken none."""
     losses, norms = [], []
     trainer.measures_norm = True

@@ -16,7 +16,7 @@ from executor.observe.events import StepTrace
 from executor.observe.live_tensors import LiveTensors
 from executor.observe.time_parts import RankTraces
 from executor.observe.tracing import Profiled, exchange_seconds, profiled, write_trace
-from executor.run.batches import Samples
+from executor.run.batches import Data
 from executor.run.checkpoint import (
     Checkpoints,
     Progress,
@@ -65,7 +65,7 @@ class Runner:
         plan: Plan,
         workload: Workload,
         rank: Rank,
-        samples: Samples,
+        samples: Data,
         meshes: Meshes,
         checkpoints: Checkpoints | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,

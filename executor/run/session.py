@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from executor.mesh import Meshes
 from executor.observe.time_parts import median_parts, median_spans, step_seconds
-from executor.run.batches import Samples, load_samples
+from executor.run.batches import Data, load_data
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, restarted
 from executor.run.measurement import Measurement
 from executor.run.reference import Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Outcome, Runner
+from executor.run.subject import load_subject
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
@@ -27,7 +28,6 @@ from profiles.machines.load import load_of
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.ranks.stores import num_restarts
 from profiles.workloads.foreign_code import calling_foreign_code
-from profiles.workloads.loading import load_workload
 from profiles.workloads.workload import Workload
 
 BLOCK_STEPS = 5
@@ -67,7 +67,7 @@ class Session:
     file: PlanFile
     order: Order
     workload: Workload
-    samples: Samples
+    samples: Data
     rank: Rank
     meshes: Meshes
 
@@ -88,12 +88,12 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
                 newest = latest(Path(order.checkpoints.folder))
                 report(0.0, "started again", notice=restarted(num_restarts(), newest))
                 order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
-        workload = load_workload(file.workload, payload["trusted"])
+        workload = load_subject(file, payload["trusted"], order.data_file)
         session = Session(
             file=file,
             order=order,
             workload=workload,
-            samples=load_samples(order.data_file, workload, file.sequence_length, order.seed),
+            samples=load_data(order.data_file, workload, file.sequence_length, order.seed),
             rank=rank,
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )

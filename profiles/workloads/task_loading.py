@@ -36,7 +36,11 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     with foreign_code(spec, f"{spec.factory} fails"):
         with torch.device("meta"):
             given = factory()
-        return given if isinstance(given, Task) else _task_of_module(spec, factory, given, size)
+        if isinstance(given, Task):
+            # Again, because a module that the task holds has no weights on the meta device.
+            again: Task = factory()
+            return again
+        return _task_of_module(spec, factory, given, size)
 
 
 def _task_of_module(spec: WorkloadSpec, factory: Callable[[], Any], module: object, size: int) -> Task:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from profiles.models.families import BlockPaths, Style
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,8 @@ class Workload:
 
     `answers_once`: one answer for a whole sample, rather than one for each token of it. `whole` builds a user's model
     at once, with weights that its own code gives them; `shared_weights` are names of those that several of its layers
-    share, and `num_shared` how many parameters are counted twice for it.
+    share, and `num_shared` how many parameters are counted twice for it. With a `task`, its module is trained as it is:
+    then layers are only counted, as what runs before its blocks, each block, and what runs behind them.
     """
 
     spec: WorkloadSpec
@@ -49,6 +51,7 @@ class Workload:
     whole: Callable[[], nn.Sequential] | None = None
     shared_weights: tuple[str, ...] = ()
     num_shared: int = 0
+    task: Task | None = None
 
     def example_targets(self, inputs: Tensor) -> Tensor:
         """Answers of the right shape for some inputs, all 0. Shapes: (batch,), or (batch, sequence)."""
@@ -62,7 +65,7 @@ class Workload:
     @property
     def can_pipeline(self) -> bool:
         """Whether the model is a sequence that can be cut; a tied weight would sit on two stages."""
-        return len(self.layers) > 1 and not self.tied_embeddings and not self.shared_weights
+        return len(self.layers) > 1 and not (self.tied_embeddings or self.shared_weights or self.task)
 
     def build_layer(self, position: int) -> nn.Module:
         """The layer at `position`, its weights as its own code leaves them.

@@ -1,0 +1,111 @@
+"""A task's module on one rank, as its author wrote it, with its loss; its repeated blocks are recomputed and sharded.
+
+Every rank builds the whole module from the seed, or with the weights that its own code reads, so nothing has to be sent
+before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from executor.axes.part import Part
+from executor.axes.recompute import Recomputed
+from planner.plans import Plan, recomputed_layers
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.precision import computing
+from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task import Batch, Task
+
+PREFIX = "module."
+
+
+class TaskPart(Part):
+    """A module and its loss; a forward pass takes a batch and gives that loss."""
+
+    def __init__(self, module: nn.Module, task: Task, precision: str, device_kind: str) -> None:
+        super().__init__(precision, device_kind, draws=True)
+        self.module, self.task = module, task
+        self.blocks = tuple(repeated_blocks(module).values())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        with computing(self.precision, self.device_kind):
+            return self.task.loss(self.module, batch)
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The blocks."""
+        return self.blocks
+
+    def global_name(self, path: str) -> str:
+        """The module's own name for what it has at `path`."""
+        return path.removeprefix(PREFIX)
+
+    def leaves_unused(self) -> bool:
+        """Whether a step may leave parameters without a gradient, as the first sample does, or layers that are dropped.
+
+        It is worked off once, which changes nothing.
+        """
+        if any(_drops_layers(part) for part in self.module.modules()):
+            return True
+        device = next(self.module.parameters()).device
+        before = {name: buffer.clone() for name, buffer in saved_buffers(self).items()}
+        with torch.random.fork_rng():
+            self(on_device(self.task.collate(self.task.batches(0, 1)), device)).backward()
+        with torch.no_grad():
+            for name, buffer in saved_buffers(self).items():
+                buffer.copy_(before[name])
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        unused = any(parameter.grad is None for parameter in trained)
+        for parameter in trained:
+            parameter.grad = None
+        return unused
+
+
+def _drops_layers(part: nn.Module) -> bool:
+    """Whether a module says of itself, or of its configuration, that it leaves out whole layers at random."""
+    for said in (part, getattr(part, "config", None)):
+        values = ((name, value) for name, value in getattr(said, "__dict__", {}).items() if "layerdrop" in name.lower())
+        if any(isinstance(value, float) and value > 0 for _, value in values):
+            return True
+    return False
+
+
+def build_task_part(
+    spec: WorkloadSpec, task: Task, plan: Plan, num_layers: int, seed: int, device: torch.device
+) -> TaskPart:
+    """The module of a task on `device`, its blocks recomputed as the plan says.
+
+    Raises: InputError where its code fails.
+    """
+    with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
+        torch.manual_seed(seed)
+        module = task.build().train()
+    part = TaskPart(module.to(device), task, plan.precision, device.type)
+    # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
+    positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
+    for block in (part.blocks[position - 1] for position in positions if position <= len(part.blocks)):
+        recompute_block(block)
+    return part
+
+
+def recompute_block(block: nn.Module) -> None:
+    """Let a block keep its inputs alone; whatever calls it, or hooks into its calls, sees the block as before."""
+    block.forward = Recomputed(block, draws=True, forward=block.forward)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A batch, or what is in one, with its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(part, device) for part in value)
+    return value
