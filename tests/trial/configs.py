@@ -204,7 +204,6 @@ TRACED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("llama", {"model_type": None}, "model_type"),
     ("llama", {"model_type": ["llama"]}, "model_type"),
     ("llama", {"dtype": "nonsense"}, "dtype"),
-    ("mistral", {"sliding_window": 64}, "sliding"),
     ("mistral", {"sliding_window": "x"}, "sliding"),
     ("qwen3", {"num_attention_heads": 7}, "num_attention_heads|num_key_value_heads"),
     ("qwen3", {"layer_types": ["nonsense"]}, "layer_types"),
