@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from planner.plans import Plan, recomputed_layers
+from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
@@ -82,7 +83,7 @@ def build_task_part(
 ) -> TaskPart:
     """The module of a task on `device`, its blocks recomputed as the plan says.
 
-    Raises: InputError where its code fails.
+    Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
     with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
         torch.manual_seed(seed)
@@ -90,8 +91,12 @@ def build_task_part(
     part = TaskPart(module.to(device), task, plan.precision, device.type)
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
-    for block in (part.blocks[position - 1] for position in positions if position <= len(part.blocks)):
-        recompute_block(block)
+    if len(positions) > len(part.blocks):
+        raise PlanError(
+            f"plan {plan.id} recomputes {len(positions)} blocks, {spec.title} has {len(part.blocks)}: plan again"
+        )
+    for position in positions:
+        recompute_block(part.blocks[position - 1])
     return part
 
 

@@ -12,7 +12,7 @@ from executor.run.own_data import WAYS
 from planner.legality import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
-from profiles.errors import EnvironmentFailure, InputError
+from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.ranks.environment import ranks_per_host
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
@@ -36,6 +36,19 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         num_experts=workload.num_experts,
         shared_weights=workload.shared_weights,
     )
+
+
+def check_task(plan: Plan, workload: Workload) -> None:
+    """Check that a task's module can be trained as the plan says.
+
+    Raises: PlanError.
+    """
+    if workload.task is None:
+        return
+    if plan.precision == "fp8":
+        raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
+    if plan.compiled:
+        raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
 
 
 def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:

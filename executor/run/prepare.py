@@ -11,7 +11,7 @@ from executor.legality import check_plan, choose
 from executor.run.batches import data_name, load_data
 from executor.run.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.run.checkpoint_index import read_index
-from executor.run.checks import check_data, check_devices, check_precision, facts_of_workload
+from executor.run.checks import check_data, check_devices, check_precision, check_task, facts_of_workload
 from executor.run.session import Order
 from executor.run.subject import load_subject
 from planner.plans import Plan
@@ -81,6 +81,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
         check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
+        check_task(file.candidates[index].plan, workload)
         check_precision(file.candidates[index].plan, device_kind)
     check_data(file, workload, path)
     for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
