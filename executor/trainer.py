@@ -26,6 +26,7 @@ from executor.axes.parallelize import build_stage
 from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
 from executor.axes.task_part import TaskPart, on_device
+from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.mesh import Coordinates, coordinates, groups_of
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, WEIGHT, StepTrace
@@ -34,7 +35,6 @@ from executor.observe.recorder import Recorder
 from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
 from profiles.ranks.rank import Rank
-from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.randomness import silence
 from profiles.workloads.workload import Workload
 
@@ -78,7 +78,7 @@ class Trainer:
             if is_silent:
                 silence(stage)
             self.draws |= stage.draws and not is_silent
-            self.buffers |= {stage.global_name(path): buffer for path, buffer in saved_buffers(stage).items()}
+            self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
         if self.groups.stages is not None:
@@ -106,15 +106,19 @@ class Trainer:
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
         slices = [self._own_slice(samples) for samples in batch]
-        parts = self._microbatches(slices) if self.pipeline is None else []
+        parts = self._microbatches(slices) if self.pipeline is None or self.workload.task is not None else []
         if self.draws:
             self._seed()
         self.recorder.begin()
         with loss_context(self.plan):
-            loss = self._accumulate(parts) if self.pipeline is None else self.pipeline.step(*slices)
+            if self.pipeline is not None:
+                loss = self.pipeline.step(*(self._told(parts) if parts else slices))
+            else:
+                loss = self._accumulate(parts)
         self._average()
         if self.measures_norm:
-            self.gradient_norm = gradient_norm(self.named_parameters.values(), self.groups.stages)
+            counted = (self.named_parameters[name] for name in self.named_parameters if name not in self._elsewhere)
+            self.gradient_norm = gradient_norm(counted, self.groups.stages)
         start = self.recorder.now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._accumulates_in_buckets)
@@ -158,6 +162,9 @@ class Trainer:
             average_after(self.parameters(), self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.
             self.recorder.extend(BACKWARD, WEIGHT)
+        for stage in self._task_stages:
+            assert self.groups.stages is not None
+            stage.add_up(self.named_parameters, self.groups.stages)
         if self.plan.zero_stage >= 2:
             left = [parameter for module in self.modules.values() for parameter in left_whole(module)]
             for group in self.groups.replicas if left else ():
@@ -190,6 +197,22 @@ class Trainer:
         (samples,) = slices
         starts = range(0, len(samples), size)
         return [(on_device(task.collate(samples[start : start + size]), self.device), None) for start in starts]
+
+    def _told(self, parts: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+        """Tell a task's stages their micro-batches, which go through the pipeline by their numbers."""
+        for stage in self._task_stages:
+            stage.microbatches = [given for given, _ in parts]
+        numbers = torch.arange(len(parts), device=self.device)
+        return numbers, numbers
+
+    @property
+    def _task_stages(self) -> list[TaskStage]:
+        return [stage for stage in self.modules.values() if isinstance(stage, TaskStage)]
+
+    @property
+    def _elsewhere(self) -> frozenset[str]:
+        """Parameters whose gradients another stage counts."""
+        return frozenset().union(*(stage.counted_elsewhere for stage in self._task_stages))
 
     def _accumulate(self, parts: Sequence[tuple[Any, Any]]) -> Tensor:
         """Forward and backward of consecutive micro-batches; DDP averages gradients over ranks in the last one only."""

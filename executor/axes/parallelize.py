@@ -17,6 +17,7 @@ from executor.axes.experts import place_experts
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from executor.axes.task_part import build_task_part
+from executor.axes.task_stage import build_task_stage
 from executor.axes.tensor import split_layer
 from executor.fake_group import outside_fakes
 from executor.mesh import Coordinates
@@ -76,6 +77,8 @@ def build_stage(
 ) -> Part:
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
     num_layers = len(workload.layers)
+    if workload.task is not None and plan.pipeline_parallel > 1:
+        return build_task_stage(workload.spec, workload.task, plan, num_layers, stage, seed, device)
     if workload.task is not None:
         return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]

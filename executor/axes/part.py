@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
+
+from profiles.workloads.buffers import saved_buffers
 
 
 class Part(nn.Module):
@@ -18,6 +20,11 @@ class Part(nn.Module):
     def units(self) -> Iterable[nn.Module]:
         """What is sharded and gathered by itself."""
         raise NotImplementedError
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Buffers that belong to its state, by path."""
+        return saved_buffers(self)
 
     def global_name(self, path: str) -> str:
         """What one device would call what this part has at `path`."""

@@ -6,7 +6,8 @@ before the first step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -56,12 +57,8 @@ class TaskPart(Part):
         if any(_drops_layers(part) for part in self.module.modules()):
             return True
         device = next(self.module.parameters()).device
-        before = {name: buffer.clone() for name, buffer in saved_buffers(self).items()}
-        with torch.random.fork_rng():
+        with unchanged(self.module):
             self(on_device(self.task.collate(self.task.batches(0, 1)), device)).backward()
-        with torch.no_grad():
-            for name, buffer in saved_buffers(self).items():
-                buffer.copy_(before[name])
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         unused = any(parameter.grad is None for parameter in trained)
         for parameter in trained:
@@ -85,10 +82,7 @@ def build_task_part(
 
     Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
-    with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
-        torch.manual_seed(seed)
-        module = task.build().train()
-    part = TaskPart(module.to(device), task, plan.precision, device.type)
+    part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
     if len(positions) > len(part.blocks):
@@ -98,6 +92,27 @@ def build_task_part(
     for position in positions:
         recompute_block(part.blocks[position - 1])
     return part
+
+
+def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
+    """The whole module of a task, ready to train.
+
+    Raises: InputError where its code fails.
+    """
+    with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
+        torch.manual_seed(seed)
+        return task.build().train()
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """While entered, the module may run; afterwards its statistics, and random numbers, are as before."""
+    before = {name: buffer.clone() for name, buffer in saved_buffers(module).items()}
+    with torch.random.fork_rng():
+        yield
+    with torch.no_grad():
+        for name, buffer in saved_buffers(module).items():
+            buffer.copy_(before[name])
 
 
 def recompute_block(block: nn.Module) -> None:

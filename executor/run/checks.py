@@ -49,6 +49,11 @@ def check_task(plan: Plan, workload: Workload) -> None:
         raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
     if plan.compiled:
         raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
+    if plan.pipeline_parallel > 1 and (plan.data_parallel > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
+        raise PlanError(
+            f"plan {plan.id}: stages of {workload.spec.title} are one on each rank, without replicas, and their "
+            "backward passes whole: use data_parallel=1, virtual_stages=1 and schedule=1f1b"
+        )
 
 
 def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:

@@ -65,7 +65,7 @@ class Workload:
     @property
     def can_pipeline(self) -> bool:
         """Whether the model is a sequence that can be cut; a tied weight would sit on two stages."""
-        return len(self.layers) > 1 and not (self.tied_embeddings or self.shared_weights or self.task)
+        return len(self.layers) > 1 and not (self.tied_embeddings or self.shared_weights)
 
     def build_layer(self, position: int) -> nn.Module:
         """The layer at `position`, its weights as its own code leaves them.
