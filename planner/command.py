@@ -11,7 +11,7 @@ from planner.terminal import listing
 from profiles.inputs import bounds
 from profiles.terminal import completion, console
 from profiles.version import VersionOption
-from profiles.workloads.module_options import TracebackOption, TrustOption
+from profiles.workloads.module_options import TaskOption, TracebackOption, TrustOption, WeightsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,6 +125,8 @@ def plan(
     legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
+    task: TaskOption = None,
+    weights: WeightsOption = None,
     trust_module: TrustOption = None,
     traceback: TracebackOption = False,
     version: VersionOption = False,
@@ -146,6 +148,7 @@ def plan(
     from planner.ask import ask, parse_batches, parse_count
     from planner.request import Request, codecs_of
     from planner.space.beside import Questions
+    from profiles.library import Asked
 
     if model is None or gpus is None:
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
@@ -159,6 +162,7 @@ def plan(
         stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=_words(precision),
         codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top,
         simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
+        asked=Asked(task=task or "", weights=str(weights or "")),
     )  # fmt: skip
     check_pools(given_options(context), cluster)
     questions = Questions(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from planner.cost.measured.corrections import read_corrections
 from planner.plans import DEFAULT_SEQUENCE_LENGTH
-from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
+from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked_of
 from planner.space.evidence import taught_words
 from planner.space.measured_setting import measured_setting, ranks_on_host
 from planner.space.question import Setting
@@ -38,7 +38,7 @@ def measured_settings(request: Request, cluster: Cluster | None) -> tuple[list[S
         notes.append(f"{taught_words(corrections)}, {request.learned}")
     model, precisions = _traced(request, machine)
     usual = DEFAULT_SEQUENCE_LENGTH if model.workload.reads_text else TRACED_SEQUENCE_LENGTH
-    sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
+    sequence, batches = sizes_asked_of(request, model, notes, usual)
     codecs = measured_codecs(machine) if request.codecs is None else request.codecs
     notes += warnings(machine, request.num_devices, ranks_on_host(machine, request.num_devices, cluster))
     return [

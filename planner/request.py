@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
 from profiles.codecs.codec import codec
 from profiles.errors import InputError
 from profiles.inputs import limits
-from profiles.library import load_model, load_sizes, trace_sizes
+from profiles.library import NOTHING, Asked, load_model, load_sizes, trace_sizes
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import ModelProfile
@@ -20,6 +20,8 @@ from profiles.models.sizes import ModelSizes
 USUAL_CODECS = ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
 # Of a model of the user's that says nothing of how long its samples are.
 TRACED_SEQUENCE_LENGTH = 512
+# What samples of a size are, by their unit.
+SIZES = {"pixels": "images of {0} x {0} pixels"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class Request:
     `model` is an alias or a path, or its sizes, of which a data sheet needs no more; `trusted` are modules of the
     user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
     `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
-    runs on it taught. `attention_kernel` and `tensor_overlap` are those of the stack where None. `codecs` of None are
-    USUAL_CODECS.
+    runs on it taught; `asked` is a task of the model's. `attention_kernel` and `tensor_overlap` are those of the stack
+    where None. `codecs` of None are USUAL_CODECS.
     """
 
     model: str | ModelSizes
@@ -50,6 +52,7 @@ class Request:
     simulate: bool = False
     all_file: Path | None = None
     trusted: tuple[str, ...] = ()
+    asked: Asked = NOTHING
 
     @property
     def is_measured(self) -> bool:
@@ -65,7 +68,9 @@ class Request:
 
         Raises: UnknownNameError.
         """
-        return load_sizes(self.model) if isinstance(self.model, str) else self.model
+        return (
+            load_sizes(self.model, self.asked.task or self.asked.weights) if isinstance(self.model, str) else self.model
+        )
 
     def trace(self, precisions: Sequence[str]) -> ModelProfile:
         """The model's trace at these precisions.
@@ -73,7 +78,7 @@ class Request:
         Raises: UnknownNameError, InputError.
         """
         if isinstance(self.model, str):
-            return load_model(self.model, precisions, self.trusted)
+            return load_model(self.model, precisions, self.trusted, self.asked)
         return trace_sizes(self.model, precisions, self.trusted)
 
 
@@ -99,6 +104,23 @@ def sizes_asked(
     if longest and sequence > longest:
         raise InputError(f"--sequence-length {sequence}: {name} takes 1 to {longest} tokens")
     return sequence, batches
+
+
+def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usual: int) -> tuple[int, tuple[int, ...]]:
+    """Size of samples and global batches for a traced model, with notes on what was assumed.
+
+    `usual` is the length of samples that it says nothing of. Raises: InputError where one does not suit the model.
+    """
+    if not model.unit:
+        return sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
+    size = request.sequence_length or model.usual_size
+    what = SIZES.get(model.unit, f"{size} {model.unit}").format(size)
+    if request.sequence_length is None:
+        notes.append(f"samples assumed: {what}")
+    if model.is_fixed and size != model.usual_size:
+        raise InputError(f"--sequence-length {size}: {model.name} was traced at {model.usual_size} {model.unit} alone")
+    _, batches = sizes_asked(replace(request, sequence_length=size), model.name, model.max_sequence_length, notes)
+    return size, batches
 
 
 def codecs_of(text: str) -> tuple[str, ...]:

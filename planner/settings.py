@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked
+from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked, sizes_asked_of
 from planner.space.question import Setting, setting
 from planner.space.traced_setting import traced_setting
 from profiles.errors import InputError, UnknownNameError
@@ -100,8 +100,8 @@ def _traced(
     notes: list[str],
 ) -> list[Setting]:
     """Settings of a model that is known by its trace alone."""
-    model, length = request.trace(precisions), TRACED_SEQUENCE_LENGTH
-    sequence, batches = sizes_asked(request, model.name, model.max_sequence_length, notes, length)
+    model = request.trace(precisions)
+    sequence, batches = sizes_asked_of(request, model, notes, TRACED_SEQUENCE_LENGTH)
     return [
         traced_setting(
             model, device, request.num_devices, batch, sequence, request.stack, precision, cluster, gradients

@@ -10,7 +10,7 @@ import typer
 from profiles.inputs import bounds, limits
 from profiles.terminal import completion, console
 from profiles.version import VersionOption
-from profiles.workloads.module_options import TracebackOption, TrustOption
+from profiles.workloads.module_options import TaskOption, TracebackOption, TrustOption, WeightsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
+# Tokens of the samples that are shown where nothing says another.
+USUAL_LENGTH = 512
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the profile on standard output.")]
 
 
@@ -38,8 +40,11 @@ def model(
         ),
     ],
     sequence_length: Annotated[
-        int, typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown.")
-    ] = 512,
+        int | None,
+        typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown, 512 or what is usual."),
+    ] = None,
+    task: TaskOption = None,
+    weights: WeightsOption = None,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the model profile here.")] = None,
     trust_module: TrustOption = None,
@@ -48,17 +53,18 @@ def model(
     """Trace MODEL into layers of operators, without weights and without a device."""
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
-    from profiles.library import trace_model
+    from profiles.library import Asked, trace_model
 
     if output is not None:
         ensure_writable(output)
-    profile = trace_model(model, trust_module or ())
+    asked = Asked(task=task or "", weights=str(weights or ""))
+    profile = trace_model(model, trust_module or (), asked)
     text = dump("model-profile", profile)
     if output is not None:
         write_text(output, text)
     if json_output:
         console.print_json(text)
-    _show_model(profile, sequence_length, console.console(json_output), output)
+    _show_model(profile, sequence_length or profile.usual_size or USUAL_LENGTH, console.console(json_output), output)
 
 
 @app.command()
@@ -183,7 +189,10 @@ def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path
         f"{profile.name}: {format_count(profile.num_parameters)} parameters, {profile.num_layers} layers "
         f"({len(set(profile.structure))} distinct), traced with {profile.traced_with}"
     )
-    table = plain_table(f"one micro-batch of 1 x {sequence} tokens")
+    one = f"one image of {sequence} x {sequence} pixels" if profile.unit == "pixels" else f"1 x {sequence} tokens"
+    if profile.workload.task:
+        out.print(f"task {profile.workload.task}")
+    table = plain_table(f"one micro-batch of {one}")
     table.add_column("layer")
     for name in ("count", "precision", "parameters", "operators", "forward FLOP", "backward FLOP", "saved"):
         table.add_column(name, justify="right", no_wrap=True)

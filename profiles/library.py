@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiles.artifacts import artifact_kind, read
@@ -16,12 +16,32 @@ from profiles.errors import InputError, UnknownNameError
 from profiles.inputs.foreign import shown
 from profiles.machines.devices import device_names
 from profiles.machines.profile import MachineProfile
-from profiles.models.families import VISION_FAMILIES
+from profiles.models.families import VISION_FAMILIES, is_own_module
+from profiles.models.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.models.sizes import ModelSizes, config_name, read_config, sizes_of
 from profiles.workloads.trust import is_factory, named_modules
 
 MODELS = CATALOG / "models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a command asks a model for: a task by name, and a local folder that its weights are read from."""
+
+    task: str = ""
+    weights: str = ""
+
+    def of(self, spec: WorkloadSpec) -> WorkloadSpec:
+        """The workload for it."""
+        return replace(spec, task=self.task or spec.task, weights=self.weights or spec.weights)
+
+    def is_of(self, spec: WorkloadSpec) -> bool:
+        """Whether a workload is for it already."""
+        return self.task in ("", spec.task) and self.weights in ("", spec.weights)
+
+
+NOTHING = Asked()
 # Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
 EMPTY = "the model's name is empty: give an alias, a config.json or its folder, or package.module:factory"
 CONFIGS = CATALOG / "configs"
@@ -37,39 +57,45 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.json"))
 
 
-def load_sizes(model: str) -> ModelSizes | None:
+def load_sizes(model: str, task: str = "") -> ModelSizes | None:
     """The sizes of `model`, without tracing it: an alias, a profile, a config.json or its folder.
 
-    None for a factory, and for a model that reads images: those have to be traced.
+    None for a factory, for a model that reads images, and for what is built as its author wrote it, of other families
+    or for a `task`: those have to be traced.
 
     Raises: UnknownNameError for an unknown alias or family; InputError where a file cannot be used.
     """
     path = Path(model)
     if not model:
         raise InputError(EMPTY)
-    if model in config_names():
+    if model in config_names() and not task:
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
     if model in model_names() or (os.path.isfile(path) and artifact_kind(path) is not None):
         workload = load_model(model).workload
-        return sizes_of(workload.name, workload.config) if workload.reads_text else None
+        return sizes_of(workload.name, workload.config) if workload.reads_text and not task else None
     if os.path.exists(path) or path.suffix == ".json":
         config = read_config(path)
-        return None if config["model_type"] in VISION_FAMILIES else sizes_of(config_name(path), config)
+        is_sized = config["model_type"] in SIZED_FAMILIES and config["model_type"] not in VISION_FAMILIES
+        return sizes_of(config_name(path), config) if is_sized and not (task or is_own_module(config)) else None
     if ":" in model:
         return None
     raise UnknownNameError("model", model, [*model_names(), *config_names()])
 
 
-def load_model(model: str, precisions: Sequence[str] = (), trusted: Sequence[str] = ()) -> ModelProfile:
+def load_model(
+    model: str, precisions: Sequence[str] = (), trusted: Sequence[str] = (), asked: Asked = NOTHING
+) -> ModelProfile:
     """The profile of `model`: an alias, a profile file, a Hugging Face config.json or its folder, or module:factory.
 
     Of `precisions` those that it lacks are traced, which a file whose model is built by a module of the user's allows
-    where that is among the `trusted` ones.
+    where that is among the `trusted` ones. A task that is `asked` for is traced afresh, unless the file is of it.
     Raises: UnknownNameError with the nearest alias or precision; InputError where the file or the factory cannot be
     used; EnvironmentFailure where a precision needs a library that is not installed.
     """
-    profile = _load_model(model)
     _check_precisions(precisions)
+    if asked != NOTHING and not (_is_profile(model) and asked.is_of(_load_model(model).workload)):
+        return _traced(model, asked.of(_spec_of(model)), trusted, precisions or USUAL_PRECISIONS)
+    profile = _load_model(model)
     missing = [precision for precision in precisions if precision not in profile.layers]
     if not missing:
         return profile
@@ -112,12 +138,12 @@ def _is_profile(model: str) -> bool:
     return os.path.isfile(model) and artifact_kind(Path(model)) is not None
 
 
-def trace_model(model: str, trusted: Sequence[str] = ()) -> ModelProfile:
+def trace_model(model: str, trusted: Sequence[str] = (), asked: Asked = NOTHING) -> ModelProfile:
     """Trace `model` afresh: all that `load_model` takes, an alias or a profile through what it was made from.
 
     Raises: as `load_model`, and InputError where it cannot be built or traced.
     """
-    return _traced(model, _spec_of(model), trusted)
+    return _traced(model, asked.of(_spec_of(model)), trusted)
 
 
 def _spec_of(model: str) -> WorkloadSpec:
@@ -138,10 +164,15 @@ def _spec_of(model: str) -> WorkloadSpec:
 def _traced(
     model: str, spec: WorkloadSpec, trusted: Sequence[str], precisions: Sequence[str] = USUAL_PRECISIONS
 ) -> ModelProfile:
+    from profiles.tracing.task_trace import trace_task
     from profiles.tracing.trace import trace
     from profiles.workloads.loading import load_workload
+    from profiles.workloads.task_loading import load_task, wants_task
 
-    return trace(load_workload(spec, (*trusted, *named_modules(model)), model), precisions)
+    allowed = (*trusted, *named_modules(model))
+    if wants_task(spec, allowed, model):
+        return trace_task(spec, load_task(spec, allowed, model), precisions)
+    return trace(load_workload(spec, allowed, model), precisions)
 
 
 def stored_machine_path() -> Path:

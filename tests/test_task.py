@@ -47,7 +47,7 @@ def test_batches_of_a_step_are_equal_wherever_they_are_made_and_differ_by_step()
         (BERT | {"architectures": ["BertModel"]}, "", "BertModel is for no task that is known: give --task"),
         (BERT, "object-detection", "no bert is for the task object-detection: there are causal-lm, masked-lm"),
         (BERT, "detectoin", "detectoin': did you mean"),
-        ({"model_type": "nothing"}, "", "knows no model_type 'nothing'"),
+        ({"model_type": "nothing"}, "", "knows no model_type .nothing."),
         (BERT | {"hidden_size": "wide"}, "", "does not accept its configuration"),
     ],
 )

@@ -5,8 +5,9 @@ Torch-free. A family of transformers whose blocks have these names needs nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Style = Literal["colwise", "colwise_qkv", "rowwise"]
 
@@ -59,6 +60,8 @@ VISION_FAMILIES = ("vit",)
 LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # The same with experts in place of one feed-forward; nothing says yet how tensor parallel splits those.
 EXPERT_FAMILIES = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
+# How classes end that do what the blocks here are trained for.
+USUAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ViTForImageClassification", "Model")
 # Families that can be built, traced and run; others are known by their sizes alone.
 BUILT_FAMILIES = ("gpt2", *LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES)
 # Their norms of single queries and keys: every tensor-parallel rank norms its own heads with the same weights.
@@ -78,4 +81,15 @@ def llama_paths(family: str) -> BlockPaths:
         norms=("block.input_layernorm", "block.post_attention_layernorm"),
         head_norms=HEAD_NORMS.get(family, ()),
         gathers={"block.self_attn": "hidden_states", "block.mlp": ""},
+    )
+
+
+def is_own_module(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks for more of a known family than its blocks here do: another task, a short window."""
+    written = config.get("architectures")
+    named = str(written[0]) if isinstance(written, list | tuple) and written else ""
+    window = config.get("sliding_window")
+    is_windowed = isinstance(window, int) and window > 0 and config.get("use_sliding_window", True) is not False
+    return bool(named and not named.endswith(USUAL_ENDINGS)) or (
+        is_windowed and not isinstance(window, bool) and config.get("model_type") in LLAMA_FAMILIES
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 from profiles.models.operators import Polynomial, Term, add
 
@@ -60,3 +62,53 @@ def _slope(axis: int, sizes: tuple[Size, ...], values: Sequence[int]) -> float:
     exponent = -1 if axis == 2 else 1
     before, after = (float(size[axis]) ** exponent for size in (sizes[0], sizes[axis + 1]))
     return (values[axis + 1] - values[0]) / (after - before)
+
+
+Exponents = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Polynomials through values at a grid of micro-batches and sample sizes, with one term for each point.
+
+    Shapes: `points` are (micro-batch, sample size), `exponents` the powers of both in the terms, as many.
+    """
+
+    points: tuple[tuple[int, int], ...]
+    exponents: Exponents
+    inverse: tuple[tuple[Fraction, ...], ...]
+
+    def fit(self, values: Sequence[int]) -> Polynomial:
+        """The polynomial that has these values at the points."""
+        if not any(values):
+            return ()
+        terms: list[Term] = []
+        for (batch, size), row in zip(self.exponents, self.inverse, strict=True):
+            coefficient = sum((a * value for a, value in zip(row, values, strict=True)), Fraction(0))
+            if coefficient:
+                terms.append((float(coefficient), batch, size, 0))
+        return add(tuple(terms))
+
+
+def grid(batches: Sequence[int], sizes: Sequence[int], powers: Sequence[int]) -> Grid:
+    """The grid of all pairs: powers of the micro-batch from 0 on, of the size those given, as many as there are."""
+    points = tuple((batch, size) for batch in batches for size in sizes)
+    exponents = tuple((power, other) for power in range(len(batches)) for other in powers)
+    rows = [[Fraction(b) ** i * Fraction(s) ** j for i, j in exponents] for b, s in points]
+    return Grid(points, exponents, _inverse(rows))
+
+
+def _inverse(rows: list[list[Fraction]]) -> tuple[tuple[Fraction, ...], ...]:
+    """The inverse of a matrix, exactly, by elimination."""
+    count = len(rows)
+    wide = [row + [Fraction(int(i == j)) for j in range(count)] for i, row in enumerate(rows)]
+    for column in range(count):
+        pivot = next(row for row in range(column, count) if wide[row][column])
+        wide[column], wide[pivot] = wide[pivot], wide[column]
+        scale = wide[column][column]
+        wide[column] = [value / scale for value in wide[column]]
+        for row in range(count):
+            if row != column and wide[row][column]:
+                factor = wide[row][column]
+                wide[row] = [a - factor * b for a, b in zip(wide[row], wide[column], strict=True)]
+    return tuple(tuple(row[count:]) for row in wide)

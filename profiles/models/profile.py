@@ -125,7 +125,8 @@ class LayerProfile:
 class ModelProfile:
     """A traced model: its distinct layers at each precision, and the order in which they stand.
 
-    `num_shared` parameters stand in more than one layer of a user's own, beyond the first.
+    `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
+    are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone.
     """
 
     __pydantic_config__ = STRICT
@@ -147,6 +148,9 @@ class ModelProfile:
     num_experts: Whole = 0
     experts_per_token: Whole = 0
     num_shared: Whole = 0
+    unit: str = ""
+    usual_size: Whole = 0
+    is_fixed: bool = False
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -173,7 +177,7 @@ class ModelProfile:
                     )
 
     def _check_sizes(self) -> None:
-        if self.workload.kind != "transformers":
+        if self.workload.kind != "transformers" or self.workload.task:
             return
         for name in ("hidden_size", "ffn_size", "vocab_size"):
             if not getattr(self, name):

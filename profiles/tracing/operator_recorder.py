@@ -1,12 +1,13 @@
-"""Records what one layer does under fake tensors: its kernels, the storages they make, and how long those live.
+"""Records what a module does: its kernels, the storages they make, and how long those live.
 
-Nothing here knows of micro-batches or degrees: a recording holds plain numbers. `trace`, beside, compares recordings of
-several sizes and turns the numbers into polynomials.
+Nothing here knows of micro-batches or degrees: a recording holds plain numbers. `trace` and `task_trace`, beside,
+compare recordings of several sizes and turn the numbers into polynomials. Fake tensors are enough, real ones will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from profiles.models.operators import Kind, Phase
+from profiles.models.operators import ATTENTION_FLOPS, Kind, Phase
+from profiles.tracing.kernel_kinds import classify
 
 DTYPES = {
     torch.float32: "fp32",
@@ -34,7 +36,7 @@ ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 
 @dataclass(slots=True)
 class RecordedOperator:
-    """One kernel call with plain numbers; `outputs` are the indices of the storages it made."""
+    """One kernel call with plain numbers; `outputs` are the indices of the storages it made, in one `segment`."""
 
     name: str
     kind: Kind
@@ -47,6 +49,13 @@ class RecordedOperator:
     written_bytes: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    segment: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of products, counted twice."""
+        per_place = {"matmul": 2, "attention": int(ATTENTION_FLOPS[self.phase])}.get(self.kind, 0)
+        return per_place * math.prod(self.dims)
 
     @property
     def signature(self) -> tuple[str, ...]:
@@ -56,12 +65,16 @@ class RecordedOperator:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything seen while one layer ran; storages are numbered in the order of their making, the input is 0."""
+    """Everything seen while a module ran; storages are numbered in the order of their making.
+
+    A layer's input is 0. A module may be cut into segments: `saved` gives for each storage that backward needs the one
+    that saved it first, `peaks` are the most that lives in each beside what others saved.
+    """
 
     operators: list[RecordedOperator] = field(default_factory=list)
     storage_bytes: list[int] = field(default_factory=list)
-    saved: set[int] = field(default_factory=set)
-    peaks: dict[Phase, tuple[int, frozenset[int]]] = field(default_factory=dict)
+    saved: dict[int, int] = field(default_factory=dict)
+    peaks: dict[tuple[int, Phase], tuple[int, frozenset[int]]] = field(default_factory=dict)
     linears: list[tuple[str, int, int]] = field(default_factory=list)
     adopted: list[int] = field(default_factory=list)
 
@@ -75,6 +88,7 @@ class Recorder(TorchDispatchMode):
         self._products = products
         self.recording = Recording()
         self.phase: Phase = "forward"
+        self.segment = 0
         self._module = module
         self._path = ""
         self._permanent = {StorageWeakRef(t.untyped_storage()).cdata for t in (*module.parameters(), *module.buffers())}
@@ -90,9 +104,9 @@ class Recorder(TorchDispatchMode):
     def forget(self, tensors: Iterable[Tensor | None]) -> None:
         """Leave out storages that other accounts hold (the parameters' gradients)."""
         gone = {self._living(tensor) for tensor in tensors if tensor is not None}
-        for phase, (_, members) in self.recording.peaks.items():
+        for place, (_, members) in self.recording.peaks.items():
             kept = members - gone
-            self.recording.peaks[phase] = (sum(self.recording.storage_bytes[i] for i in kept), kept)
+            self.recording.peaks[place] = (sum(self.recording.storage_bytes[i] for i in kept), kept)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -112,17 +126,20 @@ class Recorder(TorchDispatchMode):
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             # A wrapper, such as torchao's numbers with their scale, goes first; its own kernels come back here.
             return NotImplemented
-        result = func(*args, **(kwargs or {}))
+        result = self._call(func, args, kwargs or {})
         if func.namespace != "aten":
             return result
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        known = {_storage_id(tensor) for tensor in inputs}
-        made = [tensor for tensor in outputs if _storage_id(tensor) not in known]
+        known = {storage_of(tensor) for tensor in inputs}
+        made = [tensor for tensor in outputs if storage_of(tensor) not in known]
         if made or func._schema.is_mutable:
             self._record(func, args, inputs, outputs, made)
             self._note_peak()
         return result
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
 
     def _record(
         self, func: Any, args: tuple[Any, ...], inputs: list[Tensor], outputs: list[Tensor], made: list[Tensor]
@@ -135,11 +152,11 @@ class Recorder(TorchDispatchMode):
         for tensor in outputs:
             self._producer[self._living(tensor)] = len(self.recording.operators)
         self._producer.pop(UNNUMBERED, None)  # parameters and buffers: no kernel of the layer makes them
-        kind, layout, dims = _classify(name, args)
-        written = sum(map(_bytes, made or outputs))
-        read = sum(map(_bytes, inputs))
+        kind, layout, dims = classify(name, args)
+        written = sum(map(size_of, made or outputs))
+        read = sum(map(size_of, inputs))
         if name in LOOKUPS:  # reads the rows it returns, not the table
-            read += written - max(map(_bytes, inputs))
+            read += written - max(map(size_of, inputs))
         self.recording.operators.append(
             RecordedOperator(
                 name=name,
@@ -153,6 +170,7 @@ class Recorder(TorchDispatchMode):
                 written_bytes=written,
                 inputs=tuple(sorted(sources)),
                 outputs=indices,
+                segment=self.segment,
             )
         )
 
@@ -164,7 +182,7 @@ class Recorder(TorchDispatchMode):
 
     def _living(self, tensor: Tensor) -> int:
         # An address alone does not name a storage: a new one may be given the place of a dead one.
-        index = self._index.get(_storage_id(tensor), UNNUMBERED)
+        index = self._index.get(storage_of(tensor), UNNUMBERED)
         return index if index in self._alive else UNNUMBERED
 
     def _number(self, tensor: Tensor) -> int:
@@ -180,13 +198,18 @@ class Recorder(TorchDispatchMode):
     def _note_peak(self) -> None:
         for index in [index for index, reference in self._alive.items() if reference.expired()]:
             del self._alive[index]
-        live = sum(self.recording.storage_bytes[index] for index in self._alive)
-        if live > self.recording.peaks.get(self.phase, (-1, frozenset()))[0]:
-            self.recording.peaks[self.phase] = (live, frozenset(self._alive))
+        counted, place = self._counted(), (self.segment, self.phase)
+        live = sum(self.recording.storage_bytes[index] for index in counted)
+        if live > self.recording.peaks.get(place, (-1, frozenset()))[0]:
+            self.recording.peaks[place] = (live, frozenset(counted))
+
+    def _counted(self) -> Collection[int]:
+        """Storages that are alive, and not held by other accounts."""
+        return self._alive
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        if self.phase == "forward" and _storage_id(tensor) not in self._permanent:
-            self.recording.saved.add(self._number(tensor))
+        if self.phase == "forward" and storage_of(tensor) not in self._permanent:
+            self.recording.saved.setdefault(self._number(tensor), self.segment)
         return tensor
 
     def _path_hooks(self, name: str, child: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -195,53 +218,18 @@ class Recorder(TorchDispatchMode):
 
         def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             self._path = name.rpartition(".")[0]
-            if isinstance(child, nn.Linear):
-                self.recording.linears.append((name, _bytes(inputs[0]), _bytes(output)))
+            if isinstance(child, nn.Linear) and inputs and isinstance(output, Tensor):
+                self.recording.linears.append((name, size_of(inputs[0]), size_of(output)))
 
         return [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
 
 
-def _storage_id(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """A number that names the tensor's storage while it lives."""
     return int(StorageWeakRef(tensor.untyped_storage()).cdata)
 
 
-def _bytes(tensor: Tensor) -> int:
+def size_of(tensor: Tensor) -> int:
+    """Bytes that the tensor's elements take."""
     # An expanded tensor has more elements than its storage holds.
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def _classify(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ...]]:
-    """Kind, layout and dims of a kernel: products by their sizes, fused attention by its own, the rest memory-bound."""
-    if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"):
-        a, b = (args[1], args[2]) if name in ("addmm", "baddbmm") else (args[0], args[1])
-        batch = a.shape[0] if a.dim() == 3 else 1
-        return "matmul", _letter(a) + _letter(b), (batch, a.shape[-2], b.shape[-1], a.shape[-1])
-    if name in ("convolution", "convolution_backward"):
-        return _classify_convolution(name, args)
-    if "dot_product" in name or name.startswith(("_flash_attention", "_efficient_attention")):
-        query, key = (args[1], args[2]) if name.endswith("backward") else (args[0], args[1])
-        causal = any(arg is True for arg in args)
-        batch, heads, queries, size = query.shape
-        return "attention", "causal" if causal else "full", (batch, heads, queries, key.shape[-2], size)
-    return "memory", "", ()
-
-
-def _classify_convolution(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ...]]:
-    """A convolution as the product it amounts to; its backward pass is one such product per gradient asked for."""
-    if name == "convolution":
-        image, weight, stride, padding, dilation = args[0], args[1], args[3], args[4], args[5]
-        pairs = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=False)
-        positions = image.shape[0]
-        for size, kernel, step, pad, gap in pairs:
-            positions *= (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
-        products = 1
-    else:
-        gradient, weight = args[0], args[2]
-        positions = gradient.shape[0] * gradient.shape[2:].numel()
-        products = sum(args[-1][:2])
-    return "matmul", "conv", (products, positions, weight.shape[0], weight[0].numel())
-
-
-def _letter(matrix: Tensor) -> str:
-    # "n": rows are contiguous, "t": columns are, as BLAS calls them.
-    return "n" if matrix.stride(-1) == 1 or matrix.shape[-1] == 1 else "t"

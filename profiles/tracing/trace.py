@@ -10,7 +10,7 @@ device falls back to a decomposition that saves the whole score matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
@@ -180,14 +180,14 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
     )
     saved = base.saved
 
-    def total(indices: Sequence[int] | set[int] | frozenset[int]) -> Polynomial:
+    def total(indices: Iterable[int]) -> Polynomial:
         return add(*(storages[index] for index in indices))
 
     operators = tuple(
         _operator(sizes, versions, total([index for index in versions[0].outputs if index in saved]))
         for versions in zip(*(recording.operators for recording in recordings), strict=True)
     )
-    peaks: dict[Phase, Polynomial] = {phase: total(base.peaks[phase][1]) for phase in ("forward", "backward")}
+    peaks: dict[Phase, Polynomial] = {phase: total(base.peaks[0, phase][1]) for phase in ("forward", "backward")}
     modules = [module for _, _, module in outcomes]
     parameters = [[parameter.shape for parameter in module.parameters()] for module in modules]
     return LayerProfile(

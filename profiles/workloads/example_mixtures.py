@@ -64,7 +64,7 @@ def image_text_shape(config: Any) -> Shape:
     """Text with one image in it."""
     least = places_of_image(config) + LEAST_WORDS
     shape = text_shape(config)
-    return Shape(unit="tokens", size=max(shape.size, least + 64), longest=shape.longest)
+    return Shape(unit="tokens", size=max(shape.size, least + 64), least=least, longest=shape.longest)
 
 
 def image_text(config: Any, samples: int, size: int, random: torch.Generator) -> Batch:

@@ -26,17 +26,17 @@ NO_ANSWER = -100
 FIRST_TOKEN = 5
 OBJECTS = 3
 # Speech: values of a signal for each letter that is said, and frames of features for each token.
-VALUES_PER_LETTER = 2_000
-LETTERS = 30
+VALUES_PER_LETTER = 1_600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What the samples of a task are like: their unit, the usual size, what sizes are multiples of, and the most."""
+    """What the samples of a task are like: their unit, the usual size, what sizes are multiples of, least and most."""
 
     unit: Unit
     size: int
     step: int = 1
+    least: int = 0
     longest: int = 0
     labels: tuple[str, ...] = ("labels",)
 
@@ -77,7 +77,10 @@ def text_shape(config: Any, labels: tuple[str, ...] = ("labels",), usual: int = 
     # RoBERTa and its kin count positions from behind the padding token.
     learned = text.model_type in ("roberta", "camembert", "xlm-roberta", "longformer", "mpnet", "deberta")
     longest = positions - 2 if learned and positions else positions
-    return Shape(unit="tokens", size=min(usual, longest or usual), longest=longest, labels=labels)
+    size = min(usual, longest or usual)
+    chunk = first_of(text, "chunk_size", default=1)
+    step = chunk if size % chunk == 0 else 1
+    return Shape(unit="tokens", size=size, step=step, longest=longest, labels=labels)
 
 
 def language(config: Any, samples: int, size: int, random: torch.Generator) -> Batch:
@@ -145,10 +148,10 @@ def multiple_choice(config: Any, samples: int, size: int, random: torch.Generato
 
 
 def image_shape(config: Any, usual: int, step: int, labels: tuple[str, ...] = ("labels",)) -> Shape:
-    """Square images: of the configuration's size where it has one, which then is the only one."""
+    """Square images: of the configuration's size where it has one, which may be the only one that it takes."""
     vision = getattr(config, "vision_config", None) or config
     size = first_of(vision, "image_size", "input_size")
-    return Shape(unit="pixels", size=size or usual, step=step, longest=size, labels=labels)
+    return Shape(unit="pixels", size=size or usual, step=step if size % step == 0 else 1, labels=labels)
 
 
 def images(config: Any, samples: int, side: int, random: torch.Generator) -> Tensor:

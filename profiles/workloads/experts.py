@@ -67,9 +67,32 @@ def _counts(chosen: Tensor, num_experts: int) -> list[int]:
 def _compute(module: Any, tokens: Tensor, counts: list[int]) -> Tensor:
     # Weights are unbound at once: the gradient of an index would be a tensor of all experts for each of them.
     pieces = []
-    weights = zip(module.gate_up_proj.unbind(), module.down_proj.unbind(), strict=True)
+    has_gate = getattr(module, "has_gate", True)
+    weights = zip(
+        *(_each(module, name) for name in ("gate_up_proj" if has_gate else "up_proj", "down_proj")), strict=True
+    )
     # An expert without tokens takes part too: its gradient is zero and not missing, for other ranks average theirs.
-    for own, (up_weight, down_weight) in zip(tokens.split(counts), weights, strict=True):
-        gate, up = nn.functional.linear(own, up_weight).chunk(2, dim=-1)
-        pieces.append(nn.functional.linear(module.act_fn(gate) * up, down_weight))
+    for own, (up, down) in zip(tokens.split(counts), weights, strict=True):
+        wide = nn.functional.linear(own, *up)
+        pieces.append(nn.functional.linear(_gated(module, wide) if has_gate else module.act_fn(wide), *down))
     return torch.cat(pieces)
+
+
+def _each(module: Any, name: str) -> list[tuple[Tensor, Tensor | None]]:
+    """The weight and the bias of every expert."""
+    weights = getattr(module, name).unbind()
+    if getattr(module, "is_transposed", False):
+        weights = tuple(weight.t() for weight in weights)
+    biased = getattr(module, "has_bias", False)
+    biases = getattr(module, f"{name}_bias").unbind() if biased else [None] * len(weights)
+    return list(zip(weights, biases, strict=True))
+
+
+def _gated(module: Any, wide: Tensor) -> Tensor:
+    """What the activation makes of both halves, in a way of the family's own where it has one."""
+    own: Callable[[Tensor], Tensor] | None = getattr(module, "_apply_gate", None)
+    if own is not None:
+        return own(wide)
+    gate, up = wide.chunk(2, dim=-1)
+    gated: Tensor = module.act_fn(gate) * up
+    return gated

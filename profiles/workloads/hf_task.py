@@ -71,7 +71,8 @@ KINDS: dict[str, Kind] = {
         samples=mixtures.image_text_samples,
     ),
     "ctc": Kind(
-        shape=lambda config: Shape(unit="values", size=made.USUAL_VALUES, step=320), example=made.speech_letters
+        shape=lambda config: Shape(unit="values", size=made.USUAL_VALUES, step=made.VALUES_PER_LETTER),
+        example=made.speech_letters,
     ),
     "speech-to-text": Kind(shape=mixtures.speech_text_shape, example=made.speech_text),
 }
@@ -104,6 +105,7 @@ def task_of_class(
         unit=shape.unit,
         size=size,
         size_step=shape.step,
+        least_size=shape.least,
         longest_size=shape.longest,
         labels=shape.labels,
     )
@@ -116,11 +118,12 @@ def checked_size(spec: WorkloadSpec, shape: Shape, size: int) -> int:
     """
     if not size:
         return shape.size
-    if shape.longest and (size > shape.longest or (shape.unit == "pixels" and size != shape.longest)):
-        word = "at most" if shape.unit != "pixels" else "exactly"
+    if shape.longest and size > shape.longest:
         raise InputError(
-            f"{spec.title}: samples of {size} {shape.unit}: its configuration allows {word} {shape.longest}"
+            f"{spec.title}: samples of {size} {shape.unit}: its configuration allows at most {shape.longest}"
         )
+    if size < shape.least:
+        raise InputError(f"{spec.title}: samples of {size} {shape.unit}: an image takes at least {shape.least} of them")
     if size % shape.step:
         raise InputError(f"{spec.title}: samples of {size} {shape.unit}: give a multiple of {shape.step}")
     return size
@@ -143,6 +146,9 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
             part.dtype = torch.float32
             if getattr(part, "use_cache", None):
                 part.use_cache = False
+            for name in [name for name in vars(part) if "layerdrop" in name or name == "layer_drop"]:
+                # Leaving out layers at random leaves other parameters without gradients in every rank.
+                setattr(part, name, 0.0)
             part._experts_implementation = EXPERTS  # documented as experts_implementation of from_pretrained
         if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0

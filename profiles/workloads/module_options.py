@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,4 +31,16 @@ TracebackOption = Annotated[
         expose_value=False,
         help="Where your own module fails, show how it came to that.",
     ),
+]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="What MODEL is trained for, such as question-answering, where its configuration does not say it.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="DIR", help="Local folder with the weights of MODEL, as safetensors."),
 ]

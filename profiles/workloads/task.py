@@ -68,8 +68,8 @@ class Task:
     `build()` makes the module, its weights as its own code leaves them after torch.manual_seed. `example(samples,
     size)` is a batch of that many samples with labels, for tracing; `batches(step, samples)` are the samples of a
     training step, equal wherever it is called; `collate` makes a batch of some; `loss` is a scalar, and what is
-    trained. `size` is that of the samples of `batches`, a multiple of `size_step` and at most `longest_size` unless
-    that is 0; 0 where samples have one size alone. `labels` names the values of a batch that hold the answers.
+    trained. `size` is that of the samples of `batches`: a multiple of `size_step`, at least `least_size`, at most
+    `longest_size` unless that is 0. `labels` names the values of a batch that hold the answers.
     """
 
     name: str
@@ -81,8 +81,14 @@ class Task:
     unit: Unit = ""
     size: int = 0
     size_step: int = 1
+    least_size: int = 0
     longest_size: int = 0
     labels: tuple[str, ...] = ()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether samples have one size alone."""
+        return not self.unit or 0 < self.longest_size <= self.least_size
 
 
 def seeded(step: int, position: int) -> torch.Generator:

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
+from profiles.models.families import BUILT_FAMILIES, is_own_module
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.hf_task import task_of_class, task_of_config
 from profiles.workloads.task import Batch, Sample, Task, samples_of, seeded, stack
-from profiles.workloads.task_names import class_of
+from profiles.workloads.task_names import TASKS, class_of
 from profiles.workloads.trust import check_trusted
 from profiles.workloads.user_module import import_factory
 from profiles.workloads.workload import next_token_loss
 
 USUAL_TOKENS = 128
+LIBRARY = "transformers.models."
 
 
 def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file", size: int = 0) -> Task:
@@ -33,9 +35,8 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
         return task_of_config(spec, size)
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory: Callable[[], Any] = import_factory(spec)
+    given = _given(spec)
     with foreign_code(spec, f"{spec.factory} fails"):
-        with torch.device("meta"):
-            given = factory()
         if isinstance(given, Task):
             # Again, because a module that the task holds has no weights on the meta device.
             again: Task = factory()
@@ -43,16 +44,44 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
         return _task_of_module(spec, factory, given, size)
 
 
+def wants_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file") -> bool:
+    """Whether a workload is trained as its author wrote it, rather than by the blocks of a known family or as a list.
+
+    Raises: InputError where its module is not trusted or fails.
+    """
+    if spec.task or spec.weights:
+        return True
+    if spec.kind == "transformers":
+        return spec.config.get("model_type") not in BUILT_FAMILIES or is_own_module(spec.config)
+    check_trusted(spec, trusted, where)
+    return _is_own(_given(spec))
+
+
+def _is_own(given: object) -> bool:
+    return isinstance(given, Task) or type(given).__module__.startswith(LIBRARY)
+
+
+def _given(spec: WorkloadSpec) -> object:
+    """What the factory gives on the meta device."""
+    with foreign_code(spec, f"cannot import {spec.factory}"):
+        factory: Callable[[], Any] = import_factory(spec)
+    with (
+        foreign_code(spec, f"{spec.factory} fails on the meta device, where it is built without weights"),
+        torch.device("meta"),
+    ):
+        return factory()
+
+
 def _task_of_module(spec: WorkloadSpec, factory: Callable[[], Any], module: object, size: int) -> Task:
     if not isinstance(module, nn.Module):
         raise InputError(
             f"{spec.factory} gave a {type(module).__name__}: the factory must return an nn.Module or a Task"
         )
-    if type(module).__module__.startswith("transformers.models."):
+    if type(module).__module__.startswith(LIBRARY):
         config: Any = module.config
         named = type(module).__name__
         written = {"model_type": config.model_type, "architectures": [named]}
-        _, task = class_of(spec.title, written, spec.task)
+        _, task = class_of(spec.title, written, spec.task if spec.task in TASKS else "")
         return task_of_class(spec, task, named, config, factory, size)
     example = getattr(module, "example_input", None) or functools.partial(_tokens, spec, module)
     loss = getattr(module, "loss", next_token_loss)

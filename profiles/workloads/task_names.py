@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from profiles.errors import InputError, UnknownNameError
+from profiles.inputs.foreign import shown
 
 # Each with the table of transformers that says which class of a family does it, and that table's automatic class.
 TASKS: dict[str, tuple[str, str]] = {
@@ -86,9 +88,11 @@ def class_of(title: str, config: Mapping[str, Any], task: str) -> tuple[str, str
 
     family = str(config.get("model_type", ""))
     if family not in transformers.CONFIG_MAPPING:
+        close = difflib.get_close_matches(family.lower(), list(transformers.CONFIG_MAPPING), n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]!r}? Code from" if close else "code from"
         raise InputError(
-            f"{title}: transformers {transformers.__version__} knows no model_type {family!r}, and code from elsewhere "
-            "is not run: give package.module:factory for a module of your own"
+            f"{title}: transformers {transformers.__version__} knows no model_type {shown(family)}: {hint} "
+            "elsewhere is not run, give package.module:factory for a module of your own"
         )
     if task:
         name = task_name(task)

@@ -1,0 +1,104 @@
+"""Values of fake tensors that follow from the batch alone: masks, positions, counts, which modules ask for as numbers.
+
+Every kernel whose inputs are all known runs on their values too, where those are few. What a module then reads as a
+number, or uses as a shape, is what it would be in training. Of numbers that do depend on weights only checks that all
+is well are answered, that is whether all of some are as they should be.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from profiles.workloads.fake_tensors import FakeTensor, unset_fake_temporarily
+
+# Elements of a tensor whose values are kept.
+MOST = 2**22
+# Kernels whose result has a shape, or is a number, that depends on values.
+READS = ("_local_scalar_dense", "equal")
+
+
+class KnownValues:
+    """The values of fake tensors, where they are known."""
+
+    def __init__(self, fake: Any) -> None:
+        self._fake = fake
+        self._values = WeakTensorKeyDictionary()
+        # Fake results of whether all of some numbers were as they should be.
+        self._checks = WeakTensorKeyDictionary()
+
+    def tell(self, fake: Tensor, value: Tensor) -> None:
+        """Say what the values of a tensor are."""
+        self._values[fake] = value
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `func` gives: on values where all are known and its result depends on them, else on fakes."""
+        name = func.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = all(tensor in self._values or not isinstance(tensor, FakeTensor) for tensor in tensors)
+        if name in READS and tensors and tensors[0] in self._checks:
+            return True
+        if known and name in READS:
+            return self._on_values(func, args, kwargs)
+        if not known and name == "index":
+            args = self._places(args)
+        if known and (torch.Tag.dynamic_output_shape in func.tags):
+            values = self._on_values(func, args, kwargs)
+            return tree_map(self._as_fake, values)
+        result = func(*args, **kwargs)
+        if name == "all":
+            self._checks[result] = True
+        self._follow(func, args, kwargs, result, known, sum(tensor.numel() for tensor in tensors))
+        return result
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any, known: bool, size: int) -> None:
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        few = size + sum(tensor.numel() for tensor in made) <= MOST
+        if known and few and made:
+            values = tree_leaves(self._on_values(func, args, kwargs))
+            values = [value for value in values if isinstance(value, Tensor)]
+            for fake, value in zip(made, values, strict=True):
+                self._values[fake] = value
+                self._checks.pop(fake, None)
+        elif func._schema.is_mutable:
+            for tensor in made:
+                self._forget(tensor)
+
+    def _forget(self, changed: Tensor) -> None:
+        """Values of all tensors in the storage of one that was changed by what is not known are not known either."""
+        place = changed.untyped_storage()._cdata
+        for tensor in [fake for fake in self._values if fake.untyped_storage()._cdata == place]:
+            del self._values[tensor]
+
+    def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return func(*tree_map(self._value, args), **tree_map(self._value, kwargs))
+
+    def _value(self, leaf: Any) -> Any:
+        return self._values.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _as_fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        fake = self._fake.from_tensor(value)
+        self.tell(fake, value)
+        return fake
+
+    def _places(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments of an index by flags, which are known, as those of one by places."""
+        flags = [index for index in args[1] if isinstance(index, Tensor) and index.dtype == torch.bool]
+        if not flags or not all(index in self._values for index in flags):
+            return args
+        places: list[Any] = []
+        for index in args[1]:
+            if isinstance(index, Tensor) and index.dtype == torch.bool:
+                with unset_fake_temporarily():
+                    found = self._values[index].nonzero(as_tuple=True)
+                places.extend(self._as_fake(place) for place in found)
+            else:
+                places.append(index)
+        return (args[0], places, *args[2:])

@@ -1,0 +1,149 @@
+"""A recording of a whole module cut into its segments, each with numbers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from profiles.models.operators import PHASES, Phase
+from profiles.tracing.operator_recorder import RecordedOperator, Recording, storage_of
+from profiles.tracing.segment_recorder import SegmentRecorder
+
+# What segments before and behind all blocks are called; a module without blocks is one segment.
+FIRST, LAST, ALL = "first", "last", "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
+
+    `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. `peak_members` are
+    the storages that lived when most did.
+    """
+
+    name: str
+    path: str
+    operators: tuple[RecordedOperator, ...]
+    saved: tuple[int, ...]
+    saved_bytes: int
+    peaks: Mapping[Phase, int]
+    peak_members: Mapping[Phase, frozenset[int]]
+    input_bytes: int
+    output_bytes: int
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What is equal in segments that are alike."""
+        kernels = tuple((op.signature, op.dims, op.read_bytes, op.written_bytes) for op in self.operators)
+        return self.name, self.shapes, kernels, self.saved_bytes, self.input_bytes, self.output_bytes
+
+    @property
+    def signature(self) -> tuple[tuple[str, ...], ...]:
+        """The kernels without their sizes."""
+        return tuple(op.signature for op in self.operators)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A module run once at one size, cut."""
+
+    segments: tuple[Segment, ...]
+    recording: Recording
+
+    def peak(self, segment: int, phase: Phase, base: Run) -> int:
+        """The most that lives in a segment, at the moment at which most did in `base`, where both did the same."""
+        if not self.is_like(base):
+            return self.segments[segment].peaks.get(phase, 0)
+        members = base.segments[segment].peak_members.get(phase, frozenset())
+        return sum(self.recording.storage_bytes[index] for index in members)
+
+    def is_like(self, other: Run) -> bool:
+        """Whether the two ran the same kernels, on the same storages."""
+        ours, theirs = self.recording, other.recording
+        return len(ours.storage_bytes) == len(theirs.storage_bytes) and all(
+            a.signature == b.signature and a.outputs == b.outputs
+            for a, b in zip(ours.operators, theirs.operators, strict=False)
+        )
+
+
+def cut(recorder: SegmentRecorder, module: nn.Module, blocks: Mapping[str, nn.Module]) -> Run:
+    """The segments of what was recorded."""
+    recording, cuts = recorder.recording, recorder.cuts.segments
+    shapes = _parameters(recorder, module, blocks)
+    saved: list[int] = [0] * len(cuts)
+    for index, segment in recording.saved.items():
+        saved[segment] += recording.storage_bytes[index]
+    operators = _by_segment(recording, [own.path for own in cuts])
+    made = []
+    for number, own in enumerate(cuts):
+        peaks = {phase: recording.peaks[number, phase] for phase in PHASES if (number, phase) in recording.peaks}
+        name = FIRST if number == 0 else LAST
+        if own.path:
+            name = type(blocks[own.path]).__name__
+        made.append(
+            Segment(
+                name=ALL if len(cuts) == 1 else name,
+                path=own.path,
+                operators=tuple(operators[number]),
+                saved=tuple(_saved_of(recording, op) for op in operators[number]),
+                saved_bytes=saved[number],
+                peaks={phase: most for phase, (most, _) in peaks.items()},
+                peak_members={phase: members for phase, (_, members) in peaks.items()},
+                input_bytes=own.input_bytes,
+                output_bytes=own.output_bytes,
+                shapes=tuple(shapes[number]),
+            )
+        )
+    return Run(segments=tuple(made), recording=recording)
+
+
+def _saved_of(recording: Recording, op: RecordedOperator) -> int:
+    return sum(recording.storage_bytes[index] for index in op.outputs if index in recording.saved)
+
+
+def _by_segment(recording: Recording, paths: Sequence[str]) -> list[list[RecordedOperator]]:
+    """The kernels of each segment, their inputs counted within it: what comes from others is left out."""
+    found: list[list[RecordedOperator]] = [[] for _ in paths]
+    place: dict[int, tuple[int, int]] = {}
+    for phase in PHASES:
+        for number, op in enumerate(recording.operators):
+            if op.phase != phase:
+                continue
+            own, path = found[op.segment], paths[op.segment]
+            place[number] = op.segment, len(own)
+            inputs = (place[source] for source in op.inputs)
+            own.append(
+                replace(
+                    op,
+                    inputs=tuple(sorted(position for segment, position in inputs if segment == op.segment)),
+                    path=_within(op.path, path),
+                )
+            )
+    return found
+
+
+def _within(path: str, block: str) -> str:
+    return path[len(block) + 1 :] if block and path.startswith(f"{block}.") else ("" if path == block else path)
+
+
+def _parameters(
+    recorder: SegmentRecorder, module: nn.Module, blocks: Mapping[str, nn.Module]
+) -> list[list[tuple[int, ...]]]:
+    """Shapes of the parameters of each segment: of blocks their own, of others those that are used there first.
+
+    Those that nothing uses belong to the last; each counts once.
+    """
+    cuts = recorder.cuts.segments
+    shapes: list[list[tuple[int, ...]]] = [[] for _ in cuts]
+    owners: dict[int, int] = {}
+    for number, own in enumerate(cuts):
+        for parameter in blocks[own.path].parameters() if own.path else ():
+            owners.setdefault(storage_of(parameter), number)
+    for parameter in module.parameters():
+        place = storage_of(parameter)
+        number = owners.get(place, recorder.cuts.first_used.get(place, len(cuts) - 1))
+        shapes[number].append(tuple(parameter.shape))
+    return shapes

@@ -1,0 +1,142 @@
+"""Runs a task's module at several sizes with its kernels noted: under fake tensors, else with real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from profiles.errors import InputError
+from profiles.models.profile import WorkloadSpec
+from profiles.tracing.known_values import KnownValues
+from profiles.tracing.module_copies import (
+    Shortened,
+    fake_like,
+    replace_tensors,
+    shorten,
+    with_weights,
+    without_weights,
+)
+from profiles.tracing.segment_recorder import SegmentRecorder
+from profiles.tracing.segments import Run, cut
+from profiles.workloads.fake_tensors import FakeTensorMode, seen_as_real
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.precision import autocast
+from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task import Batch, Task
+
+# Parameters that a module may have that is run with real weights: 8 GB of them.
+MOST_REAL = 2_000_000_000
+SEED = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Subject:
+    """A module that can be run: with fake or real tensors, whole or with blocks taken out.
+
+    `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real.
+    """
+
+    spec: WorkloadSpec
+    task: Task
+    module: nn.Module
+    taken: Shortened
+    num_parameters: int
+    fake: Any = None
+    runs: dict[tuple[str, int, int], Run] = field(default_factory=dict)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its tensors have values."""
+        return self.fake is None
+
+    def run(self, precision: str, samples: int, size: int) -> Run:
+        """One forward and backward pass of a batch, cut at the blocks; each is run once.
+
+        Raises: InputError where the module or its loss fails.
+        """
+        key = precision, samples, size
+        if key not in self.runs:
+            with foreign_code(self.spec, f"{self.spec.title}: its module or its loss does not run"):
+                batch = self.task.example(samples, size)
+                if self.fake is None:
+                    with torch.random.fork_rng(devices=[]):
+                        torch.manual_seed(SEED)
+                        self.runs[key] = self._recorded(batch, precision, None)
+                else:
+                    known = KnownValues(self.fake)
+                    fake = tree_map(functools.partial(self._faked, known), batch)
+                    with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
+                        self.runs[key] = self._recorded(fake, precision, known)
+        return self.runs[key]
+
+    def _faked(self, known: KnownValues, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        fake = self.fake.from_tensor(leaf)
+        known.tell(fake, leaf)
+        return fake
+
+    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> Run:
+        self.module.zero_grad(set_to_none=True)
+        blocks = repeated_blocks(self.module)
+        products = "tf32" if precision == "tf32" else "fp32"
+        recorder = SegmentRecorder(self.module, blocks, products, known)
+        with recorder.watch():
+            with autocast(precision, "cpu"):
+                loss = self.task.loss(self.module, batch)
+            recorder.backward(loss)
+        run = cut(recorder, self.module, blocks)
+        self.module.zero_grad(set_to_none=True)
+        return run
+
+
+def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
+    """What can be run, the quickest first; each is built when it is called, and may fail with an InputError."""
+    for make in (_fake, _real):
+        for shortened in (True, False):
+            yield functools.partial(_built, make, spec, task, shortened)
+
+
+def _built(
+    make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
+) -> Subject:
+    with foreign_code(spec, f"{spec.title}: its module cannot be built"):
+        return make(spec, task, shortened)
+
+
+def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with without_weights():
+        module = task.build()
+    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    with fake:
+        replace_tensors(module, fake_like)
+    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count, fake=fake)
+
+
+def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
+    remade = spec.kind == "transformers" and not spec.weights
+    with without_weights() if remade else contextlib.nullcontext():
+        module = task.build()
+    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    left = sum(parameter.numel() for parameter in module.parameters())
+    if left > MOST_REAL:
+        raise InputError(
+            f"{spec.title}: what it does depends on the values of its tensors, so that it has to be run, and "
+            f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
+        )
+    module = with_weights(module) if remade else module
+    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count)
+
+
+def _trained(module: nn.Module) -> int:
+    """Parameters of a module that is made ready for training."""
+    module.train()
+    return sum(parameter.numel() for parameter in module.parameters())

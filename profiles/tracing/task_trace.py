@@ -1,0 +1,191 @@
+"""Traces a task into a ModelProfile: the module as its author wrote it, cut at its repeated blocks.
+
+The module runs forward and backward with its labels at a grid of micro-batches and sample sizes. Each number of a
+segment is the polynomial through what those runs gave; segments that gave the same in all of them are one kind of
+layer. Where samples have one size, or kernels are others at another one, the polynomials are of the micro-batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+
+from profiles.errors import InputError
+from profiles.models.operators import evaluate
+from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
+from profiles.tracing.kinds_to_layers import layer_of
+from profiles.tracing.module_copies import forget_cached
+from profiles.tracing.probes import CURVED, STRAIGHT, Probes, looks, probes
+from profiles.tracing.segments import Run
+from profiles.tracing.task_runs import Subject, subjects
+from profiles.workloads.task import Task
+
+# By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
+TOLERANCE, MOST = 0.002, 0.05
+# Grids in the order in which they are tried: whether samples vary in size, and the micro-batches.
+GRIDS = ((True, STRAIGHT), (True, CURVED), (False, STRAIGHT), (False, CURVED))
+FIRST_PRECISION = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Sizes at which a module runs, and by how much what it did in another run differs from what those say."""
+
+    subject: Subject
+    probes: Probes
+    difference: float
+
+
+def trace_task(spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
+    """The profile of a task at each precision, over fp32 parameters.
+
+    Raises: InputError where the module does not run, or what it does depends on its numbers.
+    """
+    if "fp8" in precisions:
+        raise InputError(f"{spec.title}: fp8 is for models of known families: use bf16")
+    failure: InputError | None = None
+    for build in subjects(spec, task):
+        try:
+            subject = build()
+            try:
+                return _traced(subject, precisions)
+            finally:
+                forget_cached(subject.module)
+        except InputError as error:
+            # What fails with real tensors fails in the module's own words.
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
+    chosen = _choose(subject)
+    points = chosen.grid.points
+    runs = {precision: [subject.run(precision, *point) for point in points] for precision in precisions}
+    kinds = _kinds(subject.spec, runs)
+    paths = [segment.path for segment in runs[precisions[0]][0].segments]
+    layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
+    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies)
+    if profile.num_parameters != subject.num_parameters:
+        raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
+    return profile
+
+
+def _choose(subject: Subject) -> Probes:
+    """The sizes that tell what the module does at any other.
+
+    Raises: InputError where none do.
+    """
+    task, attempts, failure = subject.task, list[Attempt](), None
+    sizes = looks(task)
+    try:
+        is_small = subject.is_real or (sizes is not None and not _runs_alike(subject, sizes))
+    except InputError:
+        is_small = subject.is_real
+    for varies, batches in GRIDS:
+        chosen = probes(task, is_small, varies, batches)
+        if chosen is None:
+            continue
+        try:
+            attempts.append(Attempt(subject=subject, probes=chosen, difference=_difference(subject, chosen)))
+        except InputError as error:
+            failure = error
+            continue
+        if attempts[-1].difference <= TOLERANCE:
+            return chosen
+    if not attempts:
+        assert failure is not None
+        raise failure
+    best = min(attempts, key=lambda attempt: attempt.difference)
+    if best.difference > MOST:
+        raise InputError(
+            f"{subject.spec.title}: what it does differs by {best.difference:.0%} from one batch to another of the "
+            "same size: it cannot be traced"
+        )
+    return best.probes
+
+
+def _runs_alike(subject: Subject, sizes: tuple[int, int]) -> bool:
+    first, second = (subject.run(FIRST_PRECISION, 2, size) for size in sizes)
+    return first.is_like(second)
+
+
+def _layers(kinds: Sequence[int], runs: Sequence[Run], chosen: Probes) -> tuple[LayerProfile, ...]:
+    first = [kinds.index(kind) for kind in range(max(kinds) + 1)]
+    names = _unique([runs[0].segments[position].name for position in first])
+    return tuple(layer_of(name, place, runs, chosen.grid) for name, place in zip(names, first, strict=True))
+
+
+def _kinds(spec: WorkloadSpec, runs: Mapping[str, Sequence[Run]]) -> list[int]:
+    """For each segment, which distinct one it is: segments are alike that are alike in every run."""
+    every = list(chain.from_iterable(runs.values()))
+    if any(len(run.segments) != len(every[0].segments) for run in every):
+        raise InputError(f"{spec.title}: which of its blocks run depends on the input: it cannot be traced")
+    known: dict[tuple[object, ...], int] = {}
+    keys = zip(*([segment.key for segment in run.segments] for run in every), strict=True)
+    return [known.setdefault(key, len(known)) for key in keys]
+
+
+def _whole(subject: Subject, kinds: Sequence[int], paths: Sequence[str]) -> tuple[int, ...]:
+    """The kinds of all segments of the whole module: blocks that were taken out are of the kind that they are like."""
+    last = dict(zip(paths, kinds, strict=True))
+    structure: list[int] = []
+    for path, kind in zip(paths, kinds, strict=True):
+        structure.append(kind)
+        structure.extend(last[like] for like in subject.taken.after.get(path, ()))
+    return tuple(structure)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
+
+
+def _profile(
+    subject: Subject, structure: tuple[int, ...], layers: dict[str, tuple[LayerProfile, ...]], varies: bool
+) -> ModelProfile:
+    spec, task = subject.spec, subject.task
+    return ModelProfile(
+        name=spec.name,
+        workload=replace(spec, task=task.name),
+        hidden_size=0,
+        num_heads=1,
+        num_kv_heads=1,
+        ffn_size=0,
+        vocab_size=0,
+        max_sequence_length=task.longest_size if varies else task.size,
+        tied_embeddings=False,
+        can_tensor_parallel=False,
+        can_pipeline=False,
+        structure=structure,
+        layers=layers,
+        traced_with=f"torch {torch.__version__}",
+        unit=task.unit,
+        usual_size=task.size,
+        is_fixed=not varies,
+    )
+
+
+def _difference(subject: Subject, chosen: Probes) -> float:
+    """By how much a run differs from what the polynomials of others say: the largest share, of FLOPs and of saved."""
+    runs = [subject.run(FIRST_PRECISION, *point) for point in chosen.grid.points]
+    wanted = subject.run(FIRST_PRECISION, *chosen.checked)
+    shares = []
+    for total in (_saved, _forward_flops, _backward_flops):
+        expected = float(evaluate(chosen.grid.fit([total(run) for run in runs]), *chosen.checked, 1))
+        shares.append(abs(expected - total(wanted)) / max(total(wanted), 1))
+    return max(shares)
+
+
+def _saved(run: Run) -> int:
+    return sum(segment.saved_bytes for segment in run.segments)
+
+
+def _forward_flops(run: Run) -> int:
+    return sum(op.flops for segment in run.segments for op in segment.operators if op.phase == "forward")
+
+
+def _backward_flops(run: Run) -> int:
+    return sum(op.flops for segment in run.segments for op in segment.operators if op.phase == "backward")
