@@ -44,7 +44,7 @@ class Trainer:
 
     `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any. `adapt`
     changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised. A silent one draws no
-    random numbers. `num_steps` are those taken, on which random numbers depend.
+    random numbers but those of its loss. `num_steps` are those taken, on which random numbers depend.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trainer:
                 adapt(stage)
             if is_silent:
                 silence(stage)
-            self.draws |= stage.draws and not is_silent
+            self.draws |= stage.draws
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
@@ -107,8 +107,9 @@ class Trainer:
         """
         slices = [self._own_slice(samples) for samples in batch]
         parts = self._microbatches(slices) if self.pipeline is None or self.workload.task is not None else []
-        if self.draws:
-            self._seed()
+        if self.draws and not parts:
+            # Stages of layers draw as micro-batches come to them.
+            torch.manual_seed(self._seed(self.place.pipeline))
         self.recorder.begin()
         with loss_context(self.plan):
             if self.pipeline is not None:
@@ -174,10 +175,11 @@ class Trainer:
         for group in self.groups.replicas if self.buffers else ():
             broadcast_buffers(list(self.buffers.values()), group)
 
-    def _seed(self) -> None:
-        """Random numbers of a step depend on it and on the samples alone; ranks that share samples draw the same."""
-        place = (self.place.pipeline * self.plan.data_parallel + self.place.data) * self.plan.context_parallel
-        torch.manual_seed((self.seed * 1_000_003 + self.num_steps) * 65_537 + place + self.place.context)
+    def _seed(self, microbatch: int) -> int:
+        """What random numbers of a micro-batch begin with: they depend on the step and the samples alone."""
+        number = self.place.data * max(self.plan.num_microbatches, self.plan.pipeline_parallel) + microbatch
+        step = (self.seed * 1_000_003 + self.num_steps) * 65_537 + number
+        return (step * self.plan.context_parallel + self.place.context) % 2**63
 
     def _own_slice(self, samples: Any) -> Any:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""
@@ -202,6 +204,7 @@ class Trainer:
         """Tell a task's stages their micro-batches, which go through the pipeline by their numbers."""
         for stage in self._task_stages:
             stage.microbatches = [given for given, _ in parts]
+            stage.seeds = [self._seed(index) for index in range(len(parts))]
         numbers = torch.arange(len(parts), device=self.device)
         return numbers, numbers
 
@@ -220,6 +223,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for index, (given, wanted) in enumerate(parts):
             is_last = index == count - 1
+            if self.draws:
+                torch.manual_seed(self._seed(index))
             keep_gathered(module, kept=self.plan.zero_stage == 2 and not is_last)
             with paused(() if is_last else (module,)):
                 start = self.recorder.now()

@@ -27,11 +27,16 @@ LAYOUTS: list[dict[str, Any]] = [
     {"zero_stage": 3},
     {"recompute": "full"},
     {"zero_stage": 3, "recompute": "full"},
+    {"pipeline_parallel": 2},
+    {"pipeline_parallel": 2, "recompute": "full"},
 ]
 USUAL = ("bert_qa", "t5")
 
 
 def plan(**fields: Any) -> Plan:
+    if "pipeline_parallel" in fields:
+        # Where the stages begin is for each model to say.
+        return Plan(**fields, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 2))
     return Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, **fields)
 
 
@@ -67,7 +72,7 @@ def plain_losses(name: str) -> list[float]:
 
 @pytest.mark.gloo
 def test_transformers_own_modules_train_in_layouts() -> None:
-    check(list(USUAL), [LAYOUTS[0], LAYOUTS[5]])
+    check(list(USUAL), [LAYOUTS[0], LAYOUTS[5], LAYOUTS[7]])
 
 
 @pytest.mark.gloo
