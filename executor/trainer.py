@@ -159,8 +159,9 @@ class Trainer:
         if self.groups.expert_replicas is not None:
             average_experts(self.parameters(), self.groups.expert_replicas, self.plan.data_parallel)
             self.recorder.extend(BACKWARD)
-        if self.replicas is not None and averages_after_the_step(self.plan):
-            average_after(self.parameters(), self.replicas, self.recorder)
+        if self.replicas is not None and averages_after_the_step(self.plan, *list(self.modules.values())[:1]):
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            average_after(trained, self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.
             self.recorder.extend(BACKWARD, WEIGHT)
         for stage in self._task_stages:

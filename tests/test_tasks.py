@@ -76,6 +76,17 @@ def test_transformers_own_modules_train_in_layouts() -> None:
 
 
 @pytest.mark.gloo
+def test_stages_have_replicas() -> None:
+    plans = [
+        Plan(data_parallel=2, **fields, pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 2), micro_batch_size=2,
+             num_microbatches=2)
+        for fields in ({}, {"zero_stage": 1})
+    ]  # fmt: skip
+    results = launch("tests.task_entries:train", {"cases": [("gpt2", [asdict(plan) for plan in plans])]}, 4, "cpu")
+    assert [result["status"] for result in results] == ["passed"] * 2, results
+
+
+@pytest.mark.gloo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_architecture_trains_in_every_layout(name: str) -> None:
@@ -123,10 +134,12 @@ def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_pa
     assert code == 0, said
 
 
-@pytest.mark.parametrize("fields", [{"precision": "fp8"}, {"compiled": True}, {"tensor_parallel": 2}])
+@pytest.mark.parametrize(
+    "fields", [{"precision": "fp8"}, {"compiled": True}, {"tensor_parallel": 2}, {"context_parallel": 2}]
+)
 def test_what_a_task_cannot_do_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
-    two = {"data_parallel": 2} if "tensor_parallel" not in fields else {}
+    two = {} if 2 in fields.values() else {"data_parallel": 2}
     path = write_plan_file(tmp_path / "plan.json", Plan(**two, **fields), spec=spec, num_layers=5)
     code, said = outcome("execute", path, "--trust-module", "tests.own_task_module")
     assert code == 2

@@ -49,10 +49,10 @@ def check_task(plan: Plan, workload: Workload) -> None:
         raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
     if plan.compiled:
         raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
-    if plan.pipeline_parallel > 1 and (plan.data_parallel > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
+    if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
         raise PlanError(
-            f"plan {plan.id}: stages of {workload.spec.title} are one on each rank, without replicas, and their "
-            "backward passes whole: use data_parallel=1, virtual_stages=1 and schedule=1f1b"
+            f"plan {plan.id}: stages of {workload.spec.title} are whole, one on each rank, and so are their backward "
+            "passes: use zero_stage=0 or 1, virtual_stages=1 and schedule=1f1b"
         )
 
 
