@@ -19,6 +19,7 @@ from executor.axes.data import (
     keep_gathered,
     left_whole,
     paused,
+    sum_gradients,
 )
 from executor.axes.experts import average_experts
 from executor.axes.optimizer import build_optimizer
@@ -70,7 +71,7 @@ class Trainer:
         self.modules: dict[int, nn.Module] = {}
         self.buffers: dict[str, Tensor] = {}
         self.reductions: list[Reduction] = []
-        self.draws = False
+        self.draws, self.summed = False, frozenset[str]()
         for index in stages_of(plan, self.place.pipeline):
             stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
             if adapt is not None:
@@ -78,6 +79,7 @@ class Trainer:
             if is_silent:
                 silence(stage)
             self.draws |= stage.draws
+            self.summed |= stage.summed if isinstance(stage, TaskPart) else frozenset()
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
@@ -164,6 +166,8 @@ class Trainer:
             average_after(trained, self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.
             self.recorder.extend(BACKWARD, WEIGHT)
+        if self.groups.tensor is not None:
+            sum_gradients([self.named_parameters[name] for name in sorted(self.summed)], self.groups.tensor)
         for stage in self._task_stages:
             assert self.groups.stages is not None
             stage.add_up(self.named_parameters, self.groups.stages)

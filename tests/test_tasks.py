@@ -31,12 +31,22 @@ LAYOUTS: list[dict[str, Any]] = [
     {"pipeline_parallel": 2, "recompute": "full"},
 ]
 USUAL = ("bert_qa", "t5")
+# Whose library says how they are split.
+SPLIT = (
+    "llama", "qwen2", "qwen3", "mistral", "mixtral", "glm4", "phi3", "gpt_neox",
+)  # fmt: skip
+TENSOR: list[dict[str, Any]] = [
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 2, "recompute": "full"},
+]
 
 
 def plan(**fields: Any) -> Plan:
     if "pipeline_parallel" in fields:
         # Where the stages begin is for each model to say.
         return Plan(**fields, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 2))
+    if "tensor_parallel" in fields:
+        return Plan(**fields, micro_batch_size=2, num_microbatches=4)
     return Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, **fields)
 
 
@@ -73,6 +83,19 @@ def plain_losses(name: str) -> list[float]:
 @pytest.mark.gloo
 def test_transformers_own_modules_train_in_layouts() -> None:
     check(list(USUAL), [LAYOUTS[0], LAYOUTS[5], LAYOUTS[7]])
+
+
+@pytest.mark.gloo
+def test_linears_are_split_as_the_library_says() -> None:
+    # It has norms of heads, whose gradients add up over the ranks.
+    check(["qwen3"], [TENSOR[1]])
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPLIT)
+def test_every_architecture_with_a_plan_is_split(name: str) -> None:
+    check([name], TENSOR)
 
 
 @pytest.mark.gloo

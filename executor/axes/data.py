@@ -148,6 +148,13 @@ def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, 
     recorder.note(ALL_REDUCE, -1, ready)
 
 
+def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Sum the gradients over `group`, whose ranks each have a part of them."""
+    for parameter in parameters:
+        gradient = _whole_gradient(parameter)
+        dist.all_reduce(gradient.to_local() if isinstance(gradient, DTensor) else gradient, group=group)
+
+
 def broadcast_buffers(buffers: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     """Give every rank of `group` the buffers of its first, as DDP does: statistics are of what that rank saw."""
     for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
