@@ -28,7 +28,7 @@ def checked(path: Path) -> tuple[PlanFile, Candidate, str]:
     file = artifacts.read(path, "plan", PlanFile)
     (best, *_), _ = choose(file, 1, with_baseline=False)
     candidate, spec = file.candidates[best], file.workload
-    if not spec.reads_text:
+    if not spec.reads_text or spec.task:
         check_plan(candidate.plan, file, _hardly_known(file))
         return file, candidate, f"{spec.title} is not known by its sizes"
     if spec.config.get("model_type") not in BUILT_FAMILIES:
@@ -98,14 +98,17 @@ def check_plan(plan: Plan, file: PlanFile, model: ModelFacts) -> None:
         )
 
 
-def check_text(file: PlanFile, name: str, vocab_size: int, longest: int) -> None:
+def check_text(file: PlanFile, name: str, vocab_size: int, longest: int, otherwise: str = "") -> None:
     """Check that bytes as tokens fit a model with such a vocabulary, and sequences of `longest` tokens, 0 for any.
+
+    `otherwise` says what else can be done.
 
     Raises: InputError.
     """
     if vocab_size < BYTE_VALUES:
         raise InputError(
             f"{name} has a vocabulary of {vocab_size}: text is fed as bytes, which needs at least {BYTE_VALUES}"
+            f"{': ' if otherwise else ''}{otherwise}"
         )
     if longest and file.sequence_length > longest:
         raise InputError(f"sequences of {file.sequence_length} tokens are longer than the {longest} of {name}")

@@ -96,6 +96,34 @@ def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:
     return _with_context(mesh) if plan.context_parallel > 1 else mesh["data"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """This rank's process groups.
+
+    `replicas` are the ranks with copies of its parameters: in one group, or in two where copies of shards stand beside
+    one another; `tensor` those with the rest of its linears, `stages` those with the rest of a pipeline,
+    `expert_replicas` those with copies of its experts.
+    """
+
+    replicas: tuple[dist.ProcessGroup, ...] = ()
+    tensor: dist.ProcessGroup | None = None
+    stages: dist.ProcessGroup | None = None
+    expert_replicas: dist.ProcessGroup | None = None
+
+
+def groups_of(plan: Plan, mesh: DeviceMesh | None) -> Groups:
+    """The groups of a plan's mesh; none without one."""
+    if mesh is None:
+        return Groups()
+    copies = replica_mesh(plan, mesh) if plan.data_parallel * plan.context_parallel > 1 else None
+    return Groups(
+        replicas=tuple(copies.get_group(dim) for dim in range(copies.ndim)) if copies is not None else (),
+        tensor=mesh["tensor"].get_group() if plan.tensor_parallel > 1 else None,
+        stages=mesh["pipeline"].get_group() if plan.pipeline_parallel > 1 else None,
+        expert_replicas=mesh["expert_replicas"].get_group() if plan.expert_parallel > 1 else None,
+    )
+
+
 def _with_context(mesh: DeviceMesh) -> DeviceMesh:
     names = tuple(name for name in mesh.mesh_dim_names or () if name in ("data", "context"))
     return mesh[names]._flatten("replicas")  # underscored, yet what torch's own training stack uses; no public way

@@ -22,7 +22,10 @@ FSDP_CODECS = ("none", "bf16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split."""
+    """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split.
+
+    `shared_weights` are names of those that several layers of a user's own share, where they are known.
+    """
 
     name: str
     num_layers: int
@@ -36,6 +39,7 @@ class ModelFacts:
     is_transformer: bool
     num_experts: int = 0
     adapters: Adapters = EVERYTHING
+    shared_weights: tuple[str, ...] = ()
 
 
 def facts_of(model: ModelProfile) -> ModelFacts:
@@ -208,7 +212,8 @@ def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[s
             yield f"virtual_stages={plan.virtual_stages} with pipeline_parallel=1: use virtual_stages=1"
         return
     if not model.can_pipeline:
-        yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages (tied embeddings, or a single layer)"
+        why = f"{model.shared_weights[0]} are one weight" if model.shared_weights else "tied weights, or a single layer"
+        yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages ({why})"
     yield from _schedule(plan)
     yield from _pipeline_and_data(plan)
 

@@ -335,7 +335,7 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
 @pytest.mark.gloo
 def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from executor import command
-    from executor.run.reference import check_losses
+    from executor.run.reference import Reference, check_losses
     from profiles.errors import ToleranceError
     from profiles.ranks import launcher
 
@@ -345,7 +345,9 @@ def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: 
 
     def spoilt(*arguments: object, **options: object) -> object:
         fields = real(*arguments, **options)  # type: ignore[arg-type]
-        check = check_losses(DATA, [loss * 1.01 for loss in fields[0]["losses"]], fields[0]["losses"][:3])
+        check = check_losses(
+            DATA, [loss * 1.01 for loss in fields[0]["losses"]], (), Reference(losses=fields[0]["losses"][:3])
+        )
         fields[0]["loss_check"] |= {"status": check.status, "reason": check.reason}
         return fields
 

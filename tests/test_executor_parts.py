@@ -1,12 +1,15 @@
 """Where the time of a step went, from traces written by hand, and the loss check."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from executor.mesh import Coordinates, coordinates
 from executor.observe.events import Action, StepTrace
 from executor.observe.time_parts import RankTraces, median_parts, median_spans, step_seconds
 from executor.observe.tracing import EXCHANGE_PARTS
-from executor.run.reference import check_losses
+from executor.run.reference import Reference, check_losses
 from planner.plans import Plan
 
 
@@ -90,11 +93,33 @@ def test_coordinates_vary_fastest_along_the_innermost_axis(
 
 
 def test_loss_check() -> None:
-    exact = (5.0, 4.0, 3.0)
-    assert check_losses(Plan(), (5.0, 4.0001, 3.0, 2.0), exact).status == "passed"
-    failed = check_losses(Plan(), (5.0, 4.01, 3.0), exact)
+    exact = Reference(losses=(5.0, 4.0, 3.0), norms=(1.0, 0.9, 0.8), micro_batch_size=1)
+    split = Plan(tensor_parallel=2)
+    assert check_losses(split, (5.0, 4.0001, 3.0, 2.0), exact.norms, exact).status == "passed"
+    failed = check_losses(split, (5.0, 4.01, 3.0), exact.norms, exact)
     assert failed.status == "failed"
     assert failed.largest_difference_fraction == pytest.approx(0.0025)
-    assert check_losses(Plan(precision="bf16"), (5.0, 4.01, 3.0), exact).status == "passed"
-    assert check_losses(Plan(data_parallel=2, codec="bf16"), (5.0, 9.0, 3.0), exact).status == "exempt"
-    assert check_losses(Plan(), exact, ()).status == "skipped"
+    assert check_losses(Plan(precision="bf16"), (5.0, 4.01, 3.0), exact.norms, exact).status == "passed"
+    coded = Plan(data_parallel=2, codec="bf16")
+    assert check_losses(coded, (5.0, 9.0, 3.0), exact.norms, exact).status == "exempt"
+    assert check_losses(Plan(), exact.losses, exact.norms, Reference()).status == "skipped"
+
+
+def test_losses_of_the_same_sums_are_held_tighter() -> None:
+    exact = Reference(losses=(5.0, 4.0, 3.0), norms=(1.0, 0.9, 0.8), micro_batch_size=1)
+    near = (5.0001, 4.0, 3.0)
+    assert check_losses(Plan(data_parallel=2), near, exact.norms, exact).status == "failed"
+    other = Plan(data_parallel=2, micro_batch_size=2)
+    assert check_losses(other, near, exact.norms, exact).status == "passed"
+
+
+def test_gradients_that_losses_hide_fail_the_check() -> None:
+    # AdamW takes the same steps with gradients twice as large.
+    exact = Reference(losses=(5.0, 4.0, 3.0), norms=(1.0, 0.9, 0.8), micro_batch_size=1)
+    failed = check_losses(Plan(), exact.losses, (2.0, 1.8, 1.6), exact)
+    assert failed.status == "failed"
+    assert "gradient norms of the first 3 steps" in failed.reason
+    assert check_losses(Plan(), exact.losses, (1.0, math.nan, 0.8), exact).status == "failed"
+    assert check_losses(Plan(), exact.losses, exact.norms, replace(exact, is_silent=True)).reason.endswith(
+        "compared with dropout off"
+    )

@@ -1,6 +1,7 @@
 """Fields of configurations: what published ones carry is taken, what no model can be is refused by name."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from profiles import artifacts
 from profiles.errors import ArtifactError, InputError, UnknownNameError
 from profiles.library import CONFIGS, config_names, load_model, load_sizes, model_names
 from profiles.models.hf_config import FAMILIES, check_given, checked
+from profiles.models.profile import WorkloadSpec
 from profiles.models.sizes import read_config, sizes_of
 from profiles.workloads.loading import load_workload
 from tests.commands import outcome
@@ -196,3 +198,30 @@ def test_families_that_are_not_known_and_names_that_are_none(tmp_path):
             code, sentence = outcome(*command, name)
             assert code == 2
             assert command[0] == "profile" or len(sentence) < 1000
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "longest"),
+    [
+        ("mistral", {"sliding_window": 48}, 48),
+        ("mistral", {"sliding_window": None}, 64),
+        ("mistral", {"max_position_embeddings": 8192}, 4096),
+        ("qwen2", {"sliding_window": 48}, 64),
+        ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 48),
+    ],
+)
+def test_plans_and_runs_take_sequences_of_one_window(family: str, fields: dict[str, Any], longest: int) -> None:
+    config = {**COMMON, "model_type": family, "max_position_embeddings": 64, **fields}
+    assert sizes_of("m", config).longest_sequence == longest
+    spec = WorkloadSpec(kind="transformers", name="m", config=config)
+    assert load_workload(spec).max_sequence_length == longest
+
+
+def test_experts_are_counted_under_both_of_their_names() -> None:
+    config = dict(TEXT["qwen3_moe"])
+    config["num_local_experts"] = config.pop("num_experts")
+    assert sizes_of("m", config).transformer.num_experts[0] == TEXT["qwen3_moe"]["num_experts"]
+    assert (
+        load_workload(WorkloadSpec(kind="transformers", name="m", config=config)).num_experts
+        == config["num_local_experts"]
+    )

@@ -27,10 +27,13 @@ TOKENS_OUT, HEADS_OUT = 1, 2
 
 
 class AttentionCore:
-    """What stands around the product of an attention: the exchange of its context group, and its recomputation."""
+    """What stands around the product of an attention: the exchange of its context group, and its recomputation.
 
-    def __init__(self, group: dist.ProcessGroup | None, is_recomputed: bool) -> None:
-        self.group, self.is_recomputed = group, is_recomputed
+    `draws` tells whether it drops some of what it attends to.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, is_recomputed: bool, draws: bool) -> None:
+        self.group, self.is_recomputed, self.draws = group, is_recomputed, draws
 
     def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention over all tokens; `attend` on what this rank holds would see its part alone."""
@@ -42,7 +45,7 @@ class AttentionCore:
     def _attend(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if not self.is_recomputed:
             return attend(query, key, value)
-        result: Tensor = checkpoint(attend, query, key, value, use_reentrant=False, preserve_rng_state=False)
+        result: Tensor = checkpoint(attend, query, key, value, use_reentrant=False, preserve_rng_state=self.draws)
         return result
 
 
@@ -82,7 +85,9 @@ def place_layer(layer: nn.Module, plan: Plan, place: Coordinates) -> None:
         layer.part = SequencePart(1, place.context)
 
 
-def set_core(layer: nn.Module, spec: LayerSpec, group: dist.ProcessGroup | None, is_recomputed: bool) -> None:
+def set_core(
+    layer: nn.Module, spec: LayerSpec, group: dist.ProcessGroup | None, is_recomputed: bool, draws: bool
+) -> None:
     """Put an AttentionCore around a layer's attention, where it has one and there is something to do."""
     if spec.paths.attention and (group is not None or is_recomputed):
-        set_attention_core(layer.get_submodule(spec.paths.attention), AttentionCore(group, is_recomputed))
+        set_attention_core(layer.get_submodule(spec.paths.attention), AttentionCore(group, is_recomputed, draws))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.experts import expert_names
-from executor.axes.parallelize import Stage
+from executor.axes.part import Part
+from executor.axes.task_stage import TaskStage
 from executor.fake_group import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.observe.recorder import Recorder
@@ -31,19 +32,22 @@ from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
 from profiles.models.profile import MIXED
 
 
-def averages_after_the_step(plan: Plan) -> bool:
+def averages_after_the_step(plan: Plan, stage: nn.Module) -> bool:
     """Whether gradients are averaged by `average_after` rather than while the backward pass runs."""
-    return plan.zero_stage < 2 and plan.rules.splits_backward
+    return plan.zero_stage < 2 and (plan.rules.splits_backward or isinstance(stage, TaskStage))
 
 
 def average_gradients(
-    stage: Stage, plan: Plan, mesh: DeviceMesh, recorder: Recorder
+    stage: Part, plan: Plan, mesh: DeviceMesh, recorder: Recorder, leaves_unused: bool = False
 ) -> tuple[nn.Module, Reduction | None]:
-    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
+    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook.
+
+    `leaves_unused` tells that some parameters have no gradient in some or all steps.
+    """
     replicas = replica_mesh(plan, mesh)
     if plan.zero_stage >= 2:
         return shard(stage, plan, replicas), None
-    if averages_after_the_step(plan):
+    if averages_after_the_step(plan, stage):
         return stage, None
     # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, expert_names(stage))
@@ -51,8 +55,9 @@ def average_gradients(
         stage,
         device_mesh=replicas,
         gradient_as_bucket_view=True,
-        # Ranks start equal by construction, see build_stage, and buffers never change.
+        # Ranks start equal by construction, see build_stage, and buffers are sent once a step, whoever averages.
         init_sync=False,
+        find_unused_parameters=leaves_unused,
         **_keep_buffers(),
         **bucket_options(plan.codec, stage),
     )
@@ -61,7 +66,7 @@ def average_gradients(
     return wrapped, reduction
 
 
-def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
+def shard(stage: Part, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     """Every layer is gathered by itself, so that no more than the one at work and the next are whole.
 
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
@@ -72,16 +77,36 @@ def shard(stage: Stage, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     low = torch.bfloat16 if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
+    shared, scalars = _shared_parameters(stage), set(left_whole(stage))
     with outside_fakes():
-        for module in (*stage.layers, stage):
+        for module in (*stage.units, stage):
+            # What others hold as well is the stage's: it is gathered before the first of them and kept for the last.
+            if module is not stage and not shared.isdisjoint(module.parameters()):
+                continue
             fully_shard(
                 module,
                 mesh=replicas,
                 reshard_after_forward=plan.zero_stage == 3,
                 mp_policy=policy,
                 shard_placement_fn=place,
+                ignored_params=scalars,
             )
     return stage
+
+
+def _shared_parameters(stage: Part) -> set[nn.Parameter]:
+    """Parameters that stand in more than one unit of a stage, or within one and outside of all."""
+    holders: dict[nn.Parameter, set[nn.Module]] = {}
+    owners = {part: unit for unit in stage.units for part in unit.modules()}
+    for part in stage.modules():
+        for parameter in part.parameters(recurse=False):
+            holders.setdefault(parameter, set()).add(owners.get(part, stage))
+    return {parameter for parameter, held in holders.items() if len(held) > 1}
+
+
+def left_whole(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that FSDP cannot cut, single numbers; their gradients are averaged after the step."""
+    return [parameter for parameter in module.parameters() if parameter.dim() == 0]
 
 
 def _shards(num_shards: int, parameter: nn.Parameter) -> Shard | None:
@@ -123,10 +148,28 @@ def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, 
     recorder.note(ALL_REDUCE, -1, ready)
 
 
+def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Sum the gradients over `group`, whose ranks each have a part of them."""
+    for parameter in parameters:
+        gradient = _whole_gradient(parameter)
+        dist.all_reduce(gradient.to_local() if isinstance(gradient, DTensor) else gradient, group=group)
+
+
+def broadcast_buffers(buffers: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """Give every rank of `group` the buffers of its first, as DDP does: statistics are of what that rank saw."""
+    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+        same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        message = torch.cat([buffer.flatten() for buffer in same])
+        dist.broadcast(message, group=group, group_src=0)
+        for buffer, value in zip(same, message.split([b.numel() for b in same]), strict=True):
+            buffer.copy_(value.view_as(buffer))
+
+
 def _whole_gradient(parameter: nn.Parameter) -> Tensor:
     """The memory of a parameter's gradient on this rank, summed first where the tensor axis left sums open."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
     gradient = parameter.grad
-    assert gradient is not None
     if isinstance(gradient, DTensor):
         assert isinstance(parameter.data, DTensor)
         gradient = gradient.redistribute(placements=parameter.data.placements)

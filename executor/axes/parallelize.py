@@ -5,39 +5,64 @@ Every rank builds its layers from the seed and their positions, so nothing has t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint
 
 from executor.axes.context import place_layer, set_core
 from executor.axes.experts import place_experts
+from executor.axes.part import Part
+from executor.axes.recompute import Recomputed
+from executor.axes.task_part import build_task_part
+from executor.axes.task_stage import build_task_stage
 from executor.axes.tensor import split_layer
 from executor.fake_group import outside_fakes
 from executor.mesh import Coordinates
 from planner.plans import Plan, recomputed_layers
 from profiles.workloads.precision import computing, lower
+from profiles.workloads.randomness import holds_dropout
 from profiles.workloads.workload import Workload
 
 
-class Stage(nn.Module):
-    """Consecutive layers that one rank runs; `recomputed` tells which of them keep their input alone."""
+class Stage(Part):
+    """Consecutive layers that one rank runs, from position `first` of the model on.
 
-    def __init__(self, layers: nn.Sequential, recomputed: tuple[bool, ...], precision: str, device_kind: str) -> None:
-        super().__init__()
-        self.layers, self.recomputed = layers, recomputed
-        self.precision, self.device_kind = precision, device_kind
+    `calls` are the layers, or what recomputes them, one each.
+    """
+
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        calls: tuple[nn.Module | Recomputed, ...],
+        plan: Plan,
+        device_kind: str,
+        draws: bool,
+        first: int,
+    ) -> None:
+        super().__init__(plan.precision, device_kind, draws)
+        self.layers, self.first = layers, first
+        # In a tuple, so that layers are not registered once more.
+        self.calls = calls
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The layers."""
+        return cast(Iterable[nn.Module], self.layers)
+
+    def global_name(self, path: str) -> str:
+        """The position in the whole model of the layer that has it, and the path within that."""
+        _, position, rest = path.split(".", 2)
+        return f"{self.first + int(position)}.{rest}"
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Token ids or hidden states to hidden states or logits."""
         # Entered here rather than around the step, so that pipeline stages and the reference do the same.
         with computing(self.precision, self.device_kind):
-            for layer, recomputed in zip(self.layers, self.recomputed, strict=True):
-                if recomputed:
-                    # There is no dropout, so no random state has to be kept.
-                    hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    hidden = layer(hidden)
+            for call in self.calls:
+                hidden = call(hidden)
         return hidden
 
 
@@ -49,9 +74,13 @@ def build_stage(
     device: torch.device,
     place: Coordinates,
     mesh: DeviceMesh | None,
-) -> Stage:
+) -> Part:
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
     num_layers = len(workload.layers)
+    if workload.task is not None and plan.pipeline_parallel > 1:
+        return build_task_stage(workload.spec, workload.task, plan, num_layers, stage, seed, device)
+    if workload.task is not None:
+        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device, mesh)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
     whole = workload.build(start, stop, seed)
     layers = nn.Sequential(
@@ -63,7 +92,7 @@ def build_stage(
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None
     for position, layer in zip(range(start, stop), layers, strict=True):
         spec = workload.layers[position]
-        set_core(layer, spec, context, plan.recompute == "selective" and position in covered)
+        set_core(layer, spec, context, plan.recompute == "selective" and position in covered, holds_dropout(layer))
         place_layer(layer, plan, place)
         if mesh is not None and plan.expert_parallel > 1:
             place_experts(layer, mesh["experts"])
@@ -72,5 +101,13 @@ def build_stage(
                 split_layer(layer, spec, plan, mesh["tensor"])
         if plan.compiled:
             layer.compile()
-    recomputed = tuple(plan.recompute == "full" and position in covered for position in range(start, stop))
-    return Stage(layers, recomputed, plan.precision, device.type)
+    calls = tuple(
+        Recomputed(layer, _draws(workload, layer)) if plan.recompute == "full" and position in covered else layer
+        for position, layer in zip(range(start, stop), layers, strict=True)
+    )
+    return Stage(layers, calls, plan, device.type, any(_draws(workload, layer) for layer in layers), start)
+
+
+def _draws(workload: Workload, layer: nn.Module) -> bool:
+    """Whether a layer draws random numbers, as far as that can be told: what a user's own code does cannot."""
+    return workload.whole is not None or holds_dropout(layer)

@@ -13,6 +13,7 @@ from torch.distributed import pipelining
 from torch.distributed.pipelining import PipelineStage
 
 from executor.axes.data import paused
+from executor.axes.task_stage import TaskStage
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
 from executor.observe.recorder import Recorder
 from planner.plans import Plan
@@ -36,6 +37,8 @@ class RecordedStage(PipelineStage):
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Run and note one forward."""
+        if isinstance(self.submod, TaskStage):
+            self.submod.current = fwd_chunk_id
         with self._noted(FORWARD, fwd_chunk_id):
             return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
@@ -104,7 +107,8 @@ class Pipeline:
         kind = RecordedStage if edges is None else RehearsedStage
         self.stages = []
         for index, module in modules.items():
-            given, gives = edges(index) if edges else (None, None)
+            known = module.edges() if isinstance(module, TaskStage) else (None, None)
+            given, gives = edges(index) if edges else known
             self.stages.append(kind(module, index, plan.num_stages, recorder.device, given, gives, group=group))
         for stage in self.stages:
             stage.recorder = recorder

@@ -34,6 +34,7 @@ def place_teacher(plan: Plan, workload: Workload, folder: Path, rank: Rank, mesh
     """A frozen model with the weights of `folder` as a student of `plan` would stand; collective."""
     plain = replace(plan, recompute="none", recompute_layers=(), compiled=False)
     stage = build_stage(workload, plain, 0, 0, rank.device, coordinates(plain, rank.rank), mesh)
+    assert isinstance(stage, Stage)
     stage.requires_grad_(False)
     if plan.zero_stage in FSDP_STAGES:
         # No backward pass would shard again what stage 2 gathers.

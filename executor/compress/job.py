@@ -68,7 +68,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     file = artifacts.read(path, "plan", PlanFile)
     if not file.compression:
         raise PlanError(f"{path} has no compressed models: plan again with --compress auto, or with a list of recipes")
-    if file.workload.kind != "transformers":
+    if file.workload.kind != "transformers" or file.workload.task:
         raise PlanError(f"{path}: {file.workload.title} is a module, and what is compressed is read from a config.json")
     if in_job():
         raise InputError("--compress starts its ranks itself, on this machine: run it without torchrun and srun")

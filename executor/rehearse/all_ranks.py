@@ -26,7 +26,7 @@ from planner.plans import Plan
 from planner.prediction import PlanFile, Prediction
 from planner.space.topology import first_group
 from profiles import artifacts
-from profiles.errors import InputError
+from profiles.errors import InputError, PlanError
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.ranks.rank import die_with_parent
 from profiles.tracing.trace import trace
@@ -55,6 +55,8 @@ def rehearse_file(
     file = artifacts.read(path, "plan", PlanFile)
     chosen, notes = choose(file, top, with_baseline=False)
     candidates = [file.candidates[index] for index in chosen]
+    if file.workload.task:
+        raise PlanError(f"{path}: {file.workload.title} is trained as it is, and only layers are rehearsed yet: run it")
     workload = load_workload(file.workload, trusted, str(path))
     for candidate in candidates:
         check_plan(candidate.plan, file, facts_of_workload(workload))

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from executor.run.own_data import Arrays, GivenPairs, TaskSamples, given_pairs
 from profiles.errors import EnvironmentFailure, InputError
+from profiles.workloads.trust import is_factory
 from profiles.workloads.vision import patches_of
 from profiles.workloads.workload import Workload
 
@@ -103,14 +105,32 @@ class Images:
 
 
 Samples = Text | Images
+Data = Samples | TaskSamples | GivenPairs | Arrays
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+def load_data(data: str, workload: Workload, sequence_length: int, seed: int) -> Data:
+    """What the workload is trained on: of a user's own, or what comes with Python or scikit-learn.
+
+    Raises: InputError where the data does not suit the workload; EnvironmentFailure where scikit-learn is missing.
+    """
+    if workload.task is not None:
+        return TaskSamples(task=workload.task, spec=workload.spec, seed=seed)
+    if is_factory(data):
+        return given_pairs(data, workload.spec, seed)
+    if workload.spec.kind == "module" and data.endswith(".npz"):
+        inputs, targets = _arrays(Path(data), "inputs", "targets")
+        if not len(inputs) or len(inputs) != len(targets):
+            raise InputError(f"{data}: {len(inputs)} inputs and {len(targets)} targets: there must be one for each")
+        return Arrays(inputs=inputs, targets=targets, seed=seed)
+    return load_samples(data, workload, sequence_length, seed)
+
+
 def load_samples(data_file: str, workload: Workload, sequence_length: int, seed: int) -> Samples:
-    """What the workload is trained on; without a file, what comes with Python or scikit-learn.
+    """Text or images of a file that the workload is trained on; without one, what comes with Python or scikit-learn.
 
     Raises: InputError where the file does not suit the workload; EnvironmentFailure where scikit-learn is missing.
     """
@@ -123,6 +143,8 @@ def data_name(data_file: str, workload: Workload) -> str:
     """What the data is called in files and tables."""
     if data_file:
         return data_file
+    if workload.task is not None:
+        return f"samples of {workload.task.name}"
     if workload.answers_once:
         return "scikit-learn's handwritten digits"
     path = default_text()
@@ -135,7 +157,7 @@ def load_images(data_file: str, workload: Workload, seed: int) -> Images:
     Shapes: images (image, height, width) or (image, channel, height, width), labels (image,).
     Raises: InputError, EnvironmentFailure.
     """
-    images, labels = _digits() if not data_file else _arrays(Path(data_file))
+    images, labels = _digits() if not data_file else _arrays(Path(data_file), "images", "labels")
     config = workload.spec.config
     wanted = (int(config["num_channels"]), int(config["image_size"]), int(config["image_size"]))
     if images.dim() == 3:
@@ -168,13 +190,13 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found.images) / DIGIT_LEVELS, torch.from_numpy(found.target)
 
 
-def _arrays(path: Path) -> tuple[Tensor, Tensor]:
+def _arrays(path: Path, first: str, second: str) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as found:
-            return torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
+            return torch.from_numpy(found[first]), torch.from_numpy(found[second])
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read {path} as .npz with images and labels: {words:.100}") from error
+        raise InputError(f"cannot read {path} as .npz with {first} and {second}: {words:.100}") from error
 
 
 def load_text(path: Path, sequence_length: int, seed: int) -> Text:

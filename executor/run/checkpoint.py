@@ -29,6 +29,7 @@ from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError, InputError
 from profiles.files import write_text
 from profiles.inputs.foreign import read_json
+from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.workload import Workload
 
 FOLDER = re.compile(r"step-(\d{8})")
@@ -183,25 +184,26 @@ def _weights(trainer: Trainer) -> dict[str, Any]:
 
 
 def _whole(model: nn.Module) -> dict[str, Any]:
-    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters()) | saved_buffers(model)
+    return {f"model.{name}": value.detach() for name, value in named.items()}
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Weights and moments by global name, as tensors that know their place; moments that are not there yet are made."""
-    state: dict[str, Any] = {}
+    """Weights, buffers and moments by global name, as tensors that know their place.
+
+    Moments that are not there yet are made.
+    """
+    state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
-    for index, parameters in trainer.named_parameters.items():
-        for path, parameter in parameters.items():
-            _, position, rest = path.removeprefix("module.").split(".", 2)
-            name = f"{trainer.plan.stage_bounds[index] + int(position)}.{rest}"
-            state[f"model.{name}"] = _placed(parameter, parameter)
-            if not trainer.updates(parameter):
-                continue
-            own = moments.setdefault(parameter, {})
-            if not own:
-                own["step"] = torch.zeros((), dtype=torch.float32)
-                own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-            state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+    for name, parameter in trainer.named_parameters.items():
+        state[f"model.{name}"] = _placed(parameter, parameter)
+        if not trainer.updates(parameter):
+            continue
+        own = moments.setdefault(parameter, {})
+        if not own:
+            own["step"] = torch.zeros((), dtype=torch.float32)
+            own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+        state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
     return state
 
 

@@ -35,7 +35,10 @@ INDEX = "index.json"
 FOREIGN = "the folder is no checkpoint of this program"
 # As DCP names the files of a rank; nothing outside the folder has such a name.
 FILE = re.compile(r"__\d+_\d+\.distcp")
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {
+    str(dtype): dtype for dtype in (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

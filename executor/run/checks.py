@@ -7,14 +7,18 @@ import os
 import torch
 from torch import Tensor
 
+from executor.axes.task_tensor import library_plan
 from executor.legality import check_text
+from executor.run.own_data import WAYS
 from planner.legality import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
-from profiles.errors import EnvironmentFailure, InputError
+from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.ranks.environment import ranks_per_host
+from profiles.tracing.module_copies import without_weights
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
+from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
 
 
@@ -33,14 +37,41 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         is_transformer=workload.spec.reads_text,
         num_experts=workload.num_experts,
         adapters=workload.spec.adapters,
+        shared_weights=workload.shared_weights,
     )
 
 
-def check_data(file: PlanFile, workload: Workload) -> None:
-    """Check that bytes as tokens fit the model, or images.
+def check_task(plan: Plan, workload: Workload) -> None:
+    """Check that a task's module can be trained as the plan says.
 
-    Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens.
+    Raises: PlanError.
     """
+    if workload.task is None:
+        return
+    if plan.precision == "fp8":
+        raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
+    if plan.compiled:
+        raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
+    if plan.tensor_parallel > 1:
+        if plan.pipeline_parallel > 1:
+            raise PlanError(f"plan {plan.id}: tensor_parallel with stages of {workload.spec.title}: not tried")
+        with foreign_code(workload.spec, f"{workload.spec.title} cannot be built"), without_weights():
+            library_plan(workload.task.build(), plan.tensor_parallel)
+    if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
+        raise PlanError(
+            f"plan {plan.id}: stages of {workload.spec.title} are whole, one on each rank, and so are their backward "
+            "passes: use zero_stage=0 or 1, virtual_stages=1 and schedule=1f1b"
+        )
+
+
+def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:
+    """Check that what is fed fits the model: bytes as tokens, images, or data of its own, whatever that is.
+
+    Raises: InputError where the vocabulary is too small, the sequence too long, or the model does not take tokens and
+    no data is given that it does take.
+    """
+    if workload.task is not None:
+        return
     if workload.answers_once:
         if file.sequence_length != workload.max_sequence_length:
             raise InputError(
@@ -48,11 +79,16 @@ def check_data(file: PlanFile, workload: Workload) -> None:
                 f"{file.sequence_length}: plan again with --sequence-length {workload.max_sequence_length}"
             )
         return
-    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length)
+    is_module = workload.spec.kind == "module"
+    if is_module and (is_factory(data) or data.endswith(".npz")):
+        return
     with foreign_code(workload.spec, f"{workload.spec.title}: its example_input fails"):
         example = workload.example_input(1, 8)
     if not isinstance(example, Tensor) or example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
-        raise InputError(f"{workload.spec.name} does not take token ids (batch, sequence): the executor feeds text")
+        raise InputError(
+            f"{workload.spec.name} does not take token ids (batch, sequence), which text is fed as: {WAYS}"
+        )
+    check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length, WAYS if is_module else "")
 
 
 def check_precision(plan: Plan, device_kind: str) -> None:

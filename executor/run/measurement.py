@@ -19,7 +19,10 @@ Status = Literal["passed", "failed", "exempt", "skipped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCheck:
-    """The first losses against one device; `status` is passed, failed, exempt (lossy codec) or skipped."""
+    """The first losses against one device, and the norms of their gradients, where those were taken.
+
+    `status` is passed, failed, exempt (lossy codec) or skipped.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -28,6 +31,8 @@ class LossCheck:
     tolerance_fraction: Fraction
     largest_difference_fraction: Fraction | None = None
     reference_losses: tuple[Finite, ...] = ()
+    norm_tolerance_fraction: Fraction = 0.0
+    largest_norm_difference_fraction: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from executor.legality import check_plan, choose
-from executor.run.batches import data_name, load_samples
+from executor.run.batches import data_name, load_data
 from executor.run.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
 from executor.run.checkpoint_index import read_index
-from executor.run.checks import check_data, check_devices, check_precision, facts_of_workload
+from executor.run.checks import check_data, check_devices, check_precision, check_task, facts_of_workload
 from executor.run.session import Order
+from executor.run.subject import load_subject
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
@@ -23,7 +24,7 @@ from profiles.machines.load import MachineLoad, look_before
 from profiles.ranks.environment import check_room
 from profiles.ranks.rank import TIMEOUT_SECONDS
 from profiles.ranks.stores import open_to
-from profiles.workloads.loading import load_workload
+from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
 
 
@@ -76,18 +77,19 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
-    workload = load_workload(file.workload, options.trusted, str(plan_path))
+    path = _data_path(data)
+    workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
         check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
+        check_task(file.candidates[index].plan, workload)
         check_precision(file.candidates[index].plan, device_kind)
-    check_data(file, workload)
+    check_data(file, workload, path)
     for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
         if folder is not None:
             ensure_folder(folder)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
-    path = "" if data is None else str(data.absolute())
-    load_samples(path, workload, file.sequence_length, options.seed)
+    load_data(path, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
     if oversubscribed:
@@ -115,6 +117,13 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_before=load_before,
     )
+
+
+def _data_path(data: Path | None) -> str:
+    """What --data names: a file by its whole path, or a function as it is; "" where it is not given."""
+    if data is None:
+        return ""
+    return str(data) if is_factory(str(data)) else str(data.absolute())
 
 
 def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> list[str]:

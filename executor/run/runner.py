@@ -16,7 +16,7 @@ from executor.observe.events import StepTrace
 from executor.observe.live_tensors import LiveTensors
 from executor.observe.time_parts import RankTraces
 from executor.observe.tracing import Profiled, exchange_seconds, profiled, write_trace
-from executor.run.batches import Samples
+from executor.run.batches import Data
 from executor.run.checkpoint import (
     Checkpoints,
     Progress,
@@ -28,6 +28,7 @@ from executor.run.checkpoint import (
     save,
 )
 from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
+from executor.run.reference import NUM_STEPS, Checked, first_steps
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES, codec
@@ -50,28 +51,34 @@ class Outcome:
     losses: tuple[float | None, ...]
     peak_bytes: float
     counted: Counters
+    checked: Checked
 
 
 class Runner:
-    """A plan being run on this rank; all ranks call the same methods in the same order."""
+    """A plan being run on this rank; all ranks call the same methods in the same order.
+
+    A silent one is checked in steps of its own, in which nothing draws random numbers, before it trains.
+    """
 
     def __init__(
         self,
         plan: Plan,
         workload: Workload,
         rank: Rank,
-        samples: Samples,
+        samples: Data,
         meshes: Meshes,
         checkpoints: Checkpoints | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         predicted_bytes: float = 0.0,
         trace_folder: Path | None = None,
+        is_silent: bool = False,
     ) -> None:
         self.plan, self.workload, self.rank, self.samples = plan, workload, rank, samples
         self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
         self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
-        self.trace_folder = trace_folder
+        self.trace_folder, self.is_silent = trace_folder, is_silent
+        self.checked = Checked()
         self.losses: list[Tensor | None] = []
         self.traces: list[StepTrace] = []
         self.peak_bytes = 0.0
@@ -83,6 +90,8 @@ class Runner:
         used = codec(self.plan.codec)
         tracked = TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
         self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
+        if self.is_silent and not self._goes_on():
+            self._check_in_silence()
         if self.rank.device.type == "cuda":
             torch.cuda.empty_cache()
             self._build_and_step(tracked - 1)
@@ -134,7 +143,21 @@ class Runner:
         gc.collect()
         traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
         counted = self.watch.counted
-        return Outcome(place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted)
+        return Outcome(
+            place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted, checked=self.checked
+        )
+
+    def _goes_on(self) -> bool:
+        kept = self.checkpoints
+        return kept is not None and kept.resume and latest(Path(kept.folder)) is not None
+
+    def _check_in_silence(self) -> None:
+        """The first steps without random numbers, by a trainer that is then gone."""
+        trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent=True)
+        with self._explained():
+            self.checked = first_steps(trainer, self.samples, NUM_STEPS)
+        del trainer
+        gc.collect()
 
     def _build_and_step(self, num_steps: int) -> None:
         self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)
@@ -151,7 +174,7 @@ class Runner:
         found = read_progress(path)
         check_progress(path, found, self._progress(found.step))
         restore(path, self.trainer)
-        self.first_step = found.step
+        self.first_step = self.trainer.num_steps = found.step
 
     def _progress(self, step: int) -> Progress:
         return progress_of(self.plan, self.workload, self.samples.seed, step)
@@ -161,13 +184,22 @@ class Runner:
         if wait:
             with self._explained(between_steps=True):
                 dist.barrier()
+        is_checked = self.num_steps_done < NUM_STEPS and not self.is_silent
+        self.trainer.measures_norm = is_checked
         with self._explained():
             loss, trace = self.trainer.step(*batch)
         self.losses.append(loss)
+        if is_checked:
+            self._note_check(loss)
         if self.checkpoints is not None:
             with self._explained(between_steps=True):
                 self._check_in(self.checkpoints)
         return trace
+
+    def _note_check(self, loss: Tensor | None) -> None:
+        losses, norms = self.checked.losses, self.checked.norms
+        value = None if loss is None else float(loss)
+        self.checked = Checked(losses=(*losses, value), norms=(*norms, self.trainer.gradient_norm))
 
     def _explained(self, *, between_steps: bool = False) -> contextlib.AbstractContextManager[None]:
         return explained(

@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from executor.mesh import Meshes
 from executor.observe.time_parts import median_parts, median_spans, step_seconds
-from executor.run.batches import Samples, load_samples
+from executor.run.batches import Data, load_data
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, restarted
 from executor.run.measurement import Measurement
-from executor.run.reference import check_losses, reference_losses
+from executor.run.reference import Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Outcome, Runner
+from executor.run.subject import load_subject
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from profiles import artifacts
@@ -27,7 +28,6 @@ from profiles.machines.load import load_of
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.ranks.stores import num_restarts
 from profiles.workloads.foreign_code import calling_foreign_code
-from profiles.workloads.loading import load_workload
 from profiles.workloads.workload import Workload
 
 BLOCK_STEPS = 5
@@ -67,7 +67,7 @@ class Session:
     file: PlanFile
     order: Order
     workload: Workload
-    samples: Samples
+    samples: Data
     rank: Rank
     meshes: Meshes
 
@@ -88,12 +88,12 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
                 newest = latest(Path(order.checkpoints.folder))
                 report(0.0, "started again", notice=restarted(num_restarts(), newest))
                 order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
-        workload = load_workload(file.workload, payload["trusted"])
+        workload = load_subject(file, payload["trusted"], order.data_file)
         session = Session(
             file=file,
             order=order,
             workload=workload,
-            samples=load_samples(order.data_file, workload, file.sequence_length, order.seed),
+            samples=load_data(order.data_file, workload, file.sequence_length, order.seed),
             rank=rank,
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
@@ -103,22 +103,24 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [asdict(measurement) for measurement in measurements] if rank.rank == 0 else None
 
 
-def _references(session: Session) -> dict[str, tuple[float, ...]]:
-    """First losses on one device by precision, on rank 0; the others wait."""
-    references = {}
+def _references(session: Session) -> dict[str, Reference]:
+    """What one device says of the first steps, by precision; rank 0 works it out while the others wait."""
+    references: dict[str, Reference] = {}
     plans = [candidate.plan for candidate in session.candidates]
     for precision in sorted({plan.precision for plan in plans}):
         same = [plan for plan in plans if plan.precision == precision]
         if session.rank.rank == 0:
             report(0.0, f"reference losses in {precision} on one device")
-            references[precision] = reference_losses(
+            references[precision] = reference_of(
                 session.workload, same, session.samples, session.rank, session.file.num_parameters
             )
     wait_for_first("references", REFERENCE_SECONDS)
-    return references
+    everyone: list[dict[str, Reference]] = [references]
+    dist.broadcast_object_list(everyone)
+    return everyone[0]
 
 
-def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
+def _run_all(session: Session, references: dict[str, Reference]) -> list[Measurement]:
     measurements: list[Measurement] = []
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
@@ -132,6 +134,7 @@ def _run_all(session: Session, references: dict[str, tuple[float, ...]]) -> list
                 session.order.timeout_seconds,
                 candidate.prediction.peak_bytes,
                 Path(session.order.trace_folder) if session.order.trace_folder else None,
+                references[candidate.plan.precision].is_silent,
             )
             for candidate in group
         ]
@@ -210,14 +213,16 @@ def _log_line(values: dict[str, Any]) -> str:
     )
 
 
-def _measurement(session: Session, runner: Runner, references: dict[str, tuple[float, ...]]) -> list[Measurement]:
-    """The plan's measurement from all ranks' outcomes; the references, and so the check, are rank 0's."""
+def _measurement(session: Session, runner: Runner, references: dict[str, Reference]) -> list[Measurement]:
+    """The plan's measurement from all ranks' outcomes."""
     own = runner.finish()
     outcomes: list[Any] = [None] * session.rank.num_ranks
     dist.all_gather_object(outcomes, own)
     ranks = [outcome.traces for outcome in outcomes]
     seconds = step_seconds(ranks)
     losses = _global_losses(runner.plan, outcomes)
+    checked = _means(outcomes, [outcome.checked.losses for outcome in outcomes]) if own.checked.losses else ()
+    reference = references[runner.plan.precision]
     tokens = runner.plan.global_batch_size * session.file.sequence_length
     return [
         Measurement(
@@ -227,7 +232,7 @@ def _measurement(session: Session, runner: Runner, references: dict[str, tuple[f
             peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
             peak_kind=PEAK_KINDS[session.order.device_kind],
             losses=losses,
-            loss_check=check_losses(runner.plan, losses, references.get(runner.plan.precision, ()), runner.first_step),
+            loss_check=check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step),
             first_step=runner.first_step,
             tokens_per_second=tokens * len(seconds) / sum(seconds),
             spans=median_spans(ranks),
@@ -238,9 +243,15 @@ def _measurement(session: Session, runner: Runner, references: dict[str, tuple[f
 
 def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
     """Mean over the replicas, as the rank of each that runs the last stage computed them."""
-    last = [outcome.losses for outcome in outcomes if outcome.losses[0] is not None and outcome.place.tensor == 0]
-    means = tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))
+    means = _means(outcomes, [outcome.losses for outcome in outcomes])
     for step, mean in enumerate(means):
         if not math.isfinite(mean):
             raise diverged(plan, step + 1, mean)
     return means
+
+
+def _means(outcomes: Sequence[Outcome], losses: Sequence[tuple[float | None, ...]]) -> tuple[float, ...]:
+    """Means over the ranks that have all of a replica's loss."""
+    pairs = zip(outcomes, losses, strict=True)
+    last = [own for outcome, own in pairs if own[0] is not None and outcome.place.tensor == 0]
+    return tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))

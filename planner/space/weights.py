@@ -7,7 +7,8 @@ from typing import Any
 
 from profiles.errors import InputError
 from profiles.models.families import VISION_FAMILIES
-from profiles.models.hf_config import VitConfig, checked
+from profiles.models.hf_config import checked
+from profiles.models.hf_records import VitConfig
 from profiles.models.sizes import sizes_of
 
 # How often a linear stands in the model, its inputs and its outputs.

@@ -137,8 +137,9 @@ class LayerProfile:
 class ModelProfile:
     """A traced model: its distinct layers at each precision, and the order in which they stand.
 
-    Of a task's module, samples are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have
-    one size alone. `traced_for` is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
+    `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
+    are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
+    is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
     """
 
     __pydantic_config__ = STRICT
@@ -159,6 +160,7 @@ class ModelProfile:
     traced_with: str
     num_experts: Whole = 0
     experts_per_token: Whole = 0
+    num_shared: Whole = 0
     unit: str = ""
     usual_size: Whole = 0
     is_fixed: bool = False
@@ -220,7 +222,7 @@ class ModelProfile:
         """Parameters of the whole model; tied ones count once."""
         layers = next(iter(self.layers))
         total = sum(float(evaluate(layer.num_parameters, 1, 1, 1)) for layer in self.each_layer(layers))
-        return round(total - (self.vocab_size * self.hidden_size if self.tied_embeddings else 0))
+        return round(total - self.num_shared - (self.vocab_size * self.hidden_size if self.tied_embeddings else 0))
 
     def model_flops(self, batch: int, sequence: int) -> float:
         """FLOPs a training step must do for `batch` samples: three times the forward pass, no recomputation."""

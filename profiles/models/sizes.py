@@ -13,7 +13,8 @@ import numpy as np
 from profiles.errors import ArtifactError, InputError
 from profiles.inputs.foreign import read_json, real_path
 from profiles.models.adapters import EVERYTHING, Adapters
-from profiles.models.hf_config import VitConfig, checked
+from profiles.models.hf_config import checked
+from profiles.models.hf_records import VitConfig
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.models.traced_sizes import traced_sizes
 from profiles.models.transformer import Transformer

@@ -58,6 +58,7 @@ def trace(workload: Workload, precisions: Sequence[str] = USUAL_PRECISIONS) -> M
         traced_with=f"torch {torch.__version__}",
         num_experts=workload.num_experts,
         experts_per_token=workload.experts_per_token,
+        num_shared=workload.num_shared,
     )
 
 

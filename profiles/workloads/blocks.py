@@ -33,10 +33,11 @@ class SequencePart:
 
 
 class Embedding(nn.Module):
-    """Token embedding, plus learned positions where `num_positions` is not 0."""
+    """Token embedding, plus learned positions where `num_positions` is not 0, some of it dropped in training."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, num_positions: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, num_positions: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.tokens = nn.Embedding(vocab_size, hidden_size)
         self.positions = nn.Embedding(num_positions, hidden_size) if num_positions else None
         self.part = SequencePart()
@@ -46,7 +47,7 @@ class Embedding(nn.Module):
         hidden: Tensor = self.tokens(token_ids)
         if self.positions is not None:
             hidden = hidden + self.positions(self.part.positions(token_ids.shape[1], token_ids.device))
-        return as_computed(hidden)
+        return as_computed(hidden if self.dropout is None else self.dropout(hidden))
 
 
 class RotaryBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 A layer maps hidden states to hidden states; the first takes token ids (batch, sequence), the last gives logits. Layers
 are built one at a time and seeded by position, so that every rank of every layout starts from the same weights and no
-rank holds more than its own. Dropout is off: layouts could not be compared otherwise.
+rank holds more than its own. Dropout is what a configuration says; what it leaves out is none.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ from profiles.workloads.workload import LayerSpec, Workload, next_token_loss, to
 # transformers loads torchao where it is installed, which tells of the kernels that it has not for this machine. Fake
 # tensors log what they raise, with a traceback.
 LOUD = {"torchao": logging.ERROR, "torch.utils._pytree": logging.ERROR, "torch._subclasses.fake_tensor": logging.FATAL}
+# What a family drops by its configuration.
+DROPOUTS = {
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "vit": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+}
 # At once, because whoever loads this may load a family of transformers before asking for a workload.
 for loud, level in LOUD.items():
     logging.getLogger(loud).setLevel(level)
@@ -101,6 +106,8 @@ def _from_config(spec: WorkloadSpec) -> Workload:
     register_attention()
     if family in EXPERT_FAMILIES:
         register_experts()
+    # Where a file says nothing of dropout, transformers would take some for some families.
+    fields = dict.fromkeys(DROPOUTS.get(family, ()), 0.0) | fields
     with foreign_code(spec, f"model {spec.name}: transformers does not accept its configuration"):
         config = AutoConfig.for_model(family, **fields)
         config._attn_implementation = ATTENTION  # documented as attn_implementation of from_pretrained
@@ -129,12 +136,18 @@ def _layers_and_fields(config: Any, family: str) -> tuple[tuple[LayerSpec, ...],
         return vit_layers(config), vit_fields(config)
     return _gpt2_layers(config) if family == "gpt2" else _llama_layers(config, family), {
         "vocab_size": int(config.vocab_size),
-        "max_sequence_length": int(config.max_position_embeddings),
+        # Within one window attention is to all tokens before, which is what blocks are given.
+        "max_sequence_length": min(config.max_position_embeddings, _window(config) or config.max_position_embeddings),
         "tied_embeddings": bool(config.tie_word_embeddings),
         "example_input": functools.partial(token_ids, int(config.vocab_size)),
         "loss": next_token_loss,
         **(_expert_fields(config) if family in EXPERT_FAMILIES else {}),
     }
+
+
+def _window(config: Any) -> int:
+    """Tokens that each token attends to at most, 0 for all."""
+    return int(getattr(config, "sliding_window", None) or 0)
 
 
 def _expert_fields(config: Any) -> dict[str, int]:
@@ -151,8 +164,6 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
     rotary = getattr(module, f"{prefix}RotaryEmbedding")
     norm, paths = getattr(module, f"{prefix}RMSNorm"), llama_paths(family)
     styles: dict[str, Style] = {f"block.{path}": style for path, style in LLAMA_STYLE.items()}
-    if getattr(config, "sliding_window", None):
-        raise InputError("sliding-window attention is not supported yet: set sliding_window to null in the config")
     return (
         LayerSpec(name="embedding", build=lambda: Embedding(config.vocab_size, config.hidden_size, 0)),
         *(
@@ -178,11 +189,12 @@ def _llama_layers(config: Any, family: str) -> tuple[LayerSpec, ...]:
 def _gpt2_layers(config: Any) -> tuple[LayerSpec, ...]:
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return (
         LayerSpec(
             name="embedding",
-            build=lambda: Embedding(config.vocab_size, config.hidden_size, config.max_position_embeddings),
+            build=lambda: Embedding(
+                config.vocab_size, config.hidden_size, config.max_position_embeddings, config.embd_pdrop
+            ),
         ),
         *(
             LayerSpec(

@@ -51,7 +51,7 @@ def _workload(spec: WorkloadSpec, factory: Callable[[], nn.Module], model: objec
     known = _Attributes(spec, model)
     vocab_size = known.number("vocab_size", 0) or _first_embedding_size(model, spec.factory)
     heads = known.number("num_heads", 1, least=1)
-    styles = known.styles(children)
+    styles, shared = known.styles(children), _shared_weights(children)
     return Workload(
         spec=spec,
         layers=tuple(
@@ -71,6 +71,9 @@ def _workload(spec: WorkloadSpec, factory: Callable[[], nn.Module], model: objec
         tied_embeddings=False,
         example_input=known.function("example_input", functools.partial(token_ids, vocab_size)),
         loss=known.function("loss", next_token_loss),
+        whole=functools.partial(_build_whole, factory),
+        shared_weights=tuple(" and ".join(names) for names, _ in shared),
+        num_shared=sum((len(names) - 1) * size for names, size in shared),
     )
 
 
@@ -150,8 +153,21 @@ def _load(name: str, found: ModuleSpec) -> None:
 
 
 def _build_child(factory: Callable[[], nn.Module], index: int) -> nn.Module:
+    return _build_whole(factory)[index]
+
+
+def _build_whole(factory: Callable[[], nn.Module]) -> nn.Sequential:
     model = factory()
-    return model[index] if isinstance(model, nn.Sequential) else model
+    return model if isinstance(model, nn.Sequential) else nn.Sequential(model)
+
+
+def _shared_weights(layers: Sequence[nn.Module]) -> list[tuple[tuple[str, ...], int]]:
+    """Parameters that more than one layer has: the places where they stand, and how many numbers each has."""
+    places: dict[nn.Parameter, dict[int, str]] = {}
+    for position, layer in enumerate(layers):
+        for path, parameter in layer.named_parameters():
+            places.setdefault(parameter, {})[position] = f"{position}.{path}"
+    return [(tuple(found.values()), parameter.numel()) for parameter, found in places.items() if len(found) > 1]
 
 
 def _first_embedding_size(model: nn.Module, where: str) -> int:

@@ -21,8 +21,9 @@ from profiles.workloads.workload import LayerSpec
 class PatchEmbedding(nn.Module):
     """Patches projected, the class token before them, learned positions added."""
 
-    def __init__(self, num_pixels: int, hidden_size: int, num_patches: int) -> None:
+    def __init__(self, num_pixels: int, hidden_size: int, num_patches: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.projection = nn.Linear(num_pixels, hidden_size)
         self.class_token = nn.Parameter(torch.zeros(1, hidden_size))
         self.positions = nn.Embedding(num_patches + 1, hidden_size)
@@ -32,7 +33,8 @@ class PatchEmbedding(nn.Module):
         projected = self.projection(patches)[:, 1:]
         first = self.class_token.to(projected.dtype).expand(len(patches), 1, -1)
         hidden = torch.cat([first, projected], dim=1)
-        return as_computed(hidden + self.positions(torch.arange(hidden.shape[1], device=hidden.device)))
+        hidden = hidden + self.positions(torch.arange(hidden.shape[1], device=hidden.device))
+        return as_computed(hidden if self.dropout is None else self.dropout(hidden))
 
 
 class ClassHead(nn.Module):
@@ -64,11 +66,13 @@ def vit_layers(config: Any) -> tuple[LayerSpec, ...]:
     """The layers of a ViTConfig."""
     from transformers.models.vit.modeling_vit import ViTLayer
 
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     num_pixels, num_patches = patch_sizes(config)
     hidden = int(config.hidden_size)
     return (
-        LayerSpec(name="embedding", build=lambda: PatchEmbedding(num_pixels, hidden, num_patches)),
+        LayerSpec(
+            name="embedding",
+            build=lambda: PatchEmbedding(num_pixels, hidden, num_patches, float(config.hidden_dropout_prob)),
+        ),
         *(
             LayerSpec(
                 name="block",

@@ -12,6 +12,7 @@ from profiles.models.families import BlockPaths, Style
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.adapted import adapt
 from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,10 @@ class LayerSpec:
 class Workload:
     """A model to train: its layers in order and what the planner asks about its sizes.
 
-    `answers_once`: one answer for a whole sample, rather than one for each token of it.
+    `answers_once`: one answer for a whole sample, rather than one for each token of it. `whole` builds a user's model
+    at once, with weights that its own code gives them; `shared_weights` are names of those that several of its layers
+    share, and `num_shared` how many parameters are counted twice for it. With a `task`, its module is trained as it is:
+    then layers are only counted, as what runs before its blocks, each block, and what runs behind them.
     """
 
     spec: WorkloadSpec
@@ -45,6 +49,10 @@ class Workload:
     num_experts: int = 0
     experts_per_token: int = 0
     answers_once: bool = False
+    whole: Callable[[], nn.Sequential] | None = None
+    shared_weights: tuple[str, ...] = ()
+    num_shared: int = 0
+    task: Task | None = None
 
     def example_targets(self, inputs: Tensor) -> Tensor:
         """Answers of the right shape for some inputs, all 0. Shapes: (batch,), or (batch, sequence)."""
@@ -52,13 +60,17 @@ class Workload:
 
     @property
     def can_tensor_parallel(self) -> bool:
-        """Whether any layer says how to split its linears; adapters beside them are not split."""
-        return any(layer.styles for layer in self.layers) and not self.spec.adapters.freezes
+        """Whether any layer says how to split its linears; adapters beside them are not split.
+
+        A task's module is asked when it is built.
+        """
+        splits = self.task is not None or any(layer.styles for layer in self.layers)
+        return splits and not self.spec.adapters.freezes
 
     @property
     def can_pipeline(self) -> bool:
-        """Whether the model is a sequence that can be cut; a tied embedding would sit on two stages."""
-        return len(self.layers) > 1 and not self.tied_embeddings
+        """Whether the model is a sequence that can be cut; a tied weight would sit on two stages."""
+        return len(self.layers) > 1 and not (self.tied_embeddings or self.shared_weights)
 
     def build_layer(self, position: int) -> nn.Module:
         """The layer at `position`, its weights as its own code leaves them, with adapters where those are trained.
@@ -75,8 +87,13 @@ class Workload:
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
         """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone.
 
-        What adapters are beside has the weights that it has without them.
+        A user's own code chooses its weights itself, all of them at once: layers that share one go on doing so. What
+        adapters are beside has the weights that it has without them.
         """
+        if self.whole is not None:
+            with torch.random.fork_rng(devices=[]), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
+                torch.manual_seed(seed)
+                return nn.Sequential(*list(self.whole())[start:stop])
         modules = nn.Sequential()
         for position in range(start, stop):
             with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,31 @@
+"""What a rank trains of a model, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from profiles.workloads.buffers import saved_buffers
+
+
+class Part(nn.Module):
+    """A part of a model that one rank runs; `draws` tells whether it draws random numbers while it trains."""
+
+    def __init__(self, precision: str, device_kind: str, draws: bool) -> None:
+        super().__init__()
+        self.precision, self.device_kind, self.draws = precision, device_kind, draws
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """What is sharded and gathered by itself."""
+        raise NotImplementedError
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Buffers that belong to its state, by path."""
+        return saved_buffers(self)
+
+    def global_name(self, path: str) -> str:
+        """What one device would call what this part has at `path`."""
+        raise NotImplementedError

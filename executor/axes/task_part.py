@@ -1,0 +1,145 @@
+"""A task's module on one rank, as its author wrote it, with its loss; its repeated blocks are recomputed and sharded.
+
+Every rank builds the whole module from the seed, or with the weights that its own code reads, so nothing has to be sent
+before the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from executor.axes.part import Part
+from executor.axes.recompute import Recomputed
+from executor.axes.task_tensor import split_module
+from planner.plans import Plan, recomputed_layers
+from profiles.errors import PlanError
+from profiles.models.profile import WorkloadSpec
+from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.precision import computing
+from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task import Batch, Task
+
+PREFIX = "module."
+
+
+class TaskPart(Part):
+    """A module and its loss; a forward pass takes a batch and gives that loss.
+
+    `summed` are names of parameters whose gradients add up over the ranks of the tensor axis.
+    """
+
+    def __init__(self, module: nn.Module, task: Task, precision: str, device_kind: str) -> None:
+        super().__init__(precision, device_kind, draws=True)
+        self.module, self.task = module, task
+        self.summed: frozenset[str] = frozenset()
+        self.blocks = tuple(repeated_blocks(module).values())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        with computing(self.precision, self.device_kind):
+            return self.task.loss(self.module, batch)
+
+    @property
+    def units(self) -> Iterable[nn.Module]:
+        """The blocks."""
+        return self.blocks
+
+    def global_name(self, path: str) -> str:
+        """The module's own name for what it has at `path`."""
+        return path.removeprefix(PREFIX)
+
+    def leaves_unused(self) -> bool:
+        """Whether a step may leave parameters without a gradient, as the first sample does, or layers that are dropped.
+
+        It is worked off once, which changes nothing.
+        """
+        if any(_drops_layers(part) for part in self.module.modules()):
+            return True
+        device = next(self.module.parameters()).device
+        with unchanged(self.module):
+            self(on_device(self.task.collate(self.task.batches(0, 1)), device)).backward()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        unused = any(parameter.grad is None for parameter in trained)
+        for parameter in trained:
+            parameter.grad = None
+        return unused
+
+
+def _drops_layers(part: nn.Module) -> bool:
+    """Whether a module says of itself, or of its configuration, that it leaves out whole layers at random."""
+    for said in (part, getattr(part, "config", None)):
+        values = ((name, value) for name, value in getattr(said, "__dict__", {}).items() if "layerdrop" in name.lower())
+        if any(isinstance(value, float) and value > 0 for _, value in values):
+            return True
+    return False
+
+
+def build_task_part(
+    spec: WorkloadSpec,
+    task: Task,
+    plan: Plan,
+    num_layers: int,
+    seed: int,
+    device: torch.device,
+    mesh: DeviceMesh | None = None,
+) -> TaskPart:
+    """The module of a task on `device`, its blocks recomputed and its linears split as the plan says.
+
+    Raises: InputError where its code fails; PlanError where the plan is of another module.
+    """
+    part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
+    if mesh is not None and plan.tensor_parallel > 1:
+        part.summed = split_module(part.module, mesh["tensor"])
+    # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
+    positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
+    if len(positions) > len(part.blocks):
+        raise PlanError(
+            f"plan {plan.id} recomputes {len(positions)} blocks, {spec.title} has {len(part.blocks)}: plan again"
+        )
+    for position in positions:
+        recompute_block(part.blocks[position - 1])
+    return part
+
+
+def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
+    """The whole module of a task, ready to train.
+
+    Raises: InputError where its code fails.
+    """
+    with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
+        torch.manual_seed(seed)
+        return task.build().train()
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """While entered, the module may run; afterwards its statistics, and random numbers, are as before."""
+    before = {name: buffer.clone() for name, buffer in saved_buffers(module).items()}
+    with torch.random.fork_rng():
+        yield
+    with torch.no_grad():
+        for name, buffer in saved_buffers(module).items():
+            buffer.copy_(before[name])
+
+
+def recompute_block(block: nn.Module) -> None:
+    """Let a block keep its inputs alone; whatever calls it, or hooks into its calls, sees the block as before."""
+    block.forward = Recomputed(block, draws=True, forward=block.forward)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A batch, or what is in one, with its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(part, device) for part in value)
+    return value

@@ -1,0 +1,83 @@
+"""What the ranks of the tests of tasks run: real modules of transformers, as one process and as a plan."""
+
+import gc
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from executor.mesh import Meshes
+from executor.run.own_data import TaskSamples
+from executor.run.reference import check_losses, first_steps, reference_of
+from executor.run.subject import workload_of_task
+from executor.trainer import Trainer
+from planner.plans import Plan
+from profiles.artifacts import validate
+from profiles.models.profile import WorkloadSpec
+from profiles.ranks.rank import Rank, join_group
+from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task_loading import load_task
+from profiles.workloads.workload import Workload
+from tests.matrix.architectures import ARCHITECTURES
+
+SEED = 3
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+
+
+def subject(name: str) -> tuple[Workload, TaskSamples]:
+    """A tiny model of transformers as it is trained."""
+    architecture = BY_NAME[name]
+    task = load_task(architecture.spec, size=architecture.size)
+    with torch.random.fork_rng(devices=[]):
+        blocks = repeated_blocks(task.build())
+    spec = WorkloadSpec(kind="transformers", name=name, config=architecture.config, task=task.name)
+    workload = workload_of_task(spec, task, len(blocks) + 2 if blocks else 1)
+    return workload, TaskSamples(task=task, spec=spec, seed=SEED)
+
+
+def train(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per model and plan, its check, or what went wrong."""
+    results: list[dict[str, Any]] = []
+    with join_group("cpu") as rank:
+        meshes = Meshes("cpu")
+        for name, plans in payload["cases"]:
+            results += _of_model(name, [validate(fields, Plan, "the test") for fields in plans], rank, meshes)
+    return results
+
+
+def _of_model(name: str, plans: list[Plan], rank: Rank, meshes: Meshes) -> list[dict[str, Any]]:
+    workload, samples = subject(name)
+    middle = (0, 1 + (len(workload.layers) - 2) // 2)
+    plans = [plan if plan.pipeline_parallel == 1 else replace(plan, stage_bounds=middle) for plan in plans]
+    reference = reference_of(workload, plans, samples, rank, 0)
+    found = []
+    for plan in plans:
+        try:
+            trainer = Trainer(plan, workload, rank, SEED, meshes.of(plan), is_silent=True)
+            checked = first_steps(trainer, samples, len(reference.losses))
+            everyone: list[Any] = [None] * rank.num_ranks
+            dist.all_gather_object(everyone, checked.losses)
+            whole = [losses for losses in everyone if losses[0] is not None]
+            losses = [sum(values) / len(values) for values in zip(*whole, strict=True)]
+            check = check_losses(plan, losses, checked.norms, reference)
+            found.append(
+                {
+                    "case": f"{name} {plan.id}",
+                    "status": check.status,
+                    "loss": check.largest_difference_fraction,
+                    "norm": check.largest_norm_difference_fraction,
+                    "reference": reference.losses,
+                    "norms": reference.norms,
+                    "reason": check.reason,
+                    "silent": reference.is_silent,
+                }
+            )
+        except Exception as error:
+            # Both ranks fail alike, and the next case may not.
+            words = "".join(traceback.format_exception(error)[-6:])
+            found.append({"case": f"{name} {plan.id}", "status": "crashed", "reason": words})
+        trainer = None
+        gc.collect()
+    return found

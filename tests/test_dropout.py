@@ -1,0 +1,70 @@
+"""Dropout that a configuration states is trained with, as transformers trains, and checked without."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from executor.run.batches import default_text, load_text
+from executor.run.reference import NUM_STEPS, check_losses, first_steps, reference_of
+from executor.trainer import Trainer
+from planner.plans import Plan
+from profiles.ranks.rank import Rank
+from profiles.workloads.loading import load_workload
+from profiles.workloads.randomness import holds_dropout, silence
+from tests.plan_builders import GPT2, NUM_LAYERS, SEED, SEQUENCE, VIT
+
+HERE = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device("cpu"))
+DROPPING = replace(GPT2, config={**GPT2.config, "resid_pdrop": 0.1, "embd_pdrop": 0.2, "attn_pdrop": 0.3})
+
+
+def transformers_logits(model: nn.Sequential, tokens: Tensor) -> Tensor:
+    """What transformers' own GPT-2 of these weights answers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {key: value for key, value in DROPPING.config.items() if key != "model_type"}
+    own = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **fields), attn_implementation="sdpa").train()
+    embedding, *blocks, head = model
+    state = {"transformer.wte.weight": embedding.tokens.weight, "transformer.wpe.weight": embedding.positions.weight}
+    for number, block in enumerate(blocks):
+        for name, value in block.block.state_dict().items():
+            is_transposed = "c_" in name and value.dim() == 2
+            state[f"transformer.h.{number}.{name}"] = value.T if is_transposed else value
+    state |= {f"transformer.ln_f.{name}": value for name, value in head.norm.state_dict().items()}
+    own.load_state_dict(state | {"lm_head.weight": head.projection.weight})
+    torch.manual_seed(1)
+    return own(input_ids=tokens, use_cache=False).logits
+
+
+def test_gpt2_drops_what_transformers_drops() -> None:
+    model = load_workload(DROPPING).build(0, NUM_LAYERS, SEED)
+    tokens = torch.randint(0, 256, (2, SEQUENCE))
+    torch.manual_seed(1)
+    logits = model(tokens)
+    assert torch.equal(logits, transformers_logits(model, tokens))
+    silence(model)
+    assert not torch.equal(logits, model(tokens))
+
+
+@pytest.mark.parametrize(("spec", "name"), [(GPT2, "resid_pdrop"), (VIT, "hidden_dropout_prob")])
+def test_what_is_not_stated_is_not_dropped(spec, name) -> None:
+    assert not holds_dropout(load_workload(spec).build(0, NUM_LAYERS, SEED))
+    stated = replace(spec, config={**spec.config, name: 0.1})
+    assert all(holds_dropout(layer) for layer in load_workload(stated).build(0, NUM_LAYERS, SEED)[1:-1])
+
+
+def test_the_check_is_without_dropout_and_training_with_it() -> None:
+    workload, text = load_workload(DROPPING), load_text(default_text(), SEQUENCE, SEED)
+    plan = Plan(micro_batch_size=4, num_microbatches=2)
+    reference = reference_of(workload, [plan], text, HERE, 0)
+    assert reference.is_silent
+    silent = first_steps(Trainer(plan, workload, HERE, SEED, None, is_silent=True), text, NUM_STEPS)
+    check = check_losses(plan, [loss or 0.0 for loss in silent.losses], silent.norms, reference)
+    assert check.status == "passed"
+    assert check.reason.endswith("compared with dropout off")
+    drawn = [first_steps(Trainer(plan, workload, HERE, SEED, None), text, 1) for _ in range(2)]
+    # Training drops, the same again from the same seed.
+    assert drawn[0] == drawn[1]
+    assert drawn[0].losses[0] != silent.losses[0]
+    assert not reference_of(load_workload(GPT2), [plan], text, HERE, 0).is_silent
