@@ -26,9 +26,12 @@ def examples(
     if unknown:
         raise InputError(f"no example is called {unknown[0]}: there are {', '.join(NAMES)}")
     out = console.console()
-    outcomes = [run_example(name, folder, out, machine=machine) for name in names or NAMES]
+    outcomes = []
+    for name in names or NAMES:
+        outcomes.append(run_example(name, folder, out, machine=machine))
+        out.print(str(outcomes[-1]))
     for outcome in outcomes:
-        out.print(f"{outcome.name} ({outcome.seconds:.0f} s): {outcome.quality}")
+        out.print(str(outcome))
     failed = [outcome.name for outcome in outcomes if not outcome.quality.beats_baseline]
     if failed:
         raise ToleranceError(f"no better than a trivial answer: {', '.join(failed)}")

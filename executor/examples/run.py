@@ -33,6 +33,9 @@ class Outcome:
     quality: Quality
     seconds: float
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.seconds:.0f} s): {self.quality}"
+
 
 def example(name: str) -> ModuleType:
     """The module of an example: its task, steps and samples, and what judges it."""
