@@ -13,6 +13,8 @@ from profiles.workloads.task import Sample, Task, seeded, stack
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 300, 64
+# Of an image, twice that of a digit.
+SIDE = 16
 
 
 def build() -> nn.Module:
@@ -47,6 +49,10 @@ def task() -> Task:
         build=build,
         example=lambda samples, size: stack(batches(0, samples)),
         batches=batches,
+        unit="pixels",
+        size=SIDE,
+        least_size=SIDE,
+        longest_size=SIDE,
         labels=("labels",),
     )
 

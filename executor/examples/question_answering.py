@@ -81,6 +81,10 @@ def task() -> Task:
         build=build,
         example=lambda samples, size: stack(batches(0, samples)),
         batches=batches,
+        unit="tokens",
+        size=SIZE,
+        least_size=SIZE,
+        longest_size=SIZE,
         labels=("start_positions", "end_positions"),
     )
 

@@ -85,6 +85,10 @@ def task() -> Task:
         example=lambda samples, size: stack(batches(0, samples)),
         batches=batches,
         loss=loss,
+        unit="pixels",
+        size=SCENE,
+        least_size=SCENE,
+        longest_size=SCENE,
         labels=("labels",),
     )
 

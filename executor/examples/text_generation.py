@@ -26,7 +26,7 @@ def build() -> nn.Module:
     module: nn.Module = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=NUM_BYTES, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=1024, use_cache=False, pad_token_id=None, bos_token_id=None,
+            num_key_value_heads=4, max_position_embeddings=SIZE, use_cache=False, pad_token_id=None, bos_token_id=None,
             eos_token_id=None,
         )
     )  # fmt: skip
@@ -39,16 +39,16 @@ def text(held_out: bool) -> npt.NDArray[np.uint8]:
     return np.frombuffer("\n".join(topics(held_out)).encode(), dtype=np.uint8)
 
 
-def sample(start: int, held_out: bool, size: int = SIZE) -> Sample:
+def sample(start: int, held_out: bool) -> Sample:
     """One window of the text. The module shifts the labels itself."""
-    window = torch.from_numpy(text(held_out)[start : start + size].astype(np.int64))
+    window = torch.from_numpy(text(held_out)[start : start + SIZE].astype(np.int64))
     return {"input_ids": window, "labels": window}
 
 
-def batches(step: int, samples: int, size: int = SIZE) -> list[Sample]:
+def batches(step: int, samples: int) -> list[Sample]:
     """Windows of one step, drawn at random."""
-    starts = torch.randint(len(text(held_out=False)) - size, (samples,), generator=seeded(step, 0))
-    return [sample(int(start), held_out=False, size=size) for start in starts]
+    starts = torch.randint(len(text(held_out=False)) - SIZE, (samples,), generator=seeded(step, 0))
+    return [sample(int(start), held_out=False) for start in starts]
 
 
 def task() -> Task:
@@ -56,11 +56,12 @@ def task() -> Task:
     return Task(
         name="text-generation",
         build=build,
-        example=lambda samples, size: stack(batches(0, samples, size)),
+        example=lambda samples, size: stack(batches(0, samples)),
         batches=batches,
         unit="tokens",
         size=SIZE,
-        longest_size=1024,
+        least_size=SIZE,
+        longest_size=SIZE,
         labels=("labels",),
     )
 

@@ -90,6 +90,10 @@ def task() -> Task:
         example=lambda samples, size: stack(batches(0, samples)),
         batches=batches,
         loss=loss,
+        unit="tokens",
+        size=SIZE,
+        least_size=SIZE,
+        longest_size=SIZE,
         labels=("labels",),
     )
 
