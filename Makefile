@@ -10,7 +10,7 @@ RANKS := 2
 BATCH := 8
 SEQUENCE := 128
 
-.PHONY: help install demo test test-all lint matrix bench numbers accuracy factors clean
+.PHONY: help install demo examples test test-all lint matrix bench numbers accuracy factors clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,12 @@ demo: install  ## Profile this machine, plan, execute the best plans and the bas
 		--codecs auto --machine $(OUT)/machine.json -o $(OUT)/plan.json
 	$(BIN)/execute $(OUT)/plan.json --top 7 --with-baseline --steps 10 -o $(OUT)/run.json
 	$(BIN)/compare $(OUT)/run.json -o $(OUT)/report.html
+
+examples: install  ## Plan, execute and judge seven tasks on two ranks, from translation to segmentation.
+	mkdir -p $(OUT)
+	test -s $(OUT)/machine-$(RANKS).json || \
+		$(BIN)/profile machine --gpus $(RANKS) --precision fp32 -o $(OUT)/machine-$(RANKS).json
+	$(BIN)/python -m executor.examples -o $(OUT)/examples --machine $(OUT)/machine-$(RANKS).json
 
 test: install  ## Run the tests.
 	$(BIN)/python -m pytest -m "not slow and not gpu"

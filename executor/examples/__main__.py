@@ -1,0 +1,41 @@
+"""`python -m executor.examples`: plans, executes and judges the examples; fails where one is no better than trivial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiles.terminal import console
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def examples(
+    names: Annotated[list[str] | None, typer.Argument(help="Which [all seven].")] = None,
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = Path("out"),
+    machine: Annotated[Path | None, typer.Option(help="A machine profile [this machine's stored one].")] = None,
+) -> None:
+    """Plan, execute on two ranks and judge the examples named."""
+    from executor.examples.run import NAMES, run_example
+    from profiles.errors import InputError, ToleranceError
+
+    unknown = [name for name in names or () if name not in NAMES]
+    if unknown:
+        raise InputError(f"no example is called {unknown[0]}: there are {', '.join(NAMES)}")
+    out = console.console()
+    outcomes = []
+    for name in names or NAMES:
+        outcomes.append(run_example(name, folder, out, machine=machine))
+        out.print(str(outcomes[-1]))
+    for outcome in outcomes:
+        out.print(str(outcome))
+    failed = [outcome.name for outcome in outcomes if not outcome.quality.beats_baseline]
+    if failed:
+        raise ToleranceError(f"no better than a trivial answer: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    console.run(app)

@@ -1,0 +1,81 @@
+"""An example from end to end: planned, executed on two ranks, and what was trained judged on what was held out."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from executor.examples.quality import Quality
+from executor.run.checkpoint import latest, load_whole
+from profiles.errors import EnvironmentFailure
+from profiles.terminal.console import Console
+
+NAMES = (
+    "translation", "text_generation", "question_answering", "dialogue", "image_classification", "object_detection",
+    "segmentation",
+)  # fmt: skip
+RANKS, WARMUP = 2, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of an example, and the seconds that it took."""
+
+    name: str
+    quality: Quality
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.seconds:.0f} s): {self.quality}"
+
+
+def example(name: str) -> ModuleType:
+    """The module of an example: its task, steps and samples, and what judges it."""
+    return importlib.import_module(f"executor.examples.{name}")
+
+
+def run_example(name: str, folder: Path, out: Console, *, machine: Path | None = None, steps: int = 0) -> Outcome:
+    """Plan and execute an example as a user does, by commands that are shown, and judge what was saved of it.
+
+    Raises: EnvironmentFailure where a command fails.
+    """
+    start, module, place = time.monotonic(), example(name), folder / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    steps, plan, saved, factory = steps or module.STEPS, place / "plan.json", place / "checkpoints", module.__name__
+    on = [] if machine is None else ["--machine", str(machine)]
+    commands = {
+        "planner": ["--model", f"{factory}:task", "--gpus", str(RANKS), "--global-batch", str(module.SAMPLES), *on],
+        "executor": [str(plan), "--steps", str(steps), "--warmup", str(WARMUP), "--trust-module", factory],
+    }
+    commands["planner"] += ["-o", str(plan)]
+    # The last step of all is saved.
+    commands["executor"] += ["--checkpoint", str(saved), "--checkpoint-every", str(steps + WARMUP)]
+    commands["executor"] += ["-o", str(place / "run.json")]
+    for package, options in commands.items():
+        out.print(f"$ {'plan' if package == 'planner' else 'execute'} {shlex.join(options)}")
+        if subprocess.run([sys.executable, "-m", package, *options], check=False).returncode:
+            raise EnvironmentFailure(f"the example {name} failed: see above")
+    return Outcome(name=name, quality=judged(module, saved), seconds=time.monotonic() - start)
+
+
+def judged(module: ModuleType, saved: Path) -> Quality:
+    """What an example's newest checkpoint is worth."""
+    newest = latest(saved)
+    if newest is None:
+        raise EnvironmentFailure(f"{saved} has no checkpoint")
+    trained = module.task().build()
+    with warnings.catch_warnings():
+        # That there are no other ranks.
+        warnings.simplefilter("ignore", UserWarning)
+        load_whole(newest, trained)
+    quality: Quality = module.quality(trained)
+    return quality
