@@ -274,9 +274,7 @@ def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[
 
 
 def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
-    if not plan.compiled:
-        return
-    if plan.rules.splits_backward:
+    if plan.compiled and plan.rules.splits_backward:
         yield (
             f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, "
             f"use {USUAL_OF_SEVERAL}"

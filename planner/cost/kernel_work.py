@@ -17,22 +17,10 @@ from planner.cost.element_passes import JOINED_GRADIENT, ElementPasses, element_
 from planner.cost.hardware import attention_kernels, linear_precisions, silicon_of, silicon_where, wide_precisions
 from planner.cost.job import Jobs
 from planner.cost.load import Load, Work, load_of
-from planner.cost.low_precision import (
-    PADDED_PASSES,
-    converted_bytes,
-    lowers_experts,
-    relative_rate,
-    weight_conversions,
-)
+from planner.cost.low_precision import PADDED_PASSES, converted_bytes, lowers_experts, relative_rate, weight_conversions
 from planner.cost.vocabulary import padded_vocabulary
 from profiles.laws.attention import attention_seconds
-from profiles.laws.kernels import (
-    ACCUMULATED_BYTES,
-    Silicon,
-    grouped_matmul_seconds,
-    is_aligned,
-    matmul_seconds,
-)
+from profiles.laws.kernels import ACCUMULATED_BYTES, Silicon, grouped_matmul_seconds, is_aligned, matmul_seconds
 from profiles.models.operators import PHASES, Phase
 from profiles.models.transformer import DENSE, ROUTED, Array, Flags
 
