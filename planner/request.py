@@ -117,8 +117,11 @@ def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usua
 
     `usual` is the length of samples that it says nothing of. Raises: InputError where one does not suit the model.
     """
-    if not model.unit:
+    if not model.unit and not model.workload.task:
         return sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
+    if not model.unit:
+        # A sample counts as one token.
+        return 1, sizes_asked(replace(request, sequence_length=1), model.name, 0, notes)[1]
     size = request.sequence_length or model.usual_size
     what = SIZES.get(model.unit, f"{size} {model.unit}").format(size)
     if request.sequence_length is None:

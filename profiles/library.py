@@ -100,7 +100,7 @@ def load_model(
     _check_precisions(precisions)
     if (asked.task or asked.weights) and not (_is_profile(model) and asked.is_of(_load_model(model).workload)):
         return _traced(model, asked.of(_spec_of(model)), trusted, precisions or USUAL_PRECISIONS, asked.device_kind)
-    profile = _load_model(model, asked)
+    profile = _load_model(model, asked, precisions)
     if profile.traced_for not in ("", asked.device_kind):
         return _traced(model, profile.workload, trusted, precisions or tuple(profile.layers), asked.device_kind)
     missing = [precision for precision in precisions if precision not in profile.layers]
@@ -131,14 +131,14 @@ def _check_precisions(precisions: Sequence[str]) -> None:
             raise UnknownNameError("precision", precision, PRECISIONS)
 
 
-def _load_model(model: str, asked: Asked = NOTHING) -> ModelProfile:
+def _load_model(model: str, asked: Asked = NOTHING, needed: Sequence[str] = ()) -> ModelProfile:
     if model in model_names():
         return read(MODELS / f"{model}.json", "model-profile", ModelProfile)
     if _is_profile(model):
         profile = read(Path(model), "model-profile", ModelProfile)
         profile.check()
         return profile
-    return trace_model(model, asked=asked)
+    return _traced(model, asked.of(_spec_of(model)), (), device_kind=asked.device_kind, needed=needed)
 
 
 def _is_profile(model: str) -> bool:
@@ -174,7 +174,9 @@ def _traced(
     trusted: Sequence[str],
     precisions: Sequence[str] = USUAL_PRECISIONS,
     device_kind: str = "cuda",
+    needed: Sequence[str] = (),
 ) -> ModelProfile:
+    """A trace; of a task at those precisions alone that are `needed`, where any are."""
     from profiles.tracing.task_trace import trace_task
     from profiles.tracing.trace import trace
     from profiles.workloads.loading import load_workload
@@ -182,7 +184,7 @@ def _traced(
 
     allowed = (*trusted, *named_modules(model))
     if wants_task(spec, allowed, model):
-        return trace_task(spec, load_task(spec, allowed, model), precisions, device_kind)
+        return trace_task(spec, load_task(spec, allowed, model), needed or precisions, device_kind)
     return trace(load_workload(spec, allowed, model), precisions)
 
 

@@ -10,11 +10,13 @@ from profiles.command import app as profile_app
 from profiles.models.profile import WorkloadSpec
 from profiles.tracing.task_trace import trace_task
 from profiles.workloads.task_loading import load_task
+from tests.matrix.__main__ import models, recorded
 from tests.matrix.architectures import ARCHITECTURES
 from tests.matrix.ways import against_torch, traced
 
 # One of each kind: encoder and decoder, spans, convolutions, depthwise ones, two towers, and one that has to be run.
 RUNNER = CliRunner()
+RECURRENT = ("lstm", "translator")
 MODULES = "tests.matrix.user_modules"
 SAMPLE = ("t5", "bert_qa", "resnet", "convnext", "clip", "detr")
 
@@ -79,3 +81,13 @@ def test_a_configuration_of_any_family_is_profiled_and_planned(tmp_path):
     assert zero >= {0, 3}
     asked = RUNNER.invoke(plan_app, [*options, "--why-not", "pp=2"])
     assert "not a sequence of layers" in asked.output
+
+
+def test_the_recorded_matrix_has_every_model_with_torchs_numbers():
+    rows = recorded()
+    assert list(rows) == [spec.name for spec, _ in models()]
+    assert [row.name for row in rows.values() if row.refused] == []
+    for row in rows.values():
+        assert float(row.flops_over_torch) == pytest.approx(1, abs=1e-6), row.name
+        # torch's recurrent layers of CPUs keep a workspace that grows in steps.
+        assert float(row.saved_over_real) == pytest.approx(1, abs=0.05 if row.name in RECURRENT else 0.01), row.name

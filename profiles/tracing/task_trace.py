@@ -28,7 +28,6 @@ from profiles.workloads.task import Task
 TOLERANCE, MOST = 0.002, 0.05
 # Grids in the order in which they are tried: whether samples vary in size, and the micro-batches.
 GRIDS = tuple((varies, batches) for varies in (True, False) for batches in (STRAIGHT, CURVED, STEPPED))
-FIRST_PRECISION = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +65,7 @@ def trace_task(
 
 
 def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
-    chosen = _choose(subject)
+    chosen = _choose(subject, precisions[0])
     points = chosen.grid.points
     runs = {precision: [subject.run(precision, *point) for point in points] for precision in precisions}
     kinds = _kinds(subject.spec, runs)
@@ -79,7 +78,7 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     return profile
 
 
-def _choose(subject: Subject) -> Probes:
+def _choose(subject: Subject, precision: str) -> Probes:
     """The sizes that tell what the module does at any other.
 
     Raises: InputError where none do.
@@ -87,7 +86,7 @@ def _choose(subject: Subject) -> Probes:
     task, attempts, failure = subject.task, list[Attempt](), None
     sizes = looks(task)
     try:
-        is_small = subject.is_real or (sizes is not None and not _runs_alike(subject, sizes))
+        is_small = subject.is_real or (sizes is not None and not _runs_alike(subject, precision, sizes))
     except InputError:
         is_small = subject.is_real
     for varies, batches in GRIDS:
@@ -95,7 +94,7 @@ def _choose(subject: Subject) -> Probes:
         if chosen is None:
             continue
         try:
-            attempts.append(Attempt(subject=subject, probes=chosen, difference=_difference(subject, chosen)))
+            attempts.append(Attempt(subject=subject, probes=chosen, difference=_difference(subject, precision, chosen)))
         except InputError as error:
             failure = error
             continue
@@ -113,8 +112,8 @@ def _choose(subject: Subject) -> Probes:
     return best.probes
 
 
-def _runs_alike(subject: Subject, sizes: tuple[int, int]) -> bool:
-    first, second = (subject.run(FIRST_PRECISION, 2, size) for size in sizes)
+def _runs_alike(subject: Subject, precision: str, sizes: tuple[int, int]) -> bool:
+    first, second = (subject.run(precision, 2, size) for size in sizes)
     return first.is_like(second)
 
 
@@ -174,10 +173,10 @@ def _profile(
     )
 
 
-def _difference(subject: Subject, chosen: Probes) -> float:
+def _difference(subject: Subject, precision: str, chosen: Probes) -> float:
     """By how much a run differs from what the polynomials of others say: the largest share, of FLOPs and of saved."""
-    runs = [subject.run(FIRST_PRECISION, *point) for point in chosen.grid.points]
-    wanted = subject.run(FIRST_PRECISION, *chosen.checked)
+    runs = [subject.run(precision, *point) for point in chosen.grid.points]
+    wanted = subject.run(precision, *chosen.checked)
     shares = []
     for total in (_saved, _forward_flops, _backward_flops):
         expected = float(evaluate(chosen.grid.fit([total(run) for run in runs]), *chosen.checked, 1))
