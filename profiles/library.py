@@ -79,7 +79,8 @@ def load_sizes(model: str, task: str = "") -> ModelSizes | None:
         return sizes_of(workload.name, workload.config) if workload.reads_text and not task else None
     if os.path.exists(path) or path.suffix == ".json":
         config = read_config(path)
-        is_sized = config["model_type"] in SIZED_FAMILIES and config["model_type"] not in VISION_FAMILIES
+        family = str(config["model_type"])
+        is_sized = family in SIZED_FAMILIES and family not in VISION_FAMILIES
         return sizes_of(config_name(path), config) if is_sized and not (task or is_own_module(config)) else None
     if ":" in model:
         return None

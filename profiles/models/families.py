@@ -60,8 +60,10 @@ VISION_FAMILIES = ("vit",)
 LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # The same with experts in place of one feed-forward; nothing says yet how tensor parallel splits those.
 EXPERT_FAMILIES = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
-# How classes end that do what the blocks here are trained for.
-USUAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ViTForImageClassification", "Model")
+# How classes end that are for other tasks than the blocks here are trained for.
+OTHER_ENDINGS = (
+    "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForMultipleChoice",
+)  # fmt: skip
 # Families that can be built, traced and run; others are known by their sizes alone.
 BUILT_FAMILIES = ("gpt2", *LLAMA_FAMILIES, *EXPERT_FAMILIES, *VISION_FAMILIES)
 # Their norms of single queries and keys: every tensor-parallel rank norms its own heads with the same weights.
@@ -89,7 +91,6 @@ def is_own_module(config: Mapping[str, Any]) -> bool:
     written = config.get("architectures")
     named = str(written[0]) if isinstance(written, list | tuple) and written else ""
     window = config.get("sliding_window")
-    is_windowed = isinstance(window, int) and window > 0 and config.get("use_sliding_window", True) is not False
-    return bool(named and not named.endswith(USUAL_ENDINGS)) or (
-        is_windowed and not isinstance(window, bool) and config.get("model_type") in LLAMA_FAMILIES
-    )
+    is_windowed = isinstance(window, int) and not isinstance(window, bool) and window > 0
+    is_short = is_windowed and config.get("use_sliding_window", True) is not False
+    return named.endswith(OTHER_ENDINGS) or (is_short and config.get("model_type") in LLAMA_FAMILIES)

@@ -131,6 +131,9 @@ def traced_sizes(profile: ModelProfile, precision: str, sequence_length: int) ->
     middle = layers[structure[len(structure) // 2]]
     element = 4.0 if precision in ("fp32", "tf32") else 2.0
     output = float(evaluate(middle.output_bytes, 1, sequence_length, 1))
+    if not output:
+        # It takes part in no gradient, as a backbone that is frozen.
+        output = max(element, *(float(evaluate(layer.output_bytes, 1, sequence_length, 1)) for layer in layers))
     sizes = {
         "num_layers": profile.num_layers,
         "hidden_size": output / element / sequence_length,

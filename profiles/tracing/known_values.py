@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from profiles.tracing.operator_recorder import storage_of
 from profiles.workloads.fake_tensors import FakeTensor, unset_fake_temporarily
 
 # Elements of a tensor whose values are kept.
@@ -31,12 +32,15 @@ class KnownValues:
     def __init__(self, fake: Any) -> None:
         self._fake = fake
         self._values = WeakTensorKeyDictionary()
+        # Storages of which any values are known.
+        self._storages: set[int] = set()
         # Fake results of whether all of some numbers were as they should be.
         self._checks = WeakTensorKeyDictionary()
 
     def tell(self, fake: Tensor, value: Tensor) -> None:
         """Say what the values of a tensor are."""
         self._values[fake] = value
+        self._storages.add(storage_of(fake))
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func` gives: on values where all are known and its result depends on them, else on fakes."""
@@ -67,7 +71,7 @@ class KnownValues:
             values = tree_leaves(self._on_values(func, args, kwargs))
             values = [value for value in values if isinstance(value, Tensor)]
             for fake, value in zip(made, values, strict=True):
-                self._values[fake] = value
+                self.tell(fake, value)
                 self._checks.pop(fake, None)
         elif func._schema.is_mutable:
             for tensor in made:
@@ -75,9 +79,10 @@ class KnownValues:
 
     def _forget(self, changed: Tensor) -> None:
         """Values of all tensors in the storage of one that was changed by what is not known are not known either."""
-        place = changed.untyped_storage()._cdata
-        for tensor in [fake for fake in self._values if fake.untyped_storage()._cdata == place]:
-            del self._values[tensor]
+        place = storage_of(changed)
+        if place in self._storages:
+            for tensor in [fake for fake in self._values if storage_of(fake) == place]:
+                del self._values[tensor]
 
     def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
         with unset_fake_temporarily():

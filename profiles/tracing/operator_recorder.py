@@ -126,9 +126,9 @@ class Recorder(TorchDispatchMode):
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             # A wrapper, such as torchao's numbers with their scale, goes first; its own kernels come back here.
             return NotImplemented
-        result = self._call(func, args, kwargs or {})
         if func.namespace != "aten":
-            return result
+            return func(*args, **(kwargs or {}))
+        result = self._call(func, args, kwargs or {})
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         known = {storage_of(tensor) for tensor in inputs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
+from profiles.inputs import limits
+from profiles.inputs.foreign import shown
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads import example_mixtures as mixtures
 from profiles.workloads import examples as made
@@ -140,6 +142,7 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
     register_experts()
     fields = {key: value for key, value in spec.config.items() if key not in ("quantization_config", "auto_map")}
     family = str(fields.pop("model_type", ""))
+    _check_numbers(spec, fields)
     with foreign_code(spec, f"{spec.title}: transformers does not accept its configuration"):
         config = AutoConfig.for_model(family, **fields)
         for part in (config, *_parts(config)):
@@ -153,6 +156,21 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
         if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0
     return config
+
+
+def _check_numbers(spec: WorkloadSpec, fields: Mapping[str, Any]) -> None:
+    """Check that no number is beyond all that any model has, for each layer is built.
+
+    Raises: InputError.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            _check_numbers(spec, value)
+            continue
+        most = limits.LAYERS if any(word in name for word in ("layer", "depth", "block")) else limits.POSITIONS
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and not -most <= number <= most:
+                raise InputError(f"{spec.title}: at {name}: {shown(number)} should be at most {most:,}")
 
 
 def _parts(config: Any) -> list[Any]:

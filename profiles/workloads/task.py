@@ -109,8 +109,9 @@ def user_task(
     A module that is there is copied where it is trained, so that every plan starts from the same weights.
     """
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
+    named = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "")
     return Task(
-        name=name or (type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "task")),
+        name=name or (named if named.isidentifier() else "module"),
         build=build,
         example=lambda samples, size: collate(batches(0, samples)[:samples]),
         batches=batches,

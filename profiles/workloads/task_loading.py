@@ -52,7 +52,7 @@ def wants_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "th
     if spec.task or spec.weights:
         return True
     if spec.kind == "transformers":
-        return spec.config.get("model_type") not in BUILT_FAMILIES or is_own_module(spec.config)
+        return str(spec.config.get("model_type")) not in BUILT_FAMILIES or is_own_module(spec.config)
     check_trusted(spec, trusted, where)
     return _is_own(_given(spec))
 

@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.errors import InputError, UnknownNameError
+from profiles.errors import LONGEST_NAME, InputError, UnknownNameError
 from profiles.inputs.foreign import shown
+from profiles.models.families import BUILT_FAMILIES, VISION_FAMILIES
 
 # Each with the table of transformers that says which class of a family does it, and that table's automatic class.
 TASKS: dict[str, tuple[str, str]] = {
     "causal-lm": ("CAUSAL_LM", "AutoModelForCausalLM"),
-    "masked-lm": ("MASKED_LM", "AutoModelForMaskedLM"),
     "translation": ("SEQ_TO_SEQ_CAUSAL_LM", "AutoModelForSeq2SeqLM"),
+    "masked-lm": ("MASKED_LM", "AutoModelForMaskedLM"),
     "question-answering": ("QUESTION_ANSWERING", "AutoModelForQuestionAnswering"),
     "sequence-classification": ("SEQUENCE_CLASSIFICATION", "AutoModelForSequenceClassification"),
     "token-classification": ("TOKEN_CLASSIFICATION", "AutoModelForTokenClassification"),
@@ -88,7 +89,9 @@ def class_of(title: str, config: Mapping[str, Any], task: str) -> tuple[str, str
 
     family = str(config.get("model_type", ""))
     if family not in transformers.CONFIG_MAPPING:
-        close = difflib.get_close_matches(family.lower(), list(transformers.CONFIG_MAPPING), n=1, cutoff=0.6)
+        close = difflib.get_close_matches(
+            family[:LONGEST_NAME].lower(), list(transformers.CONFIG_MAPPING), n=1, cutoff=0.6
+        )
         hint = f"did you mean {close[0]!r}? Code from" if close else "code from"
         raise InputError(
             f"{title}: transformers {transformers.__version__} knows no model_type {shown(family)}: {hint} "
@@ -119,6 +122,9 @@ def _named(title: str, config: Mapping[str, Any], family: str) -> tuple[str, str
             if named.endswith(ending):
                 return named, name
     words = f"{named} is for no task that is known" if named else "its configuration names no architectures"
+    usual = "image-classification" if family in VISION_FAMILIES else "causal-lm"
+    if not named and family in BUILT_FAMILIES:
+        return able[usual], usual
     if not named and len(able) == 1:
         ((name, known),) = able.items()
         return known, name
