@@ -352,7 +352,7 @@ def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: 
         return fields
 
     monkeypatch.setattr(launcher, "launch", spoilt)
-    with pytest.raises(ToleranceError, match="differ from one device") as caught:
+    with pytest.raises(ToleranceError, match="differs from one device") as caught:
         command.app([str(plan), "--steps", "1", "-o", str(run)], standalone_mode=False)
     assert caught.value.exit_code == 4
     assert artifacts.read(run, "run", RunFile).runs[0].measurement.loss_check.status == "failed"

@@ -33,7 +33,8 @@ LAYOUTS: list[dict[str, Any]] = [
 USUAL = ("bert_qa", "t5")
 # Whose library says how they are split.
 SPLIT = (
-    "llama", "qwen2", "qwen3", "mistral", "mixtral", "glm4", "phi3", "gpt_neox",
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "deepseek_v3", "gemma2", "gemma3", "glm4", "phi3",
+    "phi4", "gpt_neox", "llava", "qwen2_vl",
 )  # fmt: skip
 TENSOR: list[dict[str, Any]] = [
     {"tensor_parallel": 2},

@@ -128,7 +128,7 @@ def check_losses(
     if codec(plan.codec).lossy:
         status, reason = "exempt", f"codec {plan.codec} is lossy"
     elif _largest_difference(losses[:1], reference.losses) > first:
-        status, reason = "failed", f"the first loss differs from one device's by more than {first:g}{without}"
+        status, reason = "failed", f"the first loss differs from one device by more than {first:g}{without}"
     elif difference > tolerance:
         status = "failed"
         reason = f"first {count} losses differ from one device by more than {tolerance:g}{without}"
