@@ -10,7 +10,7 @@ RANKS := 2
 BATCH := 8
 SEQUENCE := 128
 
-.PHONY: help install demo examples test test-all lint bench numbers accuracy factors clean
+.PHONY: help install demo examples test test-all lint matrix bench numbers accuracy factors clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ lint: install  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+matrix: install  ## Try every model of the matrix in every way, and write the table (half an hour).
+	$(BIN)/python -m tests.matrix
 
 bench: install  ## Time the program itself, and hold it against what is recorded.
 	$(BIN)/python -m tests.bench

@@ -101,10 +101,12 @@ class Groups:
     """This rank's process groups.
 
     `replicas` are the ranks with copies of its parameters: in one group, or in two where copies of shards stand beside
-    one another; `stages` those with the rest of a pipeline, `expert_replicas` those with copies of its experts.
+    one another; `tensor` those with the rest of its linears, `stages` those with the rest of a pipeline,
+    `expert_replicas` those with copies of its experts.
     """
 
     replicas: tuple[dist.ProcessGroup, ...] = ()
+    tensor: dist.ProcessGroup | None = None
     stages: dist.ProcessGroup | None = None
     expert_replicas: dist.ProcessGroup | None = None
 
@@ -116,6 +118,7 @@ def groups_of(plan: Plan, mesh: DeviceMesh | None) -> Groups:
     copies = replica_mesh(plan, mesh) if plan.data_parallel * plan.context_parallel > 1 else None
     return Groups(
         replicas=tuple(copies.get_group(dim) for dim in range(copies.ndim)) if copies is not None else (),
+        tensor=mesh["tensor"].get_group() if plan.tensor_parallel > 1 else None,
         stages=mesh["pipeline"].get_group() if plan.pipeline_parallel > 1 else None,
         expert_replicas=mesh["expert_replicas"].get_group() if plan.expert_parallel > 1 else None,
     )

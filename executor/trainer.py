@@ -19,6 +19,7 @@ from executor.axes.data import (
     keep_gathered,
     left_whole,
     paused,
+    sum_gradients,
 )
 from executor.axes.experts import average_experts
 from executor.axes.optimizer import build_optimizer
@@ -44,7 +45,7 @@ class Trainer:
 
     `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any. `adapt`
     changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised. A silent one draws no
-    random numbers. `num_steps` are those taken, on which random numbers depend.
+    random numbers but those of its loss. `num_steps` are those taken, on which random numbers depend.
     """
 
     def __init__(
@@ -70,14 +71,15 @@ class Trainer:
         self.modules: dict[int, nn.Module] = {}
         self.buffers: dict[str, Tensor] = {}
         self.reductions: list[Reduction] = []
-        self.draws = False
+        self.draws, self.summed = False, frozenset[str]()
         for index in stages_of(plan, self.place.pipeline):
             stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
             if adapt is not None:
                 adapt(stage)
             if is_silent:
                 silence(stage)
-            self.draws |= stage.draws and not is_silent
+            self.draws |= stage.draws
+            self.summed |= stage.summed if isinstance(stage, TaskPart) else frozenset()
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
@@ -107,8 +109,9 @@ class Trainer:
         """
         slices = [self._own_slice(samples) for samples in batch]
         parts = self._microbatches(slices) if self.pipeline is None or self.workload.task is not None else []
-        if self.draws:
-            self._seed()
+        if self.draws and not parts:
+            # Stages of layers draw as micro-batches come to them.
+            torch.manual_seed(self._seed(self.place.pipeline))
         self.recorder.begin()
         with loss_context(self.plan):
             if self.pipeline is not None:
@@ -158,10 +161,13 @@ class Trainer:
         if self.groups.expert_replicas is not None:
             average_experts(self.parameters(), self.groups.expert_replicas, self.plan.data_parallel)
             self.recorder.extend(BACKWARD)
-        if self.replicas is not None and averages_after_the_step(self.plan):
-            average_after(self.parameters(), self.replicas, self.recorder)
+        if self.replicas is not None and averages_after_the_step(self.plan, *list(self.modules.values())[:1]):
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            average_after(trained, self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.
             self.recorder.extend(BACKWARD, WEIGHT)
+        if self.groups.tensor is not None:
+            sum_gradients([self.named_parameters[name] for name in sorted(self.summed)], self.groups.tensor)
         for stage in self._task_stages:
             assert self.groups.stages is not None
             stage.add_up(self.named_parameters, self.groups.stages)
@@ -174,10 +180,11 @@ class Trainer:
         for group in self.groups.replicas if self.buffers else ():
             broadcast_buffers(list(self.buffers.values()), group)
 
-    def _seed(self) -> None:
-        """Random numbers of a step depend on it and on the samples alone; ranks that share samples draw the same."""
-        place = (self.place.pipeline * self.plan.data_parallel + self.place.data) * self.plan.context_parallel
-        torch.manual_seed((self.seed * 1_000_003 + self.num_steps) * 65_537 + place + self.place.context)
+    def _seed(self, microbatch: int) -> int:
+        """What random numbers of a micro-batch begin with: they depend on the step and the samples alone."""
+        number = self.place.data * max(self.plan.num_microbatches, self.plan.pipeline_parallel) + microbatch
+        step = (self.seed * 1_000_003 + self.num_steps) * 65_537 + number
+        return (step * self.plan.context_parallel + self.place.context) % 2**63
 
     def _own_slice(self, samples: Any) -> Any:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""
@@ -202,6 +209,7 @@ class Trainer:
         """Tell a task's stages their micro-batches, which go through the pipeline by their numbers."""
         for stage in self._task_stages:
             stage.microbatches = [given for given, _ in parts]
+            stage.seeds = [self._seed(index) for index in range(len(parts))]
         numbers = torch.arange(len(parts), device=self.device)
         return numbers, numbers
 
@@ -220,6 +228,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for index, (given, wanted) in enumerate(parts):
             is_last = index == count - 1
+            if self.draws:
+                torch.manual_seed(self._seed(index))
             keep_gathered(module, kept=self.plan.zero_stage == 2 and not is_last)
             with paused(() if is_last else (module,)):
                 start = self.recorder.now()

@@ -55,7 +55,7 @@ def _traced(request: Request, machine: MachineProfile) -> tuple[ModelProfile, tu
     Raises: UnknownNameError, InputError.
     """
     precisions = request.precisions or ("bf16" if machine.device_kind == "cuda" else "fp32",)
-    model = request.trace(precisions)
+    model = request.trace(precisions, machine.device_kind)
     for precision in precisions:
         if precision not in model.layers:
             raise UnknownNameError("precision", precision, model.layers)

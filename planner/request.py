@@ -72,13 +72,13 @@ class Request:
             load_sizes(self.model, self.asked.task or self.asked.weights) if isinstance(self.model, str) else self.model
         )
 
-    def trace(self, precisions: Sequence[str]) -> ModelProfile:
-        """The model's trace at these precisions.
+    def trace(self, precisions: Sequence[str], device_kind: str = "cuda") -> ModelProfile:
+        """The model's trace at these precisions, for a kind of device.
 
         Raises: UnknownNameError, InputError.
         """
         if isinstance(self.model, str):
-            return load_model(self.model, precisions, self.trusted, self.asked)
+            return load_model(self.model, precisions, self.trusted, replace(self.asked, device_kind=device_kind))
         return trace_sizes(self.model, precisions, self.trusted)
 
 

@@ -27,10 +27,14 @@ MODELS = CATALOG / "models"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a command asks a model for: a task by name, and a local folder that its weights are read from."""
+    """What a command asks a model for: a task by name, and a local folder that its weights are read from.
+
+    `device_kind` is the kind of device whose dropout it is traced with.
+    """
 
     task: str = ""
     weights: str = ""
+    device_kind: str = "cuda"
 
     def of(self, spec: WorkloadSpec) -> WorkloadSpec:
         """The workload for it."""
@@ -71,7 +75,7 @@ def load_sizes(model: str, task: str = "") -> ModelSizes | None:
     if model in config_names() and not task:
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
     if model in model_names() or (os.path.isfile(path) and artifact_kind(path) is not None):
-        workload = load_model(model).workload
+        workload = _load_model(model).workload
         return sizes_of(workload.name, workload.config) if workload.reads_text and not task else None
     if os.path.exists(path) or path.suffix == ".json":
         config = read_config(path)
@@ -93,16 +97,18 @@ def load_model(
     used; EnvironmentFailure where a precision needs a library that is not installed.
     """
     _check_precisions(precisions)
-    if asked != NOTHING and not (_is_profile(model) and asked.is_of(_load_model(model).workload)):
-        return _traced(model, asked.of(_spec_of(model)), trusted, precisions or USUAL_PRECISIONS)
-    profile = _load_model(model)
+    if (asked.task or asked.weights) and not (_is_profile(model) and asked.is_of(_load_model(model).workload)):
+        return _traced(model, asked.of(_spec_of(model)), trusted, precisions or USUAL_PRECISIONS, asked.device_kind)
+    profile = _load_model(model, asked)
+    if profile.traced_for not in ("", asked.device_kind):
+        return _traced(model, profile.workload, trusted, precisions or tuple(profile.layers), asked.device_kind)
     missing = [precision for precision in precisions if precision not in profile.layers]
     if not missing:
         return profile
-    added = _traced(model, profile.workload, trusted, missing)
+    added = _traced(model, profile.workload, trusted, missing, asked.device_kind)
     if added.structure != profile.structure:
         # Layers that are alike at some precisions are not at others: all are told apart at once.
-        return _traced(model, profile.workload, trusted, (*profile.layers, *missing))
+        return _traced(model, profile.workload, trusted, (*profile.layers, *missing), asked.device_kind)
     return replace(profile, layers=profile.layers | added.layers)
 
 
@@ -124,14 +130,14 @@ def _check_precisions(precisions: Sequence[str]) -> None:
             raise UnknownNameError("precision", precision, PRECISIONS)
 
 
-def _load_model(model: str) -> ModelProfile:
+def _load_model(model: str, asked: Asked = NOTHING) -> ModelProfile:
     if model in model_names():
         return read(MODELS / f"{model}.json", "model-profile", ModelProfile)
     if _is_profile(model):
         profile = read(Path(model), "model-profile", ModelProfile)
         profile.check()
         return profile
-    return trace_model(model)
+    return trace_model(model, asked=asked)
 
 
 def _is_profile(model: str) -> bool:
@@ -143,7 +149,7 @@ def trace_model(model: str, trusted: Sequence[str] = (), asked: Asked = NOTHING)
 
     Raises: as `load_model`, and InputError where it cannot be built or traced.
     """
-    return _traced(model, asked.of(_spec_of(model)), trusted)
+    return _traced(model, asked.of(_spec_of(model)), trusted, device_kind=asked.device_kind)
 
 
 def _spec_of(model: str) -> WorkloadSpec:
@@ -162,7 +168,11 @@ def _spec_of(model: str) -> WorkloadSpec:
 
 
 def _traced(
-    model: str, spec: WorkloadSpec, trusted: Sequence[str], precisions: Sequence[str] = USUAL_PRECISIONS
+    model: str,
+    spec: WorkloadSpec,
+    trusted: Sequence[str],
+    precisions: Sequence[str] = USUAL_PRECISIONS,
+    device_kind: str = "cuda",
 ) -> ModelProfile:
     from profiles.tracing.task_trace import trace_task
     from profiles.tracing.trace import trace
@@ -171,7 +181,7 @@ def _traced(
 
     allowed = (*trusted, *named_modules(model))
     if wants_task(spec, allowed, model):
-        return trace_task(spec, load_task(spec, allowed, model), precisions)
+        return trace_task(spec, load_task(spec, allowed, model), precisions, device_kind)
     return trace(load_workload(spec, allowed, model), precisions)
 
 

@@ -1,11 +1,21 @@
 """Whole modules of any kind are traced as torch counts them: FLOPs equal, saved bytes within one in a hundred."""
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from planner.command import app as plan_app
+from profiles.command import app as profile_app
+from profiles.models.profile import WorkloadSpec
+from profiles.tracing.task_trace import trace_task
+from profiles.workloads.task_loading import load_task
 from tests.matrix.architectures import ARCHITECTURES
 from tests.matrix.ways import against_torch, traced
 
 # One of each kind: encoder and decoder, spans, convolutions, depthwise ones, two towers, and one that has to be run.
+RUNNER = CliRunner()
+MODULES = "tests.matrix.user_modules"
 SAMPLE = ("t5", "bert_qa", "resnet", "convnext", "clip", "detr")
 
 
@@ -19,3 +29,53 @@ def test_flops_and_saved_bytes_are_those_of_a_real_step(name):
     flops, saved = against_torch(*traced(model.spec, model.size))
     assert flops == pytest.approx(1, abs=1e-6)
     assert saved == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["unet", "scalar_parameter", "towers", "tied", "gives_dict"])
+def test_so_are_those_of_a_users_own_module(name):
+    spec = WorkloadSpec(kind="module", name=name, factory=f"{MODULES}:{name}")
+    flops, saved = against_torch(*traced(spec, 0, (MODULES,)))
+    assert flops == pytest.approx(1, abs=1e-6)
+    assert saved == pytest.approx(1, abs=0.01)
+
+
+def model_named(name):
+    return next(model for model in ARCHITECTURES if model.name == name)
+
+
+def test_blocks_that_are_alike_are_one_kind_and_count_as_often_as_they_stand():
+    config = model_named("bert_qa").config
+    spec = WorkloadSpec(kind="transformers", name="deep", config=config | {"num_hidden_layers": 7})
+    task = load_task(spec, size=16)
+    profile = trace_task(spec, task, ("fp32",))
+    assert profile.structure == (0, *[1] * 7, 2)
+    assert [layer.name for layer in profile.layers["fp32"]] == ["first", "BertLayer", "last"]
+    assert profile.num_parameters == sum(parameter.numel() for parameter in task.build().parameters())
+
+
+def test_dropout_on_gpus_keeps_a_byte_for_each_number_and_no_scores():
+    spec, task = model_named("bert_qa").spec, load_task(model_named("bert_qa").spec, size=16)
+    on = {kind: trace_task(spec, task, ("fp32",), kind) for kind in ("cpu", "cuda")}
+    assert {kind: profile.traced_for for kind, profile in on.items()} == {"cpu": "cpu", "cuda": "cuda"}
+    blocks = {kind: profile.layers["fp32"][1] for kind, profile in on.items()}
+    scores = {kind: sum(term[0] for term in block.saved_bytes if term[2] == 2) for kind, block in blocks.items()}
+    # What is left is the mask of padding, once for all heads.
+    assert scores["cuda"] == 4
+    assert scores["cpu"] > 4 * spec.config["num_attention_heads"]
+    assert any(op.kind == "attention" for op in blocks["cuda"].operators)
+
+
+def test_a_configuration_of_any_family_is_profiled_and_planned(tmp_path):
+    path, profile, plan = tmp_path / "config.json", tmp_path / "model.json", tmp_path / "plan.json"
+    path.write_text(json.dumps(model_named("bert_qa").config))
+    shown = RUNNER.invoke(profile_app, ["model", str(path), "--task", "masked-lm", "-o", str(profile)])
+    assert shown.exit_code == 0, shown.output
+    options = ["--model", str(profile), "--gpus", "8", "--device", "a100-sxm-80gb", "--global-batch", "64"]
+    made = RUNNER.invoke(plan_app, [*options, "-o", str(plan)])
+    assert made.exit_code == 0, made.output
+    file = json.loads(plan.read_text())
+    assert file["workload"]["task"] == "masked-lm"
+    zero = {candidate["plan"].get("zero_stage", 0) for candidate in file["candidates"]}
+    assert zero >= {0, 3}
+    asked = RUNNER.invoke(plan_app, [*options, "--why-not", "pp=2"])
+    assert "not a sequence of layers" in asked.output

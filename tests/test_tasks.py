@@ -27,11 +27,26 @@ LAYOUTS: list[dict[str, Any]] = [
     {"zero_stage": 3},
     {"recompute": "full"},
     {"zero_stage": 3, "recompute": "full"},
+    {"pipeline_parallel": 2},
+    {"pipeline_parallel": 2, "recompute": "full"},
 ]
 USUAL = ("bert_qa", "t5")
+# Whose library says how they are split.
+SPLIT = (
+    "llama", "qwen2", "qwen3", "mistral", "mixtral", "glm4", "phi3", "gpt_neox",
+)  # fmt: skip
+TENSOR: list[dict[str, Any]] = [
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 2, "recompute": "full"},
+]
 
 
 def plan(**fields: Any) -> Plan:
+    if "pipeline_parallel" in fields:
+        # Where the stages begin is for each model to say.
+        return Plan(**fields, schedule="1f1b", micro_batch_size=2, num_microbatches=4, stage_bounds=(0, 2))
+    if "tensor_parallel" in fields:
+        return Plan(**fields, micro_batch_size=2, num_microbatches=4)
     return Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, **fields)
 
 
@@ -67,7 +82,31 @@ def plain_losses(name: str) -> list[float]:
 
 @pytest.mark.gloo
 def test_transformers_own_modules_train_in_layouts() -> None:
-    check(list(USUAL), [LAYOUTS[0], LAYOUTS[5]])
+    check(list(USUAL), [LAYOUTS[0], LAYOUTS[5], LAYOUTS[7]])
+
+
+@pytest.mark.gloo
+def test_linears_are_split_as_the_library_says() -> None:
+    # It has norms of heads, whose gradients add up over the ranks.
+    check(["qwen3"], [TENSOR[1]])
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPLIT)
+def test_every_architecture_with_a_plan_is_split(name: str) -> None:
+    check([name], TENSOR)
+
+
+@pytest.mark.gloo
+def test_stages_have_replicas() -> None:
+    plans = [
+        Plan(data_parallel=2, **fields, pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 2), micro_batch_size=2,
+             num_microbatches=2)
+        for fields in ({}, {"zero_stage": 1})
+    ]  # fmt: skip
+    results = launch("tests.task_entries:train", {"cases": [("gpt2", [asdict(plan) for plan in plans])]}, 4, "cpu")
+    assert [result["status"] for result in results] == ["passed"] * 2, results
 
 
 @pytest.mark.gloo
@@ -118,10 +157,12 @@ def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_pa
     assert code == 0, said
 
 
-@pytest.mark.parametrize("fields", [{"precision": "fp8"}, {"compiled": True}, {"tensor_parallel": 2}])
+@pytest.mark.parametrize(
+    "fields", [{"precision": "fp8"}, {"compiled": True}, {"tensor_parallel": 2}, {"context_parallel": 2}]
+)
 def test_what_a_task_cannot_do_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
-    two = {"data_parallel": 2} if "tensor_parallel" not in fields else {}
+    two = {} if 2 in fields.values() else {"data_parallel": 2}
     path = write_plan_file(tmp_path / "plan.json", Plan(**two, **fields), spec=spec, num_layers=5)
     code, said = outcome("execute", path, "--trust-module", "tests.own_task_module")
     assert code == 2

@@ -197,7 +197,7 @@ def test_what_transformers_refuses_is_one_sentence(fields: dict[str, Any], words
 def test_models_that_ship_by_their_sizes_are_traced_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("profiles.tracing.trace.trace", lambda workload, precisions: workload.spec.name)
     assert trace_model("gpt3-175b") == "gpt3-175b"
-    with pytest.raises(InputError, match="deepseek-v3: models of the family deepseek_v3 are planned by their sizes"):
+    with pytest.raises(InputError, match="deepseek-v3: its configuration names no architectures: give --task"):
         trace_model("deepseek-v3")
     with pytest.raises(InputError, match="unknown model 'gpt3-174b': did you mean 'gpt3-175b'"):
         trace_model("gpt3-174b")

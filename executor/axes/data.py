@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.experts import expert_names
 from executor.axes.part import Part
+from executor.axes.task_stage import TaskStage
 from executor.fake_group import keep_first_buckets, outside_fakes
 from executor.mesh import replica_mesh
 from executor.observe.recorder import Recorder
@@ -31,9 +32,9 @@ from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
 from profiles.models.profile import MIXED
 
 
-def averages_after_the_step(plan: Plan) -> bool:
+def averages_after_the_step(plan: Plan, stage: nn.Module) -> bool:
     """Whether gradients are averaged by `average_after` rather than while the backward pass runs."""
-    return plan.zero_stage < 2 and plan.rules.splits_backward
+    return plan.zero_stage < 2 and (plan.rules.splits_backward or isinstance(stage, TaskStage))
 
 
 def average_gradients(
@@ -46,7 +47,7 @@ def average_gradients(
     replicas = replica_mesh(plan, mesh)
     if plan.zero_stage >= 2:
         return shard(stage, plan, replicas), None
-    if averages_after_the_step(plan):
+    if averages_after_the_step(plan, stage):
         return stage, None
     # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, expert_names(stage))
@@ -145,6 +146,13 @@ def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, 
     for gradient, averaged in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(averaged.view_as(gradient))
     recorder.note(ALL_REDUCE, -1, ready)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Sum the gradients over `group`, whose ranks each have a part of them."""
+    for parameter in parameters:
+        gradient = _whole_gradient(parameter)
+        dist.all_reduce(gradient.to_local() if isinstance(gradient, DTensor) else gradient, group=group)
 
 
 def broadcast_buffers(buffers: Sequence[Tensor], group: dist.ProcessGroup) -> None:

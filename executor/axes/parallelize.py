@@ -80,7 +80,7 @@ def build_stage(
     if workload.task is not None and plan.pipeline_parallel > 1:
         return build_task_stage(workload.spec, workload.task, plan, num_layers, stage, seed, device)
     if workload.task is not None:
-        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device)
+        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device, mesh)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
     whole = workload.build(start, stop, seed)
     layers = nn.Sequential(

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
+from executor.axes.task_tensor import split_module
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
@@ -28,11 +30,15 @@ PREFIX = "module."
 
 
 class TaskPart(Part):
-    """A module and its loss; a forward pass takes a batch and gives that loss."""
+    """A module and its loss; a forward pass takes a batch and gives that loss.
+
+    `summed` are names of parameters whose gradients add up over the ranks of the tensor axis.
+    """
 
     def __init__(self, module: nn.Module, task: Task, precision: str, device_kind: str) -> None:
         super().__init__(precision, device_kind, draws=True)
         self.module, self.task = module, task
+        self.summed: frozenset[str] = frozenset()
         self.blocks = tuple(repeated_blocks(module).values())
 
     def forward(self, batch: Batch) -> Tensor:
@@ -76,13 +82,21 @@ def _drops_layers(part: nn.Module) -> bool:
 
 
 def build_task_part(
-    spec: WorkloadSpec, task: Task, plan: Plan, num_layers: int, seed: int, device: torch.device
+    spec: WorkloadSpec,
+    task: Task,
+    plan: Plan,
+    num_layers: int,
+    seed: int,
+    device: torch.device,
+    mesh: DeviceMesh | None = None,
 ) -> TaskPart:
-    """The module of a task on `device`, its blocks recomputed as the plan says.
+    """The module of a task on `device`, its blocks recomputed and its linears split as the plan says.
 
     Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
     part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
+    if mesh is not None and plan.tensor_parallel > 1:
+        part.summed = split_module(part.module, mesh["tensor"])
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
     if len(positions) > len(part.blocks):

@@ -70,7 +70,10 @@ class _Run(Walk):
 
 
 class TaskStage(Part):
-    """One stage of a task's module; `microbatches` are those of the step, of which `current` is worked on."""
+    """One stage of a task's module; `microbatches` are those of the step, of which `current` is worked on.
+
+    Random numbers of a micro-batch begin with its seed on every stage.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class TaskStage(Part):
         self.module, self.task, self.stage, self.cuts = module, task, stage, cuts
         self.atoms = atoms_of(module, paths)
         self.microbatches: list[Batch] = []
+        self.seeds: list[int] = []
         self.current = 0
         names = {parameter: name for name, parameter in module.named_parameters()}
         holders = {
@@ -102,6 +106,8 @@ class TaskStage(Part):
         device = next(self.parameters()).device
         # A view, so that what is only passed on is not the very tensor that came in.
         given = {key: tensor.view_as(tensor) for key, tensor in zip(keys, received, strict=False)}
+        if self.seeds:
+            torch.manual_seed(self.seeds[self.current])
         run = _Run(self.cuts, self.stage, given, device)
         with computing(self.precision, self.device_kind):
             try:

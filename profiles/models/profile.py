@@ -126,7 +126,8 @@ class ModelProfile:
     """A traced model: its distinct layers at each precision, and the order in which they stand.
 
     `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
-    are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone.
+    are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
+    is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
     """
 
     __pydantic_config__ = STRICT
@@ -151,6 +152,7 @@ class ModelProfile:
     unit: str = ""
     usual_size: Whole = 0
     is_fixed: bool = False
+    traced_for: str = ""
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from profiles.models.operators import Kind
 
 
-def classify(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ...]]:
+def classify(name: str, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> tuple[Kind, str, tuple[int, ...]]:
     """Kind, layout and dims of a kernel: products by their sizes, fused attention by its own, the rest memory-bound."""
     if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"):
         a, b = (args[1], args[2]) if name in ("addmm", "baddbmm") else (args[0], args[1])
@@ -18,7 +19,7 @@ def classify(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ..
     if name == "_grouped_mm":
         return _grouped(args[0], args[1])
     if name in ("convolution", "convolution_backward"):
-        return _convolution(name, args)
+        return _convolution(name, args, outputs)
     if name in ("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"):
         return _recurrent(name, args)
     if "dot_product" in name or name.startswith(("_flash_attention", "_efficient_attention")):
@@ -29,23 +30,18 @@ def classify(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ..
     return "memory", "", ()
 
 
-def _convolution(name: str, args: tuple[Any, ...]) -> tuple[Kind, str, tuple[int, ...]]:
+def _convolution(name: str, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> tuple[Kind, str, tuple[int, ...]]:
     """A convolution as the product it amounts to; its backward pass is one such product per gradient asked for.
 
     Model: each weight is used once for each place of the smaller image of a pair: of the result, or of what a
     transposed convolution takes.
     """
     if name == "convolution":
-        image, weight, stride, padding, dilation, transposed = args[0], args[1], *args[3:7]
-        positions, products = image.shape[0], 1
-        pairs = zip(image.shape[2:], weight.shape[2:], stride, padding, dilation, strict=False)
-        for size, kernel, step, pad, gap in pairs:
-            positions *= size if transposed else (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        image, weight, result, transposed, products = args[0], args[1], outputs[0], args[6], 1
     else:
-        gradient, image, weight, transposed = args[0], args[1], args[2], args[7]
-        smaller = image if transposed else gradient
-        positions = smaller.shape[0] * smaller.shape[2:].numel()
-        products = sum(args[-1][:2])
+        result, image, weight, transposed, products = args[0], args[1], args[2], args[7], sum(args[-1][:2])
+    smaller = image if transposed else result
+    positions = smaller.shape[0] * smaller.shape[2:].numel()
     return "matmul", "conv", (products, positions, weight.shape[0], weight[0].numel())
 
 

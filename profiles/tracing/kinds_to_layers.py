@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
 
 from profiles.models.operators import Operator, Phase, Polynomial, constant
 from profiles.models.polynomials import Grid
@@ -45,43 +47,37 @@ def _operators(versions: Sequence[Segment], grid: Grid) -> tuple[Operator, ...]:
     if all(version.signature == base.signature for version in versions):
         rows = zip(*(zip(version.operators, version.saved, strict=True) for version in versions), strict=True)
         return tuple(_operator(op[0][0], [v for v, _ in op], [saved for _, saved in op], grid) for op in rows)
-    sums = [_sums(version) for version in versions]
-    count = Counter(op.signature for op in base.operators)
-    return tuple(
-        _operator(op, [own.get(op.signature, NOTHING).share(op, count[op.signature]) for own in sums], (), grid)
-        for op in base.operators
-    )
+    groups = [_grouped(version) for version in versions]
+    seen: Counter[tuple[str, ...]] = Counter()
+    made = []
+    for op in base.operators:
+        place, count = seen[op.signature], len(groups[0][op.signature])
+        seen[op.signature] += 1
+        own = [_in_place(op, place, count, group.get(op.signature, [])) for group in groups]
+        made.append(_operator(op, own, (), grid))
+    return tuple(made)
 
 
-@dataclass(slots=True)
-class _Sum:
-    """Kernels of a segment that are alike, together."""
-
-    flops: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-    def share(self, op: RecordedOperator, count: int) -> RecordedOperator:
-        """A kernel like `op` that has the part of one of `count`."""
-        dims = op.dims
-        if op.flops:
-            dims = (round(self.flops / count / (op.flops / op.dims[0])), *op.dims[1:])
-        return replace(
-            op, dims=dims, read_bytes=round(self.read_bytes / count), written_bytes=round(self.written_bytes / count)
-        )
-
-
-NOTHING = _Sum()
-
-
-def _sums(segment: Segment) -> dict[tuple[str, ...], _Sum]:
-    found: dict[tuple[str, ...], _Sum] = {}
+def _grouped(segment: Segment) -> dict[tuple[str, ...], list[RecordedOperator]]:
+    found: dict[tuple[str, ...], list[RecordedOperator]] = {}
     for op in segment.operators:
-        own = found.setdefault(op.signature, _Sum())
-        own.flops += op.flops
-        own.read_bytes += op.read_bytes
-        own.written_bytes += op.written_bytes
+        found.setdefault(op.signature, []).append(op)
     return found
+
+
+def _in_place(op: RecordedOperator, place: int, count: int, others: Sequence[RecordedOperator]) -> RecordedOperator:
+    """What another run has in the place of a kernel: the one that it is, or its share of all that are like it."""
+    if len(others) == count:
+        return others[place]
+    dims: tuple[Any, ...] = op.dims
+    if op.flops:
+        dims = (Fraction(op.dims[0] * sum(other.flops for other in others), count * op.flops), *op.dims[1:])
+    return replace(
+        op,
+        dims=dims,
+        read_bytes=sum(other.read_bytes for other in others) // count,
+        written_bytes=sum(other.written_bytes for other in others) // count,
+    )
 
 
 def _operator(op: RecordedOperator, versions: Sequence[RecordedOperator], saved: Sequence[int], grid: Grid) -> Operator:

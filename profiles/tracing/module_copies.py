@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from profiles.workloads.repeated_blocks import repeated_blocks
 
-PLAIN = (int, bool, str, type(None))
+PLAIN = (int, bool, str, tuple, type(None))
 
 
 class _Schedules(TorchFunctionMode):
@@ -60,15 +60,26 @@ def shorten(module: nn.Module) -> Shortened:
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) != len(paths):
             continue
         looks = [_look(module, module.get_submodule(path), index, len(paths)) for index, path in enumerate(paths)]
-        # The first may take another input than those that are like it.
-        again = looks.index(looks[0], 1) if looks[0] in looks[1:] else 0
-        kept = max(again, *(looks.index(look) for look in looks)) + 1
+        kept, period = _repeating(looks)
         if kept >= len(paths):
             continue
-        like = dict(zip(looks, paths[:kept], strict=False))
-        taken.after[paths[kept - 1]] = [like[look] for look in looks[kept:]]
+        taken.after[paths[kept - 1]] = [paths[kept - period + number % period] for number in range(len(paths) - kept)]
         del blocks[kept:]
     return taken
+
+
+def _repeating(looks: Sequence[object]) -> tuple[int, int]:
+    """How many of some blocks show all that there are, and after how many the same come again behind those.
+
+    As many as there are, where none can be left out. The first is not enough, for it may take another input than those
+    that are like it.
+    """
+    again = looks.index(looks[0], 1) if looks[0] in looks[1:] else 0
+    kept = max(again, *(looks.index(look) for look in looks)) + 1
+    for period in range(1, kept):
+        if all(looks[place] == looks[place - period] for place in range(kept, len(looks))):
+            return kept, period
+    return len(looks), 0
 
 
 def _look(module: nn.Module, block: nn.Module, index: int, count: int) -> tuple[object, ...]:

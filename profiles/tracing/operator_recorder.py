@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):
         for tensor in outputs:
             self._producer[self._living(tensor)] = len(self.recording.operators)
         self._producer.pop(UNNUMBERED, None)  # parameters and buffers: no kernel of the layer makes them
-        kind, layout, dims = classify(name, args)
+        kind, layout, dims = classify(name, args, outputs)
         written = sum(map(size_of, made or outputs))
         read = sum(map(size_of, inputs))
         if name in LOOKUPS:  # reads the rows it returns, not the table

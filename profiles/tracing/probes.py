@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profiles.models.polynomials import Grid, grid
 from profiles.workloads.task import Task
 
-# Micro-batches where numbers grow in line with them, and where some grow with their square.
-STRAIGHT, CURVED = (2, 3), (2, 3, 4)
+# Micro-batches where numbers grow in line with them, where some grow with their square, and where some grow in steps;
+# with each, that of the run that is only looked at.
+STRAIGHT, CURVED, STEPPED = (2, 3), (2, 3, 4), (8, 16)
+CHECKED_BATCH = {STRAIGHT: 5, CURVED: 5, STEPPED: 12}
 # Powers of the size that numbers grow with: of tokens up to the square, of an image's side that and its square.
 POWERS = {"tokens": (0, 1, 2), "pixels": (0, 2, 4), "values": (0, 1, 2), "": (0,)}
 # Sizes of the grid, between the least and the usual, and that of the run that is only looked at.
 SHARES, CHECKED_SHARE = (1.0, 0.5, 0.75), 0.625
-CHECKED_BATCH = 5
 # The largest samples where runs take long: with real tensors, and where kernels are more the longer a sample is.
 SMALL = {"tokens": 32, "pixels": 128, "values": 16_000, "": 0}
 
@@ -32,7 +32,7 @@ class Probes:
     varies: bool
 
 
-def probes(task: Task, is_small: bool, varies: bool, batches: Sequence[int]) -> Probes | None:
+def probes(task: Task, is_small: bool, varies: bool, batches: tuple[int, ...]) -> Probes | None:
     """The sizes to run a task at: of a grid, or of the usual samples alone unless the size `varies`.
 
     None where it cannot.
@@ -41,9 +41,9 @@ def probes(task: Task, is_small: bool, varies: bool, batches: Sequence[int]) -> 
     if varies and not sizes:
         return None
     if not varies:
-        return Probes(grid=grid(batches, (task.size,), (0,)), checked=(CHECKED_BATCH, task.size), varies=False)
+        return Probes(grid=grid(batches, (task.size,), (0,)), checked=(CHECKED_BATCH[batches], task.size), varies=False)
     *apart, checked = sizes
-    return Probes(grid=grid(batches, apart, POWERS[task.unit]), checked=(CHECKED_BATCH, checked), varies=True)
+    return Probes(grid=grid(batches, apart, POWERS[task.unit]), checked=(CHECKED_BATCH[batches], checked), varies=True)
 
 
 def looks(task: Task) -> tuple[int, int] | None:

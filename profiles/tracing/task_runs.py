@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from profiles.errors import InputError
 from profiles.models.profile import WorkloadSpec
+from profiles.tracing.dropout import Dropout
 from profiles.tracing.known_values import KnownValues
 from profiles.tracing.module_copies import (
     Shortened,
@@ -40,7 +41,8 @@ SEED = 1
 class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
-    `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real.
+    `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
+    `dropout` is that of a kind of device.
     """
 
     spec: WorkloadSpec
@@ -49,6 +51,7 @@ class Subject:
     taken: Shortened
     num_parameters: int
     fake: Any = None
+    dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
     runs: dict[tuple[str, int, int], Run] = field(default_factory=dict)
 
     @property
@@ -89,7 +92,7 @@ class Subject:
         products = "tf32" if precision == "tf32" else "fp32"
         recorder = SegmentRecorder(self.module, blocks, products, known)
         with recorder.watch():
-            with autocast(precision, "cpu"):
+            with autocast(precision, "cpu"), self.dropout:
                 loss = self.task.loss(self.module, batch)
             recorder.backward(loss)
         run = cut(recorder, self.module, blocks)

@@ -16,9 +16,10 @@ import torch
 from profiles.errors import InputError
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
+from profiles.tracing.dropout import Dropout
 from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.module_copies import forget_cached
-from profiles.tracing.probes import CURVED, STRAIGHT, Probes, looks, probes
+from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
 from profiles.tracing.task_runs import Subject, subjects
 from profiles.workloads.task import Task
@@ -26,7 +27,7 @@ from profiles.workloads.task import Task
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
 TOLERANCE, MOST = 0.002, 0.05
 # Grids in the order in which they are tried: whether samples vary in size, and the micro-batches.
-GRIDS = ((True, STRAIGHT), (True, CURVED), (False, STRAIGHT), (False, CURVED))
+GRIDS = tuple((varies, batches) for varies in (True, False) for batches in (STRAIGHT, CURVED, STEPPED))
 FIRST_PRECISION = "fp32"
 
 
@@ -39,8 +40,10 @@ class Attempt:
     difference: float
 
 
-def trace_task(spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL_PRECISIONS) -> ModelProfile:
-    """The profile of a task at each precision, over fp32 parameters.
+def trace_task(
+    spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL_PRECISIONS, device_kind: str = "cpu"
+) -> ModelProfile:
+    """The profile of a task at each precision, over fp32 parameters, with the dropout of a kind of device.
 
     Raises: InputError where the module does not run, or what it does depends on its numbers.
     """
@@ -50,6 +53,7 @@ def trace_task(spec: WorkloadSpec, task: Task, precisions: Sequence[str] = USUAL
     for build in subjects(spec, task):
         try:
             subject = build()
+            subject.dropout = Dropout(fused=device_kind == "cuda")
             try:
                 return _traced(subject, precisions)
             finally:
@@ -69,7 +73,8 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies)
-    if profile.num_parameters != subject.num_parameters:
+    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken.after]
+    if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
     return profile
 
@@ -165,6 +170,7 @@ def _profile(
         unit=task.unit,
         usual_size=task.size,
         is_fixed=not varies,
+        traced_for=("cuda" if subject.dropout.fused else "cpu") if subject.dropout.seen else "",
     )
 
 

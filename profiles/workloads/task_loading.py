@@ -38,7 +38,7 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     given = _given(spec)
     with foreign_code(spec, f"{spec.factory} fails"):
         if isinstance(given, Task):
-            # Again, because a module that the task holds has no weights on the meta device.
+            # Anew, because a module that it holds was built without weights.
             again: Task = factory()
             return again
         return _task_of_module(spec, factory, given, size)

@@ -59,8 +59,8 @@ class Workload:
 
     @property
     def can_tensor_parallel(self) -> bool:
-        """Whether any layer says how to split its linears."""
-        return any(layer.styles for layer in self.layers)
+        """Whether any layer says how to split its linears; a task's module is asked when it is built."""
+        return self.task is not None or any(layer.styles for layer in self.layers)
 
     @property
     def can_pipeline(self) -> bool:
