@@ -94,6 +94,7 @@ class Candidate:
 class PlannedFor:
     """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`).
 
+    `size_unit` is what the size of a sample counts; "" where samples have one size alone, which counts as one token.
     `learned` are the multiples of parts, taught by earlier runs, that predictions were made with.
     """
 
@@ -110,6 +111,7 @@ class PlannedFor:
     num_devices: Devices
     global_batch_size: Samples
     sequence_length: Tokens
+    size_unit: str = "tokens"
     stack: str = THIS_PROGRAM
     learned: Multiples = field(default_factory=dict)
 

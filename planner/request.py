@@ -21,8 +21,6 @@ from profiles.models.sizes import ModelSizes
 USUAL_CODECS = ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
 # Of a model of the user's that says nothing of how long its samples are.
 TRACED_SEQUENCE_LENGTH = 512
-# What samples of a size are, by their unit.
-SIZES = {"pixels": "images of {0} x {0} pixels"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +121,8 @@ def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usua
         # A sample counts as one token.
         return 1, sizes_asked(replace(request, sequence_length=1), model.name, 0, notes)[1]
     size = request.sequence_length or model.usual_size
-    what = SIZES.get(model.unit, f"{size} {model.unit}").format(size)
     if request.sequence_length is None:
-        notes.append(f"samples assumed: {what}")
+        notes.append(f"size of samples assumed: {size} {model.unit}")
     if model.is_fixed and size != model.usual_size:
         raise InputError(f"--sequence-length {size}: {model.name} was traced at {model.usual_size} {model.unit} alone")
     _, batches = sizes_asked(replace(request, sequence_length=size), model.name, model.max_sequence_length, notes)

@@ -40,3 +40,17 @@ def format_count(count: float) -> str:
 def format_percent(fraction: float, signed: bool = False) -> str:
     """A fraction as percent with one decimal: `12.3 %`."""
     return f"{fraction * 100:+.1f} %" if signed else f"{fraction * 100:.1f} %"
+
+
+def format_batch(samples: int, size: int, unit: str) -> str:
+    """A batch: `8 x 512 tokens`, `8 images of 224 x 224 pixels`, `8 samples`."""
+    if unit == "pixels":
+        return f"{samples} images of {size} x {size} pixels"
+    return f"{samples} x {size} {unit}" if unit else f"{samples} samples"
+
+
+def rate_of(tokens_per_second: float, size: int, unit: str) -> tuple[str, float]:
+    """What is counted per second, and how many: tokens where samples have them, else samples."""
+    if unit == "tokens":
+        return "tok/s", tokens_per_second
+    return "images/s" if unit == "pixels" else "samples/s", tokens_per_second / size

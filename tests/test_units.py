@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.units import format_bytes, format_count, format_percent, format_seconds
+from profiles.units import format_batch, format_bytes, format_count, format_percent, format_seconds, rate_of
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,16 @@ def test_seconds_stay_within_half_a_percent_and_readable(seconds):
     number, unit = format_seconds(seconds).split()
     assert "e" not in number
     assert float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[unit] == pytest.approx(seconds, rel=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "batch", "rate"),
+    [
+        (512, "tokens", "8 x 512 tokens", ("tok/s", 1024.0)),
+        (224, "pixels", "8 images of 224 x 224 pixels", ("images/s", 1024 / 224)),
+        (1, "", "8 samples", ("samples/s", 1024.0)),
+    ],
+)
+def test_batches_and_rates_are_in_what_samples_count(size, unit, batch, rate):
+    assert format_batch(8, size, unit) == batch
+    assert rate_of(1024.0, size, unit) == rate

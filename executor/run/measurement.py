@@ -102,7 +102,7 @@ class PlanRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """What `execute -o` writes and `compare` reads; `learned` as in the plan file."""
+    """What `execute -o` writes and `compare` reads; `size_unit` and `learned` as in the plan file."""
 
     __pydantic_config__ = STRICT
 
@@ -118,6 +118,7 @@ class RunFile:
     environment: Environment
     notes: tuple[str, ...] = ()
     learned: Multiples = field(default_factory=dict)
+    size_unit: str = "tokens"
 
 
 def busy_words(runs: Sequence[PlanRun]) -> str:

@@ -51,6 +51,7 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
         ),
         notes=job.notes,
         learned=job.file.learned,
+        size_unit=job.file.size_unit,
     )
 
 

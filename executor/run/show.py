@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from executor.run.measurement import busy_words
-from profiles.units import format_count, format_percent, format_seconds
+from profiles.units import format_batch, format_count, format_percent, format_seconds, rate_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,16 +22,17 @@ def show(result: RunFile, num_devices: int, out: Console, output: Path | None) -
     out.print(
         f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {num_devices} x "
         f"{result.environment.device}, {result.environment.backend}, torch {result.environment.torch}; global batch "
-        f"{result.global_batch_size} x {result.sequence_length} tokens"
+        f"{format_batch(result.global_batch_size, result.sequence_length, result.size_unit)}"
     )
     table = plain_table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("plan")
-    for name in ("predicted", "measured", "error", "tok/s", "GiB predicted, measured"):
+    counted, _ = rate_of(0.0, result.sequence_length, result.size_unit)
+    for name in ("predicted", "measured", "error", counted, "GiB predicted, measured"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("losses")
     for run in result.runs:
-        table.add_row(*_row(run))
+        table.add_row(*_row(run, result))
     print_table(table, out, named_by=1)
     for note in result.notes:
         out.print(f"note: {note}")
@@ -41,7 +42,7 @@ def show(result: RunFile, num_devices: int, out: Console, output: Path | None) -
         out.print(f"written to {output}; see it with: compare {output} -o report.html")
 
 
-def _row(run: PlanRun) -> tuple[str, ...]:
+def _row(run: PlanRun, result: RunFile) -> tuple[str, ...]:
     measured, predicted = run.measurement, run.prediction
     middle = statistics.median(measured.step_seconds)
     check = measured.loss_check
@@ -52,7 +53,7 @@ def _row(run: PlanRun) -> tuple[str, ...]:
         format_seconds(predicted.step_seconds),
         f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
         format_percent(predicted.step_seconds / middle - 1, signed=True),
-        format_count(measured.tokens_per_second),
+        format_count(rate_of(measured.tokens_per_second, result.sequence_length, result.size_unit)[1]),
         f"{predicted.peak_bytes / 2**30:.3g}, {max(measured.peak_bytes) / 2**30:.3g}",
         check.status + ("" if difference is None else f" ({difference:.0e})"),
     )

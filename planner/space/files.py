@@ -30,6 +30,7 @@ def planned_for(at: Setting) -> PlannedFor:
         num_devices=at.num_devices,
         global_batch_size=at.global_batch_size,
         sequence_length=at.sequence_length,
+        size_unit=at.model.size_unit,
         stack=at.stack.name,
         learned=dict(at.corrections.multiples) if at.corrections else {},
     )

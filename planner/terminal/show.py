@@ -16,14 +16,14 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
     from planner.terminal.show_answers import lines, notes
     from profiles.terminal.tables import print_table
-    from profiles.units import format_bytes, format_count
+    from profiles.units import format_batch, format_bytes, format_count
 
     best = result.candidates[0]
     # A name of pools counts their devices itself.
     where = result.machine_name if " + " in result.machine_name else f"{result.num_devices} x {result.machine_name}"
     out.print(
         f"{result.model_name} ({format_count(result.num_parameters)} parameters) on {where}, "
-        f"global batch {result.global_batch_size} x {result.sequence_length} tokens"
+        f"global batch {format_batch(result.global_batch_size, result.sequence_length, result.size_unit)}"
     )
     for note in (*result.notes, *notes(result.answers)):
         out.print(f"note: {note}")
@@ -52,13 +52,14 @@ def _plans(result: PlanFile) -> Table:
     from planner.terminal.show_answers import like_it
     from profiles.machines.stacks import THIS_PROGRAM
     from profiles.terminal.tables import plain_table
-    from profiles.units import format_count, format_percent, format_seconds
+    from profiles.units import format_count, format_percent, format_seconds, rate_of
 
     is_for_others = result.stack != THIS_PROGRAM
     table = plain_table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("plan")
-    for name in ("step", "tok/s", "MFU", "GiB"):
+    counted, _ = rate_of(0.0, result.sequence_length, result.size_unit)
+    for name in ("step", counted, "MFU", "GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", min_width=20)
     for candidate in (candidate for candidate in result.candidates if not candidate.folded_into):
@@ -68,7 +69,7 @@ def _plans(result: PlanFile) -> Table:
             str(candidate.rank),
             candidate.plan.id,
             f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
-            format_count(prediction.tokens_per_second),
+            format_count(rate_of(prediction.tokens_per_second, result.sequence_length, result.size_unit)[1]),
             format_percent(prediction.mfu),
             f"{prediction.peak_bytes / 2**30:.3g}",
             candidate.verdict

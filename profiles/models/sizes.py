@@ -39,6 +39,11 @@ class ModelSizes:
     adapters: Adapters = EVERYTHING
 
     @property
+    def size_unit(self) -> str:
+        """What the size of a sample counts; "" where samples have one size alone."""
+        return self.profile.unit if self.profile is not None and self.profile.workload.task else "tokens"
+
+    @property
     def workload(self) -> WorkloadSpec:
         """What is trained, enough to build it."""
         if self.profile is not None:

@@ -152,7 +152,8 @@ def _profile(
 ) -> ModelProfile:
     spec, task = subject.spec, subject.task
     return ModelProfile(
-        name=spec.name,
+        # A factory is often called "task"; what it returns has a name of its own.
+        name=task.name if spec.kind == "module" and task.name != "module" else spec.name,
         workload=replace(spec, task=task.name),
         hidden_size=0,
         num_heads=1,
