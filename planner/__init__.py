@@ -29,6 +29,8 @@ def plan(
     codecs: Sequence[str] | None = ("none",),
     peft: str | None = None,
     quantised_base: str | None = None,
+    task: str | None = None,
+    weights: str | Path | None = None,
     top: int = 10,
     simulate: bool = False,
     all_file: str | Path | None = None,
@@ -41,13 +43,15 @@ def plan(
     the nodes and network of that one, and `learned` is what `compare --learn` wrote of it. Of several
     `global_batches`, `precisions` and gradient `codecs` (None: the usual) the best is taken; without any, 8 samples
     per device, and bf16, or fp32 on CPUs. `stack` is the software that will train, with its own `attention_kernel` and
-    `tensor_overlap` (messages beside compute) where these are None. `peft` trains
-    adapters alone ("lora:16", "lora:16:q,v"), over a `quantised_base` where it is named. `top` layouts are kept; with
+    `tensor_overlap` (messages beside compute) where these are None. `peft` trains adapters alone ("lora:16",
+    "lora:16:q,v"), over a `quantised_base` where it is named. `task` is what a model of any family is trained for,
+    where its configuration does not say, `weights` a local folder that it starts from. `top` layouts are kept; with
     `simulate` also what the executor cannot run. `all_file` gets every plan, as .csv or .parquet.
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     from planner.notebook import planned
     from planner.request import Request
+    from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
     request = Request(
@@ -56,6 +60,6 @@ def plan(
         stack=stack, attention_kernel=attention_kernel, tensor_overlap=tensor_overlap, precisions=tuple(precisions),
         codecs=None if codecs is None else tuple(codecs), top=top, simulate=simulate,
         all_file=None if all_file is None else Path(all_file), trusted=tuple(trusted),
-        adapters=parse_adapters(peft, quantised_base),
+        adapters=parse_adapters(peft, quantised_base), asked=Asked(task=task or "", weights=str(weights or "")),
     )  # fmt: skip
     return planned(request)

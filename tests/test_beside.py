@@ -113,7 +113,7 @@ def test_shards_are_copied_once_for_each_message(stack, shard, zero):
     """Bytes counted by hand; they depend on what is gathered, not on how many ranks have a part of it."""
     one = jobs(stack, data=64, shard=shard, zero_stage=min(zero, 3), reshard_after_forward=True)
     made = ingredients_of(one)
-    held = made.sharded.layer_parameters["dense"]
+    held = made.sharded.layer_trained["dense"]
     rate = memory_rate(one) * FACTORS.traffic_fraction
     gather, scatter = made.rules.gather_copy_bytes, made.rules.scatter_copy_bytes
     for phase in PHASES:

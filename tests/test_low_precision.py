@@ -99,7 +99,7 @@ def test_no_card_sustains_more_than_its_best_product_and_half_the_watts_of_one_s
             wide = silicon_at(load_device(name), "bf16")
             if silicon.element_bytes[0] < wide.element_bytes[0] and sustained < silicon.achievable_fraction[0]:
                 # Power holds more of 8 bits down than of 16.
-                assert sustained < sustained_share(wide, column, column["rate_fraction"])[0]
+                assert sustained <= sustained_share(wide, column, column["rate_fraction"])[0]
     # Whatever the record of the card assumes.
     full, half = (silicon_at(load_device(name), "bf16") for name in ("h100-sxm", "h100-pcie"))
     shares = [float(sustained_share(one, Columns(one, None))[0]) for one in (full, half)]

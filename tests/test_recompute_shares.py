@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost.factors import load_learned
@@ -57,6 +57,7 @@ def costs_of(row: dict[str, str], method: str) -> tuple[float, float]:
     ("method", "name"),
     [("full", "recompute_share"), ("selective", "recompute_share"), ("full", "recompute_products")],
 )
+@settings(max_examples=40)
 @given(row=ROWS)
 def test_nothing_is_none_all_is_full_and_more_is_slower_and_smaller(
     method: str, name: str, row: dict[str, str]

@@ -139,9 +139,10 @@ def joined(jobs: list[Jobs]) -> Jobs:
     columns = {
         field.name: np.concatenate([getattr(job, field.name) for job in jobs])
         for field in fields(Jobs)
-        if field.name not in ("model", "device", "stack", "source")
+        if field.name not in ("model", "device", "stack", "adapters", "source")
     }
-    columns |= {name: Each.same(getattr(jobs[0], name).values[0], len(jobs)) for name in ("device", "stack")}
+    same = ("device", "stack", "adapters")
+    columns |= {name: Each.same(getattr(jobs[0], name).values[0], len(jobs)) for name in same}
     return Jobs(model=jobs[0].model.take(np.zeros(len(jobs), dtype=np.int64)), **columns)
 
 

@@ -100,6 +100,7 @@ def test_every_architecture_with_a_plan_is_split(name: str) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.slow
 def test_stages_have_replicas() -> None:
     plans = [
         Plan(data_parallel=2, **fields, pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 2), micro_batch_size=2,
