@@ -43,10 +43,9 @@ def plan(
     the nodes and network of that one, and `learned` is what `compare --learn` wrote of it. Of several
     `global_batches`, `precisions` and gradient `codecs` (None: the usual) the best is taken; without any, 8 samples
     per device, and bf16, or fp32 on CPUs. `stack` is the software that will train, with its own `attention_kernel` and
-    `tensor_overlap` (messages beside compute) where these are None. `peft` trains adapters alone ("lora:16",
-    "lora:16:q,v"), over a `quantised_base` where it is named. `task` is what a model of any family is trained for,
-    where its configuration does not say, `weights` a local folder that it starts from. `top` layouts are kept; with
-    `simulate` also what the executor cannot run. `all_file` gets every plan, as .csv or .parquet.
+    `tensor_overlap` (messages beside compute) where these are None. `peft` trains adapters alone ("lora:16:q,v"), over
+    a `quantised_base`. `task` is what a model of any family is trained for, `weights` a local folder it starts from.
+    `top` layouts are kept; `simulate` adds what the executor cannot run; `all_file` gets every plan (.csv, .parquet).
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     from planner.notebook import planned
