@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.job import Jobs
-from profiles.models.adapters import NETWORK_TARGETS
 from profiles.models.sizes import ModelSizes
 from profiles.models.transformer import ROUTED, Array, Flags, Transformer
 
@@ -18,13 +17,12 @@ class Pair:
     """The two matrices beside one linear, `inputs` by `rank` and `rank` by `outputs`, on one rank of the tensor axis.
 
     The side that the linear is split on is split with it, the other matrix is whole everywhere. `rank` is 0 of jobs
-    that have none here. `after_attention`: whether it is of the feed-forward network. Shapes: one entry per job.
+    that have none here. Shapes: one entry per job.
     """
 
     rank: Array
     inputs: Array
     outputs: Array
-    after_attention: bool
 
     @property
     def parameters(self) -> Array:
@@ -107,5 +105,4 @@ def _pairs(model: Transformer, tensor: Array, kind: str, rank_of: Callable[..., 
             rank=np.where(there, rank_of(*targets), 0.0),
             inputs=inputs / rows,
             outputs=outputs / columns,
-            after_attention=targets[0] in NETWORK_TARGETS,
         )

@@ -75,7 +75,6 @@ class MemoryRules:
     experts_in_turns: Flags
     frees_by_moment: Flags
     frees_gradients: Flags
-    cuts_by_parameters: Flags
     selective_by_operator: Flags
     bucket_bytes: Array
     bucket_gradient_bytes: Array

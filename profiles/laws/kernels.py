@@ -33,8 +33,7 @@ REFERENCE_BYTES = 2.0
 RESULT_BYTES, ACCUMULATED_BYTES = 2.0, 8.0
 # Without a table of its own a generation is taken for its nearest relative, an unknown one for STRANGER.
 RELATIVES = {
-    "maxwell": "volta", "pascal": "volta", "turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna3": "ampere",
-    "cdna4": "hopper",
+    "maxwell": "volta", "pascal": "volta", "turing": "volta", "ada": "ampere", "cdna2": "ampere", "cdna4": "hopper",
 }  # fmt: skip
 STRANGER = "ampere"
 # Of rows that start at no multiple of 16 bytes: GPT-2, a third of it the head, takes 25 % longer. A. Karpathy, nanoGPT.
