@@ -19,8 +19,7 @@ SLACK = 0.003
 @pytest.fixture(scope="module")
 def rows():
     with RUNS.open(newline="") as stream:
-        # Adapters are not priced yet.
-        return [row for row in csv.DictReader(stream) if row["peft"] in ("", "none")]
+        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +47,9 @@ def test_no_line_of_the_table_falls_behind_what_is_recorded(judged):
     # Recorded anew by `python -m tests.accuracy --record`, which README's table follows.
     assert {check.name for check in lines} <= set(before)
     for check in lines:
+        if np.isinf(check.high):
+            # Without a goal it may not grow either.
+            assert check.reached <= before[check.name] + SLACK, check.name
         if not check.holds:
             distance = max(check.low - check.reached, check.reached - check.high)
             was = max(check.low - before[check.name], before[check.name] - check.high)
