@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.adapted import adapter_count
+from planner.cost.axes.groups import FULL_PRECISIONS
 from planner.cost.hardware import LOW_PRECISIONS
 from planner.request import Request
 from profiles.errors import InputError
@@ -34,7 +35,7 @@ def refuse_adapters(request: Request) -> None:
         raise InputError(f"{base}: a machine was not measured at widening it: leave it out, or plan for --device")
     if own.base_bytes and request.stack == THIS_PROGRAM and not request.simulate:
         raise InputError(f"{base}: `execute` has frozen weights as wide as it computes: give --simulate, or a --stack")
-    if own.base_bytes and set(request.precisions) & set(LOW_PRECISIONS):
+    if own.base_bytes and set(request.precisions) & {*LOW_PRECISIONS, *FULL_PRECISIONS}:
         raise InputError(f"{base}: it is computed with in 16 bits: leave --precision out, or give bf16")
 
 

@@ -241,6 +241,7 @@ def test_plans_say_what_is_trained_and_need_less_than_whole_ones():
         ("llama-3.1-8b", {"peft": "lora:8", "quantised_base": "nf4"}, "--simulate"),
         ("llama-3.1-8b", {"peft": "lora:8", "codecs": None}, "--codecs"),
         ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precisions": ["fp8"]}, "16 bits"),
+        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precisions": ["tf32"]}, "16 bits"),
         ("a.b:c", {"peft": "lora:8"}, "which linears of a.b:c"),
     ],
 )  # fmt: skip
