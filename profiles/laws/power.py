@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 # Products whose clock nothing holds down reach this share of the peak at that clock. Source: the best product of an
 # A100 SXM at full clock, 271 of 312 TFLOP/s (stas00/ml-engineering, 2026).
 CLOCK_SHARE = 0.87
-# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1 V.
+# Of the voltage at the highest clock, what chips need at least: assumed, 0.7 of 1 V. It was 0.65, and was raised in
+# view of boards of less power per FLOP, which sustain less.
 SLOWEST_VOLTAGE = 0.7
 # Held by power, 8 bits have at most so much of their peak over what 16 bits have of theirs: an H100's best products are
 # 1.77 to 1.83 times as fast (ml-engineering, DeepGEMM), typical ones of an MI325X 1.86 times (AMD, October 2026).
