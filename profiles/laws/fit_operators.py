@@ -24,7 +24,8 @@ from profiles.laws.operator_constants import PATH
 from profiles.laws.recurrent import RecurrentConstants, recurrent_seconds
 
 Row = dict[str, str]
-# Devices of the tables: generation, plain TFLOP/s, share that their best products reach, memory GB/s, multiprocessors.
+# Devices of the tables: generation, plain TFLOP/s, share that their best products reach (assumed), memory GB/s,
+# multiprocessors; the rest from NVIDIA's data sheets.
 DEVICES = {
     "M40": ("maxwell", 7.0, 0.9, 288.0, 24),
     "TITAN X Maxwell": ("maxwell", 6.6, 0.9, 336.6, 24),
@@ -33,6 +34,8 @@ DEVICES = {
     "V100-SXM2": ("volta", 15.7, 0.85, 900.0, 80),
 }
 MATRIX = ("V100-SXM2", 125.0, 0.846)
+# The generation whose libraries the others' are held against.
+REFERENCE = "volta"
 GATES = {"Vanilla": 1.0, "GRU": 3.0, "LSTM": 4.0}
 TIMES = dict(zip(PASSES, ("fwd_ms", "bwd_input_ms", "bwd_weight_ms"), strict=True))
 # Lowest, expected, highest. What a table does not tell stays where expected.
@@ -149,7 +152,7 @@ def errors(law: Law, rows: list[Row], constants: Any, speeds: dict[str, float]) 
 
 
 def generations_of(rows: list[Row]) -> list[str]:
-    """Generations of rows, each once; the last is the one that others are held against."""
+    """Generations of rows, each once."""
     return list(dict.fromkeys(DEVICES[row["gpu"]][0] for row in rows))
 
 
@@ -158,7 +161,7 @@ def fit(law: Law, rows: list[Row]) -> tuple[Any, dict[str, float]]:
     from scipy.optimize import least_squares
 
     low, start, high = (np.array([bound[i] for bound in law.bounds.values()]) for i in range(3))
-    others = [name for name in generations_of(rows) if name != "volta"] if len(generations_of(rows)) > 1 else []
+    others = [name for name in generations_of(rows) if name != REFERENCE] if len(generations_of(rows)) > 1 else []
 
     def speeds(x: Array) -> dict[str, float]:
         return {name: float(np.exp(value)) for name, value in zip(others, x[len(start) :], strict=True)}
