@@ -118,7 +118,9 @@ def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usua
     if not model.unit and not model.workload.task:
         return sizes_asked(request, model.name, model.max_sequence_length, notes, usual)
     if not model.unit:
-        # A sample counts as one token.
+        if request.sequence_length not in (None, 1):
+            asked = f"--sequence-length {request.sequence_length}"
+            raise InputError(f"{asked}: samples of {model.name} have one size, which counts as 1: leave it out")
         return 1, sizes_asked(replace(request, sequence_length=1), model.name, 0, notes)[1]
     size = request.sequence_length or model.usual_size
     if request.sequence_length is None:

@@ -140,3 +140,11 @@ def test_tf32_on_a_data_sheet_is_slower_than_16_bits() -> None:
     }
     assert 0.4 * rates["bf16"] < rates["tf32"] < 0.6 * rates["bf16"]
     assert rates["other"] <= rates["tf32"]
+
+
+def test_a_size_is_not_asked_of_samples_that_have_one() -> None:
+    own = {"trusted": ("tests.own_task_module",), "device": "h100-sxm", "global_batches": (8,), "top": 1}
+    request = Request(model="tests.own_task_module:tower", num_devices=2, **own)  # type: ignore[arg-type]
+    assert ask(request, Questions()).sequence_length == 1
+    with pytest.raises(InputError, match="--sequence-length 128: samples of Tower have one size"):
+        ask(replace(request, sequence_length=128), Questions())
