@@ -102,6 +102,7 @@ def test_what_was_taken_for_another_widens_the_band():
 
 def test_what_has_no_price_is_refused_in_a_sentence():
     assert "Mamba" in reason(arch="hybrid_mamba_moe")
+    assert "lora_rank" in reason(peft="lora", lora_rank="1e9")
     assert not read(peft="none", lora_rank="0", quantised_base="none").refused
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from planner.schedules.registry import published_names
 from profiles.laws.kernels import load_constants
 from profiles.machines.stacks import stack_names
-from profiles.models.adapters import AS_IT_IS, FORMATS, USUAL_RANK
+from profiles.models.adapters import AS_IT_IS, FORMATS, LARGEST_RANK
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 YES_NO = ("no", "yes")
@@ -224,7 +224,7 @@ SOFTWARE: tuple[Column, ...] = (
     ),
     Text(name="lora_targets"),
     Flag(name="packed", usual=True, noted=False),
-    Number(name="lora_rank", usual=USUAL_RANK, least=0, noted=False),
+    Number(name="lora_rank", usual=0, least=0, most=LARGEST_RANK, noted=False),
     Words(
         name="quantised_base", known=FORMATS, usual=AS_IT_IS, noted=False,
         same={

@@ -108,7 +108,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
 
 def read_adapters(cells: Cells, *, has_experts: bool) -> Adapters:
     """What is trained of the model: adapters where the row names any, or says that its base is frozen."""
-    base, rank = cells.word("quantised_base"), cells.size("lora_rank", 0.0)
+    base, rank = cells.word("quantised_base"), cells.size("lora_rank")
     if cells.word("peft") == "none" and base == AS_IT_IS and not rank:
         return EVERYTHING
     if not rank:
