@@ -114,6 +114,45 @@ def test_a_list_made_now_is_the_one_that_is_shipped():
     assert list_now("ncf", (), "amp") == operator_list("ncf", (), "amp")
 
 
+UNLISTED = BERT | {"model_config": json.dumps(BERT_SIZES | {"hidden_size": 768, "num_hidden_layers": 1})}
+
+
+def sized(**fields):
+    return UNLISTED | {"model_config": json.dumps(BERT_SIZES | fields)}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (sized(num_hidden_layers=10**9), "num_hidden_layers"),
+        (sized(num_attention_heads=7), "cannot be built"),
+        (UNLISTED | {"hf_model_type": "bort"}, "configuration"),
+        (UNLISTED | {"hf_auto_class": "AutoModelForPreTraining", "hf_model_type": "albert"}, "gives no loss"),
+        (RESNET | {"model": "U-Net", "image_size": "10"}, "cannot be listed"),
+        (RESNET | {"model": "3D U-Net", "image_size": "32x32x32"}, "cannot be listed"),
+    ],
+)
+def test_a_network_that_cannot_be_listed_is_refused_with_the_reason(row, reason):
+    assert reason in (forecast_trainings([row])[0].refused or "")
+
+
+def test_a_table_runs_no_code_from_elsewhere(monkeypatch):
+    """transformers asks whether to run what a configuration names, where it has no class of its own."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    for where in ({}, {"hf_model_type": "vit"}):
+        row = sized(num_hidden_layers=2, auto_map={"AutoModelForQuestionAnswering": "evil--modeling.Evil"}) | where
+        made = forecast_trainings([row])[0]
+        assert (made.refused is None) == (not where)
+    assert not asked
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_row(monkeypatch):
+    monkeypatch.setattr("profiles.tracing.operator_lists._merge", lambda *_: {}["a bug"])
+    with pytest.raises(KeyError):
+        list_now("ncf", (), "fp32")
+
+
 def test_saved_bytes_are_those_of_a_real_step():
     import torch
 
