@@ -108,7 +108,7 @@ def _unet(options: list[str], sizes: tuple[int, ...]) -> Subject:
     if options[0] == "volume":
         widths = (32, 64, 128, 256, 320, 320)
         made = images(*sizes, channels=4)
-        return Subject(build=lambda: UNet(4, 4, widths, 3, True, "instance"), example=made, loss=own_loss)
+        return Subject(build=lambda: UNet(4, 4, widths, 3, padded=True, has_norms=True), example=made, loss=own_loss)
     if options[0] == "industrial":
         wide = (32, 64, 128, 256, 512)
         return Subject(build=lambda: UNet(1, 2, wide, padded=True), example=images(*sizes, channels=1), loss=own_loss)
