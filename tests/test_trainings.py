@@ -10,7 +10,8 @@ from planner.classic.forecast import forecast_trainings, input_seconds
 from planner.classic.identify import identify
 from planner.classic.lists import list_now, operator_list, pack, unpack
 from planner.classic.step import load_learned, parts_of, step_seconds
-from planner.classic.training import RefusedError, is_training, read_training
+from planner.classic.training import is_training, read_training
+from planner.published.cells import Refused
 from profiles.laws.convolutions import shape_of
 from profiles.laws.kernel_tables import MEASURED
 from profiles.models.operator_list import NUM_DIMS, at, columns
@@ -50,7 +51,7 @@ def test_a_row_names_its_network(row, network, sizes):
 
 
 def test_a_network_that_nobody_knows_is_refused_by_its_name():
-    with pytest.raises(RefusedError, match="'MoFlow'"):
+    with pytest.raises(Refused, match="'MoFlow'"):
         read_training(RESNET | {"model": "MoFlow"})
     made = forecast_trainings([RESNET, RESNET | {"gpu_type": "abacus"}])
     assert made[0].refused is None
@@ -112,6 +113,76 @@ def test_a_shipped_list_has_the_network_s_operations():
 
 def test_a_list_made_now_is_the_one_that_is_shipped():
     assert list_now("ncf", (), "amp") == operator_list("ncf", (), "amp")
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"num_gpus": "8x"}, "num_gpus is '8x'"),
+        ({"num_gpus": "-1"}, "num_gpus"),
+        ({"micro_batch_size": "nan0"}, "micro_batch_size"),
+        ({"precision_class": "int8"}, "precision_class is 'int8'"),
+        ({"image_size": "0"}, "image_size"),
+        ({"seq_len": "inf", "model": "GNMT"}, "seq_len"),
+        ({"detector": "retinanet", "backbone": "resnet18", "model": "RetinaNet"}, "'RetinaNet'"),
+        (BERT | {"model_config": "[1]"}, "model_config"),
+        (BERT | {"model_config": "[" * 20000}, "model_config"),
+        (BERT | {"hf_auto_class": "BertForQuestionAnswering"}, "'bert_large'"),
+    ],
+)
+def test_cells_that_say_nothing_usable_are_refused(cells, reason):
+    with pytest.raises(Refused, match=reason):
+        read_training(RESNET | cells)
+
+
+def test_what_is_assumed_or_has_no_price_is_said():
+    said = " ".join(read_training(RESNET | {"num_gpus": "-", "compiled": "yes"}).assumptions)
+    assert "num_gpus: 1 assumed" in said
+    assert "compiled: yes is not priced" in said
+
+
+def test_the_memory_of_a_card_chooses_among_those_of_its_name():
+    cards = [read_training(RESNET | {"gpu_type": "V100", "gpu_mem_gib": size}).device for size in ("", "16", "32")]
+    assert [card.name for card in cards] == ["v100-sxm-16gb", "v100-sxm-16gb", "v100-sxm-32gb"]
+
+
+UNLISTED = BERT | {"model_config": json.dumps(BERT_SIZES | {"hidden_size": 768, "num_hidden_layers": 1})}
+
+
+def sized(**fields):
+    return UNLISTED | {"model_config": json.dumps(BERT_SIZES | fields)}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (sized(num_hidden_layers=10**9), "num_hidden_layers"),
+        (sized(num_attention_heads=7), "cannot be built"),
+        (UNLISTED | {"hf_model_type": "bort"}, "configuration"),
+        (UNLISTED | {"hf_auto_class": "AutoModelForPreTraining", "hf_model_type": "albert"}, "gives no loss"),
+        (RESNET | {"model": "U-Net", "image_size": "10"}, "cannot be listed"),
+        (RESNET | {"model": "3D U-Net", "image_size": "32x32x32"}, "cannot be listed"),
+    ],
+)
+def test_a_network_that_cannot_be_listed_is_refused_with_the_reason(row, reason):
+    assert reason in (forecast_trainings([row])[0].refused or "")
+
+
+def test_a_table_runs_no_code_from_elsewhere(monkeypatch):
+    """transformers asks whether to run what a configuration names, where it has no class of its own."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    for where in ({}, {"hf_model_type": "vit"}):
+        row = sized(num_hidden_layers=2, auto_map={"AutoModelForQuestionAnswering": "evil--modeling.Evil"}) | where
+        made = forecast_trainings([row])[0]
+        assert (made.refused is None) == (not where)
+    assert not asked
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_row(monkeypatch):
+    monkeypatch.setattr("profiles.tracing.operator_lists._merge", lambda *_: {}["a bug"])
+    with pytest.raises(KeyError):
+        list_now("ncf", (), "fp32")
 
 
 def test_saved_bytes_are_those_of_a_real_step():

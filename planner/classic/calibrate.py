@@ -18,7 +18,8 @@ from planner.classic.learn import learn, left_out_errors, weighted_quantile
 from planner.classic.lists import Key, list_now, operator_list, write_lists
 from planner.classic.memory import allocated_bytes, counters
 from planner.classic.step import PATH, Learned, step_seconds
-from planner.classic.training import RefusedError, Training, read_training
+from planner.classic.training import Training, read_training
+from planner.published.cells import Refused
 from profiles.errors import InputError
 from profiles.files import write_text
 from profiles.laws.kernels import Array
@@ -42,7 +43,7 @@ def read(path: Path) -> list[tuple[Row, Training]]:
     for row in rows:
         try:
             found.append((row, read_training(row)))
-        except RefusedError:
+        except Refused:
             continue
     return found
 

@@ -18,10 +18,11 @@ from profiles.models.operator_list import ListedOperator, OperatorList, at, colu
 from profiles.units import GB
 
 HALF = ("fp16", "bf16")
-# Gradients of a batched product's operands are products too; layouts do not matter beside what is not known here.
 CONVOLUTIONS = dict(
     zip(("convolution", "convolution_data_gradient", "convolution_weight_gradient"), PASSES, strict=True)
 )
+# Of plain units beside TF32's, the share of their peak that products reach (assumed).
+PLAIN_SHARE = 0.9
 # Whose libraries compute products of rows that cannot be loaded in vectors outside of the matrix units (cuBLAS 10).
 UNALIGNED_WITHOUT = ("volta", "turing")
 KINDS = ("matmul", "convolution", "depthwise", "attention", "recurrent", "norm", "pass")
@@ -29,10 +30,10 @@ KINDS = ("matmul", "convolution", "depthwise", "attention", "recurrent", "norm",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """Seconds by kind of kernel, forward and backward together, kernels launched in each phase."""
+    """Seconds by kind of kernel and kernels launched, forward and backward together."""
 
     seconds: dict[str, float]
-    launches: dict[str, float]
+    launches: float
 
 
 def components_of(
@@ -40,17 +41,15 @@ def components_of(
 ) -> Components:
     """What a list's kernels take with `samples` in a batch; products in `precision` where the list is of amp."""
     seconds = dict.fromkeys(KINDS, 0.0)
-    launches = dict.fromkeys(("forward", "backward"), 0.0)
     groups: dict[tuple[str, bool], list[ListedOperator]] = {}
     for one in listed.operators:
-        launches[one.phase] += one.count
         groups.setdefault((one.kind, one.dtype in HALF), []).append(one)
     for (kind, is_half), chosen in groups.items():
         own = _units(precision, is_half)
         silicon, on_matrix_units = silicon_for(device, own)
         for name, value in _seconds(kind, chosen, samples, silicon, on_matrix_units, device, constants).items():
             seconds[name] += value
-    return Components(seconds=seconds, launches=launches)
+    return Components(seconds=seconds, launches=float(sum(one.count for one in listed.operators)))
 
 
 def _units(precision: str, is_half: bool) -> str:
@@ -67,7 +66,7 @@ def silicon_for(device: Device, precision: str) -> tuple[Silicon, bool]:
         is_tf32 = precision == "fp32" and "tf32" in device.peak_tflops
         if not is_tf32:
             whole = silicon_at(device, "fp32")
-            share = 0.9 if "tf32" in device.peak_tflops else float(whole.achievable_fraction[0])
+            share = PLAIN_SHARE if "tf32" in device.peak_tflops else float(whole.achievable_fraction[0])
             return plain(whole, device.vector_tflops * 1e12, share), False
         precision = "tf32"
     name = precision if precision in device.peak_tflops else "fp16" if precision == "bf16" else "fp32"
@@ -105,6 +104,7 @@ def _seconds(
             # They sum in fp32, at its rate.
             plain_share = np.minimum(silicon.vector_fraction / silicon.achievable_fraction, 1.0)
             relative, aligned = np.where(aligned, 1.0, plain_share), np.ones(len(n), dtype=bool)
+        # Which layouts they have matters little beside what is not known here.
         each = matmul_seconds(m, n, k, "TN", silicon, batch, aligned=aligned, relative=relative)
         return {"matmul": float((each * counts).sum())}
     if kind == "attention":

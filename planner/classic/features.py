@@ -10,6 +10,7 @@ import numpy as np
 from planner.classic.components import KINDS, components_of
 from planner.classic.lists import operator_list
 from planner.classic.training import Training
+from planner.cost.links import ONE_PROCESSOR
 from profiles.laws.collectives import Fabric, collective_seconds
 from profiles.laws.kernels import Array
 from profiles.laws.operator_constants import OperatorConstants, load_operator_constants
@@ -20,13 +21,13 @@ from profiles.units import GB
 OPTIMIZERS = {"sgd": (44.0, 5.0), "adam": (36.0, 3.0), "adamw": (40.0, 4.0), "lamb": (64.0, 4.0)}
 USUAL_OPTIMIZER = (40.0, 4.0)
 # Calls of the host that wait for the device, for each image and each step (as of so many images more): proposals are
-# sorted, thinned out and matched image by image.
+# sorted, thinned out and matched image by image (assumed; what a call takes is learned).
 WAITING_CALLS, WAITING_IMAGES = {"rcnn": 400.0, "retina": 100.0}, 1.6
 # Parameters that every rank holds of a recommender whose tables are split over the ranks.
 SPLIT_PARAMETERS = {"dlrm": 2.4e6}
-# Share of PCIe's rate that rings reach with direct access, and without it, through the host's memory.
-DIRECT, THROUGH_HOST = 0.8, 0.5
-BRIDGE_GB_PER_SECOND, ONE_PROCESSOR = 50.0, 4.0
+# Share of PCIe's rate that rings reach with direct access, and without it, through the host's memory; GB/s of a bridge
+# of NVLink between two cards (assumed).
+DIRECT, THROUGH_HOST, BRIDGE_GB_PER_SECOND = 0.8, 0.5, 50.0
 PATHS = ("nvlink", "pcie", "network")
 
 
@@ -92,7 +93,7 @@ def features_of(trainings: Sequence[Training], constants: OperatorConstants | No
         if key not in cache:
             listed = operator_list(one.network, one.sizes, one.list_precision)
             made = components_of(listed, one.micro_batch, one.device, one.precision, known)
-            cache[key] = (np.array([made.seconds[kind] for kind in KINDS]), sum(made.launches.values()))
+            cache[key] = (np.array([made.seconds[kind] for kind in KINDS]), made.launches)
         kinds.append(cache[key][0] * one.filled)
         launches.append(cache[key][1])
     steps = [_optimizer(one) for one in trainings]

@@ -10,7 +10,8 @@ from planner.classic.features import features_of
 from planner.classic.lists import operator_list
 from planner.classic.memory import allocated_bytes, counters
 from planner.classic.step import Learned, load_learned, parts_of
-from planner.classic.training import RefusedError, Training, read_training
+from planner.classic.training import Training, read_training
+from planner.published.cells import Refused
 from planner.published.predict import Forecast
 from profiles.errors import InputError
 from profiles.units import GIB
@@ -34,7 +35,7 @@ def forecast_trainings(rows: Sequence[Mapping[str, str | None]]) -> list[Forecas
             training = read_training(row)
             operator_list(training.network, training.sizes, training.list_precision)
             operator_list(training.network, training.memory_sizes, training.list_precision)
-        except (RefusedError, InputError) as reason:
+        except (Refused, InputError) as reason:
             result.append(Forecast(row_id=name, refused=str(reason)))
             continue
         result.append(Forecast(row_id=name, assumptions=training.assumptions))

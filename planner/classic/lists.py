@@ -93,11 +93,11 @@ def list_now(network: str, sizes: Sizes, precision: str) -> OperatorList:
     from profiles.networks.examples import subject
     from profiles.tracing.operator_lists import list_operators
 
+    made = subject(network, sizes)
     try:
-        made = subject(network, sizes)
         return list_operators(network, made.build, made.example, made.loss, precision)
     except InputError:
         raise
-    except Exception as error:
-        # Whatever a module of another library does not like of its configuration or of tensors without numbers.
-        raise InputError(f"{network[:60]} cannot be listed: {type(error).__name__}: {str(error)[:120]}") from None
+    except (RuntimeError, ValueError) as error:
+        # torch's for sizes that do not go together, and for what tensors without numbers cannot tell.
+        raise InputError(f"{network[:60]} cannot be listed: {str(error)[:120]}") from None

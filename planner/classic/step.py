@@ -14,10 +14,11 @@ from profiles.catalog import CATALOG
 from profiles.laws.kernels import Array
 
 PATH = CATALOG / "trainings.toml"
-# The power by which the device's time and the host's blend: the longer one, nearly.
+# The power by which the device's time and the host's blend: the longer one, nearly (assumed, as what follows).
 BLEND = 4.0
 # Of a step of forward and backward, what can hide an exchange, and the share of it that nothing can: the last bucket.
 BACKWARD_SHARE, LAST_BUCKET = 2 / 3, 0.08
+# Of a launch in forward and backward, what one of the optimizer's takes, whose loop does little between them.
 OPTIMIZER_LAUNCH_SHARE = 0.5
 
 

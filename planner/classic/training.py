@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.classic.identify import Row, Sizes, cell, identify
+from planner.classic.identify import Row, Sizes, cell, identify, number
+from planner.published.cells import Refused
 from profiles.errors import UnknownNameError
+from profiles.inputs import limits
 from profiles.machines.devices import Device, find_device
 
 # The columns of a configuration, all that a prediction may read.
 CONFIGURATION = (
-    "row_id", "task", "model", "hf_model_type", "model_config", "hf_auto_class", "torchvision_model", "detector",
-    "backbone", "neck", "image_size", "seq_len", "decoder_seq_len", "vocab_size", "channels_last", "precision_class",
-    "compiled", "xla", "data_loader", "recompute_class", "attention_kernel", "gpu_type", "gpu_mem_gib", "num_gpus",
-    "gpus_per_node", "interconnect", "micro_batch_size", "accumulation", "global_batch_size", "sample_unit",
-    "optimizer", "stack", "engine", "container_year",
+    "row_id", "task", "model", "hf_model_type", "model_config", "hf_auto_class", "detector", "backbone", "neck",
+    "image_size", "seq_len", "decoder_seq_len", "channels_last", "precision_class", "compiled", "xla", "data_loader",
+    "recompute_class", "attention_kernel", "gpu_type", "gpu_mem_gib", "num_gpus", "gpus_per_node", "interconnect",
+    "micro_batch_size", "accumulation", "global_batch_size", "optimizer", "stack", "engine",
 )  # fmt: skip
+# What no published training tells of: where a row has it, it is said that it has no price.
+UNPRICED = ("compiled", "xla", "recompute_class")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 HALF = ("fp16", "bf16")
 LANGUAGE = (
     "seq_len: pretraining removes padding, about half of sequences of 512 (MLPerf's Wikipedia set: 255 are words)"
 )
 FILLED = 0.5
-# V100 without a form: most have 16 GB on a board with NVLink.
-NAMELESS = {"V100": "V100-SXM2-16GB", "V100-PCIe": "V100-PCIe-32GB"}
-NODE_GPUS = 8.0
-
-
-class RefusedError(Exception):
-    """Why a row cannot be predicted."""
+NODE_GPUS, MOST_GIB = 8.0, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,39 +65,34 @@ def is_training(row: Mapping[str, str | None]) -> bool:
     return bool(cell(row, "task")) and not cell(row, "num_layers")
 
 
-def number(row: Row, name: str, default: float | None = None) -> float | None:
-    """A cell's positive number."""
-    try:
-        value = float(cell(row, name))
-    except ValueError:
-        return default
-    return value if 0 < value < 1e9 else default
-
-
 def read_training(row: Row) -> Training:
     """A row as a training.
 
-    Raises: RefusedError with the reason.
+    Raises: Refused with the reason.
     """
-    told: list[str] = []
-    try:
-        network, sizes = identify(row)
-        memory_sizes = identify(row, for_memory=True)[1]
-    except LookupError as reason:
-        raise RefusedError(str(reason.args[0])) from None
+    told = [
+        f"{name}: {cell(row, name)} is not priced" for name in UNPRICED if cell(row, name) not in ("", "no", "none")
+    ]
+    network, sizes = identify(row)
+    memory_sizes = identify(row, for_memory=True)[1]
     device = _device(row)
     precision = cell(row, "precision_class") or "fp32"
     if not cell(row, "precision_class"):
         told.append("precision_class: fp32 assumed")
+    if precision not in PRECISIONS:
+        raise Refused(f"precision_class is '{precision}'; known are {', '.join(PRECISIONS)}")
     units = "tf32" if "tf32" in device.peak_tflops else "plain"
     units = units if precision in ("fp32", "tf32") else "half"
-    gpus = number(row, "num_gpus", 1.0) or 1.0
-    accumulation = number(row, "accumulation", 1.0) or 1.0
-    batch = number(row, "micro_batch_size")
+    gpus = number(row, "num_gpus", limits.DEVICES)
+    if gpus is None:
+        gpus = 1.0
+        told.append("num_gpus: 1 assumed")
+    accumulation = number(row, "accumulation", limits.SAMPLES) or 1.0
+    batch = number(row, "micro_batch_size", limits.SAMPLES)
     if batch is None:
-        whole_batch = number(row, "global_batch_size")
+        whole_batch = number(row, "global_batch_size", limits.SAMPLES)
         if whole_batch is None:
-            raise RefusedError("neither micro_batch_size nor global_batch_size is given")
+            raise Refused("neither micro_batch_size nor global_batch_size is given")
         batch = whole_batch / gpus / accumulation
         told.append("micro_batch_size: the global batch over GPUs and accumulation")
     stack = cell(row, "stack") or "torch"
@@ -111,7 +104,7 @@ def read_training(row: Row) -> Training:
     return Training(
         row_id=cell(row, "row_id"), network=network, sizes=sizes, memory_sizes=memory_sizes, precision=precision,
         units=units, device=device, micro_batch=batch, accumulation=accumulation, num_gpus=gpus,
-        gpus_per_node=number(row, "gpus_per_node", NODE_GPUS) or NODE_GPUS, interconnect=cell(row, "interconnect"),
+        gpus_per_node=number(row, "gpus_per_node", limits.DEVICES) or NODE_GPUS, interconnect=cell(row, "interconnect"),
         optimizer=cell(row, "optimizer"), stack=stack, channels_last=_is_channels_last(row, stack, reference, told),
         input_reader=cell(row, "data_loader"),
         # Under apex, as those scripts of 2019 to 2021 use it, gradients are summed in 16 bits.
@@ -126,11 +119,11 @@ def read_training(row: Row) -> Training:
 def _device(row: Row) -> Device:
     name = cell(row, "gpu_type")
     if not name:
-        raise RefusedError("gpu_type is empty")
+        raise Refused("gpu_type is empty")
     try:
-        return find_device(NAMELESS.get(name, name), number(row, "gpu_mem_gib"))
+        return find_device(name, number(row, "gpu_mem_gib", MOST_GIB))
     except UnknownNameError as reason:
-        raise RefusedError(str(reason)) from None
+        raise Refused(str(reason)) from None
 
 
 def _is_channels_last(row: Row, stack: str, reference: bool, told: list[str]) -> bool:

@@ -18,7 +18,7 @@ Pass = Literal["forward", "data_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = ("forward", "data_gradient", "weight_gradient")
 # Filters that Winograd's transform is written for, and the side of the square of results that it makes at once.
 WINOGRAD_FILTER, WINOGRAD_SIDE = 9.0, 4.0
-# From so many groups on, each of one or few channels, no products are made: all passes through memory.
+# Groups of fewer channels make no products: all passes through memory.
 DEPTHWISE_CHANNELS = 4.0
 
 

@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiles.errors import InputError
+from profiles.models.profile import WorkloadSpec
 from profiles.networks.detectors import Rcnn, RetinaNet, Ssd
 from profiles.networks.language import Gnmt, TransformerXL
 from profiles.networks.recommenders import Autoencoder, Dlrm, Ncf
 from profiles.networks.residual import Classifier, Residual
 from profiles.networks.segmenters import UNet, VNet
 from profiles.networks.speech import GROUP, MEL, WaveGlow
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.hf_task import read_transformers_config
 
 Batch = Mapping[str, Any]
 
@@ -32,8 +36,9 @@ class Subject:
 def own_loss(module: nn.Module, batch: Batch) -> Tensor:
     """The loss that a module returns, itself or in the field `loss`."""
     result = module(**batch)
-    value = result if isinstance(result, Tensor) else result.loss
-    assert isinstance(value, Tensor)
+    value = result if isinstance(result, Tensor) else getattr(result, "loss", None)
+    if not isinstance(value, Tensor):
+        raise InputError(f"{type(module).__name__} gives no loss of {', '.join(batch)}")
     return value
 
 
@@ -103,7 +108,7 @@ def _unet(options: list[str], sizes: tuple[int, ...]) -> Subject:
     if options[0] == "volume":
         widths = (32, 64, 128, 256, 320, 320)
         made = images(*sizes, channels=4)
-        return Subject(build=lambda: UNet(4, 4, widths, 3, True, "instance"), example=made, loss=own_loss)
+        return Subject(build=lambda: UNet(4, 4, widths, 3, padded=True, has_norms=True), example=made, loss=own_loss)
     if options[0] == "industrial":
         wide = (32, 64, 128, 256, 512)
         return Subject(build=lambda: UNet(1, 2, wide, padded=True), example=images(*sizes, channels=1), loss=own_loss)
@@ -182,19 +187,28 @@ FAMILIES: dict[str, Callable[[list[str], tuple[int, ...]], Subject]] = {
 
 
 def hugging_face(description: Mapping[str, Any], sizes: tuple[int, ...]) -> Subject:
-    """A model of transformers by its type, configuration and head, with unfused attention where it has any."""
+    """A model of transformers by its type, configuration and head, with unfused attention where it has any.
+
+    The description may come from a table of others: nothing is downloaded, and no code but that of transformers runs.
+    Raises: InputError where transformers does not take the configuration, here or once it is built and run.
+    """
+    kind, head = str(description["type"]), str(description["head"])
+    spec = WorkloadSpec(kind="transformers", name=kind, config={**description["config"], "model_type": kind})
+    spec.check()
+    config = read_transformers_config(spec)
     import transformers
 
-    config = transformers.AutoConfig.for_model(description["type"], **description["config"])
-    factory = getattr(transformers, description["head"])
-
     def build() -> nn.Module:
-        # Filling the weights reads them, and nothing computes here.
-        config._attn_implementation = description.get("attention", "eager")
-        whole = factory.from_config(config)
-        return MaskedWords(whole) if _is_masked(description["head"], config) else whole
+        with foreign_code(spec, f"{spec.title}: {head} cannot be built"):
+            config._attn_implementation = description.get("attention", "eager")
+            whole: nn.Module = getattr(transformers, head).from_config(config, trust_remote_code=False)
+        return MaskedWords(whole) if _is_masked(head, config) else whole
 
-    return Subject(build=build, example=_hugging_face_batch(description["head"], config, sizes), loss=own_loss)
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        with foreign_code(spec, f"{spec.title}: {head} or its loss does not run"):
+            return own_loss(module, batch)
+
+    return Subject(build=build, example=_hugging_face_batch(head, config, sizes), loss=loss)
 
 
 # Of the words of a sequence, those that are masked and predicted.

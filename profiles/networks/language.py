@@ -71,7 +71,7 @@ class TransformerXL(nn.Module):
         self, layers: int, hidden: int, heads: int, size: int, inner: int, shrink: int, is_whole: bool = False
     ) -> None:
         super().__init__()
-        self.hidden, self.shrink, self.is_whole = hidden, shrink, is_whole
+        self.hidden, self.is_whole = hidden, is_whole
         self.layers = nn.ModuleList(XLLayer(hidden, heads, size, inner) for _ in range(layers))
         ends = (0, VOCABULARY) if is_whole else (0, *CUTOFFS, VOCABULARY)
         widths = [hidden // shrink**i for i in range(len(ends) - 1)]

@@ -1,4 +1,4 @@
-"""Recommenders: neural collaborative filtering, DLRM, wide and deep, and an autoencoder of items."""
+"""Recommenders: neural collaborative filtering, DLRM, and an autoencoder of items."""
 
 from __future__ import annotations
 

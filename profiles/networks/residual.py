@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Those that are made of bottlenecks.
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 
 
@@ -72,11 +73,11 @@ class Residual(nn.Module):
 
     def __init__(
         self, depth: int = 50, groups: int = 1, width: int = 64, squeeze: bool = False,
-        strides: Sequence[int] = (1, 2, 2, 2), stages: int = 4, gaps: Sequence[int] = (1, 1, 1, 1), inputs: int = 3,
+        strides: Sequence[int] = (1, 2, 2, 2), stages: int = 4, gaps: Sequence[int] = (1, 1, 1, 1),
         early: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(inputs, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.stem, self.norm = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.stages = nn.ModuleList()
         channels = 64
         for stage, count in enumerate(DEPTHS[depth][:stages]):

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 
 class UNet(nn.Module):
-    """A U-Net of two convolutions per level; `axes` 2 or 3, `padded` keeps the size, `norm` instance or none."""
+    """A U-Net of two convolutions per level; `axes` 2 or 3, `padded` keeps the size, `has_norms` in volumes."""
 
     def __init__(
         self, inputs: int = 1, classes: int = 2, widths: Sequence[int] = (64, 128, 256, 512, 1024), axes: int = 2,
-        padded: bool = False, norm: str = "none",
+        padded: bool = False, has_norms: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.axes = axes
@@ -26,9 +26,9 @@ class UNet(nn.Module):
         def pair(a: int, b: int) -> nn.Sequential:
             layers: list[nn.Module] = []
             for one in (a, b):
-                layers.append(make(one, b, 3, padding=self.pad, bias=norm == "none"))
-                if norm != "none":
-                    layers.append(nn.InstanceNorm3d(b, affine=True) if axes == 3 else nn.BatchNorm2d(b))
+                layers.append(make(one, b, 3, padding=self.pad, bias=not has_norms))
+                if has_norms:
+                    layers.append(nn.InstanceNorm3d(b, affine=True))
                 layers.append(nn.ReLU(inplace=True))
             return nn.Sequential(*layers)
 

@@ -24,8 +24,8 @@ PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag", "index_select", "gather")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh")
 SIZES = (2, 4)
-# Modes of torch's recurrent layers, by the weights' rows over the units.
-CALL = tuple[str, Kind, tuple[float, ...]]
+# Name, kind and dims of a kernel.
+Kernel = tuple[str, Kind, tuple[float, ...]]
 
 Build = Callable[[], nn.Module]
 Example = Callable[[int], Mapping[str, Any]]
@@ -97,7 +97,7 @@ class _Lister(TorchDispatchMode):
         if name in LOOKUPS and inputs:
             read = min(read, read - max(map(_bytes, inputs)) + written)
         floats = [tensor for tensor in (*inputs, *outputs) if tensor.dtype in DTYPES]
-        dtype = DTYPES[(inputs if name in PRODUCTS else floats)[0].dtype] if floats else "other"
+        dtype = DTYPES.get((inputs if name in PRODUCTS else floats)[0].dtype, "other") if floats else "other"
         if name == "convolution_backward" and len(args) > 1:
             dtype = DTYPES.get(args[1].dtype, "other")
         for part, kind, dims in _classify(name, args):
@@ -131,7 +131,7 @@ def _bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-def _classify(name: str, args: tuple[Any, ...]) -> list[CALL]:
+def _classify(name: str, args: tuple[Any, ...]) -> list[Kernel]:
     """Names, kinds and dims of the kernels behind one call: gradients of a convolution are two."""
     if name in PRODUCTS:
         a, b = (args[place] for place in PRODUCTS[name])
@@ -219,9 +219,7 @@ def _merge(sizes: tuple[int, int], logs: tuple[_Log, _Log]) -> tuple[ListedOpera
     )  # fmt: skip
 
 
-def list_operators(
-    name: str, build: Build, example: Example, loss: Loss, precision: str, sizes: tuple[int, int] = SIZES
-) -> OperatorList:
+def list_operators(name: str, build: Build, example: Example, loss: Loss, precision: str) -> OperatorList:
     """The list of a module that `build` makes on the meta device, for batches of `example(samples)`.
 
     Model: one forward and backward pass at two batch sizes; every size is a line through both. `precision` fp32, or
@@ -232,7 +230,7 @@ def list_operators(
         module = build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         module = module.to_empty(device="cpu").train()
-        logs = tuple(_run(module, example(size), loss, precision != "fp32") for size in sizes)
+        logs = tuple(_run(module, example(size), loss, precision != "fp32") for size in SIZES)
     if len(logs[0].calls) != len(logs[1].calls):
         raise InputError(f"{name} runs {len(logs[0].calls)} kernels at one batch size, {len(logs[1].calls)} at another")
     return OperatorList(
@@ -240,7 +238,7 @@ def list_operators(
         precision=precision,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         num_parameter_tensors=len(list(module.parameters())),
-        operators=_merge(sizes, (logs[0], logs[1])),
-        saved_bytes=_line(sizes, (logs[0].saved_bytes, logs[1].saved_bytes)),
-        peak_bytes=_line(sizes, (logs[0].peak_bytes, logs[1].peak_bytes)),
+        operators=_merge(SIZES, (logs[0], logs[1])),
+        saved_bytes=_line(SIZES, (logs[0].saved_bytes, logs[1].saved_bytes)),
+        peak_bytes=_line(SIZES, (logs[0].peak_bytes, logs[1].peak_bytes)),
     )

@@ -26,7 +26,7 @@ DELIMITERS = (",", ";", "\t")
 NO_FAMILY = "all"
 LONGEST_CELL = 200
 # Cells that hold a whole configuration.
-LONGEST_CELLS = {"model_config": 20_000, "companion_config": 20_000}
+LONGEST_CELLS = {"model_config": 20_000}
 # Columns of what was measured, and what can be: a microsecond to thirty years, a KiB to a thousand TiB.
 MEASURED = {"step_time_s": (1e-6, 1e9), "peak_mem_gib": (1e-6, 1e6)}
 UNFIT = re.compile(r"c\b", re.IGNORECASE)
@@ -231,12 +231,9 @@ def forecast_rows(rows: Sequence[Row]) -> list[Forecast]:
     """The forecast of every row: language models by their layers, trainings of any other network by its operators."""
     others = [row for row in rows if is_training(row.cells)]
     known = [row for row in rows if not is_training(row.cells)]
-    made = {
-        id(row): one for row, one in zip(known, forecast(_handed(known, CONFIGURATION)) if known else [], strict=True)
-    }
-    trained = forecast_trainings(_handed(others, TRAINING_COLUMNS)) if others else []
-    made |= {id(row): one for row, one in zip(others, trained, strict=True)}
-    return [made[id(row)] for row in rows]
+    trained = iter(forecast_trainings(_handed(others, TRAINING_COLUMNS)))
+    made = iter(forecast(_handed(known, CONFIGURATION)) if known else [])
+    return [next(trained if is_training(row.cells) else made) for row in rows]
 
 
 def _unread(name: str, reason: str) -> Forecast:
