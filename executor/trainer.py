@@ -26,7 +26,7 @@ from executor.axes.optimizer import build_optimizer
 from executor.axes.parallelize import build_stage
 from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
-from executor.axes.task_part import TaskPart, on_device
+from executor.axes.task_part import on_device
 from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.mesh import Coordinates, coordinates, groups_of
@@ -79,7 +79,7 @@ class Trainer:
             if is_silent:
                 silence(stage)
             self.draws |= stage.draws
-            self.summed |= stage.summed if isinstance(stage, TaskPart) else frozenset()
+            self.summed |= stage.summed
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
@@ -151,8 +151,7 @@ class Trainer:
         return [tensor for reduction in self.reductions for tensor in reduction.held_tensors]
 
     def _averaged(self, stage: Part, mesh: DeviceMesh) -> nn.Module:
-        leaves_unused = isinstance(stage, TaskPart) and stage.leaves_unused()
-        module, reduction = average_gradients(stage, self.plan, mesh, self.recorder, leaves_unused)
+        module, reduction = average_gradients(stage, self.plan, mesh, self.recorder)
         self.reductions += [] if reduction is None else [reduction]
         return module
 
@@ -161,7 +160,7 @@ class Trainer:
         if self.groups.expert_replicas is not None:
             average_experts(self.parameters(), self.groups.expert_replicas, self.plan.data_parallel)
             self.recorder.extend(BACKWARD)
-        if self.replicas is not None and averages_after_the_step(self.plan, *list(self.modules.values())[:1]):
+        if self.replicas is not None and averages_after_the_step(self.plan, next(iter(self.modules.values()))):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             average_after(trained, self.replicas, self.recorder)
             # As with DDP, whose last backward pass ends when the gradients are averaged.

@@ -91,6 +91,41 @@ class Adds(Chain):
         return (x[:, 0] - y).square().mean()
 
 
+class AddsSkips(Chain):
+    """What an early block gives is added in place to what a late one does."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        early = x = self.blocks[0](self.stem(x))
+        for part in self.blocks[1:]:
+            x = part(x) * 1
+            x += early
+        return (x[:, 0] - y).square().mean()
+
+
+class Fills(Chain):
+    """Tensors that are changed in place by functions of any name, and read under their old names."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out.add_(self.blocks[0](self.stem(x)))
+        for part in self.blocks[1:]:
+            out = part(out) * 1
+            out.neg_()
+            nn.functional.elu(out, inplace=True)
+        return (out[:, 0] - y).square().mean()
+
+
+class ChangesView(Chain):
+    """A tensor between blocks that is changed through a view of it."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x)) * 1
+        nn.functional.elu(x[:, :2], inplace=True)
+        for part in self.blocks[1:]:
+            x = part(x)
+        return (x[:, 0] - y).square().mean()
+
+
 class Backwards(Chain):
     """Blocks that run from the last to the first."""
 
@@ -135,7 +170,7 @@ def run(stages: list[TaskStage], batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 3), (0, 4), (0, 2, 3), (0, 1, 2, 4)])
-@pytest.mark.parametrize("kind", [Chain, Skips, Decides, Adds])
+@pytest.mark.parametrize("kind", [Chain, Skips, Decides, Adds, AddsSkips, Fills])
 def test_stages_give_what_the_whole_gives(kind: type[nn.Module], bounds: tuple[int, ...]) -> None:
     task = task_of(kind)
     batch = task.collate(samples(3, 4))
@@ -161,7 +196,12 @@ def test_only_what_is_read_behind_the_cut_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [(Changes, "changed in place"), (Backwards, "run in another order than they stand in")]
+    ("kind", "words"),
+    [
+        (Changes, "changed in place"),
+        (ChangesView, "changed in place"),
+        (Backwards, "run in another order than they stand in"),
+    ],
 )
 def test_what_cannot_be_cut_is_refused(kind: type[nn.Module], words: str) -> None:
     with pytest.raises(PlanError, match=words):

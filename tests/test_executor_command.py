@@ -345,9 +345,8 @@ def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: 
 
     def spoilt(*arguments: object, **options: object) -> object:
         fields = real(*arguments, **options)  # type: ignore[arg-type]
-        check = check_losses(
-            DATA, [loss * 1.01 for loss in fields[0]["losses"]], (), Reference(losses=fields[0]["losses"][:3])
-        )
+        first = fields[0]["losses"][:3]
+        check = check_losses(DATA, [loss * 1.01 for loss in first], first, Reference(losses=first, norms=first))
         fields[0]["loss_check"] |= {"status": check.status, "reason": check.reason}
         return fields
 

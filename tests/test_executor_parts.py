@@ -95,7 +95,7 @@ def test_coordinates_vary_fastest_along_the_innermost_axis(
 def test_loss_check() -> None:
     exact = Reference(losses=(5.0, 4.0, 3.0), norms=(1.0, 0.9, 0.8), micro_batch_size=1)
     split = Plan(tensor_parallel=2)
-    assert check_losses(split, (5.0, 4.0001, 3.0, 2.0), exact.norms, exact).status == "passed"
+    assert check_losses(split, (5.0, 4.0001, 3.0), exact.norms, exact).status == "passed"
     failed = check_losses(split, (5.0, 4.01, 3.0), exact.norms, exact)
     assert failed.status == "failed"
     assert failed.largest_difference_fraction == pytest.approx(0.0025)
@@ -103,6 +103,13 @@ def test_loss_check() -> None:
     coded = Plan(data_parallel=2, codec="bf16")
     assert check_losses(coded, (5.0, 9.0, 3.0), exact.norms, exact).status == "exempt"
     assert check_losses(Plan(), exact.losses, exact.norms, Reference()).status == "skipped"
+
+
+def test_a_check_of_too_few_steps_is_none() -> None:
+    exact = Reference(losses=(5.0, 4.0, 3.0), norms=(1.0, 0.9, 0.8), micro_batch_size=1)
+    for losses, norms in (((), ()), (exact.losses, ()), (exact.losses[:2], exact.norms)):
+        with pytest.raises(ValueError, match="zip"):
+            check_losses(Plan(), losses, norms, exact)
 
 
 def test_losses_of_the_same_sums_are_held_tighter() -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from profiles.errors import PlanError
 
@@ -32,11 +32,6 @@ SHAPES = frozenset(
     ("shape", "device", "dtype", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "size", "dim",
      "stride", "numel", "is_floating_point", "is_contiguous", "__len__", "element_size", "type", "names", "is_nested",
      "is_sparse", "is_quantized", "is_meta", "itemsize", "nbytes", "is_complex", "data_ptr")
-)  # fmt: skip
-# What changes its first argument.
-CHANGING = frozenset(
-    ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "add_", "sub_", "mul_", "div_", "copy_",
-     "zero_", "fill_", "masked_fill_", "clamp_", "relu_", "scatter_", "index_add_", "index_copy_", "masked_scatter_")
 )  # fmt: skip
 
 
@@ -93,13 +88,16 @@ class Walk(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.is_inside:
             return func(*args, **kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        before = [tensor._version for tensor in given]
         output = func(*args, **kwargs)
+        changed = [tensor for tensor, version in zip(given, before, strict=True) if tensor._version != version]
         call = (FUNCTION, self.counts[FUNCTION])
         self.counts[FUNCTION] += 1
-        return self.made(call, output, (args, kwargs), func)
+        return self.made(call, output, given, changed, func)
 
-    def made(self, call: Call, output: Any, inputs: Any, func: Any = None) -> Any:
-        """Look at the output of a call, and hand it on or another in its place."""
+    def made(self, call: Call, output: Any, given: Sequence[Tensor], changed: Sequence[Tensor], func: Any) -> Any:
+        """Look at the output of a function, which has changed some of the tensors given; hand on it, or another."""
         raise NotImplementedError
 
     def atom(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -162,7 +160,7 @@ class _Recording(Walk):
         self.found, self.now = Cuts(), 0
         # Tensors that came from atoms, kept so that no other takes their place in memory.
         self.keys: dict[int, Key] = {}
-        self.kept: list[Tensor] = []
+        self.kept: dict[int, Tensor] = {}
         self.made_at: dict[Key, int] = {}
         self.read_until: dict[Key, int] = {}
         self.direct: set[nn.Parameter] = set()
@@ -191,25 +189,29 @@ class _Recording(Walk):
         self._name(call, leaves)
         return output
 
-    def made(self, call: Call, output: Any, inputs: Any, func: Any = None) -> Any:
+    def made(self, call: Call, output: Any, given: Sequence[Tensor], changed: Sequence[Tensor], func: Any) -> Any:
         """Note what a function reads, and what it makes of what came from atoms."""
-        self.direct.update(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, nn.Parameter))
-        leaves, name = tree_leaves(output), _name_of(func)
-        changed = self.keys.get(id(args[0])) if (args := inputs[0]) and name in CHANGING else None
-        if changed is not None and isinstance(output, Tensor) and output is args[0]:
-            # From here on it is another tensor, in the place of the first.
-            del self.keys[id(output)]
-            self._name(call, [output])
-            return output
-        if changed is not None:
-            self.changed.add(changed)
+        self.direct.update(tensor for tensor in given if isinstance(tensor, nn.Parameter))
+        leaves = tree_leaves(output)
         gives = any(isinstance(leaf, Tensor) for leaf in leaves)
-        if gives or name not in SHAPES:
-            # What is read as a number decides how the code goes on, on every stage that comes to it.
-            is_derived = self._read(inputs, self.now if gives else len(self.paths))
-            if is_derived and gives:
-                self._name(call, leaves)
+        if not gives and _name_of(func) in SHAPES:
+            return output
+        # What is read as a number decides how the code goes on, on every stage that comes to it.
+        is_derived = self._read(given, self.now if gives else len(self.paths))
+        moved = {id(tensor) for tensor in changed} & {id(leaf) for leaf in leaves}
+        if changed:
+            self.changed.update(self.keys[number] for number in self._sharing(changed) - moved)
+        if is_derived and gives:
+            for number in moved:
+                # From here on it is another tensor, in the place of the first.
+                self.keys.pop(number, None)
+            self._name(call, leaves)
         return output
+
+    def _sharing(self, changed: Sequence[Tensor]) -> set[int]:
+        """Tensors from atoms that lie in the memory of some, and change with them."""
+        places = {tensor.untyped_storage().data_ptr() for tensor in changed}
+        return {number for number, kept in self.kept.items() if kept.untyped_storage().data_ptr() in places}
 
     def _name(self, call: Call, leaves: Sequence[object]) -> None:
         for place, leaf in enumerate(leaves):
@@ -220,7 +222,7 @@ class _Recording(Walk):
             self.found.names.setdefault(call, {})[place] = known
             if known != key:
                 continue
-            self.kept.append(leaf)
+            self.kept[id(leaf)] = leaf
             self.made_at[key] = self.now
             self.found.examples[key] = _example(leaf)
 
@@ -269,11 +271,6 @@ def stand_in(given: Given, device: torch.device) -> tuple[list[object], TreeSpec
         for leaf in given.leaves
     ]
     return leaves, given.spec
-
-
-def rebuilt(leaves: list[object], spec: TreeSpec) -> Any:
-    """An output of these leaves."""
-    return tree_unflatten(leaves, spec)
 
 
 def _example(tensor: Tensor) -> Example:

@@ -38,12 +38,9 @@ def averages_after_the_step(plan: Plan, stage: nn.Module) -> bool:
 
 
 def average_gradients(
-    stage: Part, plan: Plan, mesh: DeviceMesh, recorder: Recorder, leaves_unused: bool = False
+    stage: Part, plan: Plan, mesh: DeviceMesh, recorder: Recorder
 ) -> tuple[nn.Module, Reduction | None]:
-    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook.
-
-    `leaves_unused` tells that some parameters have no gradient in some or all steps.
-    """
+    """`stage` with its gradients averaged over its replicas, and what averages them where that is a DDP hook."""
     replicas = replica_mesh(plan, mesh)
     if plan.zero_stage >= 2:
         return shard(stage, plan, replicas), None
@@ -57,7 +54,7 @@ def average_gradients(
         gradient_as_bucket_view=True,
         # Ranks start equal by construction, see build_stage, and buffers are sent once a step, whoever averages.
         init_sync=False,
-        find_unused_parameters=leaves_unused,
+        find_unused_parameters=stage.leaves_unused(),
         **_keep_buffers(),
         **bucket_options(plan.codec, stage),
     )

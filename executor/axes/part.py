@@ -10,11 +10,15 @@ from profiles.workloads.buffers import saved_buffers
 
 
 class Part(nn.Module):
-    """A part of a model that one rank runs; `draws` tells whether it draws random numbers while it trains."""
+    """A part of a model that one rank runs; `draws` tells whether it draws random numbers while it trains.
+
+    `summed` are global names of parameters whose gradients add up over the ranks of the tensor axis.
+    """
 
     def __init__(self, precision: str, device_kind: str, draws: bool) -> None:
         super().__init__()
         self.precision, self.device_kind, self.draws = precision, device_kind, draws
+        self.summed: frozenset[str] = frozenset()
 
     @property
     def units(self) -> Iterable[nn.Module]:
@@ -25,6 +29,10 @@ class Part(nn.Module):
     def statistics(self) -> dict[str, Tensor]:
         """Buffers that belong to its state, by path."""
         return saved_buffers(self)
+
+    def leaves_unused(self) -> bool:
+        """Whether a step may leave parameters without a gradient."""
+        return False
 
     def global_name(self, path: str) -> str:
         """What one device would call what this part has at `path`."""

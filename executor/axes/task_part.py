@@ -30,15 +30,11 @@ PREFIX = "module."
 
 
 class TaskPart(Part):
-    """A module and its loss; a forward pass takes a batch and gives that loss.
-
-    `summed` are names of parameters whose gradients add up over the ranks of the tensor axis.
-    """
+    """A module and its loss; a forward pass takes a batch and gives that loss."""
 
     def __init__(self, module: nn.Module, task: Task, precision: str, device_kind: str) -> None:
         super().__init__(precision, device_kind, draws=True)
         self.module, self.task = module, task
-        self.summed: frozenset[str] = frozenset()
         self.blocks = tuple(repeated_blocks(module).values())
 
     def forward(self, batch: Batch) -> Tensor:

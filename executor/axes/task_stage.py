@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from executor.axes.cuts import Call, Cuts, Key, Walk, atoms_of, rebuilt, record, stand_in, watching
+from executor.axes.cuts import Call, Cuts, Key, Walk, atoms_of, record, stand_in, watching
 from executor.axes.part import Part
 from executor.axes.task_part import recompute_block, seeded_module, unchanged
 from planner.plans import Plan, recomputed_layers
@@ -50,15 +50,21 @@ class _Run(Walk):
             leaves, spec = tree_flatten(forward(*args, **kwargs))
         else:
             leaves, spec = stand_in(self.cuts.given[call], self.device)
-        return rebuilt(self._exchanged(call, leaves), spec)
+        return tree_unflatten(self._exchanged(call, leaves), spec)
 
-    def made(self, call: Call, output: Any, inputs: Any, func: Any = None) -> Any:
+    def made(self, call: Call, output: Any, given: Sequence[Tensor], changed: Sequence[Tensor], func: Any) -> Any:
         """Hand on what a function gave, or what was received in its place."""
         names = self.cuts.names.get(call, {}).values()
         if not any(key in self.received or key in self.wanted for key in names):
             return output
         leaves, spec = tree_flatten(output)
-        return rebuilt(self._exchanged(call, leaves), spec)
+        own = list(leaves)
+        leaves = self._exchanged(call, leaves)
+        for place, (made, received) in enumerate(zip(own, leaves, strict=True)):
+            if made is not received and any(made is tensor for tensor in changed):
+                # The code may go on with the tensor that it changed, rather than with what it is given.
+                leaves[place] = made.copy_(received)
+        return tree_unflatten(leaves, spec)
 
     def _exchanged(self, call: Call, leaves: list[Any]) -> list[Any]:
         for place, key in self.cuts.names.get(call, {}).items():

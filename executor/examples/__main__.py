@@ -9,13 +9,14 @@ import typer
 
 from profiles.terminal import console
 
+FOLDER = Path("out/examples")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def examples(
     names: Annotated[list[str] | None, typer.Argument(help="Which [all seven].")] = None,
-    folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = Path("out"),
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = FOLDER,
     machine: Annotated[Path | None, typer.Option(help="A machine profile [this machine's stored one].")] = None,
 ) -> None:
     """Plan, execute on two ranks and judge the examples named."""

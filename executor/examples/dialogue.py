@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
-from profiles.workloads.task import Batch, Sample, Task, seeded, stack
+from profiles.workloads.task import Batch, Sample, Task, seeded
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 400, 32
@@ -96,18 +97,7 @@ def batches(step: int, samples: int) -> list[Sample]:
 
 def task() -> Task:
     """What `plan --model executor.examples.dialogue:task` trains."""
-    return Task(
-        name="dialogue",
-        build=build,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        loss=loss,
-        unit="tokens",
-        size=SIZE,
-        least_size=SIZE,
-        longest_size=SIZE,
-        labels=("labels",),
-    )
+    return task_of("dialogue", build, batches, "tokens", SIZE, loss)
 
 
 def quality(module: nn.Module) -> Quality:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from profiles.errors import EnvironmentFailure
+from profiles.workloads.task import seeded
 
 NUM_CLASSES = 10
 # Grey levels of a digit. The last fifth, by other writers than the rest, is held out.
@@ -54,6 +56,11 @@ class Scene:
     boxes: Ints
     labels: Ints
     masks: npt.NDArray[np.bool_]
+
+
+def seeds(step: int, samples: int) -> list[int]:
+    """The seeds of the scenes of a step."""
+    return [int(torch.randint(2**62, (), generator=seeded(step, place))) for place in range(samples)]
 
 
 def scene(seed: int, held_out: bool) -> Scene:

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from executor.examples.digits import NUM_CLASSES, Floats, Ints, digits
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
-from profiles.workloads.task import Sample, Task, seeded, stack
+from profiles.workloads.task import Sample, Task, seeded
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 300, 64
@@ -44,17 +45,7 @@ def batches(step: int, samples: int) -> list[Sample]:
 
 def task() -> Task:
     """What `plan --model executor.examples.image_classification:task` trains."""
-    return Task(
-        name="image-classification",
-        build=build,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        unit="pixels",
-        size=SIDE,
-        least_size=SIDE,
-        longest_size=SIDE,
-        labels=("labels",),
-    )
+    return task_of("image-classification", build, batches, "pixels", SIDE)
 
 
 def quality(module: nn.Module) -> Quality:

@@ -13,9 +13,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from executor.examples.digits import INK, NUM_CLASSES, SCENE, Scene, digits, scene
+from executor.examples.digits import INK, NUM_CLASSES, SCENE, Scene, digits, scene, seeds
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
-from profiles.workloads.task import Batch, Sample, Task, seeded, stack
+from profiles.workloads.task import Batch, Sample, Task
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 700, 32
@@ -85,23 +86,12 @@ def loss(module: nn.Module, batch: Batch) -> Tensor:
 
 def batches(step: int, samples: int) -> list[Sample]:
     """New scenes in every step."""
-    return [sample(int(torch.randint(2**62, (), generator=seeded(step, place)))) for place in range(samples)]
+    return [sample(seed) for seed in seeds(step, samples)]
 
 
 def task() -> Task:
     """What `plan --model executor.examples.object_detection:task` trains."""
-    return Task(
-        name="detection",
-        build=Detector,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        loss=loss,
-        unit="pixels",
-        size=SCENE,
-        least_size=SCENE,
-        longest_size=SCENE,
-        labels=("classes", "distances"),
-    )
+    return task_of("detection", Detector, batches, "pixels", SCENE, loss)
 
 
 def answer(module: nn.Module, batch: Batch) -> list[Found]:

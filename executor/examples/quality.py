@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,9 +39,6 @@ class Quality:
         return f"{self.measure} {self.value:.3f}, {verdict} {self.baseline}: {self.baseline_value:.3f}{also}"
 
 
-Judge: TypeAlias = Callable[[nn.Module], Quality]
-
-
 def outputs(
     task: Task, module: nn.Module, samples: list[Sample], answer: Callable[[nn.Module, Batch], Any]
 ) -> list[Any]:
@@ -49,16 +46,3 @@ def outputs(
     module.eval()
     with torch.no_grad():
         return [answer(module, task.collate(samples[start : start + BATCH])) for start in range(0, len(samples), BATCH)]
-
-
-def train(task: Task, num_steps: int, num_samples: int, seed: int = 0, rate: float = 1e-3) -> nn.Module:
-    """Train in one process with plain torch, as every plan must: what executed plans are held against."""
-    torch.manual_seed(seed)
-    module = task.build().train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
-    for step in range(num_steps):
-        loss = task.loss(module, task.collate(task.batches(step, num_samples)))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return module

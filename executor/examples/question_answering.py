@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering
 
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
 from executor.examples.texts import words
-from profiles.workloads.task import Batch, Sample, Task, seeded, stack
+from profiles.workloads.task import Batch, Sample, Task, seeded
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 600, 32
@@ -76,17 +77,7 @@ def batches(step: int, samples: int) -> list[Sample]:
 
 def task() -> Task:
     """What `plan --model executor.examples.question_answering:task` trains."""
-    return Task(
-        name="question-answering",
-        build=build,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        unit="tokens",
-        size=SIZE,
-        least_size=SIZE,
-        longest_size=SIZE,
-        labels=("start_positions", "end_positions"),
-    )
+    return task_of("question-answering", build, batches, "tokens", SIZE)
 
 
 def quality(module: nn.Module) -> Quality:

@@ -48,9 +48,10 @@ def run_example(name: str, folder: Path, out: Console, *, machine: Path | None =
     Raises: EnvironmentFailure where a command fails.
     """
     start, module, place = time.monotonic(), example(name), folder / name
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
     steps, plan, saved, factory = steps or module.STEPS, place / "plan.json", place / "checkpoints", module.__name__
+    # A run that begins wants a folder without checkpoints; what else lies there is not ours.
+    shutil.rmtree(saved, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
     on = [] if machine is None else ["--machine", str(machine)]
     commands = {
         "planner": ["--model", f"{factory}:task", "--gpus", str(RANKS), "--global-batch", str(module.SAMPLES), *on],

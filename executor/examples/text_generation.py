@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
 from executor.examples.texts import topics
-from profiles.workloads.task import Sample, Task, seeded, stack
+from profiles.workloads.task import Sample, Task, seeded
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 250, 16
@@ -53,17 +54,7 @@ def batches(step: int, samples: int) -> list[Sample]:
 
 def task() -> Task:
     """What `plan --model executor.examples.text_generation:task` trains."""
-    return Task(
-        name="text-generation",
-        build=build,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        unit="tokens",
-        size=SIZE,
-        least_size=SIZE,
-        longest_size=SIZE,
-        labels=("labels",),
-    )
+    return task_of("text-generation", build, batches, "tokens", SIZE)
 
 
 def quality(module: nn.Module) -> Quality:

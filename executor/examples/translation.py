@@ -16,8 +16,9 @@ from torch.nn import functional
 from transformers import BartConfig, BartForConditionalGeneration
 
 from executor.examples.locales import pairs
+from executor.examples.one_size import task_of
 from executor.examples.quality import Quality, outputs
-from profiles.workloads.task import Batch, Sample, Task, seeded, stack
+from profiles.workloads.task import Batch, Sample, Task, seeded
 
 # Steps that train it within a minute on two cores, and samples of each.
 STEPS, SAMPLES = 900, 32
@@ -84,18 +85,7 @@ def batches(step: int, samples: int) -> list[Sample]:
 
 def task() -> Task:
     """What `plan --model executor.examples.translation:task` trains."""
-    return Task(
-        name="translation",
-        build=build,
-        example=lambda samples, size: stack(batches(0, samples)),
-        batches=batches,
-        loss=loss,
-        unit="tokens",
-        size=SIZE,
-        least_size=SIZE,
-        longest_size=SIZE,
-        labels=("labels",),
-    )
+    return task_of("translation", build, batches, "tokens", SIZE, loss)
 
 
 def quality(module: nn.Module) -> Quality:

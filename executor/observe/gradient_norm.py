@@ -16,8 +16,10 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 
 from executor.axes.experts import MARK
 
-# Names of the groups over which a sum of squares is still to be added up, and those groups.
+# Over which a sum of squares is still to be added up.
 Groups = tuple[dist.ProcessGroup, ...]
+# Elements that are squared at once: what a step holds is measured while the norm is taken.
+PIECE = 2**18
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], stages: dist.ProcessGroup | None) -> float:
@@ -32,7 +34,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], stages: dist.ProcessGroup 
             continue
         local, groups = _held(parameter, parameter.grad)
         device = local.device
-        squares.setdefault(groups, []).append(local.detach().double().square().sum())
+        squares.setdefault(groups, []).append(_sum_of_squares(local.detach()))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for groups, parts in squares.items():
         value = torch.stack(parts).sum()
@@ -42,6 +44,11 @@ def gradient_norm(parameters: Iterable[nn.Parameter], stages: dist.ProcessGroup 
     if stages is not None:
         dist.all_reduce(total, group=stages)
     return math.sqrt(float(total))
+
+
+def _sum_of_squares(values: Tensor) -> Tensor:
+    pieces = values.flatten().split(PIECE)
+    return torch.stack([piece.double().square().sum() for piece in pieces]).sum()
 
 
 def _held(parameter: nn.Parameter, gradient: Tensor) -> tuple[Tensor, Groups]:

@@ -114,20 +114,20 @@ def first_tolerance(plan: Plan, micro_batch_size: int) -> float:
 def check_losses(
     plan: Plan, losses: Sequence[float], norms: Sequence[float], reference: Reference, first_step: int = 0
 ) -> LossCheck:
-    """Compare a plan's first losses and gradient norms with one device's."""
+    """Compare a plan's first losses and gradient norms with one device's, of which there must be as many."""
     tolerance, allowed = TOLERANCE_FRACTIONS[plan.precision], NORM_TOLERANCE_FRACTIONS[plan.precision]
     first = first_tolerance(plan, reference.micro_batch_size)
     if first_step or not reference.losses:
         reason = f"goes on from step {first_step}" if first_step else "the model does not fit on one device"
         return LossCheck(status="skipped", reason=reason, tolerance_fraction=tolerance)
-    count = min(len(losses), len(reference.losses))
+    count = len(reference.losses)
     difference = _largest_difference(losses, reference.losses)
     of_norms = _largest_difference(norms, reference.norms)
     without = ", compared with dropout off" if reference.is_silent else ""
     status: Status
     if codec(plan.codec).lossy:
         status, reason = "exempt", f"codec {plan.codec} is lossy"
-    elif _largest_difference(losses[:1], reference.losses) > first:
+    elif _largest_difference(losses[:1], reference.losses[:1]) > first:
         status, reason = "failed", f"the first loss differs from one device by more than {first:g}{without}"
     elif difference > tolerance:
         status = "failed"
@@ -150,5 +150,5 @@ def check_losses(
 
 
 def _largest_difference(values: Sequence[float], wanted: Sequence[float]) -> float:
-    differences = [abs(value - other) / (abs(other) or 1.0) for value, other in zip(values, wanted, strict=False)]
-    return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf
+    differences = [abs(value - other) / (abs(other) or 1.0) for value, other in zip(values, wanted, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
