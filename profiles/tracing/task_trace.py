@@ -17,7 +17,7 @@ from profiles.errors import InputError
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
 from profiles.tracing.dropout import Dropout
-from profiles.tracing.kinds_to_layers import layer_of
+from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
@@ -119,7 +119,7 @@ def _runs_alike(subject: Subject, precision: str, sizes: tuple[int, int]) -> boo
 
 def _layers(kinds: Sequence[int], runs: Sequence[Run], chosen: Probes) -> tuple[LayerProfile, ...]:
     first = [kinds.index(kind) for kind in range(max(kinds) + 1)]
-    names = _unique([runs[0].segments[position].name for position in first])
+    names = unique_names([runs[0].segments[position].name for position in first])
     return tuple(layer_of(name, place, runs, chosen.grid) for name, place in zip(names, first, strict=True))
 
 
@@ -141,10 +141,6 @@ def _whole(subject: Subject, kinds: Sequence[int], paths: Sequence[str]) -> tupl
         structure.append(kind)
         structure.extend(last[like] for like in subject.taken.after.get(path, ()))
     return tuple(structure)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
 
 
 def _profile(
