@@ -17,7 +17,6 @@ from profiles.models.profile import WorkloadSpec
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.known_values import KnownValues
 from profiles.tracing.module_copies import (
-    Shortened,
     fake_like,
     replace_tensors,
     shorten,
@@ -42,13 +41,13 @@ class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
     `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
-    `dropout` is that of a kind of device.
+    `dropout` is that of a kind of device, `taken` what was taken out of it.
     """
 
     spec: WorkloadSpec
     task: Task
     module: nn.Module
-    taken: Shortened
+    taken: dict[str, list[str]]
     num_parameters: int
     fake: Any = None
     dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
@@ -118,7 +117,7 @@ def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with without_weights():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    count, taken = _trained(module), shorten(module) if shortened else {}
     with fake:
         replace_tensors(module, fake_like)
     return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count, fake=fake)
@@ -128,7 +127,7 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     remade = spec.kind == "transformers" and not spec.weights
     with without_weights() if remade else contextlib.nullcontext():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    count, taken = _trained(module), shorten(module) if shortened else {}
     left = sum(parameter.numel() for parameter in module.parameters())
     if left > MOST_REAL:
         raise InputError(

@@ -72,7 +72,7 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies)
-    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken.after]
+    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken]
     if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
     return profile
@@ -139,7 +139,7 @@ def _whole(subject: Subject, kinds: Sequence[int], paths: Sequence[str]) -> tupl
     structure: list[int] = []
     for path, kind in zip(paths, kinds, strict=True):
         structure.append(kind)
-        structure.extend(last[like] for like in subject.taken.after.get(path, ()))
+        structure.extend(last[like] for like in subject.taken.get(path, ()))
     return tuple(structure)
 
 
