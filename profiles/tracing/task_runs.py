@@ -109,7 +109,8 @@ def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
 def _built(
     make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
 ) -> Subject:
-    with foreign_code(spec, f"{spec.title}: its module cannot be built"):
+    with foreign_code(spec, f"{spec.title}: its module cannot be built"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
         return make(spec, task, shortened)
 
 
