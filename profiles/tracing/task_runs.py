@@ -36,6 +36,10 @@ MOST_REAL = 2_000_000_000
 SEED = 1
 
 
+class TooLarge(InputError):
+    """A module is not run with real weights, of which it has too many."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
@@ -131,8 +135,8 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     count, taken = _trained(module), shorten(module) if shortened else {}
     left = sum(parameter.numel() for parameter in module.parameters())
     if left > MOST_REAL:
-        raise InputError(
-            f"{spec.title}: what it does depends on the values of its tensors, so that it has to be run, and "
+        raise TooLarge(
+            f"{spec.title}: it cannot be traced without values, and with them "
             f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if remade else module

@@ -21,7 +21,7 @@ from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
-from profiles.tracing.task_runs import Subject, subjects
+from profiles.tracing.task_runs import Subject, TooLarge, subjects
 from profiles.workloads.task import Task
 
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
@@ -57,6 +57,10 @@ def trace_task(
                 return _traced(subject, precisions)
             finally:
                 forget_cached(subject.module)
+        except TooLarge as error:
+            told = InputError(f"{error}; without: {failure}")
+            told.details = failure.details if failure is not None else ""
+            raise told from failure
         except InputError as error:
             # What fails with real tensors fails in the module's own words.
             failure = error
