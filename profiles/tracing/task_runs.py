@@ -74,12 +74,14 @@ class Subject:
                 if self.fake is None:
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(SEED)
-                        self.runs[key] = self._recorded(batch, precision, None)
+                        recorder = self._recorded(batch, precision, None)
                 else:
                     known = KnownValues(self.fake)
                     fake = tree_map(functools.partial(self._faked, known), batch)
                     with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
-                        self.runs[key] = self._recorded(fake, precision, known)
+                        recorder = self._recorded(fake, precision, known)
+            # Out here, for a mistake in it is none of the module's.
+            self.runs[key] = cut(recorder, self.module)
         return self.runs[key]
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
@@ -89,18 +91,16 @@ class Subject:
         known.tell(fake, leaf)
         return fake
 
-    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> Run:
+    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> SegmentRecorder:
         self.module.zero_grad(set_to_none=True)
-        blocks = repeated_blocks(self.module)
         products = "tf32" if precision == "tf32" else "fp32"
-        recorder = SegmentRecorder(self.module, blocks, products, known)
+        recorder = SegmentRecorder(self.module, repeated_blocks(self.module), products, known)
         with recorder.watch():
             with autocast(precision, "cpu"), self.dropout:
                 loss = self.task.loss(self.module, batch)
             recorder.backward(loss)
-        run = cut(recorder, self.module, blocks)
         self.module.zero_grad(set_to_none=True)
-        return run
+        return recorder
 
 
 def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
