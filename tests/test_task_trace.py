@@ -16,7 +16,7 @@ from profiles.workloads.task import user_task
 from profiles.workloads.task_loading import load_task
 from tests.matrix.__main__ import models, recorded
 from tests.matrix.architectures import ARCHITECTURES
-from tests.matrix.ways import against_torch, traced
+from tests.matrix.ways import against_torch, traced, tried
 
 RUNNER = CliRunner()
 RECURRENT = ("lstm", "translator")
@@ -121,3 +121,9 @@ def test_a_module_that_is_too_large_to_be_run_says_why_it_would_have_to(monkeypa
     monkeypatch.setattr("profiles.tracing.task_runs.MOST_REAL", 2)
     with pytest.raises(InputError, match=r"too many: give .*; without: own:counting: its module or its loss does not"):
         trace_task(spec, task, ("fp32",))
+
+
+@pytest.mark.parametrize("name", ["dropout", "regression"])
+def test_the_recorded_matrix_is_what_its_command_gives(name):
+    spec, size = next((spec, size) for spec, size in models() if spec.name == name)
+    assert tried(spec, size, (MODULES,)) == recorded()[name]
