@@ -102,7 +102,7 @@ def machine(
 
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
-    from profiles.library import load_model, stored_machine_path
+    from profiles.library import Asked, load_model, stored_machine_path
     from profiles.machines.fingerprint import current_device_kind
     from profiles.machines.load import look_before
     from profiles.measure.machine import measure_machine
@@ -115,10 +115,11 @@ def machine(
         ensure_writable(path)
     precisions = _precisions(precision)
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
-    profiles = [load_model(name, precisions, trusted) for name in model or ()]
+    kind = current_device_kind()
+    asked = Asked(device_kind=kind)
+    profiles = [load_model(name, precisions, trusted, asked) for name in model or ()]
     _check_sequence(profiles, sequence_length)
     out = console.console(json_output)
-    kind = current_device_kind()
     load_before, notes = look_before(gpus)
     for note in (*notes, *filter(None, [open_to()])) if is_main_process() else ():
         out.print(f"note: {note}")
@@ -189,7 +190,10 @@ def _show_model(profile: ModelProfile, sequence: int, out: Console, output: Path
         f"{profile.name}: {format_count(profile.num_parameters)} parameters, {profile.num_layers} layers "
         f"({len(set(profile.structure))} distinct), traced with {profile.traced_with}"
     )
-    one = f"one image of {sequence} x {sequence} pixels" if profile.unit == "pixels" else f"1 x {sequence} tokens"
+    unit = profile.unit if profile.workload.task else "tokens"
+    one = {"": "one sample", "pixels": f"one image of {sequence} x {sequence} pixels"}.get(
+        unit, f"1 x {sequence} {unit}"
+    )
     if profile.workload.task:
         out.print(f"task {profile.workload.task}")
     table = plain_table(f"one micro-batch of {one}")

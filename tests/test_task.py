@@ -1,7 +1,10 @@
 """Tasks: a user's module or a class of transformers, batches with labels, and a loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from profiles.errors import InputError
@@ -9,6 +12,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import module_loss, samples_of, stack, user_task
 from profiles.workloads.task_loading import load_task
+from tests.matrix.architectures import ARCHITECTURES
 
 BERT = {
     "model_type": "bert", "architectures": ["BertForQuestionAnswering"], "vocab_size": 64, "hidden_size": 16,
@@ -102,3 +106,44 @@ def test_blocks_are_what_repeats_outermost_first_and_within_stages_that_differ()
     alike = nn.ModuleDict({"stages": nn.ModuleList([Stage(2), Stage(2)])})
     assert list(repeated_blocks(alike)) == ["stages.0", "stages.1"]
     assert repeated_blocks(nn.Linear(2, 2)) == {}
+
+
+def test_weights_come_from_safetensors_and_from_nothing_else(tmp_path):
+    made = load_task(spec(BERT)).build()
+    made.save_pretrained(tmp_path)
+    # A pickle that a configuration names is not opened either.
+    (tmp_path / "adapter_model.bin").write_bytes(b"no pickle at all")
+    asked = replace(spec(BERT | {"transformers_weights": "adapter_model.bin"}), weights=str(tmp_path))
+    read = load_task(asked).build()
+    assert read.training
+    assert all(torch.equal(value, read.state_dict()[name]) for name, value in made.state_dict().items())
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in load_task(asked).build().parameters())
+    save_file({"other.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="are of another model: none fits"):
+        load_task(asked).build()
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(made.state_dict(), tmp_path / "pytorch_model.bin")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"has no model\.safetensors"):
+            load_task(replace(asked, weights=str(folder)))
+
+
+def test_a_module_of_the_users_own_has_its_weights_itself():
+    own = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", weights="folder")
+    with pytest.raises(InputError, match="leave out --weights"):
+        load_task(own, ("tests.own_task_module",))
+
+
+def test_no_part_of_a_configuration_loads_code_from_elsewhere():
+    elsewhere = {
+        "auto_map": {"AutoModel": "someone/model--modeling.Model"}, "trust_remote_code": True,
+        "attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel",
+    }  # fmt: skip
+    (clip,) = (model.config for model in ARCHITECTURES if model.name == "clip")
+    parts = {name: clip[name] | elsewhere for name in ("text_config", "vision_config")}
+    for config in (BERT | elsewhere, clip | elsewhere | parts):
+        module = load_task(spec(config)).build()
+        kinds = {part.config._attn_implementation for part in module.modules() if hasattr(part, "config")}
+        assert kinds == {"sdpa"}
+        assert type(module).__module__.startswith("transformers.models.")

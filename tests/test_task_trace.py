@@ -3,21 +3,25 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from planner.command import app as plan_app
 from profiles.command import app as profile_app
+from profiles.errors import InputError
 from profiles.models.profile import WorkloadSpec
 from profiles.tracing.task_trace import trace_task
+from profiles.workloads.task import user_task
 from profiles.workloads.task_loading import load_task
 from tests.matrix.__main__ import models, recorded
 from tests.matrix.architectures import ARCHITECTURES
-from tests.matrix.ways import against_torch, traced
+from tests.matrix.ways import against_torch, traced, tried
 
-# One of each kind: encoder and decoder, spans, convolutions, depthwise ones, two towers, and one that has to be run.
 RUNNER = CliRunner()
 RECURRENT = ("lstm", "translator")
 MODULES = "tests.matrix.user_modules"
+# One of each kind: encoder and decoder, spans, convolutions, two towers.
 SAMPLE = ("t5", "bert_qa", "resnet", "clip")
 
 
@@ -91,3 +95,35 @@ def test_the_recorded_matrix_has_every_model_with_torchs_numbers():
         assert float(row.flops_over_torch) == pytest.approx(1, abs=1e-6), row.name
         # torch's recurrent layers of CPUs keep a workspace that grows in steps.
         assert float(row.saved_over_real) == pytest.approx(1, abs=0.05 if row.name in RECURRENT else 0.01), row.name
+
+
+def test_a_mistake_of_ours_is_not_told_as_the_modules(monkeypatch):
+    def mistaken(*_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("profiles.tracing.task_runs.cut", mistaken)
+    with pytest.raises(KeyError, match="ours"):
+        traced(model_named("bert_qa").spec, 16)
+
+
+def test_a_module_that_is_too_large_to_be_run_says_why_it_would_have_to(monkeypatch):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.linear(x).mean() * len(self.linear(x).nonzero().tolist())
+
+    task = user_task(Counting, lambda step, samples: [{"x": torch.ones(2)} for _ in range(samples)])
+    spec = WorkloadSpec(kind="module", name="counting", factory="own:counting")
+    assert trace_task(spec, task, ("fp32",)).num_parameters == 3
+    monkeypatch.setattr("profiles.tracing.task_runs.MOST_REAL", 2)
+    with pytest.raises(InputError, match=r"too many: give .*; without: own:counting: its module or its loss does not"):
+        trace_task(spec, task, ("fp32",))
+
+
+@pytest.mark.parametrize("name", ["dropout", "regression"])
+def test_the_recorded_matrix_is_what_its_command_gives(name):
+    spec, size = next((spec, size) for spec, size in models() if spec.name == name)
+    assert tried(spec, size, (MODULES,)) == recorded()[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,8 @@ from profiles.models.polynomials import Grid
 from profiles.models.profile import LayerProfile
 from profiles.tracing.operator_recorder import RecordedOperator
 from profiles.tracing.segments import Run, Segment
+
+Fit = Callable[[Sequence[int]], Polynomial]
 
 
 def layer_of(name: str, position: int, runs: Sequence[Run], grid: Grid) -> LayerProfile:
@@ -46,7 +48,7 @@ def _operators(versions: Sequence[Segment], grid: Grid) -> tuple[Operator, ...]:
     base = versions[0]
     if all(version.signature == base.signature for version in versions):
         rows = zip(*(zip(version.operators, version.saved, strict=True) for version in versions), strict=True)
-        return tuple(_operator(op[0][0], [v for v, _ in op], [saved for _, saved in op], grid) for op in rows)
+        return tuple(operator_of([v for v, _ in op], grid.fit, grid.fit([saved for _, saved in op])) for op in rows)
     groups = [_grouped(version) for version in versions]
     seen: Counter[tuple[str, ...]] = Counter()
     made = []
@@ -54,7 +56,7 @@ def _operators(versions: Sequence[Segment], grid: Grid) -> tuple[Operator, ...]:
         place, count = seen[op.signature], len(groups[0][op.signature])
         seen[op.signature] += 1
         own = [_in_place(op, place, count, group.get(op.signature, [])) for group in groups]
-        made.append(_operator(op, own, (), grid))
+        made.append(operator_of(own, grid.fit, ()))
     return tuple(made)
 
 
@@ -80,7 +82,9 @@ def _in_place(op: RecordedOperator, place: int, count: int, others: Sequence[Rec
     )
 
 
-def _operator(op: RecordedOperator, versions: Sequence[RecordedOperator], saved: Sequence[int], grid: Grid) -> Operator:
+def operator_of(versions: Sequence[RecordedOperator], fitted: Fit, saved_bytes: Polynomial) -> Operator:
+    """A kernel whose numbers are `fitted` to those that runs of several sizes gave."""
+    op = versions[0]
     return Operator(
         name=op.name,
         kind=op.kind,
@@ -88,9 +92,14 @@ def _operator(op: RecordedOperator, versions: Sequence[RecordedOperator], saved:
         path=op.path,
         dtype=op.dtype,
         layout=op.layout,
-        dims=tuple(grid.fit(values) for values in zip(*(version.dims for version in versions), strict=True)),
-        read_bytes=grid.fit([version.read_bytes for version in versions]),
-        written_bytes=grid.fit([version.written_bytes for version in versions]),
-        saved_bytes=grid.fit(saved),
+        dims=tuple(fitted(values) for values in zip(*(version.dims for version in versions), strict=True)),
+        read_bytes=fitted([version.read_bytes for version in versions]),
+        written_bytes=fitted([version.written_bytes for version in versions]),
+        saved_bytes=saved_bytes,
         inputs=op.inputs,
     )
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of layers, numbered where several have one."""
+    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]

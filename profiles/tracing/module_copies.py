@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,23 +34,15 @@ def without_weights() -> Iterator[None]:
         yield
 
 
-@dataclass(slots=True)
-class Shortened:
-    """Which blocks were taken out: for each list, by the path of the block left that each of them is like."""
-
-    after: dict[str, list[str]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.after)
-
-
-def shorten(module: nn.Module) -> Shortened:
+def shorten(module: nn.Module) -> dict[str, list[str]]:
     """Take out of each list of blocks all behind the first few that are like the others, in place.
+
+    Gives, by the path of the last block that a list is left, that of the block that each one taken out is like.
 
     Model: blocks are alike that have equal parameters, classes and settings; which kinds come first is kept, because
     modules may treat their blocks by number.
     """
-    taken = Shortened()
+    taken: dict[str, list[str]] = {}
     lists: dict[str, list[str]] = {}
     for path in repeated_blocks(module):
         lists.setdefault(path.rpartition(".")[0], []).append(path)
@@ -63,7 +54,7 @@ def shorten(module: nn.Module) -> Shortened:
         kept, period = _repeating(looks)
         if kept >= len(paths):
             continue
-        taken.after[paths[kept - 1]] = [paths[kept - period + number % period] for number in range(len(paths) - kept)]
+        taken[paths[kept - 1]] = [paths[kept - period + number % period] for number in range(len(paths) - kept)]
         del blocks[kept:]
     return taken
 

@@ -55,7 +55,7 @@ class SegmentRecorder(Recorder):
         super().__init__(module, products)
         self._known = known
         self.cuts = Cuts()
-        self._blocks = blocks
+        self.blocks = blocks
         self._parameters = {storage_of(parameter) for parameter in module.parameters()}
         self._nodes: dict[Node, int] = {}
         self._gradients: set[int] = set()
@@ -65,7 +65,7 @@ class SegmentRecorder(Recorder):
     def watch(self) -> Iterator[None]:
         """Record kernels, and where blocks begin and end, inside the block."""
         handles: list[Any] = []
-        for path, block in self._blocks.items():
+        for path, block in self.blocks.items():
             enter = functools.partial(self._enter, path)
             handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(block.register_forward_hook(self._leave))

@@ -69,10 +69,10 @@ class Run:
         )
 
 
-def cut(recorder: SegmentRecorder, module: nn.Module, blocks: Mapping[str, nn.Module]) -> Run:
+def cut(recorder: SegmentRecorder, module: nn.Module) -> Run:
     """The segments of what was recorded."""
     recording, cuts = recorder.recording, recorder.cuts.segments
-    shapes = _parameters(recorder, module, blocks)
+    shapes = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
         saved[segment] += recording.storage_bytes[index]
@@ -82,7 +82,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module, blocks: Mapping[str, nn.Mo
         peaks = {phase: recording.peaks[number, phase] for phase in PHASES if (number, phase) in recording.peaks}
         name = FIRST if number == 0 else LAST
         if own.path:
-            name = type(blocks[own.path]).__name__
+            name = type(recorder.blocks[own.path]).__name__
         made.append(
             Segment(
                 name=ALL if len(cuts) == 1 else name,
@@ -129,9 +129,7 @@ def _within(path: str, block: str) -> str:
     return path[len(block) + 1 :] if block and path.startswith(f"{block}.") else ("" if path == block else path)
 
 
-def _parameters(
-    recorder: SegmentRecorder, module: nn.Module, blocks: Mapping[str, nn.Module]
-) -> list[list[tuple[int, ...]]]:
+def _parameters(recorder: SegmentRecorder, module: nn.Module) -> list[list[tuple[int, ...]]]:
     """Shapes of the parameters of each segment: of blocks their own, of others those that are used there first.
 
     Those that nothing uses belong to the last; each counts once.
@@ -140,7 +138,7 @@ def _parameters(
     shapes: list[list[tuple[int, ...]]] = [[] for _ in cuts]
     owners: dict[int, int] = {}
     for number, own in enumerate(cuts):
-        for parameter in blocks[own.path].parameters() if own.path else ():
+        for parameter in recorder.blocks[own.path].parameters() if own.path else ():
             owners.setdefault(storage_of(parameter), number)
     for parameter in module.parameters():
         place = storage_of(parameter)

@@ -17,7 +17,6 @@ from profiles.models.profile import WorkloadSpec
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.known_values import KnownValues
 from profiles.tracing.module_copies import (
-    Shortened,
     fake_like,
     replace_tensors,
     shorten,
@@ -37,18 +36,22 @@ MOST_REAL = 2_000_000_000
 SEED = 1
 
 
+class TooLarge(InputError):
+    """A module is not run with real weights, of which it has too many."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
     `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
-    `dropout` is that of a kind of device.
+    `dropout` is that of a kind of device, `taken` what was taken out of it.
     """
 
     spec: WorkloadSpec
     task: Task
     module: nn.Module
-    taken: Shortened
+    taken: dict[str, list[str]]
     num_parameters: int
     fake: Any = None
     dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
@@ -71,12 +74,14 @@ class Subject:
                 if self.fake is None:
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(SEED)
-                        self.runs[key] = self._recorded(batch, precision, None)
+                        recorder = self._recorded(batch, precision, None)
                 else:
                     known = KnownValues(self.fake)
                     fake = tree_map(functools.partial(self._faked, known), batch)
                     with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
-                        self.runs[key] = self._recorded(fake, precision, known)
+                        recorder = self._recorded(fake, precision, known)
+            # Out here, for a mistake in it is none of the module's.
+            self.runs[key] = cut(recorder, self.module)
         return self.runs[key]
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
@@ -86,18 +91,16 @@ class Subject:
         known.tell(fake, leaf)
         return fake
 
-    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> Run:
+    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> SegmentRecorder:
         self.module.zero_grad(set_to_none=True)
-        blocks = repeated_blocks(self.module)
         products = "tf32" if precision == "tf32" else "fp32"
-        recorder = SegmentRecorder(self.module, blocks, products, known)
+        recorder = SegmentRecorder(self.module, repeated_blocks(self.module), products, known)
         with recorder.watch():
             with autocast(precision, "cpu"), self.dropout:
                 loss = self.task.loss(self.module, batch)
             recorder.backward(loss)
-        run = cut(recorder, self.module, blocks)
         self.module.zero_grad(set_to_none=True)
-        return run
+        return recorder
 
 
 def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
@@ -110,7 +113,8 @@ def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
 def _built(
     make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
 ) -> Subject:
-    with foreign_code(spec, f"{spec.title}: its module cannot be built"):
+    with foreign_code(spec, f"{spec.title}: its module cannot be built"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
         return make(spec, task, shortened)
 
 
@@ -118,7 +122,7 @@ def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with without_weights():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    count, taken = _trained(module), shorten(module) if shortened else {}
     with fake:
         replace_tensors(module, fake_like)
     return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count, fake=fake)
@@ -128,11 +132,11 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     remade = spec.kind == "transformers" and not spec.weights
     with without_weights() if remade else contextlib.nullcontext():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else Shortened()
+    count, taken = _trained(module), shorten(module) if shortened else {}
     left = sum(parameter.numel() for parameter in module.parameters())
     if left > MOST_REAL:
-        raise InputError(
-            f"{spec.title}: what it does depends on the values of its tensors, so that it has to be run, and "
+        raise TooLarge(
+            f"{spec.title}: it cannot be traced without values, and with them "
             f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if remade else module

@@ -17,11 +17,11 @@ from profiles.errors import InputError
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
 from profiles.tracing.dropout import Dropout
-from profiles.tracing.kinds_to_layers import layer_of
+from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
-from profiles.tracing.task_runs import Subject, subjects
+from profiles.tracing.task_runs import Subject, TooLarge, subjects
 from profiles.workloads.task import Task
 
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
@@ -57,6 +57,10 @@ def trace_task(
                 return _traced(subject, precisions)
             finally:
                 forget_cached(subject.module)
+        except TooLarge as error:
+            told = InputError(f"{error}; without: {failure}")
+            told.details = failure.details if failure is not None else ""
+            raise told from failure
         except InputError as error:
             # What fails with real tensors fails in the module's own words.
             failure = error
@@ -72,7 +76,7 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies)
-    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken.after]
+    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken]
     if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
     return profile
@@ -119,7 +123,7 @@ def _runs_alike(subject: Subject, precision: str, sizes: tuple[int, int]) -> boo
 
 def _layers(kinds: Sequence[int], runs: Sequence[Run], chosen: Probes) -> tuple[LayerProfile, ...]:
     first = [kinds.index(kind) for kind in range(max(kinds) + 1)]
-    names = _unique([runs[0].segments[position].name for position in first])
+    names = unique_names([runs[0].segments[position].name for position in first])
     return tuple(layer_of(name, place, runs, chosen.grid) for name, place in zip(names, first, strict=True))
 
 
@@ -139,12 +143,8 @@ def _whole(subject: Subject, kinds: Sequence[int], paths: Sequence[str]) -> tupl
     structure: list[int] = []
     for path, kind in zip(paths, kinds, strict=True):
         structure.append(kind)
-        structure.extend(last[like] for like in subject.taken.after.get(path, ()))
+        structure.extend(last[like] for like in subject.taken.get(path, ()))
     return tuple(structure)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
 
 
 def _profile(

@@ -9,6 +9,7 @@ device falls back to a decomposition that saves the whole score matrix.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
-from profiles.models.operators import PHASES, Operator, Phase, Polynomial, add
+from profiles.models.operators import PHASES, Phase, Polynomial, add
 from profiles.models.polynomials import Size, fit
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
-from profiles.tracing.operator_recorder import RecordedOperator, Recorder, Recording
+from profiles.tracing.kinds_to_layers import operator_of, unique_names
+from profiles.tracing.operator_recorder import Recorder, Recording
 from profiles.workloads.blocks import shrink_to_shard
 from profiles.workloads.experts import holds_experts
 from profiles.workloads.fake_tensors import FakeTensorMode
@@ -99,15 +101,11 @@ def _merge_layers(
     if any(other != runs[0][1] for _, other in runs):
         raise InputError(f"model {workload.spec.name}: which layers are alike depends on the input's size")
     first = [structure.index(index) for index in range(max(structure) + 1)]
-    names = _unique_names([workload.layers[position].name for position in first])
+    names = unique_names([workload.layers[position].name for position in first])
     return tuple(
         _merge(name, workload.layers[position], sizes, [outcomes[at[position]] for outcomes, at in runs])
         for name, position in zip(names, first, strict=True)
     )
-
-
-def _unique_names(names: list[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
 
 
 def _record_layers(workload: Workload, precision: str, size: Size) -> tuple[list[Outcome], tuple[int, ...]]:
@@ -186,7 +184,9 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
         return add(*(storages[index] for index in indices))
 
     operators = tuple(
-        _operator(sizes, versions, total([index for index in versions[0].outputs if index in saved]))
+        operator_of(
+            versions, functools.partial(fit, sizes), total([index for index in versions[0].outputs if index in saved])
+        )
         for versions in zip(*(recording.operators for recording in recordings), strict=True)
     )
     # A frozen embedding has no backward pass.
@@ -258,23 +258,6 @@ def _expert_parameters(layer: nn.Module) -> int:
 def _sides(shapes: Sequence[torch.Size]) -> int:
     """Rows plus columns of all matrices: what a rank-1 approximation of their gradients holds."""
     return sum(shape[0] + shape[1:].numel() for shape in shapes if len(shape) > 1)
-
-
-def _operator(sizes: tuple[Size, ...], versions: Sequence[RecordedOperator], saved_bytes: Polynomial) -> Operator:
-    op = versions[0]
-    return Operator(
-        name=op.name,
-        kind=op.kind,
-        phase=op.phase,
-        path=op.path,
-        dtype=op.dtype,
-        layout=op.layout,
-        dims=tuple(fit(sizes, values) for values in zip(*(version.dims for version in versions), strict=True)),
-        read_bytes=fit(sizes, [version.read_bytes for version in versions]),
-        written_bytes=fit(sizes, [version.written_bytes for version in versions]),
-        saved_bytes=saved_bytes,
-        inputs=op.inputs,
-    )
 
 
 def _messages(spec: LayerSpec, sizes: tuple[Size, ...], recordings: list[Recording]) -> tuple[Message, ...]:

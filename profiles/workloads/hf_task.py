@@ -24,6 +24,12 @@ from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.task import Batch, Sample, Task, module_loss, samples_of, seeded, stack
 from profiles.workloads.task_names import class_of, quiet_and_offline
 
+# Fields of a configuration, or of a part of it, that say from where others load what, and how: weights, attention
+# kernels, code.
+NOT_READ = ("quantization_config", "auto_map", "transformers_weights", "attn_implementation", "_attn_implementation")
+# How transformers calls files of weights as safetensors, whole and in pieces.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
@@ -85,6 +91,7 @@ def task_of_config(spec: WorkloadSpec, size: int = 0) -> Task:
 
     Raises: InputError where transformers has no such class, or does not take the configuration or the weights.
     """
+    _check_weights(spec)
     name, task = class_of(spec.title, spec.config, spec.task)
     config = read_transformers_config(spec)
     return task_of_class(spec, task, name, config, functools.partial(_build, spec, name), size)
@@ -140,7 +147,7 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
     from transformers import AutoConfig
 
     register_experts()
-    fields = {key: value for key, value in spec.config.items() if key not in ("quantization_config", "auto_map")}
+    fields = _read_fields(spec.config)
     family = str(fields.pop("model_type", ""))
     _check_numbers(spec, fields)
     with foreign_code(spec, f"{spec.title}: transformers does not accept its configuration"):
@@ -156,6 +163,14 @@ def read_transformers_config(spec: WorkloadSpec) -> Any:
         if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0
     return config
+
+
+def _read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _read_fields(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in NOT_READ
+    }
 
 
 def _check_numbers(spec: WorkloadSpec, fields: Mapping[str, Any]) -> None:
@@ -185,13 +200,38 @@ def _build(spec: WorkloadSpec, name: str) -> nn.Module:
     config = read_transformers_config(spec)
     kind = getattr(transformers, name)
     with foreign_code(spec, f"{spec.title}: {name} cannot be built"):
-        if spec.weights:
-            module: nn.Module = kind.from_pretrained(
-                Path(spec.weights), config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
-        else:
-            module = kind(config)
+        # On the meta device, where a module is traced, there is nothing to read weights into.
+        is_read = spec.weights and torch.get_default_device().type != "meta"
+        module: nn.Module = _with_weights(spec, kind, config) if is_read else kind(config)
         return module.train()
+
+
+def _with_weights(spec: WorkloadSpec, kind: Any, config: Any) -> nn.Module:
+    """The module with the weights of a folder; those that the folder lacks, as a new task's head, are new.
+
+    Raises: InputError where it lacks all.
+    """
+    module: nn.Module
+    module, told = kind.from_pretrained(
+        Path(spec.weights),
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if {name for name, _ in module.named_parameters()} <= set(told["missing_keys"]):
+        raise InputError(f"{spec.title}: the weights in {shown(spec.weights)} are of another model: none fits")
+    return module
+
+
+def _check_weights(spec: WorkloadSpec) -> None:
+    """Check that weights are there, as safetensors: a pickle runs what its writer wants.
+
+    Raises: InputError.
+    """
+    if spec.weights and not any((Path(spec.weights) / name).is_file() for name in WEIGHTS):
+        raise InputError(f"{spec.title}: {shown(spec.weights)} has no {WEIGHTS[0]}, which weights are read from")
 
 
 def _example(kind: Kind, config: Any, name: str, samples: int, size: int) -> Batch:

@@ -15,7 +15,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.hf_task import task_of_class, task_of_config
 from profiles.workloads.task import Batch, Sample, Task, samples_of, seeded, stack
-from profiles.workloads.task_names import TASKS, class_of
+from profiles.workloads.task_names import class_of
 from profiles.workloads.trust import check_trusted
 from profiles.workloads.user_module import import_factory
 from profiles.workloads.workload import next_token_loss
@@ -33,6 +33,8 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     check_trusted(spec, trusted, where)
     if spec.kind == "transformers":
         return task_of_config(spec, size)
+    if spec.weights:
+        raise InputError(f"{spec.factory} gives its module the weights that it has: leave out --weights")
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory: Callable[[], Any] = import_factory(spec)
     given = _given(spec)
@@ -81,7 +83,7 @@ def _task_of_module(spec: WorkloadSpec, factory: Callable[[], Any], module: obje
         config: Any = module.config
         named = type(module).__name__
         written = {"model_type": config.model_type, "architectures": [named]}
-        _, task = class_of(spec.title, written, spec.task if spec.task in TASKS else "")
+        _, task = class_of(spec.title, written, spec.task)
         return task_of_class(spec, task, named, config, factory, size)
     example = getattr(module, "example_input", None) or functools.partial(_tokens, spec, module)
     loss = getattr(module, "loss", next_token_loss)

@@ -11,24 +11,24 @@ from profiles.errors import LONGEST_NAME, InputError, UnknownNameError
 from profiles.inputs.foreign import shown
 from profiles.models.families import BUILT_FAMILIES, VISION_FAMILIES
 
-# Each with the table of transformers that says which class of a family does it, and that table's automatic class.
-TASKS: dict[str, tuple[str, str]] = {
-    "causal-lm": ("CAUSAL_LM", "AutoModelForCausalLM"),
-    "translation": ("SEQ_TO_SEQ_CAUSAL_LM", "AutoModelForSeq2SeqLM"),
-    "masked-lm": ("MASKED_LM", "AutoModelForMaskedLM"),
-    "question-answering": ("QUESTION_ANSWERING", "AutoModelForQuestionAnswering"),
-    "sequence-classification": ("SEQUENCE_CLASSIFICATION", "AutoModelForSequenceClassification"),
-    "token-classification": ("TOKEN_CLASSIFICATION", "AutoModelForTokenClassification"),
-    "multiple-choice": ("MULTIPLE_CHOICE", "AutoModelForMultipleChoice"),
-    "image-classification": ("IMAGE_CLASSIFICATION", "AutoModelForImageClassification"),
-    "object-detection": ("OBJECT_DETECTION", "AutoModelForObjectDetection"),
-    "semantic-segmentation": ("SEMANTIC_SEGMENTATION", "AutoModelForSemanticSegmentation"),
-    "universal-segmentation": ("UNIVERSAL_SEGMENTATION", "AutoModelForUniversalSegmentation"),
-    "mask-generation": ("MASK_GENERATION", "AutoModelForMaskGeneration"),
-    "image-text-matching": ("ZERO_SHOT_IMAGE_CLASSIFICATION", "AutoModelForZeroShotImageClassification"),
-    "image-text-to-text": ("IMAGE_TEXT_TO_TEXT", "AutoModelForImageTextToText"),
-    "ctc": ("CTC", "AutoModelForCTC"),
-    "speech-to-text": ("SPEECH_SEQ_2_SEQ", "AutoModelForSpeechSeq2Seq"),
+# Each with the table of transformers that says which class of a family does it.
+TASKS = {
+    "causal-lm": "CAUSAL_LM",
+    "translation": "SEQ_TO_SEQ_CAUSAL_LM",
+    "masked-lm": "MASKED_LM",
+    "question-answering": "QUESTION_ANSWERING",
+    "sequence-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "multiple-choice": "MULTIPLE_CHOICE",
+    "image-classification": "IMAGE_CLASSIFICATION",
+    "object-detection": "OBJECT_DETECTION",
+    "semantic-segmentation": "SEMANTIC_SEGMENTATION",
+    "universal-segmentation": "UNIVERSAL_SEGMENTATION",
+    "mask-generation": "MASK_GENERATION",
+    "image-text-matching": "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "image-text-to-text": "IMAGE_TEXT_TO_TEXT",
+    "ctc": "CTC",
+    "speech-to-text": "SPEECH_SEQ_2_SEQ",
 }
 # What they are called elsewhere.
 OTHER_NAMES = {
@@ -135,7 +135,7 @@ def tables() -> dict[str, Mapping[str, Any]]:
     """For each task, the class of each family."""
     from transformers.models.auto import modeling_auto
 
-    return {name: getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES") for name, (table, _) in TASKS.items()}
+    return {name: getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES") for name, table in TASKS.items()}
 
 
 def _first(known: str | tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""16 modules as users write them, each with its task: other inputs, outputs, layers and losses than models of text."""
+"""Modules as users write them, each with its task: other inputs, outputs, layers and losses than models of text."""
 
 from __future__ import annotations
 

@@ -62,13 +62,18 @@ def against_torch(task: Task, profile: ModelProfile) -> tuple[float, float]:
     return ours[0] / theirs[0], ours[1] / theirs[1]
 
 
-def planned(profile: ModelProfile) -> PlanFile:
-    """Plans of a traced model for eight devices."""
+def planned(profile: ModelProfile, trusted: Sequence[str] = ()) -> PlanFile:
+    """Plans of a traced model for eight devices, whose dropout may not be that which it was traced with."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.json"
         write(path, "model-profile", profile)
         request = Request(
-            model=str(path), num_devices=DEVICES, device=DEVICE, global_batches=(BATCH,), precisions=(PRECISION,)
+            model=str(path),
+            num_devices=DEVICES,
+            device=DEVICE,
+            global_batches=(BATCH,),
+            precisions=(PRECISION,),
+            trusted=tuple(trusted),
         )
         return ask(request, Questions())
 
@@ -78,7 +83,7 @@ def tried(spec: WorkloadSpec, size: int, trusted: Sequence[str] = ()) -> Row:
     try:
         task, profile = traced(spec, size, trusted)
         flops, saved = against_torch(task, profile)
-        plans = planned(profile)
+        plans = planned(profile, trusted)
     except TrainwrightError as error:
         return Row(name=spec.name, refused=str(error))
     except Exception as error:
