@@ -30,8 +30,9 @@ USUAL_OPTIMIZER = (40.0, 4.0, 0.0)
 # Of an exchange, the last bucket, which no backward is left to hide.
 LAST_BUCKET = 0.08
 # Calls of the host that wait for the device, for each image and each step (as of so many images more): proposals are
-# sorted, thinned out and matched image by image (assumed; what a call takes is learned).
-WAITING_CALLS, WAITING_IMAGES = {"rcnn": 400.0, "retina": 100.0}, 1.6
+# sorted, thinned out and matched image by image, while heads and losses take the batch at once (assumed; what a call
+# takes is learned).
+WAITING_CALLS, WAITING_IMAGES = {"rcnn": 180.0, "retina": 45.0}, 6.0
 # Parameters that every rank holds of a recommender whose tables are split over the ranks.
 SPLIT_PARAMETERS = {"dlrm": 2.4e6}
 # Share of PCIe's rate that rings reach with direct access, and without it, through the host's memory; GB/s of a bridge

@@ -27,15 +27,16 @@ class Learned:
     """What runs taught: multiples of the laws' seconds by name, launches of the host in seconds, and the band.
 
     `values` has `kind units`, `generation ...`, `stack ...`, `host ...`, `path ...`; what it lacks is 1, or that of
-    torch. `overlap` is the share of backward that hides an exchange. `band` is half the width of a band of 90 %, in the
-    logarithm, of step times: by how well the network's family is known.
+    torch. `overlap` is the share of backward that hides an exchange. `bands` are half the widths of a band of 90 %, in
+    the logarithm, of step times: by how many words of a training are not among those `known` (see bands).
     """
 
     __pydantic_config__ = STRICT
 
     values: dict[str, float]
     overlap: float
-    band: float
+    bands: tuple[float, ...]
+    known: tuple[str, ...]
     memory_band: float
     allocated_multiple: float
     device_multiple: float
