@@ -27,6 +27,7 @@ SOURCE_OF = {
     "in_switch": "link",
     "link_gb_per_second": "link",
     "peer_gb_per_second": "link",
+    "reads_peers": "link",
     "link_latency_us": "latencies",
     "host_gb_per_second": "host",
     "host_memory_gb": "host_memory",

@@ -71,3 +71,14 @@ def test_norms_pass_more_often_than_their_operands():
     assert more[0] == 1.0 < more[1] < more[2]
     found = pass_seconds(1e9, 2e12, CONSTANTS.passes, more)
     assert 0.5e-3 < found[0] < found[1] < found[2]
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_narrow_groups_are_bound_by_memory_not_by_empty_tiles(which):
+    """ResNeXt's 32 groups of 4 channels: half of the plain rate and 0.4 of the bandwidth, where tiles take 0.2 ms."""
+    grouped = (*LAYER[:3], 32.0, *LAYER[4:])
+    moving = 2 * 2 * 64 * 128 * 784 / 1555e9 / 0.4
+    busy = 2 * 64 * 784 * 128 * 4 * 9 / (19.5e12 / 2)
+    assert max(moving, busy) < seconds(which, grouped) < moving + busy + 1e-5
+    wide = (*LAYER[:1], 4096.0, 4096.0, 2.0, *LAYER[4:])
+    assert seconds(which, wide) < 2 * 64 * 784 * 4096 * 2048 * 9 / (19.5e12 / 2)

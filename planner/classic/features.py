@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,18 +17,30 @@ from profiles.laws.kernels import Array
 from profiles.laws.operator_constants import OperatorConstants, load_operator_constants
 from profiles.units import GB
 
-# Bytes that an optimizer passes over per parameter, and kernels per parameter tensor: unfused SGD reads and writes
-# parameter, gradient and momentum in three steps; Adam and LAMB of NVIDIA's apex are fused.
-OPTIMIZERS = {"sgd": (44.0, 5.0), "adam": (36.0, 3.0), "adamw": (40.0, 4.0), "lamb": (64.0, 4.0)}
-USUAL_OPTIMIZER = (40.0, 4.0)
+# Bytes that an optimizer passes over per parameter, kernels per parameter tensor, and calls per tensor that wait for
+# the device: unfused SGD reads and writes parameter, gradient and momentum in three steps; Adam and LAMB of NVIDIA's
+# apex are fused. Their scripts of Transformer-XL have LAMB of TorchScript, an operation at a time, and those that
+# fine-tune BERT in fp32 an Adam in Python that clips every tensor by itself, whose norm the host reads (counted by
+# hand, as remembered, from NVIDIA/DeepLearningExamples).
+OPTIMIZERS = {
+    "sgd": (44.0, 5.0, 0.0), "adam": (36.0, 3.0, 0.0), "adamw": (40.0, 4.0, 0.0), "lamb": (64.0, 4.0, 0.0),
+    "lamb in script": (116.0, 28.0, 0.0), "adam by tensor": (144.0, 22.0, 1.0),
+}  # fmt: skip
+USUAL_OPTIMIZER = (40.0, 4.0, 0.0)
+# Of an exchange, the last bucket, which no backward is left to hide.
+LAST_BUCKET = 0.08
 # Calls of the host that wait for the device, for each image and each step (as of so many images more): proposals are
-# sorted, thinned out and matched image by image (assumed; what a call takes is learned).
-WAITING_CALLS, WAITING_IMAGES = {"rcnn": 400.0, "retina": 100.0}, 1.6
+# sorted, thinned out and matched image by image, while heads and losses take the batch at once (assumed; what a call
+# takes is learned).
+WAITING_CALLS, WAITING_IMAGES = {"rcnn": 180.0, "retina": 45.0}, 6.0
 # Parameters that every rank holds of a recommender whose tables are split over the ranks.
 SPLIT_PARAMETERS = {"dlrm": 2.4e6}
 # Share of PCIe's rate that rings reach with direct access, and without it, through the host's memory; GB/s of a bridge
 # of NVLink between two cards (assumed).
 DIRECT, THROUGH_HOST, BRIDGE_GB_PER_SECOND = 0.8, 0.5, 50.0
+TABLE_ELEMENT_BYTES = 4.0
+# Classes of words of WikiText-103 in the adaptive softmax.
+CUTOFFS, VOCABULARY = (19997, 39997, 199997), 267735
 PATHS = ("nvlink", "pcie", "network")
 
 
@@ -62,7 +75,9 @@ class Features:
     waiting_calls: Array
     optimizer_seconds: Array
     optimizer_launches: Array
+    optimizer_waits: Array
     exchange_seconds: Array
+    last_bucket: Array
     accumulation: Array
     units: Words
     generation: Words
@@ -101,9 +116,11 @@ def features_of(trainings: Sequence[Training], constants: OperatorConstants | No
         kinds=np.array(kinds).reshape(len(trainings), len(KINDS)),
         launches=np.array(launches),
         waiting_calls=np.array([_waiting(one) for one in trainings]),
-        optimizer_seconds=np.array([seconds for seconds, _ in steps]),
-        optimizer_launches=np.array([count for _, count in steps]),
+        optimizer_seconds=np.array([seconds for seconds, _, _ in steps]),
+        optimizer_launches=np.array([count for _, count, _ in steps]),
+        optimizer_waits=np.array([count for _, _, count in steps]),
         exchange_seconds=np.array([exchange_seconds(one) for one in trainings]),
+        last_bucket=np.array([last_bucket(one) for one in trainings]),
         accumulation=np.array([one.accumulation for one in trainings]),
         units=Words.of([one.units for one in trainings]),
         generation=Words.of([generation_of(one) for one in trainings]),
@@ -145,10 +162,31 @@ def _parameters(training: Training) -> tuple[float, float]:
     return held, float(listed.num_parameter_tensors)
 
 
-def _optimizer(training: Training) -> tuple[float, float]:
+def _optimizer(training: Training) -> tuple[float, float, float]:
+    """Seconds of memory, launches, and calls that wait."""
     held, tensors = _parameters(training)
-    moved, launches = OPTIMIZERS.get(training.optimizer, USUAL_OPTIMIZER)
-    return held * moved / (training.device.memory_gb_per_second * GB), tensors * launches
+    moved, launches, waits = OPTIMIZERS.get(training.optimizer_code, USUAL_OPTIMIZER)
+    return held * moved / (training.device.memory_gb_per_second * GB), tensors * launches, tensors * waits
+
+
+def last_bucket(training: Training) -> float:
+    """The share of gradients that is summed after backward: all, or what its last kernel makes, a table's."""
+    if training.sums_last:
+        return 1.0
+    held, _ = _parameters(training)
+    return min(max(LAST_BUCKET, _table_parameters(training) / held), 1.0)
+
+
+def _table_parameters(training: Training) -> float:
+    """Parameters of the tables that a network looks its words up in first, whose gradients backward makes last."""
+    family, _, text = training.network.partition(":")
+    if family == "transformer-xl":
+        hidden, shrink = (int(text.split(",")[place]) for place in (1, 4))
+        sizes = zip(pairwise((0, *CUTOFFS, VOCABULARY)), range(len(CUTOFFS) + 1), strict=True)
+        return float(sum((end - start) * hidden / shrink**power for (start, end), power in sizes))
+    listed = operator_list(training.network, training.sizes, training.list_precision)
+    tables = [one for one in listed.operators if one.name == "embedding_dense_backward"]
+    return sum(one.count * one.written_bytes[0] for one in tables) / TABLE_ELEMENT_BYTES
 
 
 def exchange_seconds(training: Training) -> float:
@@ -158,9 +196,10 @@ def exchange_seconds(training: Training) -> float:
     device, inside = training.device, min(training.num_gpus, training.gpus_per_node)
     rate, below = device.link_gb_per_second, np.inf
     if path_of(training) == "pcie" or rate == 0:
-        is_direct = device.peer_gb_per_second >= DIRECT * device.host_gb_per_second or device.link_gb_per_second > 0
+        is_linked = device.peer_gb_per_second >= DIRECT * device.host_gb_per_second or device.link_gb_per_second > 0
+        is_direct = device.reads_peers or is_linked
         rate = device.host_gb_per_second * (DIRECT if is_direct else THROUGH_HOST)
-        below = inside / 2 if inside > ONE_PROCESSOR else np.inf
+        below = inside / 2 if inside > ONE_PROCESSOR and is_direct else np.inf
     if training.interconnect == "nvlink_bridge" and training.num_gpus <= 2:
         rate = BRIDGE_GB_PER_SECOND
     fabric = Fabric(

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from planner.classic.bands import distance_of, words_of
 from planner.classic.features import features_of
 from planner.classic.lists import operator_list
-from planner.classic.memory import allocated_bytes, counters
+from planner.classic.memory import allocated_bytes, card_bytes, counters
 from planner.classic.step import Learned, load_learned, parts_of
 from planner.classic.training import Training, read_training
 from planner.published.cells import Refused
@@ -20,8 +21,9 @@ from profiles.units import GIB
 # processes of about 150, or DALI's of about twice as much with its share on the device. Source: NVIDIA's DALI pages,
 # as remembered.
 IMAGES_PER_SECOND = {"real": 1200.0, "dali": 2500.0}
-IMAGE_NETWORKS = ("classifier", "ssd")
+IMAGE_NETWORKS, IMAGE_HEAD = ("classifier", "ssd"), "ForImageClassification"
 BOUND = "data_loader: input pipeline of {:.0f} images a second from a GPU's share of the host, which binds (assumed)"
+NEW = "outside of what was measured:"
 
 
 def forecast_trainings(rows: Sequence[Mapping[str, str | None]]) -> list[Forecast]:
@@ -50,7 +52,8 @@ def forecast_trainings(rows: Sequence[Mapping[str, str | None]]) -> list[Forecas
 def input_seconds(training: Training) -> float:
     """Seconds that reading a step's images takes a GPU's share of the host; 0 where nothing is read or known."""
     rate = IMAGES_PER_SECOND.get(training.input_reader)
-    if rate is None or training.network.partition(":")[0] not in IMAGE_NETWORKS:
+    family = training.network.partition(":")[0]
+    if rate is None or not (family in IMAGE_NETWORKS or IMAGE_HEAD in training.network):
         return 0.0
     return training.micro_batch * training.accumulation / rate
 
@@ -61,19 +64,22 @@ def _forecasts(trainings: Sequence[Training], learned: Learned) -> list[Forecast
     reading = np.array([input_seconds(one) for one in trainings])
     seconds = np.maximum(computed, reading)
     parts = parts | {"input": seconds - computed}
-    own, reserved, device = counters(allocated_bytes(trainings), learned)
+    own, reserved, device = counters(allocated_bytes(trainings), card_bytes(trainings), learned)
     said = [
         (BOUND.format(one.micro_batch * one.accumulation / read),) if read > run else ()
         for one, read, run in zip(trainings, reading, computed, strict=True)
     ]
-    wide, wide_memory = np.exp(learned.band), np.exp(learned.memory_band)
+    words, known = [words_of(one) for one in trainings], frozenset(learned.known)
+    wide = np.exp(np.array(learned.bands)[[distance_of(own, known) for own in words]])
+    new = [tuple(f"{NEW} {word}" for word in own if word not in known) for own in words]
+    wide_memory = np.exp(learned.memory_band)
     return [
         Forecast(
             row_id=one.row_id,
-            assumptions=(*one.assumptions, *said[i]),
+            assumptions=(*one.assumptions, *said[i], *new[i]),
             step_seconds=float(seconds[i]),
-            low_seconds=float(seconds[i] / wide),
-            high_seconds=float(seconds[i] * wide),
+            low_seconds=float(seconds[i] / wide[i]),
+            high_seconds=float(seconds[i] * wide[i]),
             allocated_bytes=float(own[i]),
             reserved_bytes=float(reserved[i]),
             device_bytes=float(device[i]),

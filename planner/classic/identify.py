@@ -79,7 +79,8 @@ def identify(row: Row, *, for_memory: bool = False) -> tuple[str, Sizes]:
     """
     found = _detector(row, for_memory) or _named(row) or _hugging_face(row)
     if found is None:
-        raise Refused(f"no network that can be built is called {cell(row, 'model') or 'nothing'!r}")
+        name = cell(row, "model") or "nothing"
+        raise Refused(f"{cell(row, 'task') or 'no task'}: no network that can be built is called {name!r}")
     return found
 
 

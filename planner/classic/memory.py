@@ -38,8 +38,18 @@ def allocated_bytes(trainings: Sequence[Training]) -> Array:
     return np.array(result)
 
 
-def counters(allocated: Array, learned: Learned) -> tuple[Array, Array, Array]:
-    """Bytes as torch's allocated and reserved counters and the driver show them."""
+def card_bytes(trainings: Sequence[Training]) -> Array:
+    """Bytes of each training's device."""
+    return np.array([one.device.memory_gib * GIB for one in trainings])
+
+
+def counters(allocated: Array, card: Array, learned: Learned) -> tuple[Array, Array, Array]:
+    """Bytes as torch's allocated and reserved counters and the driver show them.
+
+    What is cached beside tensors is given back once the card is full: where they fit, no counter shows more than that.
+    """
     own = allocated * learned.allocated_multiple
-    device = allocated * learned.device_multiple + learned.context_gib * GIB
-    return own, np.sqrt(own * np.maximum(device - learned.context_gib * GIB, own)), device
+    context = learned.context_gib * GIB
+    room = np.maximum(card - context, own)
+    cached = np.minimum(np.maximum(allocated * learned.device_multiple, own), room)
+    return own, np.sqrt(own * cached), cached + context

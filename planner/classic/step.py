@@ -16,8 +16,8 @@ from profiles.laws.kernels import Array
 PATH = CATALOG / "trainings.toml"
 # The power by which the device's time and the host's blend: the longer one, nearly (assumed, as what follows).
 BLEND = 4.0
-# Of a step of forward and backward, what can hide an exchange, and the share of it that nothing can: the last bucket.
-BACKWARD_SHARE, LAST_BUCKET = 2 / 3, 0.08
+# Of a step of forward and backward, what can hide an exchange.
+BACKWARD_SHARE = 2 / 3
 # Of a launch in forward and backward, what one of the optimizer's takes, whose loop does little between them.
 OPTIMIZER_LAUNCH_SHARE = 0.5
 
@@ -27,15 +27,16 @@ class Learned:
     """What runs taught: multiples of the laws' seconds by name, launches of the host in seconds, and the band.
 
     `values` has `kind units`, `generation ...`, `stack ...`, `host ...`, `path ...`; what it lacks is 1, or that of
-    torch. `overlap` is the share of backward that hides an exchange. `band` is half the width of a band of 90 %, in the
-    logarithm, of step times: by how well the network's family is known.
+    torch. `overlap` is the share of backward that hides an exchange. `bands` are half the widths of a band of 90 %, in
+    the logarithm, of step times: by how many words of a training are not among those `known` (see bands).
     """
 
     __pydantic_config__ = STRICT
 
     values: dict[str, float]
     overlap: float
-    band: float
+    bands: tuple[float, ...]
+    known: tuple[str, ...]
     memory_band: float
     allocated_multiple: float
     device_multiple: float
@@ -83,8 +84,10 @@ def parts_of(features: Features, learned: Learned) -> dict[str, Array]:
     repeated = features.accumulation * software
     result = {kind: values * repeated for kind, values in seconds.items()}
     result["host"] = (both - kernels + waiting) * repeated
-    result["optimizer"] = np.maximum(memory, calls) * software
-    result["exchange"] = np.maximum(exchange - hidden, exchange * LAST_BUCKET) * software
+    # A host that waits for each tensor's kernels is never ahead of them.
+    waited = features.optimizer_waits * learned.values["waiting call"]
+    result["optimizer"] = np.where(waited > 0, memory + calls + waited, np.maximum(memory, calls)) * software
+    result["exchange"] = np.maximum(exchange - hidden, exchange * features.last_bucket) * software
     return result
 
 

@@ -31,7 +31,10 @@ NODE_GPUS, MOST_GIB = 8.0, 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One row's training; `units` is what products run on: plain, tf32 or half. `filled` of a sequence are words."""
+    """One row's training; `units` is what products run on: plain, tf32 or half. `filled` of a sequence are words.
+
+    Where it `sums_last`, gradients are exchanged once backward is over; `optimizer_code` is the optimizer as coded.
+    """
 
     row_id: str
     network: str
@@ -52,6 +55,8 @@ class Training:
     gradient_bytes: float
     filled: float
     exchanges: bool
+    sums_last: bool
+    optimizer_code: str
     assumptions: tuple[str, ...]
 
     @property
@@ -97,10 +102,6 @@ def read_training(row: Row) -> Training:
         told.append("micro_batch_size: the global batch over GPUs and accumulation")
     stack = cell(row, "stack") or "torch"
     reference = cell(row, "engine") == "deeplearning_examples"
-    filled = 1.0
-    if "PreTraining" in network and sizes[:1] == (512,) and stack == "torch" and reference:
-        filled = FILLED
-        told.append(LANGUAGE)
     return Training(
         row_id=cell(row, "row_id"), network=network, sizes=sizes, memory_sizes=memory_sizes, precision=precision,
         units=units, device=device, micro_batch=batch, accumulation=accumulation, num_gpus=gpus,
@@ -109,9 +110,11 @@ def read_training(row: Row) -> Training:
         input_reader=cell(row, "data_loader"),
         # Under apex, as those scripts of 2019 to 2021 use it, gradients are summed in 16 bits.
         gradient_bytes=2.0 if units == "half" and stack == "torch" and reference else 4.0,
-        filled=filled,
-        # The scripts that run it so start independent processes.
-        exchanges=",whole" not in network,
+        filled=_filled(network, sizes, told) if stack == "torch" and reference else 1.0,
+        exchanges=_exchanges(network),
+        # As their scripts of BERT do after accumulation; assumed of fine-tuning as well.
+        sums_last=_is_bert(network) and stack == "torch" and reference,
+        optimizer_code=_optimizer_code(row, network, stack, units) if reference else cell(row, "optimizer"),
         assumptions=tuple(told),
     )  # fmt: skip
 
@@ -138,3 +141,30 @@ def _is_channels_last(row: Row, stack: str, reference: bool, told: list[str]) ->
     if usual:
         told.append("channels_last: yes assumed, as DeepLearningExamples' convolutional networks are")
     return usual
+
+
+def _filled(network: str, sizes: Sizes, told: list[str]) -> float:
+    """The share of positions that hold words."""
+    if "PreTraining" not in network or sizes[:1] != (512,):
+        return 1.0
+    told.append(LANGUAGE)
+    return FILLED
+
+
+def _exchanges(network: str) -> bool:
+    """Whether gradients are summed: the scripts that run the whole softmax start independent processes."""
+    return ",whole" not in network
+
+
+def _is_bert(network: str) -> bool:
+    return network.startswith("hf:") and '"type": "bert"' in network
+
+
+def _optimizer_code(row: Row, network: str, stack: str, units: str) -> str:
+    """Which code of an optimizer NVIDIA's scripts run."""
+    name = cell(row, "optimizer")
+    if stack == "torch" and name == "lamb" and network.startswith("transformer-xl"):
+        return "lamb in script"
+    if stack == "torch" and name == "adam" and _is_bert(network) and units != "half":
+        return "adam by tensor"
+    return name

@@ -20,6 +20,10 @@ PASSES: tuple[Pass, ...] = ("forward", "data_gradient", "weight_gradient")
 WINOGRAD_FILTER, WINOGRAD_SIDE = 9.0, 4.0
 # Groups of fewer channels make no products: all passes through memory.
 DEPTHWISE_CHANNELS = 4.0
+# Share of the plain units' rate that direct kernels reach, which narrow groups are left to where tiles would be mostly
+# empty (assumed).
+DIRECT_FRACTION = 0.5
+HALF_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,8 @@ def convolution_seconds(
 ) -> Array:  # fmt: skip
     """Seconds of convolutions on devices.
 
-    Model: overhead + (the product's tiles in waves) joined with (input, filters and result through memory). As products
+    Model: overhead + (the product's tiles in waves) joined with (input, filters and result through memory), or for
+    groups a direct kernel on plain units where that is faster. As products
     of (m, n, k) per group: forward (places, channels out, filter), data gradient (places of the input, channels in,
     filter), weight gradient (channels out, filter, places). On matrix units channels are padded to 16 bytes.
     Shapes: all broadcast.
@@ -107,7 +112,21 @@ def convolution_seconds(
     share = np.where(single, constants.depthwise_fraction, constants.traffic_fraction)
     moving = moved / (silicon.memory_bytes_per_second * share)
     busy = np.where(single, 0.0, work / rate)
-    return np.asarray(constants.overhead_us * 1e-6 + blend(busy, moving, np.asarray(constants.blend)))
+    tiled = blend(busy, moving, np.asarray(constants.blend))
+    direct = _direct(shape, moved, silicon, constants, on_matrix_units)
+    return np.asarray(constants.overhead_us * 1e-6 + np.minimum(tiled, direct))
+
+
+def _direct(
+    shape: ConvolutionShape, moved: Array, silicon: Silicon, constants: ConvolutionConstants, on_matrix_units: ArrayLike
+) -> Array:
+    """Seconds of groups on plain units without tiles; of one group there is no such kernel."""
+    # Plain units are stated against the peak in 16 bits, of which wider elements have their share.
+    share = np.where(on_matrix_units, silicon.vector_fraction * silicon.element_bytes / HALF_BYTES, 1.0)
+    plain = silicon.matmul_flops_per_second * share * DIRECT_FRACTION
+    moving = moved / (silicon.memory_bytes_per_second * constants.depthwise_fraction)
+    seconds = blend(shape.flops / plain, moving, np.asarray(constants.blend))
+    return np.asarray(np.where((shape.groups > 1) & ~_is_depthwise(shape), seconds, np.inf))
 
 
 def _is_depthwise(shape: ConvolutionShape) -> NDArray[np.bool_]:

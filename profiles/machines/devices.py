@@ -32,6 +32,7 @@ class Device:
     `memory_label_gb` in the name. Rates by precision: fp32 is the TF32 rate of the matrix units where they have it,
     else the plain one; `vector_tflops` is plain fp32 outside of them. `fast_domain` devices are joined by
     `link_gb_per_second` each, of which one pair sees `peer_gb_per_second`; `in_switch` links reduce on their way.
+    Cards that `reads_peers` are let read each other's memory over PCIe, without a copy in the host's.
     `host_gb_per_second` joins the device to its processor, whose memory has `host_memory_gb` for it;
     `host_memory_gb_per_second` is that of all hosts of a node.
     `num_multiprocessors` counts streaming multiprocessors or compute units.
@@ -57,6 +58,7 @@ class Device:
     in_switch: bool
     link_gb_per_second: float
     peer_gb_per_second: float
+    reads_peers: bool = False
     link_latency_us: float
     host_gb_per_second: float
     host_memory_gb: float = HOST_MEMORY_GB

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Elements of a vector that matrix units load at once.
+VECTOR = 8
+
 
 def linears(sizes: Sequence[int], last: bool = True) -> nn.Sequential:
     """Linears with rectifiers between; `last` without one."""
@@ -41,7 +44,10 @@ class Ncf(nn.Module):
 
 
 class Dlrm(nn.Module):
-    """26 tables and 13 numbers, their pairwise products, and a perceptron above."""
+    """26 tables and 13 numbers, their pairwise products, and a perceptron above.
+
+    The products' rows are padded to whole vectors, as kernels written for them do.
+    """
 
     def __init__(self, width: int = 128, rows: int = 100000, tables: int = 26) -> None:
         super().__init__()
@@ -54,7 +60,8 @@ class Dlrm(nn.Module):
     def forward(self, numbers: Tensor, words: Tensor) -> Tensor:
         """The loss of samples."""
         dense = self.bottom(numbers)
-        rows = torch.cat([dense[:, None], self.table(words).to(dense.dtype)], 1)
+        empty = torch.zeros(dense.shape[0], -(self.tables + 1) % VECTOR, self.width, dtype=dense.dtype)
+        rows = torch.cat([dense[:, None], self.table(words).to(dense.dtype), empty], 1)
         products = torch.bmm(rows, rows.transpose(1, 2)).flatten(1)
         pairs = products[:, : (self.tables + 1) * self.tables // 2]
         score = self.top(torch.cat([dense, pairs, dense[:, :1]], 1)).float()
