@@ -92,7 +92,7 @@ def build_task_part(
     """
     part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
     if mesh is not None and plan.tensor_parallel > 1:
-        part.summed = split_module(part.module, mesh["tensor"])
+        part.summed = split_module(part.module, mesh["tensor"]).summed
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
     if len(positions) > len(part.blocks):
