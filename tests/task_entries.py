@@ -15,24 +15,25 @@ from executor.run.subject import workload_of_task
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank, join_group
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task_loading import load_task
 from profiles.workloads.workload import Workload
+from tests.matrix.__main__ import OWN, models
 from tests.matrix.architectures import ARCHITECTURES
 
 SEED = 3
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+MODELS = {spec.name: (spec, size) for spec, size in models()}
 
 
 def subject(name: str) -> tuple[Workload, TaskSamples]:
-    """A tiny model of transformers as it is trained."""
-    architecture = BY_NAME[name]
-    task = load_task(architecture.spec, size=architecture.size)
+    """A tiny model of transformers, or a user's module, as it is trained."""
+    spec, size = MODELS[name]
+    task = load_task(spec, (OWN,), size=size)
     with torch.random.fork_rng(devices=[]):
         blocks = repeated_blocks(task.build())
-    spec = WorkloadSpec(kind="transformers", name=name, config=architecture.config, task=task.name)
+    spec = replace(spec, task=task.name)
     workload = workload_of_task(spec, task, len(blocks) + 2 if blocks else 1)
     return workload, TaskSamples(task=task, spec=spec, seed=SEED)
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from executor.axes.optimizer import LEARNING_RATE
+from executor.axes.task_part import split_of_task
 from executor.run.checkpoint_index import read_index
 from executor.run.measurement import RunFile
 from planner.plans import Plan
 from profiles import artifacts
+from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.ranks.launcher import launch
 from profiles.workloads.randomness import silence
 from tests.commands import outcome
 from tests.plan_builders import write_plan_file
-from tests.task_entries import BY_NAME, SEED, subject
+from tests.task_entries import BY_NAME, MODELS, SEED, subject
 
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -31,11 +33,12 @@ LAYOUTS: list[dict[str, Any]] = [
     {"pipeline_parallel": 2, "recompute": "full"},
 ]
 USUAL = ("bert_qa", "t5")
-# Whose library says how they are split.
-SPLIT = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "deepseek_v3", "gemma2", "gemma3", "glm4", "phi3",
-    "phi4", "gpt_neox", "llava", "qwen2_vl",
+# Of which nothing can be split: no two linears behind one another, or what is between them needs all features.
+WHOLE = (
+    "mamba2", "resnet", "efficientnet", "lstm", "gru", "translator", "convolutions", "depthwise", "unet", "autoencoder",
+    "towers",
 )  # fmt: skip
+SPLIT = tuple(name for name in MODELS if name not in WHOLE)
 TENSOR: list[dict[str, Any]] = [
     {"tensor_parallel": 2},
     {"tensor_parallel": 2, "recompute": "full"},
@@ -87,16 +90,26 @@ def test_transformers_own_modules_train_in_layouts() -> None:
 
 
 @pytest.mark.gloo
-def test_linears_are_split_as_the_library_says() -> None:
-    # It has norms of heads, whose gradients add up over the ranks.
-    check(["qwen3"], [TENSOR[1]])
+def test_linears_are_split_in_pairs() -> None:
+    # Norms of heads, a fused linear that is transposed, biases of heads that other blocks make, and those of a table.
+    check(["qwen3", "gpt2", "t5", "swin"], [TENSOR[1]])
 
 
 @pytest.mark.gloo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT)
-def test_every_architecture_with_a_plan_is_split(name: str) -> None:
+def test_every_model_with_pairs_is_split(name: str) -> None:
     check([name], TENSOR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_without_pairs_are_refused_by_name(name: str) -> None:
+    task = subject(name)[0].task
+    assert task is not None
+    torch.manual_seed(SEED)
+    with pytest.raises(PlanError, match="can be split in pairs"):
+        split_of_task(task.build().train(), task, 2)
 
 
 @pytest.mark.gloo

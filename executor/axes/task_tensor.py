@@ -1,35 +1,57 @@
-"""A task's module over the tensor axis, by the split that is found for it.
+"""A task's module over the tensor axis, by the split that is found for it and proven on a batch.
 
-Column-wise linears feed row-wise ones within a block, and everything around them stays whole on every rank: embeddings,
-heads, experts, norms. Heads that are normed with one weight on every rank have gradients that add up over the ranks.
+Linears that give features to each rank feed those that take them, and add up; everything around them stays whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_GATHERED, ROWS, ROWS_OF_WHOLE, Split, library_split
-
-STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
-    COLUMNS: ColwiseParallel,
-    ROWS: RowwiseParallel,
-    COLUMNS_GATHERED: lambda: ColwiseParallel(output_layouts=Replicate()),
-    ROWS_OF_WHOLE: lambda: RowwiseParallel(input_layouts=Replicate()),
-}
+from profiles.workloads.split_ranks import Ranks, run_as_rank
+from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, ROWS, Pieces, Split
 
 
-def split_module(module: nn.Module, mesh: DeviceMesh) -> Split:
-    """Split a module over the one axis of `mesh`, and say how.
+class _Group(Ranks):
+    """A rank of the tensor axis."""
 
-    Raises: PlanError where that is not known.
-    """
-    split = library_split(module, mesh.size())
+    def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__(mesh.get_local_rank())
+        self.mesh = mesh
+
+    def entered(self, path: str, value: Tensor) -> Tensor:
+        """The value; its gradients are summed over the ranks."""
+        whole = DTensor.from_local(value, self.mesh, (Replicate(),), run_check=False)
+        return whole.to_local(grad_placements=(Partial(),))
+
+    def added(self, path: str, value: Tensor, bias: Tensor | None) -> Tensor:
+        """The sum over the ranks, and the bias."""
+        parts = DTensor.from_local(value, self.mesh, (Partial(),), run_check=False)
+        total: Tensor = parts.redistribute(placements=(Replicate(),)).to_local()
+        return total if bias is None else total + bias
+
+    def part(self, parameter: Tensor, dim: int, pieces: Pieces) -> Tensor:
+        """What this rank holds of a weight."""
+        assert isinstance(parameter, DTensor)
+        return parameter.to_local()
+
+
+def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> None:
+    """Keep this rank's part of the weights that are split over the one axis of `mesh`, and run with it."""
+    for path, style in split.styles.items():
+        part = module.get_submodule(path)
+        dim = int((path in split.transposed) == (style != ROWS))
+        if style in (COLUMNS, COLUMNS_INSIDE, ROWS):
+            _shard(part, "weight", dim, mesh)
+        if style in (COLUMNS, COLUMNS_INSIDE) and part.bias is not None:
+            _shard(part, "bias", 0, mesh)
+    # For good: what would undo it is dropped.
+    run_as_rank(module, split, _Group(mesh)).pop_all()
+
+
+def _shard(part: nn.Module, name: str, dim: int, mesh: DeviceMesh) -> None:
+    whole = getattr(part, name)
     # Every rank has the same full weights already: nothing to broadcast.
-    styles = {path: STYLES[style]() for path, style in split.styles.items()}
-    parallelize_module(module, mesh, styles, src_data_rank=None)
-    return split
+    own = distribute_tensor(whole.detach(), mesh, (Shard(dim),), src_data_rank=None)
+    part.register_parameter(name, nn.Parameter(own, requires_grad=whole.requires_grad))

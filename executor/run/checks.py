@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from executor.axes.task_part import seeded_module, split_of_task
 from executor.legality import check_text
 from executor.run.own_data import WAYS
 from planner.legality import ModelFacts
@@ -14,10 +15,8 @@ from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.ranks.environment import ranks_per_host
-from profiles.tracing.module_copies import without_weights
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
-from profiles.workloads.tensor_splits import library_split
 from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
 
@@ -55,8 +54,9 @@ def check_task(plan: Plan, workload: Workload) -> None:
     if plan.tensor_parallel > 1:
         if plan.pipeline_parallel > 1:
             raise PlanError(f"plan {plan.id}: tensor_parallel with stages of {workload.spec.title}: not tried")
-        with foreign_code(workload.spec, f"{workload.spec.title} cannot be built"), without_weights():
-            library_split(workload.task.build(), plan.tensor_parallel)
+        module = seeded_module(workload.spec, workload.task, 0)
+        with foreign_code(workload.spec, f"plan {plan.id} of {workload.spec.title}"):
+            split_of_task(module, workload.task, plan.tensor_parallel)
     if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
         raise PlanError(
             f"plan {plan.id}: stages of {workload.spec.title} are whole, one on each rank, and so are their backward "
