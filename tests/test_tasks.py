@@ -112,6 +112,30 @@ def test_models_without_pairs_are_refused_by_name(name: str) -> None:
         split_of_task(task.build().train(), task, 2)
 
 
+def check_checkpoints(path: Path, model: str, pairs: list[tuple[Plan, Plan]], ranks: int) -> None:
+    told = {"model": model, "pairs": [[asdict(plan) for plan in pair] for pair in pairs], "folder": str(path)}
+    for before, after in launch("tests.task_entries:save_and_go_on", told, ranks, "cpu"):
+        assert after == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.gloo
+def test_a_split_task_goes_on_in_another_layout(tmp_path: Path) -> None:
+    # Parts of queries, keys and values stand rank by rank in one weight, and apart in the checkpoint.
+    split, sharded = plan(tensor_parallel=2), plan(zero_stage=3)
+    check_checkpoints(tmp_path, "gpt2", [(split, sharded), (sharded, split)], 2)
+    index = read_index(max((tmp_path / "0").glob("step-*")))
+    pieces = index.tensors["model.transformer.h.0.attn.c_attn.weight"].pieces
+    assert sorted(piece.offsets for piece in pieces) == [(0, 16 * at) for at in range(6)]
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_a_split_task_is_sharded_too(tmp_path: Path) -> None:
+    both = Plan(data_parallel=2, tensor_parallel=2, zero_stage=3, micro_batch_size=2, num_microbatches=2)
+    whole = Plan(data_parallel=4, micro_batch_size=2, num_microbatches=1)
+    check_checkpoints(tmp_path, "glm4", [(both, whole), (whole, both)], 4)
+
+
 @pytest.mark.gloo
 @pytest.mark.slow
 def test_stages_have_replicas() -> None:

@@ -147,7 +147,7 @@ def test_parts_of_a_fused_linear_are_the_rows_of_whole_heads() -> None:
     split = found(Fused)
     assert of_first(split) == {
         "out": (ROWS, HALVES),
-        "qkv": (CHOSEN, (((0, 4), (8, 12), (16, 20)), ((4, 8), (12, 16), (20, 24)))),
+        "qkv": (COLUMNS, (((0, 4), (8, 12), (16, 20)), ((4, 8), (12, 16), (20, 24)))),
     }
     assert split.attributes["blocks.0.0"] == {"heads": 2, "width": 4}
     assert "blocks.0.0.qkv" in split.transposed
@@ -197,7 +197,7 @@ def test_features_that_all_heads_come_from_enter_once() -> None:
 
 def test_a_gate_is_split_with_what_it_opens() -> None:
     own = of_first(found(Wide))
-    assert own["up"] == (CHOSEN, (((0, 8), (16, 24)), ((8, 16), (24, 32))))
+    assert own["up"] == (COLUMNS, (((0, 8), (16, 24)), ((8, 16), (24, 32))))
     assert own["down"] == (ROWS, (((0, 8),), ((8, 16),)))
 
 

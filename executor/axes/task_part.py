@@ -97,7 +97,7 @@ def build_task_part(
     part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
     if mesh is not None and plan.tensor_parallel > 1:
         split = split_of_task(part.module, task, plan.tensor_parallel)
-        split_module(part.module, split, mesh["tensor"])
+        part.rearranged = split_module(part.module, split, mesh["tensor"])
         part.summed = split.summed
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()

@@ -5,12 +5,15 @@ Linears that give features to each rank feed those that take them, and add up; e
 
 from __future__ import annotations
 
+import itertools
+
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from profiles.workloads.split_ranks import Ranks, run_as_rank
-from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, ROWS, Pieces, Split
+from profiles.workloads.split_ranks import Ranks, run_as_rank, taken
+from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, ROWS, OfRanks, Pieces, Split
 
 
 class _Group(Ranks):
@@ -37,21 +40,37 @@ class _Group(Ranks):
         return parameter.to_local()
 
 
-def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> None:
-    """Keep this rank's part of the weights that are split over the one axis of `mesh`, and run with it."""
+def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> dict[str, tuple[int, OfRanks]]:
+    """Keep this rank's part of the weights that are split over the one axis of `mesh`, and run with it.
+
+    Gives by name those that stand rank by rank, along which dimension, and each rank's pieces of the whole.
+    """
+    rearranged: dict[str, tuple[int, OfRanks]] = {}
     for path, style in split.styles.items():
-        part = module.get_submodule(path)
-        dim = int((path in split.transposed) == (style != ROWS))
-        if style in (COLUMNS, COLUMNS_INSIDE, ROWS):
-            _shard(part, "weight", dim, mesh)
-        if style in (COLUMNS, COLUMNS_INSIDE) and part.bias is not None:
-            _shard(part, "bias", 0, mesh)
+        part, pieces = module.get_submodule(path), split.pieces[path]
+        if style not in (COLUMNS, COLUMNS_INSIDE, ROWS):
+            continue
+        dims = {"weight": int((path in split.transposed) == (style != ROWS))}
+        if style != ROWS and part.bias is not None:
+            dims["bias"] = 0
+        for name, dim in dims.items():
+            _shard(part, name, dim, pieces, mesh)
+            if not _is_in_order(pieces):
+                rearranged[f"{path}.{name}"] = (dim, pieces)
     # For good: what would undo it is dropped.
     run_as_rank(module, split, _Group(mesh)).pop_all()
+    return rearranged
 
 
-def _shard(part: nn.Module, name: str, dim: int, mesh: DeviceMesh) -> None:
+def _is_in_order(pieces: OfRanks) -> bool:
+    """Whether the whole is what the ranks have, one behind the other."""
+    flat = [piece for own in pieces for piece in own]
+    return all(stop == start for (_, stop), (start, _) in itertools.pairwise(flat))
+
+
+def _shard(part: nn.Module, name: str, dim: int, pieces: OfRanks, mesh: DeviceMesh) -> None:
     whole = getattr(part, name)
+    by_rank = torch.cat([taken(whole.detach(), dim, own) for own in pieces], dim)
     # Every rank has the same full weights already: nothing to broadcast.
-    own = distribute_tensor(whole.detach(), mesh, (Shard(dim),), src_data_rank=None)
+    own = distribute_tensor(by_rank, mesh, (Shard(dim),), src_data_rank=None)
     part.register_parameter(name, nn.Parameter(own, requires_grad=whole.requires_grad))

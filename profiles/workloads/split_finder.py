@@ -94,8 +94,8 @@ class Block:
             given = filled(own)
             if given is None or (name in flow.lookups and are_whole(own)):
                 return None
-            is_apart = are_apart(own) and name in flow.linears and all(len(part) == 1 for part in given)
-            styles[name], pieces[name] = COLUMNS if is_apart else CHOSEN, given
+            styles[name] = COLUMNS if are_apart(own) and name in flow.linears else CHOSEN
+            pieces[name] = given
         if all(are_whole([by_dim[-1] for by_dim in masks[name]]) for name in feeding):
             return None
         parameters: dict[str, tuple[int, OfRanks]] = {}
