@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from profiles.errors import PlanError
 from profiles.workloads import split_ranks
+from profiles.workloads.experts import experts
 from profiles.workloads.split_proof import Failure, prove, with_numbers
 from profiles.workloads.split_ranks import Ranks, run_as_rank
 from profiles.workloads.split_search import find_split
-from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, ROWS, Split
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split
 
 WIDTH, HEADS, LENGTH = 8, 4, 6
 
@@ -98,6 +99,34 @@ class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.up(x).chunk(2, -1)
         return self.down(self.norm(functional.relu(gate) * up))
+
+
+class Mixture(nn.Module):
+    """Experts as transformers keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.has_gate = 4, False
+        self.up_proj = nn.Parameter(torch.randn(4, 2 * WIDTH, WIDTH) * 0.3)
+        self.down_proj = nn.Parameter(torch.randn(4, WIDTH, 2 * WIDTH) * 0.3)
+
+    def act_fn(self, x: Tensor) -> Tensor:
+        return functional.gelu(x)
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        return experts(self, hidden, index, weights)
+
+
+class Routed(nn.Module):
+    """Two of four experts for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(WIDTH, 4), Mixture()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, index = self.router(x.flatten(0, 1)).softmax(-1).topk(2, -1)
+        return self.experts(x.flatten(0, 1), index, weights).view(x.shape)
 
 
 class Model(nn.Module):
@@ -199,6 +228,19 @@ def test_a_gate_is_split_with_what_it_opens() -> None:
     own = of_first(found(Wide))
     assert own["up"] == (COLUMNS, (((0, 8), (16, 24)), ((8, 16), (24, 32))))
     assert own["down"] == (ROWS, (((0, 8),), ((8, 16),)))
+
+
+def test_experts_are_shared_out() -> None:
+    made, run = model(Routed)
+    split = find_split(made, run, 2)
+    assert of_first(split) == {"experts": (EXPERTS, (((0, 2),), ((2, 4),)))}
+    assert not split.summed
+    wrong = replace(split, pieces={**split.pieces, "blocks.1.0.experts": (((0, 2),), ((1, 3),))})
+    with with_numbers(made), pytest.raises(Failure, match="does not add up") as told:
+        prove(made, wrong, run)
+    assert told.value.path == "blocks.1.0.experts"
+    with pytest.raises(PlanError, match=r"blocks\.0\.0\.experts keeps its experts whole: 4 are no multiple of 3"):
+        find_split(made, run, 3)
 
 
 class Listening(Ranks):

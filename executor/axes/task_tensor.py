@@ -6,6 +6,7 @@ Linears that give features to each rank feed those that take them, and add up; e
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from profiles.workloads.split_ranks import Ranks, run_as_rank, taken
-from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, ROWS, OfRanks, Pieces, Split
+from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, OfRanks, Pieces, Split
 
 
 class _Group(Ranks):
@@ -32,7 +33,8 @@ class _Group(Ranks):
         """The sum over the ranks, and the bias."""
         parts = DTensor.from_local(value, self.mesh, (Partial(),), run_check=False)
         total: Tensor = parts.redistribute(placements=(Replicate(),)).to_local()
-        return total if bias is None else total + bias
+        # No view of what autograd may not see changed in place.
+        return total.clone() if bias is None else total + bias
 
     def part(self, parameter: Tensor, dim: int, pieces: Pieces) -> Tensor:
         """What this rank holds of a weight."""
@@ -48,18 +50,23 @@ def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> dict[str,
     rearranged: dict[str, tuple[int, OfRanks]] = {}
     for path, style in split.styles.items():
         part, pieces = module.get_submodule(path), split.pieces[path]
-        if style not in (COLUMNS, COLUMNS_INSIDE, ROWS):
-            continue
-        dims = {"weight": int((path in split.transposed) == (style != ROWS))}
-        if style != ROWS and part.bias is not None:
-            dims["bias"] = 0
-        for name, dim in dims.items():
+        for name, dim in _dims(part, style, path in split.transposed).items():
             _shard(part, name, dim, pieces, mesh)
             if not _is_in_order(pieces):
                 rearranged[f"{path}.{name}"] = (dim, pieces)
     # For good: what would undo it is dropped.
     run_as_rank(module, split, _Group(mesh)).pop_all()
     return rearranged
+
+
+def _dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:
+    """Along which dimension each parameter of a module is split, of those that are."""
+    if style == EXPERTS:
+        return {name: 0 for name, _ in part.named_parameters(recurse=False)}
+    if style == ROWS:
+        return {"weight": int(not is_transposed)}
+    dims = {"weight": int(is_transposed), "bias": 0} if style in (COLUMNS, COLUMNS_INSIDE) else {}
+    return {name: dim for name, dim in dims.items() if getattr(part, name) is not None}
 
 
 def _is_in_order(pieces: OfRanks) -> bool:

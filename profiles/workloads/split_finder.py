@@ -7,6 +7,7 @@ that modules keep, heads and widths, are divided where the sum over the ranks is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,13 @@ from torch.utils._pytree import tree_flatten
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.split_flow import Arguments, Flow, look, sources
 from profiles.workloads.split_influence import Masks, are_apart, are_whole, filled, influence, shares
-from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, ROWS, OfRanks, Split
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, OfRanks, Split
 
 # A feature that feeds nothing, as that of a unit which is off for all samples, is looked for in at most so many passes.
 MOST_PASSES = 12
+OF_EXPERTS = 3  # dimensions of a weight that holds those of every expert
+# What transformers calls mixtures with whose experts may be computed anywhere.
+GIVEN = ("tokens", "the experts of each", "their weights")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,6 +155,25 @@ class Block:
                 is_made = sources(value, made) & (trained | {id(tensor) for tensor in made})
                 (group.made if is_made else shared)[group.unit, key] = found
         group.split = replace(group.split, arguments=shared)
+
+
+def experts_of(module: nn.Module, degree: int) -> tuple[list[Group], list[str]]:
+    """Mixtures, with weights of all experts in one, that may be shared out; in a sentence each those that are not."""
+    found: list[Group] = []
+    left: list[str] = []
+    for path, part in module.named_modules():
+        counts = {own.shape[0] for own in part.parameters(recurse=False) if own.dim() > 0}
+        if sum(own.dim() == OF_EXPERTS for own in part.parameters(recurse=False)) < len(("up", "down")):
+            continue
+        if len(inspect.signature(part.forward).parameters) != len(GIVEN):
+            left.append(f"{path} keeps its experts whole: it is not called with {', '.join(GIVEN)}")
+            continue
+        if len(counts) != 1 or min(counts) % degree:
+            left.append(f"{path} keeps its experts whole: {', '.join(map(str, counts))} are no multiple of {degree}")
+            continue
+        split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(counts.pop(), degree)})
+        found.append(Group(rows=path, unit=path, split=split))
+    return found, left
 
 
 def _feeding(flow: Flow, rows: str) -> tuple[dict[str, list[Tensor]], list[Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from profiles.workloads.randomness import silence
 from profiles.workloads.split_ranks import Ranks, run_as_rank
-from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, ROWS, Split
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split
 
 # In fp32, of the largest number of a tensor, and of the largest around it: what cancels out leaves rounding alone.
 ROUNDING, ROUNDING_AROUND = 5e-5, 2e-6
@@ -143,11 +143,15 @@ def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -
 
         return _watched(value, note)
 
-    def call(value: Tensor) -> Tensor:
-        gave = forward(enter(value) if style == COLUMNS else value)
+    def call(value: Tensor, *others: Tensor) -> Tensor:
+        if style == EXPERTS:
+            index, weights = others
+            gave = forward(enter(value), index, enter(weights))
+        else:
+            gave = forward(enter(value) if style == COLUMNS else value)
         if style == CHOSEN:
             return enter(gave)
-        if style == ROWS:
+        if style in (ROWS, EXPERTS):
             seen.added.setdefault(path, []).append(gave.detach().clone())
             seen.order.append(path)
             gave = _watched(gave, size)
@@ -191,7 +195,7 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
     with _whole_run(module, split, whole):
         loss, gradients = _pass(module, named, run)
     biases: dict[str, Any] = {
-        path: module.get_submodule(path).bias for path, style in split.styles.items() if style == ROWS
+        path: module.get_submodule(path).bias if style == ROWS else None for path, style in split.styles.items()
     }
     ones = [_One(rank, whole) for rank in range(split.degree)]
     found = []
@@ -254,7 +258,7 @@ def _summed(split: Split, whole: Mapping[str, Tensor], ranks: list[dict[str, Ten
         owner, _, last = name.rpartition(".")
         parts, scale = [own[name] for own in ranks], owners[owner]
         style = split.styles.get(owner)
-        is_apart = style in (COLUMNS, COLUMNS_INSIDE) or (style == ROWS and last == "weight")
+        is_apart = style in (COLUMNS, COLUMNS_INSIDE, EXPERTS) or (style == ROWS and last == "weight")
         total = sum(parts[1:], parts[0])
         is_same = not is_apart and max(_largest([part - wanted]) for part in parts) <= _largest([total - wanted])
         if not all(_close(part, wanted, scale, least[owner]) for part in (parts if is_same else [total])):

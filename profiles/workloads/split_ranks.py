@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, ROWS, Pieces, Split
+from profiles.workloads.experts import Compute, set_dispatch
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Pieces, Split
 
 
 class Ranks:
@@ -106,11 +107,38 @@ def _rows(split: Split, ranks: Ranks, path: str, part: Any, forward: Any, value:
 
 
 def _chosen(split: Split, ranks: Ranks, path: str, part: Any, forward: Any, value: Tensor) -> Tensor:
-    return taken(ranks.entered(path, forward(value)), -1, split.pieces[path][ranks.rank])
+    pieces = split.pieces[path][ranks.rank]
+    own = taken(ranks.entered(path, forward(value)), -1, pieces)
+    # No view of what autograd may not see changed in place.
+    return own.clone() if len(pieces) == 1 else own
+
+
+def _experts(
+    split: Split, ranks: Ranks, path: str, part: Any, forward: Any, hidden: Tensor, index: Tensor, weights: Tensor
+) -> Tensor:
+    pieces = split.pieces[path][ranks.rank]
+    names = [name for name, _ in part.named_parameters(recurse=False)]
+    set_dispatch(part, functools.partial(_own_experts, pieces[0]))
+    for name in names:
+        # Found before the parameter, which stays registered.
+        part.__dict__[name] = ranks.part(getattr(part, name), 0, pieces)
+    try:
+        answers = forward(ranks.entered(path, hidden), index, ranks.entered(path, weights))
+    finally:
+        for name in (*names, "dispatch"):
+            del part.__dict__[name]
+    return ranks.added(path, answers, None)
+
+
+def _own_experts(own: tuple[int, int], compute: Compute, tokens: Tensor, counts: list[int]) -> Tensor:
+    """What the experts from the first to before the last of `own` make of their rows, and zeros for all others."""
+    before, inside = sum(counts[: own[0]]), sum(counts[own[0] : own[1]])
+    answers = compute(tokens.narrow(0, before, inside), counts[own[0] : own[1]])
+    return functional.pad(answers, (0, 0, before, len(tokens) - before - inside))
 
 
 _WAYS: dict[str, Callable[..., Tensor]] = {
-    COLUMNS: _columns, COLUMNS_INSIDE: _columns, ROWS: _rows, CHOSEN: _chosen,
+    COLUMNS: _columns, COLUMNS_INSIDE: _columns, ROWS: _rows, CHOSEN: _chosen, EXPERTS: _experts,
 }  # fmt: skip
 
 

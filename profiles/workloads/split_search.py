@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from profiles.errors import PlanError
-from profiles.workloads.split_finder import Block, Group, called_blocks
+from profiles.workloads.split_finder import Block, Group, called_blocks, experts_of
 from profiles.workloads.split_numbers import Numbers, divided_numbers
 from profiles.workloads.split_proof import Failure, prove, with_numbers
 from profiles.workloads.tensor_splits import Split, joined
@@ -39,8 +39,8 @@ def find_split(module: nn.Module, run: Callable[[nn.Module], Tensor], degree: in
 
 def _groups(module: nn.Module, run: Callable[[nn.Module], Tensor], degree: int) -> tuple[list[Group], list[str]]:
     """Groups of linears that may be split together, none in two of them, and in a sentence each what cannot be."""
-    found: list[Group] = []
-    left: list[str] = []
+    found, left = experts_of(module, degree)
+    failed: dict[str, str] = {}
     likely: dict[tuple[object, ...], Numbers] = {}
     for path, (called, trained) in called_blocks(module, run).items():
         block, used = Block(module, path, called, trained, degree), set[str]()
@@ -50,13 +50,15 @@ def _groups(module: nn.Module, run: Callable[[nn.Module], Tensor], degree: int) 
             kind = (type(module.get_submodule(group.unit)), group.rows.removeprefix(group.unit))
             numbers = divided_numbers(module, block.flow(), group, _at(likely.get(kind), group.unit))
             if numbers is None:
-                left.append(f"{group.unit} splits into no equal parts: {group.rows} needs the features of all")
+                failed[group.rows] = f"{group.unit} splits into no equal parts: {group.rows} needs the features of all"
                 continue
             likely[kind] = {name.removeprefix(group.unit): own for name, own in numbers.items()}
             group.split = replace(group.split, attributes=numbers)
             found.append(group)
             used |= set(group.split.styles)
-    return found, left
+    # What takes features of some may give features to others.
+    split = set[str]().union(*(group.split.styles for group in found))
+    return found, left + [words for rows, words in failed.items() if rows not in split]
 
 
 def _at(numbers: Numbers | None, unit: str) -> Numbers | None:

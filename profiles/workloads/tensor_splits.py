@@ -21,17 +21,20 @@ COLUMNS_INSIDE = "columns inside"
 ROWS = "rows"
 # Whole on every rank, which goes on with a part of what it gives; a lookup, or a linear whose parts ranks share.
 CHOSEN = "chosen"
+# Experts of a mixture, each whole on one rank, of which every rank has a sum to add up.
+EXPERTS = "experts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """A module over `degree` ranks.
 
-    `styles` are ways of linears by path, `pieces` the features that each rank has of what they give, or, of ROWS, are
-    given; `transposed` those whose weights have inputs first. `parameters` are others of which a rank uses a part, and
-    `arguments` what a module is called with, by path and name or place: along which dimension, which part. `attributes`
-    are numbers that modules, by path, keep of what a rank has: heads, widths. `summed` are names of parameters whose
-    gradients add up over the ranks. `left_whole` says in a sentence each what is not split, and why.
+    `styles` are ways of linears and mixtures by path, `pieces` the features that each rank has of what they give, or,
+    of ROWS, are given, or its experts; `transposed` those whose weights have inputs first. `parameters` are others of
+    which a rank uses a part, and `arguments` what a module is called with, by path and name or place: along which
+    dimension, which part. `attributes` are numbers that modules, by path, keep of what a rank has: heads, widths; one
+    of a configuration of theirs is "config.name". `summed` are names of parameters whose gradients add up over the
+    ranks. `left_whole` says in a sentence each what is not split, and why.
     """
 
     degree: int
