@@ -243,6 +243,12 @@ def test_experts_are_shared_out() -> None:
         find_split(made, run, 3)
 
 
+def test_weights_that_others_have_too_stay_whole() -> None:
+    made, run = model(Wide, mlp)
+    made.blocks[1]["1"][0].weight = made.blocks[0]["1"][0].weight
+    assert {path.rpartition(".")[0] for path in find_split(made, run, 2).styles} == {"blocks.0.0", "blocks.1.0"}
+
+
 class Listening(Ranks):
     """A rank whose parts are kept."""
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
-from executor.axes.task_tensor import split_module
+from executor.axes.task_tensor import agreed, split_module
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
@@ -96,7 +96,7 @@ def build_task_part(
     """
     part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
     if mesh is not None and plan.tensor_parallel > 1:
-        split = split_of_task(part.module, task, plan.tensor_parallel)
+        split = agreed(split_of_task(part.module, task, plan.tensor_parallel), mesh["tensor"])
         part.rearranged = split_module(part.module, split, mesh["tensor"])
         part.summed = split.summed
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.

@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -57,6 +58,14 @@ def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> dict[str,
     # For good: what would undo it is dropped.
     run_as_rank(module, split, _Group(mesh)).pop_all()
     return rearranged
+
+
+def agreed(split: Split, mesh: DeviceMesh) -> Split:
+    """The split that the first rank found; collective. Another machine may round what is just close enough."""
+    told: list[Any] = [split]
+    dist.broadcast_object_list(told, group=mesh.get_group(), group_src=0)
+    found: Split = told[0]
+    return found
 
 
 def _dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:

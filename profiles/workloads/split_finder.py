@@ -8,6 +8,7 @@ that modules keep, heads and widths, are divided where the sum over the ranks is
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -68,6 +69,7 @@ class Block:
     def __init__(self, module: nn.Module, path: str, called: Arguments, trained: list[bool], degree: int) -> None:
         self.module, self.path, self.called, self.trained, self.degree = module, path, called, trained, degree
         self.flows: list[Flow] = []
+        self.shared = _in_several(module)
 
     def flow(self, number: int = 0) -> Flow:
         """What a pass showed, each with other numbers."""
@@ -79,7 +81,12 @@ class Block:
     def candidates(self) -> list[Group]:
         """Groups of linears that may be split, in the order in which they run; a linear may be in several."""
         found = (self._group(rows) for rows in dict.fromkeys(self.flow().order))
-        return [group for group in found if group is not None]
+        return [group for group in found if group is not None and not self._is_shared(group)]
+
+    def _is_shared(self, group: Group) -> bool:
+        """Whether another module has one of the weights too, and would keep it as it was."""
+        owned = (self.module.get_submodule(path).parameters() for path in group.split.styles)
+        return any(id(own) in self.shared for parameters in owned for own in parameters)
 
     def _group(self, rows: str) -> Group | None:
         """What is split together with a linear that takes features, if its features have places on ranks."""
@@ -162,18 +169,24 @@ def experts_of(module: nn.Module, degree: int) -> tuple[list[Group], list[str]]:
     found: list[Group] = []
     left: list[str] = []
     for path, part in module.named_modules():
-        counts = {own.shape[0] for own in part.parameters(recurse=False) if own.dim() > 0}
-        if sum(own.dim() == OF_EXPERTS for own in part.parameters(recurse=False)) < len(("up", "down")):
+        counts = [own.shape[0] for own in part.parameters(recurse=False) if own.dim() == OF_EXPERTS]
+        if len(counts) < len(("up", "down")) or len(set(counts)) > 1 or counts[0] == 1:
             continue
         if len(inspect.signature(part.forward).parameters) != len(GIVEN):
             left.append(f"{path} keeps its experts whole: it is not called with {', '.join(GIVEN)}")
             continue
-        if len(counts) != 1 or min(counts) % degree:
-            left.append(f"{path} keeps its experts whole: {', '.join(map(str, counts))} are no multiple of {degree}")
+        if counts[0] % degree:
+            left.append(f"{path} keeps its experts whole: {counts[0]} are no multiple of {degree}")
             continue
-        split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(counts.pop(), degree)})
+        split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(counts[0], degree)})
         found.append(Group(rows=path, unit=path, split=split))
     return found, left
+
+
+def _in_several(module: nn.Module) -> set[int]:
+    """The ids of parameters that more than one module has."""
+    found = Counter(id(own) for part in module.modules() for own in part.parameters(recurse=False))
+    return {number for number, count in found.items() if count > 1}
 
 
 def _feeding(flow: Flow, rows: str) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
