@@ -37,6 +37,7 @@ from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
 from profiles.ranks.rank import Rank
 from profiles.workloads.randomness import silence
+from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import Workload
 
 
@@ -72,6 +73,7 @@ class Trainer:
         self.buffers: dict[str, Tensor] = {}
         self.reductions: list[Reduction] = []
         self.draws, self.summed = False, frozenset[str]()
+        self.rearranged: dict[str, tuple[int, OfRanks]] = {}
         for index in stages_of(plan, self.place.pipeline):
             stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
             if adapt is not None:
@@ -80,6 +82,7 @@ class Trainer:
                 silence(stage)
             self.draws |= stage.draws
             self.summed |= stage.summed
+            self.rearranged |= stage.rearranged
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
             self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None

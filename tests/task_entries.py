@@ -3,36 +3,39 @@
 import gc
 import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from executor.mesh import Meshes
+from executor.run.checkpoint import progress_of, restore, save
 from executor.run.own_data import TaskSamples
 from executor.run.reference import check_losses, first_steps, reference_of
 from executor.run.subject import workload_of_task
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate
-from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank, join_group
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task_loading import load_task
 from profiles.workloads.workload import Workload
+from tests.matrix.__main__ import OWN, models
 from tests.matrix.architectures import ARCHITECTURES
 
 SEED = 3
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+MODELS = {spec.name: (spec, size) for spec, size in models()}
 
 
 def subject(name: str) -> tuple[Workload, TaskSamples]:
-    """A tiny model of transformers as it is trained."""
-    architecture = BY_NAME[name]
-    task = load_task(architecture.spec, size=architecture.size)
+    """A tiny model of transformers, or a user's module, as it is trained."""
+    spec, size = MODELS[name]
+    task = load_task(spec, (OWN,), size=size)
     with torch.random.fork_rng(devices=[]):
         blocks = repeated_blocks(task.build())
-    spec = WorkloadSpec(kind="transformers", name=name, config=architecture.config, task=task.name)
+    spec = replace(spec, task=task.name)
     workload = workload_of_task(spec, task, len(blocks) + 2 if blocks else 1)
     return workload, TaskSamples(task=task, spec=spec, seed=SEED)
 
@@ -81,3 +84,35 @@ def _of_model(name: str, plans: list[Plan], rank: Rank, meshes: Meshes) -> list[
         trainer = None
         gc.collect()
     return found
+
+
+def save_and_go_on(payload: dict[str, Any]) -> list[list[list[float]]]:
+    """Per pair of plans, mean losses of the first behind where it is saved, and of the second from there."""
+    workload, samples = subject(payload["model"])
+    found = []
+    with join_group("cpu") as rank:
+        meshes = Meshes("cpu")
+        for number, pair in enumerate(payload["pairs"]):
+            first, second = (validate(fields, Plan, "the test") for fields in pair)
+            trainer = Trainer(first, workload, rank, SEED, meshes.of(first), is_silent=True)
+            _go_on(trainer, samples, 0)
+            path = save(Path(payload["folder"]) / str(number), progress_of(first, workload, SEED, 1), trainer)
+            losses = [_go_on(trainer, samples, 1)]
+            # Another seed: what is not restored would show.
+            trainer = Trainer(second, workload, rank, SEED + 1, meshes.of(second), is_silent=True)
+            restore(path, trainer)
+            losses.append(_go_on(trainer, samples, 1))
+            found.append(losses)
+    return found
+
+
+def _go_on(trainer: Trainer, samples: TaskSamples, first: int) -> list[float]:
+    """Mean losses of the ranks in two steps."""
+    means = []
+    for step in (first, first + 1):
+        loss, _ = trainer.step(*samples.batch(step, trainer.plan.global_batch_size))
+        assert loss is not None
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        means.append(float(total) / dist.get_world_size())
+    return means

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from executor.axes.optimizer import LEARNING_RATE
+from executor.axes.task_part import split_of_task
 from executor.run.checkpoint_index import read_index
 from executor.run.measurement import RunFile
 from planner.plans import Plan
 from profiles import artifacts
+from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.ranks.launcher import launch
 from profiles.workloads.randomness import silence
 from tests.commands import outcome
 from tests.plan_builders import write_plan_file
-from tests.task_entries import BY_NAME, SEED, subject
+from tests.task_entries import BY_NAME, MODELS, SEED, subject
 
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -31,11 +33,12 @@ LAYOUTS: list[dict[str, Any]] = [
     {"pipeline_parallel": 2, "recompute": "full"},
 ]
 USUAL = ("bert_qa", "t5")
-# Whose library says how they are split.
-SPLIT = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "deepseek_v3", "gemma2", "gemma3", "glm4", "phi3",
-    "phi4", "gpt_neox", "llava", "qwen2_vl",
+# Of which nothing can be split: no two linears behind one another, or what is between them needs all features.
+WHOLE = (
+    "mamba2", "resnet", "efficientnet", "lstm", "gru", "translator", "convolutions", "depthwise", "unet", "autoencoder",
+    "towers",
 )  # fmt: skip
+SPLIT = tuple(name for name in MODELS if name not in WHOLE)
 TENSOR: list[dict[str, Any]] = [
     {"tensor_parallel": 2},
     {"tensor_parallel": 2, "recompute": "full"},
@@ -55,6 +58,10 @@ def check(names: list[str], layouts: list[dict[str, Any]]) -> None:
     cases = [(name, [asdict(plan(**fields)) for fields in layouts]) for name in names]
     results = launch("tests.task_entries:train", {"cases": cases}, 2, "cpu")
     assert [result["case"] for result in results if result["status"] != "passed"] == [], results
+    if "tensor_parallel" in layouts[0]:
+        # Sums of two halves, in fp32; points of masks that losses are taken at depend on the last bit.
+        assert max(result["loss"] for result in results) < 1e-6
+        assert max(result["norm"] for result in results) < 1e-5
     for name, result in zip(names, results[:: len(layouts)], strict=True):
         if name in USUAL:
             assert result["reference"] == pytest.approx(plain_losses(name), rel=1e-6)
@@ -87,16 +94,50 @@ def test_transformers_own_modules_train_in_layouts() -> None:
 
 
 @pytest.mark.gloo
-def test_linears_are_split_as_the_library_says() -> None:
-    # It has norms of heads, whose gradients add up over the ranks.
-    check(["qwen3"], [TENSOR[1]])
+def test_linears_are_split_in_pairs() -> None:
+    # A fused linear that is transposed, biases of heads that another block makes, and those of a table.
+    check(["gpt2", "t5", "swin"], [TENSOR[1]])
 
 
 @pytest.mark.gloo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT)
-def test_every_architecture_with_a_plan_is_split(name: str) -> None:
+def test_every_model_with_pairs_is_split(name: str) -> None:
     check([name], TENSOR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_without_pairs_are_refused_by_name(name: str) -> None:
+    task = subject(name)[0].task
+    assert task is not None
+    torch.manual_seed(SEED)
+    with pytest.raises(PlanError, match="can be split in pairs"):
+        split_of_task(task.build().train(), task, 2)
+
+
+def check_checkpoints(path: Path, model: str, pairs: list[tuple[Plan, Plan]], ranks: int) -> None:
+    told = {"model": model, "pairs": [[asdict(plan) for plan in pair] for pair in pairs], "folder": str(path)}
+    for before, after in launch("tests.task_entries:save_and_go_on", told, ranks, "cpu"):
+        assert after == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.gloo
+def test_a_split_task_goes_on_in_another_layout(tmp_path: Path) -> None:
+    # Parts of queries, keys and values stand rank by rank in one weight, and apart in the checkpoint.
+    split, sharded = plan(tensor_parallel=2), plan(zero_stage=3)
+    check_checkpoints(tmp_path, "gpt2", [(split, sharded), (sharded, split)], 2)
+    index = read_index(max((tmp_path / "0").glob("step-*")))
+    pieces = index.tensors["model.transformer.h.0.attn.c_attn.weight"].pieces
+    assert sorted(piece.offsets for piece in pieces) == [(0, 16 * at) for at in range(6)]
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_a_split_task_is_sharded_too(tmp_path: Path) -> None:
+    both = Plan(data_parallel=2, tensor_parallel=2, zero_stage=3, micro_batch_size=2, num_microbatches=2)
+    whole = Plan(data_parallel=4, micro_batch_size=2, num_microbatches=1)
+    check_checkpoints(tmp_path, "glm4", [(both, whole), (whole, both)], 4)
 
 
 @pytest.mark.gloo
@@ -169,6 +210,17 @@ def test_what_a_task_cannot_do_is_refused(tmp_path: Path, fields: dict[str, Any]
     code, said = outcome("execute", path, "--trust-module", "tests.own_task_module")
     assert code == 2
     assert next(iter(fields)) in said
+
+
+@pytest.mark.gloo
+def test_what_is_not_split_is_said(tmp_path: Path) -> None:
+    spec = WorkloadSpec(kind="module", name="gpt", factory="tests.matrix.user_modules:gpt", task="gpt")
+    path = write_plan_file(tmp_path / "plan.json", plan(tensor_parallel=2), spec=spec, num_layers=6)
+    result = executed(path, "--trust-module", "tests.matrix.user_modules")
+    assert result.runs[0].measurement.loss_check.status == "passed"
+    # It has its number of heads in its code.
+    said = "on every rank whole: blocks.0 splits into no equal parts: blocks.0.out needs the features of all and 3 more"
+    assert any(said in note for note in result.notes)
 
 
 @pytest.mark.gloo

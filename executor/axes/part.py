@@ -7,18 +7,21 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.tensor_splits import OfRanks
 
 
 class Part(nn.Module):
     """A part of a model that one rank runs; `draws` tells whether it draws random numbers while it trains.
 
-    `summed` are global names of parameters whose gradients add up over the ranks of the tensor axis.
+    `summed` are global names of parameters whose gradients add up over the ranks of the tensor axis; `rearranged` those
+    that stand rank by rank there, with the dimension and every rank's pieces of the whole.
     """
 
     def __init__(self, precision: str, device_kind: str, draws: bool) -> None:
         super().__init__()
         self.precision, self.device_kind, self.draws = precision, device_kind, draws
         self.summed: frozenset[str] = frozenset()
+        self.rearranged: dict[str, tuple[int, OfRanks]] = {}
 
     @property
     def units(self) -> Iterable[nn.Module]:

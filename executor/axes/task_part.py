@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
-from executor.axes.task_tensor import split_module
+from executor.axes.task_tensor import agreed, split_module
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
@@ -24,9 +24,13 @@ from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
 from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.split_search import find_split
 from profiles.workloads.task import Batch, Task
+from profiles.workloads.tensor_splits import Split
 
 PREFIX = "module."
+# In the batch that a split is proven on; norms over a batch need two.
+SAMPLES = 2
 
 
 class TaskPart(Part):
@@ -92,7 +96,9 @@ def build_task_part(
     """
     part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
     if mesh is not None and plan.tensor_parallel > 1:
-        part.summed = split_module(part.module, mesh["tensor"])
+        split = agreed(split_of_task(part.module, task, plan.tensor_parallel), mesh["tensor"])
+        part.rearranged = split_module(part.module, split, mesh["tensor"])
+        part.summed = split.summed
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
     positions = recomputed_layers(plan, 0, num_layers) if plan.recompute == "full" else ()
     if len(positions) > len(part.blocks):
@@ -112,6 +118,21 @@ def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
         torch.manual_seed(seed)
         return task.build().train()
+
+
+def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:
+    """The split of a task's module over `degree` ranks, proven on a batch.
+
+    Raises: PlanError where there is none.
+    """
+    device = next(module.parameters()).device
+    batch = on_device(task.collate(task.batches(0, SAMPLES)), device)
+
+    def run(module: nn.Module) -> Tensor:
+        with computing("fp32", device.type):
+            return task.loss(module, batch)
+
+    return find_split(module, run, degree)
 
 
 @contextlib.contextmanager

@@ -1,88 +1,92 @@
-"""A task's module over the tensor axis, by the plan that its library has for it: a module says which linears are split.
+"""A task's module over the tensor axis, by the split that is found for it and proven on a batch.
 
-Column-wise linears feed row-wise ones within a block, and everything around them stays whole on every rank: embeddings,
-heads, experts, norms. Heads that are normed with one weight on every rank have gradients that add up over the ranks.
+Linears that give features to each rank feed those that take them, and add up; everything around them stays whole.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+import itertools
 from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from profiles.errors import PlanError
-
-# By the library's words for them.
-STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
-    "colwise": ColwiseParallel,
-    "rowwise": RowwiseParallel,
-    "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
-    "rowwise_split_input": lambda: RowwiseParallel(input_layouts=Replicate()),
-}
-SUMMED = "replicated_with_grad_allreduce"
-# Left whole, which is right wherever they stand: what is around them is whole.
-WHOLE = ("embedding_rowwise", "moe_tp_experts", "packed_colwise", "packed_rowwise")
-HEAD = re.compile(r"(^|\.)(lm_head|embed_out)$")
+from profiles.workloads.split_ranks import Ranks, run_as_rank, taken
+from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, OfRanks, Pieces, Split
 
 
-def library_plan(module: nn.Module, degree: int) -> dict[str, str]:
-    """The library's words for each submodule that is split or summed, by path.
+class _Group(Ranks):
+    """A rank of the tensor axis."""
 
-    Raises: PlanError that names what there is none for.
+    def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__(mesh.get_local_rank())
+        self.mesh = mesh
+
+    def entered(self, path: str, value: Tensor) -> Tensor:
+        """The value; its gradients are summed over the ranks."""
+        whole = DTensor.from_local(value, self.mesh, (Replicate(),), run_check=False)
+        return whole.to_local(grad_placements=(Partial(),))
+
+    def added(self, path: str, value: Tensor, bias: Tensor | None) -> Tensor:
+        """The sum over the ranks, and the bias."""
+        parts = DTensor.from_local(value, self.mesh, (Partial(),), run_check=False)
+        total: Tensor = parts.redistribute(placements=(Replicate(),)).to_local()
+        # No view of what autograd may not see changed in place.
+        return total.clone() if bias is None else total + bias
+
+    def part(self, parameter: Tensor, dim: int, pieces: Pieces) -> Tensor:
+        """What this rank holds of a weight."""
+        assert isinstance(parameter, DTensor)
+        return parameter.to_local()
+
+
+def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> dict[str, tuple[int, OfRanks]]:
+    """Keep this rank's part of the weights that are split over the one axis of `mesh`, and run with it.
+
+    Gives by name those that stand rank by rank, along which dimension, and each rank's pieces of the whole.
     """
-    name = type(module).__name__
-    given = getattr(module, "tp_plan", None) or {}
-    found: dict[str, str] = {}
-    parts = dict(module.named_modules())
-    for pattern, style in given.items():
-        wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
-        for path in (path for path in parts if wanted.fullmatch(path)):
-            if style in WHOLE or HEAD.search(path) or ".experts." in f"{path}.":
-                continue
-            if style not in STYLES and style != SUMMED:
-                raise PlanError(
-                    f"tensor_parallel={degree}: {path} of {name} is to be split as {style}, which is not tried"
-                )
-            if style in STYLES and not isinstance(parts[path], nn.Linear):
-                raise PlanError(f"tensor_parallel={degree}: {path} of {name} is no linear layer, and cannot be split")
-            found[path] = style
-    if not any(style in STYLES for style in found.values()):
-        raise PlanError(f"tensor_parallel={degree}: its library does not say how {name} is split, use data_parallel")
-    _check_sizes(module, found, degree)
+    rearranged: dict[str, tuple[int, OfRanks]] = {}
+    for path, style in split.styles.items():
+        part, pieces = module.get_submodule(path), split.pieces[path]
+        for name, dim in _dims(part, style, path in split.transposed).items():
+            _shard(part, name, dim, pieces, mesh)
+            if not _is_in_order(pieces):
+                rearranged[f"{path}.{name}"] = (dim, pieces)
+    # For good: what would undo it is dropped.
+    run_as_rank(module, split, _Group(mesh)).pop_all()
+    return rearranged
+
+
+def agreed(split: Split, mesh: DeviceMesh) -> Split:
+    """The split that the first rank found; collective. Another machine may round what is just close enough."""
+    told: list[Any] = [split]
+    dist.broadcast_object_list(told, group=mesh.get_group(), group_src=0)
+    found: Split = told[0]
     return found
 
 
-def _check_sizes(module: nn.Module, styles: Mapping[str, str], degree: int) -> None:
-    config: Any = getattr(module, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for what in ("num_attention_heads", "num_key_value_heads"):
-        if (getattr(text, what, None) or 0) % degree:
-            raise PlanError(f"tensor_parallel={degree}: {what}={getattr(text, what)} is no multiple")
-    for path, style in styles.items():
-        linear = module.get_submodule(path)
-        if isinstance(linear, nn.Linear):
-            side = linear.out_features if style.startswith("colwise") else linear.in_features
-            if side % degree:
-                raise PlanError(f"tensor_parallel={degree}: {side} features of {path} are no multiple")
+def _dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:
+    """Along which dimension each parameter of a module is split, of those that are."""
+    if style == EXPERTS:
+        return {name: 0 for name, _ in part.named_parameters(recurse=False)}
+    if style == ROWS:
+        return {"weight": int(not is_transposed)}
+    dims = {"weight": int(is_transposed), "bias": 0} if style in (COLUMNS, COLUMNS_INSIDE) else {}
+    return {name: dim for name, dim in dims.items() if getattr(part, name) is not None}
 
 
-def split_module(module: nn.Module, mesh: DeviceMesh) -> frozenset[str]:
-    """Split a module over the one axis of `mesh`; names of parameters whose gradients add up over its ranks.
+def _is_in_order(pieces: OfRanks) -> bool:
+    """Whether the whole is what the ranks have, one behind the other."""
+    flat = [piece for own in pieces for piece in own]
+    return all(stop == start for (_, stop), (start, _) in itertools.pairwise(flat))
 
-    Raises: PlanError where that is not known.
-    """
-    styles = library_plan(module, mesh.size())
-    ways = {path: STYLES[style]() for path, style in styles.items() if style in STYLES}
+
+def _shard(part: nn.Module, name: str, dim: int, pieces: OfRanks, mesh: DeviceMesh) -> None:
+    whole = getattr(part, name)
+    by_rank = torch.cat([taken(whole.detach(), dim, own) for own in pieces], dim)
     # Every rank has the same full weights already: nothing to broadcast.
-    parallelize_module(module, mesh, ways, src_data_rank=None)
-    return frozenset(
-        f"{path}.{name}"
-        for path, style in styles.items()
-        if style == SUMMED
-        for name, _ in module.get_submodule(path).named_parameters()
-    )
+    own = distribute_tensor(by_rank, mesh, (Shard(dim),), src_data_rank=None)
+    part.register_parameter(name, nn.Parameter(own, requires_grad=whole.requires_grad))

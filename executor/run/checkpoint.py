@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from executor.axes.experts import placed_expert
 from executor.run.checkpoint_index import FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.checkpoint_pieces import in_pieces
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
@@ -30,6 +31,7 @@ from profiles.errors import ArtifactError, InputError
 from profiles.files import write_text
 from profiles.inputs.foreign import read_json
 from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import Workload
 
 FOLDER = re.compile(r"step-(\d{8})")
@@ -196,24 +198,27 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
     for name, parameter in trainer.named_parameters.items():
-        state[f"model.{name}"] = _placed(parameter, parameter)
+        state[f"model.{name}"] = _placed(parameter, parameter, trainer.rearranged.get(name))
         if not trainer.updates(parameter):
             continue
         own = moments.setdefault(parameter, {})
         if not own:
             own["step"] = torch.zeros((), dtype=torch.float32)
             own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-        state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+        state |= {
+            f"optimizer.{key}.{name}": _placed(value, parameter, trainer.rearranged.get(name))
+            for key, value in own.items()
+        }
     return state
 
 
-def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """`value` with its place in the whole tensor, where it is a part that does not know it.
+def _placed(value: Tensor, parameter: nn.Parameter, rearranged: tuple[int, OfRanks] | None) -> Tensor:
+    """`value` with its place in the whole tensor, where it is a part that does not know it, or stands in another order.
 
     DDP keeps the local parts of DTensors under the attribute `_st_info`.
     """
     value = placed_expert(value.detach(), parameter)
     layout = getattr(parameter, "_st_info", None)
-    if layout is None or isinstance(value, DTensor) or value.dim() == 0:
-        return value
-    return DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)
+    if layout is not None and not isinstance(value, DTensor) and value.dim() > 0:
+        value = DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)
+    return value if rearranged is None or value.dim() == 0 else in_pieces(value, *rearranged)

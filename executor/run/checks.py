@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from executor.axes.task_tensor import library_plan
+from executor.axes.task_part import seeded_module, split_of_task
 from executor.legality import check_text
 from executor.run.own_data import WAYS
 from planner.legality import ModelFacts
@@ -15,7 +15,6 @@ from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.ranks.environment import ranks_per_host
-from profiles.tracing.module_copies import without_weights
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
 from profiles.workloads.trust import is_factory
@@ -41,27 +40,34 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
     )
 
 
-def check_task(plan: Plan, workload: Workload) -> None:
-    """Check that a task's module can be trained as the plan says.
+def check_task(plan: Plan, workload: Workload, device_kind: str) -> list[str]:
+    """Check that a task's module can be trained as the plan says; notes on what of it is left whole.
 
     Raises: PlanError.
     """
     if workload.task is None:
-        return
+        return []
     if plan.precision == "fp8":
         raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
     if plan.compiled:
         raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
-    if plan.tensor_parallel > 1:
-        if plan.pipeline_parallel > 1:
-            raise PlanError(f"plan {plan.id}: tensor_parallel with stages of {workload.spec.title}: not tried")
-        with foreign_code(workload.spec, f"{workload.spec.title} cannot be built"), without_weights():
-            library_plan(workload.task.build(), plan.tensor_parallel)
+    notes: list[str] = []
+    if plan.tensor_parallel > 1 and plan.pipeline_parallel > 1:
+        raise PlanError(f"plan {plan.id}: tensor_parallel with stages of {workload.spec.title}: not tried")
+    if plan.tensor_parallel > 1 and device_kind == "cpu":
+        # Elsewhere ranks find it, and refuse: here it would take as long as steps on a CPU do.
+        module = seeded_module(workload.spec, workload.task, 0)
+        with foreign_code(workload.spec, f"plan {plan.id} of {workload.spec.title}"):
+            left = split_of_task(module, workload.task, plan.tensor_parallel).left_whole
+        if left:
+            more = f" and {len(left) - 1} more such" if len(left) > 1 else ""
+            notes.append(f"plan {plan.id}: on every rank whole: {left[0]}{more}")
     if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
         raise PlanError(
             f"plan {plan.id}: stages of {workload.spec.title} are whole, one on each rank, and so are their backward "
             "passes: use zero_stage=0 or 1, virtual_stages=1 and schedule=1f1b"
         )
+    return notes
 
 
 def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:

@@ -81,7 +81,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
         check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
-        check_task(file.candidates[index].plan, workload)
+        notes += check_task(file.candidates[index].plan, workload, device_kind)
         check_precision(file.candidates[index].plan, device_kind)
     check_data(file, workload, path)
     for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):

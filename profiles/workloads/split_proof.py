@@ -1,0 +1,299 @@
+"""Proof that a split gives what the whole module gives: every rank is run in turn, and what they add up is compared.
+
+Each rank goes on with what the whole module has where ranks add up, so that an error shows where it is made: in the sum
+of what the ranks give, or of the gradients of what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiles.workloads.randomness import silence
+from profiles.workloads.split_ranks import Ranks, run_as_rank
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split
+
+# In fp32, of the largest number of a tensor, and of the largest around it: what cancels out leaves rounding alone.
+ROUNDING, ROUNDING_AROUND = 5e-5, 2e-6
+# What parameters that are one number throughout are changed by: small beside what products of layers give.
+NOISE = 0.02
+
+
+class Failure(Exception):
+    """A split that is not right, at the linear of this path, or the parameter of this name."""
+
+    def __init__(self, *, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path, self.why = path, why
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What was seen at linears of a split in one pass, call by call."""
+
+    entered: dict[str, list[Tensor]] = field(default_factory=dict)
+    gradients: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    # The largest gradient of what each gives.
+    given_back: dict[str, float] = field(default_factory=dict)
+    added: dict[str, list[Tensor]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+
+class _Watched(torch.autograd.Function):
+    """The same value; notes its gradient, and hands on that, or another."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, note: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.note = note
+        # No view, which code could not change in place.
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.note(gradients[0]), None
+
+
+class _Replaced(torch.autograd.Function):
+    """Another value to the last bit, which may decide how code goes on; the gradient is that of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, wanted: Tensor) -> Tensor:
+        return wanted.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _replaced(value: Tensor, wanted: Tensor) -> Tensor:
+    result: Tensor = _Replaced.apply(value, wanted)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _watched(value: Tensor, note: Callable[[Tensor], Tensor]) -> Tensor:
+    result: Tensor = _Watched.apply(value, note)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _One(Ranks):
+    """One rank of several, one after the other; `whole` is what the whole module showed."""
+
+    def __init__(self, rank: int, whole: _Seen) -> None:
+        super().__init__(rank)
+        self.whole, self.seen = whole, _Seen()
+
+    def entered(self, path: str, value: Tensor) -> Tensor:
+        """The value, which all ranks must have alike."""
+        calls = self.seen.entered.setdefault(path, [])
+        number = len(calls)
+        calls.append(value.detach())
+        wanted = self.whole.entered[path][number]
+        if value.shape != wanted.shape or not _close(value.detach(), wanted):
+            raise Failure(path=path, why="what it is given, or gives, is not the same on every rank")
+
+        def note(gradient: Tensor) -> Tensor:
+            self.seen.gradients.setdefault(path, {})[number] = gradient
+            return self.whole.gradients[path].get(number, torch.zeros_like(gradient))
+
+        return _watched(value, note)
+
+    def added(self, path: str, value: Tensor, bias: Tensor | None) -> Tensor:
+        """What the whole module has there."""
+        calls = self.seen.added.setdefault(path, [])
+        wanted = self.whole.added[path][len(calls)]
+        calls.append(value.detach())
+        self.seen.order.append(path)
+        if value.shape != wanted.shape:
+            raise Failure(path=path, why="a rank's part has another shape")
+        return _replaced(value if bias is None else value + bias, wanted)
+
+
+@contextmanager
+def _whole_run(module: nn.Module, split: Split, seen: _Seen) -> Iterator[None]:
+    """While entered, the module runs as it is, and what matters of it is noted."""
+    before = {path: module.get_submodule(path).__dict__.get("forward") for path in split.styles}
+    for path, style in split.styles.items():
+        part = module.get_submodule(path)
+        part.__dict__["forward"] = _noted(seen, path, style, part.forward)
+    try:
+        yield
+    finally:
+        for path, forward in before.items():
+            del module.get_submodule(path).__dict__["forward"]
+            if forward is not None:
+                module.get_submodule(path).__dict__["forward"] = forward
+
+
+def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    seen.gradients[path] = {}
+
+    def enter(value: Tensor) -> Tensor:
+        calls = seen.entered.setdefault(path, [])
+        number = len(calls)
+        calls.append(value.detach())
+
+        def note(gradient: Tensor) -> Tensor:
+            seen.gradients[path][number] = gradient
+            return gradient
+
+        return _watched(value, note)
+
+    def call(value: Tensor, *others: Tensor) -> Tensor:
+        if style == EXPERTS:
+            index, weights = others
+            gave = forward(enter(value), index, enter(weights))
+        else:
+            gave = forward(enter(value) if style == COLUMNS else value)
+        if style == CHOSEN:
+            return enter(gave)
+        if style in (ROWS, EXPERTS):
+            seen.added.setdefault(path, []).append(gave.detach().clone())
+            seen.order.append(path)
+            gave = _watched(gave, size)
+        return gave
+
+    def size(gradient: Tensor) -> Tensor:
+        seen.given_back[path] = max(_largest([gradient]), seen.given_back.get(path, 0.0))
+        return gradient
+
+    return call
+
+
+def _close(value: Tensor, wanted: Tensor, own: float = 0.0, least: float = 0.0) -> bool:
+    if not wanted.numel():
+        return True
+    largest = max(float(wanted.abs().max()), own)
+    return bool((value - wanted).abs().max() <= ROUNDING * largest + least)
+
+
+def _largest(tensors: list[Tensor]) -> float:
+    return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
+
+
+def _around(largest: Mapping[str, float]) -> dict[str, float]:
+    """By name of a gradient, below what a difference is rounding: as those of the module around it are."""
+    found: dict[str, float] = {}
+    for name, value in largest.items():
+        around = name.rpartition(".")[0]
+        found[around] = max(value, found.get(around, 0.0))
+    return {name: found[name.rpartition(".")[0]] * ROUNDING_AROUND for name in largest}
+
+
+def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -> frozenset[str]:
+    """Names of parameters whose gradients add up over the ranks, where the split gives what the whole module gives.
+
+    `run` gives the loss of the module on a batch, the same one each time.
+    Raises: Failure that names where it does not.
+    """
+    named = {name: own for name, own in module.named_parameters() if own.requires_grad}
+    whole = _Seen()
+    with _whole_run(module, split, whole):
+        loss, gradients = _pass(module, named, run)
+    biases: dict[str, Any] = {
+        path: module.get_submodule(path).bias if style == ROWS else None for path, style in split.styles.items()
+    }
+    ones = [_One(rank, whole) for rank in range(split.degree)]
+    found = []
+    for one in ones:
+        try:
+            with run_as_rank(module, split, one):
+                own, parts = _pass(module, named, run)
+        except Failure:
+            raise
+        except Exception as error:
+            reached = len(one.seen.order)
+            path = whole.order[reached] if reached < len(whole.order) else ""
+            raise Failure(path=path, why=f"one rank of it fails: {error}") from error
+        if not _close(own, loss):
+            raise Failure(path="", why="its loss is another")
+        found.append(parts)
+    _compare_calls(whole, ones, biases)
+    return _summed(split, gradients, found)
+
+
+def _pass(
+    module: nn.Module, named: Mapping[str, Tensor], run: Callable[[nn.Module], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = run(module)
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return loss.detach(), {
+        name: torch.zeros_like(own) if gradient is None else gradient
+        for (name, own), gradient in zip(named.items(), found, strict=True)
+    }
+
+
+def _compare_calls(whole: _Seen, ones: list[_One], biases: Mapping[str, Tensor | None]) -> None:
+    for path, calls in whole.added.items():
+        for number, wanted in enumerate(calls):
+            parts = [one.seen.added[path][number] for one in ones]
+            bias = biases[path]
+            total = sum(parts[1:], parts[0]) if bias is None else sum(parts[1:], parts[0]) + bias.detach()
+            if not _close(total, wanted, _largest(parts)):
+                raise Failure(path=path, why="what the ranks give does not add up to what it gives")
+    sizes = {path: _largest(list(calls.values())) for path, calls in whole.gradients.items()}
+    least = _around({path: max(size, whole.given_back.get(path, 0.0)) for path, size in sizes.items()})
+    for path, gradients in whole.gradients.items():
+        for number, wanted in gradients.items():
+            parts = [one.seen.gradients.get(path, {}).get(number, torch.zeros_like(wanted)) for one in ones]
+            if not _close(sum(parts[1:], parts[0]), wanted, _largest(parts), least[path]):
+                raise Failure(path=path, why="gradients do not add up")
+
+
+def _summed(split: Split, whole: Mapping[str, Tensor], ranks: list[dict[str, Tensor]]) -> frozenset[str]:
+    found = set()
+    # By module: the gradient of a bias that changes nothing, as that of keys, is what rounding leaves of sums.
+    owners: dict[str, float] = {}
+    for name in whole:
+        owner = name.rpartition(".")[0]
+        owners[owner] = max(owners.get(owner, 0.0), _largest([own[name] for own in ranks]))
+    least = _around(owners)
+    for name, wanted in whole.items():
+        owner, _, last = name.rpartition(".")
+        parts, scale = [own[name] for own in ranks], owners[owner]
+        style = split.styles.get(owner)
+        is_apart = style in (COLUMNS, COLUMNS_INSIDE, EXPERTS) or (style == ROWS and last == "weight")
+        total = sum(parts[1:], parts[0])
+        is_same = not is_apart and max(_largest([part - wanted]) for part in parts) <= _largest([total - wanted])
+        if not all(_close(part, wanted, scale, least[owner]) for part in (parts if is_same else [total])):
+            raise Failure(path=name, why="its gradient is neither the same on all ranks nor a sum over them")
+        if not is_same and not is_apart:
+            found.add(name)
+    return frozenset(found)
+
+
+@contextmanager
+def with_numbers(module: nn.Module) -> Iterator[None]:
+    """While entered, the module draws no random numbers, and no parameter is one number throughout, as new biases are.
+
+    What would not be seen of a bias that is zero is seen then.
+    """
+    modes = {part: part.training for part in module.modules()}
+    drops = {part: part.dropout for part in module.modules() if isinstance(part, nn.RNNBase)}
+    kept: dict[Tensor, Tensor] = {
+        own: own.detach().clone()
+        for own in module.parameters()
+        if own.numel() > 1 and bool((own == own.flatten()[0]).all())
+    }
+    buffers = {own: own.detach().clone() for own in module.buffers()}
+    silence(module)
+    random = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for own, before in kept.items():
+            own.copy_(before + NOISE * torch.randn(own.shape, generator=random).to(own.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, before in (kept | buffers).items():
+                own.copy_(before)
+        for part, mode in modes.items():
+            part.training = mode
+        for part, drop in drops.items():
+            part.dropout = drop
