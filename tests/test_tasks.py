@@ -82,17 +82,20 @@ def plain_losses(name: str) -> list[float]:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_transformers_own_modules_train_in_layouts() -> None:
     check(list(USUAL), [LAYOUTS[0], LAYOUTS[5], LAYOUTS[7]])
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_linears_are_split_as_the_library_says() -> None:
     # It has norms of heads, whose gradients add up over the ranks.
     check(["qwen3"], [TENSOR[1]])
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT)
 def test_every_architecture_with_a_plan_is_split(name: str) -> None:
@@ -100,6 +103,7 @@ def test_every_architecture_with_a_plan_is_split(name: str) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_stages_have_replicas() -> None:
     plans = [
@@ -112,6 +116,7 @@ def test_stages_have_replicas() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_architecture_trains_in_every_layout(name: str) -> None:
@@ -126,6 +131,7 @@ def executed(path: Path, *options: object) -> RunFile:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_users_task_is_executed_from_a_plan_file(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
     plans = [plan(), plan(zero_stage=3, recompute="full")]
@@ -138,6 +144,7 @@ def test_a_users_task_is_executed_from_a_plan_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
     path, trust = tmp_path / "plan.json", ("--trust-module", "tests.own_task_module")
@@ -172,6 +179,7 @@ def test_what_a_task_cannot_do_is_refused(tmp_path: Path, fields: dict[str, Any]
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_modules_that_take_no_text_learn_from_data_of_their_own(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="mlp", factory="tests.own_task_module:Regression")
     path = write_plan_file(tmp_path / "plan.json", plan(), spec=spec, num_layers=3)
