@@ -107,6 +107,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
     checkpoints = {"folder": str(tmp_path), "every": 1}
     with pytest.raises(RankFailure, match="rank 0 of 2 was killed by SIGKILL"):
@@ -129,13 +130,17 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(tmp_path: Path) -> N
     process = subprocess.Popen(
         [*command, "--steps", "100000", "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in runs.glob("*.log.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in runs.glob("*.log.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        # Its ranks end with it, and would go on for hours.
+        process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors
     said = re.search(r"stopped by SIGTERM after step (\d+) of plan", " ".join(errors.split()))
     assert said, errors

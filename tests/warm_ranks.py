@@ -44,20 +44,23 @@ def servers() -> Iterator[Path]:
         folder = Path(name)
         for number in range(NUM_SERVERS):
             # Who connects while a server loads waits for it.
-            listener = ended.enter_context(socket.socket(socket.AF_UNIX))
+            listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(folder / str(number)))
             listener.listen(64)
             log = ended.enter_context((folder / f"{number}.log").open("w+"))
-            ended.enter_context(_server(listener.fileno(), log, environment))
+            ended.enter_context(_server(listener, log, environment))
         yield folder
 
 
 @contextlib.contextmanager
-def _server(listener: int, log: TextIO, environment: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-P", "-m", "tests.warm_ranks", str(listener)]
+def _server(listener: socket.socket, log: TextIO, environment: dict[str, str]) -> Iterator[None]:
+    number = listener.fileno()
+    command = [sys.executable, "-P", "-m", "tests.warm_ranks", str(number)]
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener]
+        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[number]
     )
+    # Nobody else listens: where the server ends, who connects is told.
+    listener.close()
     try:
         yield
     finally:
