@@ -133,7 +133,6 @@ def test_shards_train_what_replicas_do() -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_latencies_under_torch_compile() -> None:
     # int8 without a compiler pays for quantising what comes in, operator by operator.

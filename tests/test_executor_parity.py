@@ -146,7 +146,6 @@ def test_three_axes_train_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout", [{"data_parallel": 2}, {"data_parallel": 2, "zero_stage": 3}, {"tensor_parallel": 2}]
