@@ -9,6 +9,12 @@ MODEL := llama-26m
 RANKS := 2
 BATCH := 8
 SEQUENCE := 128
+# Tests that start ranks or look at the machine would disturb each other: they run after all others, one at a time.
+WORKERS ?= 2
+ALONE := gloo or alone
+PYTEST := $(BIN)/python -m pytest -m
+# A file's tests stay together, as they share what its fixtures made.
+BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo examples test test-all lint matrix bench numbers accuracy factors clean
 
@@ -39,11 +45,15 @@ examples: install  ## Plan, execute and judge seven tasks on two ranks, from tra
 		$(BIN)/profile machine --gpus $(RANKS) --precision fp32 -o $(OUT)/machine-$(RANKS).json
 	$(BIN)/python -m executor.examples -o $(OUT)/examples --machine $(OUT)/machine-$(RANKS).json
 
-test: install  ## Run the tests.
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: SELECTED := not slow and not gpu
+test: install  ## Run the tests, those that allow it on WORKERS=2 processes.
+	$(PYTEST) "$(SELECTED) and not ($(ALONE))" $(BESIDE)
+	$(PYTEST) "$(SELECTED) and ($(ALONE))"
 
+test-all: SELECTED := not gpu
 test-all: install  ## Run the tests with those marked slow.
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) "$(SELECTED) and not ($(ALONE))" $(BESIDE)
+	$(PYTEST) "$(SELECTED) and ($(ALONE))"
 
 lint: install  ## Check style and types.
 	$(BIN)/ruff check .

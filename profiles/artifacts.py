@@ -35,8 +35,14 @@ ARTIFACTS = {
 }
 
 
+# By kind: making one takes as long as reading a file with it.
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def artifact_kind(path: Path) -> str | None:

@@ -1,10 +1,29 @@
 """One profile of hypothesis for the whole suite: no deadlines on shared machines, the same examples each time in CI."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.warm_ranks import servers, starting_from
 
 settings.register_profile(
     "suite", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def rank_servers() -> Iterator[Path]:
+    """Servers that fork ranks, started when a test first asks for them."""
+    with servers() as folder:
+        yield folder
+
+
+@pytest.fixture
+def warm_ranks(rank_servers: Path) -> Iterator[None]:
+    """The ranks that a test starts are forked from servers that have loaded torch."""
+    with starting_from(rank_servers):
+        yield

@@ -65,6 +65,7 @@ def test_a_trace_has_the_products_that_torch_counts():
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_every_layout_trains_the_same_adapters(tmp_path):
     run(adapted(), 2, tmp_path)

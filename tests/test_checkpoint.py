@@ -66,18 +66,21 @@ def layouts(step: int) -> list[Plan]:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_another_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     own = layouts(3)
     check_pairs([(DATA, DATA), *zip(own, own[1:] + own[:1], strict=True)], tmp_path)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_experts_are_saved_from_wherever_they_are(tmp_path: Path) -> None:
     shared = replace(DATA, expert_parallel=2)
     check_pairs([(shared, DATA), (DATA, shared)], tmp_path, "mixtral")
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_replicated_experts_are_saved_once(tmp_path: Path) -> None:
     plans = [Plan(data_parallel=4, micro_batch_size=2, expert_parallel=degree) for degree in (1, 2, 4)]
@@ -85,6 +88,7 @@ def test_replicated_experts_are_saved_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_every_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     own = layouts(1)

@@ -6,6 +6,7 @@ from profiles.ranks.launcher import launch
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_averages_equal_the_mean() -> None:
     names = ["none", "bf16", "fp16", "int8", "fp8", "topk-100", "topk-10", "powersgd-1"]
     errors = launch("tests.parity_entries:average_with_hooks", names, 2, "cpu")
@@ -26,6 +27,7 @@ def test_averages_equal_the_mean() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_live_bytes() -> None:
     # Built: parameters and DDP's buckets. Held: also two moments, and what codecs keep.
     copies_held = {"none": 4, "int8": 5}

@@ -25,6 +25,7 @@ from profiles.ranks.launcher import launch
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file
 from tests.report_builders import load, run_file
+from tests.warm_ranks import starting_from
 
 RUNNER = CliRunner()
 WIDE = replace(LLAMA, config={**LLAMA.config, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8})
@@ -77,11 +78,13 @@ def test_the_folder_of_exports_is_tried_before_the_run(tmp_path: Path, monkeypat
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, CompressionResult]:
-    return run(NAMES, DATA, 90, 40)
+def found(rank_servers: Path) -> dict[str, CompressionResult]:
+    with starting_from(rank_servers):
+        return run(NAMES, DATA, 90, 40)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_sizes_are_those_predicted(found: dict[str, CompressionResult]) -> None:
     for name, result in found.items():
         expected = choice(name)
@@ -92,6 +95,7 @@ def test_sizes_are_those_predicted(found: dict[str, CompressionResult]) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult]) -> None:
     whole = found["none"]
     assert whole.loss < whole.loss_before < 5.5
@@ -111,6 +115,7 @@ def test_quality_is_measured_and_could_be_bad(found: dict[str, CompressionResult
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_shards_train_what_replicas_do() -> None:
     names = ("none", "distil-layers-50", "distil-layers-50-hidden", "sparse-50", "qat-int8")
@@ -138,6 +143,7 @@ def test_latencies_under_torch_compile() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
     plan, output, page = tmp_path / "plan.json", tmp_path / "c.json", tmp_path / "c.html"
     file = plan_file(("none", "prune-ffn-50", "int8-dynamic"))

@@ -333,6 +333,7 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_failed_check_writes_the_run_and_exits_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from executor import command
     from executor.run.reference import Reference, check_losses

@@ -111,28 +111,33 @@ def test_every_choice_of_a_plan_is_in_the_table() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_axes_alone_train_the_same_model(tmp_path: Path) -> None:
     run(two_ranks(complete=False), 2, tmp_path)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_pairs_of_axes_train_the_same_model(tmp_path: Path) -> None:
     run(four_ranks(complete=False), 4, tmp_path)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_axes_with_all_free_choices_train_the_same_model(tmp_path: Path) -> None:
     run(two_ranks(complete=True), 2, tmp_path)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_all_pairs_of_axes_train_the_same_model(tmp_path: Path) -> None:
     run(four_ranks(complete=True), 4, tmp_path)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_three_axes_train_the_same_model(tmp_path: Path) -> None:
     cases = eight_ranks()

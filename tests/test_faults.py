@@ -34,6 +34,7 @@ def run_into(fault: str, plan: Plan = DATA, **fields: Any) -> Any:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("plan", "rank", "waits"),
     [
@@ -55,6 +56,7 @@ def test_a_rank_that_hangs_is_named_with_axis_and_step(
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_a_rank_that_never_comes_to_the_next_step_is_named() -> None:
     with pytest.raises(RankFailure, match=f"rank 1 of 2 hangs: .* for it before step {FAULTY_STEP} of plan"):
@@ -72,6 +74,7 @@ def test_axes_are_those_on_which_ranks_differ() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_rank_without_memory_says_how_much_it_had_and_leaves_a_list(tmp_path: Path) -> None:
     with pytest.raises(RankFailure) as caught:
         run_into("exhausted", Plan(data_parallel=2, micro_batch_size=64), sequence=128)
@@ -86,6 +89,7 @@ def test_a_rank_without_memory_says_how_much_it_had_and_leaves_a_list(tmp_path: 
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     with pytest.raises(ToleranceError, match=r"the loss of step \d+ is nan: training diverged$"):
@@ -93,6 +97,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ToleranceError, match=rf"the loss of step {FAULTY_STEP} is nan.*step-0000000{FAULTY_STEP - 1} "):
         run_into("diverges", checkpoints={"folder": str(tmp_path), "every": 1})
@@ -102,6 +107,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
     checkpoints = {"folder": str(tmp_path), "every": 1}
     with pytest.raises(RankFailure, match="rank 0 of 2 was killed by SIGKILL"):
@@ -124,13 +130,17 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(tmp_path: Path) -> N
     process = subprocess.Popen(
         [*command, "--steps", "100000", "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in runs.glob("*.log.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in runs.glob("*.log.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        # Its ranks end with it, and would go on for hours.
+        process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors
     said = re.search(r"stopped by SIGTERM after step (\d+) of plan", " ".join(errors.split()))
     assert said, errors

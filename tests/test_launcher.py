@@ -149,6 +149,7 @@ def test_wrong_number_of_joined_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.gloo
 def test_ranks_are_started_again() -> None:
     assert launch("tests.launch_entries:die_once", {}, 2, "cpu", max_restarts=1) == 2
 

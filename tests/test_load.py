@@ -187,6 +187,7 @@ def outsiders() -> Iterator[list[psutil.Popen]]:
         process.wait()
 
 
+@pytest.mark.alone
 def test_other_processes_are_counted_and_own_children_are_not(outsiders: list[psutil.Popen]) -> None:
     cores = os.sched_getaffinity(0)
 
@@ -205,6 +206,7 @@ def test_other_processes_are_counted_and_own_children_are_not(outsiders: list[ps
     assert load.other_cores * load.seconds == pytest.approx(all_seconds - watch.counted.own_seconds, abs=0.3)
 
 
+@pytest.mark.alone
 def test_a_look_before_the_start_sees_a_busy_machine(
     outsiders: list[psutil.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:

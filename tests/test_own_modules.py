@@ -122,6 +122,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_two_ranks_train_what_plain_torch_trains() -> None:
     plans = [(name, Plan(data_parallel=2, micro_batch_size=2, num_microbatches=2, **fields)) for name, fields in CASES]
     results = launch(

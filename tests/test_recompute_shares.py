@@ -34,23 +34,24 @@ LEAST = {"gpu_type": "H100", "num_gpus": "64", "micro_batch_size": "2", "global_
 
 
 def shares_of(row: dict[str, str], method: str, name: str) -> tuple[Array, Array]:
-    """Step seconds and allocated bytes as one share goes from nothing to all; partial frees what it repeats."""
-    jobs: Jobs = read_jobs([LEAST | row | {"recompute_class": method}] * len(SHARES)).jobs
-    fields = {name: SHARES} | ({"recompute_freed": SHARES} if name == "recompute_products" else {})
+    """Step seconds and allocated bytes as one share goes from nothing to all; partial frees what it repeats.
+
+    Behind them, those of no recomputation and of `method` as a run states it, without a share.
+    """
+    count = len(SHARES)
+    stated = [*[method] * count, "none", method]
+    jobs: Jobs = read_jobs([LEAST | row | {"recompute_class": one} for one in stated]).jobs
+
+    def shared(field: str, values: Array) -> Array:
+        return np.concatenate([values, getattr(jobs, field)[count:]])
+
+    fields = {name: shared(name, SHARES)}
     if name == "recompute_products":
-        fields["recompute"] = np.full(len(SHARES), "partial")
+        fields |= {"recompute_freed": shared("recompute_freed", SHARES)}
+        fields |= {"recompute": shared("recompute", np.full(count, "partial"))}
     jobs = replace(jobs, **fields)
-    return costs(jobs)
-
-
-def costs(jobs: Jobs) -> tuple[Array, Array]:
     seconds = total_seconds(predict(ingredients_of(jobs), load_learned()))
     return seconds, footprint(jobs).allocated_bytes
-
-
-def costs_of(row: dict[str, str], method: str) -> tuple[float, float]:
-    seconds, held = costs(read_jobs([LEAST | row | {"recompute_class": method}]).jobs)
-    return float(seconds[0]), float(held[0])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,9 @@ def test_nothing_is_none_all_is_full_and_more_is_slower_and_smaller(
     method: str, name: str, row: dict[str, str]
 ) -> None:
     seconds, held = shares_of(row, method, name)
-    for place, other in ((0, "none"), (-1, method)):
-        assert (seconds[place], held[place]) == pytest.approx(costs_of(row, other), rel=1e-9)
+    shares = slice(len(SHARES))
+    for place, stated in ((0, -2), (len(SHARES) - 1, -1)):
+        assert (seconds[place], held[place]) == pytest.approx((seconds[stated], held[stated]), rel=1e-9)
+    seconds, held = seconds[shares], held[shares]
     assert np.all(np.diff(seconds) >= -1e-9 * seconds[1:])
     assert np.all(np.diff(held) <= 1e-9 * held[1:])

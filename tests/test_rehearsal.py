@@ -95,6 +95,7 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_two_ranks_do_what_was_rehearsed() -> None:
     check_against_ranks([*two_ranks(complete=False)[1::21], ("mixtral", make_plan(EXPERTS[0]))], 2)
 
@@ -115,6 +116,7 @@ SHARDED = Plan(data_parallel=4, micro_batch_size=2, num_microbatches=1, codec="b
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_compressed_gradients_are_rehearsed_and_expected() -> None:
     check_against_ranks([("llama", plan) for plan in CODED], 2)
@@ -122,6 +124,7 @@ def test_compressed_gradients_are_rehearsed_and_expected() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize(("cases", "num_ranks"), [(two_ranks, 2), (four_ranks, 4)])
 def test_all_ranks_do_what_was_rehearsed(cases, num_ranks) -> None:

@@ -89,17 +89,20 @@ def plain_losses(name: str) -> list[float]:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_transformers_own_modules_train_in_layouts() -> None:
     check(list(USUAL), [LAYOUTS[0], LAYOUTS[5], LAYOUTS[7]])
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_linears_are_split_in_pairs() -> None:
     # A fused linear that is transposed, biases of heads that another block makes, and those of a table.
     check(["gpt2", "t5", "swin"], [TENSOR[1]])
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT)
 def test_every_model_with_pairs_is_split(name: str) -> None:
@@ -123,6 +126,7 @@ def check_checkpoints(path: Path, model: str, pairs: list[tuple[Plan, Plan]], ra
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_split_task_goes_on_in_another_layout(tmp_path: Path) -> None:
     # Parts of queries, keys and values stand rank by rank in one weight, and apart in the checkpoint.
     split, sharded = plan(tensor_parallel=2), plan(zero_stage=3)
@@ -133,6 +137,7 @@ def test_a_split_task_goes_on_in_another_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_a_split_task_is_sharded_too(tmp_path: Path) -> None:
     both = Plan(data_parallel=2, tensor_parallel=2, zero_stage=3, micro_batch_size=2, num_microbatches=2)
@@ -141,6 +146,7 @@ def test_a_split_task_is_sharded_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_stages_have_replicas() -> None:
     plans = [
@@ -153,6 +159,7 @@ def test_stages_have_replicas() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_architecture_trains_in_every_layout(name: str) -> None:
@@ -167,6 +174,7 @@ def executed(path: Path, *options: object) -> RunFile:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_users_task_is_executed_from_a_plan_file(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
     plans = [plan(), plan(zero_stage=3, recompute="full")]
@@ -179,6 +187,7 @@ def test_a_users_task_is_executed_from_a_plan_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="tower", factory="tests.own_task_module:tower", task="tower")
     path, trust = tmp_path / "plan.json", ("--trust-module", "tests.own_task_module")
@@ -213,6 +222,7 @@ def test_what_a_task_cannot_do_is_refused(tmp_path: Path, fields: dict[str, Any]
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_what_is_not_split_is_said(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="gpt", factory="tests.matrix.user_modules:gpt", task="gpt")
     path = write_plan_file(tmp_path / "plan.json", plan(tensor_parallel=2), spec=spec, num_layers=6)
@@ -224,6 +234,7 @@ def test_what_is_not_split_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_modules_that_take_no_text_learn_from_data_of_their_own(tmp_path: Path) -> None:
     spec = WorkloadSpec(kind="module", name="mlp", factory="tests.own_task_module:Regression")
     path = write_plan_file(tmp_path / "plan.json", plan(), spec=spec, num_layers=3)

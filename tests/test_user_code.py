@@ -129,6 +129,7 @@ def test_the_users_own_traceback_on_request(folder: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_module_that_fails_in_a_rank(folder: Path) -> None:
     (folder / "mine.py").write_text(
         f"{HEAD}class L(nn.Linear):\n    def forward(self, x):\n        print('noise')\n"

@@ -133,6 +133,7 @@ LAYOUTS = [
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize("plan", [LAYOUTS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in LAYOUTS[1:])])
 def test_layouts_train_what_one_device_does(plan: Plan, tmp_path: Path) -> None:
     path, output = tmp_path / "plan.json", tmp_path / "run.json"
@@ -178,6 +179,7 @@ def choice(name: str) -> CompressionChoice:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_recipes_are_judged_by_what_they_read() -> None:
     file = make_plan_file(DATA, spec=VIT, sequence=VIT_TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
@@ -147,6 +148,7 @@ def expected() -> Learned:
     )
 
 
+@lru_cache(maxsize=1)
 def load_learned() -> Learned:
     """What the shipped runs taught."""
     return read_toml(PATH, Learned)

@@ -1,0 +1,40 @@
+"""Stands for one rank in the eyes of the launcher: a server that has loaded torch runs it (see warm_ranks).
+
+It is killed by what is meant for the rank, and ends as the rank ends. Only the standard library, for a quick start.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def main() -> NoReturn:
+    # Until it is known whom to pass them to, signals wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    folder, *arguments = sys.argv[1:]
+    connection = socket.socket(socket.AF_UNIX)
+    # Ranks next to each other are of two servers, so that their sets of strings are in different orders.
+    connection.connect(os.path.join(folder, str(int(os.environ["LOCAL_RANK"]) % 2)))
+    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    socket.send_fds(connection, [b"+"], [0, 1, 2])
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    answers = connection.makefile()
+    rank = int(answers.readline())
+    for number in FORWARDED:
+        signal.signal(number, lambda number, _: os.kill(rank, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    code = int(answers.readline())
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
