@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from executor.axes.cuts import Call, Cuts, Key, Walk, atoms_of, record, stand_in, watching
 from executor.axes.part import Part
 from executor.axes.task_part import recompute_block, seeded_module, unchanged
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
+from profiles.tracing.cuts import Call, Cuts, Key, Walk, atoms_of, record, stand_in, watching
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
