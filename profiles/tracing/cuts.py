@@ -1,38 +1,41 @@
-"""Where a module's forward pass is cut into stages, and which tensors cross: seen in one pass of the whole module.
+"""Where a module's forward pass can be cut into stages, and which tensors cross: seen in one pass of the whole module.
 
 A stage runs the module's own forward with the whole micro-batch. What has parameters and is called whole is an atom:
-blocks, embeddings, heads, an encoder without a cut in it. Code between atoms runs on every stage that comes to it;
-atoms run on one stage, and stand in with zeros on later ones. A tensor that comes from atoms, is made before a cut and
-read behind it, has to be sent: it is known by how many calls came before it, which is the same on every stage.
+blocks, embeddings, heads. Code between atoms runs on every stage that comes to it; atoms run on one stage, and stand in
+with zeros on later ones. A stage may begin wherever a block is called. A tensor that comes from atoms, is made before
+such a cut and read behind it, has to be sent: it is known by how many calls came before it, which is the same on every
+stage.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from profiles.errors import PlanError
+from profiles.tracing.atoms import Call, Walk, watching
+from profiles.tracing.operator_recorder import storage_of
 
-# The call of an atom by its path and count, or of a function by its count.
-Call: TypeAlias = tuple[str, int]
 # A tensor by what made it, and its place in what that gave.
 Key: TypeAlias = tuple[str, int, int]
-FUNCTION = "()"
+T = TypeVar("T")
 PLAIN = (int, float, bool, str, type(None))
 # What is asked of a tensor that does not depend on its numbers.
 SHAPES = frozenset(
     ("shape", "device", "dtype", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "size", "dim",
      "stride", "numel", "is_floating_point", "is_contiguous", "__len__", "element_size", "type", "names", "is_nested",
-     "is_sparse", "is_quantized", "is_meta", "itemsize", "nbytes", "is_complex", "data_ptr")
+     "is_sparse", "is_quantized", "is_meta", "itemsize", "nbytes", "is_complex", "data_ptr", "untyped_storage")
 )  # fmt: skip
+# Behind every cut.
+TO_THE_END = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,11 @@ class Example:
     shape: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def empty(self) -> Tensor:
         """A tensor that looks so and holds nothing."""
@@ -58,13 +66,15 @@ class Given:
 
 @dataclass(slots=True, kw_only=True)
 class Cuts:
-    """What one pass of the whole module showed.
+    """What one pass of the whole module showed, as if each call of a block began a stage; or some of them alone.
 
-    `stages` are those of the calls of atoms, `given` what those gave; `crossing` are the tensors that each stage but
-    the first receives, in their order; `names` the tensors that each call gave, by place; `examples` their looks.
-    `used` are the parameters that each stage needs, `held` the atoms it runs.
+    `order` are the blocks as they were called. `stages` are those of the calls of atoms, `given` what those gave;
+    `crossing` are the tensors that each stage but the first receives, in their order; `names` the tensors that each
+    call gave, by place; `examples` their looks. `used` are the parameters that each stage needs, `held` the atoms it
+    runs; `refused` says of stages why they cannot begin where they do.
     """
 
+    order: list[str] = field(default_factory=list)
     stages: dict[Call, int] = field(default_factory=dict)
     given: dict[Call, Given] = field(default_factory=dict)
     crossing: dict[int, tuple[Key, ...]] = field(default_factory=dict)
@@ -72,118 +82,74 @@ class Cuts:
     examples: dict[Key, Example] = field(default_factory=dict)
     used: dict[int, set[nn.Parameter]] = field(default_factory=dict)
     held: dict[int, set[str]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def at(self, starts: Sequence[int]) -> Cuts:
+        """The same where stages begin at some calls of blocks alone, which count from 1.
+
+        Raises: PlanError where one cannot.
+        """
+        for start in starts:
+            if start in self.refused:
+                raise PlanError(self.refused[start])
+        return Cuts(
+            order=self.order,
+            stages={call: bisect_right(starts, part) for call, part in self.stages.items()},
+            given=self.given,
+            crossing={stage: self.crossing[start] for stage, start in enumerate(starts, 1)},
+            names=self.names,
+            examples=self.examples,
+            used=_together(self.used, starts),
+            held=_together(self.held, starts),
+        )
+
+    def num_bytes(self, stage: int) -> int:
+        """Bytes that a stage receives."""
+        return sum(self.examples[key].num_bytes for key in self.crossing[stage])
 
 
-class Walk(TorchFunctionMode):
-    """A forward pass that is looked at between its atoms."""
+def _together(members: Mapping[int, set[T]], starts: Sequence[int]) -> dict[int, set[T]]:
+    """What belongs to parts of a pass, by the stages that begin at some of them."""
+    merged: dict[int, set[T]] = {}
+    for part, own in members.items():
+        merged.setdefault(bisect_right(starts, part), set()).update(own)
+    return merged
 
-    def __init__(self) -> None:
+
+class Recording(Walk):
+    """The pass of the whole module in which is seen what crosses wherever a block is called."""
+
+    def __init__(self, atoms: Mapping[str, nn.Module], blocks: Collection[str]) -> None:
+        """Look at a pass of `atoms`, the `blocks` among them."""
         super().__init__()
-        # Whether an atom is at work, or what looks at it: nothing is counted then.
-        self.is_inside = False
-        self.counts: Counter[str] = Counter()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch that is called between atoms, and look at what it gives."""
-        kwargs = kwargs or {}
-        if self.is_inside:
-            return func(*args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        before = [tensor._version for tensor in given]
-        output = func(*args, **kwargs)
-        changed = [tensor for tensor, version in zip(given, before, strict=True) if tensor._version != version]
-        call = (FUNCTION, self.counts[FUNCTION])
-        self.counts[FUNCTION] += 1
-        return self.made(call, output, given, changed, func)
-
-    def made(self, call: Call, output: Any, given: Sequence[Tensor], changed: Sequence[Tensor], func: Any) -> Any:
-        """Look at the output of a function, which has changed some of the tensors given; hand on it, or another."""
-        raise NotImplementedError
-
-    def atom(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an atom, or what stands in for it."""
-        raise NotImplementedError
-
-
-def atoms_of(module: nn.Module, cuts: Iterable[str]) -> dict[str, nn.Module]:
-    """The largest modules with parameters that hold no block of `cuts`, but may be one; lists are looked into."""
-    cuts = set(cuts)
-    found: dict[str, nn.Module] = {}
-
-    def visit(part: nn.Module, path: str) -> None:
-        holds = path not in cuts and any(cut.startswith(f"{path}." if path else "") for cut in cuts)
-        if holds or isinstance(part, nn.ModuleList | nn.ModuleDict):
-            for name, child in part.named_children():
-                visit(child, f"{path}.{name}" if path else name)
-        elif next(part.parameters(), None) is not None and all(part is not other for other in found.values()):
-            found[path] = part
-
-    visit(module, "")
-    return found
-
-
-@contextmanager
-def watching(atoms: Mapping[str, nn.Module], walk: Walk) -> Iterator[None]:
-    """While entered, calls of the atoms go through `walk`."""
-    before = {path: atom.__dict__.get("forward") for path, atom in atoms.items()}
-    for path, atom in atoms.items():
-        atom.forward = _through(walk, path, atom.forward)
-    try:
-        with walk:
-            yield
-    finally:
-        for path, atom in atoms.items():
-            del atom.__dict__["forward"]
-            if before[path] is not None:
-                atom.__dict__["forward"] = before[path]
-
-
-def _through(walk: Walk, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if walk.is_inside:
-            return forward(*args, **kwargs)
-        walk.is_inside = True
-        try:
-            return walk.atom(path, forward, args, kwargs)
-        finally:
-            walk.is_inside = False
-
-    return call
-
-
-class _Recording(Walk):
-    """The pass of the whole module in which is seen what crosses."""
-
-    def __init__(self, atoms: Mapping[str, nn.Module], cuts: Sequence[str]) -> None:
-        super().__init__()
-        self.atoms, self.paths = atoms, list(cuts)
+        self.atoms, self.blocks = atoms, frozenset(blocks)
         self.found, self.now = Cuts(), 0
-        # Tensors that came from atoms, kept so that no other takes their place in memory.
-        self.keys: dict[int, Key] = {}
-        self.kept: dict[int, Tensor] = {}
+        # Tensors that came from atoms, as long as anything can read them.
+        self.keys = WeakTensorKeyDictionary()
         self.made_at: dict[Key, int] = {}
         self.read_until: dict[Key, int] = {}
         self.direct: set[nn.Parameter] = set()
         self.changed: set[Key] = set()
+        self.unknown: dict[int, str] = {}
 
     def atom(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an atom; the first of a stage begins it."""
-        if path in self.paths[self.now :] and not self.counts[path]:
-            if path != self.paths[self.now]:
-                raise PlanError(f"its blocks are run in another order than they stand in: {path} comes first")
+        """Run an atom; each call of a block may begin a stage."""
+        if path in self.blocks:
             self.now += 1
+            self.found.order.append(path)
         call = (path, self.counts[path])
         self.counts[path] += 1
         self.found.stages[call] = self.now
         given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         self.found.used.setdefault(self.now, set()).update(self.atoms[path].parameters(), given)
         self.found.held.setdefault(self.now, set()).add(path)
-        self._read((args, kwargs), self.now)
+        self._read(tree_leaves((args, kwargs)), self.now)
         output = forward(*args, **kwargs)
         leaves, spec = tree_flatten(output)
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, *PLAIN)):
-                raise PlanError(f"{path} gives a {type(leaf).__name__}: what is in it cannot be sent")
+                words = f"{path} gives a {type(leaf).__name__}: what is in it cannot be sent"
+                self.unknown.setdefault(self.now, words)
         looks = tuple(_example(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         self.found.given[call] = Given(leaves=looks, spec=spec)
         self._name(call, leaves)
@@ -197,68 +163,67 @@ class _Recording(Walk):
         if not gives and _name_of(func) in SHAPES:
             return output
         # What is read as a number decides how the code goes on, on every stage that comes to it.
-        is_derived = self._read(given, self.now if gives else len(self.paths))
-        moved = {id(tensor) for tensor in changed} & {id(leaf) for leaf in leaves}
+        is_derived = self._read(given, self.now if gives or changed else TO_THE_END)
+        moved = [tensor for tensor in changed if any(tensor is leaf for leaf in leaves)]
         if changed:
-            self.changed.update(self.keys[number] for number in self._sharing(changed) - moved)
+            self._note_changed(changed, moved)
         if is_derived and gives:
-            for number in moved:
+            for tensor in moved:
                 # From here on it is another tensor, in the place of the first.
-                self.keys.pop(number, None)
+                self.keys.pop(tensor, None)
             self._name(call, leaves)
         return output
 
-    def _sharing(self, changed: Sequence[Tensor]) -> set[int]:
-        """Tensors from atoms that lie in the memory of some, and change with them."""
-        places = {tensor.untyped_storage().data_ptr() for tensor in changed}
-        return {number for number, kept in self.kept.items() if kept.untyped_storage().data_ptr() in places}
+    def _note_changed(self, changed: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
+        """Note tensors from atoms that lie in the memory of some, and change with them."""
+        places = {storage_of(tensor) for tensor in changed}
+        self.changed.update(
+            key
+            for tensor, key in list(self.keys.items())
+            if storage_of(tensor) in places and all(tensor is not other for other in moved)
+        )
 
     def _name(self, call: Call, leaves: Sequence[object]) -> None:
         for place, leaf in enumerate(leaves):
             if not isinstance(leaf, Tensor):
                 continue
             key = (*call, place)
-            known = self.keys.setdefault(id(leaf), key)
+            known = self.keys.setdefault(leaf, key)
             self.found.names.setdefault(call, {})[place] = known
-            if known != key:
-                continue
-            self.kept[id(leaf)] = leaf
-            self.made_at[key] = self.now
-            self.found.examples[key] = _example(leaf)
+            if known == key:
+                self.made_at[key] = self.now
+                self.found.examples[key] = _example(leaf)
 
-    def _read(self, inputs: Any, stage: int) -> bool:
+    def _read(self, inputs: Iterable[object], stage: int) -> bool:
         """Note that a stage reads tensors, and whether any of them came from atoms."""
-        read = [self.keys[id(leaf)] for leaf in tree_leaves(inputs) if id(leaf) in self.keys]
+        known = [self.keys.get(leaf) for leaf in inputs if isinstance(leaf, Tensor)]
+        read = [key for key in known if key is not None]
         for key in read:
             self.read_until[key] = max(stage, self.read_until.get(key, 0))
         return bool(read)
 
     def finish(self) -> Cuts:
-        """What was seen.
-
-        Raises: PlanError where a block at which a stage begins was not run, or what crosses cannot be sent.
-        """
-        if self.now < len(self.paths):
-            raise PlanError(f"{self.paths[self.now]}, where a stage begins, is not run")
-        for stage in range(1, len(self.paths) + 1):
+        """What was seen."""
+        found = self.found
+        for stage, path in enumerate(found.order, 1):
             # In the order in which they are made: dicts keep it.
-            self.found.crossing[stage] = tuple(
-                key for key, made in self.made_at.items() if made < stage <= self.read_until.get(key, 0)
-            )
-        sent = {key for keys in self.found.crossing.values() for key in keys}
-        if self.changed & sent:
-            raise PlanError("a tensor between its blocks is changed in place, and cannot be sent")
-        for used in self.found.used.values():
+            crossing = [key for key, made in self.made_at.items() if made < stage <= self.read_until.get(key, 0)]
+            found.crossing[stage] = tuple(crossing)
+            unknown = next((words for part, words in self.unknown.items() if part < stage), "")
+            if unknown:
+                found.refused[stage] = unknown
+            elif self.changed.intersection(crossing):
+                found.refused[stage] = f"what comes to {path} is changed in place, and cannot be sent"
+            elif not crossing:
+                found.refused[stage] = f"nothing comes to {path} from what is before it"
+        for used in found.used.values():
             used |= self.direct
-        return self.found
+        return found
 
 
-def record(atoms: Mapping[str, nn.Module], cuts: Sequence[str], loss: Callable[[], object]) -> Cuts:
-    """What one pass of the whole module shows, which `loss` runs; `cuts` are the blocks at which stages begin.
-
-    Raises: PlanError where that cannot be a pipeline.
-    """
-    walk = _Recording(atoms, cuts)
+def record(atoms: Mapping[str, nn.Module], blocks: Collection[str], loss: Callable[[], object]) -> Cuts:
+    """What one pass of the whole module shows, which `loss` runs; a stage may begin where `blocks` are called."""
+    walk = Recording(atoms, blocks)
     with watching(atoms, walk):
         loss()
     return walk.finish()
