@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.legality import ModelFacts, facts_of_sizes, refusal
+from planner.legality import refusal
+from planner.model_facts import ModelFacts, facts_of_sizes
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
@@ -52,6 +53,7 @@ def _hardly_known(file: PlanFile) -> ModelFacts:
         can_tensor_parallel=True,
         can_pipeline=True,
         is_transformer=False,
+        is_task=bool(file.workload.task),
     )
 
 

@@ -290,9 +290,11 @@ class _Rank:
 
     def _pipeline(self) -> Sent:
         """Hidden states go to the next stage and their gradients come back, where that is another rank."""
-        own = self.hidden / (self.plan.tensor_parallel if self.plan.sequence_parallel else 1) * self.low * self.count
-        for stage in self.stages:
-            for other in (stage - 1, stage + 1):
-                if 0 <= other < self.plan.num_stages and other not in self.stages:
-                    yield "pipeline", "send", own
-                    yield "pipeline", "receive", own
+        plan, cuts = self.plan, self.model.cutting
+        hidden = self.hidden / (plan.tensor_parallel if plan.sequence_parallel else 1) * self.low
+        for stage, other in ((stage, stage + step) for stage in self.stages for step in (-1, 1)):
+            if 0 <= other < plan.num_stages and other not in self.stages:
+                start = plan.stage_bounds[max(stage, other)]
+                own = self.at(cuts.received_at(start, plan.precision)) if cuts.positions else hidden
+                yield "pipeline", "send", own * self.count
+                yield "pipeline", "receive", own * self.count

@@ -6,82 +6,21 @@ Each rule says what the stock library cannot do, or what the model does not allo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from planner.model_facts import ModelFacts
 from planner.plans import Plan, recomputable_layers
 from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, schedule
 from planner.schedules.steps import Shape
 from profiles.codecs.codec import codec
-from profiles.models.adapters import EVERYTHING, Adapters
-from profiles.models.profile import PRECISIONS, ModelProfile
-from profiles.models.sizes import ModelSizes
+from profiles.models.profile import PRECISIONS
 
 # Codecs that are a precision to reduce in, which FSDP2 has an option for.
 FSDP_CODECS = ("none", "bf16")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split.
-
-    `shared_weights` are names of those that several layers of a user's own share, where they are known.
-    """
-
-    name: str
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    ffn_size: int
-    vocab_size: int
-    tied_embeddings: bool
-    can_tensor_parallel: bool
-    can_pipeline: bool
-    is_transformer: bool
-    num_experts: int = 0
-    adapters: Adapters = EVERYTHING
-    shared_weights: tuple[str, ...] = ()
-
-
-def facts_of(model: ModelProfile) -> ModelFacts:
-    """The facts of a profiled model."""
-    return ModelFacts(
-        name=model.name,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        ffn_size=model.ffn_size,
-        vocab_size=model.vocab_size,
-        tied_embeddings=model.tied_embeddings,
-        can_tensor_parallel=model.can_tensor_parallel,
-        can_pipeline=model.can_pipeline,
-        is_transformer=model.workload.reads_text,
-        num_experts=model.num_experts,
-        adapters=model.workload.adapters,
-    )
-
-
-def facts_of_sizes(model: ModelSizes) -> ModelFacts:
-    """The facts of a model that is known by its sizes."""
-    sizes = model.transformer
-    return ModelFacts(
-        name=model.name,
-        num_layers=model.num_layers + 2,
-        num_heads=int(sizes.num_heads[0]),
-        num_kv_heads=int(sizes.num_kv_heads[0]),
-        ffn_size=int(sizes.ffn_size[0]),
-        vocab_size=int(sizes.vocab_size[0]),
-        tied_embeddings=bool(sizes.tied[0]),
-        can_tensor_parallel=not sizes.num_experts[0],
-        can_pipeline=not sizes.tied[0],
-        is_transformer=True,
-        num_experts=int(sizes.num_experts[0]),
-        adapters=model.adapters,
-    )
-
-
 def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
     """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
-    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile, _adapters):
+    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile, _adapters, _task):
         for reason in rules(plan, model, sequence_length):
             return f"plan {reason}"
     return ""
@@ -211,9 +150,15 @@ def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[s
         if plan.virtual_stages > 1:
             yield f"virtual_stages={plan.virtual_stages} with pipeline_parallel=1: use virtual_stages=1"
         return
-    if not model.can_pipeline:
+    cuts = model.cutting
+    if not model.can_pipeline and cuts.refusal:
+        yield f"pipeline_parallel={stages}: {cuts.refusal}"
+    elif not model.can_pipeline:
         why = f"{model.shared_weights[0]} are one weight" if model.shared_weights else "tied weights, or a single layer"
         yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages ({why})"
+    if cuts.positions and not set(plan.stage_bounds[1:]) <= set(cuts.positions):
+        places = ", ".join(map(str, cuts.positions))
+        yield f"stage_bounds={plan.stage_bounds}: stages of {model.name} can begin at layers {places}"
     yield from _schedule(plan)
     yield from _pipeline_and_data(plan)
 
@@ -297,3 +242,21 @@ def _adapters(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[s
         yield "precision=fp8 with adapters: planned only, use bf16"
     if codec(plan.codec).lossy:
         yield f"codec={plan.codec} with adapters: they have few gradients, use codec=none"
+
+
+def _task(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What is not done to a module that is trained as its author wrote it."""
+    if not model.is_task:
+        return
+    if plan.precision == "fp8":
+        yield f"precision=fp8: {model.name} is trained as it is, use bf16"
+    if plan.compiled:
+        yield f"compiled: {model.name} is trained as it is, leave it out"
+    if plan.pipeline_parallel > 1 and plan.tensor_parallel > 1:
+        yield f"tensor_parallel={plan.tensor_parallel} with stages of {model.name}: not tried, use one of the two"
+    if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
+        yield (
+            f"zero_stage={plan.zero_stage}, virtual_stages={plan.virtual_stages} and schedule={plan.schedule}: stages "
+            f"of {model.name} are whole, one on each rank, and so are their backward passes: use zero_stage=0 or 1, "
+            f"virtual_stages=1 and schedule={USUAL}"
+        )

@@ -41,19 +41,30 @@ def subject(name: str) -> tuple[Workload, TaskSamples]:
 
 
 def train(payload: dict[str, Any]) -> list[dict[str, Any]]:
-    """Per model and plan, its check, or what went wrong."""
+    """Per model and plan, its check, or what went wrong; stages begin in the middle."""
+    return _trained(payload, in_middle=True)
+
+
+def train_as_planned(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same, where stages begin as the plans say."""
+    return _trained(payload, in_middle=False)
+
+
+def _trained(payload: dict[str, Any], *, in_middle: bool) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     with join_group("cpu") as rank:
         meshes = Meshes("cpu")
         for name, plans in payload["cases"]:
-            results += _of_model(name, [validate(fields, Plan, "the test") for fields in plans], rank, meshes)
+            given = [validate(fields, Plan, "the test") for fields in plans]
+            results += _of_model(name, given, rank, meshes, in_middle=in_middle)
     return results
 
 
-def _of_model(name: str, plans: list[Plan], rank: Rank, meshes: Meshes) -> list[dict[str, Any]]:
+def _of_model(name: str, plans: list[Plan], rank: Rank, meshes: Meshes, *, in_middle: bool) -> list[dict[str, Any]]:
     workload, samples = subject(name)
-    middle = (0, 1 + (len(workload.layers) - 2) // 2)
-    plans = [plan if plan.pipeline_parallel == 1 else replace(plan, stage_bounds=middle) for plan in plans]
+    if in_middle:
+        middle = (0, 1 + (len(workload.layers) - 2) // 2)
+        plans = [plan if plan.pipeline_parallel == 1 else replace(plan, stage_bounds=middle) for plan in plans]
     reference = reference_of(workload, plans, samples, rank, 0)
     found = []
     for plan in plans:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from executor.command import app
 from executor.run.checks import facts_of_workload
 from executor.run.measurement import RunFile
-from planner.legality import facts_of_sizes
+from planner.model_facts import facts_of_sizes
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts

@@ -11,7 +11,8 @@ import planner.command
 from planner.cost.axes.pipeline import bubble_left, held_microbatches
 from planner.cost.ingredients import ingredients_of
 from planner.cost.memory.footprint import footprint
-from planner.legality import ModelFacts, refusal
+from planner.legality import refusal
+from planner.model_facts import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from planner.published.learn import predict, total_seconds

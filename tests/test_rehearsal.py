@@ -16,7 +16,8 @@ from executor.command import app
 from executor.rehearse.all_ranks import rehearse_all
 from executor.rehearse.result import RehearsalFile, Rehearsed
 from planner.expected_counts import volumes
-from planner.legality import facts_of_sizes, refusal
+from planner.legality import refusal
+from planner.model_facts import facts_of_sizes
 from planner.plans import Plan
 from planner.space.explore import explore
 from planner.space.layouts import Options

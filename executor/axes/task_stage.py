@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from executor.axes.cuts import Call, Cuts, Key, Walk, atoms_of, record, stand_in, watching
 from executor.axes.part import Part
 from executor.axes.task_part import recompute_block, seeded_module, unchanged
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
+from profiles.tracing.atoms import Call, Walk, atoms_of, watching
+from profiles.tracing.cuts import Cuts, Key, record, stand_in
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
@@ -89,11 +90,11 @@ class TaskStage(Part):
         device_kind: str,
         stage: int,
         cuts: Cuts,
-        paths: Sequence[str],
+        blocks: Iterable[str],
     ) -> None:
         super().__init__(precision, device_kind, draws=True)
         self.module, self.task, self.stage, self.cuts = module, task, stage, cuts
-        self.atoms = atoms_of(module, paths)
+        self.atoms = atoms_of(module, blocks)
         self.microbatches: list[Batch] = []
         self.seeds: list[int] = []
         self.current = 0
@@ -189,13 +190,7 @@ def build_task_stage(
     Raises: InputError where its code fails; PlanError where it cannot be cut there.
     """
     module = seeded_module(spec, task, seed)
-    blocks = repeated_blocks(module)
-    paths, bounds = list(blocks), plan.stage_bounds[1:]
-    if bounds[-1] > len(paths):
-        raise PlanError(
-            f"plan {plan.id} cuts behind block {len(paths)} of {spec.title}, the last: trace and plan again"
-        )
-    starts = [paths[bound - 1] for bound in bounds]
+    blocks, bounds = repeated_blocks(module), plan.stage_bounds[1:]
     batch = task.collate(task.batches(0, plan.micro_batch_size))
 
     def loss() -> Tensor:
@@ -203,9 +198,14 @@ def build_task_stage(
             return task.loss(module, batch)
 
     with unchanged(module), foreign_code(spec, f"plan {plan.id} of {spec.title}"):
-        cuts = record(atoms_of(module, starts), starts, loss)
+        seen = record(atoms_of(module, blocks), blocks, loss)
+        if bounds[-1] > len(seen.order):
+            raise PlanError(
+                f"plan {plan.id} cuts behind block {len(seen.order)} of {spec.title}, the last: trace and plan again"
+            )
+        cuts = seen.at(bounds)
     if plan.recompute == "full":
-        for position in recomputed_layers(plan, stage, num_layers):
-            recompute_block(blocks[paths[position - 1]])
-    built = TaskStage(module, task, plan.precision, device.type, stage, cuts, starts)
+        for path in dict.fromkeys(seen.order[place - 1] for place in recomputed_layers(plan, stage, num_layers)):
+            recompute_block(blocks[path])
+    built = TaskStage(module, task, plan.precision, device.type, stage, cuts, blocks)
     return built.to(device)

@@ -10,10 +10,10 @@ from torch import Tensor
 from executor.axes.task_part import seeded_module, split_of_task
 from executor.legality import check_text
 from executor.run.own_data import WAYS
-from planner.legality import ModelFacts
+from planner.model_facts import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
-from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.errors import EnvironmentFailure, InputError
 from profiles.ranks.environment import ranks_per_host
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
@@ -37,23 +37,18 @@ def facts_of_workload(workload: Workload) -> ModelFacts:
         num_experts=workload.num_experts,
         adapters=workload.spec.adapters,
         shared_weights=workload.shared_weights,
+        is_task=workload.task is not None,
     )
 
 
 def check_task(plan: Plan, workload: Workload, device_kind: str) -> list[str]:
-    """Check that a task's module can be trained as the plan says; notes on what of it is left whole.
+    """Check what of a plan depends on a task's module, which is built for it; notes on what of it is left whole.
 
     Raises: PlanError.
     """
     if workload.task is None:
         return []
-    if plan.precision == "fp8":
-        raise PlanError(f"plan {plan.id}: precision=fp8: {workload.spec.title} is trained as it is, use bf16")
-    if plan.compiled:
-        raise PlanError(f"plan {plan.id}: compiled: {workload.spec.title} is trained as it is, leave it out")
     notes: list[str] = []
-    if plan.tensor_parallel > 1 and plan.pipeline_parallel > 1:
-        raise PlanError(f"plan {plan.id}: tensor_parallel with stages of {workload.spec.title}: not tried")
     if plan.tensor_parallel > 1 and device_kind == "cpu":
         # Elsewhere ranks find it, and refuse: here it would take as long as steps on a CPU do.
         module = seeded_module(workload.spec, workload.task, 0)
@@ -62,11 +57,6 @@ def check_task(plan: Plan, workload: Workload, device_kind: str) -> list[str]:
         if left:
             more = f" and {len(left) - 1} more such" if len(left) > 1 else ""
             notes.append(f"plan {plan.id}: on every rank whole: {left[0]}{more}")
-    if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
-        raise PlanError(
-            f"plan {plan.id}: stages of {workload.spec.title} are whole, one on each rank, and so are their backward "
-            "passes: use zero_stage=0 or 1, virtual_stages=1 and schedule=1f1b"
-        )
     return notes
 
 

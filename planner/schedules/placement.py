@@ -25,12 +25,14 @@ class Layers:
 
     `seconds` are those of forward and backward of one micro-batch; `state_bytes` of parameters, gradients and
     optimizer; `kept_bytes` of what one micro-batch keeps until its backward; `working_bytes` of one layer at a time.
+    `starts` are the layers at which a stage of a rank that has no other may begin: all, unless they are given.
     """
 
     seconds: Array
     state_bytes: Array
     kept_bytes: Array
     working_bytes: Array
+    starts: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,8 @@ def _dynamic_programme(layers: Layers, shape: Shape, memory_bytes: float) -> tup
     # (start, stop) of a stage; a stage holds at least one layer.
     seconds, states, keeps = (sums[None, :] - sums[:, None] for sums in (*until, kept))
     seconds = np.where(np.arange(num_layers + 1)[:, None] < np.arange(num_layers + 1), seconds, np.inf)
+    if layers.starts is not None:
+        seconds[:-1][~layers.starts] = np.inf
     working = np.zeros_like(seconds)
     for start in range(num_layers):
         working[start, start + 1 :] = np.maximum.accumulate(layers.working_bytes[start:])

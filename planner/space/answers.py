@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from planner.answers import NearestMiss
-from planner.legality import facts_of, facts_of_sizes, refusal
+from planner.legality import refusal
+from planner.model_facts import facts_of, facts_of_sizes
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.evidence import REPEAT_FRACTION

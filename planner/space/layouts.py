@@ -124,7 +124,8 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
     if traced is not None and tensor > 1 and not traced.can_tensor_parallel and not traced.num_experts:
         return "no tensor-parallel split is known for this model"
     if traced is not None and pipeline > 1 and not traced.can_pipeline:
-        return "the model is not a sequence of layers that can be cut into stages"
+        why = traced.cutting.refusal
+        return f"no stages: {why}" if why else "the model is not a sequence of layers that can be cut into stages"
     if context > 1 and not at.model.workload.reads_text:
         return "where the model has its attention is not known, which context parallel splits"
     heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])
@@ -140,6 +141,8 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
         return "sequence not divisible by context x tensor parallel"
     if pipeline > at.model.num_layers:
         return "fewer layers than pipeline stages"
+    if traced is not None and traced.cutting.positions and pipeline > len(traced.cutting.positions) + 1:
+        return "fewer places at which the model can be cut than pipeline stages"
     if at.global_batch_size % data:
         return "global batch not divisible by data parallel"
     if at.compresses and data * context == 1:

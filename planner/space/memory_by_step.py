@@ -18,7 +18,7 @@ from planner.schedules.activations import Chunk, Layer, Rank
 from planner.schedules.registry import orders, schedule, stage_ranks
 from planner.schedules.steps import Ints, Shape
 from planner.space.explore import Place, Space
-from planner.space.stage_passes import StageLayers, shape_of, stage_layers
+from planner.space.stage_passes import StageLayers, shape_of, shared_of, stage_layers
 from planner.space.to_plans import jobs_at, plan_of
 from profiles.models.transformer import Array
 
@@ -80,6 +80,7 @@ def _laws(space: Space, place: Place, plan: Plan, shape: Shape) -> _Laws:
         is_first=stage == 0,
         is_last=stage == shape.num_stages - 1,
         layers=layers.count,
+        shared=shared_of(plan.stage_bounds, space.at.model.transformer),
     )
     parameters = parameters_of(jobs, rules)
     states = stage_states(jobs, rules, parameters, content)

@@ -17,7 +17,7 @@ from planner.schedules.placement import Layers, place
 from planner.schedules.registry import held_at_peak
 from planner.schedules.steps import Shape
 from planner.space.explore import Place, Space
-from planner.space.stage_passes import StagePasses, layers_between, shape_of, stage_passes
+from planner.space.stage_passes import StagePasses, layers_between, shape_of, shared_of, stage_passes
 from planner.space.to_plans import jobs_at, plan_of
 from profiles.errors import PlanError
 from profiles.models.transformer import Array
@@ -115,7 +115,8 @@ def _layers(space: Space, passes: StagePasses, probed: _Probes, row: int, shape:
     seconds[-1] += float(passes.head.total[row])
     states[0] += float(probed.first_bytes[row])
     states[-1] += float(probed.last_bytes[row])
-    return Layers(seconds=seconds, state_bytes=states, kept_bytes=kept, working_bytes=working)
+    starts = np.array([model.cut_near((0, start)) == (0, start) for start in range(total)]) | (np.arange(total) == 0)
+    return Layers(seconds=seconds, state_bytes=states, kept_bytes=kept, working_bytes=working, starts=starts)
 
 
 def placed_footprint(space: Space, places: Sequence[Place], jobs: Jobs) -> Footprint:
@@ -132,14 +133,22 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
         if one in space.placed
     }
 
-    def contents(shared: StageMemory, index: int) -> StageContent:
+    beside = {
+        row: shared_of(space.placed[places[row]], space.at.model.transformer) + np.zeros(len(space.placed[places[row]]))
+        for row in placed
+    }
+
+    def contents(laws: StageMemory, index: int) -> StageContent:
         even = stage_content(jobs, index)
         own = {kind: count.copy() for kind, count in even.layers.items()}
+        shared = even.shared + np.zeros(len(jobs))
         for row, layers in placed.items():
             for kind, counts in layers.items():
                 if index < len(counts):
                     own[kind][row] = counts[index]
-        return replace(even, layers=own)
+            if index < len(beside[row]):
+                shared[row] = beside[row][index]
+        return replace(even, layers=own, shared=shared)
 
     return contents
 

@@ -123,7 +123,7 @@ def _of_stages(space: Space, plan: Plan, row: int, passes: StagePasses) -> Pipel
         "forward": passes.forward(layers, row, _total) + slower,
         "backward": passes.backward(layers, row, _total) + slower,
         "weight": passes.weights(layers, row),
-        "message": np.full(len(plan.stage_bounds), waited),
+        "message": np.broadcast_to(waited, len(plan.stage_bounds)),
     }
     return PipelineSeconds(**{name: values[:, None] for name, values in columns.items()})
 
@@ -219,8 +219,9 @@ def _with_boundary(space: Space, bounds: tuple[int, ...], boundary: int, by: int
     if boundary >= len(bounds):
         return None
     moved = (*bounds[:boundary], bounds[boundary] + by, *bounds[boundary + 1 :])
-    layers = sum(layers_between(moved, space.at.model.transformer).values())
-    return moved if np.min(layers) >= 1 else None
+    model = space.at.model.transformer
+    layers = sum(layers_between(moved, model).values())
+    return moved if np.min(layers) >= 1 and model.cut_near(moved) == moved else None
 
 
 def _can_hold(space: Space, places: Sequence[Place]) -> list[Place]:

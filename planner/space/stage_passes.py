@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.factors import Learned
+from planner.cost.axes.pipeline import sent_seconds
+from planner.cost.factors import Learned, expected
 from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass, edge_pass, layer_pass, slowing_share
+from planner.cost.links import links_of
+from planner.cost.memory.stage_content import shared_between
+from planner.cost.software_time import rules_of
 from planner.cost.step import END_SHARE
 from planner.plans import Plan
 from planner.schedules.registry import schedule_of
@@ -20,6 +24,7 @@ from planner.space.schedule_choices import hides_messages
 from planner.space.tables import taught
 from planner.space.to_plans import jobs_at
 from profiles.machines.devices import MICROSECOND
+from profiles.models.traced_sizes import TracedSizes
 from profiles.models.transformer import Array, Transformer
 
 # A part of a pass: its total, what it computes, what it sends.
@@ -44,6 +49,13 @@ def layers_between(bounds: Sequence[int], model: Transformer) -> dict[str, Array
     first = model.first_position
     ends = np.array([*bounds[1:], int(model.num_layers[0]) + first], dtype=float) - first
     return {kind: np.diff(model.num_before(kind, ends), prepend=0.0) for kind in model.kinds}
+
+
+def shared_of(bounds: Sequence[int], model: Transformer) -> Array | float:
+    """Parameters that each stage holds beside those of its layers."""
+    first = model.first_position
+    starts = np.array([0, *bounds[1:], int(model.num_layers[0]) + first], dtype=float) - first
+    return shared_between(model, starts[:-1], starts[1:])
 
 
 def stage_layers(plan: Plan, model: Transformer) -> StageLayers:
@@ -131,8 +143,24 @@ def passes_of(jobs: Jobs, learned: Learned) -> StagePasses:
     )
 
 
-def beside_and_waited(space: Space, plan: Plan, passes: StagePasses, row: int = 0) -> tuple[float, float]:
-    """Seconds by which a message to the next stage slows a pass that it is beside, and that the next stage waits."""
-    message = float(passes.ingredients.message[row])
-    is_hidden = hides_messages(space.at, plan.schedule)
-    return (message * slowing_share(space.learned.factors), 0.0) if is_hidden else (0.0, message)
+def beside_and_waited(space: Space, plan: Plan, passes: StagePasses, row: int = 0) -> tuple[float, float | Array]:
+    """Seconds by which a message to the next stage slows a pass that it is beside, and that the next stage waits.
+
+    Shapes: one number, or the latter (stage,) where stages send more and less.
+    """
+    message = passes.ingredients.message[row]
+    if hides_messages(space.at, plan.schedule):
+        return float(message) * slowing_share(space.learned.factors), 0.0
+    if plan.pipeline_parallel == 1 or space.at.model.transformer.can_cut_anywhere:
+        return 0.0, float(message)
+    return 0.0, stage_seconds_of_messages(space, plan, passes, row)
+
+
+def stage_seconds_of_messages(space: Space, plan: Plan, passes: StagePasses, row: int) -> Array:
+    """Seconds of what each stage sends to the next; nothing of the last. Shapes: (stage,)."""
+    model = space.at.model.transformer
+    assert isinstance(model, TracedSizes)
+    jobs = passes.ingredients.jobs.take(np.full(plan.num_stages - 1, row))
+    received = model.received_bytes(np.array(plan.stage_bounds[1:], dtype=float), jobs.micro_batch)
+    seconds = sent_seconds(jobs, rules_of(jobs, expected()), links_of(jobs), received)
+    return np.append(seconds * space.learned.factors.pipeline_comm, 0.0)

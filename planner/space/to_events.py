@@ -109,6 +109,7 @@ def _stages(priced: _Priced) -> tuple[StageWork, ...]:
     gathers = [
         priced.transfer("all_gather", "data", seconds) if is_sharded else None for seconds in _gathered_by_pass(priced)
     ]
+    messages = np.broadcast_to(sent, len(plan.stage_bounds))
     pieces = sum(layers.count.values(), np.zeros(1))
     return tuple(
         StageWork(
@@ -117,7 +118,7 @@ def _stages(priced: _Priced) -> tuple[StageWork, ...]:
             weight_seconds=float(min(weights[stage], backward[stage])),
             forward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in ahead.items()}),
             backward_comm=_waited(priced, {axis: float(values[stage]) for axis, values in back.items()}),
-            message=priced.transfer("send_receive", "pipeline", sent),
+            message=priced.transfer("send_receive", "pipeline", float(messages[stage])),
             gather=gathers[stage],
             num_pieces=max(1, int(pieces[stage])),
             buckets=_buckets(priced, int(pieces[stage])),

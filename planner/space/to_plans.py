@@ -45,11 +45,14 @@ def plan_of(space: Space, place: Place) -> Plan:
     row, choices = space.layouts.row(place.layout), space.choices(place.layout)
     name, chunks = choices.schedules[place.schedule], int(choices.chunks[place.schedule])
     method, layers = METHODS[choices.method[place.recompute]], int(choices.layers[place.recompute])
-    counts = stage_layers(space.at.model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
+    model = space.at.model
+    counts = stage_layers(model.num_layers, row["pipeline"], chunks, row["first_fewer"], row["last_fewer"])
+    even = model.transformer.cut_near((0, *np.cumsum(counts)[:-1].tolist()))
+    counts = np.diff([*even, model.num_layers]).tolist()
     return plan_with(
         space.at,
         row,
-        stage_bounds=space.placed.get(place) or bounds_of(counts, space.at.model.transformer.first_position),
+        stage_bounds=space.placed.get(place) or bounds_of(counts, model.transformer.first_position),
         micro_batch=choices.micro_batch[place.micro_batch],
         count=choices.count[place.micro_batch],
         schedule=name,

@@ -12,6 +12,7 @@ from profiles.artifacts import STRICT
 from profiles.errors import ArtifactError
 from profiles.inputs.ranges import Count, Whole
 from profiles.models.adapters import EVERYTHING, Adapters
+from profiles.models.cutting import Cutting
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
 from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, constant, evaluate, multiply
@@ -139,7 +140,8 @@ class ModelProfile:
 
     `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
     are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
-    is the kind of device where its dropout is that of one: "cpu", "cuda", or "".
+    is the kind of device where its dropout is that of one: "cpu", "cuda", or "". `cutting` is how its forward pass is
+    cut into stages.
     """
 
     __pydantic_config__ = STRICT
@@ -165,6 +167,7 @@ class ModelProfile:
     usual_size: Whole = 0
     is_fixed: bool = False
     traced_for: str = ""
+    cutting: Cutting = Cutting()
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -178,6 +181,7 @@ class ModelProfile:
             raise ArtifactError(
                 f"model profile {self.name}: at structure: it should name layers that every precision has: trace again"
             )
+        self._check_cutting()
         for layer in (layer for layers in self.layers.values() for layer in layers):
             for index, operator in enumerate(layer.operators):
                 if len(operator.dims) != NUM_DIMS[operator.kind]:
@@ -189,6 +193,22 @@ class ModelProfile:
                     raise ArtifactError(
                         f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
                     )
+
+    def _check_cutting(self) -> None:
+        cuts, where = self.cutting, f"model profile {self.name}: at cutting:"
+        places = [cuts.positions, *(own.positions for own in cuts.shared)]
+        for positions in places:
+            if list(positions) != sorted(set(positions)) or (positions and positions[-1] >= self.num_layers):
+                raise ArtifactError(
+                    f"{where} positions should rise, and be of its {self.num_layers} layers: trace again"
+                )
+        received = cuts.received_bytes
+        if cuts.positions and (
+            cuts.positions[0] == 0
+            or received.keys() != self.layers.keys()
+            or any(len(own) != len(cuts.positions) for own in received.values())
+        ):
+            raise ArtifactError(f"{where} received_bytes should say what comes to each position: trace again")
 
     def _check_sizes(self) -> None:
         if self.workload.kind != "transformers" or self.workload.task:

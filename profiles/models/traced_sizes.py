@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.models.cutting import nearest
 from profiles.models.operators import Polynomial, evaluate
 from profiles.models.profile import LayerProfile, ModelProfile
 from profiles.models.transformer import Array, Flags, Transformer
@@ -63,6 +64,33 @@ class TracedSizes(Transformer):
     def is_alike(self) -> bool:
         """Whether there is one kind of layer alone: stages differ where layers do."""
         return len(self.kinds) == 1
+
+    @property
+    def can_cut_anywhere(self) -> bool:
+        """Whether it is a list of layers, rather than a module that is cut where its trace says."""
+        return not self.profile.cutting.positions
+
+    def cut_near(self, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        """Where stages begin that should begin behind so many layers: where they can."""
+        return bounds if self.can_cut_anywhere else nearest(bounds, self.profile.cutting.positions)
+
+    def received_bytes(self, position: Array, batch: Array) -> Array:
+        """Bytes that come to stages that begin at some positions; 0 where none can. Shapes: both alike."""
+        result, cuts = np.zeros(np.shape(position)), self.profile.cutting
+        for place in set(np.unique(position).astype(int).tolist()) & set(cuts.positions):
+            own = position == place
+            received = cuts.received_at(place, self.precision)
+            result[own] = evaluate(received, batch[own], float(self.sequence_length), 1.0)
+        return result
+
+    def shared_parameters(self, start: Array, stop: Array) -> Array:
+        """Parameters that stages of some layers hold beside those of their layers. Shapes: both alike."""
+        result = np.zeros(np.shape(start))
+        for own in self.profile.cutting.shared:
+            places = np.array(own.positions)
+            is_used = np.searchsorted(places, stop) > np.searchsorted(places, start)
+            result += own.num_parameters * (is_used & (places[0] < start))
+        return result
 
     def can_recompute(self, kind: str) -> bool:
         """Whether recomputation covers layers of a kind: all but the model's first and last."""

@@ -95,6 +95,15 @@ class Transformer:
         """Whether stages in the midst hold the same: all layers are alike but for those that lead."""
         return True
 
+    @property
+    def can_cut_anywhere(self) -> bool:
+        """Whether a stage may begin at any of its layers."""
+        return True
+
+    def cut_near(self, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        """Where stages begin that should begin behind so many layers."""
+        return bounds
+
     def can_recompute(self, kind: str) -> bool:
         """Whether recomputation covers layers of a kind."""
         return True

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from profiles.models.operators import PHASES, Phase
+from profiles.tracing.cuts import Cuts
 from profiles.tracing.operator_recorder import RecordedOperator, Recording, storage_of
 from profiles.tracing.segment_recorder import SegmentRecorder
+from profiles.tracing.stage_cuts import SeenCuts, seen_cuts
 
 # What segments before and behind all blocks are called; a module without blocks is one segment.
 FIRST, LAST, ALL = "first", "last", "model"
@@ -48,10 +50,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A module run once at one size, cut."""
+    """A module run once at one size, cut; `cuts` are where stages may begin."""
 
     segments: tuple[Segment, ...]
     recording: Recording
+    cuts: SeenCuts
 
     def peak(self, segment: int, phase: Phase, base: Run) -> int:
         """The most that lives in a segment, at the moment at which most did in `base`, where both did the same."""
@@ -69,8 +72,8 @@ class Run:
         )
 
 
-def cut(recorder: SegmentRecorder, module: nn.Module) -> Run:
-    """The segments of what was recorded."""
+def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
+    """The segments of what was recorded, beside which cuts were `seen`."""
     recording, cuts = recorder.recording, recorder.cuts.segments
     shapes = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
@@ -97,7 +100,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module) -> Run:
                 shapes=tuple(shapes[number]),
             )
         )
-    return Run(segments=tuple(made), recording=recording)
+    return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))
 
 
 def _saved_of(recording: Recording, op: RecordedOperator) -> int:

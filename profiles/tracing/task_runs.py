@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 
 from profiles.errors import InputError
 from profiles.models.profile import WorkloadSpec
+from profiles.tracing import cuts
+from profiles.tracing.atoms import atoms_of, watching
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.known_values import KnownValues
 from profiles.tracing.module_copies import (
@@ -74,14 +76,14 @@ class Subject:
                 if self.fake is None:
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(SEED)
-                        recorder = self._recorded(batch, precision, None)
+                        recorder, walk = self._recorded(batch, precision, None)
                 else:
                     known = KnownValues(self.fake)
                     fake = tree_map(functools.partial(self._faked, known), batch)
                     with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
-                        recorder = self._recorded(fake, precision, known)
+                        recorder, walk = self._recorded(fake, precision, known)
             # Out here, for a mistake in it is none of the module's.
-            self.runs[key] = cut(recorder, self.module)
+            self.runs[key] = cut(recorder, self.module, walk.finish())
         return self.runs[key]
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
@@ -91,16 +93,20 @@ class Subject:
         known.tell(fake, leaf)
         return fake
 
-    def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> SegmentRecorder:
+    def _recorded(
+        self, batch: Batch, precision: str, known: KnownValues | None
+    ) -> tuple[SegmentRecorder, cuts.Recording]:
         self.module.zero_grad(set_to_none=True)
         products = "tf32" if precision == "tf32" else "fp32"
-        recorder = SegmentRecorder(self.module, repeated_blocks(self.module), products, known)
+        blocks = repeated_blocks(self.module)
+        recorder = SegmentRecorder(self.module, blocks, products, known)
+        walk = cuts.Recording(atoms_of(self.module, blocks), blocks)
         with recorder.watch():
-            with autocast(precision, "cpu"), self.dropout:
+            with autocast(precision, "cpu"), self.dropout, watching(walk.atoms, walk):
                 loss = self.task.loss(self.module, batch)
             recorder.backward(loss)
         self.module.zero_grad(set_to_none=True)
-        return recorder
+        return recorder, walk
 
 
 def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:

@@ -14,6 +14,7 @@ from itertools import chain
 import torch
 
 from profiles.errors import InputError
+from profiles.models.cutting import Cutting
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
 from profiles.tracing.dropout import Dropout
@@ -21,6 +22,7 @@ from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
+from profiles.tracing.stage_cuts import cutting_of
 from profiles.tracing.task_runs import Subject, TooLarge, subjects
 from profiles.workloads.task import Task
 
@@ -75,7 +77,9 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     kinds = _kinds(subject.spec, runs)
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
-    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies)
+    seen = {precision: [run.cuts for run in own] for precision, own in runs.items()}
+    cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
+    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
     ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken]
     if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
@@ -148,7 +152,11 @@ def _whole(subject: Subject, kinds: Sequence[int], paths: Sequence[str]) -> tupl
 
 
 def _profile(
-    subject: Subject, structure: tuple[int, ...], layers: dict[str, tuple[LayerProfile, ...]], varies: bool
+    subject: Subject,
+    structure: tuple[int, ...],
+    layers: dict[str, tuple[LayerProfile, ...]],
+    varies: bool,
+    cutting: Cutting,
 ) -> ModelProfile:
     spec, task = subject.spec, subject.task
     return ModelProfile(
@@ -163,7 +171,7 @@ def _profile(
         max_sequence_length=task.longest_size if varies else task.size,
         tied_embeddings=False,
         can_tensor_parallel=False,
-        can_pipeline=False,
+        can_pipeline=bool(cutting.positions),
         structure=structure,
         layers=layers,
         traced_with=f"torch {torch.__version__}",
@@ -171,6 +179,7 @@ def _profile(
         usual_size=task.size,
         is_fixed=not varies,
         traced_for=("cuda" if subject.dropout.fused else "cpu") if subject.dropout.seen else "",
+        cutting=cutting,
     )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from planner.cost.adapted import adapter_parameters, is_frozen, trained_parameters
 from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
-from planner.cost.axes.pipeline import StageCounts
+from planner.cost.axes.pipeline import StageCounts, stage_span
 from planner.cost.job import Jobs
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.machines.devices import MICROSECOND
 from profiles.machines.profile import Collective
+from profiles.models.traced_sizes import TracedSizes
 from profiles.models.transformer import Array, Flags
 from profiles.units import MIB
 
@@ -128,11 +129,25 @@ def num_messages(jobs: Jobs, rules: TimeRules, parameters: Array, whole: Flags) 
 
 
 def tied_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
-    """Summing the gradients of a tied embedding over the first and last stage, which both hold it."""
+    """Summing the gradients of a tied embedding over the first and last stage, which both hold it.
+
+    Those of other weights that stages of a task's module share are summed over all of them.
+    """
     model = jobs.model
     num_bytes = model.vocab_size * model.hidden_size / jobs.vocabulary_split * gradient_message_bytes(jobs, rules)
     pair = np.where(model.tied & (jobs.pipeline > 1) & ~is_frozen(jobs), 2.0, 1.0)
+    if isinstance(model, TracedSizes) and model.profile.cutting.shared:
+        num_bytes, pair = _shared_parameters(jobs, model) * GRADIENT_BYTES, jobs.pipeline
     return seconds(jobs, links, "all_reduce", num_bytes, pair, pipeline_stride(jobs))
+
+
+def _shared_parameters(jobs: Jobs, model: TracedSizes) -> Array:
+    """Parameters that several stages hold, as the stage has it that holds most beside those of its layers."""
+    most = np.zeros(len(jobs))
+    for stage in range(1, int(jobs.pipeline.max(initial=1))):
+        before, layers = stage_span(jobs, np.minimum(float(stage), jobs.pipeline - 1))
+        most = np.maximum(most, model.shared_parameters(before, before + layers))
+    return most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import schedule_of
+from profiles.models.traced_sizes import TracedSizes
 from profiles.models.transformer import Array, Flags
 
 # Layers of some stages by kind. Shapes: one entry per job.
@@ -56,7 +57,26 @@ def stage_span(jobs: Jobs, index: Array) -> tuple[Array, Array]:
 
 
 def layers_before(jobs: Jobs, index: Array) -> Array:
-    """Layers of the stages before stage `index`: as even as they come, or as the software cuts. Shapes: per job.
+    """Layers of the stages before stage `index`: as even as can be, or as the software cuts. Shapes: per job.
+
+    Model: where a stage should begin and the model cannot be cut, it begins at the nearest place where it can.
+    """
+    even = _evenly_before(jobs, index)
+    if jobs.model.can_cut_anywhere:
+        return even
+    columns = np.stack([jobs.pipeline, jobs.first_fewer, jobs.last_fewer, np.broadcast_to(index, even.shape)])
+    distinct, first, which = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+    values = even[first]
+    for number, (pipeline, stage) in enumerate(zip(distinct[0], distinct[3], strict=True)):
+        if 0 < stage < pipeline:
+            one = jobs.take(first[number : number + 1])
+            bounds = tuple(int(_evenly_before(one, np.array([float(i)]))[0]) for i in range(int(pipeline)))
+            values[number] = jobs.model.cut_near(bounds)[int(stage)]
+    return np.asarray(values[which.reshape(-1)])
+
+
+def _evenly_before(jobs: Jobs, index: Array) -> Array:
+    """The same, wherever that is.
 
     Model: earlier stages have one more where layers do not divide, the ends are shorter by what the job says. Stacks
     that cut by parameters weigh the head, and a layer belongs to the earlier of two stages that share it.
@@ -94,12 +114,32 @@ def layers_from(jobs: Jobs, before: Array, layers: Array, of_first_chunk: Array)
 def message_seconds(jobs: Jobs, rules: TimeRules, links: Links) -> Array:
     """Seconds of sending one micro-batch's activations to the next stage, 0 without a pipeline.
 
+    Model: of stages that send more and less, the most.
+    """
+    return sent_seconds(jobs, rules, links, message_bytes(jobs))
+
+
+def message_bytes(jobs: Jobs) -> Array:
+    """Bytes of what one micro-batch gives to the next stage: hidden states, or all that a trace says crosses."""
+    model = jobs.model
+    if not isinstance(model, TracedSizes) or model.can_cut_anywhere:
+        return np.asarray(jobs.tokens * model.hidden_size * message_element_bytes(jobs))
+    most = np.zeros(len(jobs))
+    for stage in range(1, int(jobs.pipeline.max(initial=1))):
+        position = layers_before(jobs, np.full(len(jobs), float(stage)))
+        received = model.received_bytes(position, jobs.micro_batch)
+        most = np.maximum(most, np.where(stage < jobs.pipeline, received, 0.0))
+    return most
+
+
+def sent_seconds(jobs: Jobs, rules: TimeRules, links: Links, whole: Array) -> Array:
+    """Seconds of sending so many bytes of one micro-batch to the next stage.
+
     Model: with sequence parallelism, and where the stack cuts its messages up, a rank
     sends its share alone; tensor-parallel ranks that need the whole gather it then.
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 4.1.
     """
     cut = (rules.scatters_pipeline > 0) & ~jobs.sequence_parallel
-    whole = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
     num_bytes = whole / np.where(cut | jobs.sequence_parallel, jobs.tensor, 1.0)
     pair, one = np.where(jobs.pipeline > 1, 2.0, 1.0), np.ones(len(jobs))
     sent = seconds(jobs, links, "send_receive", num_bytes, pair, pipeline_stride(jobs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.pipeline import held_microbatches, open_chunks
+from planner.cost.axes.pipeline import held_microbatches, message_bytes, open_chunks
 from planner.cost.job import Jobs, Names
 from planner.cost.memory.layer_parameters import LayerParameters, layer_parameters
 from planner.cost.memory.peak import MOMENTS, PARTS, Peak, StageCosts, kept_together, peak_of
@@ -189,8 +189,13 @@ def num_received(jobs: Jobs, rules: MemoryRules, stage: StageContent) -> Array:
 
 
 def hidden_bytes(jobs: Jobs, rules: MemoryRules) -> tuple[Array, Array]:
-    """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head."""
+    """Bytes of the residual stream on one rank, and of what sequence parallelism gathers around the head.
+
+    Of a task's module, of what comes to a stage.
+    """
     whole = jobs.tokens * jobs.model.hidden_size * rules.element_bytes
+    if not jobs.model.can_cut_anywhere:
+        whole = np.where(jobs.pipeline > 1, message_bytes(jobs), whole)
     return (
         whole / np.where(jobs.sequence_parallel, jobs.tensor, 1.0),
         np.where(jobs.sequence_parallel, 2 * whole, 0.0),

@@ -10,14 +10,15 @@ import numpy as np
 from planner.cost.axes.pipeline import layers_from, stage_span
 from planner.cost.job import Jobs
 from planner.schedules.registry import has
-from profiles.models.transformer import Array, Flags
+from profiles.models.traced_sizes import TracedSizes
+from profiles.models.transformer import Array, Flags, Transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageContent:
     """What one pipeline stage of every job holds, layers by kind; `exists` where the job has that stage.
 
-    Shapes: one entry per job.
+    `shared` are parameters that it holds beside those of its layers, as earlier stages do. Shapes: one entry per job.
     """
 
     index: Array
@@ -25,6 +26,7 @@ class StageContent:
     is_first: Flags
     is_last: Flags
     layers: Mapping[str, Array]
+    shared: Array | float = 0.0
 
 
 def stage_content(jobs: Jobs, index: int | Array, is_v: bool | Flags | None = None) -> StageContent:
@@ -47,4 +49,10 @@ def stage_content(jobs: Jobs, index: int | Array, is_v: bool | Flags | None = No
         # A V comes back to the first rank, which so has both ends of the model.
         is_last=np.where(through_v, is_first, is_last),
         layers=layers_from(jobs, first, layers, layers / chunks),
+        shared=shared_between(jobs.model, before, before + layers),
     )
+
+
+def shared_between(model: Transformer, start: Array, stop: Array) -> Array | float:
+    """Parameters that stages of some layers share with earlier ones; tied ends of a transformer are told apart."""
+    return model.shared_parameters(start, stop) if isinstance(model, TracedSizes) else 0.0

@@ -170,6 +170,7 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
     common = np.asarray(sum(count * layer.kinds[kind].common for kind, count in stage.layers.items()))
     experts = np.asarray(sum(count * layer.kinds[kind].experts for kind, count in stage.layers.items()))
     common = common + np.where(stage.is_first, layer.vocabulary + layer.positions, 0.0)
+    common = common + stage.shared
     own_head = stage.is_last & ~(model.tied & stage.is_first)
     norm = model.hidden_size * np.where(model.biases, 2.0, 1.0)
     common = common + np.where(own_head, layer.vocabulary, 0.0) + np.where(stage.is_last, norm, 0.0)
