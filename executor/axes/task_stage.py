@@ -123,7 +123,8 @@ class TaskStage(Part):
                 sent = self.cuts.crossing[self.stage + 1]
                 if missing := [key for key in sent if key not in run.sent]:
                     raise PlanError(f"what a stage sends depends on the micro-batch: {missing[0][0]} differs") from None
-                return tuple(run.sent[key] for key in sent)
+                # Messages are of memory without gaps.
+                return tuple(run.sent[key].contiguous() for key in sent)
         return loss
 
     def edges(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
