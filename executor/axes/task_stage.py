@@ -19,6 +19,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
+from profiles.workloads.randomness import begin_random
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task
 
@@ -113,7 +114,7 @@ class TaskStage(Part):
         # A view, so that what is only passed on is not the very tensor that came in.
         given = {key: tensor.view_as(tensor) for key, tensor in zip(keys, received, strict=False)}
         if self.seeds:
-            torch.manual_seed(self.seeds[self.current])
+            begin_random(self.seeds[self.current])
         run = _Run(self.cuts, self.stage, given, device)
         with computing(self.precision, self.device_kind):
             try:
