@@ -181,10 +181,14 @@ def _pair(step: int, samples: int) -> list[Sample]:
 
 
 def _noise(step: int, samples: int) -> list[Sample]:
-    return [
-        {"noisy": own["image"], "time": torch.rand(1), "label": own["label"], "noise": torch.randn(3, SIDE, SIDE)}
-        for own in pictures(step, samples)
-    ]
+    made = []
+    for i, own in enumerate(pictures(step, samples)):
+        random = _random(step, i + 500)
+        noise = torch.randn(3, SIDE, SIDE, generator=random)
+        made.append(
+            {"noisy": own["image"], "time": torch.rand(1, generator=random), "label": own["label"], "noise": noise}
+        )
+    return made
 
 
 def _of_label(module: nn.Module, batch: Batch) -> Tensor:
