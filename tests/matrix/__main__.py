@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         rows[name] = replace(rows.get(name, Row(name=name)), **{column: cell})
         write(rows)
 
-    execute(chosen, PARTS[asked.only], (OWN,), told)
+    execute([(spec, size, PARTS[asked.only]) for spec, size in chosen], (OWN,), told)
     return counted(rows)
 
 

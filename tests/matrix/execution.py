@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeAlias
 
 from profiles.errors import TrainwrightError
 from profiles.models.profile import WorkloadSpec
@@ -15,8 +16,10 @@ NUM_RANKS = 2
 COLUMNS = tuple(LAYOUTS)
 # How long a rank waits for the other before the case has failed.
 PATIENCE_SECONDS = 90.0
+# A model, the size of its samples, and the columns to try.
+Case: TypeAlias = tuple[WorkloadSpec, int, Sequence[str]]
 # Told as each case ends: model, column, and what came of it.
-Told = Callable[[str, str, str], None]
+Told: TypeAlias = Callable[[str, str, str], None]
 
 
 def is_equal(cell: str) -> bool:
@@ -25,14 +28,10 @@ def is_equal(cell: str) -> bool:
 
 
 def execute(
-    models: Iterable[tuple[WorkloadSpec, int]],
-    columns: Sequence[str],
-    trusted: Sequence[str],
-    told: Told,
-    patience_seconds: float = PATIENCE_SECONDS,
+    cases: Iterable[Case], trusted: Sequence[str], told: Told, patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Run the models in the layouts of the columns, as few starts of two ranks as there are cases that end them."""
-    left = {(spec.name, column): (spec, size) for spec, size in models for column in columns}
+    """Run models in the layouts of their columns, with one start of two ranks, and one more for each that ends them."""
+    left = {(spec.name, column): (spec, size) for spec, size, columns in cases for column in columns}
     while left:
         begun: list[tuple[str, str]] = []
         payload = {"cases": _cases(left), "trusted": list(trusted), "patience_seconds": patience_seconds}
