@@ -102,8 +102,8 @@ class TaskStage(Part):
         holders = {
             name: [at for at, used in cuts.used.items() if parameter in used] for parameter, name in names.items()
         }
-        # By name, the shapes of what several stages hold, and what this one leaves to an earlier.
-        self.shared = {name: tuple(p.shape) for p, name in names.items() if len(holders[name]) > 1}
+        # By name, the looks of what several stages hold, and what this one leaves to an earlier.
+        self.shared = {name: p.detach().to("meta") for p, name in names.items() if len(holders[name]) > 1}
         self.counted_elsewhere = frozenset(name for name in self.shared if min(holders[name]) < stage)
         self._drop(names)
 
@@ -142,15 +142,15 @@ class TaskStage(Part):
             return
         device = next(self.parameters()).device
         gradients = [
-            torch.zeros(shape, device=device) if parameter is None or parameter.grad is None else parameter.grad
-            for parameter, shape in zip(own, self.shared.values(), strict=True)
+            torch.zeros_like(look, device=device) if parameter is None or parameter.grad is None else parameter.grad
+            for parameter, look in zip(own, self.shared.values(), strict=True)
         ]
         message = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(message, group=group)
         pieces = message.split([gradient.numel() for gradient in gradients])
         for parameter, piece in zip(own, pieces, strict=True):
             if parameter is not None:
-                parameter.grad = piece.view_as(parameter)
+                parameter.grad = piece.view_as(parameter).to(parameter.dtype)
 
     @property
     def units(self) -> Iterable[nn.Module]:

@@ -6,15 +6,18 @@ vain: both end, and whoever started them starts two more behind that case.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from executor.mesh import Meshes
 from executor.run.checks import check_task, facts_of_workload
@@ -29,6 +32,7 @@ from profiles.errors import InputError, PlanError, RankFailure
 from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank, is_lost_peer, join_group, report
 from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task import Task
 from profiles.workloads.task_loading import load_task
 from tests.matrix.one_process import MICRO_BATCH, SAMPLES, SEED, STEPS, Steps, one_process
 
@@ -48,9 +52,12 @@ LAYOUTS: Mapping[str, tuple[Plan, ...]] = {
 }
 # Random numbers of these are not those of one process: a rank draws for what it runs.
 SILENT = ("tensor", "pipeline")
+# By the kind of number and its step, from 1 on.
+Differences: TypeAlias = dict[tuple[str, int], float]
 # Relative. The first step is of equal weights: sums differ by their order alone. AdamW divides a gradient by its size,
-# so that one which is nothing but such a difference moves a weight as far as any other: later steps have other weights.
-FIRST_FRACTION, LATER_FRACTION = 1e-6, 1e-4
+# so that one which is nothing but such a difference moves a weight as far as any other: later steps have other weights,
+# and may differ by more, if they do not in double precision.
+FRACTION, LATER_FRACTION = 1e-6, 1e-4
 
 
 def train(payload: dict[str, Any]) -> None:
@@ -58,7 +65,7 @@ def train(payload: dict[str, Any]) -> None:
     seconds = payload["patience_seconds"]
     with join_group("cpu", seconds) as rank:
         meshes = Meshes("cpu", seconds)
-        words = dist.new_group(timeout=timedelta(seconds=seconds))
+        peers = dist.new_group(timeout=timedelta(seconds=seconds))
         for fields, size, columns in payload["cases"]:
             spec = validate(fields, WorkloadSpec, "the matrix")
             known: list[Model] = []
@@ -68,13 +75,13 @@ def train(payload: dict[str, Any]) -> None:
                 error: Exception | None = None
                 try:
                     if not known:
-                        known.append(Model(spec, size, payload["trusted"], rank))
+                        known.append(Model(load_task(spec, payload["trusted"], size=size), spec, rank))
                     cell = known[0].tried(column, meshes)
                 except Exception as raised:
                     if is_lost_peer(raised):
                         raise
                     error, cell = raised, said_of(raised)
-                _agree(words, cell, error)
+                _agree(peers, cell, error)
                 del error
                 gc.collect()
                 report(0.0, spec.name, values={**values, "cell": cell})
@@ -87,14 +94,14 @@ def said_of(error: Exception) -> str:
     return f"refused: {sentence}" if is_ours else f"failed: {type(error).__name__}: {sentence}"
 
 
-def _agree(words: dist.ProcessGroup, cell: str, error: Exception | None = None) -> None:
+def _agree(peers: dist.ProcessGroup, cell: str, error: Exception | None = None) -> None:
     """Wait until both ranks have come to the end of a case, and to the same.
 
     Raises: what ended it on this rank alone, or that it did not end so on the other.
     """
     cells: list[Any] = [None] * dist.get_world_size()
     try:
-        dist.all_gather_object(cells, cell, group=words)
+        dist.all_gather_object(cells, cell, group=peers)
     except RuntimeError as lost:
         raise (error or lost) from None
     if len(set(cells)) > 1:
@@ -102,35 +109,46 @@ def _agree(words: dist.ProcessGroup, cell: str, error: Exception | None = None) 
 
 
 class Model:
-    """A model of the matrix with what one process says of it."""
+    """A model of the matrix with what one process says of it, in fp32 or as precisely as it goes."""
 
-    def __init__(self, spec: WorkloadSpec, size: int, trusted: Sequence[str], rank: Rank) -> None:
-        self.rank, self.task = rank, load_task(spec, trusted, size=size)
+    def __init__(self, task: Task, spec: WorkloadSpec, rank: Rank) -> None:
+        self.task, self.spec, self.rank = task, replace(spec, task=task.name), rank
         with torch.random.fork_rng(devices=[]):
-            self.num_blocks = len(repeated_blocks(self.task.build()))
-        spec = replace(spec, task=self.task.name)
-        self.workload = workload_of_task(spec, self.task, self.num_blocks + 2 if self.num_blocks else 1)
-        self.samples = TaskSamples(task=self.task, spec=spec, seed=SEED)
+            self.num_blocks = len(repeated_blocks(task.build()))
+        self.workload = workload_of_task(self.spec, task, self.num_blocks + 2 if self.num_blocks else 1)
+        self.samples = TaskSamples(task=task, spec=self.spec, seed=SEED)
         # Each rank works out one of the two.
-        self.usual, self.silent = _gathered(one_process(self.task, silent=rank.rank == 1))
+        self.usual, self.silent = _gathered(one_process(task, silent=rank.rank == 1))
+
+    @functools.cached_property
+    def precise(self) -> Model:
+        """The same model in double precision."""
+        return Model(in_double(self.task), self.spec, self.rank)
 
     def tried(self, column: str, meshes: Meshes) -> str:
         """What comes of a column, in the words of the table.
 
         Raises: PlanError where its layouts are refused.
         """
-        is_silent = column in SILENT
-        wanted = self.silent if is_silent else self.usual
         if column in ("recompute", "pipeline") and not self.num_blocks:
             raise PlanError("it has no repeated blocks")
-        cells = []
+        found = self._differences(column, meshes)
+        cell = words(found, LATER_FRACTION)
+        if cell.startswith("equal") and max(found.values()) > FRACTION:
+            precise = words(self.precise._differences(column, meshes), FRACTION)
+            cell = f"{cell}, in double {precise.removeprefix('equal ')}" if precise.startswith("equal") else precise
+        return f"{cell}, dropout off" if column in SILENT and self.silent != self.usual else cell
+
+    def _differences(self, column: str, meshes: Meshes) -> Differences:
+        """By what the layouts of a column differ from one process."""
+        wanted = self.silent if column in SILENT else self.usual
+        largest: Differences = {}
         for plan in LAYOUTS[column]:
             if plan.pipeline_parallel > 1:
                 plan = replace(plan, stage_bounds=(0, 1 + self.num_blocks // 2))
-            cells.append(compared(self._steps(plan, meshes, is_silent), wanted))
-        # Of several layouts, the one that fares worst.
-        cell = max(cells, key=lambda cell: (cell.startswith("differs"), float(cell.split()[1])))
-        return f"{cell}, dropout off" if is_silent and self.silent != self.usual else cell
+            for key, value in differences(self._steps(plan, meshes, column in SILENT), wanted).items():
+                largest[key] = max(value, largest.get(key, 0.0))
+        return largest
 
     def _steps(self, plan: Plan, meshes: Meshes, is_silent: bool) -> Steps:
         plan.check(len(self.workload.layers))
@@ -144,17 +162,32 @@ class Model:
         return Steps(loss=means, norm=own.norms)
 
 
-def compared(found: Steps, wanted: Steps) -> str:
-    """Whether steps are equal, with the largest relative difference of their losses and gradient norms."""
-    differences = {
+def differences(found: Steps, wanted: Steps) -> Differences:
+    """Relative differences of losses and gradient norms, by kind and step."""
+    return {
         (kind, step): abs(own - one) / (abs(one) or 1.0) if math.isfinite(own) else math.inf
         for kind in ("loss", "norm")
-        for step, (own, one) in enumerate(zip(getattr(found, kind), getattr(wanted, kind), strict=True))
+        for step, (own, one) in enumerate(zip(getattr(found, kind), getattr(wanted, kind), strict=True), start=1)
     }
-    for (kind, step), difference in differences.items():
-        if difference > (LATER_FRACTION if step else FIRST_FRACTION):
-            return f"differs {difference:.0e} in the {kind} of step {step + 1}"
-    return f"equal {max(differences.values()):.0e}"
+
+
+def words(found: Differences, later: float) -> str:
+    """Whether steps are equal, the first and later ones, with the largest difference."""
+    for (kind, step), difference in found.items():
+        if difference > (FRACTION if step == 1 else later):
+            return f"differs {difference:.0e} in the {kind} of step {step}"
+    return f"equal {max(found.values()):.0e}"
+
+
+def in_double(task: Task) -> Task:
+    """A task with its weights and what it learns from in double precision."""
+    return replace(task, build=lambda: task.build().double(), collate=lambda samples: _doubled(task.collate(samples)))
+
+
+def _doubled(value: Any) -> Any:
+    return tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, value
+    )
 
 
 def _gathered(own: Any) -> list[Any]:
