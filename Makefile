@@ -60,7 +60,7 @@ lint: install  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-matrix: install  ## Try every model of the matrix in every way, and write the table (half an hour).
+matrix: install  ## Try every model of the matrix in every way, profiled, planned and on two ranks, and write the table (an hour).
 	$(BIN)/python -m tests.matrix
 
 bench: install  ## Time the program itself, and hold it against what is recorded.

@@ -36,7 +36,7 @@ from executor.observe.recorder import Recorder
 from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
 from profiles.ranks.rank import Rank
-from profiles.workloads.randomness import silence
+from profiles.workloads.randomness import begin_random, silence
 from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import Workload
 
@@ -114,7 +114,7 @@ class Trainer:
         parts = self._microbatches(slices) if self.pipeline is None or self.workload.task is not None else []
         if self.draws and not parts:
             # Stages of layers draw as micro-batches come to them.
-            torch.manual_seed(self._seed(self.place.pipeline))
+            begin_random(self._seed(self.place.pipeline))
         self.recorder.begin()
         with loss_context(self.plan):
             if self.pipeline is not None:
@@ -231,7 +231,7 @@ class Trainer:
         for index, (given, wanted) in enumerate(parts):
             is_last = index == count - 1
             if self.draws:
-                torch.manual_seed(self._seed(index))
+                begin_random(self._seed(index))
             keep_gathered(module, kept=self.plan.zero_stage == 2 and not is_last)
             with paused(() if is_last else (module,)):
                 start = self.recorder.now()

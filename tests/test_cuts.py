@@ -115,6 +115,16 @@ class Fills(Chain):
         return (out[:, 0] - y).square().mean()
 
 
+class Transposes(Chain):
+    """What crosses is seen along another dimension than it lies in memory."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = self.stem(x)
+        for part in self.blocks:
+            x = part(x.transpose(0, 1).contiguous().transpose(0, 1)).T.contiguous().T
+        return (x[:, 0] - y).square().mean()
+
+
 class ChangesView(Chain):
     """A tensor between blocks that is changed through a view of it."""
 
@@ -161,6 +171,7 @@ def run(stages: list[TaskStage], batch: dict[str, Tensor]) -> Tensor:
         output = stage(*given)
         if isinstance(output, Tensor):
             break
+        assert all(tensor.is_contiguous() for tensor in output)
         given = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in output)
         sent.append((output, given))
     output.backward()
@@ -171,7 +182,7 @@ def run(stages: list[TaskStage], batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 3), (0, 4), (0, 2, 3), (0, 1, 2, 4)])
-@pytest.mark.parametrize("kind", [Chain, Skips, Decides, Adds, AddsSkips, Fills])
+@pytest.mark.parametrize("kind", [Chain, Skips, Decides, Adds, AddsSkips, Fills, Transposes])
 def test_stages_give_what_the_whole_gives(kind: type[nn.Module], bounds: tuple[int, ...]) -> None:
     task = task_of(kind)
     batch = task.collate(samples(3, 4))

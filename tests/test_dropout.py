@@ -1,18 +1,24 @@
 """Dropout that a configuration states is trained with, as transformers trains, and checked without."""
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from executor.run.batches import default_text, load_text
+from executor.run.own_data import TaskSamples
 from executor.run.reference import NUM_STEPS, check_losses, first_steps, reference_of
+from executor.run.subject import workload_of_task
 from executor.trainer import Trainer
 from planner.plans import Plan
+from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank
 from profiles.workloads.loading import load_workload
 from profiles.workloads.randomness import holds_dropout, silence
+from profiles.workloads.task import user_task
 from tests.plan_builders import GPT2, NUM_LAYERS, SEED, SEQUENCE, VIT
 
 HERE = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device("cpu"))
@@ -68,3 +74,38 @@ def test_the_check_is_without_dropout_and_training_with_it() -> None:
     assert drawn[0] == drawn[1]
     assert drawn[0].losses[0] != silent.losses[0]
     assert not reference_of(load_workload(GPT2), [plan], text, HERE, 0).is_silent
+
+
+class DropsByOthers(nn.Module):
+    """Blocks that drop by random numbers which are not torch's, and weights that begin with such."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+            nn.init.constant_(self.linear.bias, float(np.random.rand()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = torch.as_tensor(np.random.rand(*x.shape) > 0.3)
+            return torch.tanh(self.linear(x)) * kept * (2.0 if random.random() > 0.5 else 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x.square().mean()
+
+
+def test_random_numbers_of_others_are_the_same_again_with_recomputation() -> None:
+    task = user_task(DropsByOthers, lambda step, n: [{"x": row} for row in torch.linspace(step, 1, 6 * n).view(n, 6)])
+    spec = WorkloadSpec(kind="module", name="other", factory="other:f", task="other")
+    workload, samples = workload_of_task(spec, task, 5), TaskSamples(task=task, spec=spec, seed=SEED)
+    plan, found = Plan(micro_batch_size=2, num_microbatches=2), []
+    for recompute in ("none", "full"):
+        random.seed(len(found))
+        np.random.seed(len(found))
+        found.append(first_steps(Trainer(replace(plan, recompute=recompute), workload, HERE, SEED, None), samples, 3))
+    assert found[0] == found[1]

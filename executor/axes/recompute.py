@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.randomness import host_random, host_random_at
 
 
 class Recomputed:
@@ -29,12 +30,18 @@ class Recomputed:
             *args,
             use_reentrant=False,
             preserve_rng_state=self.draws,
-            context_fn=self._contexts if self.owners else noop_context_fn,
+            context_fn=self._contexts if self.owners or self.draws else noop_context_fn,
             **kwargs,
         )
 
     def _contexts(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        return contextlib.nullcontext(), self._buffers_kept()
+        return contextlib.nullcontext(), self._again(host_random())
+
+    @contextlib.contextmanager
+    def _again(self, state: tuple[Any, Any]) -> Iterator[None]:
+        # torch keeps its own random numbers alone.
+        with host_random_at(state), self._buffers_kept():
+            yield
 
     @contextlib.contextmanager
     def _buffers_kept(self) -> Iterator[None]:

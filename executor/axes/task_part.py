@@ -23,6 +23,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
+from profiles.workloads.randomness import begin_random, host_random, host_random_at, random_kept
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.split_search import find_split
 from profiles.workloads.task import Batch, Task
@@ -115,8 +116,8 @@ def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
 
     Raises: InputError where its code fails.
     """
-    with torch.random.fork_rng(devices=[]), foreign_code(spec, f"{spec.title} cannot be built"):
-        torch.manual_seed(seed)
+    with random_kept(), foreign_code(spec, f"{spec.title} cannot be built"):
+        begin_random(seed)
         return task.build().train()
 
 
@@ -139,7 +140,7 @@ def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:
 def unchanged(module: nn.Module) -> Iterator[None]:
     """While entered, the module may run; afterwards its statistics, and random numbers, are as before."""
     before = {name: buffer.clone() for name, buffer in saved_buffers(module).items()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), host_random_at(host_random()):
         yield
     with torch.no_grad():
         for name, buffer in saved_buffers(module).items():

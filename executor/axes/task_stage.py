@@ -20,6 +20,7 @@ from profiles.tracing.cuts import Cuts, Key, record, stand_in
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
+from profiles.workloads.randomness import begin_random
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task
 
@@ -102,8 +103,8 @@ class TaskStage(Part):
         holders = {
             name: [at for at, used in cuts.used.items() if parameter in used] for parameter, name in names.items()
         }
-        # By name, the shapes of what several stages hold, and what this one leaves to an earlier.
-        self.shared = {name: tuple(p.shape) for p, name in names.items() if len(holders[name]) > 1}
+        # By name, the looks of what several stages hold, and what this one leaves to an earlier.
+        self.shared = {name: p.detach().to("meta") for p, name in names.items() if len(holders[name]) > 1}
         self.counted_elsewhere = frozenset(name for name in self.shared if min(holders[name]) < stage)
         self._drop(names)
 
@@ -114,7 +115,7 @@ class TaskStage(Part):
         # A view, so that what is only passed on is not the very tensor that came in.
         given = {key: tensor.view_as(tensor) for key, tensor in zip(keys, received, strict=False)}
         if self.seeds:
-            torch.manual_seed(self.seeds[self.current])
+            begin_random(self.seeds[self.current])
         run = _Run(self.cuts, self.stage, given, device)
         with computing(self.precision, self.device_kind):
             try:
@@ -124,7 +125,8 @@ class TaskStage(Part):
                 sent = self.cuts.crossing[self.stage + 1]
                 if missing := [key for key in sent if key not in run.sent]:
                     raise PlanError(f"what a stage sends depends on the micro-batch: {missing[0][0]} differs") from None
-                return tuple(run.sent[key] for key in sent)
+                # Messages are of memory without gaps.
+                return tuple(run.sent[key].contiguous() for key in sent)
         return loss
 
     def edges(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -141,15 +143,15 @@ class TaskStage(Part):
             return
         device = next(self.parameters()).device
         gradients = [
-            torch.zeros(shape, device=device) if parameter is None or parameter.grad is None else parameter.grad
-            for parameter, shape in zip(own, self.shared.values(), strict=True)
+            torch.zeros_like(look, device=device) if parameter is None or parameter.grad is None else parameter.grad
+            for parameter, look in zip(own, self.shared.values(), strict=True)
         ]
         message = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(message, group=group)
         pieces = message.split([gradient.numel() for gradient in gradients])
         for parameter, piece in zip(own, pieces, strict=True):
             if parameter is not None:
-                parameter.grad = piece.view_as(parameter)
+                parameter.grad = piece.view_as(parameter).to(parameter.dtype)
 
     @property
     def units(self) -> Iterable[nn.Module]:

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
 from torch import nn
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def begin_random(seed: int) -> None:
+    """Let random numbers begin with `seed`: torch's, and NumPy's and Python's, by which some modules mask and drop."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def host_random() -> tuple[Any, Any]:
+    """Where the random numbers of Python and NumPy are."""
+    return random.getstate(), np.random.get_state()
+
+
+@contextlib.contextmanager
+def host_random_at(state: tuple[Any, Any]) -> Iterator[None]:
+    """While entered, random numbers of Python and NumPy go on from `state`; afterwards from where they were."""
+    before = host_random()
+    try:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """While entered, random numbers may be drawn; afterwards all are where they were."""
+    with torch.random.fork_rng(devices=[]), host_random_at(host_random()):
+        yield
 
 
 def holds_dropout(module: nn.Module) -> bool:

@@ -1,62 +1,61 @@
 """`python -m tests.matrix`: try every model of the matrix in every way, and write the table beside the recorded ones.
 
-Models that are named, or all; rows of others stay as they are. Run by `make matrix`; takes half an hour.
+Models that are named, or all; rows of others stay as they are. `--only profile`, `--only execution`, or one column of
+the latter, does a part. Run by `make matrix`; takes an hour.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections import Counter
+from dataclasses import asdict, replace
 
-from profiles.models.profile import WorkloadSpec
-from tests.matrix.architectures import ARCHITECTURES
-from tests.matrix.user_modules import MODULES
+from tests.matrix.execution import COLUMNS, execute
+from tests.matrix.table import OWN, models, recorded, write
 from tests.matrix.ways import Row, tried
 
-TABLE = Path(__file__).parent.parent / "golden" / "matrix.csv"
-OWN = "tests.matrix.user_modules"
+PARTS = {"all": COLUMNS, "profile": (), "execution": COLUMNS} | {column: (column,) for column in COLUMNS}
 
 
-def models() -> Iterator[tuple[WorkloadSpec, int]]:
-    """All models of the matrix, and the size of the samples that each is tried with."""
-    for model in ARCHITECTURES:
-        yield model.spec, model.size
-    for factory in MODULES:
-        name = factory.__name__
-        yield WorkloadSpec(kind="module", name=name, factory=f"{OWN}:{name}"), 0
-
-
-def recorded() -> dict[str, Row]:
-    """The rows of the table as it is."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open() as file:
-        return {row["name"]: Row(**row) for row in csv.DictReader(file)}
-
-
-def write(rows: dict[str, Row]) -> None:
-    """Write the table, its rows in the order of the matrix."""
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(rows[spec.name]) for spec, _ in models() if spec.name in rows)
-
-
-def main(names: list[str]) -> int:
-    """Try the models, write each row as it comes, and count those that are refused."""
+def main(arguments: list[str]) -> int:
+    """Try the models, write each row as it comes, and count what they can and what is refused."""
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix")
+    parser.add_argument("names", nargs="*", help="models, of those in the table; all where none is named")
+    parser.add_argument("--only", choices=PARTS, default="all", help="what is tried")
+    asked = parser.parse_args(arguments)
     rows = recorded()
-    for spec, size in models():
-        if names and spec.name not in names:
-            continue
-        rows[spec.name] = tried(spec, size, (OWN,))
-        print(*asdict(rows[spec.name]).values(), sep="  ", flush=True)
+    chosen = [(spec, size) for spec, size in models() if not asked.names or spec.name in asked.names]
+    if asked.only in ("all", "profile"):
+        for spec, size in chosen:
+            row = tried(spec, size, (OWN,))
+            print(*asdict(row).values(), sep="  ", flush=True)
+            before = asdict(rows.get(spec.name, row))
+            rows[spec.name] = replace(row, **{column: before[column] for column in COLUMNS})
+            write(rows)
+
+    def told(name: str, column: str, cell: str) -> None:
+        print(name, column, cell, sep="  ", flush=True)
+        rows[name] = replace(rows.get(name, Row(name=name)), **{column: cell})
         write(rows)
+
+    execute([(spec, size, PARTS[asked.only]) for spec, size in chosen], (OWN,), told)
+    return counted(rows)
+
+
+def counted(rows: dict[str, Row]) -> int:
+    """Print how many models are profiled, and executed in each layout; whether anything ended in an error."""
     refused = [row.name for row in rows.values() if row.refused]
     print(f"{len(rows)} models, {len(refused)} refused: {', '.join(refused) or 'none'}")
-    return int(any("Error" in row.refused for row in rows.values()))
+    failed = any("Error" in row.refused for row in rows.values())
+    for column in COLUMNS:
+        cells = {row.name: str(getattr(row, column)) for row in rows.values()}
+        kinds = Counter(cell.split()[0].rstrip(":") if cell else "not tried" for cell in cells.values())
+        wrong = {name: cell for name, cell in cells.items() if cell.startswith(("differs", "failed"))}
+        print(f"{column}: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}")
+        print(*(f"    {name}: {cell}" for name, cell in wrong.items()), sep="\n", end="\n" if wrong else "")
+        failed |= bool(wrong)
+    return int(failed)
 
 
 if __name__ == "__main__":

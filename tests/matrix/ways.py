@@ -27,7 +27,10 @@ DEVICES, DEVICE, BATCH, PRECISION = 8, "a100-sxm-80gb", 64, "fp32"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What came of one model: how many layers of how many kinds, ours over torch's numbers, plans, or why not."""
+    """What came of one model: how many layers of how many kinds, ours over torch's numbers, plans, or why not.
+
+    From `data` on it is executed on two ranks: the largest difference from one process, or why not.
+    """
 
     name: str
     task: str = ""
@@ -40,6 +43,13 @@ class Row:
     plans: str = ""
     best_plan: str = ""
     refused: str = ""
+    data: str = ""
+    zero1: str = ""
+    zero2: str = ""
+    zero3: str = ""
+    recompute: str = ""
+    tensor: str = ""
+    pipeline: str = ""
 
 
 def totals(profile: ModelProfile, samples: int, size: int) -> tuple[float, float]:
