@@ -89,6 +89,7 @@ def machine(
             help="Precisions to measure: fp32, bf16, fp8; tf32 on GPUs.", autocompletion=completion.complete_precisions
         ),
     ] = "fp32,bf16",
+    task: TaskOption = None,
     oversubscription: Annotated[
         bool, typer.Option(help="Measure twice as many ranks as cores too (15 s more).")
     ] = False,
@@ -101,6 +102,7 @@ def machine(
     from dataclasses import replace
 
     from profiles.artifacts import dump
+    from profiles.errors import InputError
     from profiles.files import ensure_writable, write_text
     from profiles.library import Asked, load_model, stored_machine_path
     from profiles.machines.fingerprint import current_device_kind
@@ -110,13 +112,15 @@ def machine(
     from profiles.ranks.stores import open_to
     from profiles.workloads.trust import named_modules
 
+    if task and not model:
+        raise InputError(f"--task {task}: it is what a --model is trained for: name one")
     sizes = bounds.whole_numbers("--micro-batches", micro_batches, 1, limits.SAMPLES)
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
     precisions = _precisions(precision)
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
     kind = current_device_kind()
-    asked = Asked(device_kind=kind)
+    asked = Asked(task=task or "", device_kind=kind)
     profiles = [load_model(name, precisions, trusted, asked) for name in model or ()]
     _check_sequence(profiles, sequence_length)
     out = console.console(json_output)
@@ -166,6 +170,9 @@ def _precisions(text: str) -> tuple[str, ...]:
 
 def _check_sequence(profiles: list[ModelProfile], sequence_length: int) -> None:
     for profile in profiles:
+        if profile.workload.task:
+            # Its samples have the size that is usual for it.
+            continue
         longest = profile.max_sequence_length or limits.SEQUENCE
         limits.check(f"{profile.name}: --sequence-length", sequence_length, 1, longest)
 
