@@ -24,37 +24,17 @@ from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.machines.load import causes, look_before
 from profiles.machines.profile import MachineProfile
-from profiles.models.profile import ModelProfile, WorkloadSpec
+from profiles.models.profile import ModelProfile
 from profiles.ranks.launcher import launch
 from profiles.ranks.rank import Report
 from tests.numbers_tasks.models import MODELS, OWN, Model
 from tests.numbers_tasks.predict import PRECISION, RANKS, STAGES, predicted
 from tests.numbers_tasks.table import Row, show, write
+from tests.numbers_tasks.trace import trace
 
 # Every round builds each model anew; of each plan it steps so many blocks of so many steps, in turns with the other.
 ROUNDS, TURNS, STEPS = 2, 2, 3
 RECORD = Path(__file__).parent.parent / "golden" / "numbers_tasks.csv"
-
-
-def spec_of(model: Model) -> WorkloadSpec:
-    """What is traced and trained."""
-    if model.config:
-        return WorkloadSpec(kind="transformers", name=model.name, config=model.config)
-    return WorkloadSpec(kind="module", name=model.name, factory=model.factory)
-
-
-def trace(name: str, folder: Path) -> Path:
-    """The model's profile in a file, traced where it is not there."""
-    from profiles.tracing.task_trace import trace_task
-    from profiles.workloads.task_loading import load_task
-
-    path = folder / f"{name}.model.json"
-    if not path.exists():
-        model = next(model for model in MODELS if model.name == name)
-        spec = spec_of(model)
-        task = load_task(spec, (OWN,), size=model.size)
-        artifacts.write(path, "model-profile", trace_task(spec, task, (PRECISION,)))
-    return path
 
 
 def traced(models: Sequence[Model], folder: Path) -> dict[str, ModelProfile]:
