@@ -102,9 +102,8 @@ def machine(
     from dataclasses import replace
 
     from profiles.artifacts import dump
-    from profiles.errors import InputError
     from profiles.files import ensure_writable, write_text
-    from profiles.library import Asked, load_model, stored_machine_path
+    from profiles.library import stored_machine_path
     from profiles.machines.fingerprint import current_device_kind
     from profiles.machines.load import look_before
     from profiles.measure.machine import measure_machine
@@ -112,16 +111,13 @@ def machine(
     from profiles.ranks.stores import open_to
     from profiles.workloads.trust import named_modules
 
-    if task and not model:
-        raise InputError(f"--task {task}: it is what a --model is trained for: name one")
     sizes = bounds.whole_numbers("--micro-batches", micro_batches, 1, limits.SAMPLES)
     for path in (stored_machine_path(), *([output] if output else [])):
         ensure_writable(path)
     precisions = _precisions(precision)
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
     kind = current_device_kind()
-    asked = Asked(task=task or "", device_kind=kind)
-    profiles = [load_model(name, precisions, trusted, asked) for name in model or ()]
+    profiles = _models(model or [], task or "", precisions, trusted, kind)
     _check_sequence(profiles, sequence_length)
     out = console.console(json_output)
     load_before, notes = look_before(gpus)
@@ -166,6 +162,22 @@ def _precisions(text: str) -> tuple[str, ...]:
         if name not in PRECISIONS:
             raise UnknownNameError("--precision", name, PRECISIONS)
     return names
+
+
+def _models(
+    names: list[str], task: str, precisions: tuple[str, ...], trusted: tuple[str, ...], device_kind: str
+) -> list[ModelProfile]:
+    """The models that a machine is measured with.
+
+    Raises: InputError where there is none that a task could be of, or one cannot be used.
+    """
+    from profiles.errors import InputError
+    from profiles.library import Asked, load_model
+
+    if task and not names:
+        raise InputError("--task says nothing without --model")
+    asked = Asked(task=task, device_kind=device_kind)
+    return [load_model(name, precisions, trusted, asked) for name in names]
 
 
 def _check_sequence(profiles: list[ModelProfile], sequence_length: int) -> None:

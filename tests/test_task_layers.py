@@ -1,11 +1,14 @@
 """Segments of a task's module, timed within the whole: by a clock that moves only where a module says so."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from planner.cost.measured.operators import Sizes
 from planner.cost.measured.timed_layers import timed_over_summed
+from profiles.command import main
 from profiles.machines.profile import LayerTiming
 from profiles.measure.convolutions import Convolution, Recurrent, _convolution, _recurrent
 from profiles.measure.task_layers import Pass, SegmentClock
@@ -162,3 +165,12 @@ def test_convolutions_are_timed_by_the_dims_that_tracing_gives_them(made, produc
         action()
     kernels = [op for op in recorder.recording.operators if op.kind == "matmul"]
     assert [tuple(map(float, op.dims)) for op in kernels] == [made.dims(products)]
+
+
+def test_a_task_of_no_model_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TRAINWRIGHT_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["profile", "machine", "--task", "translation"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--task says nothing without --model" in capsys.readouterr().err

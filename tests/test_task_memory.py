@@ -3,11 +3,15 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from profiles.artifacts import dump
 from profiles.models.operators import evaluate
+from profiles.models.profile import WorkloadSpec
 from profiles.ranks.launcher import launch
 from profiles.tracing.task_trace import trace_task
+from profiles.workloads.task import user_task
 from profiles.workloads.task_loading import load_task
 from tests.machine_builders import machine
 from tests.matrix.architectures import ARCHITECTURES
@@ -48,6 +52,34 @@ def test_under_zero_3_units_are_whole_one_by_one():
     file = predicted(machine(), model, BATCH)
     assert [candidate.plan.zero_stage for candidate in file.candidates] == [0, 3]
     assert file.candidates[1].prediction.peak_bytes == pytest.approx(_by_hand(model), rel=1e-6)
+
+
+class _HalfFrozen(nn.Module):
+    """Blocks of which the first is not trained, as the backbone of a detector is."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(3))
+        self.head = nn.Linear(64, 1)
+        self.blocks[0].requires_grad_(False)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).square().mean()
+
+
+def test_what_is_not_trained_has_neither_gradients_nor_moments():
+    task = user_task(_HalfFrozen, lambda step, samples: [{"x": torch.ones(64)} for _ in range(samples)])
+    spec = WorkloadSpec(kind="module", name="half", factory="tests.test_task_memory:_HalfFrozen")
+    model = trace_task(spec, task, ("fp32",))
+    block = 64 * 64 + 64
+    frozen = [float(evaluate(layer.num_frozen_parameters, 1, 1, 1)) for layer in model.each_layer("fp32")]
+    assert frozen == [0, block, 0, 0, 0]
+    plain, sharded = (one.prediction.bytes_per_rank for one in predicted(machine(), model, BATCH).candidates)
+    whole, trained = 3 * block + 65, 2 * block + 65
+    assert (plain["parameters"], plain["gradients"], plain["optimizer"]) == (4 * whole, 4 * trained, 8 * trained)
+    assert (sharded["parameters"], sharded["optimizer"]) == (2 * whole, 4 * trained)
 
 
 @pytest.mark.slow

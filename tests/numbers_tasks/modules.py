@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from profiles.workloads.task import Batch, Sample, Task, user_task
 
-WORDS, LENGTH, WIDTH, SIDE, CLASSES, PATCH = 2048, 64, 384, 96, 10, 8
+WORDS, LENGTH, WIDTH, SIDE, CLASSES, PATCH = 2048, 64, 384, 160, 10, 10
 
 
 def _random(step: int, position: int) -> torch.Generator:

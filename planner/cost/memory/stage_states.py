@@ -179,9 +179,10 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
 
 
 def _trained(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
-    """Parameters that have gradients: all, but where adapters are beside frozen ones these alone."""
+    """Parameters that have gradients: all that a task trains, but where adapters are beside frozen ones these alone."""
     common, experts = _parameters(jobs, layer, stage)
     frozen = is_frozen(jobs)
+    common = common - np.asarray(sum(count * layer.kinds[kind].frozen for kind, count in stage.layers.items()))
     if not np.any(frozen):
         return common, experts
     adapters = np.asarray(sum(count * layer.kinds[kind].adapters for kind, count in stage.layers.items()))

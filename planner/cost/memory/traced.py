@@ -27,7 +27,8 @@ def traced_parameters(jobs: Jobs, model: TracedSizes) -> LayerParameters:
         layer = model.layer(kind)
         held = model.at(layer.num_parameters, one, jobs.tensor)
         matrices = held - model.at(layer.num_vector_parameters, one, jobs.tensor)
-        return KindParameters(common=held, experts=zero, matrices=matrices, adapters=zero)
+        frozen = model.at(layer.num_frozen_parameters, one, jobs.tensor)
+        return KindParameters(common=held, experts=zero, matrices=matrices, adapters=zero, frozen=frozen)
 
     return LayerParameters(
         kinds={kind: of_kind(kind) for kind in model.kinds}, attention_matrices=zero, vocabulary=zero, positions=zero
