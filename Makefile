@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -m
 # A file's tests stay together, as they share what its fixtures made.
 BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo examples test test-all lint matrix bench numbers accuracy factors clean
+.PHONY: help install demo examples test test-all lint matrix bench numbers numbers-tasks accuracy factors clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,10 @@ bench: install  ## Time the program itself, and hold it against what is recorded
 numbers: install  ## Predict and run three dozen plans of all kinds in turns on this machine; errors and ranking.
 	mkdir -p $(OUT)
 	$(BIN)/python -m tests.numbers $(OUT)
+
+numbers-tasks: install  ## Predict and run 30 models of all kinds, by data parallel and ZeRO 3, on this machine; errors.
+	mkdir -p $(OUT)
+	$(BIN)/python -m tests.numbers_tasks $(OUT)
 
 accuracy: install  ## Published runs of others, predicted from their configuration: errors by family, in and out of sample.
 	$(BIN)/compare profiles/catalog/measured/runs.csv

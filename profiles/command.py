@@ -89,6 +89,7 @@ def machine(
             help="Precisions to measure: fp32, bf16, fp8; tf32 on GPUs.", autocompletion=completion.complete_precisions
         ),
     ] = "fp32,bf16",
+    task: TaskOption = None,
     oversubscription: Annotated[
         bool, typer.Option(help="Measure twice as many ranks as cores too (15 s more).")
     ] = False,
@@ -102,7 +103,7 @@ def machine(
 
     from profiles.artifacts import dump
     from profiles.files import ensure_writable, write_text
-    from profiles.library import Asked, load_model, stored_machine_path
+    from profiles.library import stored_machine_path
     from profiles.machines.fingerprint import current_device_kind
     from profiles.machines.load import look_before
     from profiles.measure.machine import measure_machine
@@ -116,8 +117,7 @@ def machine(
     precisions = _precisions(precision)
     trusted = (*(trust_module or ()), *named_modules(*(model or ())))
     kind = current_device_kind()
-    asked = Asked(device_kind=kind)
-    profiles = [load_model(name, precisions, trusted, asked) for name in model or ()]
+    profiles = _models(model or [], task or "", precisions, trusted, kind)
     _check_sequence(profiles, sequence_length)
     out = console.console(json_output)
     load_before, notes = look_before(gpus)
@@ -164,8 +164,27 @@ def _precisions(text: str) -> tuple[str, ...]:
     return names
 
 
+def _models(
+    names: list[str], task: str, precisions: tuple[str, ...], trusted: tuple[str, ...], device_kind: str
+) -> list[ModelProfile]:
+    """The models that a machine is measured with.
+
+    Raises: InputError where there is none that a task could be of, or one cannot be used.
+    """
+    from profiles.errors import InputError
+    from profiles.library import Asked, load_model
+
+    if task and not names:
+        raise InputError("--task says nothing without --model")
+    asked = Asked(task=task, device_kind=device_kind)
+    return [load_model(name, precisions, trusted, asked) for name in names]
+
+
 def _check_sequence(profiles: list[ModelProfile], sequence_length: int) -> None:
     for profile in profiles:
+        if profile.workload.task:
+            # Its samples have the size that is usual for it.
+            continue
         longest = profile.max_sequence_length or limits.SEQUENCE
         limits.check(f"{profile.name}: --sequence-length", sequence_length, 1, longest)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,16 +14,21 @@ from profiles.codecs.codec import KNOWN
 from profiles.errors import InputError
 from profiles.laws.curves import fit_kernel
 from profiles.machines.profile import COLLECTIVES, MachineProfile, Sample
+from profiles.measure.convolutions import Convolution, Recurrent
 from profiles.measure.layers import Case, measure_layers
 from profiles.measure.links import group_sizes
 from profiles.measure.machine import Effort, measure_machine
 from profiles.measure.matrix_kernels import Grid, model_shapes, within_seconds
-from profiles.measure.memory_kernels import OPERATORS, Operands, moved_bytes, wanted_names
+from profiles.measure.memory_kernels import OPERATORS, moved_bytes, wanted_names
+from profiles.measure.operands import Operands
 from profiles.measure.timing import Bench, HostTimer, Peers
 from profiles.models.profile import WorkloadSpec
 from profiles.tracing.operator_recorder import Recorder
+from profiles.tracing.task_trace import trace_task
 from profiles.tracing.trace import trace
 from profiles.workloads.loading import load_workload
+from profiles.workloads.task_loading import load_task
+from tests.matrix.architectures import ARCHITECTURES
 
 WIDTH, TOKENS = 32, 16
 SPEC = WorkloadSpec(
@@ -42,6 +48,10 @@ SPEC = WorkloadSpec(
 )
 LITTLE = Effort(
     grid=Grid(tokens=(16, 64), features=((32, 32), (64, 32)), attention=((1, 2, 16, 16, 8),), model_seconds=1.0),
+    convolutions=(
+        (Convolution(count=1, inputs=4, outputs=4, side=8, window=3),),
+        (Recurrent(count=1, steps=4, width=8),),
+    ),
     memory_elements=(2**10, 2**12, 2**14),
     parameter_counts=(2**8, 2**10),
     gradient_elements=(2**11, 2**13),
@@ -61,13 +71,19 @@ def tiny():
     return trace(load_workload(SPEC), ("fp32", "bf16", "fp8"))
 
 
+@pytest.fixture(scope="module")
+def task():
+    model = next(model for model in ARCHITECTURES if model.name == "bart")
+    return trace_task(model.spec, load_task(model.spec, size=model.size), ("fp32",))
+
+
 @pytest.fixture
 def bench():
     return Bench(timer=HostTimer(), peers=Peers(device=torch.device("cpu")), repeats=2, patience_seconds=0.0)
 
 
 @pytest.mark.gloo
-def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
+def test_two_ranks_measure_everything_and_the_file_reads_back(tiny, task):
     heard = []
     machine = measure_machine(
         num_ranks=2,
@@ -77,7 +93,7 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
         tensor_degrees=(1, 2),
         precisions=("fp32", "bf16", "fp8"),
         on_progress=lambda fraction, text: heard.append(fraction),
-        models=[tiny],
+        models=[tiny, task],
         effort=LITTLE,
     )
     assert parse(json.loads(dump("machine-profile", machine)), "machine-profile", MachineProfile, "here") == machine
@@ -85,6 +101,13 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     assert heard[-1] == 1.0
     _check_links(machine)
     _check_kernels(machine)
+    of_task = [timing for timing in machine.layer_timings if timing.workload == task.workload.digest]
+    names = {layer.name for layer in task.layers["fp32"]}
+    assert {(t.layer, t.precision, t.micro_batch_size) for t in of_task} == {
+        (n, "fp32", b) for n in names for b in (1, 2)
+    }
+    assert all(t.sequence_length == task.usual_size and t.forward_seconds > 0 for t in of_task)
+    machine = replace(machine, layer_timings=tuple(t for t in machine.layer_timings if t not in of_task))
     timed = {(t.layer, t.precision, t.micro_batch_size, t.tensor_parallel) for t in machine.layer_timings}
     names, precisions = ("embedding", "block", "head"), ("fp32", "bf16")
     split = {(n, p, b, t) for n in names for p in precisions for b in (1, 2) for t in (1, 2)}
@@ -93,7 +116,11 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny):
     assert all(t.forward_seconds > 0 and t.backward_seconds > 0 for t in machine.layer_timings)
     exchanged = {(t.codec, t.zero_stage) for t in machine.exchange_timings}
     assert exchanged == {*((name, 0) for name in KNOWN), ("none", 1), ("none", 2), ("none", 3)}
-    assert all(t.backward_seconds > 0 and t.num_parameters == 2 * 32**2 for t in machine.exchange_timings)
+    assert all(t.backward_seconds > 0 for t in machine.exchange_timings)
+    small = [t for t in machine.exchange_timings if t.num_tensors]
+    assert {t.zero_stage for t in small} == {0, 2, 3}
+    assert {t.num_parameters for t in machine.exchange_timings if t not in small} == {2 * 32**2}
+    assert all((t.num_tensors, t.num_units, t.num_parameters) == (96, 8, 48 * (64**2 + 64)) for t in small)
     assert machine.load is not None
     assert (machine.load.num_ranks, machine.load.num_cores) == (2, len(os.sched_getaffinity(0)))
     assert machine.load.seconds > 1
@@ -119,6 +146,7 @@ def _check_kernels(machine):
     present = {(curve.kind, curve.name, curve.precision) for curve in machine.kernels}
     for precision in ("fp32", "bf16"):
         assert {("matmul", layout, precision) for layout in ("nt", "nn", "tn", "")} <= present
+        assert ("matmul", "conv", precision) in present
         assert {("attention_forward", "", precision), ("attention_backward", "", precision)} <= present
         assert {("memory", "", precision), ("memory", "tanh", precision)} <= present
         assert machine.peak_flops_per_second[precision] > 0

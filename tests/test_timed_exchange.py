@@ -9,7 +9,7 @@ from planner.cost.measured.machine import learned_of
 from planner.cost.software_time import rules_of
 from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.machines.profile import ExchangeTiming, MachineProfile
-from tests.exchange_builders import added_seconds, replicas, setting_on
+from tests.exchange_builders import MODEL, added_seconds, replicas, setting_on
 from tests.machine_builders import machine
 
 WIDTH, COUNT = 1024, 8
@@ -99,3 +99,39 @@ def test_messages_of_compute_that_hides_them_leave_the_last_bucket() -> None:
     assert added_seconds(free, "none", 0, PARAMETERS, 100.0) == pytest.approx(whole / 1e9 / 2)
     assert added_seconds(free, "none", 0, PARAMETERS, 0.0) == pytest.approx(whole / 1e9)
     assert np.isfinite(added_seconds(free, "none", 0, 0.0, 1.0))
+
+
+SMALL: dict[str, Any] = {"num_parameters": 96 * 2048.0, "matrix_sides": 96 * 96.0, "num_tensors": 96, "num_units": 8}
+
+
+def test_fsdp_takes_what_every_small_tensor_took_beside_its_bytes() -> None:
+    # By hand: of eight units gradients scattered and weights gathered twice, each copied in and out.
+    whole = GRADIENT_BYTES * SMALL["num_parameters"]
+    law = 3 * (8 * 1e-4 + whole / 1e9) + 2 * 3 * whole / 1e10
+    here = machine(exchange_timings=(timing("none", 3, law + 0.0096, **SMALL),))
+    (tensors,) = {layer.num_parameter_tensors for layer in MODEL.layers["fp32"] if layer.name == "block"}
+    assert tensors > 2
+    assert gathered_seconds(here) == pytest.approx(gathered_seconds(machine()) + tensors * 1e-4, rel=1e-9)
+    # Beside what it is off by in large ones, by which messages are longer and tensors cost less.
+    large = timing("none", 3, 2 * (3 * (2 * 1e-4 + GRADIENT_BYTES * PARAMETERS / 1e9) + 2.4e-9 * PARAMETERS))
+    both = machine(exchange_timings=(large, timing("none", 3, 2 * law + 0.0096, **SMALL)))
+    assert gathered_seconds(both) == pytest.approx(2 * gathered_seconds(machine()) + tensors * 1e-4, rel=1e-9)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_so_do_ddp_and_zero_2_for_all_tensors_of_the_model(zero_stage: int) -> None:
+    tensors = sum(layer.num_parameter_tensors for layer in MODEL.each_layer("fp32"))
+    plain, timed = machine(), machine(exchange_timings=_of_each(0.0096))
+    share = PARAMETERS / MODEL.num_parameters
+    added = exchange(timed, "none", zero_stage) - exchange(plain, "none", zero_stage)
+    assert added == pytest.approx(tensors * share * 1e-4, rel=1e-6)
+
+
+def _of_each(seconds: float) -> tuple[ExchangeTiming, ...]:
+    """Timings of small tensors that took so many seconds more than the law says of their messages."""
+    whole, latency, rate = GRADIENT_BYTES * SMALL["num_parameters"], 1e-4, 1e9
+    sharded = 2 * (8 * latency + whole / rate) + 2 * 2 * whole / 1e10
+    return (
+        timing("none", 0, latency + whole / rate + seconds, **SMALL),
+        timing("none", 2, sharded + seconds, **SMALL),
+    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.cost.job import Jobs
 from profiles.models.sizes import ModelSizes
+from profiles.models.traced_sizes import TracedSizes
 from profiles.models.transformer import ROUTED, Array, Flags, Transformer
 
 
@@ -59,6 +60,8 @@ def adapter_parameters(jobs: Jobs, kind: str) -> Array:
 def trained_parameters(jobs: Jobs, kind: str) -> tuple[Array, Array]:
     """Parameters of a layer of a kind that are trained: on one rank of the tensor axis, and all of routed experts."""
     common, experts = jobs.model.parameters_of(kind)
+    if isinstance(jobs.model, TracedSizes):
+        common = common - jobs.model.at(jobs.model.layer(kind).num_frozen_parameters, np.ones(1), np.ones(1))
     frozen = is_frozen(jobs)
     own = np.where(frozen, adapter_parameters(jobs, kind), common / jobs.tensor)
     return own, np.where(frozen, 0.0, experts)

@@ -12,7 +12,7 @@ from planner.cost.memory.stage_states import StageStates
 from planner.space.block import Block
 from planner.space.layouts import Ints
 from planner.space.schedule_choices import METHODS, NUM_PLACES
-from planner.space.stage_table import STATES, StageTable, of_kind
+from planner.space.stage_table import STATES, StageTable, of_kind, of_whole
 from profiles.models.transformer import Array
 
 FIRST, LAST, FULL, BEFORE_LAST = range(NUM_PLACES)
@@ -126,7 +126,10 @@ def _costs(plans: Block, stage: dict[str, Array], place: int, columns: Ints) -> 
 
 def _kept(plans: Block, stage: dict[str, Array]) -> tuple[Array, Array, Array]:
     """Activations of one micro-batch: all, of the largest layer, what backward adds. Shapes: (g, m, 1, k)."""
-    kinds = [(stage[of_kind(kind)], kept, backward) for kind, (kept, backward) in plans.kept.items()]
+    kinds = [
+        (stage[of_kind(kind)], kept, backward + stage[of_whole(kind)] if of_whole(kind) in stage else backward)
+        for kind, (kept, backward) in plans.kept.items()
+    ]
     whole, largest, backward = kept_together(kinds)
     if np.any(stage["output_per_token"] > 0):
         whole = whole + plans.tokens * stage["output_per_token"]

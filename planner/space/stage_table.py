@@ -11,6 +11,7 @@ from planner.cost.memory.footprint import loss_bytes
 from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent, stage_content
 from planner.cost.memory.stage_states import StageStates, held_beside, stage_states
+from planner.cost.memory.traced import whole_beside
 from planner.cost.software_memory import MemoryRules
 from planner.schedules.steps import STAGES_OF_V
 from planner.space.layouts import Ints, Layouts, divisors
@@ -49,6 +50,11 @@ class StageTable:
 def of_kind(kind: str) -> str:
     """The name of the column that says how many layers of a kind a stage has."""
     return f"{kind} layers"
+
+
+def of_whole(kind: str) -> str:
+    """The name of the column that says by how much what is whole in a layer's backward differs from the usual."""
+    return f"{kind} whole"
 
 
 def stage_tables(
@@ -105,12 +111,14 @@ def _stage_table(at: Setting, jobs: Jobs, rules: MemoryRules, layer: LayerParame
     if at.model.transformer.is_alike:
         full = {degree: last_full_stage(at, degree) for degree in set(pipeline)}
         stages[-1] = np.where(is_uneven(jobs), np.array([full[degree] for degree in pipeline]), stages[-1])
+    own_units = {kind: whole_beside(jobs, rules, kind) for kind in jobs.model.kinds}
     names, columns, alike, rows, held = [], [], [], [], []
     for stage in stages:
         content = stage_content(jobs, stage, is_v)
         states = stage_states(jobs, rules, layer, content)
         numbers = {name: getattr(states, name) for name in STATES} | _numbers(jobs, rules, layer, content)
         numbers |= {of_kind(kind): count for kind, count in content.layers.items()}
+        numbers |= {of_whole(kind): beside for kind, beside in own_units.items() if beside is not None}
         differing = {name: values for name, values in numbers.items() if np.any(values != values.flat[:1])}
         names.append(tuple(differing))
         each = np.array(list(differing.values())).reshape(len(differing), len(jobs))

@@ -18,6 +18,8 @@ from profiles.models.operators import ATTENTION_FLOPS
 Array = NDArray[np.float64]
 
 BYTES_PER_ELEMENT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
+# Products of matrices by layout, and of all layouts: what else is counted as products may do fewer operations.
+PRODUCTS = ("nt", "nn", "tn", "")
 # How a linear's weights may be kept after training; each has a curve of its own.
 LINEAR_SCHEMES = ("int8-weights", "int8-dynamic", "fp8-weights")
 # AdamW reads parameter, gradient and two moments and writes all but the gradient, all in fp32.
@@ -158,7 +160,7 @@ def best_product_rate(kernels: Sequence[KernelCurve], precision: str) -> float:
     return max(
         float(work_of("matmul", sample.dims, precision)[0]) / sample.seconds
         for curve in kernels
-        if (curve.kind, curve.precision) == ("matmul", precision)
+        if (curve.kind, curve.precision) == ("matmul", precision) and curve.name in PRODUCTS
         for sample in curve.samples
     )
 

@@ -21,6 +21,7 @@ from profiles.inputs.ranges import (
     Size,
     Timed,
     Tokens,
+    Whole,
     ZeroStage,
 )
 from profiles.machines.load import MachineLoad
@@ -133,7 +134,8 @@ class ExchangeTiming:
     By DDP with one codec, where `zero_stage` is 1 with the sending of updated weights, or by FSDP2 (2 or 3), which
     gathers weights too. The pass is of linears with
     `num_parameters` in fp32, whose rows and columns make `matrix_sides`; by itself it takes `backward_seconds`, and
-    with the average `added_seconds` more.
+    with the average `added_seconds` more. Where `num_tensors` is not 0 they are so many small ones in `num_units`
+    units, and the step of the optimizer is part of both: what each tensor costs, whatever its size.
     """
 
     __pydantic_config__ = STRICT
@@ -146,6 +148,8 @@ class ExchangeTiming:
     backward_seconds: Timed
     added_seconds: Finite
     spread_fraction: Fraction
+    num_tensors: Whole = 0
+    num_units: Whole = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,12 @@ BACKWARD_SHARE = 2 / 3
 # Of ZeRO stage 1 as well: each rank then sends the weights that it updated.
 OWNERS_SEND = 1
 CASES = (*((name, 0) for name in KNOWN), ("none", OWNERS_SEND), *(("none", stage) for stage in FSDP_STAGES))
+# Small tensors, as many to a unit as a block of a transformer has: what each takes besides its bytes. FSDP2 handles
+# every one as a DTensor in each hook, and the optimizer does so again.
+SMALL_WIDTH, SMALL_UNITS, SMALL_LINEARS = 64, 8, 6
+SMALL_TOKENS = 16
+SMALL_CASES = (0, *FSDP_STAGES)
+LEARNING_RATE = 1e-4
 # Timed in turns, beside one pass without: as many as fit in memory easily.
 TOGETHER = 4
 
@@ -79,7 +85,57 @@ def measure_exchange(
             )
             for (name, zero_stage), timing in zip(cases, averaged, strict=True)
         ]
-    return timings
+    return [*timings, *_of_small_tensors(bench, mesh)]
+
+
+def _of_small_tensors(bench: Bench, mesh: DeviceMesh) -> list[ExchangeTiming]:
+    """What averaging, or sharding, adds to a step of many small tensors, the optimizer's part included."""
+    modules = [_small(bench) for _ in SMALL_CASES]
+    wrapped = [
+        _sharded(module, mesh, stage) if stage in FSDP_STAGES else _averaged(module, "none")
+        for module, stage in zip(modules, SMALL_CASES, strict=True)
+    ]
+    actions = [_stepping(bench, module) for module in (_small(bench), *wrapped)]
+    for action in actions * FIRST_STEPS:
+        action()
+    alone, *timings = replace(bench, max_calls=10).time(actions)
+    sizes = [parameter.numel() for parameter in _small(bench).parameters()]
+    return [
+        ExchangeTiming(
+            codec="none",
+            zero_stage=stage,
+            group_size=bench.peers.num_ranks,
+            num_parameters=float(sum(sizes)),
+            matrix_sides=float(2 * SMALL_WIDTH * SMALL_UNITS * SMALL_LINEARS),
+            backward_seconds=BACKWARD_SHARE * alone.seconds,
+            added_seconds=timing.seconds - alone.seconds,
+            spread_fraction=max(alone.spread_fraction, timing.spread_fraction),
+            num_tensors=len(sizes),
+            num_units=SMALL_UNITS,
+        )
+        for stage, timing in zip(SMALL_CASES, timings, strict=True)
+    ]
+
+
+def _small(bench: Bench) -> nn.Sequential:
+    units = (
+        nn.Sequential(*(nn.Linear(SMALL_WIDTH, SMALL_WIDTH, device=bench.device) for _ in range(SMALL_LINEARS)))
+        for _ in range(SMALL_UNITS)
+    )
+    return nn.Sequential(*units)
+
+
+def _stepping(bench: Bench, module: nn.Module) -> Action:
+    """A whole step of the optimizer."""
+    x = torch.randn(SMALL_TOKENS, SMALL_WIDTH, device=bench.device)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step() -> None:
+        module(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def _linears(bench: Bench, width: int, count: int) -> nn.Sequential:

@@ -23,6 +23,7 @@ from profiles.machines.counters import Watch
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.machines.load import load_of_job
 from profiles.machines.profile import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
+from profiles.measure.convolutions import CONVOLUTIONS, RECURRENT, Convolution, Recurrent, measure_convolutions
 from profiles.measure.gradient_exchange import NUM_LINEARS, WIDTH, measure_exchange
 from profiles.measure.host_overheads import (
     measure_launch_seconds,
@@ -30,10 +31,10 @@ from profiles.measure.host_overheads import (
     measure_pipeline_action_seconds,
 )
 from profiles.measure.int8_linears import LINEARS, measure_linears
-from profiles.measure.layers import Case, measure_layers
 from profiles.measure.links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links, measure_overlap
 from profiles.measure.matrix_kernels import Grid, measure_attention, measure_matmuls
 from profiles.measure.memory_kernels import SIZES, measure_memory_operators
+from profiles.measure.models import measure_models
 from profiles.measure.optimizer_and_codecs import GRADIENT_ELEMENTS, PARAMETER_COUNTS, measure_codecs, measure_optimizer
 from profiles.measure.timing import Bench, Peers, device_timer
 from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, Precision
@@ -53,6 +54,7 @@ class Effort:
     __pydantic_config__ = STRICT
 
     grid: Grid = field(default_factory=Grid)
+    convolutions: tuple[tuple[Convolution, ...], tuple[Recurrent, ...]] = (CONVOLUTIONS, RECURRENT)
     memory_elements: tuple[int, ...] = SIZES
     parameter_counts: tuple[int, ...] = PARAMETER_COUNTS
     gradient_elements: tuple[int, ...] = GRADIENT_ELEMENTS
@@ -202,15 +204,11 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     exchanges = measure_exchange(bench, links, *effort.exchange)
     report(0.6, "layers of the models")
     memory_bytes = _memory_bytes(settings, peers)
-    cases = [
-        Case(precision=precision, micro_batch_size=batch, sequence_length=sequence, tensor_parallel=degree)
-        for batch, sequence, degree in _sizes(settings)
-        for precision in settings.precisions
-    ]
-    timings, left_out = measure_layers(
+    timings, left_out = measure_models(
         bench,
         models,
-        cases,
+        _sizes(settings),
+        settings.precisions,
         memory_bytes,
         effort.layer_seconds,
         lambda done: report(0.6 + 0.4 * done, "layers"),
@@ -228,12 +226,14 @@ def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -
     parts += [("attention", precision) for precision in beside]
     parts += [("memory-bound operators", precision) for precision in dict.fromkeys((*beside, "fp32"))]
     kernels: list[KernelCurve] = []
+    families = [model for model in models if not model.workload.task]  # samples of others have sizes of their own
     for position, (words, precision) in enumerate(parts):
         report(0.25 + 0.3 * position / len(parts), f"{words} in {precision}")
         if words == "matrix products":
-            kernels += measure_matmuls(bench, precision, grid, models, sizes)
+            kernels += measure_matmuls(bench, precision, grid, families, sizes)
+            kernels += measure_convolutions(bench, precision, *settings.effort.convolutions)
         elif words == "attention":
-            kernels += measure_attention(bench, precision, grid, models, sizes)
+            kernels += measure_attention(bench, precision, grid, families, sizes)
         else:
             kernels += measure_memory_operators(bench, precision, models, elements)
     report(0.55, "optimizer and codecs")

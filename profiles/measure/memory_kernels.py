@@ -8,7 +8,6 @@ an entry here falls to the general curve "", which is a plain copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,47 +16,16 @@ from torch.nn import functional
 from profiles.laws.curves import fit_kernel
 from profiles.machines.profile import KernelCurve, Sample
 from profiles.measure.matrix_kernels import TORCH_DTYPES, TURNS, sample
+from profiles.measure.operands import Operands
 from profiles.measure.timing import Action, Bench
+from profiles.measure.vision_kernels import VISION_OPERATORS
 from profiles.models.profile import ModelProfile
 from profiles.tracing.operator_recorder import Recorder
 
 aten = torch.ops.aten
-WIDTH = 1024
 # Dense where operands leave the caches: between there the rate falls several times.
 SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
 ALL_TRUE = [True, True, True]
-
-
-@dataclass(frozen=True, slots=True)
-class Operands:
-    """What an operator can be called on: `x` and `y` of `elements` numbers in rows of WIDTH (or one shorter row)."""
-
-    elements: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and width."""
-        width = min(WIDTH, self.elements)
-        return self.elements // width, width
-
-    def rows(self) -> Tensor:
-        """Random numbers away from 0, which every function here takes."""
-        row = torch.rand(self.shape[1], device=self.device).add_(0.5).to(self.dtype)
-        return row.expand(self.shape).contiguous()
-
-    def row(self) -> Tensor:
-        """One row: a bias or a norm's weight."""
-        return torch.ones(self.shape[1], dtype=self.dtype, device=self.device)
-
-    def column(self) -> Tensor:
-        """One number per row, as a statistic is."""
-        return torch.ones(self.shape[0], 1, dtype=self.dtype, device=self.device)
-
-    def labels(self) -> Tensor:
-        """One class per row."""
-        return torch.randint(0, self.shape[1], (self.shape[0],), device=self.device)
 
 
 def _of_one(function: Callable[[Tensor], object]) -> Callable[[Operands], Action]:
@@ -129,16 +97,19 @@ OPERATORS: dict[str, Callable[[Operands], Action]] = {
     "": _of_one(torch.clone),
     "_log_softmax": _of_one(lambda x: aten._log_softmax(x, -1, False)),
     "_log_softmax_backward_data": _softmax_backward(aten._log_softmax_backward_data),
+    "_safe_softmax": _of_one(lambda x: aten._safe_softmax(x, -1)),
     "_softmax": _of_one(lambda x: aten._softmax(x, -1, False)),
     "_softmax_backward_data": _softmax_backward(aten._softmax_backward_data),
     "_to_copy": _to_copy,
     "add": _of_two(torch.add),
     "add_": _of_two(lambda x, y: x.add_(y)),
+    "bernoulli_": _of_one(lambda x: x.bernoulli_(0.9)),
     "cat": _of_two(lambda x, y: torch.cat((x, y), dim=-1)),
     "clone": _of_one(torch.clone),
     "copy_": _copy,
     "cos": _of_one(torch.cos),
     "div": _of_two(torch.div),
+    "div_": _of_one(lambda x: x.div_(0.9)),
     "embedding": _embedding,
     "embedding_dense_backward": _embedding_backward,
     "exp": _of_one(torch.exp),
@@ -170,6 +141,7 @@ OPERATORS: dict[str, Callable[[Operands], Action]] = {
     "tanh_backward": _of_two(aten.tanh_backward),
     "threshold_backward": _of_two(lambda x, y: aten.threshold_backward(x, y, 0)),
     "zeros_like": _of_one(torch.zeros_like),
+    **VISION_OPERATORS,
 }
 
 

@@ -153,6 +153,11 @@ class TracedSizes(Transformer):
         return self.profile.model_flops(1, sequence)
 
 
+def is_of_task(model: Transformer) -> bool:
+    """Whether a model is a task's own module."""
+    return isinstance(model, TracedSizes) and bool(model.profile.workload.task)
+
+
 def traced_sizes(profile: ModelProfile, precision: str, sequence_length: int) -> TracedSizes:
     """The sizes of a traced model, as one entry."""
     layers, structure = profile.precision_layers(precision), profile.structure

@@ -32,6 +32,7 @@ def layer_of(name: str, position: int, runs: Sequence[Run], grid: Grid) -> Layer
         name=name,
         num_parameters=constant(sum(sizes)),
         num_parameter_tensors=len(sizes),
+        num_frozen_parameters=constant(base.frozen),
         matrix_sides=constant(sum(shape[0] + math.prod(shape[1:]) for shape in base.shapes if len(shape) > 1)),
         num_vector_parameters=constant(vectors),
         operators=_operators(versions, grid),

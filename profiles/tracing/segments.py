@@ -21,7 +21,8 @@ FIRST, LAST, ALL = "first", "last", "model"
 class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
-    `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. `peak_members` are
+    `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. Of its parameters
+    `frozen` are not trained. `peak_members` are
     the storages that lived when most did.
     """
 
@@ -35,12 +36,13 @@ class Segment:
     input_bytes: int
     output_bytes: int
     shapes: tuple[tuple[int, ...], ...]
+    frozen: int
 
     @property
     def key(self) -> tuple[object, ...]:
         """What is equal in segments that are alike."""
         kernels = tuple((op.signature, op.dims, op.read_bytes, op.written_bytes) for op in self.operators)
-        return self.name, self.shapes, kernels, self.saved_bytes, self.input_bytes, self.output_bytes
+        return self.name, self.shapes, self.frozen, kernels, self.saved_bytes, self.input_bytes, self.output_bytes
 
     @property
     def signature(self) -> tuple[tuple[str, ...], ...]:
@@ -75,7 +77,7 @@ class Run:
 def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
     """The segments of what was recorded, beside which cuts were `seen`."""
     recording, cuts = recorder.recording, recorder.cuts.segments
-    shapes = _parameters(recorder, module)
+    parameters = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
         saved[segment] += recording.storage_bytes[index]
@@ -97,7 +99,8 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
                 peak_members={phase: members for phase, (_, members) in peaks.items()},
                 input_bytes=own.input_bytes,
                 output_bytes=own.output_bytes,
-                shapes=tuple(shapes[number]),
+                shapes=tuple(tuple(one.shape) for one in parameters[number]),
+                frozen=sum(one.numel() for one in parameters[number] if not one.requires_grad),
             )
         )
     return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))
@@ -132,13 +135,13 @@ def _within(path: str, block: str) -> str:
     return path[len(block) + 1 :] if block and path.startswith(f"{block}.") else ("" if path == block else path)
 
 
-def _parameters(recorder: SegmentRecorder, module: nn.Module) -> list[list[tuple[int, ...]]]:
-    """Shapes of the parameters of each segment: of blocks their own, of others those that are used there first.
+def _parameters(recorder: SegmentRecorder, module: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each segment: of blocks their own, of others those that are used there first.
 
     Those that nothing uses belong to the last; each counts once.
     """
     cuts = recorder.cuts.segments
-    shapes: list[list[tuple[int, ...]]] = [[] for _ in cuts]
+    found: list[list[nn.Parameter]] = [[] for _ in cuts]
     owners: dict[int, int] = {}
     for number, own in enumerate(cuts):
         for parameter in recorder.blocks[own.path].parameters() if own.path else ():
@@ -146,5 +149,5 @@ def _parameters(recorder: SegmentRecorder, module: nn.Module) -> list[list[tuple
     for parameter in module.parameters():
         place = storage_of(parameter)
         number = owners.get(place, recorder.cuts.first_used.get(place, len(cuts) - 1))
-        shapes[number].append(tuple(parameter.shape))
-    return shapes
+        found[number].append(parameter)
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from profiles.models.transformer import Array, Flags
 
 # Timings that spread more than this are left alone: 0.6 and 0.94 were seen where other work ran beside, 0.3 without.
 NOISY_FRACTION = 0.5
+# Of a unit whose weights are gathered forward and back, and whose gradients are reduced.
+NUM_MESSAGES = 3
 # The stage of ZeRO that gathers weights forward and backward.
 GATHERS_TWICE = max(FSDP_STAGES)
 
@@ -42,6 +45,8 @@ class TimedExchanges:
     streams, and every message is copied in and out. Where the exchange was timed in the midst of training, what it took
     there more or less than this is carried over: DDP, and the sending of weights after it, is off by so many seconds
     per parameter, which the backward pass cannot hide; FSDP2 on a CPU by a factor, since all of it is serial.
+    What every parameter costs whatever its size was timed with small ones: `tensors` are how many a layer of each kind
+    has, `tensors_per_parameter` those of the whole model over its parameters.
     Ignores: the order in which layers fill buckets.
     """
 
@@ -49,6 +54,8 @@ class TimedExchanges:
     links: MeasuredLinks
     codec: str
     factors: Factors
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    tensors_per_parameter: float = 0.0
 
     def exchange(self, jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) -> Exchange:
         """The exchange of a whole step's gradients, for jobs whose parameters are not sharded (ZeRO stage below 3)."""
@@ -86,12 +93,14 @@ class TimedExchanges:
         several = (replicas > 1) & (parameters > 0)
         is_near = replicas_inside(jobs, replicas, stride) >= replicas
         factor, late = self._corrections(zero, is_near)
+        count = parameters * self.tensors_per_parameter * (zero < GATHERS_TWICE)
+        of_tensors = self._per_tensor(zero, is_near) * count
         only = np.where(zero == min(FSDP_STAGES), factor, 0.0)
         return Exchange(
-            gradients=np.where(several, np.where(is_sharded, scattered * only, reduced), 0.0),
+            gradients=np.where(several, np.where(is_sharded, scattered * only + of_tensors, reduced), 0.0),
             parameters=np.where(several, np.where(is_sharded, fetched * only, np.where(zero == 1, weights, 0.0)), 0.0),
             tail=np.where(several & ~is_sharded, reduced / buckets, 0.0),
-            late=np.where(several & ~is_sharded, late * parameters, 0.0),
+            late=np.where(several & ~is_sharded, late * parameters + of_tensors, 0.0),
         )
 
     def sharded(self, jobs: Jobs, rules: TimeRules, links: Links) -> Sharded:
@@ -101,16 +110,18 @@ class TimedExchanges:
             return law
         is_near = replicas_inside(jobs, jobs.shard, jobs.tensor) >= jobs.shard
         factor, _ = self._corrections(jobs.zero_stage, is_near)
+        # Weights are gathered twice, and gradients reduced once.
+        each = self._per_tensor(jobs.zero_stage, is_near) / NUM_MESSAGES
 
-        def with_copies(seconds: Array, num_bytes: Array) -> Array:
-            return np.asarray((seconds + np.where(seconds > 0, self._copying(num_bytes), 0.0)) * factor)
+        def with_copies(seconds: Array, num_bytes: Array, kind: str = "") -> Array:
+            sent = (seconds + np.where(seconds > 0, self._copying(num_bytes), 0.0)) * factor
+            return np.asarray(sent + np.where(seconds > 0, each * self.tensors.get(kind, 0), 0.0))
 
+        gathered, scattered = law.layer_gathered, law.layer_scattered
         return replace(
             law,
-            layer_gather={kind: with_copies(own, law.layer_gathered[kind]) for kind, own in law.layer_gather.items()},
-            layer_scatter={
-                kind: with_copies(own, law.layer_scattered[kind]) for kind, own in law.layer_scatter.items()
-            },
+            layer_gather={kind: with_copies(own, gathered[kind], kind) for kind, own in law.layer_gather.items()},
+            layer_scatter={kind: with_copies(own, scattered[kind], kind) for kind, own in law.layer_scatter.items()},
             root_gather=with_copies(law.root_gather, law.root_gathered),
             root_scatter=with_copies(law.root_scatter, law.root_scattered),
         )
@@ -142,6 +153,20 @@ class TimedExchanges:
                 late = np.where(alike, self._late(timings, float(inside)), late)
         return factor, late
 
+    def _per_tensor(self, zero_stage: Array, is_near: Flags) -> Array:
+        """Seconds that a parameter costs, whatever its size, where it is averaged or sharded. Shapes: one per job."""
+        result = np.zeros(len(zero_stage))
+        calm = [one for one in self.machine.exchange_timings if one.num_tensors and _is_calm(one)]
+        for timing in calm if self.machine.device_kind == "cpu" else ():
+            zero, inside = timing.zero_stage, min(timing.group_size, self.machine.devices_per_node)
+            factor, _ = self._corrections(np.array([zero]), np.array([inside == timing.group_size]))
+            known = factor * self._expected(timing, zero, float(inside))
+            each = max(0.0, timing.added_seconds - float(known[0])) / timing.num_tensors
+            # Of stage 1 nothing of the kind was timed: its gradients are averaged as without.
+            alike = (zero_stage == zero) | ((zero_stage == 1) & (zero == 0))
+            result = np.where(alike & (is_near == (inside == timing.group_size)), each, result)
+        return result
+
     def _late(self, timings: tuple[ExchangeTiming, ...], inside: float) -> float:
         """Seconds per parameter by which DDP is off: those of the first, and what the last is off more than the second.
 
@@ -162,7 +187,7 @@ class TimedExchanges:
             return ()
         used = "none" if zero in FSDP_STAGES else self.codec
         timings = self.machine.exchange_timings
-        calm = {(one.codec, one.zero_stage): one for one in timings if one.spread_fraction < NOISY_FRACTION}
+        calm = {(one.codec, one.zero_stage): one for one in timings if _is_calm(one) and not one.num_tensors}
         if (used, zero) in calm:
             return (calm[used, zero],)
         cases = [("none", 0), ("none", 1)] if zero == 1 else []
@@ -181,7 +206,7 @@ class TimedExchanges:
             return count * alone * self.factors.data_comm
 
         if zero in FSDP_STAGES:
-            messages = num_buckets(parameters, is_bucketed=True)
+            messages = np.maximum(num_buckets(parameters, is_bucketed=True), float(timing.num_units))
             gathers, whole = 2 if zero == GATHERS_TWICE else 1, GRADIENT_BYTES * parameters
             sent = seconds("reduce_scatter", whole, messages) + gathers * seconds("all_gather", whole, messages)
             return float((sent + self._copying((1 + gathers) * whole))[0])
@@ -196,3 +221,7 @@ class TimedExchanges:
 
     def _coding(self, used: Codec, parameters: Array, size: Array) -> Array:
         return codec_seconds(self.machine, used, parameters, size)
+
+
+def _is_calm(timing: ExchangeTiming) -> bool:
+    return timing.spread_fraction < NOISY_FRACTION

@@ -19,6 +19,7 @@ from planner.cost.factors import Factors
 from planner.cost.job import Jobs
 from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
+from planner.cost.measured.timed_layers import timed_over_summed
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
@@ -253,16 +254,15 @@ class TracedKernels:
         return sizes.at(layer.num_trained_parameters) * ACCUMULATE_BYTES / self.traced.memory_bytes_per_second
 
     def _correction(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> Array:
-        """Measured over summed seconds, from the timed size nearest to each."""
-        timings = self.traced.timings(layer)
-        if not timings:
-            return np.ones_like(sizes.batch)
-        timed = _sizes_of(timings)
-        measured = np.array([one.forward_seconds if phase == "forward" else one.backward_seconds for one in timings])
-        summed = self._summed(layer, phase, timed).total
-        ratios = np.where(summed > 0, measured / np.maximum(summed, 1e-300), 1.0)
-        distance = np.abs(_place(sizes)[:, None, :] - _place(timed)[None, :, :]).sum(axis=2)
-        return np.asarray(ratios[np.argmin(distance, axis=1)])
+        """Measured over summed seconds."""
+        layers = self.traced.layers
+        return timed_over_summed(
+            self.traced.timings(layer),
+            phase,
+            lambda timed: self._summed(layer, phase, timed).total,
+            sizes,
+            is_task=bool(layers.model.workload.task),
+        )
 
 
 def codec_seconds(machine: MachineProfile, used: Codec, num_parameters: Array, num_ranks: Array) -> Array:
@@ -285,16 +285,3 @@ def num_buckets(num_parameters: Array, is_bucketed: bool) -> Array:
     """How many messages DDP makes of the gradients of so many parameters."""
     needed = np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES)
     return np.maximum(1.0, needed) if is_bucketed else np.ones_like(num_parameters)
-
-
-def _sizes_of(timings: list[LayerTiming]) -> Sizes:
-    batch, sequence, tensor = np.array(
-        [(one.micro_batch_size, one.sequence_length, one.tensor_parallel) for one in timings], dtype=np.float64
-    ).T
-    one = np.ones_like(batch)
-    return Sizes(batch=batch, sequence=sequence, tensor=tensor, context=one, spread=one)
-
-
-def _place(sizes: Sizes) -> Array:
-    # Another tensor degree is another set of shapes: prefer a timing of the same degree at another micro-batch.
-    return np.stack([np.log(sizes.batch), np.log(sizes.sequence / sizes.context), 4 * np.log(sizes.tensor)], axis=1)

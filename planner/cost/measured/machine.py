@@ -56,8 +56,17 @@ class MeasuredMachine:
         return self._exchanges(jobs).sharded(jobs, rules, links)
 
     def _exchanges(self, jobs: Jobs) -> TimedExchanges:
-        machine, codec = self.traced.machine, self.traced.codec_name
-        return TimedExchanges(machine=machine, links=self.links(jobs), codec=codec, factors=self.factors)
+        traced = self.traced
+        model, kinds = traced.layers.model, traced.layers.kinds
+        every = sum(layer.num_parameter_tensors for layer in model.each_layer(traced.layers.precision))
+        return TimedExchanges(
+            machine=traced.machine,
+            links=self.links(jobs),
+            codec=traced.codec_name,
+            factors=self.factors,
+            tensors={kind: layer.num_parameter_tensors for kind, layer in kinds.items()},
+            tensors_per_parameter=every / max(1, model.num_parameters),
+        )
 
 
 def device_of(machine: MachineProfile) -> Device:

@@ -14,7 +14,7 @@ from planner.cost.memory.peak import MOMENTS, PARTS, Peak, StageCosts, kept_toge
 from planner.cost.memory.saved_tensors import LayerMemory, layer_memory
 from planner.cost.memory.stage_content import StageContent, stage_content
 from planner.cost.memory.stage_states import held_beside, stage_states
-from planner.cost.memory.traced import traced_memory, traced_parameters
+from planner.cost.memory.traced import traced_memory, traced_parameters, whole_beside
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.schedules.registry import has
 from profiles.models.traced_sizes import TracedSizes
@@ -98,7 +98,7 @@ class StageMemory:
     def _costs(self, stage: StageContent) -> StageCosts:
         jobs, rules = self.jobs, self.rules
         held, vocabulary = in_flight(jobs, stage.index), self.parameters.vocabulary
-        kinds = [(count, self.layers[kind].kept, self.layers[kind].backward) for kind, count in stage.layers.items()]
+        kinds = [(count, self.layers[kind].kept, self._backward(kind)) for kind, count in stage.layers.items()]
         whole, largest, backward = kept_together(kinds)
         hidden, gathered = hidden_bytes(jobs, rules)
         num_logits = np.where(stage.is_last, jobs.tokens * vocabulary / jobs.model.hidden_size, 0.0)
@@ -132,6 +132,10 @@ class StageMemory:
             working_slack=rules.working_slack,
             idle=num_logits * rules.idle_logit_bytes,
         )
+
+    def _backward(self, kind: str) -> Array:
+        beside = whole_beside(self.jobs, self.rules, kind)
+        return self.layers[kind].backward + (0.0 if beside is None else beside)
 
 
 def stage_memory(jobs: Jobs) -> StageMemory:

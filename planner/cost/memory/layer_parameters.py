@@ -20,13 +20,14 @@ class KindParameters:
 
     `common` ones are sharded over data- and context-parallel ranks, routed `experts` over those that hold the same
     experts. `matrices` beside those of attention count every distinct shape of a weight once: one expert of many.
-    `adapters`: of low rank, beside its linears.
+    `adapters`: of low rank, beside its linears; `frozen`: those of the common ones that a task does not train.
     """
 
     common: Array
     experts: Array
     matrices: Array
     adapters: Array
+    frozen: Array
 
     @property
     def total(self) -> Array:
@@ -82,12 +83,14 @@ def layer_parameters(jobs: Jobs, rules: MemoryRules) -> LayerParameters:
             experts=np.zeros(len(jobs)),
             matrices=ffn,
             adapters=adapter_parameters(jobs, DENSE),
+            frozen=np.zeros(len(jobs)),
         ),
         ROUTED: KindParameters(
             common=np.where(model.is_moe, attention + shared + router + model.norm_parameters, 0.0),
             experts=one_expert * model.num_experts / jobs.expert,
             matrices=np.where(model.is_moe, distinct + one_expert, 0.0),
             adapters=adapter_parameters(jobs, ROUTED),
+            frozen=np.zeros(len(jobs)),
         ),
     }
     return LayerParameters(

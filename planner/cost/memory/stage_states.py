@@ -11,6 +11,7 @@ from planner.cost.job import Jobs
 from planner.cost.memory.layer_parameters import LayerParameters
 from planner.cost.memory.stage_content import StageContent
 from planner.cost.software_memory import NARROW_BYTES, MemoryRules
+from profiles.models.traced_sizes import is_of_task
 from profiles.models.transformer import Array, Flags
 
 # Layers whose shards are together at once: the one at work and the one fetched ahead.
@@ -172,15 +173,17 @@ def _parameters(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tupl
     common = common + np.where(stage.is_first, layer.vocabulary + layer.positions, 0.0)
     common = common + stage.shared
     own_head = stage.is_last & ~(model.tied & stage.is_first)
-    norm = model.hidden_size * np.where(model.biases, 2.0, 1.0)
+    # A task's last norm is among its layers.
+    norm = np.where(is_of_task(model), 0.0, model.hidden_size * np.where(model.biases, 2.0, 1.0))
     common = common + np.where(own_head, layer.vocabulary, 0.0) + np.where(stage.is_last, norm, 0.0)
     return common, experts
 
 
 def _trained(jobs: Jobs, layer: LayerParameters, stage: StageContent) -> tuple[Array, Array]:
-    """Parameters that have gradients: all, but where adapters are beside frozen ones these alone."""
+    """Parameters that have gradients: all that a task trains, but where adapters are beside frozen ones these alone."""
     common, experts = _parameters(jobs, layer, stage)
     frozen = is_frozen(jobs)
+    common = common - np.asarray(sum(count * layer.kinds[kind].frozen for kind, count in stage.layers.items()))
     if not np.any(frozen):
         return common, experts
     adapters = np.asarray(sum(count * layer.kinds[kind].adapters for kind, count in stage.layers.items()))

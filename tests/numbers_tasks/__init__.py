@@ -1,0 +1,1 @@
+"""Thirty models of all kinds, predicted and run in turns on this machine."""
