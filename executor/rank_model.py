@@ -24,10 +24,10 @@ from executor.axes.experts import average_experts
 from executor.axes.parallelize import build_stage
 from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
-from executor.axes.task_part import on_device
 from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.mesh import Coordinates, coordinates, groups_of
+from executor.micro_batches import on_device
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
 from executor.observe.gradient_norm import gradient_norm
 from executor.observe.recorder import Recorder

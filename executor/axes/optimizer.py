@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 LEARNING_RATE = 1e-3
+# In a group of parameters, which options it was given: the same on every layout, where groups are others.
+KIND = "kind"
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], sharded_over: dist.ProcessGroup | None) -> Optimizer:
@@ -32,13 +34,14 @@ def build_optimizer(parameters: Iterable[nn.Parameter], sharded_over: dist.Proce
 def grouped(
     parameters: Mapping[str, nn.Parameter], options: Callable[[str, nn.Parameter], Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Parameters by name in groups of one mesh, and of the same `options(name, parameter)`: one kernel takes one kind."""
+    """Parameters by name in groups of one mesh, as one kernel takes them, with the same `options(name, parameter)`."""
     groups: dict[object, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         own = {} if options is None else dict(options(name, parameter))
         data = parameter.data
         mesh = data.device_mesh if isinstance(data, DTensor) else None
-        group = groups.setdefault((mesh, *sorted(own.items())), {"params": [], **own})
+        kind = str(sorted(own.items()))
+        group = groups.setdefault((mesh, kind), {"params": [], KIND: kind, **own})
         group["params"].append(parameter)
     return list(groups.values())
 
