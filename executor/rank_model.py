@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from executor.axes.data import (
     keep_gathered,
     left_whole,
     paused,
+    shard_alone,
     sum_gradients,
 )
 from executor.axes.experts import average_experts
@@ -26,7 +28,7 @@ from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
 from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
-from executor.mesh import Coordinates, coordinates, groups_of
+from executor.mesh import Coordinates, coordinates, groups_of, replica_mesh
 from executor.micro_batches import on_device
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
 from executor.observe.gradient_norm import gradient_norm
@@ -43,7 +45,8 @@ class RankModel:
 
     `modules` are the rank's stages by their index; `edges` are what its neighbours would tell, were there any. `adapt`
     changes a stage before its parameters are shared or sharded, `adapt_loss` what is minimised. A silent one draws no
-    random numbers but those of its loss. `num_steps` are those taken, on which random numbers depend.
+    random numbers but those of its loss. `on_built` is called when the layers of a stage are there. `num_steps` are
+    those taken, on which random numbers depend.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RankModel:
         adapt: Callable[[nn.Module], None] | None = None,
         adapt_loss: Callable[[Loss], Loss] | None = None,
         is_silent: bool = False,
+        on_built: Callable[[], None] | None = None,
     ) -> None:
         self.plan, self.workload, self.device, self.seed = plan, workload, rank.device, seed
         self.num_steps = 0
@@ -70,8 +74,13 @@ class RankModel:
         self.buffers: dict[str, Tensor] = {}
         self.reductions: list[Reduction] = []
         self.draws, self.summed = False, frozenset[str]()
+        shard_each = None
+        if mesh is not None and self.groups.replicas and plan.zero_stage >= 2 and adapt is None:
+            shard_each = functools.partial(shard_alone, plan=plan, replicas=replica_mesh(plan, mesh))
         for index in stages_of(plan, self.place.pipeline):
-            stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh)
+            stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh, shard_each)
+            if on_built is not None:
+                on_built()
             if adapt is not None:
                 adapt(stage)
             if is_silent:
