@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from executor.apply_plan import apply
     from profiles.workloads.task import user_task as Task
 
-__all__ = ["Task"]
+__all__ = ["Task", "apply"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from profiles.workloads.task import user_task
 
         return user_task
+    if name == "apply":
+        from executor.apply_plan import apply
+
+        return apply
     raise AttributeError(f"module 'executor' has no attribute {name!r}")

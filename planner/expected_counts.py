@@ -55,7 +55,7 @@ def volumes(plan: Plan, model: ModelProfile, sequence_length: int, pipeline_rank
 
     Ignores: what FSDP adds to a parameter that has fewer rows than there are shards.
     """
-    own = _Rank(plan, model, sequence_length, pipeline_rank)
+    own = RankCounts(plan, model, sequence_length, pipeline_rank)
     sent: dict[tuple[str, str], float] = {}
     for axis, collective, num_bytes in own.messages():
         if num_bytes:
@@ -66,7 +66,7 @@ def volumes(plan: Plan, model: ModelProfile, sequence_length: int, pipeline_rank
     return Volumes(flops=own.flops(), traffic=traffic)
 
 
-class _Rank:
+class RankCounts:
     """One place of the pipeline, and what a rank there has."""
 
     def __init__(self, plan: Plan, model: ModelProfile, sequence_length: int, place: int) -> None:
@@ -74,7 +74,8 @@ class _Rank:
         self.layers = list(model.each_layer(plan.precision))
         bounds = (*plan.stage_bounds, len(self.layers))
         self.stages = stages_of(plan, place)
-        self.positions = [position for stage in self.stages for position in range(bounds[stage], bounds[stage + 1])]
+        self.positions_by_stage = [range(bounds[stage], bounds[stage + 1]) for stage in self.stages]
+        self.positions = [position for positions in self.positions_by_stage for position in positions]
         self.again = {
             position for stage in self.stages for position in recomputed_layers(plan, stage, len(self.layers))
         }
@@ -237,7 +238,7 @@ class _Rank:
     def _data(self) -> Sent:
         plan = self.plan
         frozen = sum(self.at(self.layers[position].num_frozen_parameters) for position in self.positions)
-        held = sum(self._parameters(position) for position in self.positions) - frozen - self._shared_out()
+        held = sum(self.parameters(position) for position in self.positions) - frozen - self._shared_out()
         if plan.zero_stage < 2:
             layers = [self.layers[position] for position in self.positions]
             sides, vectors = (
@@ -257,7 +258,7 @@ class _Rank:
             yield "data", "all_reduce", reduced / plan.shard_degree
         for stage in self.stages:
             bounds = (*plan.stage_bounds, len(self.layers))
-            own = sum(self._parameters(position) for position in range(bounds[stage], bounds[stage + 1]))
+            own = sum(self.parameters(position) for position in range(bounds[stage], bounds[stage + 1]))
             yield "data", "all_gather", own * self.low * self._gathers(stage)
 
     def _gathers(self, stage: int) -> int:
@@ -279,7 +280,8 @@ class _Rank:
                 gathered = step.action != "F"
         return times
 
-    def _parameters(self, position: int) -> float:
+    def parameters(self, position: int) -> float:
+        """Parameters of a layer, split as its plan says but for experts."""
         layer = self.layers[position]
         return self.at(layer.num_parameters) if self._split(position) == 1 else self._split_end(layer, position)
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from executor.command import app
 from executor.rehearse.all_ranks import rehearse_all
 from executor.rehearse.result import RehearsalFile, Rehearsed
+from planner.build_memory import build_peak_bytes
 from planner.expected_counts import volumes
 from planner.legality import refusal
 from planner.model_facts import facts_of_sizes
@@ -144,6 +145,10 @@ def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence:
         expected = volumes(plan, models[key], sequence, own.place["pipeline"])
         what = f"{spec.name} {plan.id}, rank {rank}"
         assert expected.flops == pytest.approx(sum(own.flops.values()), rel=0.01), what
+        build = build_peak_bytes(plan, models[key], own.place["pipeline"])
+        # A shared weight is kept whole until both of its layers are there.
+        is_shared = spec.config.get("tie_word_embeddings", False)
+        assert own.build_peak_bytes == pytest.approx(build, rel=0.5 if is_shared else 0.1), what
         sent = {(message.axis, message.collective): message.num_bytes for message in own.messages}
         assert {(t.axis, t.collective): t.num_bytes for t in expected.traffic} == pytest.approx(sent, rel=0.01), what
 

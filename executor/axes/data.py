@@ -69,26 +69,29 @@ def shard(stage: Part, plan: Plan, replicas: DeviceMesh) -> nn.Module:
     In mixed precision it is gathered in 16 bits: autocast alone would gather fp32 and keep a 16-bit copy of each weight
     until its backward. Gradients are reduced in 32 bits, or in 16 where the plan's codec says so.
     """
-    # Of two dimensions where whole copies of the shards stand beside one another.
-    place = functools.partial(_shards, replicas.size(replicas.ndim - 1))
+    shared = _shared_parameters(stage)
+    for module in (*stage.units, stage):
+        # What others hold as well is the stage's: it is gathered before the first of them and kept for the last.
+        if isinstance(module, FSDPModule) or (module is not stage and not shared.isdisjoint(module.parameters())):
+            continue
+        shard_alone(module, plan, replicas)
+    return stage
+
+
+def shard_alone(module: nn.Module, plan: Plan, replicas: DeviceMesh) -> None:
+    """Shard what of a module is not sharded yet; it is gathered by itself from then on."""
     low = torch.bfloat16 if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False)
-    shared, scalars = _shared_parameters(stage), set(left_whole(stage))
     with outside_fakes():
-        for module in (*stage.units, stage):
-            # What others hold as well is the stage's: it is gathered before the first of them and kept for the last.
-            if module is not stage and not shared.isdisjoint(module.parameters()):
-                continue
-            fully_shard(
-                module,
-                mesh=replicas,
-                reshard_after_forward=plan.zero_stage == 3,
-                mp_policy=policy,
-                shard_placement_fn=place,
-                ignored_params=scalars,
-            )
-    return stage
+        fully_shard(
+            module,
+            mesh=replicas,
+            reshard_after_forward=plan.zero_stage == 3,
+            mp_policy=MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced, cast_forward_inputs=False),
+            # Of two dimensions where whole copies of the shards stand beside one another.
+            shard_placement_fn=functools.partial(_shards, replicas.size(replicas.ndim - 1)),
+            ignored_params=set(left_whole(module)),
+        )
 
 
 def _shared_parameters(stage: Part) -> set[nn.Parameter]:

@@ -5,7 +5,7 @@ Every rank builds its layers from the seed and their positions, so nothing has t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -74,23 +74,27 @@ def build_stage(
     device: torch.device,
     place: Coordinates,
     mesh: DeviceMesh | None,
+    shard_each: Callable[[nn.Module], None] | None = None,
 ) -> Part:
-    """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole."""
+    """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole.
+
+    `shard_each` is called on every layer as soon as it is there, but for ends that share a weight.
+    """
     num_layers = len(workload.layers)
     if workload.task is not None and plan.pipeline_parallel > 1:
         return build_task_stage(workload.spec, workload.task, plan, num_layers, stage, seed, device)
     if workload.task is not None:
         return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device, mesh)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
-    whole = workload.build(start, stop, seed)
-    layers = nn.Sequential(
-        *(lower(layer, plan.precision, start + index == num_layers - 1) for index, layer in enumerate(whole))
-    )
-    if device.type != "cpu":
-        layers.to(device)
     covered = recomputed_layers(plan, stage, num_layers)
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None
-    for position, layer in zip(range(start, stop), layers, strict=True):
+    ends = (start, stop - 1) if workload.shares_ends(start, stop) else ()
+    layers = nn.Sequential()
+    # One after the other, so that no more than one of them is whole on this rank.
+    for position, whole in zip(range(start, stop), workload.each(start, stop, seed), strict=True):
+        layer = lower(whole, plan.precision, position == num_layers - 1)
+        if device.type != "cpu":
+            layer.to(device)
         spec = workload.layers[position]
         set_core(layer, spec, context, plan.recompute == "selective" and position in covered, holds_dropout(layer))
         place_layer(layer, plan, place)
@@ -101,6 +105,9 @@ def build_stage(
                 split_layer(layer, spec, plan, mesh["tensor"])
         if plan.compiled:
             layer.compile()
+        if shard_each is not None and position not in ends:
+            shard_each(layer)
+        layers.append(layer)
     calls = tuple(
         Recomputed(layer, _draws(workload, layer)) if plan.recompute == "full" and position in covered else layer
         for position, layer in zip(range(start, stop), layers, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from executor.axes.task_tensor import agreed, split_module
+from executor.micro_batches import on_device
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
@@ -59,13 +59,16 @@ class TaskPart(Part):
     def leaves_unused(self) -> bool:
         """Whether a step may leave parameters without a gradient, as the first sample does, or layers that are dropped.
 
-        It is worked off once, which changes nothing.
+        It is worked off once, which changes nothing; where a task has no samples beforehand, DDP finds out.
         """
         if any(_drops_layers(part) for part in self.module.modules()):
             return True
+        samples = self.task.batches(0, 1)
+        if not samples:
+            return False
         device = next(self.module.parameters()).device
         with unchanged(self.module):
-            self(on_device(self.task.collate(self.task.batches(0, 1)), device)).backward()
+            self(on_device(self.task.collate(samples), device)).backward()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         unused = any(parameter.grad is None for parameter in trained)
         for parameter in trained:
@@ -150,14 +153,3 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 def recompute_block(block: nn.Module) -> None:
     """Let a block keep its inputs alone; whatever calls it, or hooks into its calls, sees the block as before."""
     block.forward = Recomputed(block, draws=True, forward=block.forward)
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """A batch, or what is in one, with its tensors on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: on_device(part, device) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(on_device(part, device) for part in value)
-    return value

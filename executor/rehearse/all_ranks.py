@@ -21,6 +21,7 @@ from executor.legality import check_plan, choose
 from executor.rehearse.one_rank import rehearse
 from executor.rehearse.result import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
 from executor.run.checks import facts_of_workload
+from planner.build_memory import build_peak_bytes
 from planner.expected_counts import volumes
 from planner.plans import Plan
 from planner.prediction import PlanFile, Prediction
@@ -108,6 +109,7 @@ def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanF
         rehearsed=own,
         expected=volumes(plan, model, file.sequence_length, place),
         expected_peak_bytes=_peak_bytes(plan, prediction, place),
+        expected_build_bytes=build_peak_bytes(plan, model, place),
     )
 
 

@@ -45,11 +45,13 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     with fake_rank(rank, plan.num_devices) as own:
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
         ledger = Ledger(plan, mesh, mode)
-        edges = functools.partial(_edge, plan, workload, sequence_length)
+        edges, built = functools.partial(_edge, plan, workload, sequence_length), list[float]()
         with mode, ledger, whole_shapes_apart():
             try:
                 with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run in plan {plan.id}"):
-                    trainer = Trainer(plan, workload, own, 0, mesh, edges)
+                    trainer = Trainer(
+                        plan, workload, own, 0, mesh, edges, on_built=lambda: built.append(float(ledger.peak_bytes))
+                    )
                     # Taken now: DDP over split parameters hides them from its first forward on.
                     parameters = list(trainer.parameters())
                     _step(trainer, ledger, sequence_length)
@@ -65,6 +67,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
                 flops={name: float(value) for name, value in ledger.flops.items()},
                 messages=ledger.messages,
                 peak_bytes=float(ledger.peak_bytes),
+                build_peak_bytes=built[-1],
                 state_bytes={"parameters": _held_bytes(parameters), "optimizer": _held_bytes(moments)},
                 seconds=time.perf_counter() - started,
             )

@@ -15,7 +15,7 @@ from profiles.inputs.ranges import Amount, Count, Devices, Samples, Seconds, Tok
 from profiles.models.profile import WorkloadSpec
 
 # What a rehearsal may differ by: the planner's laws and the program's own count should be the same thing twice.
-TOLERANCE_FRACTIONS = {"FLOPs": 0.01, "bytes": 0.01, "peak memory": 0.05}
+TOLERANCE_FRACTIONS = {"FLOPs": 0.01, "bytes": 0.01, "peak memory": 0.05, "memory to build": 0.1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Rehearsed:
     """What one rank would do in a step like all that follow the first ones.
 
     `place` is its index on every axis; `flops` are of products, with what is recomputed; `peak_bytes` of live tensors,
-    as on a real CPU rank; `state_bytes` what parameters and optimizer take of them; `seconds` what rehearsing took.
+    as on a real CPU rank, `build_peak_bytes` until the first step; `state_bytes` what parameters and optimizer take of
+    them; `seconds` what rehearsing took.
     """
 
     __pydantic_config__ = STRICT
@@ -36,6 +37,7 @@ class Rehearsed:
     peak_bytes: Amount
     state_bytes: dict[str, Amount]
     seconds: Seconds
+    build_peak_bytes: Amount = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class RankRehearsal:
     rehearsed: Rehearsed
     expected: Volumes
     expected_peak_bytes: Amount
+    expected_build_bytes: Amount = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class Difference:
 
 
 def differences(own: RankRehearsal) -> Iterator[Difference]:
-    """FLOPs, bytes by axis and collective, and peak memory of one rank; FLOPs and bytes are per step."""
+    """FLOPs and bytes by axis and collective of a step, and peak memory, of one rank."""
     yield Difference(
         what="FLOPs",
         expected=own.expected.flops,
@@ -138,3 +141,11 @@ def differences(own: RankRehearsal) -> Iterator[Difference]:
         unit="B",
         tolerance_fraction=TOLERANCE_FRACTIONS["peak memory"],
     )
+    if own.rehearsed.build_peak_bytes:
+        yield Difference(
+            what="memory to build",
+            expected=own.expected_build_bytes,
+            rehearsed=own.rehearsed.build_peak_bytes,
+            unit="B",
+            tolerance_fraction=TOLERANCE_FRACTIONS["memory to build"],
+        )

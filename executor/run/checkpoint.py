@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from executor.axes.experts import placed_expert
-from executor.run.checkpoint_index import FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
-from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError, InputError
@@ -35,6 +35,8 @@ from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import Workload
 
 FOLDER = re.compile(r"step-(\d{8})")
+# What a user's own loop saves beside.
+LOOP = "loop.json"
 # The newest, and the one before: where the disk fills up while one is saved, the other is still whole.
 NUM_KEPT = 2
 
@@ -65,6 +67,29 @@ class Checkpoints:
     def is_due(self, num_steps: int) -> bool:
         """Whether a checkpoint is saved after so many steps."""
         return num_steps % self.every == 0
+
+
+class Trained(Protocol):
+    """This rank's part of a model that is trained, with what its optimizer keeps."""
+
+    @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by global name."""
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that belong to the state, by global name."""
+
+    @property
+    def moments_by_parameter(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """What the optimizer keeps of each parameter that this rank updates."""
+
+    @property
+    def rearranged(self) -> dict[str, tuple[int, OfRanks]]:
+        """Of fused weights that are split, the dimension and what each rank has of the whole, by global name."""
+
+    def updates(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank updates the parameter, rather than receiving it."""
 
 
 def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: int) -> Checkpoints | None:
@@ -121,10 +146,10 @@ def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
             )
 
 
-def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
+def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, Any] | None = None) -> Path:
     """Write a checkpoint and say where; collective.
 
-    What is half written has another name, and goes with the next one.
+    What is half written has another name, and goes with the next one. `loop` is what a user's loop keeps beside it.
     """
     whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
     if dist.get_rank() == 0:
@@ -134,6 +159,8 @@ def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
     dcp_save(state_of(trainer), storage_writer=Writer(part))
     if dist.get_rank() == 0:
         write_text(part / "progress.json", json.dumps(asdict(progress)))
+        if loop is not None:
+            write_text(part / LOOP, json.dumps(loop))
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
         for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
@@ -142,7 +169,7 @@ def save(folder: Path, progress: Progress, trainer: Trainer) -> Path:
     return whole
 
 
-def restore(path: Path, trainer: Trainer) -> None:
+def restore(path: Path, trainer: Trained) -> None:
     """Read a checkpoint into a trainer that has taken no step; collective.
 
     Raises: ArtifactError where the folder is damaged, or of another model.
@@ -150,14 +177,22 @@ def restore(path: Path, trainer: Trainer) -> None:
     _load(path, state_of(trainer))
 
 
-def save_weights(folder: Path, trainer: Trainer) -> None:
+def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
     dcp_save(_weights(trainer), storage_writer=Writer(folder))
 
 
-def restore_weights(folder: Path, trainer: Trainer) -> None:
+def restore_weights(folder: Path, trainer: Trained) -> None:
     """Read the weights alone into a trainer that has taken no step; collective."""
     _load(folder, _weights(trainer))
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """The whole weights of a folder by name, by this process alone."""
+    index = read_index(folder)
+    tensors = {name: torch.empty(saved.shape, dtype=DTYPES[saved.dtype]) for name, saved in index.tensors.items()}
+    _load(folder, dict(tensors), no_dist=True)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
 def save_whole(folder: Path, model: nn.Module) -> None:
@@ -181,7 +216,7 @@ def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None
         raise ArtifactError(f"{folder} is damaged: {words}") from error
 
 
-def _weights(trainer: Trainer) -> dict[str, Any]:
+def _weights(trainer: Trained) -> dict[str, Any]:
     return {name: value for name, value in state_of(trainer).items() if name.startswith("model.")}
 
 
@@ -190,7 +225,7 @@ def _whole(model: nn.Module) -> dict[str, Any]:
     return {f"model.{name}": value.detach() for name, value in named.items()}
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
+def state_of(trainer: Trained) -> dict[str, Any]:
     """Weights, buffers and moments by global name, as tensors that know their place.
 
     Moments that are not there yet are made.

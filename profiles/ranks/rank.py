@@ -79,6 +79,16 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
     Raises: EnvironmentFailure where the group cannot be formed.
     """
+    yield enter_group(device_kind, timeout_seconds)
+    # Only after success: leaving a group whose other ranks are gone or stuck would wait for them.
+    leave_group()
+
+
+def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Rank:
+    """Join the job's process group (gloo on cpu, nccl on cuda), which `leave_group` ends.
+
+    Raises: EnvironmentFailure where the group cannot be formed.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu") if device_kind == "cpu" else torch.device("cuda", local_rank)
     if device.type == "cuda":
@@ -96,8 +106,11 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
     if device.type == "cpu":
         pin(local_rank)
-    yield Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
-    # Only after success: leaving a group whose other ranks are gone or stuck would wait for them.
+    return Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
+
+
+def leave_group() -> None:
+    """Leave the job's process group when all ranks have come here."""
     dist.barrier()
     dist.destroy_process_group()
 

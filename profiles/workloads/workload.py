@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -85,7 +85,11 @@ class Workload:
             return layer.build()
 
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
-        """Layers `start` to `stop` with their initial weights, which depend on `seed` and the position alone.
+        """Layers `start` to `stop` with their initial weights, as `each` builds them."""
+        return nn.Sequential(*self.each(start, stop, seed))
+
+    def each(self, start: int, stop: int, seed: int) -> Iterator[nn.Module]:
+        """Layers `start` to `stop` one after the other, with initial weights that depend on `seed` and position alone.
 
         A user's own code chooses its weights itself, all of them at once: layers that share one go on doing so. What
         adapters are beside has the weights that it has without them.
@@ -93,17 +97,25 @@ class Workload:
         if self.whole is not None:
             with torch.random.fork_rng(devices=[]), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
                 torch.manual_seed(seed)
-                return nn.Sequential(*list(self.whole())[start:stop])
-        modules = nn.Sequential()
+                layers = list(self.whole())[start:stop]
+            yield from layers
+            return
+        first: nn.Module | None = None
         for position in range(start, stop):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 100_003 + position)
                 layer = self._build_bare(position)
                 _initialise(layer)
-                modules.append(adapt(layer, self.spec.adapters))
-        if self.tied_embeddings and start == 0 and stop == len(self.layers):
-            modules[-1].get_submodule("projection").weight = modules[0].get_parameter("tokens.weight")
-        return modules
+            layer = adapt(layer, self.spec.adapters)
+            if self.shares_ends(start, stop):
+                first = layer if first is None else first
+                if position == stop - 1:
+                    layer.get_submodule("projection").weight = first.get_parameter("tokens.weight")
+            yield layer
+
+    def shares_ends(self, start: int, stop: int) -> bool:
+        """Whether the first and the last of these layers share a weight."""
+        return self.tied_embeddings and start == 0 and stop == len(self.layers)
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,267 @@
+"""A plan carried out on a user's own module, for a loop that is the user's, with its data and its optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from executor.axes.optimizer import grouped, is_updated, states_by_parameter
+from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
+from executor.mesh import Coordinates
+from executor.micro_batches import on_device, split_batch
+from executor.rank_model import RankModel
+from executor.run.checkpoint import Progress, latest, read_progress, restore, save
+from executor.run.export import export_weights
+from executor.run.loop_state import loop_state, make_states, restore_loop
+from planner.plans import Plan
+from planner.prediction import Candidate
+from profiles.errors import InputError
+from profiles.ranks.rank import Rank, leave_group
+from profiles.workloads.tensor_splits import OfRanks
+
+UNUSED = "Expected to have finished reduction"
+
+
+class AppliedPlan:
+    """This rank's part of a user's module under a plan, and what its loop calls; all ranks call the same, in order.
+
+    `module` is the user's own, changed in place: sharded, split, its blocks recomputed, or with other stages' parts
+    left out. Each replica is given its own samples, `samples_per_step` a step; ranks of one replica the same ones:
+    `replica` of `num_replicas` says which.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        module: nn.Module,
+        model: RankModel,
+        rank: Rank,
+        *,
+        seed: int,
+        candidate: Candidate | None = None,
+        owns_group: bool = False,
+    ) -> None:
+        self.plan, self.module, self.model, self.rank, self.seed = plan, module, model, rank, seed
+        self.candidate, self._owns_group = candidate, owns_group
+        self._optimizer: Optimizer | None = None
+        self._window: MeasuredSteps | None = None
+
+    @property
+    def replica(self) -> int:
+        """Which share of the global batch this rank works on."""
+        return self.model.place.data
+
+    @property
+    def num_replicas(self) -> int:
+        """Into how many shares the global batch is cut."""
+        return self.plan.data_parallel
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that a replica takes in one step."""
+        return self.plan.micro_batch_size * self.plan.num_microbatches
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken, those before a checkpoint included."""
+        return self.model.num_steps
+
+    def optimizer(
+        self,
+        kind: type[Optimizer],
+        groups: Callable[[str, nn.Parameter], Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Optimizer:
+        """An optimizer of this rank's parameters, its states sharded where the plan says ZeRO stage 1.
+
+        `kind` is a class such as torch.optim.AdamW. `groups(name, parameter)` gives options of a parameter that differ
+        from the rest, {} where none do: `{"weight_decay": 0.0}` for those of one dimension.
+        """
+        named = {name: own for name, own in self.model.named_parameters.items() if own.requires_grad}
+        own_groups = grouped(named, groups)
+        if self.plan.zero_stage == 1 and self.model.replicas is not None:
+            # Not at the top: its package compiles scripts when loaded, and warns of it.
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            self._optimizer = ZeroRedundancyOptimizer(
+                own_groups, optimizer_class=kind, process_group=self.model.replicas, **options
+            )
+        else:
+            self._optimizer = kind(own_groups, **options)
+        return self._optimizer
+
+    def step(self, batch: Any) -> Tensor:
+        """Forward and backward over this replica's samples by the plan's schedule; gradients are averaged, not applied.
+
+        Gives the mean loss over all replicas, on every rank, a tensor on the device. Gradients of the step before are
+        dropped. Raises: InputError where the batch is of another size.
+        """
+        parts = [(on_device(part, self.rank.device), None) for part in self._split(batch)]
+        self._forget_gradients()
+        if self._window is not None:
+            self._window.begin()
+        loss = self._passes(parts)
+        self.model.finish_step()
+        return self._mean(loss)
+
+    def clip_(self, max_norm: float) -> float:
+        """Scale all gradients so that their 2-norm over the whole model is at most `max_norm`; what it was."""
+        norm = self.model.norm_of_gradients()
+        if norm > max_norm:
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(max_norm / norm)
+        return norm
+
+    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint into `folder`, whole or not at all; the two newest are kept. Says where it is.
+
+        Weights, buffers and what the optimizer keeps are read again on any layout of the same model; `extra` is yours,
+        anything that JSON holds, such as a schedule's state or where the data stands.
+        """
+        target = Path(folder)
+        # What the optimizer keeps is there after its first step only.
+        make_states(self._own_optimizer)
+        return save(target, self._progress(self.num_steps), self, loop_state(self._own_optimizer, extra))
+
+    def load(self, folder: str | Path) -> dict[str, Any]:
+        """Go on from the newest checkpoint in `folder`; the `extra` that was saved with it, {} where there is none.
+
+        Raises: InputError for a checkpoint of another model, ArtifactError for a damaged one.
+        """
+        path = latest(Path(folder))
+        if path is None:
+            return {}
+        found = read_progress(path)
+        if found.model != self._progress(0).model:
+            raise InputError(f"{path} is of another model: its parameters have other names or shapes")
+        make_states(self._own_optimizer)
+        restore(path, self)
+        self.model.num_steps = found.step
+        return restore_loop(path, self._own_optimizer)
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the whole weights as safetensors, with the module's configuration where it has one.
+
+        A model of transformers is read again by `from_pretrained(folder)`.
+        """
+        return export_weights(Path(folder), self)
+
+    def measure(self, num_steps: int = 20) -> None:
+        """Time the next steps, each until the one after it begins; on GPUs each then waits for the device first."""
+        self._window = MeasuredSteps(num_steps=num_steps, device=self.rank.device)
+
+    def measured(self) -> PredictedBesideMeasured:
+        """What was measured beside what the plan file predicted; collective.
+
+        Raises: InputError where no step was measured.
+        """
+        if self._window is None:
+            raise InputError("no step was measured: call measure(num_steps) before the steps")
+        return self._window.beside(self.candidate, self.rank)
+
+    def close(self) -> None:
+        """Leave the process group, where `apply` has joined it."""
+        if self._owns_group:
+            self._owns_group = False
+            leave_group()
+
+    def __enter__(self) -> AppliedPlan:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+    @property
+    def place(self) -> Coordinates:
+        """Where this rank stands on every axis."""
+        return self.model.place
+
+    @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by the names that the user's module gave them."""
+        return self.model.named_parameters
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that belong to the state, by name."""
+        return self.model.buffers
+
+    @property
+    def rearranged(self) -> dict[str, tuple[int, OfRanks]]:
+        """Of fused weights that are split, the dimension and what each rank has of the whole, by name."""
+        return self.model.rearranged
+
+    @property
+    def moments_by_parameter(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """What the optimizer keeps of each parameter that this rank updates."""
+        return states_by_parameter(self._own_optimizer)
+
+    def updates(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank updates the parameter, rather than receiving it."""
+        return is_updated(self._own_optimizer, parameter)
+
+    @property
+    def _own_optimizer(self) -> Optimizer:
+        if self._optimizer is None:
+            raise InputError("there is no optimizer yet: call job.optimizer(torch.optim.AdamW, lr=...) first")
+        return self._optimizer
+
+    def _split(self, batch: Any) -> list[Any]:
+        return split_batch(batch, self.plan.micro_batch_size, self.plan.num_microbatches)
+
+    def _passes(self, parts: list[Any]) -> Tensor | None:
+        try:
+            return self.model.passes(parts)
+        except RuntimeError as error:
+            if UNUSED in str(error):
+                raise InputError(
+                    f"{type(self.module).__name__} leaves parameters without a gradient: give apply(..., example=batch)"
+                ) from error
+            raise
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            if not self.model.keeps_gradients:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                with torch.no_grad():
+                    parameter.grad.zero_()
+
+    def _mean(self, loss: Tensor | None) -> Tensor:
+        """The mean over all replicas, of which one rank each has all of its loss."""
+        if not dist.is_initialized() or self.rank.num_ranks == 1:
+            assert loss is not None
+            return loss
+        told = torch.zeros(2, dtype=torch.float32, device=self.rank.device)
+        if loss is not None:
+            told += torch.stack([loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)])
+        dist.all_reduce(told)
+        return told[0] / told[1]
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            step=step,
+            model=_digest(self),
+            seed=self.seed,
+            global_batch_size=self.plan.global_batch_size,
+        )
+
+
+def _digest(job: AppliedPlan) -> str:
+    """What tells models apart: the module's class and the names of all its parameters."""
+    names: list[Any] = [sorted(job.model.named_parameters)]
+    if dist.is_initialized():
+        names = [None] * dist.get_world_size()
+        dist.all_gather_object(names, sorted(job.model.named_parameters))
+    every = sorted(set().union(*names))
+    return hashlib.sha256("\n".join([type(job.module).__name__, *every]).encode()).hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""`executor.apply`: a plan carried out on a user's own module."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from executor.applied import AppliedPlan
+from executor.legality import check_plan, choose
+from executor.mesh import Meshes
+from executor.micro_batches import split_batch
+from executor.rank_model import RankModel
+from executor.run.checks import check_precision, facts_of_workload
+from executor.run.subject import workload_of_task
+from planner.legality import refusal
+from planner.plans import Plan
+from planner.prediction import Candidate, PlanFile
+from profiles import artifacts
+from profiles.errors import InputError, PlanError
+from profiles.machines.fingerprint import current_device_kind
+from profiles.models.profile import WorkloadSpec
+from profiles.ranks.environment import in_job, join_slurm
+from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, enter_group
+from profiles.ranks.stores import stay_on_this_host
+from profiles.units import format_count
+from profiles.workloads.repeated_blocks import repeated_blocks
+from profiles.workloads.task import Batch, Task, module_loss
+from profiles.workloads.workload import Workload
+
+
+def apply(
+    plan: str | Path | PlanFile | Plan,
+    model: nn.Module,
+    *,
+    loss: Callable[[nn.Module, Batch], Tensor] = module_loss,
+    example: Batch | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> AppliedPlan:
+    """Carry out a plan on `model`, which is changed in place, in a job that torchrun or srun started.
+
+    `plan` is a plan file (its best plan that can be run), or one plan. Every rank gives the same module with the same
+    weights. `loss(module, batch)` is a scalar; else what the module returns as `loss`, or first. `example` is a batch
+    of one replica, which pipelines need beforehand, and modules that leave parameters without a gradient. `device` is
+    where the rank computes, its GPU unless told. `seed` is what random numbers of a step begin with.
+    The process group is joined unless there is one.
+
+    Raises: PlanError where the plan is of another model or cannot be carried out on a module as it is; InputError,
+    ArtifactError, EnvironmentFailure.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"apply(plan, model): the model is a {type(model).__name__}, not an nn.Module")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"{type(model).__name__} is on the meta device: give it weights, the same on every rank")
+    chosen, candidate, file = _chosen(plan)
+    task = _task(model, loss, example, chosen)
+    workload = _workload(model, task)
+    _check(chosen, file, workload, model, example)
+    rank, owns_group = _joined(chosen, device, timeout_seconds)
+    mesh = _meshes(dist.group.WORLD, rank.device.type, timeout_seconds).of(chosen) if rank.num_ranks > 1 else None
+    placed = RankModel(chosen, workload, rank, seed, mesh)
+    return AppliedPlan(chosen, model, placed, rank, seed=seed, candidate=candidate, owns_group=owns_group)
+
+
+def _chosen(plan: str | Path | PlanFile | Plan) -> tuple[Plan, Candidate | None, PlanFile | None]:
+    if isinstance(plan, Plan):
+        return plan, None, None
+    file = plan if isinstance(plan, PlanFile) else artifacts.read(Path(plan), "plan", PlanFile)
+    (best, *_), _ = choose(file, 1, with_baseline=False)
+    return file.candidates[best].plan, file.candidates[best], file
+
+
+def _task(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], example: Batch | None, plan: Plan) -> Task:
+    def batches(step: int, samples: int) -> list[Any]:
+        # One "sample" is a whole micro-batch: a user's batch is cut, never put together.
+        return [] if example is None else split_batch(example, plan.micro_batch_size, plan.num_microbatches)[:1]
+
+    return Task(
+        name=type(model).__name__,
+        build=lambda: model,
+        example=lambda samples, size: batches(0, samples)[0],
+        batches=batches,
+        collate=lambda parts: parts[0],
+        loss=loss,
+    )
+
+
+def _workload(model: nn.Module, task: Task) -> Workload:
+    kind = type(model)
+    spec = WorkloadSpec(
+        kind="module", name=kind.__name__, factory=f"{kind.__module__}:{kind.__qualname__}", task=task.name
+    )
+    blocks = repeated_blocks(model)
+    return workload_of_task(spec, task, len(blocks) + 2 if blocks else 1)
+
+
+def _check(plan: Plan, file: PlanFile | None, workload: Workload, model: nn.Module, example: Batch | None) -> None:
+    name, own = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    if file is not None:
+        if file.num_parameters != own:
+            raise PlanError(
+                f"the plan is for {file.model_name} of {format_count(file.num_parameters)} parameters, {name} has "
+                f"{format_count(own)}: plan for this module"
+            )
+        check_plan(plan, file, facts_of_workload(workload))
+    else:
+        plan.check(len(workload.layers))
+        if reason := refusal(plan, facts_of_workload(workload), 1):
+            raise PlanError(reason)
+    for degree, what in ((plan.pipeline_parallel, "what crosses the stages"), (plan.tensor_parallel, "what is split")):
+        if degree > 1 and example is None:
+            raise PlanError(f"plan {plan.id}: {what} of {name} is seen in a batch: give example=batch")
+
+
+def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: float) -> tuple[Rank, bool]:
+    """This process's place in the job, and whether its group is ours to leave."""
+    kind = current_device_kind() if device is None else torch.device(device).type
+    check_precision(plan, kind)
+    owns_group = False
+    if dist.is_initialized():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        own = torch.device(device) if device is not None else torch.device(kind, local) if kind == "cuda" else None
+        rank = Rank(
+            rank=dist.get_rank(),
+            local_rank=local,
+            num_ranks=dist.get_world_size(),
+            device=own if own is not None else torch.device("cpu"),
+        )
+    elif in_job():
+        join_slurm()
+        stay_on_this_host()
+        rank, owns_group = enter_group(kind, timeout_seconds), True
+    else:
+        rank = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device(kind))
+    if rank.num_ranks != plan.num_devices:
+        raise PlanError(
+            f"plan {plan.id} is for {plan.num_devices} ranks, the job has {rank.num_ranks}: start as many with torchrun"
+        )
+    return rank, owns_group
+
+
+@functools.lru_cache(maxsize=1)
+def _meshes(world: object, device_kind: str, timeout_seconds: float) -> Meshes:
+    """The meshes of this process's group: plans that are applied one after the other share those of one layout."""
+    return Meshes(device_kind, timeout_seconds)

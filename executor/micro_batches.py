@@ -1,0 +1,59 @@
+"""A batch in the hands of a user's loop, cut into the micro-batches of a plan. Whatever holds tensors is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from profiles.errors import InputError
+
+
+def split_batch(batch: Any, size: int, count: int) -> list[Any]:
+    """`count` micro-batches of `size` samples each, in the batch's own structure.
+
+    Tensors are cut along their first dimension, lists with one entry for each sample too; anything else is in all of
+    them. Raises: InputError where there is another number of samples.
+    """
+    whole = size * count
+    found = sorted(_counts(batch))
+    if whole not in found:
+        has = " or ".join(map(str, found)) or "no tensors"
+        raise InputError(
+            f"the batch has {has} samples: a replica takes {whole} a step, {count} micro-batches of {size}"
+        )
+    return [_part(batch, whole, start, start + size) for start in range(0, whole, size)]
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A batch, or what is in one, with its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: on_device(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(part, device) for part in value)
+    return value
+
+
+def _counts(value: Any) -> set[int]:
+    """How many samples parts of a batch may have."""
+    if isinstance(value, Tensor):
+        return {len(value)} if value.dim() else set()
+    if isinstance(value, Mapping):
+        return set().union(*map(_counts, value.values()))
+    if isinstance(value, tuple):
+        return set().union(*map(_counts, value))
+    return {len(value)} if isinstance(value, list) else set()
+
+
+def _part(value: Any, whole: int, start: int, stop: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[start:stop] if value.dim() and len(value) == whole else value
+    if isinstance(value, Mapping):
+        return {name: _part(part, whole, start, stop) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_part(part, whole, start, stop) for part in value)
+    return value[start:stop] if isinstance(value, list) and len(value) == whole else value

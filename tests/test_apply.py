@@ -1,0 +1,146 @@
+"""A user's loop around an applied plan trains as a loop written by hand in plain torch, in every layout."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import executor
+from executor.micro_batches import split_batch
+from planner.plans import Plan
+from profiles.errors import InputError, PlanError
+from profiles.ranks.launcher import launch
+from tests.apply_entries import MOST, RATE, STEPS, batch_of, module_of, options_of, schedule_of, task_of
+from tests.plan_builders import write_plan_file
+
+HALVES = {"micro_batch_size": 2, "num_microbatches": 2, "data_parallel": 2}
+WHOLE = {"micro_batch_size": 2, "num_microbatches": 4}
+LAYOUTS: list[dict[str, Any]] = [
+    HALVES,
+    {**HALVES, "zero_stage": 1},
+    {**HALVES, "zero_stage": 3, "recompute": "full"},
+    {**WHOLE, "tensor_parallel": 2},
+    {**WHOLE, "pipeline_parallel": 2, "schedule": "1f1b", "stage_bounds": (0, 2)},
+]
+
+
+def by_hand(name: str) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Losses, gradient norms and weights of plain torch in one process."""
+    task = task_of(name)
+    module = module_of(task)
+    groups = [{"params": [own], **options_of(path, own)} for path, own in module.named_parameters()]
+    optimizer = torch.optim.AdamW(groups, lr=RATE)
+    schedule, losses, norms = schedule_of(optimizer), [], []
+    for step in range(STEPS):
+        loss = module(**batch_of(task, step)).loss
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(module.parameters(), MOST)))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses, norms, dict(module.state_dict())
+
+
+def run(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = launch("tests.apply_entries:loops", {"cases": cases}, 2, "cpu")
+    return found
+
+
+def case(
+    name: str, layout: dict[str, Any], first: int, last: int, folder: Path, exported: Path | None
+) -> dict[str, Any]:
+    plan = asdict(Plan(**layout))
+    return {
+        "name": name, "plan": plan, "first": first, "last": last, "folder": str(folder),
+        "exported": str(exported or ""),
+    }  # fmt: skip
+
+
+@pytest.mark.gloo
+def test_a_users_loop_trains_as_one_by_hand_and_goes_on_in_another_layout(tmp_path: Path) -> None:
+    cases = []
+    for number, layout in enumerate(LAYOUTS):
+        following = LAYOUTS[(number + 1) % len(LAYOUTS)]
+        folder, out = tmp_path / f"kept-{number}", tmp_path / f"out-{number}"
+        cases.append(case("llama", layout, 0, 2, folder, None))
+        cases.append(case("llama", following, 2, STEPS, folder, out))
+    found = run(cases)
+    assert [each.get("error") for each in found] == [None] * len(found)
+    losses, norms, weights = by_hand("llama")
+    assert max(norms) > MOST
+    for number, (begun, ended) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        assert begun["losses"] + ended["losses"] == pytest.approx(losses, rel=2e-6), LAYOUTS[number]
+        assert begun["norms"] + ended["norms"] == pytest.approx(norms, rel=2e-5), LAYOUTS[number]
+        assert 0 < ended["measured"] < 60
+        assert "a step over 1 steps" in ended["text"]
+        written = load_file(tmp_path / f"out-{number}" / "model.safetensors")
+        assert set(written) <= set(weights)
+        for path, tensor in written.items():
+            torch.testing.assert_close(tensor, weights[path], rtol=1e-4, atol=1e-5)
+    again = type(module_of(task_of("llama"))).from_pretrained(tmp_path / "out-0")
+    for path, tensor in again.state_dict().items():
+        torch.testing.assert_close(tensor, weights[path], rtol=1e-4, atol=1e-5)
+
+
+class Plain(nn.Module):
+    """A module of a user's that needs nothing of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return (x - y).square().mean()
+
+
+def test_one_rank_needs_no_launcher() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Plain(), Plain()
+    theirs.load_state_dict(ours.state_dict())
+    job = executor.apply(Plan(micro_batch_size=2, num_microbatches=3), ours, device="cpu")
+    optimizer, other = job.optimizer(torch.optim.SGD, lr=0.1), torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for _ in range(3):
+        batch = {"x": torch.randn(6, 4), "y": torch.randn(6, 4)}
+        loss = job.step(batch)
+        optimizer.step()
+        wanted = theirs(**batch)
+        other.zero_grad()
+        wanted.backward()
+        other.step()
+        torch.testing.assert_close(loss, wanted.detach())
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+
+
+def test_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
+    module = Plain()
+    with pytest.raises(InputError, match="the model is a str"):
+        executor.apply(Plan(), "llama", device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="is for 2 ranks, the job has 1"):
+        executor.apply(Plan(data_parallel=2), module, device="cpu")
+    with pytest.raises(PlanError, match="seen in a batch: give example=batch"):
+        executor.apply(
+            Plan(pipeline_parallel=2, schedule="1f1b", stage_bounds=(0, 2), num_microbatches=2), module, device="cpu"
+        )
+    with pytest.raises(PlanError, match="Plain has 40: plan for this module"):
+        executor.apply(write_plan_file(tmp_path / "plan.json", Plan()), module, device="cpu")
+    with torch.device("meta"), pytest.raises(InputError, match="on the meta device"):
+        executor.apply(Plan(), Plain(), device="cpu")
+    job = executor.apply(Plan(micro_batch_size=2), module, device="cpu")
+    with pytest.raises(InputError, match="no optimizer yet"):
+        job.save(tmp_path)
+    with pytest.raises(InputError, match="the batch has 3 samples: a replica takes 2 a step"):
+        job.step({"x": torch.randn(3, 4), "y": torch.randn(3, 4)})
+
+
+def test_batches_of_any_structure_are_cut() -> None:
+    batch = {"x": torch.arange(4), "names": ["a", "b", "c", "d"], "scale": 2.0, "pair": (torch.zeros(4, 1), None)}
+    first, second = split_batch(batch, 2, 2)
+    assert (first["names"], second["x"].tolist(), second["scale"]) == (["a", "b"], [2, 3], 2.0)
+    assert (second["pair"][0].shape, second["pair"][1]) == ((2, 1), None)
