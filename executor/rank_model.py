@@ -76,11 +76,8 @@ class RankModel:
         self.reductions: list[Reduction] = []
         self.draws, self.summed = False, frozenset[str]()
         self.rearranged: dict[str, tuple[int, OfRanks]] = {}
-        shard_each = None
-        if mesh is not None and self.groups.replicas and plan.zero_stage >= 2 and adapt is None:
-            shard_each = functools.partial(shard_alone, plan=plan, replicas=replica_mesh(plan, mesh))
         for index in stages_of(plan, self.place.pipeline):
-            stage = build_stage(workload, plan, index, seed, rank.device, self.place, mesh, shard_each)
+            stage = self._built(index, mesh, shards_each=adapt is None)
             if on_built is not None:
                 on_built()
             if adapt is not None:
@@ -104,6 +101,13 @@ class RankModel:
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
         # beside them: four bytes per parameter more.
         self.keeps_gradients = bool(self.reductions) and plan.num_microbatches > 1
+
+    def _built(self, index: int, mesh: DeviceMesh | None, *, shards_each: bool) -> Part:
+        """A stage, its layers sharded as they are made where ZeRO shards them and nothing changes them before."""
+        plan, shard_each = self.plan, None
+        if mesh is not None and self.groups.replicas and plan.zero_stage >= 2 and shards_each:
+            shard_each = functools.partial(shard_alone, plan=plan, replicas=replica_mesh(plan, mesh))
+        return build_stage(self.workload, plan, index, self.seed, self.device, self.place, mesh, shard_each)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of all stages of this rank, in model order within a stage."""

@@ -76,9 +76,7 @@ class RankCounts:
         self.stages = stages_of(plan, place)
         self.positions_by_stage = [range(bounds[stage], bounds[stage + 1]) for stage in self.stages]
         self.positions = [position for positions in self.positions_by_stage for position in positions]
-        self.again = {
-            position for stage in self.stages for position in recomputed_layers(plan, stage, len(self.layers))
-        }
+        self.again = {at for stage in self.stages for at in recomputed_layers(plan, stage, len(self.layers))}
         self.count = plan.num_microbatches
         self.replicas = plan.data_parallel * plan.context_parallel
         self.is_mixed = plan.precision in MIXED
