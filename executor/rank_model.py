@@ -93,8 +93,7 @@ class RankModel:
         if self.groups.stages is not None:
             self.pipeline = Pipeline(self.modules, plan, self.groups.stages, self.loss, self.recorder, edges)
         self.replicas = self.groups.replicas[0] if self.groups.replicas and plan.zero_stage < 2 else None
-        # By global name. Taken now: DDP over split parameters hides them behind plain attributes from its first forward
-        # on.
+        # By global name. Taken now: DDP hides split parameters behind plain attributes from its first forward on.
         self.named_parameters = {
             name: parameter for module in self.modules.values() for name, parameter in _named_parameters(module)
         }
