@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from profiles.models.operators import PHASES, Phase
-from profiles.tracing.operator_recorder import RecordedOperator, Recording, storage_of
+from profiles.tracing.operator_recorder import RecordedOperator, Recording
 from profiles.tracing.segment_recorder import SegmentRecorder
+from profiles.tracing.storages import storage_of
 
 # What segments before and behind all blocks are called; a module without blocks is one segment.
 FIRST, LAST, ALL = "first", "last", "model"
@@ -20,7 +22,8 @@ class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
     `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. `peak_members` are
-    the storages that lived when most did.
+    the storages that lived when most did. `gives_what_it_takes`: whether its block could run on what it gives, beside
+    what other blocks take too.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Segment:
     input_bytes: int
     output_bytes: int
     shapes: tuple[tuple[int, ...], ...]
+    gives_what_it_takes: bool
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -58,7 +62,7 @@ class Run:
         if not self.is_like(base):
             return self.segments[segment].peaks.get(phase, 0)
         members = base.segments[segment].peak_members.get(phase, frozenset())
-        return sum(self.recording.storage_bytes[index] for index in members)
+        return sum(map(self.recording.bytes_of, members))
 
     def is_like(self, other: Run) -> bool:
         """Whether the two ran the same kernels, on the same storages."""
@@ -75,7 +79,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module) -> Run:
     shapes = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
-        saved[segment] += recording.storage_bytes[index]
+        saved[segment] += recording.bytes_of(index)
     operators = _by_segment(recording, [own.path for own in cuts])
     made = []
     for number, own in enumerate(cuts):
@@ -95,6 +99,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module) -> Run:
                 input_bytes=own.input_bytes,
                 output_bytes=own.output_bytes,
                 shapes=tuple(shapes[number]),
+                gives_what_it_takes=not Counter(own.gives) - Counter(own.takes),
             )
         )
     return Run(segments=tuple(made), recording=recording)

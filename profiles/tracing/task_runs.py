@@ -45,12 +45,13 @@ class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
     `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
-    `dropout` is that of a kind of device, `taken` what was taken out of it.
+    `dropout` is that of a kind of device, `blocks` are the paths of its repeated blocks, `taken` what was taken out.
     """
 
     spec: WorkloadSpec
     task: Task
     module: nn.Module
+    blocks: tuple[str, ...]
     taken: dict[str, list[str]]
     num_parameters: int
     fake: Any = None
@@ -94,7 +95,8 @@ class Subject:
     def _recorded(self, batch: Batch, precision: str, known: KnownValues | None) -> SegmentRecorder:
         self.module.zero_grad(set_to_none=True)
         products = "tf32" if precision == "tf32" else "fp32"
-        recorder = SegmentRecorder(self.module, repeated_blocks(self.module), products, known)
+        blocks = {path: self.module.get_submodule(path) for path in self.blocks}
+        recorder = SegmentRecorder(self.module, blocks, products, known)
         with recorder.watch():
             with autocast(precision, "cpu"), self.dropout:
                 loss = self.task.loss(self.module, batch)
@@ -122,17 +124,17 @@ def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with without_weights():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else {}
+    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
     with fake:
         replace_tensors(module, fake_like)
-    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count, fake=fake)
+    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count, fake=fake)
 
 
 def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     remade = spec.kind == "transformers" and not spec.weights
     with without_weights() if remade else contextlib.nullcontext():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else {}
+    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
     left = sum(parameter.numel() for parameter in module.parameters())
     if left > MOST_REAL:
         raise TooLarge(
@@ -140,7 +142,16 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
             f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if remade else module
-    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count)
+    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count)
+
+
+def _blocks(module: nn.Module, shortened: bool) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """The repeated blocks of a module that are left in it, and what was taken out."""
+    # Found before: of stages with few blocks left, others would be.
+    found = repeated_blocks(module)
+    taken = shorten(module) if shortened else {}
+    left = {path for path, _ in module.named_modules()}
+    return tuple(path for path in found if path in left), taken
 
 
 def _trained(module: nn.Module) -> int:
