@@ -226,7 +226,12 @@ def _home() -> Path:
     """The folder of what is kept from one command to the next."""
     home = os.environ.get("TRAINWRIGHT_HOME")
     cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(home) if home else (Path(cache) if cache else Path.home() / ".cache") / "trainwright"
+    if home:
+        return Path(home)
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "trainwright"
+    except RuntimeError:  # whoever runs this has no home
+        return Path(".trainwright")
 
 
 def read_machine(path: Path) -> MachineProfile:
