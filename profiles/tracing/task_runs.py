@@ -25,7 +25,7 @@ from profiles.tracing.module_copies import (
 )
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.segments import Run, cut
-from profiles.workloads.fake_tensors import FakeTensorMode, seen_as_real
+from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import autocast
 from profiles.workloads.repeated_blocks import repeated_blocks
@@ -79,7 +79,7 @@ class Subject:
                 else:
                     known = KnownValues(self.fake)
                     fake = tree_map(functools.partial(self._faked, known), batch)
-                    with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
+                    with self.fake, seen_as_real(), matched_in_order(), torch.random.fork_rng(devices=[]):
                         recorder = self._recorded(fake, precision, known)
             # Out here, for a mistake in it is none of the module's.
             self.runs[key] = cut(recorder, self.module)
