@@ -101,7 +101,7 @@ def tried(real: Real, folder: Path) -> Row:
 
 
 def flops_over_torch(real: Real, profile: ModelProfile) -> str:
-    """Our FLOPs over those that torch counts; "" of known families, of mixtures, and where modules read their values."""
+    """Our FLOPs over torch's; "" of known families, of mixtures, and where modules read their own values."""
     # Every expert of every layer would run, which takes minutes.
     if not wants_task(real.spec) or any("experts" in name for name in real.config):
         return ""
