@@ -17,7 +17,7 @@ POWERS = {"tokens": (0, 1, 2), "pixels": (0, 2, 4), "values": (0, 1, 2), "": (0,
 # Sizes of the grid, between the least and the usual, and that of the run that is only looked at.
 SHARES, CHECKED_SHARE = (1.0, 0.5, 0.75), 0.625
 # The largest samples where runs take long: with real tensors, and where kernels are more the longer a sample is.
-SMALL = {"tokens": 16, "pixels": 128, "values": 16_000, "": 0}
+SMALL = {"tokens": 32, "pixels": 128, "values": 16_000, "": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,7 @@ def looks(task: Task) -> tuple[int, int] | None:
 
 
 def _largest(task: Task, is_small: bool) -> int:
-    if not is_small:
-        return task.size
-    return min(task.size, max(SMALL[task.unit], task.least_size + 64 if task.least_size else 0))
+    return min(task.size, max(SMALL[task.unit], task.least_size + 64)) if is_small else task.size
 
 
 def _sizes(task: Task, largest: int) -> tuple[int, ...]:
