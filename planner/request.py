@@ -14,6 +14,7 @@ from profiles.library import NOTHING, Asked, load_model, load_sizes, trace_sizes
 from profiles.machines.clusters import Cluster, MixedCluster, find_cluster
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.adapters import EVERYTHING, Adapters
+from profiles.models.families import BUILT_FAMILIES
 from profiles.models.profile import ModelProfile
 from profiles.models.sizes import ModelSizes
 
@@ -70,9 +71,17 @@ class Request:
         """
         if isinstance(self.model, str):
             sizes = load_sizes(self.model, self.asked.task or self.asked.weights)
+            if sizes is not None and self._is_run_as_written(sizes):
+                return None
         else:
             sizes = self.model
         return replace(sizes, adapters=self.adapters) if sizes and self.adapters.freezes else sizes
+
+    def _is_run_as_written(self, sizes: ModelSizes) -> bool:
+        """Whether a model that is known by its sizes alone is to be run: then as its own class of transformers."""
+        config = sizes.workload.config
+        is_known = str(config.get("model_type")) in BUILT_FAMILIES
+        return bool(not is_known and config.get("architectures") and not self.simulate and self.stack == THIS_PROGRAM)
 
     def trace(self, precisions: Sequence[str], device_kind: str = "cuda") -> ModelProfile:
         """The model's trace at these precisions, for a kind of device.

@@ -20,6 +20,7 @@ from profiles.models.families import VISION_FAMILIES, is_own_module
 from profiles.models.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.models.sizes import ModelSizes, config_name, read_config, sizes_of
+from profiles.stored_traces import keep_trace, kept_trace
 from profiles.workloads.trust import is_factory, named_modules
 
 MODELS = CATALOG / "models"
@@ -162,10 +163,18 @@ def _spec_of(model: str) -> WorkloadSpec:
         if model.endswith(".json") or os.sep in model:
             raise InputError(f"model {shown(model)}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])
-    # Here, because it loads torch, which takes seconds and which only a trace needs.
-    from profiles.workloads.loading import load_spec
-
     return load_spec(str(CONFIGS / f"{model}.json") if model in config_names() else model)
+
+
+def load_spec(model: str) -> WorkloadSpec:
+    """The workload that `model` names: a config.json, its folder, or `package.module:factory`.
+
+    Raises: InputError where the file or the factory cannot be used.
+    """
+    if is_factory(model):
+        return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
+    path = Path(model)
+    return WorkloadSpec(kind="transformers", name=config_name(path), config=read_config(path))
 
 
 def _traced(
@@ -176,7 +185,27 @@ def _traced(
     device_kind: str = "cuda",
     needed: Sequence[str] = (),
 ) -> ModelProfile:
-    """A trace; of a task at those precisions alone that are `needed`, where any are."""
+    """A trace; of a task at those precisions alone that are `needed`, where any are. One that was made before is kept.
+
+    Raises: as `trace_model`.
+    """
+    for wanted in dict.fromkeys((tuple(precisions), tuple(needed or precisions))):
+        kept = kept_trace(_home(), spec, device_kind, wanted)
+        if kept is not None:
+            return kept
+    profile = _trace(model, spec, trusted, precisions, device_kind, needed)
+    keep_trace(_home(), spec, device_kind, profile)
+    return profile
+
+
+def _trace(
+    model: str,
+    spec: WorkloadSpec,
+    trusted: Sequence[str],
+    precisions: Sequence[str],
+    device_kind: str,
+    needed: Sequence[str],
+) -> ModelProfile:
     from profiles.tracing.task_trace import trace_task
     from profiles.tracing.trace import trace
     from profiles.workloads.loading import load_workload
@@ -190,10 +219,19 @@ def _traced(
 
 def stored_machine_path() -> Path:
     """Where the profile of this machine is kept: under TRAINWRIGHT_HOME, else the user's cache folder."""
+    return _home() / "machine.json"
+
+
+def _home() -> Path:
+    """The folder of what is kept from one command to the next."""
     home = os.environ.get("TRAINWRIGHT_HOME")
     cache = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(home) if home else (Path(cache) if cache else Path.home() / ".cache") / "trainwright"
-    return folder / "machine.json"
+    if home:
+        return Path(home)
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "trainwright"
+    except RuntimeError:  # whoever runs this has no home
+        return Path(".trainwright")
 
 
 def read_machine(path: Path) -> MachineProfile:

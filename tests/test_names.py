@@ -198,6 +198,8 @@ def test_the_shell_offers_all_names():
 def test_every_model_is_taken_by_every_command_or_refused_in_its_words(name, monkeypatch):
     """Traces of models this large take seconds and are tested elsewhere: here, how far names get."""
     monkeypatch.setattr(tracing, "trace", lambda workload, precisions: workload)
+    monkeypatch.setattr("profiles.library.kept_trace", lambda *_: None)
+    monkeypatch.setattr("profiles.library.keep_trace", lambda *_: None)
     done = invoke("plan", "--model", name, "--gpus", "1", "--device", "h100-sxm", "--global-batch", "0")
     assert "--global-batch 0" in str(done.exception)
     if name == "deepseek-v3":

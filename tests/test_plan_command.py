@@ -14,7 +14,7 @@ from planner.prediction import PlanFile
 from planner.request import USUAL_CODECS, Request
 from planner.space.beside import Questions
 from profiles import artifacts
-from profiles.workloads.loading import load_spec
+from profiles.library import load_spec
 from tests.machine_builders import machine
 from tests.report_builders import load as taken
 from tests.workload_builders import LLAMA

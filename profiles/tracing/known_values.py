@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from profiles.tracing.operator_recorder import storage_of
+from profiles.tracing.storages import storage_of
 from profiles.workloads.fake_tensors import FakeTensor, unset_fake_temporarily
 
 # Elements of a tensor whose values are kept.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,9 +35,9 @@ def without_weights() -> Iterator[None]:
 
 
 def shorten(module: nn.Module) -> dict[str, list[str]]:
-    """Take out of each list of blocks all behind the first few that are like the others, in place.
+    """Take out of each list of blocks those behind the first few that are like the others, in place.
 
-    Gives, by the path of the last block that a list is left, that of the block that each one taken out is like.
+    Gives, by the path of the block behind which some were taken out, those of the blocks that they are like.
 
     Model: blocks are alike that have equal parameters, classes and settings; which kinds come first is kept, because
     modules may treat their blocks by number.
@@ -50,48 +50,96 @@ def shorten(module: nn.Module) -> dict[str, list[str]]:
         blocks = module.get_submodule(parent)
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) != len(paths):
             continue
-        looks = [_look(module, module.get_submodule(path), index, len(paths)) for index, path in enumerate(paths)]
-        kept, period = _repeating(looks)
-        if kept >= len(paths):
-            continue
-        taken[paths[kept - 1]] = [paths[kept - period + number % period] for number in range(len(paths) - kept)]
-        del blocks[kept:]
+        listed = _listed(module, len(paths))
+        looks = _looks([module.get_submodule(path) for path in paths], listed)
+        out = stretches(looks, any_place=not any(listed))
+        gone = {number for first, last, _ in out for number in range(first, last)}
+        kept = [number for number in range(len(paths)) if number not in gone]
+        # Blocks that are left are numbered anew.
+        named = dict(zip(kept, paths, strict=False))
+        for first, last, period in reversed(out):
+            like = [named[first - period + number % period] for number in range(last - first)]
+            taken[named[first - 1]] = like
+            del blocks[first:last]
     return taken
 
 
-def _repeating(looks: Sequence[object]) -> tuple[int, int]:
-    """How many of some blocks show all that there are, and after how many the same come again behind those.
+def stretches(looks: Sequence[object], any_place: bool) -> list[tuple[int, int, int]]:
+    """Places from one up to another that can be left out, and after how many the same come again before and in them.
 
-    As many as there are, where none can be left out. The first is not enough, for it may take another input than those
-    that are like it.
+    At the end where all that there are come before; else, where they may lie in `any_place`, whole rounds of what
+    repeats. The first of several is not enough, for it may take another input than those that are like it.
     """
+    behind = _at_end(looks)
+    found = _rounds(looks) if any_place else []
+    return max(behind, found, key=lambda own: sum(last - first for first, last, _ in own))
+
+
+def _at_end(looks: Sequence[object]) -> list[tuple[int, int, int]]:
+    count = len(looks)
     again = looks.index(looks[0], 1) if looks[0] in looks[1:] else 0
-    kept = max(again, *(looks.index(look) for look in looks)) + 1
-    for period in range(1, kept):
-        if all(looks[place] == looks[place - period] for place in range(kept, len(looks))):
-            return kept, period
-    return len(looks), 0
+    least = max(again, *(looks.index(look) for look in looks)) + 1
+    for kept in range(least, count):
+        for period in range(1, kept):
+            if _repeats(looks, kept, period) == count:
+                return [(kept, count, period)]
+    return []
 
 
-def _look(module: nn.Module, block: nn.Module, index: int, count: int) -> tuple[object, ...]:
-    """What tells a block from others, but for its number."""
+def _rounds(looks: Sequence[object]) -> list[tuple[int, int, int]]:
+    found, place, count = list[tuple[int, int, int]](), 0, len(looks)
+    while place < count:
+        ends = {period: _repeats(looks, place + period, period) for period in range(1, (count - place) // 2 + 1)}
+        rounds = {period: (end - place - period - 1) // period for period, end in ends.items()}
+        best = max(rounds, key=lambda period: rounds[period] * period, default=0)
+        if not best or rounds[best] < 1:
+            place += 1
+            continue
+        first = place + best + 1
+        found.append((first, first + rounds[best] * best, best))
+        place = found[-1][1]
+    return found
+
+
+def _repeats(looks: Sequence[object], start: int, period: int) -> int:
+    """Up to which place, from `start` on, each look is that of `period` places before."""
+    place = start
+    while place < len(looks) and looks[place] == looks[place - period]:
+        place += 1
+    return place
+
+
+def _looks(blocks: Sequence[nn.Module], listed: Sequence[str]) -> list[object]:
+    """What tells blocks of a list from each other, but for their numbers. Shapes: both have an entry for each."""
+    owners = [list(block.modules()) for block in blocks]
+    values: dict[str, list[bool]] = {}
+    for index, children in enumerate(owners):
+        for child in children:
+            for name, value in vars(child).items():
+                if isinstance(value, int) and not isinstance(value, bool):
+                    values.setdefault(name, []).append(value == index)
+    numbers = {name for name, own in values.items() if all(own)}
+    return [_look(block, numbers, said) for block, said in zip(blocks, listed, strict=True)]
+
+
+def _look(block: nn.Module, numbers: Collection[str], listed: str) -> tuple[object, ...]:
     parts = []
     for child in block.modules():
-        numbers = {
-            name: value
-            for name, value in vars(child).items()
-            if isinstance(value, PLAIN) and not (value == index and isinstance(value, int))
-        }
+        plain = {name: value for name, value in vars(child).items() if isinstance(value, PLAIN) and name not in numbers}
         rates = {name: bool(value) for name, value in vars(child).items() if isinstance(value, float)}
-        parts.append((type(child), tuple(sorted(numbers.items(), key=str)), tuple(sorted(rates.items()))))
+        parts.append((type(child), tuple(sorted(plain.items(), key=str)), tuple(sorted(rates.items()))))
     shapes = tuple(tuple(parameter.shape) for parameter in block.parameters())
+    return (*parts, shapes, listed)
+
+
+def _listed(module: nn.Module, count: int) -> list[str]:
+    """What the configuration says of each of so many blocks, "" where it says nothing of them one by one."""
     config = getattr(module, "config", None)
-    listed = (
-        [value[index] for value in vars(config).values() if isinstance(value, list) and len(value) == count]
-        if config
-        else []
+    lists = (
+        [value for value in vars(config).values() if isinstance(value, list) and len(value) == count] if config else []
     )
-    return (*parts, shapes, str(listed))
+    lists = [value for value in lists if value != list(range(count))]
+    return [str([value[index] for value in lists]) if lists else "" for index in range(count)]
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:

@@ -8,7 +8,7 @@ autograd node that runs it: that in which the node was first found behind a tens
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,22 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from profiles.tracing.known_values import KnownValues
-from profiles.tracing.operator_recorder import Recorder, size_of, storage_of
+from profiles.tracing.operator_recorder import Recorder
+from profiles.tracing.storages import size_of, storage_of
 
 
 @dataclass(slots=True)
 class Cut:
-    """What is known of a segment beside its kernels: its block's path, bytes that go in and come out."""
+    """What is known of a segment beside its kernels: its block's path, bytes that go in and come out.
+
+    `takes` and `gives` are the shapes of its block's tensors that gradients pass through.
+    """
 
     path: str = ""
     input_bytes: int = 0
     output_bytes: int = 0
+    takes: list[tuple[int, ...]] = field(default_factory=list)
+    gives: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -58,7 +64,6 @@ class SegmentRecorder(Recorder):
         self.blocks = blocks
         self._parameters = {storage_of(parameter) for parameter in module.parameters()}
         self._nodes: dict[Node, int] = {}
-        self._gradients: set[int] = set()
         self._depth = 0
 
     @contextmanager
@@ -100,10 +105,6 @@ class SegmentRecorder(Recorder):
                 self.cuts.first_used.setdefault(place, self.segment)
         super()._record(func, args, inputs, *rest)
 
-    def _counted(self) -> Collection[int]:
-        saved, own = self.recording.saved, self.segment
-        return [index for index in self._alive if saved.get(index, own) == own and index not in self._gradients]
-
     def _enter(self, path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
         if self._depth > 1:
@@ -115,6 +116,7 @@ class SegmentRecorder(Recorder):
             self._next()
         own = self.cuts.segments[self.segment]
         own.path, own.input_bytes = path, _bytes_of(given)
+        own.takes = [tuple(tensor.shape) for tensor in given]
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._depth -= 1
@@ -122,7 +124,8 @@ class SegmentRecorder(Recorder):
             return
         made = _tensors(output)
         self._claim(made)
-        self.cuts.segments[self.segment].output_bytes = _bytes_of(made)
+        own = self.cuts.segments[self.segment]
+        own.output_bytes, own.gives = _bytes_of(made), [tuple(tensor.shape) for tensor in made]
         self._next()
         self.cuts.segments[self.segment].input_bytes = _bytes_of(made)
 
@@ -144,7 +147,7 @@ class SegmentRecorder(Recorder):
 
     def _set_apart(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._gradients.add(self._living(parameter.grad))
+            self._storages.leave_out(self._storages.living(parameter.grad))
 
 
 def _tensors(values: Any) -> list[Tensor]:

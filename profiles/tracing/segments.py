@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,10 @@ from torch import nn
 
 from profiles.models.operators import PHASES, Phase
 from profiles.tracing.cuts import Cuts
-from profiles.tracing.operator_recorder import RecordedOperator, Recording, storage_of
+from profiles.tracing.operator_recorder import RecordedOperator, Recording
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.stage_cuts import SeenCuts, seen_cuts
+from profiles.tracing.storages import storage_of
 
 # What segments before and behind all blocks are called; a module without blocks is one segment.
 FIRST, LAST, ALL = "first", "last", "model"
@@ -22,8 +24,8 @@ class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
     `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. Of its parameters
-    `frozen` are not trained. `peak_members` are
-    the storages that lived when most did.
+    `frozen` are not trained. `peak_members` are the storages that lived when most did. `gives_what_it_takes`: whether
+    its block could run on what it gives, beside what other blocks take too.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Segment:
     output_bytes: int
     shapes: tuple[tuple[int, ...], ...]
     frozen: int
+    gives_what_it_takes: bool
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -63,7 +66,7 @@ class Run:
         if not self.is_like(base):
             return self.segments[segment].peaks.get(phase, 0)
         members = base.segments[segment].peak_members.get(phase, frozenset())
-        return sum(self.recording.storage_bytes[index] for index in members)
+        return sum(map(self.recording.bytes_of, members))
 
     def is_like(self, other: Run) -> bool:
         """Whether the two ran the same kernels, on the same storages."""
@@ -80,7 +83,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
     parameters = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
-        saved[segment] += recording.storage_bytes[index]
+        saved[segment] += recording.bytes_of(index)
     operators = _by_segment(recording, [own.path for own in cuts])
     made = []
     for number, own in enumerate(cuts):
@@ -101,6 +104,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
                 output_bytes=own.output_bytes,
                 shapes=tuple(tuple(one.shape) for one in parameters[number]),
                 frozen=sum(one.numel() for one in parameters[number] if not one.requires_grad),
+                gives_what_it_takes=not Counter(own.gives) - Counter(own.takes),
             )
         )
     return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))

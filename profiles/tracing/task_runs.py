@@ -27,7 +27,7 @@ from profiles.tracing.module_copies import (
 )
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.segments import Run, cut
-from profiles.workloads.fake_tensors import FakeTensorMode, seen_as_real
+from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import autocast
 from profiles.workloads.repeated_blocks import repeated_blocks
@@ -47,12 +47,13 @@ class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
     `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
-    `dropout` is that of a kind of device, `taken` what was taken out of it.
+    `dropout` is that of a kind of device, `blocks` are the paths of its repeated blocks, `taken` what was taken out.
     """
 
     spec: WorkloadSpec
     task: Task
     module: nn.Module
+    blocks: tuple[str, ...]
     taken: dict[str, list[str]]
     num_parameters: int
     fake: Any = None
@@ -80,7 +81,7 @@ class Subject:
                 else:
                     known = KnownValues(self.fake)
                     fake = tree_map(functools.partial(self._faked, known), batch)
-                    with self.fake, seen_as_real(), torch.random.fork_rng(devices=[]):
+                    with self.fake, seen_as_real(), matched_in_order(), torch.random.fork_rng(devices=[]):
                         recorder, walk = self._recorded(fake, precision, known)
             # Out here, for a mistake in it is none of the module's.
             self.runs[key] = cut(recorder, self.module, walk.finish())
@@ -98,7 +99,7 @@ class Subject:
     ) -> tuple[SegmentRecorder, cuts.Recording]:
         self.module.zero_grad(set_to_none=True)
         products = "tf32" if precision == "tf32" else "fp32"
-        blocks = repeated_blocks(self.module)
+        blocks = {path: self.module.get_submodule(path) for path in self.blocks}
         recorder = SegmentRecorder(self.module, blocks, products, known)
         walk = cuts.Recording(atoms_of(self.module, blocks), blocks)
         with recorder.watch():
@@ -116,6 +117,11 @@ def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
             yield functools.partial(_built, make, spec, task, shortened)
 
 
+def whole_of(subject: Subject) -> Subject:
+    """The same module with nothing taken out."""
+    return _built(_real if subject.is_real else _fake, subject.spec, subject.task, False)
+
+
 def _built(
     make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
 ) -> Subject:
@@ -128,17 +134,17 @@ def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with without_weights():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else {}
+    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
     with fake:
         replace_tensors(module, fake_like)
-    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count, fake=fake)
+    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count, fake=fake)
 
 
 def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
     remade = spec.kind == "transformers" and not spec.weights
     with without_weights() if remade else contextlib.nullcontext():
         module = task.build()
-    count, taken = _trained(module), shorten(module) if shortened else {}
+    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
     left = sum(parameter.numel() for parameter in module.parameters())
     if left > MOST_REAL:
         raise TooLarge(
@@ -146,7 +152,16 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
             f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if remade else module
-    return Subject(spec=spec, task=task, module=module, taken=taken, num_parameters=count)
+    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count)
+
+
+def _blocks(module: nn.Module, shortened: bool) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """The repeated blocks of a module that are left in it, and what was taken out."""
+    # Found before: of stages with few blocks left, others would be.
+    found = repeated_blocks(module)
+    taken = shorten(module) if shortened else {}
+    left = {path for path, _ in module.named_modules()}
+    return tuple(path for path in found if path in left), taken
 
 
 def _trained(module: nn.Module) -> int:

@@ -7,6 +7,7 @@ layer. Where samples have one size, or kernels are others at another one, the po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -24,12 +25,21 @@ from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, pr
 from profiles.tracing.segments import Run
 from profiles.tracing.stage_cuts import cutting_of
 from profiles.tracing.task_runs import Subject, TooLarge, subjects
+from profiles.tracing.whole_check import check_against_whole
 from profiles.workloads.task import Task
 
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
 TOLERANCE, MOST = 0.002, 0.05
-# Grids in the order in which they are tried: whether samples vary in size, and the micro-batches.
-GRIDS = tuple((varies, batches) for varies in (True, False) for batches in (STRAIGHT, CURVED, STEPPED))
+# Grids in the order in which they are tried: whether samples vary in size, and the micro-batches. Where numbers grow in
+# line with samples of one size, it is those of other sizes that the first grid failed for.
+GRIDS = (
+    (True, STRAIGHT),
+    (False, STRAIGHT),
+    (True, CURVED),
+    (True, STEPPED),
+    (False, CURVED),
+    (False, STEPPED),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +81,42 @@ def trace_task(
 
 
 def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
+    _check_shortened(subject, precisions[0])
     chosen = _choose(subject, precisions[0])
     points = chosen.grid.points
+    if subject.taken and subject.spec.kind == "module":
+        # Of transformers' own modules their configurations say how blocks differ.
+        check_against_whole(subject, precisions[0], points[0])
     runs = {precision: [subject.run(precision, *point) for point in points] for precision in precisions}
     kinds = _kinds(subject.spec, runs)
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     seen = {precision: [run.cuts for run in own] for precision, own in runs.items()}
     cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
-    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
-    ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken]
-    if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
+    return _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
+
+
+def _check_shortened(subject: Subject, precision: str) -> None:
+    """Check that what was taken out of a module would run behind what was left, each on what the one before it gives.
+
+    Raises: InputError.
+    """
+    small = looks(subject.task)
+    try:
+        run = subject.run(precision, 2, small[0] if small else subject.task.size)
+    except InputError:
+        # Not all say which sizes they take.
+        run = subject.run(precision, 2, subject.task.size)
+    shapes = {segment.path: segment.shapes for segment in run.segments}
+    count = sum(math.prod(shape) for segment in run.segments for shape in segment.shapes)
+    ends = [segment for segment in run.segments if segment.path in subject.taken]
+    count += sum(math.prod(shape) for end in ends for path in subject.taken[end.path] for shape in shapes.get(path, ()))
+    if (
+        count != subject.num_parameters
+        or len(ends) < len(subject.taken)
+        or not all(end.gives_what_it_takes for end in ends)
+    ):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
-    return profile
 
 
 def _choose(subject: Subject, precision: str) -> Probes:

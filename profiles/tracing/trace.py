@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
-from profiles.models.operators import PHASES, Phase, Polynomial, add
+from profiles.models.operators import PHASES, Phase, Polynomial, add, constant, multiply
 from profiles.models.polynomials import Size, fit
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
 from profiles.tracing.kinds_to_layers import operator_of, unique_names
@@ -180,12 +180,15 @@ def _merge(name: str, spec: LayerSpec, sizes: tuple[Size, ...], outcomes: list[O
     )
     saved = base.saved
 
-    def total(indices: Iterable[int]) -> Polynomial:
+    def each(indices: Iterable[int]) -> Polynomial:
         return add(*(storages[index] for index in indices))
+
+    def total(indices: Iterable[int]) -> Polynomial:
+        return add(*(multiply(constant(base.copies.get(index, 1)), storages[index]) for index in indices))
 
     operators = tuple(
         operator_of(
-            versions, functools.partial(fit, sizes), total([index for index in versions[0].outputs if index in saved])
+            versions, functools.partial(fit, sizes), each([index for index in versions[0].outputs if index in saved])
         )
         for versions in zip(*(recording.operators for recording in recordings), strict=True)
     )

@@ -1,7 +1,7 @@
 """A layer's experts: tokens sorted by the expert that was chosen for them, each expert's in one product.
 
 Under fake tensors, which have no values, every expert is given as many tokens as the others: what routers are trained
-towards, and what the planner prices. No token is dropped.
+towards, and what the planner prices; one then stands for all where kernels are noted. No token is dropped.
 Source: Lepikhin et al., GShard, 2020 (arXiv 2006.16668), without its capacity.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from profiles.workloads.fake_tensors import FakeTensor
+from profiles.workloads.repeats import is_watched, once_for_all
 
 # The name under which transformers finds `experts`.
 EXPERTS = "trainwright"
@@ -65,27 +66,34 @@ def _counts(chosen: Tensor, num_experts: int) -> list[int]:
 
 
 def _compute(module: Any, tokens: Tensor, counts: list[int]) -> Tensor:
-    # Weights are unbound at once: the gradient of an index would be a tensor of all experts for each of them.
-    pieces = []
     has_gate = getattr(module, "has_gate", True)
-    weights = zip(
-        *(_each(module, name) for name in ("gate_up_proj" if has_gate else "up_proj", "down_proj")), strict=True
-    )
+    given: list[Tensor | None] = []
+    for name in ("gate_up_proj" if has_gate else "up_proj", "down_proj"):
+        has_bias = getattr(module, "has_bias", False)
+        given += [getattr(module, name), getattr(module, f"{name}_bias") if has_bias else None]
+    work = functools.partial(_expert, module, has_gate)
+    if isinstance(tokens, FakeTensor) and is_watched() and len(set(counts)) == 1 and 0 < counts[0] < len(tokens):
+        return once_for_all(len(counts), work, tokens, *given)
+    # Weights are unbound at once: the gradient of an index would be a tensor of all experts for each of them.
+    each = zip(*([None] * len(counts) if one is None else one.unbind() for one in given), strict=True)
     # An expert without tokens takes part too: its gradient is zero and not missing, for other ranks average theirs.
-    for own, (up, down) in zip(tokens.split(counts), weights, strict=True):
-        wide = nn.functional.linear(own, *up)
-        pieces.append(nn.functional.linear(_gated(module, wide) if has_gate else module.act_fn(wide), *down))
-    return torch.cat(pieces)
+    return torch.cat([work(own, *weights) for own, weights in zip(tokens.split(counts), each, strict=True)])
 
 
-def _each(module: Any, name: str) -> list[tuple[Tensor, Tensor | None]]:
-    """The weight and the bias of every expert."""
-    weights = getattr(module, name).unbind()
+def _expert(
+    module: Any,
+    has_gate: bool,
+    tokens: Tensor,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+) -> Tensor:
+    """What one expert makes of its tokens. Shapes: (row, hidden) both ways."""
     if getattr(module, "is_transposed", False):
-        weights = tuple(weight.t() for weight in weights)
-    biased = getattr(module, "has_bias", False)
-    biases = getattr(module, f"{name}_bias").unbind() if biased else [None] * len(weights)
-    return list(zip(weights, biases, strict=True))
+        up, down = up.t(), down.t()
+    wide = nn.functional.linear(tokens, up, up_bias)
+    return nn.functional.linear(_gated(module, wide) if has_gate else module.act_fn(wide), down, down_bias)
 
 
 def _gated(module: Any, wide: Tensor) -> Tensor:

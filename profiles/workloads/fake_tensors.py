@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
+import numpy
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-__all__ = ["FakeTensor", "FakeTensorMode", "seen_as_real", "unset_fake_temporarily"]
+__all__ = ["FakeTensor", "FakeTensorMode", "matched_in_order", "seen_as_real", "unset_fake_temporarily"]
+# What detectors match predictions with answers by: which belong together depends on values, how many do not.
+MATCHING = "linear_sum_assignment"
 # Where transformers asks whether a tensor is fake, and then takes ways that it does not take in training.
 LIBRARY, QUESTION = "transformers.utils.import_utils", "is_fake_tensor"
 
@@ -23,3 +29,26 @@ def seen_as_real() -> Iterator[None]:
         return
     with mock.patch.object(module, QUESTION, return_value=False):
         yield
+
+
+@contextmanager
+def matched_in_order() -> Iterator[None]:
+    """While entered, rows and columns of a fake matrix of costs are matched in order, as many as would be."""
+    scipy = sys.modules.get("scipy.optimize")
+    solve: Callable[..., Any] = getattr(scipy, MATCHING, _nothing)
+    with contextlib.ExitStack() as stack:
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get(MATCHING) is solve:
+                stack.enter_context(mock.patch.object(module, MATCHING, functools.partial(_matched, solve)))
+        yield
+
+
+def _nothing() -> None:
+    """Stands where scipy is not loaded."""
+
+
+def _matched(solve: Callable[..., Any], costs: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(costs, FakeTensor):
+        return solve(costs, *args, **kwargs)
+    places = numpy.arange(min(costs.shape))
+    return places, places.copy()

@@ -12,7 +12,6 @@ import importlib
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -32,7 +31,6 @@ from profiles.models.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.models.hf_config import checked
 from profiles.models.hf_words import both_names, check_words
 from profiles.models.profile import WorkloadSpec
-from profiles.models.sizes import config_name, read_config
 from profiles.workloads.blocks import (
     ATTENTION,
     Embedding,
@@ -45,7 +43,7 @@ from profiles.workloads.blocks import (
 )
 from profiles.workloads.experts import EXPERTS, register_experts
 from profiles.workloads.foreign_code import foreign_code
-from profiles.workloads.trust import check_trusted, is_factory
+from profiles.workloads.trust import check_trusted
 from profiles.workloads.user_module import from_factory
 from profiles.workloads.vision import vit_fields, vit_layers
 from profiles.workloads.workload import LayerSpec, Workload, next_token_loss, token_ids
@@ -61,17 +59,6 @@ DROPOUTS = {
 # At once, because whoever loads this may load a family of transformers before asking for a workload.
 for loud, level in LOUD.items():
     logging.getLogger(loud).setLevel(level)
-
-
-def load_spec(model: str) -> WorkloadSpec:
-    """The workload that `model` names: a config.json, its folder, or `package.module:factory`.
-
-    Raises: InputError where the file or the factory cannot be used.
-    """
-    if is_factory(model):
-        return WorkloadSpec(kind="module", name=model.rpartition(":")[2], factory=model)
-    path = Path(model)
-    return WorkloadSpec(kind="transformers", name=config_name(path), config=read_config(path))
 
 
 def load_workload(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the file") -> Workload:

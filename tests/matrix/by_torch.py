@@ -4,8 +4,13 @@ import math
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop, sdpa_backward_flop_count, sdpa_flop_count
 
+from profiles.tracing.known_values import KnownValues
+from profiles.tracing.module_copies import fake_like, forget_cached, replace_tensors, without_weights
+from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
 from profiles.workloads.task import Task
 
 SEED = 3
@@ -73,3 +78,37 @@ def measured(task: Task, samples: int, size: int) -> tuple[int, int]:
 
 def _permanent(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+class _Known(TorchDispatchMode):
+    """Runs kernels as the tracer does where a module reads a value of its inputs."""
+
+    def __init__(self, known):
+        super().__init__()
+        self._known = known
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return self._known.call(func, args, kwargs or {})
+
+
+def counted(task: Task, samples: int, size: int) -> int:
+    """FLOPs of a step of the whole module, both directions, by torch's counter, without weights."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with without_weights():
+        module = task.build().train()
+    known = KnownValues(fake)
+
+    def faked(leaf):
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        made = fake.from_tensor(leaf)
+        known.tell(made, leaf)
+        return made
+
+    with fake, seen_as_real(), matched_in_order():
+        replace_tensors(module, fake_like)
+        batch = tree_map(faked, task.example(samples, size))
+        with _Known(known), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            task.loss(module, batch).backward()
+    forget_cached(module)
+    return counter.get_total_flops()

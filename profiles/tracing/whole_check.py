@@ -1,0 +1,44 @@
+"""A module traced with blocks taken out, held against one pass of the whole.
+
+Its own code may tell its blocks apart by their numbers, between them, where nothing of the blocks shows it.
+"""
+
+from __future__ import annotations
+
+from profiles.errors import InputError
+from profiles.tracing.dropout import Dropout
+from profiles.tracing.module_copies import forget_cached
+from profiles.tracing.segments import Run
+from profiles.tracing.task_runs import Subject, whole_of
+
+
+def check_against_whole(subject: Subject, precision: str, point: tuple[int, int]) -> None:
+    """Check that the whole module does what the shortened one does, block by block, at one size.
+
+    Raises: InputError where it does not.
+    """
+    whole = whole_of(subject)
+    whole.dropout = Dropout(fused=subject.dropout.fused)
+    try:
+        wanted, found = whole.run(precision, *point), subject.run(precision, *point)
+    finally:
+        forget_cached(whole.module)
+    if _expanded(found, subject.taken) != _expanded(wanted, {}):
+        raise InputError(f"{subject.spec.title}: its blocks are alike, and what is done between them is not")
+
+
+def _expanded(run: Run, taken: dict[str, list[str]]) -> list[object]:
+    """What each block did and what came to it, those that were taken out as those that they are like."""
+    cuts = zip(run.cuts.num_bytes, run.cuts.refusals, strict=True)
+    came = dict(zip(run.cuts.order, cuts, strict=True))
+    # Refusals name their block.
+    own = {
+        segment.path: (segment.key, came[segment.path][0], bool(came[segment.path][1])) if segment.path in came else
+        (segment.key, 0, False)
+        for segment in run.segments
+    }  # fmt: skip
+    expanded: list[object] = []
+    for number, segment in enumerate(run.segments):
+        expanded.append(own[segment.path] if segment.path else (number == 0, segment.key))
+        expanded.extend(own[path] for path in taken.get(segment.path, ()))
+    return expanded
