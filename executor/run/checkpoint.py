@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-from torch.distributed.tensor import DTensor
 
-from executor.axes.experts import placed_expert
 from executor.run.checkpoint_index import FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.whole_tensors import placed
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
@@ -196,24 +195,12 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
     for name, parameter in trainer.named_parameters.items():
-        state[f"model.{name}"] = _placed(parameter, parameter)
+        state[f"model.{name}"] = placed(parameter, parameter)
         if not trainer.updates(parameter):
             continue
         own = moments.setdefault(parameter, {})
         if not own:
             own["step"] = torch.zeros((), dtype=torch.float32)
             own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-        state |= {f"optimizer.{key}.{name}": _placed(value, parameter) for key, value in own.items()}
+        state |= {f"optimizer.{key}.{name}": placed(value, parameter) for key, value in own.items()}
     return state
-
-
-def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """`value` with its place in the whole tensor, where it is a part that does not know it.
-
-    DDP keeps the local parts of DTensors under the attribute `_st_info`.
-    """
-    value = placed_expert(value.detach(), parameter)
-    layout = getattr(parameter, "_st_info", None)
-    if layout is None or isinstance(value, DTensor) or value.dim() == 0:
-        return value
-    return DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)
