@@ -8,17 +8,19 @@ that. A codec's messages are off by what its own rounding allows, element by ele
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from executor.run.plain_loop import Parts
 from planner.plans import Plan
-from profiles.codecs.codec import Codec, codec
+from profiles.codecs.codec import codec
 
 # Relative to a tensor's norm.
 TOLERANCE_FRACTIONS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-3, "fp8": 1e-3}
+# 1 less the cosine of all gradients with the plain loop's.
+COSINE_FRACTIONS = {"fp32": 1e-6, "tf32": 1e-3, "bf16": 1e-3, "fp8": 1e-3}
 # Times the rounding of the plain loop's own gradients.
 ROUNDINGS = 3.0
 # A tensor whose gradients are smaller than this share of the usual ones is held against that share.
@@ -36,10 +38,17 @@ UNKNOWN_PARTS = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What gradients are compared by: the root mean square of all, and how much of each tensor is rounding."""
+    """What gradients are compared by: the root mean square of all, and how much of each tensor is rounding.
+
+    `loss_rounding` is that of the loss, relative, and `cosine_rounding` what it takes from the cosine of all gradients;
+    `weight_rounding` is how far last bits take each weight within the steps of plain descent.
+    """
 
     usual: float
     rounding: dict[str, float]
+    loss_rounding: float = 0.0
+    cosine_rounding: float = 0.0
+    weight_rounding: dict[str, float] = field(default_factory=dict)
 
     def of(self, name: str, gradient: Tensor) -> float:
         """The size that a relative difference of this tensor is of."""
@@ -65,6 +74,16 @@ def allowed_fraction(plan: Plan, name: str, gradient: Tensor, scale: Scale) -> f
     )
 
 
+def allowed_loss(plan: Plan, scale: Scale) -> float:
+    """By how much the loss may differ."""
+    return max(TOLERANCE_FRACTIONS[plan.precision], ROUNDINGS * scale.loss_rounding)
+
+
+def allowed_cosine(plan: Plan, scale: Scale) -> float:
+    """By how much the cosine of all gradients may be below 1, which goes with the square of what they differ by."""
+    return max(COSINE_FRACTIONS[plan.precision], ROUNDINGS**2 * scale.cosine_rounding)
+
+
 def beyond(plan: Plan, found: Tensor, wanted: Tensor, parts: Parts | None, largest: float) -> Tensor:
     """What of the difference a codec does not account for, element by element."""
     used = codec(plan.codec)
@@ -75,15 +94,14 @@ def beyond(plan: Plan, found: Tensor, wanted: Tensor, parts: Parts | None, large
             return (found.abs() - UNKNOWN_PARTS * wanted.abs().max()).clamp(min=0.0)
         # The sum of what some ranks have sent and others have not.
         return torch.maximum(parts.below - found, found - parts.above).clamp(min=0.0)
-    return ((found - wanted).abs() - _rounded(plan, used, parts, largest)).clamp(min=0.0)
+    return ((found - wanted).abs() - rounded(plan, parts.sizes, largest)).clamp(min=0.0)
 
 
-def _rounded(plan: Plan, used: Codec, parts: Parts, largest: float) -> Tensor:
-    """How far the mean of rounded parts may be from the mean of the parts."""
-    ranks = plan.data_parallel * plan.context_parallel
-    sizes, most = parts.sizes, largest
+def rounded(plan: Plan, sizes: Tensor, most: float) -> Tensor:
+    """How far the mean of rounded parts may be from the mean of the parts, whose sizes and largest these are."""
+    ranks, used = plan.data_parallel * plan.context_parallel, codec(plan.codec)
     if plan.context_parallel > 1:
-        sizes, most = UNKNOWN_PARTS * sizes, UNKNOWN_PARTS * largest
+        sizes, most = UNKNOWN_PARTS * sizes, UNKNOWN_PARTS * most
         if used.name != "int8":
             sizes = sizes + UNKNOWN_PARTS * float(sizes.square().mean().sqrt())
     if used.name in UNIT_ROUNDING:

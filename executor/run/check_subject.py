@@ -24,6 +24,8 @@ LEAST_BLOCKS, MOST_BLOCKS = 2, 4
 LEAST_TOKENS, MOST_SAMPLES, MANY_MICROBATCHES = 32, 2, 64
 # Standard deviation of a product of normed inputs, and of what is added to norms and biases.
 GAIN, NOISE = 1.5, 0.1
+# Of a user's own module, whose attention may not be divided by anything.
+OWN_GAIN = 0.7
 # Of token embeddings that are a projection too, over the root of the width: so that logits stay moderate.
 TIED_GAIN = 4.0
 
@@ -45,7 +47,7 @@ class EnlargedWorkload(Workload):
     def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
         """Layers `start` to `stop` with their enlarged weights."""
         modules = Workload.build(self, start, stop, seed)
-        enlarge(modules, start)
+        enlarge(modules, start, GAIN if self.whole is None else OWN_GAIN)
         return modules
 
 
@@ -124,15 +126,15 @@ def enlarged(workload: Workload) -> Workload:
 
     def built() -> nn.Module:
         module = build()
-        enlarge(module, 0)
+        enlarge(module, 0, OWN_GAIN)
         return module
 
     return replace(workload, task=replace(workload.task, build=built))
 
 
 @torch.no_grad()
-def enlarge(module: nn.Module, first: int) -> None:
-    """Give matrices products of deviation `GAIN` where theirs is less, and norms and biases some noise.
+def enlarge(module: nn.Module, first: int, gain: float) -> None:
+    """Give matrices products of deviation `gain` where theirs is less, and norms and biases some noise.
 
     `first` is the position of the module's first layer: what is added depends on global names alone.
     """
@@ -147,7 +149,7 @@ def enlarge(module: nn.Module, first: int) -> None:
         if parameter.dim() == 1:
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=NOISE)
             continue
-        wanted, found = _deviation(parameter, owners[parameter]), float(parameter.square().mean().sqrt())
+        wanted, found = _deviation(parameter, owners[parameter], gain), float(parameter.square().mean().sqrt())
         if found == 0.0:
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=wanted)
         elif found < wanted:
@@ -160,11 +162,11 @@ def _seed(path: str, first: int) -> int:
     return zlib.crc32(name.encode())
 
 
-def _deviation(parameter: Tensor, owners: list[nn.Module]) -> float:
-    """What the weights of a matrix deviate by, for its products to deviate by `GAIN`."""
+def _deviation(parameter: Tensor, owners: list[nn.Module], gain: float) -> float:
+    """What the weights of a matrix deviate by, for its products to deviate by `gain`."""
     if any(isinstance(owner, nn.Embedding) for owner in owners):
         is_tied = len(owners) > 1
         return TIED_GAIN / float(parameter.shape[-1]) ** 0.5 if is_tied else 1.0
     is_kernel = any(isinstance(owner, nn.modules.conv._ConvNd) for owner in owners)
     inputs = parameter.numel() // parameter.shape[0] if is_kernel else parameter.shape[-1]
-    return float(GAIN / inputs**0.5)
+    return float(gain / inputs**0.5)

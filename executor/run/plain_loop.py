@@ -23,6 +23,9 @@ from profiles.workloads.randomness import silence
 from profiles.workloads.task import stack
 from profiles.workloads.workload import Workload
 
+# Of numbers of 24 bits.
+LAST_BIT = 2.0**-23
+
 
 def drawn(data: Data, step: int, count: int) -> list[Any]:
     """The samples of a step, one by one: pairs of an input and a target, or a task's."""
@@ -68,7 +71,8 @@ class PlainLoop:
     """The whole model on one device, trained on the global batch of a plan.
 
     `parts` are kept where ranks may send less than their gradients, `largest` is the mean of the largest of each part.
-    `moved` is how far each weight has gone.
+    `moved` is how far each weight has gone, `sent` and `largest_sent` what was sent on the way. Weights that the plan
+    shards are gathered in 16 bits in mixed precision.
     """
 
     def __init__(
@@ -76,11 +80,14 @@ class PlainLoop:
     ) -> None:
         self.workload, self.plan, self.data, self.device = workload, plan, data, device
         self.precision, self.sends = precision or plan.precision, sends
+        self.is_gathered_low = plan.zero_stage >= 2 and self.precision in MIXED
         self.model = self._built().to(device)
         silence(self.model)
+        self.whole = _Whole(self.model, workload)
         self.moved: dict[str, Tensor] = {}
         self.parts: dict[str, Parts] = {}
-        self.largest = 0.0
+        self.sent: dict[str, Tensor] = {}
+        self.largest, self.largest_sent = 0.0, 0.0
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All weights by name, tied ones once."""
@@ -113,6 +120,23 @@ class PlainLoop:
                     step = weight.grad * -rate
                     weight.add_(step)
                     self.moved[name] = self.moved[name] + step if name in self.moved else step
+
+        for name, part in self.parts.items():
+            self.sent[name] = self.sent[name] + part.sizes if name in self.sent else part.sizes
+        self.largest_sent += self.largest
+
+    def nudge(self) -> None:
+        """Change every weight in its last bit or so."""
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for _, weight in self.weights():
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                weight.mul_(1 + LAST_BIT * noise)
+
+    def distances(self, other: PlainLoop) -> dict[str, float]:
+        """How far each weight is from that of another loop."""
+        others = dict(other.weights())
+        return {name: float((weight.detach() - others[name].detach()).norm()) for name, weight in self.weights()}
 
     def draws(self) -> bool:
         """Whether the loss of the same samples differs from one time to the next."""
@@ -157,19 +181,20 @@ class PlainLoop:
 
     def _loss(self, samples: list[Any]) -> Tensor:
         set_products(self.precision)
+        if self.workload.task is not None:
+            batch = self.workload.task.collate(samples)
+        else:
+            batch = stack([{"inputs": one, "targets": other} for one, other in samples])
+        batch = tree_map_only(Tensor, lambda value: value.to(self.device), batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision in MIXED):
-            if self.workload.task is not None:
-                batch = tree_map_only(Tensor, self._here, self.workload.task.collate(samples))
-                return self.workload.task.loss(self.model, batch)
-            whole = stack([{"inputs": one, "targets": other} for one, other in samples])
-            hidden = self._here(whole["inputs"])
-            assert isinstance(self.model, nn.Sequential)
-            for layer in self.model:
-                hidden = layer(hidden)
-        return self.workload.loss(hidden, self._here(whole["targets"]))
-
-    def _here(self, value: Tensor) -> Tensor:
-        return value.to(self.device)
+            if not self.is_gathered_low:
+                loss: Tensor = self.whole(batch)
+                return loss
+            low = {
+                f"model.{name}": weight.bfloat16() if weight.dim() else weight
+                for name, weight in self.model.named_parameters()
+            }
+            return torch.func.functional_call(self.whole, low, (batch,))  # type: ignore[no-any-return]
 
     def _built(self) -> nn.Module:
         if self.workload.task is not None:
@@ -179,3 +204,22 @@ class PlainLoop:
         count = len(self.workload.layers)
         layers = self.workload.build(0, count, self.data.seed)
         return nn.Sequential(*(lower(layer, self.precision, at == count - 1) for at, layer in enumerate(layers)))
+
+
+class _Whole(nn.Module):
+    """A model that gives its loss."""
+
+    def __init__(self, model: nn.Module, workload: Workload) -> None:
+        super().__init__()
+        self.model, self.workload = model, workload
+
+    def forward(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
+        if self.workload.task is not None:
+            return self.workload.task.loss(self.model, batch)
+        hidden = batch["inputs"]
+        assert isinstance(self.model, nn.Sequential)
+        for layer in self.model:
+            hidden = layer(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.workload.loss(hidden, batch["targets"])
