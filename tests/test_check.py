@@ -1,7 +1,8 @@
 """The check of training: it passes what is right, and catches every fault of a list, in fp32 and in bf16."""
 
+import ast
 import itertools
-import subprocess
+import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from executor import command
 from executor.run.adamw_by_hand import AdamWByHand
 from executor.run.check_bounds import beyond, projection_error, sends
 from executor.run.check_findings import COPIES, GRADIENTS, LOSS, OPTIMIZER, RESUMED, Findings, verdict
-from executor.run.check_plans import both, narrowed, num_parameters
+from executor.run.check_plans import _subjects, both, narrowed, num_parameters
 from executor.run.check_subject import enlarged, kept_layers, subject_of
 from executor.run.checks import facts_of_workload
 from executor.run.measurement import LossCheck
@@ -24,12 +26,13 @@ from planner.plans import Plan
 from profiles.codecs.codec import codec
 from profiles.codecs.wire_format import add_decoded, encode, message_bytes
 from profiles.models.profile import WorkloadSpec
-from profiles.ranks.launcher import launch
+from profiles.ranks import launcher
 from profiles.workloads.loading import load_workload
 from tests import check_plans
 from tests.check_entries import material
 from tests.check_faults import DATA, FAULTS, SHARDED
-from tests.plan_builders import GPT2, LLAMA, MIXTRAL, SEED
+from tests.plan_builders import GPT2, LLAMA, MIXTRAL, SEED, write_plan_file
+from tests.test_architecture import ROOT, imports
 
 # What shows a fault, where that is not the gradients of the first step.
 SHOWN_BY = {
@@ -53,7 +56,7 @@ SAMPLE = (
 
 def checked(cases: list[tuple[str, Plan, str]], folder: Path) -> list[dict[str, Any]]:
     payload = {"cases": [(name, asdict(plan), fault) for name, plan, fault in cases], "folder": str(folder)}
-    return launch("tests.check_entries:check_all", payload, 2, "cpu")
+    return launcher.launch("tests.check_entries:check_all", payload, 2, "cpu")
 
 
 def caught(faults: list[tuple[str, str]], folder: Path) -> None:
@@ -90,15 +93,21 @@ def test_random_plans_pass() -> None:
 
 
 def test_the_plain_loop_shares_no_code_with_the_trainer() -> None:
-    code = "import sys, executor.run.plain_loop, executor.run.adamw_by_hand; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    shared = [name for name in loaded if name.startswith(("executor.trainer", "executor.axes", "executor.mesh"))]
-    assert not shared
+    waiting, seen = ["executor.run.plain_loop", "executor.run.adamw_by_hand"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / f"{name.replace('.', '/')}.py"
+        if name in seen or not name.startswith("executor.") or not path.exists():
+            continue
+        seen.add(name)
+        waiting += imports(ast.parse(path.read_text(encoding="utf-8")), top_level_only=False)
+    assert "executor.run.batches" in seen
+    assert not [name for name in seen if name.startswith(("executor.trainer", "executor.axes", "executor.mesh"))]
 
 
 def test_what_is_checked_is_small_and_as_legal_as_the_plan() -> None:
     for num_ranks in (2, 4):
-        for name, plan in itertools.islice(check_plans.plans(5, num_ranks), 60):
+        for name, plan in itertools.islice(check_plans.plans(5, num_ranks), 30):
             workload, data = material(name)
             subject = subject_of(plan, workload, data)
             subject.plan.check(len(subject.workload.layers))
@@ -142,6 +151,18 @@ def test_narrow_models_have_whole_heads() -> None:
     assert num_parameters(narrow) < num_parameters(workload) / 2
     # Two heads of keys and values cannot be had by a quarter each.
     assert narrowed(workload, 4) is None
+
+
+def test_what_does_not_fit_is_checked_at_a_reduced_width() -> None:
+    wide = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
+    workload = load_workload(llama_of(**wide, num_hidden_layers=80, vocab_size=128256))
+    subjects = list(_subjects(Plan(data_parallel=8, tensor_parallel=2), workload, material("llama")[1]))
+    words = [subject.words for subject in subjects]
+    assert words == ["on 4 of 82 layers", *(f"on 4 of 82 layers, at 1/{part} of its width" for part in (2, 4))]
+    sizes = [num_parameters(subject.workload) for subject in subjects]
+    assert 3.7e9 < sizes[0] < 3.9e9
+    # Half as wide is a quarter of the matrices, and so is the vocabulary.
+    assert sizes[0] / 4.1 < sizes[1] < sizes[0] / 3.9
 
 
 def test_weights_are_enlarged_alike_on_every_stage() -> None:
@@ -232,3 +253,26 @@ def test_either_check_can_fail_a_plan() -> None:
     assert both(passed, skipped).status == both(passed, exempt).status == "passed"
     assert both(skipped, passed).status == "passed"
     assert both(skipped, skipped).status == "skipped"
+
+
+@pytest.mark.parametrize(("status", "code"), [("passed", 0), ("failed", 4)])
+def test_the_check_alone_ends_with_its_verdict(
+    status: Any, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_plan_file(tmp_path / "plan.json", DATA)
+    verdict = LossCheck(status=status, reason="as it is", tolerance_fraction=1e-5)
+    orders = []
+
+    def launched(entry: str, payload: dict[str, Any], *arguments: object, **options: object) -> list[dict[str, Any]]:
+        orders.append(payload["order"])
+        return [asdict(verdict)]
+
+    monkeypatch.setattr(launcher, "launch", launched)
+    monkeypatch.setattr(sys, "argv", ["execute", str(path), "--check", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert int(ended.value.code or 0) == code
+    assert orders[0]["only_checks"]
+    said = capsys.readouterr()
+    assert json.loads(said.out)[0]["status"] == status
+    assert DATA.id in said.err

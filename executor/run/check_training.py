@@ -251,6 +251,9 @@ class TrainingCheck:
     def _resume(self, trainer: Trainer, folder: Path) -> Trainer:
         """Save, restore into another trainer, compare the bits of all that was saved, and take a step with it."""
         path = folder / ".check"
+        if self.rank.rank == 0:
+            # Of a check that was ended.
+            shutil.rmtree(path, ignore_errors=True)
         save(path, Progress(step=0, model="", seed=0, global_batch_size=1), trainer)
         before = _state_bits(trainer)
         num_steps = trainer.num_steps
