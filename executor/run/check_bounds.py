@@ -17,6 +17,7 @@ from executor.run.plain_loop import Parts
 from planner.plans import Plan
 from profiles.codecs.codec import codec
 
+PIECE = 2**22
 # Relative to a tensor's norm.
 TOLERANCE_FRACTIONS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-3, "fp8": 1e-3}
 # 1 less the cosine of all gradients with the plain loop's.
@@ -118,7 +119,12 @@ def projection_error(found: Tensor, wanted: Tensor) -> float:
     What PowerSGD gives of a matrix is its projection on a few columns, whichever they are: its product with the matrix
     is its own square. Source: Vogels et al. 2019, algorithm 1.
     """
-    square = float(found.double().square().sum())
-    product = float((found.double() * wanted.double()).sum())
-    size = float(found.double().norm() * wanted.double().norm())
-    return abs(product - square) / size if size else abs(square)
+    square = dot(found, found)
+    size = math.sqrt(square * dot(wanted, wanted))
+    return abs(dot(found, wanted) - square) / size if size else square
+
+
+def dot(one: Tensor, other: Tensor) -> float:
+    """The product of all elements, added up in 64 bits; some of them at a time, for tensors may be large."""
+    pieces = zip(one.flatten().split(PIECE), other.flatten().split(PIECE), strict=True)
+    return sum(float((first.double() * second.double()).sum()) for first, second in pieces)

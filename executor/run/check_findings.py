@@ -16,6 +16,7 @@ from executor.run.check_bounds import (
     allowed_fraction,
     allowed_loss,
     beyond,
+    dot,
     projection_error,
     rounded,
 )
@@ -93,9 +94,9 @@ def compare_gradients(
         off = float(beyond(plan, found, wanted, plain.parts.get(name), plain.largest).norm())
         allowed = allowed_fraction(plan, name, wanted, scale)
         findings.add(GRADIENTS, name, off / scale.of(name, wanted), allowed)
-        product += float((found.double() * wanted.double()).sum())
-        found_square += float(found.double().square().sum())
-        wanted_square += float(wanted.double().square().sum())
+        product += dot(found, wanted)
+        found_square += dot(found, found)
+        wanted_square += dot(wanted, wanted)
         num_sent += int(found.count_nonzero())
         num_there += int(wanted.count_nonzero())
     for name in sorted(left):

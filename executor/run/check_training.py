@@ -180,15 +180,15 @@ class TrainingCheck:
 
     def _scale(self, plain: PlainLoop, loss: float) -> bounds.Scale:
         gradients = {name: weight.grad for name, weight in plain.weights() if weight.grad is not None}
-        square = sum(float(gradient.norm()) ** 2 for gradient in gradients.values())
+        square = sum(bounds.dot(gradient, gradient) for gradient in gradients.values())
         usual = math.sqrt(square / max(1, sum(gradient.numel() for gradient in gradients.values())))
         other = self._plain_loop("fp32") if self.plan.precision in MIXED else self.nudged
         if other is None:
             return bounds.Scale(usual=usual, rounding={})
         exact_loss = other.gradients(0)
         exact = {name: weight.grad for name, weight in other.weights() if weight.grad is not None}
-        product = sum(float((gradients[name].double() * value.double()).sum()) for name, value in exact.items())
-        sizes = math.sqrt(square * sum(float(value.norm()) ** 2 for value in exact.values()))
+        product = sum(bounds.dot(gradients[name], value) for name, value in exact.items())
+        sizes = math.sqrt(square * sum(bounds.dot(value, value) for value in exact.values()))
         return bounds.Scale(
             usual=usual,
             rounding={name: float((gradients[name] - value).norm()) for name, value in exact.items()},
