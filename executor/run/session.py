@@ -19,7 +19,7 @@ from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, restarted
 from executor.run.measurement import LossCheck, Measurement
-from executor.run.reference import Reference, check_losses, reference_of
+from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Outcome, Runner
 from executor.run.subject import load_subject
 from planner.plans import Plan
@@ -130,9 +130,14 @@ def _references(session: Session) -> dict[str, Reference]:
     for precision in sorted({plan.precision for plan in plans}):
         same = [plan for plan in plans if plan.precision == precision]
         if session.rank.rank == 0:
-            report(0.0, f"reference losses in {precision} on one device")
+            report(0.0, f"the first loss in {precision} on one device")
             references[precision] = reference_of(
-                session.workload, same, session.samples, session.rank, session.file.num_parameters
+                session.workload,
+                same,
+                session.samples,
+                session.rank,
+                session.file.num_parameters,
+                NUM_STEPS_OF_A_RUN,
             )
     wait_for_first("references", REFERENCE_SECONDS)
     everyone: list[dict[str, Reference]] = [references]
