@@ -54,6 +54,9 @@ def execute(
         int | None, typer.Option(callback=bounds.RANK, help="Rehearse this rank [the fullest stage's first].")
     ] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the plans train as a plain loop does.")
+    ] = False,
     compress: Annotated[
         bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
     ] = False,
@@ -112,9 +115,9 @@ def execute(
     check_options(context, NEEDS, TAKES)
     trusted = tuple(trust_module or ())
     if emit is not None:
-        from executor.emit import JobOptions
+        from executor.emit import JobOptions, words_of_options
 
-        words = _options(
+        words = words_of_options(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
             oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
             checkpoint_every=checkpoint_every if checkpoint else None, trust_module=trusted, verbose=verbose,
@@ -148,6 +151,11 @@ def execute(
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
         trusted=trusted, runs=runs,
     )  # fmt: skip
+    if check:
+        from executor.run.check_command import run_checks
+
+        run_checks(prepare(plan, options), out, json_output)
+        return
     _run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
@@ -232,16 +240,6 @@ def _compress(
     if json_output:
         console.print_json(text)
     show(result, out, output)
-
-
-def _options(**chosen: object) -> tuple[str, ...]:
-    """Options as they would be given on a command line, those left out that say nothing."""
-    words: list[str] = []
-    for name, given in chosen.items():
-        for value in given if isinstance(given, tuple) else (given,):
-            if value is not None and value is not False:
-                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return tuple(words)
 
 
 def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:

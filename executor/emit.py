@@ -281,3 +281,13 @@ KINDS: dict[str, Callable[[Job], str]] = {
     "kubeflow": _kubeflow,
     "skypilot": _skypilot,
 }
+
+
+def words_of_options(**chosen: object) -> tuple[str, ...]:
+    """Options as they would be given on a command line, those left out that say nothing."""
+    words: list[str] = []
+    for name, given in chosen.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and value is not False:
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return tuple(words)

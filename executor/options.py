@@ -28,6 +28,10 @@ TAKES = {
         "steps", "data", "seed", "oversubscribe", "timeout", "more_steps", "export", "compiled", "json_output",
         "output", *ALWAYS,
     ),
+    "check": (
+        "top", "with_baseline", "data", "seed", "oversubscribe", "checkpoint", "checkpoint_every", "resume", "timeout",
+        "json_output", *ALWAYS,
+    ),
     "emit": (*RUN, "gpus_per_node", "image", "install", "output", *ALWAYS),
     "rank": ("rehearse", "top", "json_output", "output", *ALWAYS),
 }  # fmt: skip

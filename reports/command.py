@@ -228,7 +228,7 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
 
 
 def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:
-    """Hold the median error of step times against the tolerance, and the losses against one device.
+    """Hold the median error of step times against the tolerance, and what plans train against one device.
 
     Raises: ToleranceError where either is broken; InputError where no run can be judged.
     """
@@ -236,7 +236,7 @@ def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:
 
     if summary.num_failed_loss_checks:
         raise ToleranceError(
-            f"the losses of {summary.num_failed_loss_checks} of {summary.num_runs} plans differ from one device; "
+            f"{summary.num_failed_loss_checks} of {summary.num_runs} plans do not train as one device would; "
             "see the losses column of the report"
         )
     error = summary.median_error_fraction

@@ -186,12 +186,13 @@ def _losses(rows: Sequence[Row]) -> list[Finding]:
         groups.setdefault(row.run.measurement.loss_check.status, []).append(row)
     findings = [
         Finding(
-            tone="bad", text=f"Losses of {row.plan_id} differ from one device: {row.run.measurement.loss_check.reason}"
+            tone="bad",
+            text=f"{row.plan_id} does not train as one device would: {row.run.measurement.loss_check.reason}",
         )
         for row in groups.get("failed", [])
     ]
     passed, exempt, skipped = (len(groups.get(status, [])) for status in ("passed", "exempt", "skipped"))
-    words = [f"{passed} of {len(rows)} plans have the losses of one device"]
+    words = [f"{passed} of {len(rows)} plans train as one device would"]
     words += [f"{exempt} exempt (lossy codec)"] if exempt else []
     words += [f"{skipped} not checked"] if skipped else []
     tone: Tone = "good" if passed and not skipped and not groups.get("failed") else "plain"

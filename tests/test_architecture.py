@@ -17,7 +17,8 @@ TORCH_FOLDERS = tuple(f"profiles/{name}" for name in ("workloads", "networks", "
 # What a command of the executor, or a report of its files, reads before anything runs.
 TORCH_FREE_IN_EXECUTOR = {
     "command.py", "emit.py", "legality.py", "options.py", "__init__.py", "__main__.py", "rehearse/result.py",
-    "rehearse/show.py", "run/__init__.py", "run/follow.py", "run/measurement.py", "run/run_folder.py", "run/show.py",
+    "rehearse/show.py", "run/__init__.py", "run/check_command.py", "run/follow.py", "run/measurement.py",
+    "run/run_folder.py", "run/show.py",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_a_run_across_hosts_takes_as_long_as_its_bytes_do(hosts: Hosts, tmp_path
     code, _, errors = hosts.torchrun("executor", str(plan), "--top", "3", "--steps", "5", "-o", str(run))
     assert code == 0, errors
     result = artifacts.read(run, "run", RunFile)
-    assert [item.measurement.loss_check.status for item in result.runs] == ["passed", "exempt", "passed"]
+    assert [item.measurement.loss_check.status for item in result.runs] == ["passed", "passed", "passed"]
     seconds = median_seconds(run)
     # An all-reduce over two hosts sends all gradients once each way, and the cable is what takes time here: no run can
     # be faster than it, whatever else the machine does.

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-from torch.distributed.tensor import DTensor
 
-from executor.axes.experts import placed_expert
 from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
+from executor.run.whole_tensors import placed
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError, InputError
@@ -233,7 +232,7 @@ def state_of(trainer: Trained) -> dict[str, Any]:
     state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
     for name, parameter in trainer.named_parameters.items():
-        state[f"model.{name}"] = _placed(parameter, parameter, trainer.rearranged.get(name))
+        state[f"model.{name}"] = _in_place(parameter, parameter, trainer.rearranged.get(name))
         if not trainer.updates(parameter):
             continue
         own = moments.setdefault(parameter, {})
@@ -241,19 +240,13 @@ def state_of(trainer: Trained) -> dict[str, Any]:
             own["step"] = torch.zeros((), dtype=torch.float32)
             own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
         state |= {
-            f"optimizer.{key}.{name}": _placed(value, parameter, trainer.rearranged.get(name))
+            f"optimizer.{key}.{name}": _in_place(value, parameter, trainer.rearranged.get(name))
             for key, value in own.items()
         }
     return state
 
 
-def _placed(value: Tensor, parameter: nn.Parameter, rearranged: tuple[int, OfRanks] | None) -> Tensor:
-    """`value` with its place in the whole tensor, where it is a part that does not know it, or stands in another order.
-
-    DDP keeps the local parts of DTensors under the attribute `_st_info`.
-    """
-    value = placed_expert(value.detach(), parameter)
-    layout = getattr(parameter, "_st_info", None)
-    if layout is not None and not isinstance(value, DTensor) and value.dim() > 0:
-        value = DTensor.from_local(value, layout.mesh, layout.placements, run_check=False)
-    return value if rearranged is None or value.dim() == 0 else in_pieces(value, *rearranged)
+def _in_place(value: Tensor, parameter: nn.Parameter, rearranged: tuple[int, OfRanks] | None) -> Tensor:
+    """`value` with its place in the whole tensor, in pieces where it stands in another order there."""
+    found = placed(value, parameter)
+    return found if rearranged is None or found.dim() == 0 else in_pieces(found, *rearranged)

@@ -19,9 +19,10 @@ Status = Literal["passed", "failed", "exempt", "skipped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCheck:
-    """The first losses against one device, and the norms of their gradients, where those were taken.
+    """The check of a plan: its gradients and weights against a plain loop's, its first losses against one device.
 
-    `status` is passed, failed, exempt (lossy codec) or skipped.
+    `status` is passed, failed, exempt (of older files: a lossy codec) or skipped. `found` are the largest differences
+    of each kind in shares of what is allowed, null where there is no number; of older files there are none.
     """
 
     __pydantic_config__ = STRICT
@@ -33,6 +34,10 @@ class LossCheck:
     reference_losses: tuple[Finite, ...] = ()
     norm_tolerance_fraction: Fraction = 0.0
     largest_norm_difference_fraction: Fraction | None = None
+    gradient_tolerance_fraction: Fraction = 0.0
+    largest_gradient_difference_fraction: Fraction | None = None
+    largest_weight_difference_fraction: Fraction | None = None
+    found: dict[str, Fraction | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

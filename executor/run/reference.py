@@ -1,4 +1,6 @@
-"""The check that a layout trains the same model: its first losses and gradients against one device's.
+"""A note on training itself, where one device holds the model: its first losses and gradient norms against that one's.
+
+What a layout computes is checked before it, parameter by parameter (`check_training`); this is of the real model.
 
 AdamW takes steps of one length whatever the gradients are multiplied by, so that losses alone would pass a layout that
 gets those wrong. What draws random numbers is compared without them, in steps of its own: ranks draw others than one
@@ -24,6 +26,8 @@ from profiles.ranks.rank import Rank
 from profiles.workloads.workload import Workload
 
 NUM_STEPS = 3
+# Of a run, whose later steps are checked before it on a smaller model.
+NUM_STEPS_OF_A_RUN = 1
 # Relative, of losses and of gradient norms. fp32 differs by the order of sums alone; bf16 rounds activations to 8 bits,
 # and AdamW amplifies that. tf32 keeps two bits more; fp8 is bf16 whose scales depend on the micro-batch (3e-3 seen).
 TOLERANCE_FRACTIONS = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 2e-2, "fp8": 2e-2}
@@ -58,7 +62,12 @@ class Reference:
 
 
 def reference_of(
-    workload: Workload, plans: Sequence[Plan], samples: Data, rank: Rank, num_parameters: int
+    workload: Workload,
+    plans: Sequence[Plan],
+    samples: Data,
+    rank: Rank,
+    num_parameters: int,
+    num_steps: int = NUM_STEPS,
 ) -> Reference:
     """The first steps on this one device, of plans of one precision.
 
@@ -77,7 +86,7 @@ def reference_of(
         drawn = first_steps(trainer, samples, 1) if trainer.draws else None
         if drawn is not None:
             trainer = Trainer(plan, workload, rank, samples.seed, None, is_silent=True)
-        found = first_steps(trainer, samples, NUM_STEPS)
+        found = first_steps(trainer, samples, num_steps)
         del trainer
     except torch.OutOfMemoryError:
         return Reference()
@@ -121,6 +130,7 @@ def check_losses(
         reason = f"goes on from step {first_step}" if first_step else "the model does not fit on one device"
         return LossCheck(status="skipped", reason=reason, tolerance_fraction=tolerance)
     count = len(reference.losses)
+    which, when = ("first loss", "step") if count == 1 else (f"first {count} losses", f"{count} steps")
     difference = _largest_difference(losses, reference.losses)
     of_norms = _largest_difference(norms, reference.norms)
     without = ", compared with dropout off" if reference.is_silent else ""
@@ -131,13 +141,13 @@ def check_losses(
         status, reason = "failed", f"the first loss differs from one device by more than {first:g}{without}"
     elif difference > tolerance:
         status = "failed"
-        reason = f"first {count} losses differ from one device by more than {tolerance:g}{without}"
+        reason = f"{which} differ{'s' * (count == 1)} from one device by more than {tolerance:g}{without}"
     elif of_norms > allowed:
         status = "failed"
-        reason = f"gradient norms of the first {count} steps differ from one device by more than {allowed:g}{without}"
+        reason = f"gradient norms of the first {when} differ from one device by more than {allowed:g}{without}"
     else:
         status = "passed"
-        reason = f"first {count} losses within {tolerance:g} of one device, gradient norms within {allowed:g}{without}"
+        reason = f"{which} within {tolerance:g} of one device, gradient norms within {allowed:g}{without}"
     return LossCheck(
         status=status,
         reason=reason,

@@ -28,7 +28,7 @@ from executor.run.checkpoint import (
     save,
 )
 from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
-from executor.run.reference import NUM_STEPS, Checked, first_steps
+from executor.run.reference import NUM_STEPS_OF_A_RUN, Checked, first_steps
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES, codec
@@ -155,7 +155,7 @@ class Runner:
         """The first steps without random numbers, by a trainer that is then gone."""
         trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent=True)
         with self._explained():
-            self.checked = first_steps(trainer, self.samples, NUM_STEPS)
+            self.checked = first_steps(trainer, self.samples, NUM_STEPS_OF_A_RUN)
         del trainer
         gc.collect()
 
@@ -184,7 +184,7 @@ class Runner:
         if wait:
             with self._explained(between_steps=True):
                 dist.barrier()
-        is_checked = self.num_steps_done < NUM_STEPS and not self.is_silent
+        is_checked = self.num_steps_done < NUM_STEPS_OF_A_RUN and not self.is_silent
         self.trainer.measures_norm = is_checked
         with self._explained():
             loss, trace = self.trainer.step(*batch)

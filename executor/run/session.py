@@ -15,10 +15,11 @@ import torch.distributed as dist
 from executor.mesh import Meshes
 from executor.observe.time_parts import median_parts, median_spans, step_seconds
 from executor.run.batches import Data, load_data
+from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, restarted
-from executor.run.measurement import Measurement
-from executor.run.reference import Reference, check_losses, reference_of
+from executor.run.measurement import LossCheck, Measurement
+from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Outcome, Runner
 from executor.run.subject import load_subject
 from planner.plans import Plan
@@ -44,7 +45,7 @@ class Order:
     """What a launch is asked to do; `chosen` are indices of the plan file's candidates.
 
     `checkpoints` are of one plan alone; ranks that are started again go on from the newest. Into `trace_folder`,
-    where there is one, goes a profiled step of each.
+    where there is one, goes a profiled step of each. With `only_checks`, plans are checked and not run.
     """
 
     __pydantic_config__ = artifacts.STRICT
@@ -58,6 +59,7 @@ class Order:
     checkpoints: Checkpoints | None = None
     timeout_seconds: float = TIMEOUT_SECONDS
     trace_folder: str = ""
+    only_checks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,10 @@ class Session:
 
 
 def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The entry of every rank: run the order on the plan file; rank 0 gives the measurements as JSON-able fields."""
+    """The entry of every rank: run the order on the plan file.
+
+    Rank 0 gives the measurements, or where these alone are wanted the checks, as JSON-able fields.
+    """
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
     with join_group(order.device_kind, order.timeout_seconds) as rank:
@@ -98,9 +103,24 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
         with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
-            references = _references(session)
-            measurements = _run_all(session, references)
-    return [asdict(measurement) for measurement in measurements] if rank.rank == 0 else None
+            checks = _checks(session)
+            found = checks if order.only_checks else _run_all(session, _references(session), checks)
+    return [asdict(one) for one in found] if rank.rank == 0 else None
+
+
+def _checks(session: Session) -> list[LossCheck]:
+    """The check of each plan, before any is run."""
+    kept = session.order.checkpoints
+    checks = Checks(
+        workload=session.workload,
+        data=session.samples,
+        num_parameters=session.file.num_parameters,
+        rank=session.rank,
+        meshes=session.meshes,
+        folder=None if kept is None else Path(kept.folder),
+        timeout_seconds=session.order.timeout_seconds,
+    )
+    return checks.of([candidate.plan for candidate in session.candidates])
 
 
 def _references(session: Session) -> dict[str, Reference]:
@@ -110,9 +130,14 @@ def _references(session: Session) -> dict[str, Reference]:
     for precision in sorted({plan.precision for plan in plans}):
         same = [plan for plan in plans if plan.precision == precision]
         if session.rank.rank == 0:
-            report(0.0, f"reference losses in {precision} on one device")
+            report(0.0, f"the first loss in {precision} on one device")
             references[precision] = reference_of(
-                session.workload, same, session.samples, session.rank, session.file.num_parameters
+                session.workload,
+                same,
+                session.samples,
+                session.rank,
+                session.file.num_parameters,
+                NUM_STEPS_OF_A_RUN,
             )
     wait_for_first("references", REFERENCE_SECONDS)
     everyone: list[dict[str, Reference]] = [references]
@@ -120,7 +145,7 @@ def _references(session: Session) -> dict[str, Reference]:
     return everyone[0]
 
 
-def _run_all(session: Session, references: dict[str, Reference]) -> list[Measurement]:
+def _run_all(session: Session, references: dict[str, Reference], checks: Sequence[LossCheck]) -> list[Measurement]:
     measurements: list[Measurement] = []
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
@@ -144,7 +169,7 @@ def _run_all(session: Session, references: dict[str, Reference]) -> list[Measure
             runner.prepare(session.order.num_warmup_steps)
         _run_in_turns(session, runners, len(measurements))
         for runner in runners:
-            measurements += _measurement(session, runner, references)
+            measurements.append(_measurement(session, runner, references, checks[len(measurements)]))
         del runners, runner
         gc.collect()
     report(1.0, "done")
@@ -213,7 +238,7 @@ def _log_line(values: dict[str, Any]) -> str:
     )
 
 
-def _measurement(session: Session, runner: Runner, references: dict[str, Reference]) -> list[Measurement]:
+def _measurement(session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck) -> Measurement:
     """The plan's measurement from all ranks' outcomes."""
     own = runner.finish()
     outcomes: list[Any] = [None] * session.rank.num_ranks
@@ -224,21 +249,19 @@ def _measurement(session: Session, runner: Runner, references: dict[str, Referen
     checked = _means(outcomes, [outcome.checked.losses for outcome in outcomes]) if own.checked.losses else ()
     reference = references[runner.plan.precision]
     tokens = runner.plan.global_batch_size * session.file.sequence_length
-    return [
-        Measurement(
-            num_warmup_steps=runner.num_warmup_steps,
-            step_seconds=seconds,
-            seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
-            peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
-            peak_kind=PEAK_KINDS[session.order.device_kind],
-            losses=losses,
-            loss_check=check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step),
-            first_step=runner.first_step,
-            tokens_per_second=tokens * len(seconds) / sum(seconds),
-            spans=median_spans(ranks),
-            load=load_of([outcome.counted for outcome in outcomes]),
-        )
-    ]
+    return Measurement(
+        num_warmup_steps=runner.num_warmup_steps,
+        step_seconds=seconds,
+        seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
+        peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
+        peak_kind=PEAK_KINDS[session.order.device_kind],
+        losses=losses,
+        loss_check=both(check, check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step)),
+        first_step=runner.first_step,
+        tokens_per_second=tokens * len(seconds) / sum(seconds),
+        spans=median_spans(ranks),
+        load=load_of([outcome.counted for outcome in outcomes]),
+    )
 
 
 def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
