@@ -102,7 +102,7 @@ def plans(seed: int, num_ranks: int) -> Iterator[tuple[str, Plan]]:
         plan = draw(number, num_ranks, name, workload)
         try:
             plan.check(len(workload.layers))
-            check_task(plan, workload)
+            check_task(plan, workload, "cpu")
         except PlanError:
             continue
         sequence = getattr(data, "sequence_length", workload.max_sequence_length)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +46,9 @@ def interrupted(folder: Path, arguments: list[str], is_time: Callable[[psutil.Pr
 
 
 def test_a_rehearsal_ends_while_its_server_loads(tmp_path: Path) -> None:
-    plan, folder = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4)), tmp_path / "tmp"
-    folder.mkdir()
+    plan = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4))
+    # The server's socket has a short address.
+    folder = Path(tempfile.mkdtemp())
 
     def has_server(process: psutil.Process) -> bool:
         return any("forkserver" in " ".join(child.cmdline()) for child in process.children())
@@ -54,6 +56,19 @@ def test_a_rehearsal_ends_while_its_server_loads(tmp_path: Path) -> None:
     errors = interrupted(folder, ["executor", str(plan), "--rehearse"], has_server)
     assert errors == "error: interrupted: nothing was written\n"
     assert not list(folder.iterdir())
+    folder.rmdir()
+
+
+def test_too_long_a_temporary_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4))
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "executor", str(plan), "--rehearse"],
+        capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "set TMPDIR to a folder of a shorter name" in " ".join(done.stderr.split())
 
 
 def test_a_file_of_all_plans_is_not_left_half_written(tmp_path: Path) -> None:

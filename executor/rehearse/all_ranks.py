@@ -27,7 +27,7 @@ from planner.plans import Plan
 from planner.prediction import PlanFile, Prediction
 from planner.space.topology import first_group
 from profiles import artifacts
-from profiles.errors import InputError, PlanError
+from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.ranks.rank import die_with_parent
 from profiles.tracing.trace import trace
@@ -142,6 +142,11 @@ def _server() -> Iterator[None]:
     try:
         try:
             forkserver.ensure_running()
+        except OSError as error:
+            # Its socket's address holds about a hundred letters.
+            raise EnvironmentFailure(
+                f"the server that ranks are forked from cannot start: {error}: set TMPDIR to a folder of a shorter name"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         yield

@@ -30,6 +30,8 @@ from profiles.workloads.task import Task
 
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
 TOLERANCE, MOST = 0.002, 0.05
+# Samples of a batch that none is run with.
+MANY = 64
 # Grids in the order in which they are tried: whether samples vary in size, and the micro-batches. Where numbers grow in
 # line with samples of one size, it is those of other sizes that the first grid failed for.
 GRIDS = (
@@ -217,12 +219,21 @@ def _profile(
 
 
 def _difference(subject: Subject, precision: str, chosen: Probes) -> float:
-    """By how much a run differs from what the polynomials of others say: the largest share, of FLOPs and of saved."""
+    """By how much a run differs from what the polynomials of others say: the largest share, of FLOPs and of saved.
+
+    Raises: InputError where they say that more samples are less work.
+    """
     runs = [subject.run(precision, *point) for point in chosen.grid.points]
     wanted = subject.run(precision, *chosen.checked)
+    samples, size = chosen.checked
+    # Those that are planned, where samples have any size.
+    sizes = (size, max(size, subject.task.size)) if chosen.varies else (size,)
     shares = []
     for total in (_saved, _forward_flops, _backward_flops):
-        expected = float(evaluate(chosen.grid.fit([total(run) for run in runs]), *chosen.checked, 1))
+        polynomial = chosen.grid.fit([total(run) for run in runs])
+        expected, *more = (float(evaluate(polynomial, many, each, 1)) for many in (samples, MANY) for each in sizes)
+        if min(more, default=expected) < expected * (1 - TOLERANCE):
+            raise InputError(f"{subject.spec.title}: small batches do not tell what it does in large ones")
         shares.append(abs(expected - total(wanted)) / max(total(wanted), 1))
     return max(shares)
 
