@@ -98,7 +98,7 @@ def after_steps(change: Callable[[Trainer], None]) -> Patch:
 
 
 def forget_moments(trainer: Trainer) -> None:
-    for moments in trainer._own_optimizer.state.values():
+    for moments in trainer.moments_by_parameter.values():
         for name in ("exp_avg", "exp_avg_sq"):
             if name in moments:
                 moments[name].zero_()

@@ -78,7 +78,7 @@ def build_stage(
 ) -> Part:
     """The layers of `stage` on `device` as the rank at `place` runs them; without a mesh, whole.
 
-    `shard_each` is called on every layer as soon as it is there, but for ends that share a weight.
+    `shard_each` is called on every layer as soon as it is there, but for those that may share a weight.
     """
     num_layers = len(workload.layers)
     if workload.task is not None and plan.pipeline_parallel > 1:
@@ -88,7 +88,9 @@ def build_stage(
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
     covered = recomputed_layers(plan, stage, num_layers)
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None
+    # Layers that may share a weight are sharded when all of them are there.
     ends = (start, stop - 1) if workload.shares_ends(start, stop) else ()
+    shard_each = shard_each if workload.whole is None else None
     layers = nn.Sequential()
     # One after the other, so that no more than one of them is whole on this rank.
     for position, whole in zip(range(start, stop), workload.each(start, stop, seed), strict=True):

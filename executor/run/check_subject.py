@@ -8,6 +8,7 @@ module is checked whole.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -44,11 +45,12 @@ class Subject:
 class EnlargedWorkload(Workload):
     """A workload whose initial weights are enlarged, the same on every rank."""
 
-    def build(self, start: int, stop: int, seed: int) -> nn.Sequential:
+    def each(self, start: int, stop: int, seed: int) -> Iterator[nn.Module]:
         """Layers `start` to `stop` with their enlarged weights."""
-        modules = Workload.build(self, start, stop, seed)
-        enlarge(modules, start, GAIN if self.whole is None else OWN_GAIN)
-        return modules
+        # Together, for a weight may be of two layers.
+        layers = list(Workload.each(self, start, stop, seed))
+        enlarge(nn.Sequential(*layers), start, GAIN if self.whole is None else OWN_GAIN)
+        yield from layers
 
 
 def subject_of(plan: Plan, workload: Workload, data: Data) -> Subject:
