@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import nn
 
@@ -17,12 +18,16 @@ from profiles.tracing.stage_cuts import SeenCuts, seen_cuts
 FIRST, LAST, ALL = "first", "last", "model"
 
 
+# A segment, a direction, and bytes.
+Sent: TypeAlias = tuple[int, Phase, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
     `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. `peak_members` are
-    the storages that lived when most did.
+    the storages that lived when most did; `messages` what a rank of several sends in which direction.
     """
 
     name: str
@@ -35,12 +40,13 @@ class Segment:
     input_bytes: int
     output_bytes: int
     shapes: tuple[tuple[int, ...], ...]
+    messages: tuple[tuple[Phase, int], ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """What is equal in segments that are alike."""
         kernels = tuple((op.signature, op.dims, op.read_bytes, op.written_bytes) for op in self.operators)
-        return self.name, self.shapes, kernels, self.saved_bytes, self.input_bytes, self.output_bytes
+        return self.name, self.shapes, kernels, self.saved_bytes, self.input_bytes, self.output_bytes, self.messages
 
     @property
     def signature(self) -> tuple[tuple[str, ...], ...]:
@@ -72,8 +78,8 @@ class Run:
         )
 
 
-def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
-    """The segments of what was recorded, beside which cuts were `seen`."""
+def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts, sent: Sequence[Sent] = ()) -> Run:
+    """The segments of what was recorded, beside which cuts were `seen` and messages were `sent`."""
     recording, cuts = recorder.recording, recorder.cuts.segments
     shapes = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
@@ -98,6 +104,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
                 input_bytes=own.input_bytes,
                 output_bytes=own.output_bytes,
                 shapes=tuple(shapes[number]),
+                messages=tuple((phase, num_bytes) for segment, phase, num_bytes in sent if segment == number),
             )
         )
     return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))
