@@ -7,6 +7,7 @@ is then traced as the first rank of two, and one pass as that of more is held to
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from profiles.workloads.split_search import find_split
 from profiles.workloads.tensor_splits import EXPERTS, Split
 
 # Parameters of a copy that splits are tried on: they are run many times over.
-MOST_TRIED = 200_000_000
+MOST_TRIED = 100_000_000
 # In the batch that a split is proven on; norms over a batch need two.
 SAMPLES = 2
 # By how much a rank of more may differ from what one of two says.
@@ -55,17 +56,18 @@ def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers:
         }
     except (InputError, PlanError) as error:
         return layers, Splitting(refusal=str(error))
-    degrees = [DEGREES[0]]
-    for degree in DEGREES[1:]:
-        with contextlib.suppress(InputError, PlanError):
-            point = chosen.grid.points[0]
-            run = subject.run(precision, *point, _split(subject, module, degree))
-            if not _follows(run, [made[precision][kind] for kind in kinds], (*point, degree)):
-                break
-            degrees.append(degree)
-            continue
-        break
-    return made, Splitting(degrees=tuple(degrees))
+    whole = [made[precision][kind] for kind in kinds]
+    more = itertools.takewhile(
+        lambda degree: _divides(split, degree) and _follows(subject, module, chosen, precision, whole, degree),
+        DEGREES[1:],
+    )
+    return made, Splitting(degrees=(DEGREES[0], *more))
+
+
+def _divides(split: Split, degree: int) -> bool:
+    """Whether what ranks have of heads and widths can be divided further."""
+    parts = [number for own in split.attributes.values() for number in own.values()]
+    return all(number % (degree // split.degree) == 0 for number in parts)
 
 
 def _with_values(subject: Subject) -> nn.Module:
@@ -96,7 +98,7 @@ def _with_values(subject: Subject) -> nn.Module:
 def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
     task, sizes = subject.task, looks(subject.task)
     with foreign_code(subject.spec, f"{subject.spec.title}: its split cannot be tried"):
-        batch = task.example(SAMPLES, sizes[0] if sizes else task.size)
+        batch = task.example(SAMPLES, min(sizes) if sizes else task.size)
 
         def run(module: nn.Module) -> Tensor:
             with computing("fp32", "cpu"):
@@ -128,8 +130,19 @@ def _over_degrees(subject: Subject, one: LayerProfile, two: LayerProfile) -> Lay
     )
 
 
-def _follows(run: Run, layers: Sequence[LayerProfile], at: tuple[int, int, int]) -> bool:
-    """Whether a rank ran what its layers say of its degree."""
+def _follows(
+    subject: Subject, module: nn.Module, chosen: Probes, precision: str, layers: Sequence[LayerProfile], degree: int
+) -> bool:
+    """Whether one of more ranks runs what its layers say of that degree."""
+    point = chosen.grid.points[0]
+    try:
+        run = subject.run(precision, *point, _split(subject, module, degree))
+    except (InputError, PlanError):
+        return False
+    return _is_as_said(run, layers, (*point, degree))
+
+
+def _is_as_said(run: Run, layers: Sequence[LayerProfile], at: tuple[int, int, int]) -> bool:
     if len(run.segments) != len(layers):
         return False
     for segment, layer in zip(run.segments, layers, strict=True):

@@ -17,7 +17,6 @@ from profiles.errors import InputError
 from profiles.models.cutting import Cutting
 from profiles.models.operators import evaluate
 from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
-from profiles.models.splitting import Splitting
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
@@ -81,12 +80,12 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     seen = {precision: [run.cuts for run in own] for precision, own in runs.items()}
     cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
-    layers, splitting = split_layers(subject, chosen, kinds, layers)
-    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting, splitting)
+    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
     ends = [segment for segment in runs[precisions[0]][0].segments if segment.path in subject.taken]
     if profile.num_parameters != subject.num_parameters or any(end.input_bytes != end.output_bytes for end in ends):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
-    return profile
+    layers, splitting = split_layers(subject, chosen, kinds, layers)
+    return replace(profile, layers=layers, splitting=splitting, can_tensor_parallel=bool(splitting.degrees))
 
 
 def _choose(subject: Subject, precision: str) -> Probes:
@@ -160,7 +159,6 @@ def _profile(
     layers: dict[str, tuple[LayerProfile, ...]],
     varies: bool,
     cutting: Cutting,
-    splitting: Splitting,
 ) -> ModelProfile:
     spec, task = subject.spec, subject.task
     return ModelProfile(
@@ -174,7 +172,7 @@ def _profile(
         vocab_size=0,
         max_sequence_length=task.longest_size if varies else task.size,
         tied_embeddings=False,
-        can_tensor_parallel=bool(splitting.degrees),
+        can_tensor_parallel=False,
         can_pipeline=bool(cutting.positions),
         structure=structure,
         layers=layers,
@@ -184,7 +182,6 @@ def _profile(
         is_fixed=not varies,
         traced_for=("cuda" if subject.dropout.fused else "cpu") if subject.dropout.seen else "",
         cutting=cutting,
-        splitting=splitting,
     )
 
 
