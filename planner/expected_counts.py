@@ -77,10 +77,8 @@ class RankCounts:
         self.positions_by_stage = [range(bounds[stage], bounds[stage + 1]) for stage in self.stages]
         self.positions = [position for positions in self.positions_by_stage for position in positions]
         self.again = {at for stage in self.stages for at in recomputed_layers(plan, stage, len(self.layers))}
-        self.count = plan.num_microbatches
-        self.replicas = plan.data_parallel * plan.context_parallel
-        self.is_mixed = plan.precision in MIXED
-        self.low = HALF if self.is_mixed else FULL
+        self.count, self.replicas = plan.num_microbatches, plan.data_parallel * plan.context_parallel
+        self.low = HALF if plan.precision in MIXED else FULL
         # Of embeddings, and of gradients of norms: 16 bits where weights are gathered in them.
         self.weight = self.low if plan.zero_stage >= 2 else FULL
 
@@ -95,8 +93,7 @@ class RankCounts:
         for position in self.positions:
             layer = self.layers[position]
             one = self.at(layer.flops("forward")) + self.at(layer.flops("backward"))
-            if position in self.again:
-                one += self._recomputed(layer)
+            one += self._recomputed(layer) if position in self.again else 0.0
             result += one / self._split(position)
         return result * self.count / self.plan.context_parallel
 
@@ -137,11 +134,15 @@ class RankCounts:
     def _tensor(self) -> Sent:
         """Per block a sum behind each row-wise linear, and of the gradient before each column-wise one.
 
-        With the sequence split a sum is scattered, and what was scattered gathered once for all linears that read it.
+        With the sequence split a sum is scattered, and what was scattered gathered once for all linears that read it. A
+        task's module sums what its trace says.
         """
         plan, count = self.plan, self.count
         for position in self.positions:
             layer = self.layers[position]
+            if self.model.workload.task:
+                yield "tensor", "all_reduce", self.at(layer.summed_bytes(position in self.again)) * count
+                continue
             forward = sum(message.phase == "forward" for message in layer.messages)
             backward = len(layer.messages) - forward
             # A recomputed layer stops before its last sum.
@@ -193,7 +194,7 @@ class RankCounts:
         norms = 0.0 if is_first else 1.0 if is_last else 2.0
         own = norms * each * hidden if self.plan.sequence_parallel else 0.0
         if self.model.workload.config.get("model_type") == "qwen3" and not (is_first or is_last):
-            own += 2 * self._head_size
+            own += 2 * self._head_size * (self.model.hidden_size > 0)
         return own
 
     @property
@@ -238,9 +239,8 @@ class RankCounts:
         frozen = sum(self.at(self.layers[position].num_frozen_parameters) for position in self.positions)
         held = sum(self.parameters(position) for position in self.positions) - frozen - self._shared_out()
         if plan.zero_stage < 2:
-            layers = [self.layers[position] for position in self.positions]
             sides, vectors = (
-                sum(self.at(getattr(layer, name)) for layer in layers)
+                sum(self.at(getattr(self.layers[position], name)) for position in self.positions)
                 for name in ("matrix_sides", "num_vector_parameters")
             )
             used = codec(plan.codec)

@@ -89,8 +89,22 @@ def _tensor(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str
             yield f"{name}: where {model.name} has its norms and vocabulary is not known, leave it out"
     if degree == 1:
         return
-    if not model.can_tensor_parallel:
+    known = model.splitting
+    if not model.can_tensor_parallel and known.refusal:
+        yield f"tensor_parallel={degree}: {known.refusal}"
+    elif not model.can_tensor_parallel:
         yield f"tensor_parallel={degree}: {model.name} does not say how its linears are split, use data_parallel"
+    if known.degrees and degree not in known.degrees:
+        degrees = ", ".join(map(str, known.degrees))
+        yield f"tensor_parallel={degree}: {model.name} was traced as it is split over {degrees} ranks, use one of these"
+    yield from _tensor_sizes(plan, model, sequence_length)
+
+
+def _tensor_sizes(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What the tensor degree must divide; a task's module is split as it is found to be."""
+    degree = plan.tensor_parallel
+    if model.is_task:
+        return
     for what in ("num_heads", "num_kv_heads", "ffn_size"):
         if getattr(model, what) % degree:
             yield f"tensor_parallel={degree}: {what}={getattr(model, what)} of {model.name} is no multiple"

@@ -8,6 +8,7 @@ from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.cutting import Cutting
 from profiles.models.profile import ModelProfile
 from profiles.models.sizes import ModelSizes
+from profiles.models.splitting import Splitting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,7 @@ class ModelFacts:
     """What the rules ask about a model; `is_transformer` tells whether its sequence and vocabulary can be split.
 
     `shared_weights` are names of those that several layers of a user's own share, where they are known. `is_task` tells
-    whether it is a module that is trained as it is, and `cutting` where that can be cut, if that is known.
+    whether it is a module that is trained as it is; `cutting` and `splitting` say how that is cut and split, if known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelFacts:
     shared_weights: tuple[str, ...] = ()
     is_task: bool = False
     cutting: Cutting = Cutting()
+    splitting: Splitting = Splitting()
 
 
 def facts_of(model: ModelProfile) -> ModelFacts:
@@ -52,6 +54,7 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         adapters=model.workload.adapters,
         is_task=bool(model.workload.task),
         cutting=model.cutting,
+        splitting=model.splitting,
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from profiles.workloads.split_ranks import Ranks, run_as_rank, taken
-from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, OfRanks, Pieces, Split
+from profiles.workloads.split_ranks import Ranks, run_as_rank, split_dims, taken
+from profiles.workloads.tensor_splits import OfRanks, Pieces, Split
 
 
 class _Group(Ranks):
@@ -51,7 +51,7 @@ def split_module(module: nn.Module, split: Split, mesh: DeviceMesh) -> dict[str,
     rearranged: dict[str, tuple[int, OfRanks]] = {}
     for path, style in split.styles.items():
         part, pieces = module.get_submodule(path), split.pieces[path]
-        for name, dim in _dims(part, style, path in split.transposed).items():
+        for name, dim in split_dims(part, style, path in split.transposed).items():
             _shard(part, name, dim, pieces, mesh)
             if not _is_in_order(pieces):
                 rearranged[f"{path}.{name}"] = (dim, pieces)
@@ -66,16 +66,6 @@ def agreed(split: Split, mesh: DeviceMesh) -> Split:
     dist.broadcast_object_list(told, group=mesh.get_group(), group_src=0)
     found: Split = told[0]
     return found
-
-
-def _dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:
-    """Along which dimension each parameter of a module is split, of those that are."""
-    if style == EXPERTS:
-        return {name: 0 for name, _ in part.named_parameters(recurse=False)}
-    if style == ROWS:
-        return {"weight": int(not is_transposed)}
-    dims = {"weight": int(is_transposed), "bias": 0} if style in (COLUMNS, COLUMNS_INSIDE) else {}
-    return {name: dim for name, dim in dims.items() if getattr(part, name) is not None}
 
 
 def _is_in_order(pieces: OfRanks) -> bool:

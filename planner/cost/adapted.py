@@ -59,12 +59,29 @@ def adapter_parameters(jobs: Jobs, kind: str) -> Array:
 
 def trained_parameters(jobs: Jobs, kind: str) -> tuple[Array, Array]:
     """Parameters of a layer of a kind that are trained: on one rank of the tensor axis, and all of routed experts."""
-    common, experts = jobs.model.parameters_of(kind)
-    if isinstance(jobs.model, TracedSizes):
-        common = common - jobs.model.at(jobs.model.layer(kind).num_frozen_parameters, np.ones(1), np.ones(1))
+    _, experts = jobs.model.parameters_of(kind)
     frozen = is_frozen(jobs)
-    own = np.where(frozen, adapter_parameters(jobs, kind), common / jobs.tensor)
+    own = np.where(frozen, adapter_parameters(jobs, kind), common_on_rank(jobs, kind) - _frozen_on_rank(jobs, kind))
     return own, np.where(frozen, 0.0, experts)
+
+
+def common_on_rank(jobs: Jobs, kind: str) -> Array:
+    """Parameters of a layer of a kind, routed experts aside, on one rank of the tensor axis.
+
+    Model: all are split, but where a trace says what of a task's module is.
+    """
+    model = jobs.model
+    if isinstance(model, TracedSizes) and model.profile.splitting.degrees:
+        return model.at(model.layer(kind).num_parameters, np.ones(len(jobs)), jobs.tensor)
+    return np.asarray(model.parameters_of(kind)[0] / jobs.tensor)
+
+
+def _frozen_on_rank(jobs: Jobs, kind: str) -> Array:
+    """Parameters of a layer of a task's that its module itself does not train."""
+    model = jobs.model
+    if not isinstance(model, TracedSizes):
+        return np.zeros(len(jobs))
+    return model.at(model.layer(kind).num_frozen_parameters, np.ones(len(jobs)), jobs.tensor)
 
 
 def adapter_count(sizes: ModelSizes) -> float:

@@ -15,13 +15,17 @@ from planner.cost.software_time import TimeRules, rules_of
 from planner.cost.unit_costs import Kernels
 from profiles.laws.collectives import LinkConstants
 from profiles.machines.devices import HOST_MEMORY_GB_PER_SECOND
+from profiles.models.operators import Phase
 from profiles.models.transformer import Array
 from profiles.units import GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredients:
-    """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array."""
+    """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array.
+
+    `layer_sums` take the place of `half_layer` where layers of a task sum by themselves.
+    """
 
     jobs: Jobs
     rules: TimeRules
@@ -32,6 +36,7 @@ class Ingredients:
     sharded: data.Sharded
     half_layer: Array
     gather_again: Array
+    layer_sums: dict[tuple[str, Phase], Array]
     expert_layer: Array
     context_layer: Array
     message: Array
@@ -56,6 +61,7 @@ def ingredients_of(jobs: Jobs, constants: LinkConstants | None = None) -> Ingred
         sharded=(source.sharded if source else data.sharded)(jobs, rules, links),
         half_layer=tensor.half_layer_seconds(jobs, links),
         gather_again=tensor.gather_seconds(jobs, links),
+        layer_sums=tensor.layer_sums(jobs, links),
         expert_layer=expert.layer_seconds(jobs, links),
         context_layer=context.layer_seconds(jobs, links),
         message=pipeline.message_seconds(jobs, rules, links),

@@ -10,6 +10,7 @@ from planner.cost.axes.context import exchanges_heads, hiding_share
 from planner.cost.factors import Factors
 from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import Ingredients
+from planner.cost.unit_costs import LayerKernels
 from profiles.models.operators import Phase
 from profiles.models.transformer import ROUTED, Array, Flags
 
@@ -92,7 +93,7 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     """One layer in one direction, with what it recomputes and sends, but for what ZeRO stage 3 sends."""
     jobs, zero = made.jobs, np.zeros(len(made.jobs))
     kernels = made.kernels.layer(made.rules, factors, phase, kind)
-    summed = kernels.num_sums * (made.half_layer + kernels.late)
+    summed = _sums(made, phase, kind, kernels)
     sent = made.context_layer * factors.context_comm
     routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
     repeated = jobs.repeated
@@ -116,6 +117,17 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
         launch=kernels.launch + kernels.num_sums * factors.waiting_us * 1e-6 * np.log2(jobs.tensor),
         dispatch=kernels.dispatch,
     )
+
+
+def _sums(made: Ingredients, phase: Phase, kind: str, kernels: LayerKernels) -> Array:
+    """Seconds of a layer's sums over tensor-parallel ranks in one direction, those of what is recomputed included."""
+    if not made.layer_sums:
+        return np.asarray(kernels.num_sums * (made.half_layer + kernels.late))
+    own, jobs = made.layer_sums[kind, phase], made.jobs
+    if phase == "backward":
+        again = (jobs.recompute == "full") & jobs.model.can_recompute(kind)
+        own = own + np.where(again, made.layer_sums[kind, "forward"], 0.0)
+    return np.asarray(own + kernels.num_sums * kernels.late)
 
 
 def _hidden_sums(made: Ingredients, factors: Factors, kind: str) -> Array:

@@ -17,6 +17,7 @@ from planner.legality import FSDP_CODECS
 from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
 from profiles.errors import InputError
+from profiles.models.splitting import Splitting
 
 Ints = NDArray[np.int64]
 # As many take a gigabyte; 100,000 devices have a third of them at the most.
@@ -122,12 +123,15 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
     """The first rule that these degrees break, or ""."""
     model, traced = at.model.transformer, at.model.profile
     if traced is not None and tensor > 1 and not traced.can_tensor_parallel and not traced.num_experts:
-        return "no tensor-parallel split is known for this model"
+        why = traced.splitting.refusal
+        return f"no tensor-parallel split: {why}" if why else "no tensor-parallel split is known for this model"
     if traced is not None and pipeline > 1 and not traced.can_pipeline:
         why = traced.cutting.refusal
         return f"no stages: {why}" if why else "the model is not a sequence of layers that can be cut into stages"
     if context > 1 and not at.model.workload.reads_text:
         return "where the model has its attention is not known, which context parallel splits"
+    if traced is not None and traced.workload.task:
+        return _illegal_of_task(at, traced.splitting, tensor, pipeline) or _illegal_anyhow(at, context, pipeline, data)
     heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])
     widths = {"ffn size": int(model.ffn_size[0]), "shared ffn size": int(model.shared_ffn_size[0])}
     if heads % tensor:
@@ -139,6 +143,19 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
             return f"{what} not divisible by tensor parallel"
     if at.model.workload.reads_text and at.sequence_length % (context * tensor):
         return "sequence not divisible by context x tensor parallel"
+    return _illegal_anyhow(at, context, pipeline, data)
+
+
+def _illegal_of_task(at: Setting, splitting: Splitting, tensor: int, pipeline: int) -> str:
+    """What is asked of the tensor degree of a task's module."""
+    if tensor > 1 and tensor not in splitting.degrees:
+        return "tensor parallel over more ranks than the model is known to split over"
+    return "stages of a task are not tensor parallel" if tensor > 1 and pipeline > 1 else ""
+
+
+def _illegal_anyhow(at: Setting, context: int, pipeline: int, data: int) -> str:
+    """What is asked of the degrees of all models."""
+    traced = at.model.profile
     if pipeline > at.model.num_layers:
         return "fewer layers than pipeline stages"
     if traced is not None and traced.cutting.positions and pipeline > len(traced.cutting.positions) + 1:

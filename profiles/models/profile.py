@@ -16,6 +16,7 @@ from profiles.models.cutting import Cutting
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
 from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, constant, evaluate, multiply
+from profiles.models.splitting import DEGREES, Splitting
 
 if TYPE_CHECKING:
     import networkx
@@ -125,6 +126,11 @@ class LayerProfile:
         """Parameters that have gradients."""
         return add(self.num_parameters, multiply(constant(-1), self.num_frozen_parameters))
 
+    def summed_bytes(self, again: bool) -> Polynomial:
+        """Bytes of all its messages; what is recomputed stops before its last sum."""
+        more = [message for message in self.messages if message.phase == "forward"][:-1] if again else []
+        return add(*(message.num_bytes for message in (*self.messages, *more)))
+
     def of_phase(self, phase: Phase) -> tuple[Operator, ...]:
         """The operators of one phase, in order."""
         return tuple(op for op in self.operators if op.phase == phase)
@@ -141,7 +147,7 @@ class ModelProfile:
     `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
     are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
     is the kind of device where its dropout is that of one: "cpu", "cuda", or "". `cutting` is how its forward pass is
-    cut into stages.
+    cut into stages, `splitting` over how many tensor-parallel ranks it is split.
     """
 
     __pydantic_config__ = STRICT
@@ -168,6 +174,7 @@ class ModelProfile:
     is_fixed: bool = False
     traced_for: str = ""
     cutting: Cutting = Cutting()
+    splitting: Splitting = Splitting()
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -182,6 +189,8 @@ class ModelProfile:
                 f"model profile {self.name}: at structure: it should name layers that every precision has: trace again"
             )
         self._check_cutting()
+        if not set(self.splitting.degrees) <= set(DEGREES):
+            raise ArtifactError(f"model profile {self.name}: at splitting: degrees should be of {DEGREES}: trace again")
         for layer in (layer for layers in self.layers.values() for layer in layers):
             for index, operator in enumerate(layer.operators):
                 if len(operator.dims) != NUM_DIMS[operator.kind]:

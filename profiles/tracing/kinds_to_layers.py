@@ -11,7 +11,7 @@ from typing import Any
 
 from profiles.models.operators import Operator, Phase, Polynomial, constant
 from profiles.models.polynomials import Grid
-from profiles.models.profile import LayerProfile
+from profiles.models.profile import LayerProfile, Message
 from profiles.tracing.operator_recorder import RecordedOperator
 from profiles.tracing.segments import Run, Segment
 
@@ -41,6 +41,16 @@ def layer_of(name: str, position: int, runs: Sequence[Run], grid: Grid) -> Layer
         saved_bytes=grid.fit([version.saved_bytes for version in versions]),
         forward_peak_bytes=peak("forward"),
         backward_peak_bytes=peak("backward"),
+        messages=_messages(versions, grid),
+        num_parallel_linears=len(base.messages),
+    )
+
+
+def _messages(versions: Sequence[Segment], grid: Grid) -> tuple[Message, ...]:
+    """What a rank of several sums with others."""
+    return tuple(
+        Message(phase=sent[0][0], collective="all_reduce", num_bytes=grid.fit([num_bytes for _, num_bytes in sent]))
+        for sent in zip(*(version.messages for version in versions), strict=True)
     )
 
 

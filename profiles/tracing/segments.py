@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import nn
 
@@ -19,13 +20,18 @@ from profiles.tracing.storages import storage_of
 FIRST, LAST, ALL = "first", "last", "model"
 
 
+# A segment, a direction, and bytes.
+Sent: TypeAlias = tuple[int, Phase, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
     `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. Of its parameters
     `frozen` are not trained. `peak_members` are the storages that lived when most did. `gives_what_it_takes`: whether
-    its block could run on what it gives, beside what other blocks take too.
+    its block could run on what it gives, beside what other blocks take too. `messages` are what a rank of several sends
+    in which direction.
     """
 
     name: str
@@ -40,12 +46,14 @@ class Segment:
     shapes: tuple[tuple[int, ...], ...]
     frozen: int
     gives_what_it_takes: bool
+    messages: tuple[tuple[Phase, int], ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
         """What is equal in segments that are alike."""
         kernels = tuple((op.signature, op.dims, op.read_bytes, op.written_bytes) for op in self.operators)
-        return self.name, self.shapes, self.frozen, kernels, self.saved_bytes, self.input_bytes, self.output_bytes
+        sizes = self.saved_bytes, self.input_bytes, self.output_bytes
+        return self.name, self.shapes, self.frozen, kernels, *sizes, self.messages
 
     @property
     def signature(self) -> tuple[tuple[str, ...], ...]:
@@ -77,8 +85,8 @@ class Run:
         )
 
 
-def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
-    """The segments of what was recorded, beside which cuts were `seen`."""
+def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts, sent: Sequence[Sent] = ()) -> Run:
+    """The segments of what was recorded, beside which cuts were `seen` and messages were `sent`."""
     recording, cuts = recorder.recording, recorder.cuts.segments
     parameters = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
@@ -105,6 +113,7 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts) -> Run:
                 shapes=tuple(tuple(one.shape) for one in parameters[number]),
                 frozen=sum(one.numel() for one in parameters[number] if not one.requires_grad),
                 gives_what_it_takes=not Counter(own.gives) - Counter(own.takes),
+                messages=tuple((phase, num_bytes) for segment, phase, num_bytes in sent if segment == number),
             )
         )
     return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))

@@ -25,6 +25,7 @@ from profiles.tracing.module_copies import (
     with_weights,
     without_weights,
 )
+from profiles.tracing.rank_runs import OneRank, as_rank
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.segments import Run, cut
 from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
@@ -32,6 +33,7 @@ from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import autocast
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task
+from profiles.workloads.tensor_splits import Split
 
 # Parameters that a module may have that is run with real weights: 8 GB of them.
 MOST_REAL = 2_000_000_000
@@ -58,34 +60,37 @@ class Subject:
     num_parameters: int
     fake: Any = None
     dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
-    runs: dict[tuple[str, int, int], Run] = field(default_factory=dict)
+    runs: dict[tuple[str, int, int, int], Run] = field(default_factory=dict)
 
     @property
     def is_real(self) -> bool:
         """Whether its tensors have values."""
         return self.fake is None
 
-    def run(self, precision: str, samples: int, size: int) -> Run:
-        """One forward and backward pass of a batch, cut at the blocks; each is run once.
+    def run(self, precision: str, samples: int, size: int, split: Split | None = None) -> Run:
+        """One forward and backward pass of a batch, cut at the blocks, as the first rank of a split; each is run once.
 
         Raises: InputError where the module or its loss fails.
         """
-        key = precision, samples, size
+        key = precision, samples, size, split.degree if split else 1
         if key not in self.runs:
-            with foreign_code(self.spec, f"{self.spec.title}: its module or its loss does not run"):
-                batch = self.task.example(samples, size)
-                if self.fake is None:
-                    with torch.random.fork_rng(devices=[]):
-                        torch.manual_seed(SEED)
-                        recorder, walk = self._recorded(batch, precision, None)
-                else:
-                    known = KnownValues(self.fake)
-                    fake = tree_map(functools.partial(self._faked, known), batch)
-                    with self.fake, seen_as_real(), matched_in_order(), torch.random.fork_rng(devices=[]):
-                        recorder, walk = self._recorded(fake, precision, known)
-            # Out here, for a mistake in it is none of the module's.
-            self.runs[key] = cut(recorder, self.module, walk.finish())
+            rank = OneRank()
+            with as_rank(self.module, split, rank, self.fake):
+                with foreign_code(self.spec, f"{self.spec.title}: its module or its loss does not run"):
+                    recorder, walk = self._recorded(self.task.example(samples, size), precision, rank)
+                # Out here, for a mistake in it is none of the module's.
+                self.runs[key] = cut(recorder, self.module, walk.finish(), rank.sent)
         return self.runs[key]
+
+    def _recorded(self, batch: Batch, precision: str, rank: OneRank) -> tuple[SegmentRecorder, cuts.Recording]:
+        if self.fake is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED)
+                return self._passed(batch, precision, None, rank)
+        known = KnownValues(self.fake)
+        fake = tree_map(functools.partial(self._faked, known), batch)
+        with self.fake, seen_as_real(), matched_in_order(), torch.random.fork_rng(devices=[]):
+            return self._passed(fake, precision, known, rank)
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -94,13 +99,14 @@ class Subject:
         known.tell(fake, leaf)
         return fake
 
-    def _recorded(
-        self, batch: Batch, precision: str, known: KnownValues | None
+    def _passed(
+        self, batch: Batch, precision: str, known: KnownValues | None, rank: OneRank
     ) -> tuple[SegmentRecorder, cuts.Recording]:
         self.module.zero_grad(set_to_none=True)
         products = "tf32" if precision == "tf32" else "fp32"
         blocks = {path: self.module.get_submodule(path) for path in self.blocks}
         recorder = SegmentRecorder(self.module, blocks, products, known)
+        rank.recorder = recorder
         walk = cuts.Recording(atoms_of(self.module, blocks), blocks)
         with recorder.watch():
             with autocast(precision, "cpu"), self.dropout, watching(walk.atoms, walk):

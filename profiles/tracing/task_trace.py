@@ -25,6 +25,7 @@ from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, pr
 from profiles.tracing.segments import Run
 from profiles.tracing.stage_cuts import cutting_of
 from profiles.tracing.task_runs import Subject, TooLarge, subjects
+from profiles.tracing.task_splits import split_layers
 from profiles.tracing.whole_check import check_against_whole
 from profiles.workloads.task import Task
 
@@ -95,7 +96,9 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     seen = {precision: [run.cuts for run in own] for precision, own in runs.items()}
     cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
-    return _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
+    profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
+    layers, splitting = split_layers(subject, chosen, kinds, layers)
+    return replace(profile, layers=layers, splitting=splitting, can_tensor_parallel=bool(splitting.degrees))
 
 
 def _check_shortened(subject: Subject, precision: str) -> None:

@@ -65,6 +65,16 @@ def run_as_rank(module: nn.Module, split: Split, ranks: Ranks) -> ExitStack:
     return undo
 
 
+def split_dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:
+    """Along which dimension each parameter of a module is split, of those that are."""
+    if style == EXPERTS:
+        return {name: 0 for name, _ in part.named_parameters(recurse=False)}
+    if style == ROWS:
+        return {"weight": int(not is_transposed)}
+    dims = {"weight": int(is_transposed), "bias": 0} if style in (COLUMNS, COLUMNS_INSIDE) else {}
+    return {name: dim for name, dim in dims.items() if getattr(part, name) is not None}
+
+
 def _set(undo: ExitStack, part: nn.Module, name: str, value: int) -> None:
     """Give a module a number, or a copy of its configuration with it: others have the same one."""
     holder, _, within = name.rpartition(".")

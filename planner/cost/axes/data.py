@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.adapted import adapter_parameters, is_frozen, trained_parameters
+from planner.cost.adapted import adapter_parameters, common_on_rank, is_frozen, trained_parameters
 from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
 from planner.cost.axes.pipeline import StageCounts, stage_span
 from planner.cost.job import Jobs
@@ -269,12 +269,11 @@ def _units(jobs: Jobs, rules: TimeRules, kind: str) -> tuple[_Unit, _Unit]:
     Experts that are not split are sharded as all else is, in the same message.
     """
     model, of_experts = jobs.model, jobs.expert * jobs.expert_tensor
-    common, experts = model.parameters_of(kind)
+    _, experts = model.parameters_of(kind)
     matrices = model.num_matrices(kind)
     of_each = np.where(experts > 0, model.num_experts / jobs.expert * np.where(model.gated, 3.0, 2.0), 0.0)
     held, together = experts / of_experts, of_experts == jobs.tensor
-    one = _unit(
-        jobs, rules, common / jobs.tensor + np.where(together, held, 0.0), matrices + np.where(together, of_each, 0.0),
-        adapter_parameters(jobs, kind),
-    )  # fmt: skip
+    common, beside = common_on_rank(jobs, kind), adapter_parameters(jobs, kind)
+    held_here, more = np.where(together, held, 0.0), np.where(together, of_each, 0.0)
+    one = _unit(jobs, rules, common + held_here, matrices + more, beside)
     return one, _unit(jobs, rules, np.where(together, 0.0, held), of_each)

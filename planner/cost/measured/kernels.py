@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.axes.groups import message_element_bytes
+from planner.cost.axes.tensor import sum_bytes
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
 from planner.cost.measured.kernel_law import scaled_law
@@ -180,7 +180,7 @@ class TracedKernels:
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
         linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * host.linear_seconds, 0.0)
         sums = self._num_sums(layer, phase) + (self._num_sums(layer, PHASES[0]) * full if is_backward else 0.0)
-        late = jobs.tokens * jobs.model.hidden_size * message_element_bytes(jobs)
+        late = sum_bytes(jobs, kind)
         return LayerKernels(
             compute=own.total,
             again=again,

@@ -1,0 +1,160 @@
+"""Over how many tensor-parallel ranks a traced task is split, and its layers as functions of how many those are.
+
+The split is found and proven on a copy of the module with weights, as many blocks of it as the trace runs; the module
+is then traced as the first rank of two, and one pass as that of more is held to what follows from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiles.errors import InputError, PlanError
+from profiles.models.operators import evaluate
+from profiles.models.profile import LayerProfile
+from profiles.models.splitting import DEGREES, SIZES, Splitting, operators_over_degrees, over_degrees
+from profiles.tracing.kinds_to_layers import layer_of
+from profiles.tracing.module_copies import shorten, with_weights, without_weights
+from profiles.tracing.probes import Probes, looks
+from profiles.tracing.segments import Run
+from profiles.tracing.task_runs import SEED, Subject
+from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.precision import computing
+from profiles.workloads.split_search import find_split
+from profiles.workloads.tensor_splits import EXPERTS, Split
+
+# Parameters of a copy that splits are tried on: they are run many times over.
+MOST_TRIED = 100_000_000
+# In the batch that a split is proven on; norms over a batch need two.
+SAMPLES = 2
+# By how much a rank of more may differ from what one of two says.
+TOLERANCE = 0.002
+
+Layers = dict[str, tuple[LayerProfile, ...]]
+
+
+def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers: Layers) -> tuple[Layers, Splitting]:
+    """Layers with their sizes at every degree, and those degrees; as they were, and why, where there are none."""
+    first, precision = [kinds.index(kind) for kind in range(max(kinds) + 1)], next(iter(layers))
+    try:
+        module = _with_values(subject)
+        split = _split(subject, module, DEGREES[0])
+        runs = {own: [subject.run(own, *point, split) for point in chosen.grid.points] for own in layers}
+        made = {
+            own: tuple(
+                _over_degrees(subject, layer, layer_of(layer.name, place, runs[own], chosen.grid))
+                for layer, place in zip(layers[own], _places(subject, kinds, first, runs[own]), strict=True)
+            )
+            for own in layers
+        }
+    except (InputError, PlanError) as error:
+        return layers, Splitting(refusal=str(error))
+    whole = [made[precision][kind] for kind in kinds]
+    more = itertools.takewhile(
+        lambda degree: _divides(split, degree) and _follows(subject, module, chosen, precision, whole, degree),
+        DEGREES[1:],
+    )
+    return made, Splitting(degrees=(DEGREES[0], *more))
+
+
+def _divides(split: Split, degree: int) -> bool:
+    """Whether what ranks have of heads and widths can be divided further."""
+    parts = [number for own in split.attributes.values() for number in own.values()]
+    return all(number % (degree // split.degree) == 0 for number in parts)
+
+
+def _with_values(subject: Subject) -> nn.Module:
+    """A copy of the module with weights.
+
+    Raises: InputError where it cannot be built; PlanError where it is too large to be tried.
+    """
+    spec = subject.spec
+    remade = spec.kind == "transformers" and not spec.weights
+    left = sum(parameter.numel() for parameter in subject.module.parameters())
+    count = left if remade or subject.is_real else subject.num_parameters
+    if count > MOST_TRIED:
+        raise PlanError(
+            f"{spec.title}: how it is split over ranks is tried with weights, and {count / 1e6:.0f} million are too "
+            f"many for that (at most {MOST_TRIED / 1e6:.0f} million): use data_parallel"
+        )
+    if subject.is_real:
+        return subject.module
+    with foreign_code(spec, f"{spec.title}: its module cannot be built"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        with without_weights() if remade else contextlib.nullcontext():
+            module = subject.task.build().train()
+        if subject.taken:
+            shorten(module)
+        return with_weights(module) if remade else module
+
+
+def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
+    task, sizes = subject.task, looks(subject.task)
+    with foreign_code(subject.spec, f"{subject.spec.title}: its split cannot be tried"):
+        batch = task.example(SAMPLES, min(sizes) if sizes else task.size)
+
+        def run(module: nn.Module) -> Tensor:
+            with computing("fp32", "cpu"):
+                return task.loss(module, batch)
+
+        with torch.random.fork_rng(devices=[]):
+            split = find_split(module, run, degree)
+    if EXPERTS in split.styles.values():
+        raise PlanError(f"tensor_parallel={degree}: what its experts on a rank are given differs, use data_parallel")
+    return split
+
+
+def _places(subject: Subject, kinds: Sequence[int], first: list[int], runs: Sequence[Run]) -> list[int]:
+    """Where each kind stands first, of segments that are as many and alike on a rank, as they are alone."""
+    for run in runs:
+        keys = [segment.key for segment in run.segments]
+        if len(keys) != len(kinds) or any(key != keys[first[kind]] for key, kind in zip(keys, kinds, strict=True)):
+            raise PlanError(f"{subject.spec.title}: blocks that are alike are split in several ways; use data_parallel")
+    return first
+
+
+def _over_degrees(subject: Subject, one: LayerProfile, two: LayerProfile) -> LayerProfile:
+    operators = operators_over_degrees(one.operators, two.operators)
+    if operators is None:
+        raise PlanError(f"{subject.spec.title}: {one.name} runs other products on a rank of several; use data_parallel")
+    sizes: dict[str, Any] = {name: over_degrees(getattr(one, name), getattr(two, name)) for name in SIZES}
+    return replace(
+        one, **sizes, operators=operators, messages=two.messages, num_parallel_linears=two.num_parallel_linears
+    )
+
+
+def _follows(
+    subject: Subject, module: nn.Module, chosen: Probes, precision: str, layers: Sequence[LayerProfile], degree: int
+) -> bool:
+    """Whether one of more ranks runs what its layers say of that degree."""
+    point = chosen.grid.points[0]
+    try:
+        run = subject.run(precision, *point, _split(subject, module, degree))
+    except (InputError, PlanError):
+        return False
+    return _is_as_said(run, layers, (*point, degree))
+
+
+def _is_as_said(run: Run, layers: Sequence[LayerProfile], at: tuple[int, int, int]) -> bool:
+    if len(run.segments) != len(layers):
+        return False
+    for segment, layer in zip(run.segments, layers, strict=True):
+        sent = [num_bytes for _, num_bytes in segment.messages]
+        pairs = [
+            (sum(map(math.prod, segment.shapes)), layer.num_parameters),
+            (segment.saved_bytes, layer.saved_bytes),
+            (sum(op.flops for op in segment.operators if op.phase == "forward"), layer.flops("forward")),
+            (sum(op.flops for op in segment.operators if op.phase == "backward"), layer.flops("backward")),
+            *zip(sent, (message.num_bytes for message in layer.messages), strict=False),
+        ]
+        told = [(value, float(evaluate(size, *at))) for value, size in pairs]
+        if len(sent) != len(layer.messages) or any(abs(a - b) > TOLERANCE * max(a, 1) for a, b in told):
+            return False
+    return True
