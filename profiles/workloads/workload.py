@@ -106,7 +106,7 @@ class Workload:
                 torch.manual_seed(seed * 100_003 + position)
                 layer = self._build_bare(position)
                 _initialise(layer)
-            layer = adapt(layer, self.spec.adapters)
+                layer = adapt(layer, self.spec.adapters)
             if self.shares_ends(start, stop):
                 first = layer if first is None else first
                 if position == stop - 1:

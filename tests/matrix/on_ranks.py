@@ -154,7 +154,7 @@ class Model:
         plan.check(len(self.workload.layers))
         if reason := refusal(plan, facts_of_workload(self.workload), self.task.size):
             raise PlanError(reason)
-        check_task(plan, self.workload)
+        check_task(plan, self.workload, "cpu")
         trainer = Trainer(plan, self.workload, self.rank, SEED, meshes.of(plan), is_silent=is_silent)
         own = first_steps(trainer, self.samples, STEPS)
         whole = [losses for losses in _gathered(own.losses) if losses[0] is not None]
