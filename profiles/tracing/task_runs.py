@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.random import fork_rng
 from torch.utils._pytree import tree_map
 
 from profiles.errors import InputError
@@ -28,7 +29,7 @@ from profiles.tracing.module_copies import (
 from profiles.tracing.rank_runs import OneRank, as_rank
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.segments import Run, cut
-from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
+from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real, told_by_the_error
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import autocast
 from profiles.workloads.repeated_blocks import repeated_blocks
@@ -84,12 +85,12 @@ class Subject:
 
     def _recorded(self, batch: Batch, precision: str, rank: OneRank) -> tuple[SegmentRecorder, cuts.Recording]:
         if self.fake is None:
-            with torch.random.fork_rng(devices=[]):
+            with fork_rng(devices=[]):
                 torch.manual_seed(SEED)
                 return self._passed(batch, precision, None, rank)
         known = KnownValues(self.fake)
         fake = tree_map(functools.partial(self._faked, known), batch)
-        with self.fake, seen_as_real(), matched_in_order(), torch.random.fork_rng(devices=[]):
+        with self.fake, seen_as_real(), matched_in_order(), told_by_the_error(), fork_rng(devices=[]):
             return self._passed(fake, precision, known, rank)
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
@@ -131,7 +132,7 @@ def whole_of(subject: Subject) -> Subject:
 def _built(
     make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
 ) -> Subject:
-    with foreign_code(spec, f"{spec.title}: its module cannot be built"), torch.random.fork_rng(devices=[]):
+    with foreign_code(spec, f"{spec.title}: its module cannot be built"), fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return make(spec, task, shortened)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,14 @@ from unittest import mock
 import numpy
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-__all__ = ["FakeTensor", "FakeTensorMode", "matched_in_order", "seen_as_real", "unset_fake_temporarily"]
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "matched_in_order",
+    "seen_as_real",
+    "told_by_the_error",
+    "unset_fake_temporarily",
+]
 # What detectors match predictions with answers by: which belong together depends on values, how many do not.
 MATCHING = "linear_sum_assignment"
 # Where transformers asks whether a tensor is fake, and then takes ways that it does not take in training.
@@ -29,6 +37,18 @@ def seen_as_real() -> Iterator[None]:
         return
     with mock.patch.object(module, QUESTION, return_value=False):
         yield
+
+
+@contextmanager
+def told_by_the_error() -> Iterator[None]:
+    """While entered, torch does not log what fails under fake tensors beside raising it: another way may be tried."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
