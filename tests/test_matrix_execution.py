@@ -11,7 +11,7 @@ from tests.matrix.on_ranks import LATER_FRACTION, differences, words
 from tests.matrix.one_process import Steps
 from tests.matrix.table import OWN, models, recorded
 
-# Split as the library says; statistics of batches; random numbers that are drawn; nothing that repeats.
+# Split in pairs; statistics of batches; random numbers that are drawn; nothing that repeats.
 SAMPLE = {
     "qwen3": ("tensor",),
     "dropout": ("zero1", "zero3", "pipeline"),
@@ -19,9 +19,9 @@ SAMPLE = {
     "convolutions": ("recompute",),
 }
 # At least, of 48 architectures and 17 modules.
-LEAST = {"data": 65, "zero1": 65, "zero2": 65, "zero3": 65, "recompute": 59, "tensor": 15, "pipeline": 59}
-# Split by its library's plan, a view of its experts' output is changed in place, which torch forbids.
-FAILS = {("llama4", "tensor")}
+LEAST = {"data": 65, "zero1": 65, "zero2": 65, "zero3": 65, "recompute": 59, "tensor": 52, "pipeline": 59}
+# Sums over two ranks round otherwise: a norm is off by little more than what is allowed.
+FAILS = {("detr", "tensor"), ("wav2vec2", "tensor")}
 UNLIKE = "tests.unlike_modules"
 
 
