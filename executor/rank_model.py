@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from executor.observe.recorder import Recorder
 from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
 from profiles.ranks.rank import Rank
-from profiles.workloads.randomness import begin_random, silence
+from profiles.workloads.randomness import begin_random, random_kept, silence
 from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import Workload
 
@@ -122,10 +123,11 @@ class RankModel:
 
         The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
         """
-        if self.draws and self._cuts_itself:
-            # Stages of layers draw as micro-batches come to them.
-            begin_random(self._seed(self.place.pipeline))
-        with loss_context(self.plan):
+        # What a loop draws between steps, such as which samples come next, is the same on all ranks.
+        with random_kept() if self.draws else contextlib.nullcontext(), loss_context(self.plan):
+            if self.draws and self._cuts_itself:
+                # Stages of layers draw as micro-batches come to them.
+                begin_random(self._seed(self.place.pipeline))
             if self.pipeline is not None:
                 loss = self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
             else:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.futures import Future
 from torch.optim import AdamW
 
-from executor import trainer as trainer_module
+from executor import rank_model
 from executor.axes import data, optimizer, parallelize
 from executor.axes.pipeline import Pipeline
 from executor.run import check_training
@@ -114,7 +114,7 @@ def own_share_of_norms(trainer: Trainer) -> None:
 
 
 def not_causal() -> Patch:
-    original = trainer_module.build_stage
+    original = rank_model.build_stage
 
     def core(attend: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         groups = query.shape[1] // key.shape[1]
@@ -128,7 +128,7 @@ def not_causal() -> Patch:
                 set_attention_core(layer.get_submodule(spec.paths.attention), core)
         return stage
 
-    return patch.object(trainer_module, "build_stage", build)
+    return patch.object(rank_model, "build_stage", build)
 
 
 def stale(path: Any, trainer: Trainer) -> None:
@@ -192,7 +192,7 @@ FAULTS: dict[str, tuple[str, Plan, Callable[[], list[Patch]]]] = {
     "pipeline division missing": ("llama", STAGES, lambda: [patch.object(Pipeline, "_share_of_loss", not_divided)]),
     "expert division missing": (
         "mixtral", EXPERTS,
-        lambda: [patch.object(trainer_module, "average_experts", lambda own, group, count: None)],
+        lambda: [patch.object(rank_model, "average_experts", lambda own, group, count: None)],
     ),
     "partial gradients of norms": ("llama", SPLIT, lambda: [after_averaging(own_share_of_norms)]),
     "a stale shard after resume": ("llama", SHARDED, lambda: [patch.object(check_training, "restore", stale)]),

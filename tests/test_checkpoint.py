@@ -21,7 +21,6 @@ from executor.run.checkpoint import (
     check_progress,
     checkpoints_of,
     latest,
-    progress_of,
     read_progress,
 )
 from executor.run.measurement import RunFile
@@ -34,7 +33,7 @@ from profiles.ranks.launcher import launch
 from profiles.ranks.rank import Rank
 from profiles.workloads.loading import load_workload
 from tests.parity_cases import two_ranks
-from tests.plan_builders import GPT2, LLAMA, write_plan_file
+from tests.plan_builders import LLAMA, write_plan_file
 
 RUNNER = CliRunner()
 DATA = Plan(data_parallel=2, micro_batch_size=4)
@@ -77,6 +76,13 @@ def test_another_layout_goes_on_with_the_same_losses(tmp_path: Path) -> None:
 def test_experts_are_saved_from_wherever_they_are(tmp_path: Path) -> None:
     shared = replace(DATA, expert_parallel=2)
     check_pairs([(shared, DATA), (DATA, shared)], tmp_path, "mixtral")
+
+
+@pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
+def test_fused_weights_are_whole_in_any_layout(tmp_path: Path) -> None:
+    split = Plan(tensor_parallel=2, micro_batch_size=4, num_microbatches=2)
+    check_pairs([(split, DATA), (DATA, split), (split, replace(DATA, zero_stage=3))], tmp_path, "gpt2")
 
 
 @pytest.mark.gloo
@@ -160,20 +166,14 @@ def test_only_whole_checkpoints_are_found(tmp_path: Path) -> None:
         read_progress(tmp_path / "step-00000010")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "other"}, {"global_batch_size": 4}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"model": "other"}, {"global_batch_size": 4}, {"fused_parts_split": 2}]
+)
 def test_a_checkpoint_of_another_run_is_refused(change: dict[str, Any]) -> None:
     own = Progress(step=5, model="llama", seed=0, global_batch_size=8)
     check_progress(Path("here"), own, own)
     with pytest.raises(InputError, match=f"here has {next(iter(change))}="):
         check_progress(Path("here"), Progress(**{**asdict(own), **change}), own)
-
-
-def test_fused_parts_are_not_read_by_another_degree() -> None:
-    one, two = (progress_of(Plan(tensor_parallel=degree), load_workload(GPT2), 0, 5) for degree in (1, 2))
-    with pytest.raises(InputError, match="fused_parts_split"):
-        check_progress(Path("here"), one, two)
-    same = [progress_of(Plan(tensor_parallel=degree), load_workload(LLAMA), 0, 5) for degree in (1, 2)]
-    check_progress(Path("here"), *same)
 
 
 def test_options_that_need_a_folder_are_refused() -> None:

@@ -109,3 +109,25 @@ def test_random_numbers_of_others_are_the_same_again_with_recomputation() -> Non
         np.random.seed(len(found))
         found.append(first_steps(Trainer(replace(plan, recompute=recompute), workload, HERE, SEED, None), samples, 3))
     assert found[0] == found[1]
+
+
+def test_a_step_leaves_random_numbers_where_they_were() -> None:
+    """Replicas draw different ones within a step, and what a loop draws between steps must be the same for all."""
+    task = user_task(DropsByOthers, lambda step, n: [{"x": row} for row in torch.linspace(step, 1, 6 * n).view(n, 6)])
+    spec = WorkloadSpec(kind="module", name="other", factory="other:f", task="other")
+    trainer = Trainer(Plan(micro_batch_size=2), workload_of_task(spec, task, 5), HERE, SEED, None)
+    drawn = []
+    for takes_a_step in (False, True):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        if takes_a_step:
+            trainer.step(task.batches(0, 2))
+        drawn.append((float(torch.rand(())), random.random(), float(np.random.rand())))
+    assert drawn[0] == drawn[1]
+
+
+def test_weights_of_a_users_layers_may_begin_with_others_random_numbers() -> None:
+    workload = replace(load_workload(GPT2), whole=lambda: nn.Sequential(DropsByOthers.Block()))
+    first, again = (workload.build(0, 1, SEED)[0].state_dict() for _ in range(2))
+    assert torch.equal(first["linear.bias"], again["linear.bias"])

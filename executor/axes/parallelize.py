@@ -24,7 +24,8 @@ from executor.mesh import Coordinates
 from planner.plans import Plan, recomputed_layers
 from profiles.workloads.precision import computing, lower
 from profiles.workloads.randomness import holds_dropout
-from profiles.workloads.workload import Workload
+from profiles.workloads.tensor_splits import OfRanks
+from profiles.workloads.workload import LayerSpec, Workload
 
 
 class Stage(Part):
@@ -92,6 +93,7 @@ def build_stage(
     ends = (start, stop - 1) if workload.shares_ends(start, stop) else ()
     shard_each = shard_each if workload.whole is None else None
     layers = nn.Sequential()
+    rearranged: dict[str, tuple[int, OfRanks]] = {}
     # One after the other, so that no more than one of them is whole on this rank.
     for position, whole in zip(range(start, stop), workload.each(start, stop, seed), strict=True):
         layer = lower(whole, plan.precision, position == num_layers - 1)
@@ -100,11 +102,7 @@ def build_stage(
         spec = workload.layers[position]
         set_core(layer, spec, context, plan.recompute == "selective" and position in covered, holds_dropout(layer))
         place_layer(layer, plan, place)
-        if mesh is not None and plan.expert_parallel > 1:
-            place_experts(layer, mesh["experts"])
-        if mesh is not None and plan.tensor_parallel > 1:
-            with outside_fakes():
-                split_layer(layer, spec, plan, mesh["tensor"])
+        rearranged |= {f"{position}.{path}": own for path, own in _split(layer, spec, plan, mesh).items()}
         if plan.compiled:
             layer.compile()
         if shard_each is not None and position not in ends:
@@ -114,7 +112,19 @@ def build_stage(
         Recomputed(layer, _draws(workload, layer)) if plan.recompute == "full" and position in covered else layer
         for position, layer in zip(range(start, stop), layers, strict=True)
     )
-    return Stage(layers, calls, plan, device.type, any(_draws(workload, layer) for layer in layers), start)
+    built = Stage(layers, calls, plan, device.type, any(_draws(workload, layer) for layer in layers), start)
+    built.rearranged = rearranged
+    return built
+
+
+def _split(layer: nn.Module, spec: LayerSpec, plan: Plan, mesh: DeviceMesh | None) -> dict[str, tuple[int, OfRanks]]:
+    """Split a layer over the expert and tensor axes; what stands rank by rank then, as `split_layer` gives it."""
+    if mesh is not None and plan.expert_parallel > 1:
+        place_experts(layer, mesh["experts"])
+    if mesh is None or plan.tensor_parallel == 1:
+        return {}
+    with outside_fakes():
+        return split_layer(layer, spec, plan, mesh["tensor"])
 
 
 def _draws(workload: Workload, layer: nn.Module) -> bool:

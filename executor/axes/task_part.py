@@ -23,7 +23,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
-from profiles.workloads.randomness import begin_random, host_random, host_random_at, random_kept
+from profiles.workloads.randomness import begin_random, random_kept
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.split_search import find_split
 from profiles.workloads.task import Batch, Task
@@ -143,7 +143,7 @@ def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:
 def unchanged(module: nn.Module) -> Iterator[None]:
     """While entered, the module may run; afterwards its statistics, and random numbers, are as before."""
     before = {name: buffer.clone() for name, buffer in saved_buffers(module).items()}
-    with torch.random.fork_rng(), host_random_at(host_random()):
+    with random_kept():
         yield
     with torch.no_grad():
         for name, buffer in saved_buffers(module).items():

@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 
 from planner.plans import Plan
 from profiles.workloads.blocks import Embedding, Head, set_local_split
+from profiles.workloads.tensor_splits import OfRanks
 from profiles.workloads.workload import LayerSpec
 
 QKV_PARTS = 3
@@ -31,9 +32,19 @@ SEQUENCE, HEAD, LAST = 1, 2, -1
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def split_layer(layer: nn.Module, spec: LayerSpec, plan: Plan, mesh: DeviceMesh) -> None:
-    """Split what the plan says over the one axis of `mesh`; everything else stays whole on every rank."""
-    ways = _linear_ways(layer, spec, plan, mesh)
+def split_layer(layer: nn.Module, spec: LayerSpec, plan: Plan, mesh: DeviceMesh) -> dict[str, tuple[int, OfRanks]]:
+    """Split what the plan says over the one axis of `mesh`; everything else stays whole on every rank.
+
+    Gives by path the weights that stand rank by rank, along which dimension, and each rank's pieces of the whole.
+    """
+    rearranged: dict[str, tuple[int, OfRanks]] = {}
+    for path, style in spec.styles.items():
+        if style == "colwise_qkv":
+            linear = layer.get_submodule(path)
+            pieces = _interleave_parts(linear, mesh.size())
+            set_local_split(layer.get_submodule(path.rpartition(".")[0]), style, mesh.size())
+            rearranged |= {f"{path}.{name}": (0, pieces) for name, _ in linear.named_parameters()}
+    ways = _linear_ways(spec, plan)
     # Every rank norms its own heads with the same weights, whose gradients therefore add up over the ranks.
     ways |= {path: SequenceParallel(sequence_dim=HEAD, use_local_output=True) for path in spec.paths.head_norms}
     if plan.sequence_parallel:
@@ -46,14 +57,12 @@ def split_layer(layer: nn.Module, spec: LayerSpec, plan: Plan, mesh: DeviceMesh)
     if ways:
         # Every rank has the same full weights already: nothing to broadcast.
         parallelize_module(layer, mesh, ways, src_data_rank=None)
+    return rearranged
 
 
-def _linear_ways(layer: nn.Module, spec: LayerSpec, plan: Plan, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
+def _linear_ways(spec: LayerSpec, plan: Plan) -> dict[str, ParallelStyle]:
     ways: dict[str, ParallelStyle] = {}
     for path, style in spec.styles.items():
-        if style == "colwise_qkv":
-            _interleave_parts(layer.get_submodule(path), mesh.size())
-            set_local_split(layer.get_submodule(path.rpartition(".")[0]), style, mesh.size())
         if style == "rowwise":
             ways[path] = RowwiseParallel(output_layouts=Shard(SEQUENCE) if plan.sequence_parallel else Replicate())
         else:
@@ -97,12 +106,17 @@ def _head_ways(plan: Plan) -> dict[str, ParallelStyle]:
     return ways
 
 
-def _interleave_parts(linear: nn.Module, degree: int) -> None:
-    """Reorder the rows of a fused query-key-value so that each shard holds its own third of each part."""
+def _interleave_parts(linear: nn.Module, degree: int) -> OfRanks:
+    """Reorder the rows of a fused query-key-value so that each shard holds its own of each part; which those are."""
     with torch.no_grad():
         for parameter in linear.parameters():
             parts = parameter.reshape(QKV_PARTS, degree, -1, *parameter.shape[1:])
             parameter.copy_(parts.transpose(0, 1).reshape(parameter.shape).clone())
+    own = linear.get_parameter("weight").shape[0] // (QKV_PARTS * degree)
+    return tuple(
+        tuple(((part * degree + rank) * own, (part * degree + rank + 1) * own) for part in range(QKV_PARTS))
+        for rank in range(degree)
+    )
 
 
 def loss_over(plan: Plan, loss: Loss, mesh: DeviceMesh | None) -> Loss:

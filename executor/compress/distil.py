@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.data import shard
 from executor.axes.parallelize import Stage, build_stage
 from executor.axes.tensor import Loss
 from executor.mesh import coordinates, replica_mesh
+from executor.run.checkpoint import restore_part
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES
 from profiles.ranks.rank import Rank
@@ -39,8 +39,7 @@ def place_teacher(plan: Plan, workload: Workload, folder: Path, rank: Rank, mesh
     if plan.zero_stage in FSDP_STAGES:
         # No backward pass would shard again what stage 2 gathers.
         shard(stage, replace(plain, zero_stage=max(FSDP_STAGES)), replica_mesh(plan, mesh))
-    names = {f"model.{name.removeprefix('layers.')}": value.detach() for name, value in stage.named_parameters()}
-    dcp_load(names, checkpoint_id=folder)
+    restore_part(folder, stage)
     return stage
 
 

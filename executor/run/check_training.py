@@ -34,6 +34,7 @@ from executor.run.check_findings import (
 )
 from executor.run.check_subject import Subject
 from executor.run.checkpoint import Progress, restore, save, state_of
+from executor.run.checkpoint_pieces import InPieces
 from executor.run.measurement import LossCheck
 from executor.run.plain_loop import PlainLoop
 from executor.run.whole_tensors import Gatherer, bits, differing, fingerprints
@@ -288,5 +289,9 @@ def _go_through(gathered: Iterator[object]) -> None:
         pass
 
 
-def _state_bits(trainer: Trainer) -> dict[str, int]:
-    return {name: bits(own_part(value)) for name, value in state_of(trainer).items()}
+def _state_bits(trainer: Trainer) -> dict[str, list[int]]:
+    found = {}
+    for name, value in state_of(trainer).items():
+        parts = value.pieces.values() if isinstance(value, InPieces) else [own_part(value)]
+        found[name] = [bits(part) for part in parts]
+    return found

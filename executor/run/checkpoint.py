@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from executor.axes.part import Part
 from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
 from executor.run.whole_tensors import placed
@@ -42,7 +43,10 @@ NUM_KEPT = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch."""
+    """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch.
+
+    `fused_parts_split` is of older ones, in which the rows of a fused query-key-value lie rank by rank.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -105,14 +109,11 @@ def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: 
 
 def progress_of(plan: Plan, workload: Workload, seed: int, step: int) -> Progress:
     """What a checkpoint of a run is of."""
-    # A fused query-key-value is cut so that each rank has a part of each: another degree would read other rows.
-    is_fused = any("colwise_qkv" in layer.styles.values() for layer in workload.layers)
     return Progress(
         step=step,
         model=workload.spec.digest,
         seed=seed,
         global_batch_size=plan.global_batch_size,
-        fused_parts_split=plan.tensor_parallel if is_fused else 1,
     )
 
 
@@ -184,6 +185,12 @@ def save_weights(folder: Path, trainer: Trained) -> None:
 def restore_weights(folder: Path, trainer: Trained) -> None:
     """Read the weights alone into a trainer that has taken no step; collective."""
     _load(folder, _weights(trainer))
+
+
+def restore_part(folder: Path, part: Part) -> None:
+    """Read the weights of a part of a model that is not trained; collective."""
+    named = {part.global_name(path): parameter for path, parameter in part.named_parameters()}
+    _load(folder, {f"model.{name}": _in_place(own, own, part.rearranged.get(name)) for name, own in named.items()})
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:

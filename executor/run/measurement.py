@@ -21,8 +21,9 @@ Status = Literal["passed", "failed", "exempt", "skipped"]
 class LossCheck:
     """The check of a plan: its gradients and weights against a plain loop's, its first losses against one device.
 
-    `status` is passed, failed, exempt (of older files: a lossy codec) or skipped. `found` are the largest differences
-    of each kind in shares of what is allowed, null where there is no number; of older files there are none.
+    `status` is passed, failed, exempt (a lossy codec, where there is no more than one device's losses) or skipped.
+    `found` are the largest differences of each kind in shares of what is allowed, null where there is no number; of
+    older files there are none.
     """
 
     __pydantic_config__ = STRICT

@@ -19,7 +19,7 @@ from executor.run.own_data import Arrays, GivenPairs, TaskSamples
 from planner.plans import Plan
 from profiles.models.profile import MIXED
 from profiles.workloads.precision import lower, set_products
-from profiles.workloads.randomness import silence
+from profiles.workloads.randomness import begin_random, random_kept, silence
 from profiles.workloads.task import stack
 from profiles.workloads.workload import Workload
 
@@ -143,8 +143,8 @@ class PlainLoop:
         samples = drawn(self.data, 0, self.plan.global_batch_size)[: self.plan.micro_batch_size]
         losses = []
         for seed in (1, 2):
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(seed)
+            with random_kept(), torch.no_grad():
+                begin_random(seed)
                 losses.append(float(self._loss(samples)))
         return losses[0] != losses[1]
 
@@ -198,8 +198,8 @@ class PlainLoop:
 
     def _built(self) -> nn.Module:
         if self.workload.task is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.data.seed)
+            with random_kept():
+                begin_random(self.data.seed)
                 return self.workload.task.build().train()
         count = len(self.workload.layers)
         layers = self.workload.build(0, count, self.data.seed)

@@ -16,7 +16,6 @@ from profiles.workloads.tensor_splits import OfRanks
 
 # Elements that are added up at once.
 PIECE = 2**20
-QKV_PARTS = 3
 
 
 def placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -42,12 +41,9 @@ class Gatherer:
         self.is_trained = {name: trains for names in everyone for name, trains in names.items()}
         # The first rank that has it sends it, in an order that all ranks go through.
         self.owners = {name: rank for rank, names in reversed([*enumerate(everyone)]) for name in names}
-        self.fused = {
-            f"{position}.{path}"
-            for position, layer in enumerate(trainer.workload.layers)
-            for path, style in layer.styles.items()
-            if style == "colwise_qkv" and trainer.plan.tensor_parallel > 1
-        }
+        others: list[dict[str, tuple[int, OfRanks]]] = [{} for _ in everyone]
+        dist.all_gather_object(others, trainer.rearranged)
+        self.rearranged = {name: order for orders in others for name, order in orders.items()}
 
     def whole(
         self, values: Callable[[nn.Parameter], Tensor | None], trained: bool = False
@@ -83,13 +79,10 @@ class Gatherer:
         return torch.zeros_like(whole, dtype=torch.float32) if value is None else whole.float()
 
     def _in_order(self, name: str, value: Tensor) -> Tensor:
-        """Rows of a fused query-key-value as one device has them, not by the ranks that have a part of each."""
-        if name in self.trainer.rearranged:
-            return _origins(value, *self.trainer.rearranged[name])
-        if name.rpartition(".")[0] not in self.fused:
-            return value
-        degree = self.trainer.plan.tensor_parallel
-        return value.reshape(degree, QKV_PARTS, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+        """Parts of a fused weight as one device has them, not by the ranks that have some of each."""
+        if name in self.rearranged:
+            return _origins(value, *self.rearranged[name])
+        return value
 
 
 def _origins(value: Tensor, dim: int, of_ranks: OfRanks) -> Tensor:

@@ -41,8 +41,9 @@ def host_random_at(state: tuple[Any, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_kept() -> Iterator[None]:
-    """While entered, random numbers may be drawn; afterwards all are where they were."""
-    with torch.random.fork_rng(devices=[]), host_random_at(host_random()):
+    """While entered, random numbers may be drawn; afterwards all are where they were, on GPUs that are in use too."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), host_random_at(host_random()):
         yield
 
 

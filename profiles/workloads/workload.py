@@ -12,6 +12,7 @@ from profiles.models.families import BlockPaths, Style
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.adapted import adapt
 from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.randomness import begin_random, random_kept
 from profiles.workloads.task import Task
 
 
@@ -95,8 +96,8 @@ class Workload:
         adapters are beside has the weights that it has without them.
         """
         if self.whole is not None:
-            with torch.random.fork_rng(devices=[]), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
-                torch.manual_seed(seed)
+            with random_kept(), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
+                begin_random(seed)
                 layers = list(self.whole())[start:stop]
             yield from layers
             return
