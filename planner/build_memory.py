@@ -30,5 +30,6 @@ def build_peak_bytes(plan: Plan, model: ModelProfile, pipeline_rank: int) -> flo
             # Parts take the place of what is whole one by one; shards, when all of them are there.
             most = max(most, kept + whole, kept + split + (split / shards if shards > 1 else 0.0))
             kept += split / shards
-        kept += (kept - before) if has_buckets else 0.0
+        frozen = sum(own.at(own.layers[position].num_frozen_parameters) for position in positions)
+        kept += (kept - before - frozen) if has_buckets else 0.0
     return FULL * most

@@ -115,7 +115,7 @@ class RankCounts:
         """Everything that is sent in a step."""
         if self.plan.tensor_parallel > 1:
             yield from self._tensor()
-            yield from self._norms()
+            yield from () if self.model.workload.task else self._norms()
         if self.plan.context_parallel > 1:
             yield from self._context()
         if self.plan.expert_parallel > 1:
@@ -178,7 +178,7 @@ class RankCounts:
             yield "tensor", "all_reduce", LOSS_MESSAGES * FULL * self.hidden / self.model.hidden_size * self.count
 
     def _norms(self) -> Sent:
-        """Gradients of norms, of which every tensor rank saw some tokens, or some heads."""
+        """Gradients of norms, of which every tensor rank saw some tokens, or some heads; those of tasks are ignored."""
         # DDP and FSDP want whole gradients after every backward pass; a pipeline gives them to FSDP once, summed up.
         plan = self.plan
         keeps_sums = plan.pipeline_parallel > 1 and (plan.zero_stage >= 2 or plan.rules.splits_backward)
@@ -194,7 +194,7 @@ class RankCounts:
         norms = 0.0 if is_first else 1.0 if is_last else 2.0
         own = norms * each * hidden if self.plan.sequence_parallel else 0.0
         if self.model.workload.config.get("model_type") == "qwen3" and not (is_first or is_last):
-            own += 2 * self._head_size * (self.model.hidden_size > 0)
+            own += 2 * self._head_size
         return own
 
     @property

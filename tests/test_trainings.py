@@ -124,6 +124,7 @@ def test_a_list_made_now_is_the_one_that_is_shipped():
         ({"precision_class": "int8"}, "precision_class is 'int8'"),
         ({"image_size": "0"}, "image_size"),
         ({"seq_len": "inf", "model": "GNMT"}, "seq_len"),
+        ({"seq_len": "0.5", "model": "GNMT"}, "seq_len"),
         ({"detector": "retinanet", "backbone": "resnet18", "model": "RetinaNet"}, "'RetinaNet'"),
         (BERT | {"model_config": "[1]"}, "model_config"),
         (BERT | {"model_config": "[" * 20000}, "model_config"),

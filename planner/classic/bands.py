@@ -12,7 +12,8 @@ from planner.classic.training import Training
 from profiles.laws.kernels import Array
 
 BAND_SHARE = 0.9
-# Things that nobody taught, of which bands tell no more apart; runs, families weighing alike, that a width needs.
+# Things that nobody taught, of which bands tell no more apart; runs, families weighing alike, that a width needs: both
+# assumed.
 MOST_DISTANCE, FEWEST_RUNS = 2, 20.0
 
 Words = tuple[str, ...]

@@ -31,7 +31,8 @@ from profiles.models.operator_list import OperatorList
 from profiles.units import GIB
 
 Row = dict[str, str]
-# Spreads of a run's memory, and of what is expected: what tensors take, what is cached beside them, the context.
+# Assumed: spreads of a run's memory, and of what is expected (what tensors take, what is cached beside them, the
+# context); expected values, where bands only hold a place until they are drawn.
 MEMORY_RUN_SPREAD, MEMORY_SPREADS = 0.15, np.array([0.1, 0.05, 0.3])
 VALUE = re.compile(r"'.*'.*|\".*\"")
 EMPTY = Learned(

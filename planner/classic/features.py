@@ -27,13 +27,13 @@ OPTIMIZERS = {
     "lamb in script": (116.0, 28.0, 0.0), "adam by tensor": (144.0, 22.0, 1.0),
 }  # fmt: skip
 USUAL_OPTIMIZER = (40.0, 4.0, 0.0)
-# Of an exchange, the last bucket, which no backward is left to hide.
+# Of an exchange, the last bucket, which no backward is left to hide (assumed).
 LAST_BUCKET = 0.08
 # Calls of the host that wait for the device, for each image and each step (as of so many images more): proposals are
 # sorted, thinned out and matched image by image, while heads and losses take the batch at once (assumed; what a call
 # takes is learned).
 WAITING_CALLS, WAITING_IMAGES = {"rcnn": 180.0, "retina": 45.0}, 6.0
-# Parameters that every rank holds of a recommender whose tables are split over the ranks.
+# Parameters that every rank holds of a recommender whose tables are split over the ranks: of its two perceptrons.
 SPLIT_PARAMETERS = {"dlrm": 2.4e6}
 # Share of PCIe's rate that rings reach with direct access, and without it, through the host's memory; GB/s of a bridge
 # of NVLink between two cards (assumed).

@@ -58,6 +58,8 @@ def length(row: Row, name: str) -> int | None:
     Raises: Refused.
     """
     value = number(row, name, limits.SEQUENCE)
+    if value is not None and value < 1:
+        raise Refused(f"{name} is {value:g}; it must be at least 1")
     return None if value is None else int(value)
 
 

@@ -132,16 +132,12 @@ def _contents(space: Space, places: Sequence[Place], jobs: Jobs) -> Callable[[St
         for row, one in enumerate(places)
         if one in space.placed
     }
-
-    beside = {
-        row: shared_of(space.placed[places[row]], space.at.model.transformer) + np.zeros(len(space.placed[places[row]]))
-        for row in placed
-    }
+    beside = {row: shared_of(space.placed[places[row]], space.at.model.transformer) for row in placed}
 
     def contents(laws: StageMemory, index: int) -> StageContent:
         even = stage_content(jobs, index)
         own = {kind: count.copy() for kind, count in even.layers.items()}
-        shared = even.shared + np.zeros(len(jobs))
+        shared = np.array(even.shared)
         for row, layers in placed.items():
             for kind, counts in layers.items():
                 if index < len(counts):

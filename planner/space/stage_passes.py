@@ -13,7 +13,6 @@ from planner.cost.ingredients import Ingredients, ingredients_of
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass, edge_pass, layer_pass, slowing_share
 from planner.cost.links import links_of
-from planner.cost.memory.stage_content import shared_between
 from planner.cost.software_time import rules_of
 from planner.cost.step import END_SHARE
 from planner.plans import Plan
@@ -51,11 +50,11 @@ def layers_between(bounds: Sequence[int], model: Transformer) -> dict[str, Array
     return {kind: np.diff(model.num_before(kind, ends), prepend=0.0) for kind in model.kinds}
 
 
-def shared_of(bounds: Sequence[int], model: Transformer) -> Array | float:
+def shared_of(bounds: Sequence[int], model: Transformer) -> Array:
     """Parameters that each stage holds beside those of its layers."""
     first = model.first_position
     starts = np.array([0, *bounds[1:], int(model.num_layers[0]) + first], dtype=float) - first
-    return shared_between(model, starts[:-1], starts[1:])
+    return model.shared_parameters(starts[:-1], starts[1:])
 
 
 def stage_layers(plan: Plan, model: Transformer) -> StageLayers:

@@ -27,7 +27,7 @@ from profiles.workloads.workload import Workload
 LONGEST_CHAIN = 4
 # A layer's time is used as it is, so it is worth waiting for a calm moment.
 PATIENCE_SECONDS = 1.0
-# What a rank's memory may be filled to by a chain and its activations.
+# What a rank's memory may be filled to by a chain, or a task's module, and its activations.
 MEMORY_FRACTION = 0.6
 
 

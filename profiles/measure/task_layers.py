@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from profiles.machines.profile import LayerTiming
+from profiles.measure.layers import MEMORY_FRACTION
 from profiles.measure.timing import FEWEST_OWN, OWN_FRACTION, Bench
 from profiles.models.operators import PHASES, evaluate
 from profiles.models.profile import ModelProfile
@@ -29,8 +30,6 @@ from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task
 from profiles.workloads.task_loading import load_task
 
-# What a rank's memory may be filled to by a module, its gradients and its activations.
-MEMORY_FRACTION = 0.6
 SEED = 1
 # Bytes of a parameter and of its gradient.
 HELD_BYTES = 8.0

@@ -18,10 +18,6 @@ class SharedWeights:
     num_parameters: Whole
     positions: tuple[Whole, ...]
 
-    def is_used(self, start: int, stop: int) -> bool:
-        """Whether layers from `start` to before `stop` use them, and do not count them."""
-        return self.positions[0] < start and any(start <= position < stop for position in self.positions)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutting:
@@ -39,27 +35,9 @@ class Cutting:
     refusal: str = ""
     shared: tuple[SharedWeights, ...] = ()
 
-    @property
-    def is_known(self) -> bool:
-        """Whether anything was found out: models that are a list of layers can be cut between any of them."""
-        return bool(self.positions or self.refusal)
-
     def received_at(self, position: int, precision: str) -> Polynomial:
         """Bytes that come to a stage that begins at `position`."""
         return self.received_bytes[precision][self.positions.index(position)]
-
-    def shared_parameters(self, start: int, stop: int) -> int:
-        """Parameters that a stage of the layers from `start` to before `stop` holds beside those of its layers."""
-        return sum(own.num_parameters for own in self.shared if own.is_used(start, stop))
-
-    def summed_parameters(self, bounds: tuple[int, ...], num_layers: int) -> int:
-        """Parameters whose gradients are summed over stages that begin at `bounds`."""
-        ends = (*bounds[1:], num_layers)
-        return sum(
-            own.num_parameters
-            for own in self.shared
-            if any(own.is_used(start, stop) for start, stop in zip(bounds, ends, strict=True))
-        )
 
 
 def nearest(bounds: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:

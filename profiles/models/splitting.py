@@ -34,11 +34,6 @@ class Splitting:
     degrees: tuple[Count, ...] = ()
     refusal: str = ""
 
-    @property
-    def is_known(self) -> bool:
-        """Whether a split was looked for: models of known families say by themselves how they are split."""
-        return bool(self.degrees or self.refusal)
-
 
 def over_degrees(one: Polynomial, two: Polynomial) -> Polynomial:
     """A size that is `one` on a single rank, and `two` on one of two: a constant and a part that the ranks share."""

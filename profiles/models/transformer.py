@@ -104,6 +104,10 @@ class Transformer:
         """Where stages begin that should begin behind so many layers."""
         return bounds
 
+    def shared_parameters(self, start: Array, stop: Array) -> Array:
+        """Parameters that stages of some layers hold beside those of their layers; tied ends are told apart."""
+        return np.zeros(np.shape(start))
+
     def can_recompute(self, kind: str) -> bool:
         """Whether recomputation covers layers of a kind."""
         return True

@@ -81,10 +81,10 @@ class Language(nn.Module):
 class Recurrent(nn.Module):
     """An LSTM or a GRU over an embedding."""
 
-    def __init__(self, kind: type[nn.LSTM | nn.GRU]) -> None:
+    def __init__(self, kind: type[nn.LSTM | nn.GRU], words: int = WORDS, width: int = WIDTH) -> None:
         super().__init__()
-        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
-        self.layers = kind(WIDTH, WIDTH, num_layers=2, batch_first=True)
+        self.embedding, self.head = nn.Embedding(words, width), nn.Linear(width, words)
+        self.layers = kind(width, width, num_layers=2, batch_first=True)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         logits = self.head(self.layers(self.embedding(tokens))[0])
@@ -94,11 +94,11 @@ class Recurrent(nn.Module):
 class Translator(nn.Module):
     """An LSTM that reads, and one that writes from the state of the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int = WORDS, width: int = WIDTH, inner: int = 2 * WIDTH) -> None:
         super().__init__()
-        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(2 * WIDTH, WORDS)
-        self.encoder = nn.LSTM(WIDTH, 2 * WIDTH, batch_first=True)
-        self.decoder = nn.LSTM(WIDTH, 2 * WIDTH, batch_first=True)
+        self.embedding, self.head = nn.Embedding(words, width), nn.Linear(inner, words)
+        self.encoder = nn.LSTM(width, inner, batch_first=True)
+        self.decoder = nn.LSTM(width, inner, batch_first=True)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         _, state = self.encoder(self.embedding(tokens))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from profiles.workloads.task import Batch, Sample, Task, user_task
+from tests.matrix.user_modules import Recurrent, Translator
 
 WORDS, LENGTH, WIDTH, SIDE, CLASSES, PATCH = 2048, 64, 384, 160, 10, 10
 
@@ -39,34 +40,6 @@ def noise(step: int, samples: int) -> list[Sample]:
         own = torch.randn(2, 3, SIDE, SIDE, generator=random)
         made.append({"noisy": own[0], "time": torch.rand(1, generator=random), "noise": own[1]})
     return made
-
-
-class Recurrent(nn.Module):
-    """Recurrent layers over an embedding."""
-
-    def __init__(self, kind: type[nn.LSTM | nn.GRU]) -> None:
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
-        self.layers = kind(WIDTH, WIDTH, num_layers=2, batch_first=True)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        logits = self.head(self.layers(self.embedding(tokens))[0])
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-class Translator(nn.Module):
-    """An LSTM that reads, and one that writes from the state of the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
-        self.encoder = nn.LSTM(WIDTH, WIDTH, batch_first=True)
-        self.decoder = nn.LSTM(WIDTH, WIDTH, batch_first=True)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        _, state = self.encoder(self.embedding(tokens))
-        logits = self.head(self.decoder(self.embedding(tokens), state)[0])
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 class Level(nn.Sequential):
@@ -142,15 +115,15 @@ def _of_noise(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def lstm() -> Task:
-    return user_task(lambda: Recurrent(nn.LSTM), text, name="lstm")
+    return user_task(lambda: Recurrent(nn.LSTM, WORDS, WIDTH), text, name="lstm")
 
 
 def gru() -> Task:
-    return user_task(lambda: Recurrent(nn.GRU), text, name="gru")
+    return user_task(lambda: Recurrent(nn.GRU, WORDS, WIDTH), text, name="gru")
 
 
 def translator() -> Task:
-    return user_task(Translator, text, name="translator")
+    return user_task(lambda: Translator(WORDS, WIDTH, WIDTH), text, name="translator")
 
 
 def unet() -> Task:

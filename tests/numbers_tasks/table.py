@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MIB = 2**20
+from profiles.units import MIB
+
 # Shares of the plans' errors that are told beside the median.
 NINE_TENTHS = 0.9
 

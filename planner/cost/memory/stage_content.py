@@ -10,8 +10,7 @@ import numpy as np
 from planner.cost.axes.pipeline import layers_from, stage_span
 from planner.cost.job import Jobs
 from planner.schedules.registry import has
-from profiles.models.traced_sizes import TracedSizes
-from profiles.models.transformer import Array, Flags, Transformer
+from profiles.models.transformer import Array, Flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +48,5 @@ def stage_content(jobs: Jobs, index: int | Array, is_v: bool | Flags | None = No
         # A V comes back to the first rank, which so has both ends of the model.
         is_last=np.where(through_v, is_first, is_last),
         layers=layers_from(jobs, first, layers, layers / chunks),
-        shared=shared_between(jobs.model, before, before + layers),
+        shared=jobs.model.shared_parameters(before, before + layers),
     )
-
-
-def shared_between(model: Transformer, start: Array, stop: Array) -> Array | float:
-    """Parameters that stages of some layers share with earlier ones; tied ends of a transformer are told apart."""
-    return model.shared_parameters(start, stop) if isinstance(model, TracedSizes) else 0.0
