@@ -47,8 +47,8 @@ class Asked:
 
 
 NOTHING = Asked()
-# Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
 EMPTY = "the model's name is empty: give an alias, a config.json or its folder, or package.module:factory"
+# Models that ship as their configuration alone: too large, or of too new a kind, to be traced ahead.
 CONFIGS = CATALOG / "configs"
 
 
@@ -94,7 +94,7 @@ def load_model(
     """The profile of `model`: an alias, a profile file, a Hugging Face config.json or its folder, or module:factory.
 
     Of `precisions` those that it lacks are traced, which a file whose model is built by a module of the user's allows
-    where that is among the `trusted` ones. A task that is `asked` for is traced afresh, unless the file is of it.
+    where that is among the `trusted` ones. A task that is `asked` for is traced, unless the file is of it.
     Raises: UnknownNameError with the nearest alias or precision; InputError where the file or the factory cannot be
     used; EnvironmentFailure where a precision needs a library that is not installed.
     """
@@ -147,7 +147,9 @@ def _is_profile(model: str) -> bool:
 
 
 def trace_model(model: str, trusted: Sequence[str] = (), asked: Asked = NOTHING) -> ModelProfile:
-    """Trace `model` afresh: all that `load_model` takes, an alias or a profile through what it was made from.
+    """Trace `model`: all that `load_model` takes, an alias or a profile through what it was made from.
+
+    The same configuration, traced before, is not traced again.
 
     Raises: as `load_model`, and InputError where it cannot be built or traced.
     """

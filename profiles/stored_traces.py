@@ -1,8 +1,8 @@
 """Traces that were made before, kept beside the profile of this machine: the same configuration is traced once.
 
 A trace is found again by all that it depends on: the configuration, the task, the kind of device, the precisions, the
-versions of torch and transformers, and the sources of this program. What cannot be kept, or read, is traced anew; a
-user's own module always is, for its code may have changed. Torch-free.
+libraries that build and run the module, the kind of processor, and the sources of this program. What cannot be kept, or
+read, or is of something else, is traced anew; a user's own module always is, for its code may have changed. Torch-free.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from profiles.models.profile import ModelProfile, WorkloadSpec
 # How many are kept; the oldest make room.
 MOST = 64
 SOURCES = Path(__file__).parent
-LIBRARIES = ("torch", "transformers")
+# Some configurations of transformers name a backbone of timm.
+LIBRARIES = ("torch", "transformers", "timm")
 
 
 def kept_trace(home: Path, spec: WorkloadSpec, device_kind: str, precisions: Sequence[str]) -> ModelProfile | None:
@@ -34,7 +36,9 @@ def kept_trace(home: Path, spec: WorkloadSpec, device_kind: str, precisions: Seq
         profile.check()
     except TrainwrightError:
         return None
-    return profile
+    # Its name alone says what a file is of: one that was copied there may say otherwise.
+    is_asked = replace(profile.workload, task=spec.task) == spec and set(precisions) <= profile.layers.keys()
+    return profile if is_asked else None
 
 
 def keep_trace(home: Path, spec: WorkloadSpec, device_kind: str, profile: ModelProfile) -> None:
@@ -59,11 +63,11 @@ def _path(home: Path, spec: WorkloadSpec, device_kind: str, precisions: Sequence
 
 
 def _made_by() -> list[str]:
-    """The libraries that a trace is made with, and the sources of this program."""
+    """The libraries and the kind of processor that a trace is made with, and the sources of this program."""
     sources = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*.py")):
         sources.update(path.read_bytes())
-    return [*map(_version, LIBRARIES), sources.hexdigest()]
+    return [*map(_version, LIBRARIES), platform.machine(), sources.hexdigest()]
 
 
 def _version(library: str) -> str:

@@ -8,13 +8,23 @@ from profiles.tracing.task_trace import trace_task
 from profiles.tracing.trace import trace
 from profiles.workloads import experts
 from profiles.workloads.loading import load_workload
+from profiles.workloads.repeats import once_for_all
 from profiles.workloads.task_loading import load_task
 from tests.matrix.architectures import ARCHITECTURES
 from tests.plan_builders import MIXTRAL
 
 
 def _both(make):
-    once = make()
+    counts = []
+
+    def counting(count, *given):
+        counts.append(count)
+        return once_for_all(count, *given)
+
+    # No mock of it, which would keep what it is given.
+    with mock.patch.object(experts, "once_for_all", counting):
+        once = make()
+    assert counts
     with mock.patch.object(experts, "is_watched", return_value=False):
         return once, make()
 

@@ -1,10 +1,12 @@
 """A configuration is traced once: the same again is answered from what is kept, any other is not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from profiles import library, stored_traces
+from profiles.artifacts import dump
 from profiles.library import load_model, trace_model
 from tests.matrix.architectures import ARCHITECTURES
 
@@ -17,7 +19,8 @@ def traces(tmp_path, monkeypatch):
 
     def trace(model, spec, trusted, precisions, device_kind, needed):
         made.append((model, needed or precisions, device_kind))
-        return library.read(library.MODELS / "gpt2-small.json", "model-profile", library.ModelProfile)
+        profile = library.read(library.MODELS / "gpt2-small.json", "model-profile", library.ModelProfile)
+        return replace(profile, workload=spec)
 
     monkeypatch.setattr(library, "_trace", trace)
     return made
@@ -59,6 +62,23 @@ def test_what_is_damaged_or_cannot_be_kept_is_traced_anew(traces, config, tmp_pa
     trace_model(str(config))
     trace_model(str(config))
     assert len(traces) == 4
+
+
+def test_what_is_of_something_else_is_not_taken(traces, config, tmp_path):
+    first = trace_model(str(config))
+    (kept,) = (tmp_path / "home" / "traces").iterdir()
+    others = [
+        replace(first, workload=replace(first.workload, name="other")),
+        replace(first, workload=library.load_spec("tests.matrix.user_modules:gpt")),
+        replace(first, layers={"fp32": first.layers["fp32"]}),
+    ]
+    for number, other in enumerate(others, 2):
+        kept.write_text(dump("model-profile", other))
+        assert trace_model(str(config)) == first
+        assert len(traces) == number
+    kept.write_text(dump("model-profile", replace(first, workload=replace(first.workload, task="causal-lm"))))
+    assert trace_model(str(config)).workload.task == "causal-lm"
+    assert len(traces) == len(others) + 1
 
 
 def test_users_modules_are_traced_each_time(traces, tmp_path):

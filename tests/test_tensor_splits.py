@@ -361,3 +361,12 @@ def test_a_module_is_as_before_when_its_split_was_looked_for() -> None:
     assert [part.training for part in made.modules()] == modes
     assert [set(part.__dict__) for part in made.modules()] == fields
     assert [type(part) for part in made.modules()] == kinds
+
+
+def test_a_mistake_of_ours_is_not_told_as_a_split_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: Any) -> Tensor:
+        raise KeyError("ours")
+
+    monkeypatch.setitem(split_ranks._WAYS, ROWS, mistaken)
+    with pytest.raises(KeyError, match="ours"):
+        found(Fused)

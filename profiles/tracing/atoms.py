@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from profiles.workloads.forwards import replace_forward
 
 # The call of an atom by its path and count, or of a function by its count.
 Call: TypeAlias = tuple[str, int]
@@ -67,17 +69,11 @@ def atoms_of(module: nn.Module, cuts: Iterable[str]) -> dict[str, nn.Module]:
 @contextmanager
 def watching(atoms: Mapping[str, nn.Module], walk: Walk) -> Iterator[None]:
     """While entered, calls of the atoms go through `walk`."""
-    before = {path: atom.__dict__.get("forward") for path, atom in atoms.items()}
-    for path, atom in atoms.items():
-        atom.forward = _through(walk, path, atom.forward)
-    try:
+    with ExitStack() as undo:
+        for path, atom in atoms.items():
+            replace_forward(undo, atom, _through(walk, path, atom.forward))
         with walk:
             yield
-    finally:
-        for path, atom in atoms.items():
-            del atom.__dict__["forward"]
-            if before[path] is not None:
-                atom.__dict__["forward"] = before[path]
 
 
 def _through(walk: Walk, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -129,6 +129,16 @@ def whole_of(subject: Subject) -> Subject:
     return _built(_real if subject.is_real else _fake, subject.spec, subject.task, False)
 
 
+def real_of(subject: Subject) -> Subject:
+    """The same module, of which as much was taken out, with weights."""
+    return _built(_real, subject.spec, subject.task, bool(subject.taken))
+
+
+def is_remade(spec: WorkloadSpec) -> bool:
+    """Whether a module is given its weights when blocks of it were taken out, rather than where it is built."""
+    return spec.kind == "transformers" and not spec.weights
+
+
 def _built(
     make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
 ) -> Subject:
@@ -148,8 +158,7 @@ def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
 
 
 def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
-    remade = spec.kind == "transformers" and not spec.weights
-    with without_weights() if remade else contextlib.nullcontext():
+    with without_weights() if is_remade(spec) else contextlib.nullcontext():
         module = task.build()
     count, (blocks, taken) = _trained(module), _blocks(module, shortened)
     left = sum(parameter.numel() for parameter in module.parameters())
@@ -158,7 +167,7 @@ def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
             f"{spec.title}: it cannot be traced without values, and with them "
             f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
-    module = with_weights(module) if remade else module
+    module = with_weights(module) if is_remade(spec) else module
     return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count)
 
 

@@ -6,7 +6,6 @@ is then traced as the first rank of two, and one pass as that of more is held to
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,10 +20,9 @@ from profiles.models.operators import evaluate
 from profiles.models.profile import LayerProfile
 from profiles.models.splitting import DEGREES, SIZES, Splitting, operators_over_degrees, over_degrees
 from profiles.tracing.kinds_to_layers import layer_of
-from profiles.tracing.module_copies import shorten, with_weights, without_weights
 from profiles.tracing.probes import Probes, looks
 from profiles.tracing.segments import Run
-from profiles.tracing.task_runs import SEED, Subject
+from profiles.tracing.task_runs import Subject, is_remade, real_of
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
 from profiles.workloads.split_search import find_split
@@ -76,23 +74,14 @@ def _with_values(subject: Subject) -> nn.Module:
     Raises: InputError where it cannot be built; PlanError where it is too large to be tried.
     """
     spec = subject.spec
-    remade = spec.kind == "transformers" and not spec.weights
     left = sum(parameter.numel() for parameter in subject.module.parameters())
-    count = left if remade or subject.is_real else subject.num_parameters
+    count = left if is_remade(spec) or subject.is_real else subject.num_parameters
     if count > MOST_TRIED:
         raise PlanError(
             f"{spec.title}: how it is split over ranks is tried with weights, and {count / 1e6:.0f} million are too "
             f"many for that (at most {MOST_TRIED / 1e6:.0f} million): use data_parallel"
         )
-    if subject.is_real:
-        return subject.module
-    with foreign_code(spec, f"{spec.title}: its module cannot be built"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        with without_weights() if remade else contextlib.nullcontext():
-            module = subject.task.build().train()
-        if subject.taken:
-            shorten(module)
-        return with_weights(module) if remade else module
+    return subject.module if subject.is_real else real_of(subject).module
 
 
 def _split(subject: Subject, module: nn.Module, degree: int) -> Split:

@@ -38,7 +38,6 @@ class Shape:
     step: int = 1
     least: int = 0
     longest: int = 0
-    labels: tuple[str, ...] = ("labels",)
 
 
 Example = Callable[[int, int, torch.Generator], Batch]
@@ -70,7 +69,7 @@ def tokens(config: Any, samples: int, length: int, random: torch.Generator) -> T
     return ids
 
 
-def text_shape(config: Any, labels: tuple[str, ...] = ("labels",), usual: int = USUAL_TOKENS) -> Shape:
+def text_shape(config: Any, usual: int = USUAL_TOKENS) -> Shape:
     """Text as long as positions allow, or as is usual."""
     text = config.get_text_config()
     positions = first_of(text, "max_position_embeddings", "n_positions", "max_seq_len", "context_length")
@@ -80,7 +79,7 @@ def text_shape(config: Any, labels: tuple[str, ...] = ("labels",), usual: int = 
     size = min(usual, longest or usual)
     chunk = first_of(text, "chunk_size", default=1)
     step = chunk if size % chunk == 0 else 1
-    return Shape(unit="tokens", size=size, step=step, longest=longest, labels=labels)
+    return Shape(unit="tokens", size=size, step=step, longest=longest)
 
 
 def language(config: Any, samples: int, size: int, random: torch.Generator) -> Batch:
@@ -147,11 +146,11 @@ def multiple_choice(config: Any, samples: int, size: int, random: torch.Generato
     return {"input_ids": ids, "labels": torch.randint(0, 2, (samples,), generator=random)}
 
 
-def image_shape(config: Any, usual: int, step: int, labels: tuple[str, ...] = ("labels",)) -> Shape:
+def image_shape(config: Any, usual: int, step: int) -> Shape:
     """Square images: of the configuration's size where it has one, which may be the only one that it takes."""
     vision = getattr(config, "vision_config", None) or config
     size = first_of(vision, "image_size", "input_size")
-    return Shape(unit="pixels", size=size or usual, step=step if size % step == 0 else 1, labels=labels)
+    return Shape(unit="pixels", size=size or usual, step=step if size % step == 0 else 1)
 
 
 def images(config: Any, samples: int, side: int, random: torch.Generator) -> Tensor:

@@ -54,17 +54,15 @@ def told_by_the_error() -> Iterator[None]:
 @contextmanager
 def matched_in_order() -> Iterator[None]:
     """While entered, rows and columns of a fake matrix of costs are matched in order, as many as would be."""
-    scipy = sys.modules.get("scipy.optimize")
-    solve: Callable[..., Any] = getattr(scipy, MATCHING, _nothing)
+    solve = getattr(sys.modules.get("scipy.optimize"), MATCHING, None)
+    if solve is None:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get(MATCHING) is solve:
                 stack.enter_context(mock.patch.object(module, MATCHING, functools.partial(_matched, solve)))
         yield
-
-
-def _nothing() -> None:
-    """Stands where scipy is not loaded."""
 
 
 def _matched(solve: Callable[..., Any], costs: Any, *args: Any, **kwargs: Any) -> Any:

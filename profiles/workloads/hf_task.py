@@ -42,35 +42,25 @@ class Kind:
     loss: Callable[[nn.Module, Batch], Tensor] = module_loss
 
 
-def _images(usual: int, step: int, *labels: str) -> Callable[[Any], Shape]:
-    return lambda config: made.image_shape(config, usual, step, labels or ("labels",))
+def _images(usual: int, step: int) -> Callable[[Any], Shape]:
+    return lambda config: made.image_shape(config, usual, step)
 
 
 KINDS: dict[str, Kind] = {
     "causal-lm": Kind(shape=made.text_shape, example=made.language),
     "masked-lm": Kind(shape=made.text_shape, example=made.masked_language),
     "translation": Kind(shape=functools.partial(made.text_shape, usual=128), example=made.translation),
-    "question-answering": Kind(
-        shape=functools.partial(made.text_shape, labels=("start_positions", "end_positions"), usual=384),
-        example=made.question_answering,
-    ),
+    "question-answering": Kind(shape=functools.partial(made.text_shape, usual=384), example=made.question_answering),
     "sequence-classification": Kind(shape=made.text_shape, example=made.sequence_classification),
     "token-classification": Kind(shape=made.text_shape, example=made.token_classification),
     "multiple-choice": Kind(shape=functools.partial(made.text_shape, usual=128), example=made.multiple_choice),
     "image-classification": Kind(shape=_images(made.USUAL_PIXELS, 32), example=made.image_classification),
     "object-detection": Kind(shape=_images(made.DETECTION_PIXELS, 32), example=made.object_detection),
     "semantic-segmentation": Kind(shape=_images(made.SEGMENTATION_PIXELS, 32), example=made.semantic_segmentation),
-    "universal-segmentation": Kind(
-        shape=_images(made.SEGMENTATION_PIXELS, 32, "mask_labels", "class_labels"),
-        example=made.universal_segmentation,
-    ),
-    "mask-generation": Kind(
-        shape=_images(1024, 64, "masks"), example=mixtures.mask_generation, loss=mixtures.mask_loss
-    ),
+    "universal-segmentation": Kind(shape=_images(made.SEGMENTATION_PIXELS, 32), example=made.universal_segmentation),
+    "mask-generation": Kind(shape=_images(1024, 64), example=mixtures.mask_generation, loss=mixtures.mask_loss),
     "image-text-matching": Kind(
-        shape=functools.partial(made.text_shape, labels=(), usual=77),
-        example=made.contrastive,
-        loss=mixtures.contrastive_loss,
+        shape=functools.partial(made.text_shape, usual=77), example=made.contrastive, loss=mixtures.contrastive_loss
     ),
     "image-text-to-text": Kind(
         shape=mixtures.image_text_shape,
@@ -116,7 +106,6 @@ def task_of_class(
         size_step=shape.step,
         least_size=shape.least,
         longest_size=shape.longest,
-        labels=shape.labels,
     )
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from profiles.workloads.forwards import replace_forward
+
 WIDEST = 1e4
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -68,9 +70,9 @@ def look(block: nn.Module, path: str, called: Arguments, trained: list[bool], se
         for name, part in block.named_modules():
             own = ".".join(filter(None, (path, name)))
             if is_linear(part):
-                _watch(undo, part, _linear(flow, own, part, part.forward))
+                replace_forward(undo, part, _linear(flow, own, part, part.forward))
             elif isinstance(part, nn.Embedding):
-                _watch(undo, part, _lookup(flow, own, part.forward))
+                replace_forward(undo, part, _lookup(flow, own, part.forward))
             else:
                 flow.parameters |= {
                     f"{own}.{key}" if own else key: value for key, value in part.named_parameters(recurse=False)
@@ -88,18 +90,6 @@ def _noisy(value: Tensor, random: torch.Generator) -> Tensor:
     width = spread if 0 < spread < WIDEST else 1.0
     noise = torch.randn(value.shape, generator=random, dtype=torch.float32).to(value)
     return value + width * noise
-
-
-def _watch(undo: ExitStack, part: nn.Module, forward: Callable[..., Any]) -> None:
-    before = part.__dict__.get("forward")
-    part.__dict__["forward"] = forward
-
-    def restore() -> None:
-        del part.__dict__["forward"]
-        if before is not None:
-            part.__dict__["forward"] = before
-
-    undo.callback(restore)
 
 
 def _linear(flow: Flow, path: str, part: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,6 +19,8 @@ from profiles.workloads.tensor_splits import Split
 # Sets of at most so many numbers are tried, of at most so many that are read.
 MOST_TOGETHER, MOST_READ = 4, 12
 CLOSE = 1e-4
+# What torch and modules raise at shapes that do not fit; anything else is a mistake.
+UNFIT = (RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
 # By path of a module, what of it is divided.
 Numbers = dict[str, dict[str, int]]
 
@@ -76,14 +78,14 @@ def _adds_up(module: nn.Module, flow: Flow, group: Group, called: Arguments, num
 
 
 def _parts(module: nn.Module, split: Split, unit: str, called: Arguments, rank: int, calls: int) -> list[Tensor]:
-    """What one rank gives; nothing where it fails, as it does on shapes that numbers do not fit."""
+    """What one rank gives; nothing where it fails on shapes that numbers do not fit."""
     trial = _Trial(rank, calls)
     try:
         with run_as_rank(module, split, trial):
             module.get_submodule(unit)(*called[0], **called[1])
     except _Stop:
         return trial.parts
-    except Exception:
+    except UNFIT:
         return []
     return []
 

@@ -7,13 +7,14 @@ of what the ranks give, or of the gradients of what they are given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from profiles.workloads.forwards import replace_forward
 from profiles.workloads.randomness import silence
 from profiles.workloads.split_ranks import Ranks, run_as_rank
 from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split
@@ -116,17 +117,11 @@ class _One(Ranks):
 @contextmanager
 def _whole_run(module: nn.Module, split: Split, seen: _Seen) -> Iterator[None]:
     """While entered, the module runs as it is, and what matters of it is noted."""
-    before = {path: module.get_submodule(path).__dict__.get("forward") for path in split.styles}
-    for path, style in split.styles.items():
-        part = module.get_submodule(path)
-        part.__dict__["forward"] = _noted(seen, path, style, part.forward)
-    try:
+    with ExitStack() as undo:
+        for path, style in split.styles.items():
+            part = module.get_submodule(path)
+            replace_forward(undo, part, _noted(seen, path, style, part.forward))
         yield
-    finally:
-        for path, forward in before.items():
-            del module.get_submodule(path).__dict__["forward"]
-            if forward is not None:
-                module.get_submodule(path).__dict__["forward"] = forward
 
 
 def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

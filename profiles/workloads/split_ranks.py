@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from profiles.workloads.experts import Compute, set_dispatch
+from profiles.workloads.forwards import replace_forward
 from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Pieces, Split
 
 
@@ -48,16 +49,16 @@ def run_as_rank(module: nn.Module, split: Split, ranks: Ranks) -> ExitStack:
     undo = ExitStack()
     for path, style in split.styles.items():
         part = module.get_submodule(path)
-        _replace(undo, part, functools.partial(_WAYS[style], split, ranks, path, part, part.forward))
+        replace_forward(undo, part, functools.partial(_WAYS[style], split, ranks, path, part, part.forward))
     by_owner: dict[str, list[str]] = {}
     for name in split.parameters:
         by_owner.setdefault(name.rpartition(".")[0], []).append(name)
     for path, names in by_owner.items():
         part = module.get_submodule(path)
-        _replace(undo, part, functools.partial(_with_parts, split, ranks, part, names, part.forward))
+        replace_forward(undo, part, functools.partial(_with_parts, split, ranks, part, names, part.forward))
     for path in {path for path, _ in split.arguments}:
         part = module.get_submodule(path)
-        _replace(undo, part, functools.partial(_with_arguments, split, ranks, path, part.forward))
+        replace_forward(undo, part, functools.partial(_with_arguments, split, ranks, path, part.forward))
     for path, values in split.attributes.items():
         part = module.get_submodule(path)
         for name, value in values.items():
@@ -88,19 +89,6 @@ def _set(undo: ExitStack, part: nn.Module, name: str, value: int) -> None:
         setattr(part, name, value)
 
 
-def _replace(undo: ExitStack, part: nn.Module, forward: Callable[..., Any]) -> None:
-    before = part.__dict__.get("forward")
-    functools.update_wrapper(forward, part.forward)
-    part.__dict__["forward"] = forward
-    undo.callback(_restore, part, before)
-
-
-def _restore(part: nn.Module, forward: Callable[..., Any] | None) -> None:
-    part.__dict__.pop("forward", None)
-    if forward is not None:
-        part.__dict__["forward"] = forward
-
-
 def _columns(split: Split, ranks: Ranks, path: str, part: Any, forward: Any, value: Tensor) -> Tensor:
     own = split.pieces[path][ranks.rank]
     if split.styles[path] == COLUMNS:
@@ -127,16 +115,13 @@ def _experts(
     split: Split, ranks: Ranks, path: str, part: Any, forward: Any, hidden: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
     pieces = split.pieces[path][ranks.rank]
-    names = [name for name, _ in part.named_parameters(recurse=False)]
+    parts = {name: ranks.part(own, 0, pieces) for name, own in part.named_parameters(recurse=False)}
     set_dispatch(part, functools.partial(_own_experts, pieces[0]))
-    for name in names:
-        # Found before the parameter, which stays registered.
-        part.__dict__[name] = ranks.part(getattr(part, name), 0, pieces)
     try:
-        answers = forward(ranks.entered(path, hidden), index, ranks.entered(path, weights))
+        with _holding(part, parts):
+            answers = forward(ranks.entered(path, hidden), index, ranks.entered(path, weights))
     finally:
-        for name in (*names, "dispatch"):
-            del part.__dict__[name]
+        del part.__dict__["dispatch"]
     return ranks.added(path, answers, None)
 
 
@@ -156,16 +141,23 @@ def _with_parts(
     split: Split, ranks: Ranks, part: Any, names: list[str], forward: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Call a module that finds parts of its parameters under their names."""
+    parts: dict[str, Tensor] = {}
     for name in names:
-        dim, pieces = split.parameters[name]
-        own = name.rpartition(".")[2]
-        # Found before the parameter, which stays registered.
-        part.__dict__[own] = taken(getattr(part, own), dim, pieces[ranks.rank])
-    try:
+        (dim, pieces), own = split.parameters[name], name.rpartition(".")[2]
+        parts[own] = taken(getattr(part, own), dim, pieces[ranks.rank])
+    with _holding(part, parts):
         return forward(*args, **kwargs)
+
+
+@contextmanager
+def _holding(part: nn.Module, parts: Mapping[str, Tensor]) -> Iterator[None]:
+    """While entered, a module finds these under the names of its parameters, which stay registered."""
+    part.__dict__.update(parts)
+    try:
+        yield
     finally:
-        for name in names:
-            del part.__dict__[name.rpartition(".")[2]]
+        for name in parts:
+            del part.__dict__[name]
 
 
 def _with_arguments(split: Split, ranks: Ranks, path: str, forward: Any, *args: Any, **kwargs: Any) -> Any:

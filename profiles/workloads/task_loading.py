@@ -100,7 +100,6 @@ def _task_of_module(spec: WorkloadSpec, factory: Callable[[], Any], module: obje
         unit="tokens",
         size=usual,
         longest_size=longest,
-        labels=("targets",),
     )
 
 

@@ -7,28 +7,26 @@ the whole module under fake tensors.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from planner.prediction import PlanFile
 from profiles import artifacts
-from profiles.models.operators import PHASES, evaluate
 from profiles.models.profile import ModelProfile
 from profiles.workloads.task_loading import load_task, wants_task
 from tests.matrix.by_torch import counted
 from tests.matrix.real_configs import REAL, Real
+from tests.matrix.rows import read_rows, write_rows
+from tests.matrix.ways import SAMPLES, totals
 
 TABLE = Path(__file__).parent.parent / "golden" / "real_sizes.csv"
 PLAN = ("--gpus", "8", "--device", "a100-sxm-80gb", "--global-batch", "256")
-# Samples that no run has that is traced.
-SAMPLES = 6
 GIB = 2**20  # in KiB, as systems say how much a process had
 
 
@@ -110,25 +108,17 @@ def flops_over_torch(real: Real, profile: ModelProfile) -> str:
         theirs = counted(task, SAMPLES, task.size)
     except Exception:  # whatever libraries raise where a fake tensor has no value
         return ""
-    at = (SAMPLES, task.size, 1)
-    ours = sum(float(evaluate(one.flops(phase), *at)) for one in profile.each_layer("fp32") for phase in PHASES)
-    return f"{ours / theirs:.6f}"
+    return f"{totals(profile, SAMPLES, task.size)[0] / theirs:.6f}"
 
 
 def recorded() -> dict[str, Row]:
     """The rows of the table as it is."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open() as file:
-        return {row["name"]: Row(**row) for row in csv.DictReader(file)}
+    return read_rows(TABLE, Row)
 
 
 def write(rows: dict[str, Row]) -> None:
     """Write the table, its rows in the order of the models."""
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(rows[real.name]) for real in REAL if real.name in rows)
+    write_rows(TABLE, Row, (rows[real.name] for real in REAL if real.name in rows))
 
 
 def main(names: list[str]) -> int:

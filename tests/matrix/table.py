@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
 
 from profiles.models.profile import WorkloadSpec
 from tests.matrix.architectures import ARCHITECTURES
+from tests.matrix.rows import read_rows, write_rows
 from tests.matrix.user_modules import MODULES
 from tests.matrix.ways import Row
 
@@ -27,15 +26,9 @@ def models() -> Iterator[tuple[WorkloadSpec, int]]:
 
 def recorded() -> dict[str, Row]:
     """The rows of the table as it is."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open() as file:
-        return {row["name"]: Row(**row) for row in csv.DictReader(file)}
+    return read_rows(TABLE, Row)
 
 
 def write(rows: dict[str, Row]) -> None:
     """Write the table, its rows in the order of the matrix."""
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(rows[spec.name]) for spec, _ in models() if spec.name in rows)
+    write_rows(TABLE, Row, (rows[spec.name] for spec, _ in models() if spec.name in rows))
