@@ -147,7 +147,7 @@ def _is_profile(model: str) -> bool:
 
 
 def trace_model(model: str, trusted: Sequence[str] = (), asked: Asked = NOTHING) -> ModelProfile:
-    """Trace `model` afresh: all that `load_model` takes, an alias or a profile through what it was made from.
+    """The trace of `model`, made now or kept from before: all that `load_model` takes, through what it was made from.
 
     Raises: as `load_model`, and InputError where it cannot be built or traced.
     """
