@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from executor.axes.optimizer import grouped, is_updated, states_by_parameter
+from executor.axes.optimizer import grouped, is_updated, make_states, states_by_parameter
 from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
 from executor.micro_batches import on_device, split_batch
 from executor.rank_model import RankModel
 from executor.run.checkpoint import Progress, latest, read_progress, restore, save
 from executor.run.export import export_weights
-from executor.run.loop_state import loop_state, make_states, restore_loop
+from executor.run.loop_state import loop_state, restore_loop
 from planner.plans import Plan
 from planner.prediction import Candidate
 from profiles.errors import InputError
@@ -127,10 +127,8 @@ class AppliedPlan:
         Weights, buffers and what the optimizer keeps are read again on any layout of the same model; `extra` is yours,
         anything that JSON holds, such as a schedule's state or where the data stands.
         """
-        target = Path(folder)
-        # What the optimizer keeps is there after its first step only.
-        make_states(self._own_optimizer)
-        return save(target, self._progress(self.num_steps), self, loop_state(self._own_optimizer, extra))
+        loop = loop_state(self._own_optimizer, extra)
+        return save(Path(folder), self._progress(self.num_steps), self, loop)
 
     def load(self, folder: str | Path) -> dict[str, Any]:
         """Go on from the newest checkpoint in `folder`; the `extra` that was saved with it, {} where there is none.
@@ -142,8 +140,7 @@ class AppliedPlan:
             return {}
         found = read_progress(path)
         if found.model != self._progress(0).model:
-            raise InputError(f"{path} is of another model: its parameters have other names or shapes")
-        make_states(self._own_optimizer)
+            raise InputError(f"{path} is of another model: its parameters have other names")
         restore(path, self)
         self.model.num_steps = found.step
         return restore_loop(path, self._own_optimizer)
@@ -205,6 +202,10 @@ class AppliedPlan:
     def moments_by_parameter(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What the optimizer keeps of each parameter that this rank updates."""
         return states_by_parameter(self._own_optimizer)
+
+    def make_moments(self) -> None:
+        """Let the optimizer make what it keeps, where it has taken no step."""
+        make_states(self._own_optimizer)
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""

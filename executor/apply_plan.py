@@ -49,8 +49,8 @@ def apply(
 
     `plan` is a plan file (its best plan that can be run), or one plan. Every rank gives the same module with the same
     weights. `loss(module, batch)` is a scalar; else what the module returns as `loss`, or first. `example` is a batch
-    of one replica, which pipelines need beforehand, and modules that leave parameters without a gradient. `device` is
-    where the rank computes, its GPU unless told. `seed` is what random numbers of a step begin with.
+    of one replica, which stages and splits need beforehand, and modules that leave parameters without a gradient.
+    `device` is where the rank computes, its GPU unless told. `seed` is what random numbers of a step begin with.
     The process group is joined unless there is one.
 
     Raises: PlanError where the plan is of another model or cannot be carried out on a module as it is; InputError,
@@ -124,27 +124,21 @@ def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: floa
     """This process's place in the job, and whether its group is ours to leave."""
     kind = current_device_kind() if device is None else torch.device(device).type
     check_precision(plan, kind)
-    owns_group = False
-    if dist.is_initialized():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        own = torch.device(device) if device is not None else torch.device(kind, local) if kind == "cuda" else None
-        rank = Rank(
-            rank=dist.get_rank(),
-            local_rank=local,
-            num_ranks=dist.get_world_size(),
-            device=own if own is not None else torch.device("cpu"),
-        )
-    elif in_job():
+    starts_group = not dist.is_initialized() and in_job()
+    if starts_group:
         join_slurm()
-        stay_on_this_host()
-        rank, owns_group = enter_group(kind, timeout_seconds), True
-    else:
-        rank = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device(kind))
-    if rank.num_ranks != plan.num_devices:
+    count = dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"]) if starts_group else 1
+    if count != plan.num_devices:
         raise PlanError(
-            f"plan {plan.id} is for {plan.num_devices} ranks, the job has {rank.num_ranks}: start as many with torchrun"
+            f"plan {plan.id} is for {plan.num_devices} ranks, the job has {count}: start as many with torchrun"
         )
-    return rank, owns_group
+    if starts_group:
+        stay_on_this_host()
+        return enter_group(kind, timeout_seconds), True
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    own = torch.device(device) if device is not None else torch.device(f"cuda:{local}" if kind == "cuda" else kind)
+    number = dist.get_rank() if dist.is_initialized() else 0
+    return Rank(rank=number, local_rank=local, num_ranks=count, device=own), False
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from executor.axes.optimizer import build_optimizer, is_updated, states_by_parameter
+from executor.axes.optimizer import build_optimizer, is_updated, make_states, states_by_parameter
 from executor.observe.events import OPTIMIZER, StepTrace
 from executor.rank_model import RankModel
 
@@ -41,6 +41,10 @@ class Trainer(RankModel):
     def moments_by_parameter(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What the optimizer keeps of each parameter that this rank updates."""
         return states_by_parameter(self.optimizer)
+
+    def make_moments(self) -> None:
+        """Let the optimizer make what it keeps, where it has taken no step."""
+        make_states(self.optimizer)
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""

@@ -27,9 +27,11 @@ from planner.schedules.steps import Shape
 from planner.simulate.step import simulate
 from planner.simulate.step_work import Bucket, StageWork, StepWork, Transfer
 from planner.space.question import jobs_of
-from profiles.library import trace_model
+from profiles.library import load_model
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.ranks.launcher import launch
+from profiles.tracing.trace import trace
+from profiles.workloads.loading import load_workload
 from tests.bench_gate import judge, processor_seconds, record, workload_seconds
 from tests.bench_space import big_setting
 from tests.pipeline_builders import random_seconds
@@ -185,7 +187,8 @@ def program_numbers(repeats: int) -> dict[str, float]:
                 for gpus, batch in COMMANDS.items()
             },
             "price one plan as a job": one_job(),
-            "trace an 8B model, two precisions": lambda: trace_model("llama-3.1-8b"),
+            # Not one that is kept from before.
+            "trace an 8B model, two precisions": lambda: trace(load_workload(load_model("llama-3.1-8b").workload)),
             STEP: lambda: simulate(step),
             **pipelines(),
         },

@@ -118,6 +118,39 @@ def test_one_rank_needs_no_launcher() -> None:
     torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_loop_that_saves_goes_on_as_one_that_does_not(first: int, tmp_path: Path) -> None:
+    batches = [{"x": torch.randn(2, 4), "y": torch.randn(2, 4)} for _ in range(5)]
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+
+    def job_of(module: Plain) -> tuple[Any, torch.optim.Optimizer]:
+        job = executor.apply(Plan(micro_batch_size=2), module, device="cpu")
+        return job, job.optimizer(torch.optim.SGD, **options)
+
+    torch.manual_seed(0)
+    theirs, ours, again = Plain(), Plain(), Plain()
+    ours.load_state_dict(theirs.state_dict())
+    other = torch.optim.SGD(theirs.parameters(), **options)
+    job, optimizer = job_of(ours)
+    for step, batch in enumerate(batches):
+        if step == first:
+            # Before its first step as well, when the optimizer holds nothing yet.
+            job.save(tmp_path, {"at": step})
+        job.step(batch)
+        optimizer.step()
+        other.zero_grad()
+        theirs(**batch).backward()
+        other.step()
+    resumed, after = job_of(again)
+    assert resumed.load(tmp_path) == {"at": first}
+    assert resumed.num_steps == first
+    for batch in batches[first:]:
+        resumed.step(batch)
+        after.step()
+    for module in (ours, again):
+        torch.testing.assert_close(dict(module.named_parameters()), dict(theirs.named_parameters()))
+
+
 def test_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
     module = Plain()
     with pytest.raises(InputError, match="the model is a str"):

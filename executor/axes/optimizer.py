@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
+
+from profiles.errors import InputError
 
 LEARNING_RATE = 1e-3
 # In a group of parameters, which options it was given: the same on every layout, where groups are others.
@@ -53,8 +56,42 @@ def own_share(optimizer: Optimizer) -> Optimizer:
 
 
 def states_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """What an optimizer keeps of each parameter that this rank updates."""
-    return own_share(optimizer).state  # type: ignore[return-value]
+    """What an optimizer keeps of each parameter that this rank updates.
+
+    Raises: InputError where that is anything but tensors, which a checkpoint of any layout could not place.
+    """
+    found: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for parameter, values in own_share(optimizer).state.items():
+        found[parameter] = {name: value for name, value in values.items() if value is not None}
+        for name, value in found[parameter].items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"{type(own_share(optimizer)).__name__} keeps {name} as a {type(value).__name__}: only tensors can "
+                    "be saved"
+                )
+    return found
+
+
+def make_states(optimizer: Optimizer) -> None:
+    """Let an optimizer that has taken no step make what it keeps, by a step of rate 0 over gradients of 0.
+
+    What it then holds is no start of a training, but has the shapes into which a checkpoint is read.
+    """
+    own = own_share(optimizer)
+    if own.state:
+        return
+    parameters = [parameter for group in own.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters]
+    rates = [group["lr"] for group in own.param_groups]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in own.param_groups:
+        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+    own.step()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for group, rate in zip(own.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def is_updated(optimizer: Optimizer, parameter: nn.Parameter) -> bool:

@@ -37,6 +37,8 @@ from profiles.workloads.workload import Workload
 FOLDER = re.compile(r"step-(\d{8})")
 # What a user's own loop saves beside.
 LOOP = "loop.json"
+# What names of an optimizer's tensors begin with.
+OPTIMIZER = "optimizer."
 # The newest, and the one before: where the disk fills up while one is saved, the other is still whole.
 NUM_KEPT = 2
 
@@ -90,6 +92,9 @@ class Trained(Protocol):
     @property
     def rearranged(self) -> dict[str, tuple[int, OfRanks]]:
         """Of fused weights that are split, the dimension and what each rank has of the whole, by global name."""
+
+    def make_moments(self) -> None:
+        """Let the optimizer make what it keeps, where it has taken no step."""
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""
@@ -152,12 +157,12 @@ def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, 
     What is half written has another name, and goes with the next one. `loop` is what a user's loop keeps beside it.
     """
     whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
-    if dist.get_rank() == 0:
+    if _is_first():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    dcp_save(state_of(trainer), storage_writer=Writer(part))
-    if dist.get_rank() == 0:
+    _wait()
+    dcp_save(state_of(trainer), storage_writer=Writer(part), no_dist=not dist.is_initialized())
+    if _is_first():
         write_text(part / "progress.json", json.dumps(asdict(progress)))
         if loop is not None:
             write_text(part / LOOP, json.dumps(loop))
@@ -165,8 +170,18 @@ def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, 
         part.rename(whole)
         for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+    _wait()
     return whole
+
+
+def _is_first() -> bool:
+    """Whether this process writes for all: rank 0, or one that is no rank."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def restore(path: Path, trainer: Trained) -> None:
@@ -174,7 +189,9 @@ def restore(path: Path, trainer: Trained) -> None:
 
     Raises: ArtifactError where the folder is damaged, or of another model.
     """
-    _load(path, state_of(trainer))
+    if any(name.startswith(OPTIMIZER) for name in read_index(path).tensors):
+        trainer.make_moments()
+    _load(path, state_of(trainer), no_dist=not dist.is_initialized())
 
 
 def save_weights(folder: Path, trainer: Trained) -> None:
@@ -232,23 +249,16 @@ def _whole(model: nn.Module) -> dict[str, Any]:
 
 
 def state_of(trainer: Trained) -> dict[str, Any]:
-    """Weights, buffers and moments by global name, as tensors that know their place.
-
-    Moments that are not there yet are made.
-    """
+    """Weights, buffers and the moments that are there, by global name, as tensors that know their place."""
     state: dict[str, Any] = {f"model.{name}": buffer for name, buffer in trainer.buffers.items()}
     moments = trainer.moments_by_parameter
     for name, parameter in trainer.named_parameters.items():
         state[f"model.{name}"] = _in_place(parameter, parameter, trainer.rearranged.get(name))
         if not trainer.updates(parameter):
             continue
-        own = moments.setdefault(parameter, {})
-        if not own:
-            own["step"] = torch.zeros((), dtype=torch.float32)
-            own["exp_avg"], own["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
         state |= {
-            f"optimizer.{key}.{name}": _in_place(value, parameter, trainer.rearranged.get(name))
-            for key, value in own.items()
+            f"{OPTIMIZER}{key}.{name}": _in_place(value, parameter, trainer.rearranged.get(name))
+            for key, value in moments.get(parameter, {}).items()
         }
     return state
 

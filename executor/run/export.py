@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
@@ -49,6 +49,6 @@ def _write(folder: Path, weights: dict[str, Tensor], module: nn.Module) -> None:
     save_torch_state_dict(whole, folder, metadata={"format": "pt"})
     config: Any = getattr(module, "config", None)
     if hasattr(config, "save_pretrained"):
-        config.architectures = [type(module).__name__]
-        with torch.no_grad():
-            config.save_pretrained(folder)
+        named = copy.deepcopy(config)
+        named.architectures = [type(module).__name__]
+        named.save_pretrained(folder)
