@@ -61,7 +61,8 @@ def states_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Te
     Raises: InputError where that is anything but tensors, which a checkpoint of any layout could not place.
     """
     found: dict[nn.Parameter, dict[str, Tensor]] = {}
-    for parameter, values in own_share(optimizer).state.items():
+    state: Mapping[Any, Mapping[str, Any]] = own_share(optimizer).state
+    for parameter, values in state.items():
         found[parameter] = {name: value for name, value in values.items() if value is not None}
         for name, value in found[parameter].items():
             if not isinstance(value, Tensor):

@@ -54,7 +54,7 @@ def told_by_the_error() -> Iterator[None]:
 @contextmanager
 def matched_in_order() -> Iterator[None]:
     """While entered, rows and columns of a fake matrix of costs are matched in order, as many as would be."""
-    solve = getattr(sys.modules.get("scipy.optimize"), MATCHING, None)
+    solve: Callable[..., Any] | None = getattr(sys.modules.get("scipy.optimize"), MATCHING, None)
     if solve is None:
         yield
         return
