@@ -54,10 +54,11 @@ def told_by_the_error() -> Iterator[None]:
 @contextmanager
 def matched_in_order() -> Iterator[None]:
     """While entered, rows and columns of a fake matrix of costs are matched in order, as many as would be."""
-    solve: Callable[..., Any] | None = getattr(sys.modules.get("scipy.optimize"), MATCHING, None)
-    if solve is None:
+    scipy = sys.modules.get("scipy.optimize")
+    if scipy is None:
         yield
         return
+    solve: Callable[..., Any] = getattr(scipy, MATCHING)
     with contextlib.ExitStack() as stack:
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get(MATCHING) is solve:
