@@ -57,6 +57,10 @@ def execute(
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the plans train as a plain loop does.")
     ] = False,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Train by the best plan: optimizer, schedule, data, evaluation."),
+    ] = None,
     compress: Annotated[
         bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
     ] = False,
@@ -149,7 +153,7 @@ def execute(
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
-        trusted=trusted, runs=runs,
+        trusted=trusted, runs=runs, train=train,
     )  # fmt: skip
     if check:
         from executor.run.check_command import run_checks
@@ -181,7 +185,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:
         follow = Follower(out, advance, verbose, kept)
         fields = launch(
-            "executor.run.session:run_order",
+            job.entry,
             job.payload,
             job.file.num_devices,
             job.order.device_kind,

@@ -14,6 +14,8 @@ from executor.run.checkpoint_index import read_index
 from executor.run.checks import check_data, check_devices, check_precision, check_task, facts_of_workload
 from executor.run.session import Order
 from executor.run.subject import load_subject
+from executor.train.prepare import check_training, data_for_check, with_weights
+from executor.train.settings import TrainSettings, read_settings
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
@@ -41,11 +43,19 @@ class Job:
     load_before: MachineLoad | None = None
     max_restarts: int = 0
     trusted: tuple[str, ...] = ()
+    training: TrainSettings | None = None
+
+    @property
+    def entry(self) -> str:
+        """What every rank runs."""
+        return "executor.run.session:run_order" if self.training is None else "executor.train.session:run_training"
 
     @property
     def payload(self) -> dict[str, Any]:
         """What the ranks are given, JSON-able."""
-        return {"file": asdict(self.file), "order": asdict(self.order), "trusted": list(self.trusted)}
+        training = None if self.training is None else asdict(self.training)
+        order = asdict(self.order)
+        return {"file": asdict(self.file), "order": order, "trusted": list(self.trusted), "training": training}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,7 @@ class RunOptions:
     trace: Path | None = None
     trusted: tuple[str, ...] = ()
     runs: Path | None = None
+    train: Path | None = None
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -73,23 +84,28 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
     """
     file = artifacts.read(plan_path, "plan", PlanFile)
+    training = None if options.train is None else read_settings(options.train)
+    if training is not None:
+        file = with_weights(file, training)
     chosen, notes = choose(file, options.top, options.with_baseline)
-    device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
+    device_kind, checkpoints = current_device_kind(), options.checkpoints
     if checkpoints is not None and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
-    path = _data_path(data)
+    path = _data_path(options.data) if training is None else data_for_check(training.data)
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
-        check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
-        notes += check_task(file.candidates[index].plan, workload, device_kind)
-        check_precision(file.candidates[index].plan, device_kind)
-    check_data(file, workload, path)
+        notes += _checked(file.candidates[index].plan, file, workload, device_kind)
+    if training is None:
+        check_data(file, workload, path)
+        load_data(path, workload, file.sequence_length, options.seed)
+    else:
+        plan = file.candidates[chosen[0]].plan
+        check_training(training, file, plan, workload, options.seed, options.trusted, keeps=checkpoints is not None)
     for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
         if folder is not None:
             ensure_folder(folder)
     if checkpoints is not None:
         notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
-    load_data(path, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
     if oversubscribed:
@@ -111,12 +127,21 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         ),
         max_restarts=options.max_restarts,
         trusted=options.trusted,
-        data_name=data_name("" if data is None else str(data), workload),
+        data_name=data_name(training.data.train if training else str(options.data or ""), workload),
         oversubscribed=oversubscribed,
         notes=(*notes, *warnings),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_before=load_before,
+        training=training,
     )
+
+
+def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:
+    """Hold a plan against its model and this machine; notes on it."""
+    check_plan(plan, file, facts_of_workload(workload))
+    notes = check_task(plan, workload, device_kind)
+    check_precision(plan, device_kind)
+    return notes
 
 
 def _data_path(data: Path | None) -> str:
