@@ -15,7 +15,7 @@ from executor.run.checks import check_data, check_devices, check_precision, chec
 from executor.run.session import Order
 from executor.run.subject import load_subject
 from executor.train.prepare import check_training, data_for_check, with_weights
-from executor.train.settings import TrainSettings, read_settings
+from executor.train.settings import TrainSettings, flat, read_settings
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
@@ -49,6 +49,17 @@ class Job:
     def entry(self) -> str:
         """What every rank runs."""
         return "executor.run.session:run_order" if self.training is None else "executor.train.session:run_training"
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """Where else numbers go than to the log."""
+        return () if self.training is None else self.training.log.sinks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sink is told of a training: the best plan, and its settings by their path."""
+        plan = self.file.candidates[self.order.chosen[0]].plan
+        return {"plan": plan.id} | ({} if self.training is None else flat(self.training))
 
     @property
     def payload(self) -> dict[str, Any]:

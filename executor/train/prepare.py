@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from executor.run.checks import check_data
+from executor.run.sinks import check_sinks
 from executor.train.hf_weights import known_names
 from executor.train.optimizers import optimizer_class
 from executor.train.samples import is_tokens, sources_of
@@ -52,6 +53,7 @@ def check_training(
     Raises: InputError, PlanError, EnvironmentFailure.
     """
     _check_trusted(settings.data, trusted)
+    check_sinks(settings.log.sinks)
     optimizer_class(settings.optimizer, plan, keeps_checkpoints=keeps)
     if settings.weights:
         check_weights(replace(workload.spec, weights=settings.weights))

@@ -25,7 +25,7 @@ from executor.train.samples import OfReplica, Share, sources_of
 from executor.train.settings import TrainSettings
 from planner.parts import PART_NAMES
 from profiles.artifacts import validate
-from profiles.errors import InputError
+from profiles.errors import InputError, ToleranceError
 from profiles.machines.counters import Watch
 from profiles.machines.load import load_of
 from profiles.ranks.rank import own_cores, report
@@ -41,6 +41,9 @@ def run_training(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
         kept = session.order.checkpoints
         is_new = kept is None or not kept.goes_on
         check = checks_of(session)[0] if settings.check and is_new else NOT_CHECKED
+        if check.status == "failed":
+            (candidate,) = session.candidates
+            raise ToleranceError(f"plan {candidate.plan.id}: {check.reason}: nothing was trained")
         measured = train(session, settings, check)
         return [asdict(measured)] if session.rank.rank == 0 else None
 

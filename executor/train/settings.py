@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.prediction import PlanFile
 from profiles.artifacts import STRICT, validate
@@ -16,7 +16,7 @@ from profiles.workloads.trust import is_factory
 
 OptimizerName = Literal["adamw", "sgd", "adafactor", "adamw8bit"]
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
-Sink = Literal["tensorboard", "wandb", "mlflow"]
+Sink = Literal["wandb", "mlflow"]
 TokenType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
 WANTED = "give --train a file of settings in TOML"
 
@@ -163,6 +163,14 @@ def read_settings(path: Path) -> TrainSettings:
         export=_absolute(folder, settings.export),
         data=replace(data, train=_absolute(folder, data.train), evaluation=_absolute(folder, data.evaluation)),
     )
+
+
+def flat(settings: TrainSettings) -> dict[str, Any]:
+    """Settings by their path, as in "optimizer.lr"."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(settings).items():
+        found |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _absolute(folder: Path, name: str) -> str:

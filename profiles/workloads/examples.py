@@ -60,9 +60,11 @@ def tokens(config: Any, samples: int, length: int, random: torch.Generator) -> T
     vocabulary = first_of(text, "vocab_size", default=256)
     first = FIRST_TOKEN if vocabulary > 2 * FIRST_TOKEN else 0
     ids = torch.randint(first, vocabulary, (samples, length), generator=random)
-    special = {getattr(text, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    special |= {getattr(config, f"{kind}_token_{end}", None) for kind in ("image", "video") for end in ("id", "index")}
-    special |= {getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")}
+    said = [getattr(text, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
+    said += [getattr(config, f"{kind}_token_{end}", None) for kind in ("image", "video") for end in ("id", "index")]
+    said += [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
+    # A text may end in one of several.
+    special = {word for own in said for word in (own if isinstance(own, list | tuple) else [own])}
     for word in special:
         if isinstance(word, int):
             ids[ids == word] = first + 1 if word == first else first
