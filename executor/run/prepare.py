@@ -112,11 +112,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     else:
         plan = file.candidates[chosen[0]].plan
         check_training(training, file, plan, workload, options.seed, options.trusted, keeps=checkpoints is not None)
-    for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
-        if folder is not None:
-            ensure_folder(folder)
-    if checkpoints is not None:
-        notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options.seed)
+    notes += _kept(options, file.candidates[chosen[0]].plan, workload)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
     if oversubscribed:
@@ -145,6 +141,15 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         load_before=load_before,
         training=training,
     )
+
+
+def _kept(options: RunOptions, plan: Plan, workload: Workload) -> list[str]:
+    """Make the folders that a run writes into; where it goes on from."""
+    kept = options.checkpoints
+    for folder in (options.runs, options.trace, Path(kept.folder) if kept else None):
+        if folder is not None:
+            ensure_folder(folder)
+    return [] if kept is None else _resumed(kept, plan, workload, options.seed)
 
 
 def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from executor.train.settings import OptimizerSettings
@@ -77,5 +77,9 @@ class Rates:
         """Set them for step `step`, from 0; the factor."""
         factor = self._factor(step)
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
-            group["lr"] = own * factor
+            if isinstance(group["lr"], Tensor):
+                # Compiled optimizers read it where it is.
+                group["lr"].fill_(own * factor)
+            else:
+                group["lr"] = own * factor
         return factor
