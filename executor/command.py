@@ -135,8 +135,10 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
+    from executor.run.check_command import run_checks
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
+    from executor.run.run_command import run
     from profiles.files import ensure_writable
 
     out = console.console(json_output)
@@ -156,13 +158,9 @@ def execute(
         trusted=trusted, runs=runs, train=train,
     )  # fmt: skip
     if check:
-        from executor.run.check_command import run_checks
-
         run_checks(prepare(plan, options), out, json_output)
-        return
-    from executor.run.run_command import run
-
-    run(prepare(plan, options), out, verbose, json_output, output, runs)
+    else:
+        run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
 def _compress(

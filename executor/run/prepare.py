@@ -99,8 +99,8 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     if training is not None:
         file = with_weights(file, training)
     chosen, notes = choose(file, options.top, options.with_baseline)
-    device_kind, checkpoints = current_device_kind(), options.checkpoints
-    if checkpoints is not None and len(chosen) > 1:
+    device_kind, keeps = current_device_kind(), options.checkpoints is not None
+    if keeps and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     path = _data_path(options.data) if training is None else data_for_check(training.data)
     workload = load_subject(file, options.trusted, path, str(plan_path))
@@ -111,14 +111,12 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         load_data(path, workload, file.sequence_length, options.seed)
     else:
         plan = file.candidates[chosen[0]].plan
-        check_training(training, file, plan, workload, options.seed, options.trusted, keeps=checkpoints is not None)
+        check_training(training, file, plan, workload, options.seed, options.trusted, keeps=keeps)
     notes += _kept(options, file.candidates[chosen[0]].plan, workload)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
-    if oversubscribed:
-        notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
-    notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
     load_before, warnings = look_before(file.num_devices)
+    notes += [*_machine_notes(file, device_kind, oversubscribed), *filter(None, [open_to()]), *warnings]
     return Job(
         file=file,
         order=Order(
@@ -128,7 +126,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             seed=options.seed,
             data_file=path,
             device_kind=device_kind,
-            checkpoints=checkpoints,
+            checkpoints=options.checkpoints,
             timeout_seconds=options.timeout,
             trace_folder="" if options.trace is None else str(options.trace.absolute()),
         ),
@@ -136,7 +134,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         trusted=options.trusted,
         data_name=data_name(training.data.train if training else str(options.data or ""), workload),
         oversubscribed=oversubscribed,
-        notes=(*notes, *warnings),
+        notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_before=load_before,
         training=training,
@@ -186,7 +184,12 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
     return [f"going on from step {found.step}, {path}"]
 
 
-def _machine_notes(file: PlanFile, device_kind: str) -> list[str]:
+def _machine_notes(file: PlanFile, device_kind: str, oversubscribed: bool) -> list[str]:
+    shared = [f"{file.num_devices} ranks share this machine's cores: step times are not judged"]
+    return (shared if oversubscribed else []) + _planned_for(file, device_kind)
+
+
+def _planned_for(file: PlanFile, device_kind: str) -> list[str]:
     if device_kind != file.machine_device_kind:
         return [f"planned for {file.machine_name} ({file.machine_device_kind}), run on {device_kind}: not comparable"]
     if not file.machine_fingerprint:

@@ -152,7 +152,19 @@ def image_shape(config: Any, usual: int, step: int) -> Shape:
     """Square images: of the configuration's size where it has one, which may be the only one that it takes."""
     vision = getattr(config, "vision_config", None) or config
     size = first_of(vision, "image_size", "input_size")
-    return Shape(unit="pixels", size=size or usual, step=step if size % step == 0 else 1)
+    step = step if size % step == 0 else 1
+    return Shape(unit="pixels", size=size or usual, step=step, least=_least_pixels(vision))
+
+
+def _least_pixels(config: Any) -> int:
+    """Pixels of the smallest image: Swin's biases are of a whole window, which the last of its maps has to hold.
+
+    As a backbone it fills windows up.
+    """
+    window, depths = first_of(config, "window_size"), getattr(config, "depths", None)
+    if not window or not depths:
+        return 0
+    return window * first_of(config, "patch_size", default=1) * int(2 ** (len(depths) - 1))
 
 
 def images(config: Any, samples: int, side: int, random: torch.Generator) -> Tensor:
