@@ -30,7 +30,8 @@ class AttentionWatch:
     """While entered, notes which kernels compute attention on this thread and those of its backward passes."""
 
     def __init__(self) -> None:
-        self._profiler = profile(activities=[ProfilerActivity.CPU])
+        # Kept until they are read: torch 2.11 warns of what it would otherwise clear.
+        self._profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
 
     def __enter__(self) -> AttentionWatch:
         self._profiler.__enter__()
