@@ -27,11 +27,10 @@ from pathlib import Path
 from executor.run.measurement import PlanRun, RunFile
 from planner.plans import Plan
 from planner.prediction import Candidate
-from planner.space.explore import explore
+from planner.space.explore import Space, explore
 from planner.space.files import plan_file, planned_for
 from planner.space.layouts import Options
 from planner.space.measured_setting import measured_setting
-from planner.space.question import Setting
 from profiles import artifacts
 from profiles.files import write_text
 from profiles.library import load_model
@@ -96,6 +95,7 @@ class Session:
     begun: float = field(default_factory=time.monotonic)
     plan_seconds: float = PLAN_SECONDS
     skipped: list[str] = field(default_factory=list)
+    spaces: dict[tuple[str, bool], Space] = field(default_factory=dict)
 
     @property
     def left(self) -> float:
@@ -149,7 +149,7 @@ def choices(subject: Subject) -> list[Choice]:
         plan(half, recompute="selective"), plan(half, "tf32"), plan(half, "fp32"),
         plan(half, compiled=True), plan(batch, compiled=True), plan(batch // 4),
         plan(batch, recompute="full"), plan(half, recompute="full", recompute_layers=(part,)),
-        plan(half, recompute="selective", recompute_layers=(part,)), plan(batch, "tf32"),
+        plan(batch, "tf32"),
         plan(half, "tf32", recompute="full"), plan(1, recompute="full"), plan(half, "fp8"), plan(batch, "fp8"),
         plan(half, recompute="full", compiled=True),
     ]  # fmt: skip
@@ -168,13 +168,14 @@ def groups(wanted: Sequence[Choice]) -> list[list[Choice]]:
     return [group for row in rows for group in row if group]
 
 
-def setting_of(session: Session, plan: Plan, machine: MachineProfile) -> Setting:
-    """What a plan is priced by."""
-    subject = session.subject
-    # Parameters and what is beside the products are those of bf16 and fp32; the others are traced from these.
-    model = load_model(subject.model, (plan.precision,))
-    at = measured_setting(machine, model, 1, subject.batch, subject.sequence, plan.precision)
-    return replace(at, compiled=plan.compiled)
+def space_of(session: Session, plan: Plan, machine: MachineProfile) -> Space:
+    """The plans that one is priced among; worked out once for those of one precision."""
+    subject, key = session.subject, (plan.precision, plan.compiled)
+    if key not in session.spaces:
+        model = load_model(subject.model, (plan.precision,))
+        at = measured_setting(machine, model, 1, subject.batch, subject.sequence, plan.precision)
+        session.spaces[key] = explore(replace(at, compiled=plan.compiled), OPTIONS)
+    return session.spaces[key]
 
 
 def candidates(session: Session, group: Sequence[Choice], machine: MachineProfile) -> list[tuple[Choice, Candidate]]:
@@ -187,7 +188,7 @@ def candidates(session: Session, group: Sequence[Choice], machine: MachineProfil
             reason = f"the machine was not profiled in {plan.precision}"
         if not reason:
             try:
-                prediction = predict(explore(setting_of(session, plan, machine), OPTIONS), plan)
+                prediction = predict(space_of(session, plan, machine), plan)
             except AssertionError as error:
                 reason = str(error)
             else:
@@ -221,7 +222,7 @@ def run_group(session: Session, group: Sequence[Choice], machine: MachineProfile
     name = "-".join(filter(None, (re.sub("[^A-Za-z0-9]+", "-", first.plan.id), str(len(priced)))))
     name += f"-attention-{first.attention}" if first.attention else ""
     plan, result = (session.folder / f"{kind}-{name}.json" for kind in ("plan", "run"))
-    target = planned_for(setting_of(session, first.plan, machine))
+    target = planned_for(space_of(session, first.plan, machine).at)
     own = [candidate for _, candidate in priced]
     artifacts.write(plan, "plan", plan_file(target, own, num_legal=len(own), rejected={}, notes=()))
     names = ", ".join(choice.name for choice, _ in priced)
