@@ -16,10 +16,16 @@ PYTEST := $(BIN)/python -m pytest -m
 # A file's tests stay together, as they share what its fixtures made.
 BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo examples test test-all lint matrix bench numbers numbers-tasks accuracy factors clean
+# An environment with PyPI's build of torch for CUDA, several gigabytes: for a machine without a GPU too.
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch
+# What a borrowed GPU said.
+GPU_OUT ?= $(OUT)/gpu
+
+.PHONY: help install demo examples test test-all test-cuda-build gpu lint matrix bench numbers numbers-tasks accuracy factors clean
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +60,22 @@ test-all: SELECTED := not gpu
 test-all: install  ## Run the tests with those marked slow.
 	$(PYTEST) "$(SELECTED) and not ($(ALONE))" $(BESIDE)
 	$(PYTEST) "$(SELECTED) and ($(ALONE))"
+
+$(CUDA_VENV)/installed: pyproject.toml constraints.txt
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	grep -v '^torch==' constraints.txt > $(CUDA_VENV)/constraints.txt
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)"
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -c $(CUDA_VENV)/constraints.txt -e ".[dev]"
+	touch $@
+
+test-cuda-build: SELECTED := not slow and not gpu
+test-cuda-build: $(CUDA_VENV)/installed  ## Run the tests on torch's build for CUDA, with no GPU shown to it.
+	$(CUDA_VENV)/bin/python -c "import torch; assert torch.version.cuda, f'torch {torch.__version__} is no build for CUDA'"
+	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and not ($(ALONE))" $(BESIDE) $(TESTS)
+	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and ($(ALONE))" $(TESTS)
+
+gpu: install  ## Use one GPU for twelve minutes: tests, profile, a model of 1B under many choices. GPU_OUT=DIR.
+	$(BIN)/python -m tests.gpu_session $(GPU_OUT)
 
 lint: install  ## Check style and types.
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from profiles import artifacts
 from profiles.errors import InputError, PlanError
 from profiles.machines.fingerprint import current_device_kind
 from profiles.models.profile import WorkloadSpec
+from profiles.ranks.devices import own_device
 from profiles.ranks.environment import in_job, join_slurm
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, enter_group
 from profiles.ranks.stores import stay_on_this_host
@@ -122,7 +123,8 @@ def _check(plan: Plan, file: PlanFile | None, workload: Workload, model: nn.Modu
 
 def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: float) -> tuple[Rank, bool]:
     """This process's place in the job, and whether its group is ours to leave."""
-    kind = current_device_kind() if device is None else torch.device(device).type
+    asked = None if device is None else torch.device(device)
+    kind = current_device_kind() if asked is None else asked.type
     check_precision(plan, kind)
     starts_group = not dist.is_initialized() and in_job()
     if starts_group:
@@ -134,9 +136,10 @@ def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: floa
         )
     if starts_group:
         stay_on_this_host()
-        return enter_group(kind, timeout_seconds), True
+        has_index = asked is not None and (asked.type != "cuda" or asked.index is not None)
+        return enter_group(kind, timeout_seconds, asked if has_index else None), True
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    own = torch.device(device) if device is not None else torch.device(f"cuda:{local}" if kind == "cuda" else kind)
+    own = asked or own_device(kind, local)
     number = dist.get_rank() if dist.is_initialized() else 0
     return Rank(rank=number, local_rank=local, num_ranks=count, device=own), False
 

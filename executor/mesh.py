@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from planner.plans import AXES, Plan
 from profiles.ranks.rank import TIMEOUT_SECONDS, unpinned
+
+# All ranks, parted into the groups of one dimension.
+Parts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +47,15 @@ class Meshes:
     """The device meshes of a job, one per layout, shared by all plans of that layout.
 
     They live as long as the job: DTensor remembers by mesh equality what it worked out for a mesh, so a second mesh
-    like one whose process groups are gone would be given those.
+    like one whose process groups are gone would be given those. Dimensions of all meshes that part the ranks alike
+    share one group, since each holds memory of its own on a GPU: a job of 8 ranks has a handful, however many plans it
+    runs.
     """
 
     def __init__(self, device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._device_kind, self._timeout_seconds = device_kind, timeout_seconds
+        self._device_kind, self._timeout = device_kind, datetime.timedelta(seconds=timeout_seconds)
         self._meshes: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
+        self._groups: dict[Parts, dist.ProcessGroup] = {}
 
     def of(self, plan: Plan) -> DeviceMesh:
         """The plan's mesh, one dimension per axis; collective: all ranks must ask for the same plans in one order.
@@ -57,31 +66,51 @@ class Meshes:
         dims = _dims(plan)
         if dims not in self._meshes:
             names, shape = zip(*dims, strict=True)
+            ranks = torch.arange(math.prod(shape)).reshape(shape)
             with unpinned():
-                mesh = init_device_mesh(
-                    self._device_kind, shape, mesh_dim_names=names, backend_override=self._backends(dims)
-                )
-                if plan.context_parallel > 1:
+                groups = [self._group(parts_along(ranks, dim)) for dim in range(len(shape))]
+                mesh = DeviceMesh.from_group(groups, self._device_kind, mesh=ranks, mesh_dim_names=names)
+                if plan.context_parallel > 1 or plan.expert_parallel > 1:
                     # Made now, because threads of its process group must not be pinned either.
-                    _with_context(mesh)
+                    _flattened(mesh, "expert_replicas" in names, self._override)
             self._meshes[dims] = mesh
         return self._meshes[dims]
 
-    def _backends(self, dims: Sequence[tuple[str, int]]) -> dict[int | str, Any] | None:
-        """Groups that wait no longer than the job's own, which a dimension of all ranks uses.
+    def _group(self, parts: Parts) -> dist.ProcessGroup:
+        """This rank's group of a partition of all ranks, which waits no longer than the job's own.
 
-        Of themselves they would wait 30 minutes (gloo) or 10 (NCCL), whatever the job's group was told.
+        Of themselves groups would wait 30 minutes (gloo) or 10 (NCCL), whatever the job's group was told.
         """
-        backend, limit = dist.get_backend(), datetime.timedelta(seconds=self._timeout_seconds)
-        options: Any
+        if len(parts) == 1:
+            return dist.group.WORLD  # type: ignore[return-value]
+        if parts not in self._groups:
+            lists = [list(part) for part in parts]
+            if dist.get_backend() == "nccl":
+                # One call for all of them, where a group by itself asks every rank once for each.
+                own = dist.split_group(split_ranks=lists, timeout=self._timeout)
+            else:
+                own, _ = dist.new_subgroups_by_enumeration(lists, timeout=self._timeout)
+            assert own is not None, "a partition has every rank"
+            self._groups[parts] = own
+        return self._groups[parts]
+
+    def _override(self, num_ranks: int) -> tuple[str, Any] | None:
+        """What a flattened dimension's group is told of its time-out; that of all ranks is the job's own."""
+        backend = dist.get_backend()
+        options: Any = None
+        if num_ranks == dist.get_world_size():
+            return None
         if backend == "gloo":
-            options = dist.ProcessGroupGloo.Options(backend, limit)  # type: ignore[call-arg]
+            options = dist.ProcessGroupGloo.Options(backend, self._timeout)  # type: ignore[call-arg]
         elif backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
-            options._timeout = limit
-        else:
-            return None
-        return {name: (backend, options) for name, size in dims if size not in (1, dist.get_world_size())}
+            options._timeout = self._timeout
+        return None if options is None else (backend, options)
+
+
+def parts_along(ranks: Tensor, dim: int) -> Parts:
+    """The partition of a mesh's ranks along one of its dimensions."""
+    return tuple(map(tuple, ranks.movedim(dim, -1).reshape(-1, ranks.shape[dim]).tolist()))
 
 
 def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:
@@ -92,8 +121,8 @@ def replica_mesh(plan: Plan, mesh: DeviceMesh) -> DeviceMesh:
     if plan.shard_degree:
         return mesh["replicate", "shard"]
     if plan.expert_parallel > 1:
-        return mesh["expert_replicas", "experts"]._flatten("replicas")
-    return _with_context(mesh) if plan.context_parallel > 1 else mesh["data"]
+        return _flattened(mesh, with_experts=True)
+    return _flattened(mesh, with_experts=False) if plan.context_parallel > 1 else mesh["data"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +153,16 @@ def groups_of(plan: Plan, mesh: DeviceMesh | None) -> Groups:
     )
 
 
-def _with_context(mesh: DeviceMesh) -> DeviceMesh:
-    names = tuple(name for name in mesh.mesh_dim_names or () if name in ("data", "context"))
-    return mesh[names]._flatten("replicas")  # underscored, yet what torch's own training stack uses; no public way
+def _flattened(
+    mesh: DeviceMesh, with_experts: bool, override: Callable[[int], tuple[str, Any] | None] = lambda num_ranks: None
+) -> DeviceMesh:
+    """The dimensions of ranks that average gradients as one; the first call makes it, and may tell its group's options.
+
+    Underscored in torch, yet what its own training stack uses: there is no public way.
+    """
+    wanted = ("expert_replicas", "experts") if with_experts else ("data", "context")
+    dims = mesh[tuple(name for name in mesh.mesh_dim_names or () if name in wanted)]
+    return dims._flatten("replicas", override(dims.size()))
 
 
 def _dims(plan: Plan) -> tuple[tuple[str, int], ...]:

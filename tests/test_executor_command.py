@@ -143,7 +143,7 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         check_devices(10_000, "cpu", oversubscribe=False)
     assert check_devices(10_000, "cpu", oversubscribe=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(EnvironmentFailure, match="needs 2 GPUs, this machine has 1"):
+    with pytest.raises(EnvironmentFailure, match="2 ranks need 2 GPUs, this machine has 1"):
         check_devices(2, "cuda", oversubscribe=True)
 
 

@@ -88,6 +88,15 @@ def test_fp32_products_use_tensor_cores_while_a_plan_says_so() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_convolutions_on_gpus_are_computed_as_products_are(monkeypatch: pytest.MonkeyPatch, precision) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    set_products(precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    set_products("fp32")
+
+
 def test_a_model_is_traced_at_the_precisions_that_its_profile_lacks() -> None:
     model = load_model("llama-26m", ("tf32", "fp32"))
     assert set(model.layers) == {"fp32", "bf16", "tf32"}

@@ -14,6 +14,7 @@ from planner.model_facts import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError
+from profiles.ranks.cuda_setup import too_few_gpus
 from profiles.ranks.environment import ranks_per_host
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
@@ -104,9 +105,8 @@ def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool
     """
     num_ranks = ranks_per_host(num_ranks)
     if device_kind == "cuda":
-        present = torch.cuda.device_count()
-        if num_ranks > present:
-            raise EnvironmentFailure(f"the plan needs {num_ranks} GPUs, this machine has {present}: plan for {present}")
+        if reason := too_few_gpus(num_ranks, torch.cuda.device_count(), os.environ):
+            raise EnvironmentFailure(f"the plan's {reason}")
         return False
     cores = len(os.sched_getaffinity(0))
     if num_ranks > cores and not oversubscribe:

@@ -59,6 +59,9 @@ class Measurement:
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
     first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start; `load` what
     else the machine did during the timed steps, None where nobody looked; `evaluations` those of a training.
+    Of GPUs alone: `reserved_bytes`, what each rank's allocator kept at most, and `in_use_bytes`, what its driver had
+    given out to anybody; `attention`, the kernels that computed it; `settings`, what of rank 0's software decides
+    times.
     """
 
     __pydantic_config__ = STRICT
@@ -75,6 +78,10 @@ class Measurement:
     spans: tuple[Span, ...] = ()
     load: MachineLoad | None = None
     evaluations: tuple[Evaluation, ...] = ()
+    reserved_bytes: tuple[Amount, ...] = ()
+    in_use_bytes: tuple[Amount, ...] = ()
+    attention: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from executor.mesh import Coordinates, Meshes
+from executor.observe.attention import AttentionWatch, is_worth_watching
+from executor.observe.device_memory import DeviceMemory, device_memory
 from executor.observe.events import StepTrace
 from executor.observe.live_tensors import LiveTensors
 from executor.observe.time_parts import RankTraces
@@ -58,6 +60,8 @@ class Outcome:
     peak_bytes: float
     counted: Counters
     checked: Checked
+    device_memory: DeviceMemory = DeviceMemory()
+    attention: tuple[str, ...] = ()
 
 
 class Runner:
@@ -87,7 +91,7 @@ class Runner:
         self.checked = Checked()
         self.losses: list[Tensor | None] = []
         self.traces: list[StepTrace] = []
-        self.peak_bytes = 0.0
+        self.peak_bytes, self.device_memory = 0.0, DeviceMemory()
         self.num_warmup_steps = 0
         self.watch = Watch(own_cores())
 
@@ -102,7 +106,8 @@ class Runner:
             self._build_and_step(tracked - 1)
             torch.cuda.reset_peak_memory_stats()
             self._step()
-            self.peak_bytes = float(torch.cuda.max_memory_allocated())
+            self.device_memory = device_memory(self.rank.device)
+            self.peak_bytes = self.device_memory.allocated_bytes
         else:
             with LiveTensors() as live:
                 self._build_and_step(tracked - 1)
@@ -141,7 +146,7 @@ class Runner:
         num_steps = len(self.losses)
         if self.trace_folder is not None:
             write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
-        exchanges = self._exchange_seconds()
+        exchanges, attention = self._exchange_seconds(), self._attention()
         losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
         place = self.trainer.place
         del self.trainer
@@ -149,8 +154,9 @@ class Runner:
         traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
         counted = self.watch.counted
         return Outcome(
-            place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted, checked=self.checked
-        )
+            place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted,
+            checked=self.checked, device_memory=self.device_memory, attention=attention,
+        )  # fmt: skip
 
     def _check_in_silence(self) -> None:
         """The first steps without random numbers, by a trainer that is then gone."""
@@ -233,6 +239,14 @@ class Runner:
         if self.rank.device.type != "cpu" or (degree == 1 and plan.zero_stage not in FSDP_STAGES):
             return None
         return exchange_seconds(self._profiled())
+
+    def _attention(self) -> tuple[str, ...]:
+        """The kernels that computed attention in one more step, where there are several and no step is kept."""
+        if not is_worth_watching(self.rank.device) or self.checkpoints is not None:
+            return ()
+        with AttentionWatch() as watch:
+            self._step(wait=True)
+        return watch.kernels
 
     def _profiled(self) -> Profiled:
         return profiled(lambda: self._step(wait=True), self.rank.device)

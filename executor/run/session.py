@@ -28,6 +28,7 @@ from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
+from profiles.ranks.devices import gpu_settings
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.ranks.stores import num_restarts
 from profiles.workloads.foreign_code import calling_foreign_code
@@ -249,7 +250,20 @@ def _measurement(session: Session, runner: Runner, references: dict[str, Referen
         tokens_per_second=tokens * len(seconds) / sum(seconds),
         spans=median_spans(ranks),
         load=load_of([outcome.counted for outcome in outcomes]),
+        **_of_gpus(session.rank, outcomes),
     )
+
+
+def _of_gpus(rank: Rank, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What is told of ranks on GPUs alone."""
+    if rank.device.type != "cuda":
+        return {}
+    return {
+        "reserved_bytes": tuple(outcome.device_memory.reserved_bytes for outcome in outcomes),
+        "in_use_bytes": tuple(outcome.device_memory.in_use_bytes for outcome in outcomes),
+        "attention": tuple(sorted({name for outcome in outcomes for name in outcome.attention})),
+        "settings": gpu_settings(rank.device),
+    }
 
 
 def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:

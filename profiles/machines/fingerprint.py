@@ -9,20 +9,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from profiles.machines.profile import Fingerprint
+from profiles.ranks.cuda_setup import device_kind, loaded_driver, torch_build
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+# Where the kernel tells of AMD's boards.
+AMD_BOARDS = Path("/sys/class/drm")
 
 
 def current_device_kind() -> str:
-    """`cuda` where NVIDIA's driver is loaded, else `cpu`."""
-    return "cuda" if NVIDIA_DRIVER.exists() else "cpu"
+    """`cuda` where this process may use GPUs, NVIDIA's or AMD's, that the installed torch computes on; else `cpu`.
+
+    Raises: EnvironmentFailure where NVIDIA's driver is loaded and torch is no build for it.
+    """
+    driver = loaded_driver(os.environ)
+    return device_kind(driver, torch_build()) if driver else "cpu"
 
 
-def current_fingerprint(device_kind: str) -> Fingerprint:
-    """The fingerprint of this machine for jobs on `device_kind` (cpu or cuda)."""
+def current_fingerprint(kind: str) -> Fingerprint:
+    """The fingerprint of this machine for jobs on that kind of device (cpu or cuda)."""
     import psutil
 
-    cuda = device_kind == "cuda"
+    cuda = kind == "cuda"
     name, topology = _gpus() if cuda else (_cpu_name(), ())
     return Fingerprint(
         device=name,
@@ -65,6 +71,8 @@ def _cpu_name() -> str:
 
 def _gpus() -> tuple[str, tuple[str, ...]]:
     """The first GPU's name, and how each pair is linked (NV# for NVLink, else the PCIe level) where NVML tells."""
+    if loaded_driver(os.environ) == "amd":
+        return _amd_name(), ()
     try:
         import pynvml
     except ImportError:
@@ -80,6 +88,18 @@ def _gpus() -> tuple[str, tuple[str, ...]]:
         return (str(pynvml.nvmlDeviceGetName(handles[0])) if handles else "no GPU"), topology
     finally:
         pynvml.nvmlShutdown()
+
+
+def _amd_name(boards: Path = AMD_BOARDS) -> str:
+    """The first of AMD's boards by the name that its firmware has."""
+    for path in sorted(boards.glob("card*/device/product_name")):
+        try:
+            name = path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            continue
+        if name:
+            return name
+    return "AMD GPU"
 
 
 def _link(pynvml: object, one: object, other: object) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from profiles.ranks.cuda_setup import too_few_gpus
+
 DEFAULT_PORT = 29500
 LOOPBACK = "127.0.0.1"
 # torchrun's agent hosts a store for its ranks, open to every address. torch's variable for not doing so.
@@ -96,8 +98,8 @@ def check_room(num_ranks: int, device_kind: str) -> None:
     if device_kind == "cuda":
         import torch
 
-        if here > (present := torch.cuda.device_count()):
-            raise EnvironmentFailure(f"{here} ranks need {here} GPUs, this machine has {present}: ask for {present}")
+        if reason := too_few_gpus(here, torch.cuda.device_count(), os.environ):
+            raise EnvironmentFailure(reason)
         return
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
     most = min(cores * RANKS_PER_CORE, max(1, memory // RANK_BYTES))

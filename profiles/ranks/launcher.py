@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from profiles import errors
 from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
+from profiles.ranks.cuda_setup import allocator_environment, loaded_driver
 from profiles.ranks.environment import LOOPBACK, NO_AGENT_STORE, in_job, is_main_process, join_slurm
 from profiles.ranks.rank import (
     FOLDER_VARIABLE,
@@ -151,6 +152,8 @@ def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
         own = os.environ.get("GLIBC_TUNABLES")
         tunables = f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
         variables |= {**ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
+    else:
+        variables |= allocator_environment(loaded_driver(os.environ), os.environ)
     return variables
 
 

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure, TrainwrightError
+from profiles.ranks.devices import BACKENDS, make_ready, own_device
 from profiles.ranks.stores import join_store
 
 FOLDER_VARIABLE, LAUNCHER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER", "TRAINWRIGHT_LAUNCHER"
@@ -84,20 +85,22 @@ def join_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     leave_group()
 
 
-def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Rank:
+def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS, device: torch.device | None = None) -> Rank:
     """Join the job's process group (gloo on cpu, nccl on cuda), which `leave_group` ends.
+
+    On `device`; else on the GPU of this rank's number among those of its host that it sees.
 
     Raises: EnvironmentFailure where the group cannot be formed.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cpu") if device_kind == "cpu" else torch.device("cuda", local_rank)
+    device = device or own_device(device_kind, local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        make_ready(device)
     else:
         torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo" if device_kind == "cpu" else "nccl",
+            BACKENDS[device.type],
             timeout=datetime.timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
             **join_store(timeout_seconds),

@@ -37,10 +37,15 @@ def autocast(precision: str, device_kind: str) -> contextlib.AbstractContextMana
 
 
 def set_products(precision: str) -> None:
-    """From now on, multiply fp32 numbers on tensor cores where `precision` is tf32, and in full where it is not."""
+    """From now on, multiply fp32 numbers on tensor cores where `precision` is tf32, and in full where it is not.
+
+    Convolutions too, which torch of itself computes in tf32 on GPUs whatever is said of products.
+    """
     wanted = "high" if precision == "tf32" else "highest"
     if torch.get_float32_matmul_precision() != wanted:
         torch.set_float32_matmul_precision(wanted)
+    if torch.cuda.is_initialized() and torch.backends.cudnn.allow_tf32 != (precision == "tf32"):
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def lower(layer: nn.Module, precision: str, is_last: bool) -> nn.Module:
