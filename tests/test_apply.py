@@ -163,8 +163,8 @@ def test_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
         )
     with pytest.raises(PlanError, match="Plain has 40: plan for this module"):
         executor.apply(write_plan_file(tmp_path / "plan.json", Plan()), module, device="cpu")
-    with torch.device("meta"), pytest.raises(InputError, match="on the meta device"):
-        executor.apply(Plan(), Plain(), device="cpu")
+    with pytest.raises(InputError, match="weights='weights' is for a module on the meta device: Plain has weights"):
+        executor.apply(Plan(), module, weights="weights", device="cpu")
     job = executor.apply(Plan(micro_batch_size=2), module, device="cpu")
     with pytest.raises(InputError, match="no optimizer yet"):
         job.save(tmp_path)
