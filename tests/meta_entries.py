@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import torch.distributed as dist
 from torch import nn
 
 import executor
+from executor.mesh import Meshes
 from executor.observe.live_tensors import LiveTensors
+from executor.run.subject import workload_of_task
+from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate
 from profiles.errors import TrainwrightError
+from profiles.ranks.rank import join_group
 from profiles.workloads.meta_values import MetaValues
 from profiles.workloads.randomness import silence
 from profiles.workloads.repeated_blocks import repeated_blocks
-from tests.apply_entries import MOST, RATE, SEED, STEPS, batch_of, task_of
+from profiles.workloads.task_loading import load_task
+from tests.apply_entries import BY_NAME, MOST, RATE, SAMPLES, SEED, STEPS, batch_of, task_of
 
 
 def skeleton(name: str) -> nn.Module:
@@ -79,4 +85,26 @@ def loops(payload: dict[str, Any]) -> list[dict[str, Any]]:
         own["errors"] = [other["error"] for other in others if "error" in other]
     dist.barrier()
     dist.destroy_process_group()
+    return found
+
+
+def tasks(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per plan, what comes of a task whose weights lie in a folder, as `execute` builds and trains it."""
+    spec = replace(BY_NAME["llama"].spec, weights=payload["weights"])
+    task = load_task(spec, size=BY_NAME["llama"].size)
+    workload = workload_of_task(spec, task, payload["num_layers"])
+    found = []
+    with join_group("cpu") as rank:
+        meshes = Meshes("cpu", 60.0)
+        for fields in payload["plans"]:
+            plan = validate(fields, Plan, "the test")
+            with LiveTensors() as live:
+                trainer = Trainer(plan, workload, rank, SEED, meshes.of(plan))
+            losses: list[Any] = [None] * rank.num_ranks
+            own = [trainer.step(task.batches(step, SAMPLES))[0] for step in range(2)]
+            dist.all_gather_object(losses, [float(loss) for loss in own if loss is not None])
+            means = [sum(step) / len(step) for step in zip(*losses, strict=True)]
+            found.append({"losses": means, "peak": live.peak_bytes})
+            del trainer
+            gc.collect()
     return found

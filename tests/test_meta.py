@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import executor
+from executor.axes.optimizer import LEARNING_RATE
 from planner.plans import Plan
 from profiles.errors import ArtifactError, InputError
 from profiles.ranks.launcher import launch
 from profiles.workloads.meta_values import MetaValues
+from profiles.workloads.repeated_blocks import repeated_blocks
 from tests.apply_entries import MOST, RATE, SEED, STEPS, batch_of, task_of
 from tests.meta_entries import initialised, sizes, skeleton
 from tests.test_apply import HALVES, WHOLE
@@ -186,8 +188,8 @@ def test_a_model_from_meta_trains_as_one_that_was_built_and_is_never_whole(tmp_p
         assert own["losses"] == pytest.approx(losses, rel=2e-6), layout
         assert own["norms"] == pytest.approx(norms, rel=2e-5), layout
         if layout is sharded:
-            # Of a folder no more than a shard is read; a block is made whole.
-            part = size["tensor"] / 2 if stored else size["block"]
+            # A file's tensor is mapped whole, though a shard of it is read; a block is made whole.
+            part = size["tensor"] if stored else size["block"]
             assert size["whole"] / 2 <= own["peak"] <= size["whole"] * (0.5 + ROOM) + part + size["beside"]
 
 
@@ -197,3 +199,25 @@ def test_warnings_are_of_what_is_missing_alone(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert values(skeleton("marian"), tmp_path).missing == []
+
+
+@pytest.mark.gloo
+def test_stored_weights_of_a_task_are_never_whole_where_they_are_sharded(tmp_path: Path) -> None:
+    built = eager("llama")
+    built.save_pretrained(tmp_path)
+    payload = {
+        "weights": str(tmp_path), "num_layers": len(repeated_blocks(built)) + 2,
+        "plans": [asdict(Plan(**HALVES)), asdict(Plan(**HALVES, zero_stage=3))],
+    }  # fmt: skip
+    whole, sharded = launch("tests.meta_entries:tasks", payload, 2, "cpu")
+    optimizer, losses = torch.optim.AdamW(built.parameters(), lr=LEARNING_RATE), []
+    for step in range(2):
+        loss = task_of("llama").loss(built, batch_of(task_of("llama"), step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    for own in (whole, sharded):
+        assert own["losses"] == pytest.approx(losses, rel=2e-6)
+    size = sizes("llama")
+    assert sharded["peak"] <= size["whole"] * (0.5 + ROOM) + size["tensor"] < size["whole"] <= whole["peak"]

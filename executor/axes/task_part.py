@@ -19,9 +19,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from executor.axes.task_tensor import agreed, split_module
+from executor.fake_group import is_fake
 from executor.micro_batches import on_device
 from planner.plans import Plan, recomputed_layers
-from profiles.errors import PlanError
+from profiles.errors import InputError, PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
@@ -97,13 +98,14 @@ def build_task_part(
     seed: int,
     device: torch.device,
     mesh: DeviceMesh | None = None,
+    shards: bool = False,
 ) -> TaskPart:
     """The module of a task on `device`, its blocks recomputed and its linears split as the plan says.
 
+    Where it is sharded next, stored weights are left for then, so that no rank holds all of them.
     Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
-    module = seeded_module(spec, task, seed)
-    values = values_of(module, task, seed, device)
+    module, values = (shards and _stored(spec, task, seed, device)) or _built(spec, task, seed, device)
     part = TaskPart(module if values is not None else module.to(device), task, plan.precision, device.type)
     part.values = values
     if mesh is not None and plan.tensor_parallel > 1:
@@ -121,6 +123,25 @@ def build_task_part(
     for position in positions:
         recompute_block(part.blocks[position - 1])
     return part
+
+
+def _built(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues | None]:
+    module = seeded_module(spec, task, seed)
+    return module, values_of(module, task, seed, device)
+
+
+def _stored(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues] | None:
+    """A task's module on the meta device, and its stored weights; None where these are not all of it."""
+    if task.skeleton is None or is_fake():
+        return None
+    with torch.device("meta"), random_kept(), foreign_code(spec, f"{spec.title} cannot be built"):
+        module = task.skeleton().train()
+    try:
+        values = MetaValues(module, seed, device, Path(task.weights))
+    except InputError:
+        # Whoever builds it whole says what is wrong, or knows better.
+        return None
+    return None if values.missing else (module, values)
 
 
 def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
