@@ -39,7 +39,8 @@ def train(
 
     def batch_of(step: int, replica: int) -> Batch:
         drawn = task.batches(step, candidate.plan.global_batch_size)
-        return task.collate(drawn[replica * samples : (replica + 1) * samples])
+        batch: Batch = task.collate(drawn[replica * samples : (replica + 1) * samples])
+        return batch
 
     begin_random(SEED)
     model = task.build().train()

@@ -87,7 +87,7 @@ def compare_own_loop(name: str, folder: Path, out: Console) -> float:
     if subprocess.run([sys.executable, "-m", "torch.distributed.run", *options], check=False).returncode:
         raise EnvironmentFailure(f"the example {name} failed in a loop of its own: see above")
     found = json.loads(losses.read_text(encoding="utf-8"))
-    off = max(abs(own - loss) / abs(loss) for own, loss in zip(found, wanted, strict=True))
+    off: float = max(abs(own - loss) / abs(loss) for own, loss in zip(found, wanted, strict=True))
     if not off <= SAME:
         raise ToleranceError(f"the example {name}: losses of apply and of execute differ by {off:.1e}")
     return off
