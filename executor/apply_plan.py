@@ -31,6 +31,7 @@ from profiles.ranks.environment import in_job, join_slurm
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, enter_group
 from profiles.ranks.stores import stay_on_this_host
 from profiles.units import format_count
+from profiles.workloads.meta_values import on_meta
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task, module_loss
 from profiles.workloads.workload import Workload
@@ -42,6 +43,7 @@ def apply(
     *,
     loss: Callable[[nn.Module, Batch], Tensor] = module_loss,
     example: Batch | None = None,
+    weights: str | Path | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     timeout_seconds: float = TIMEOUT_SECONDS,
@@ -54,15 +56,23 @@ def apply(
     `device` is where the rank computes, its GPU unless told. `seed` is what random numbers of a step begin with.
     The process group is joined unless there is one.
 
+    A module on the meta device is given the values of this rank alone, with no more than one block whole at a time:
+    of the safetensors in the folder `weights`, which is never downloaded, or of its own code, `_init_weights` or
+    `reset_parameters`, with random numbers by `seed` and position: the same on all ranks and layouts, others than of a
+    module that is built with weights. What the folder lacks is initialised, with a warning. A split over ranks is
+    first found and proven on the whole, in host memory.
+
     Raises: PlanError where the plan is of another model or cannot be carried out on a module as it is; InputError,
     ArtifactError, EnvironmentFailure.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"apply(plan, model): the model is a {type(model).__name__}, not an nn.Module")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(f"{type(model).__name__} is on the meta device: give it weights, the same on every rank")
+    if weights is not None and not on_meta(model):
+        raise InputError(
+            f"weights={str(weights)!r} is for a module on the meta device: {type(model).__name__} has weights already"
+        )
     chosen, candidate, file = _chosen(plan)
-    task = _task(model, loss, example, chosen)
+    task = _task(model, loss, example, chosen, weights)
     workload = _workload(model, task)
     _check(chosen, file, workload, model, example)
     rank, owns_group = _joined(chosen, device, timeout_seconds)
@@ -79,7 +89,13 @@ def _chosen(plan: str | Path | PlanFile | Plan) -> tuple[Plan, Candidate | None,
     return file.candidates[best].plan, file.candidates[best], file
 
 
-def _task(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], example: Batch | None, plan: Plan) -> Task:
+def _task(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    example: Batch | None,
+    plan: Plan,
+    weights: str | Path | None,
+) -> Task:
     def batches(step: int, samples: int) -> list[Any]:
         # One "sample" is a whole micro-batch: a user's batch is cut, never put together.
         return [] if example is None else split_batch(example, plan.micro_batch_size, plan.num_microbatches)[:1]
@@ -91,6 +107,7 @@ def _task(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], example:
         batches=batches,
         collate=lambda parts: parts[0],
         loss=loss,
+        weights="" if weights is None else str(weights),
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "FakeTensorMode",
     "fake_mode",
     "fake_rank",
+    "is_fake",
     "keep_first_buckets",
     "outside_fakes",
     "whole_shapes_apart",
@@ -54,6 +55,11 @@ def fake_rank(rank: int, num_ranks: int) -> Iterator[Rank]:
 def fake_mode() -> FakeTensorMode:
     """While entered, tensors have shapes and types alone; real ones that code brings along are taken as such."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake() -> bool:
+    """Whether tensors that are made hold nothing."""
+    return detect_fake_mode() is not None
 
 
 def outside_fakes() -> contextlib.AbstractContextManager[object]:

@@ -30,6 +30,7 @@ from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
 from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
+from executor.materialise import materialise
 from executor.mesh import Coordinates, coordinates, groups_of, replica_mesh
 from executor.micro_batches import on_device
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
@@ -89,8 +90,8 @@ class RankModel:
             self.draws |= stage.draws
             self.summed |= stage.summed
             self.rearranged |= stage.rearranged
+            self.modules[index] = self._filled(stage, mesh if self.groups.replicas else None)
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
-            self.modules[index] = self._averaged(stage, mesh) if mesh is not None and self.groups.replicas else stage
         self.pipeline: Pipeline | None = None
         if self.groups.stages is not None:
             self.pipeline = Pipeline(self.modules, plan, self.groups.stages, self.loss, self.recorder, edges)
@@ -182,6 +183,18 @@ class RankModel:
     def held_tensors(self) -> list[Tensor]:
         """Tensors that outlive a step and come from other threads, which no counter on this thread sees."""
         return [tensor for reduction in self.reductions for tensor in reduction.held_tensors]
+
+    def _filled(self, stage: Part, mesh: DeviceMesh | None) -> nn.Module:
+        """A stage whose gradients are averaged, where it has replicas; where it was on meta, with its values."""
+        shards = mesh is not None and self.plan.zero_stage >= 2
+        if stage.values is not None and not shards:
+            materialise(stage, stage.values)
+        module = stage if mesh is None else self._averaged(stage, mesh)
+        if stage.values is not None and shards:
+            # Shards alone, rather than what is whole for a while.
+            materialise(stage, stage.values)
+        stage.values = None
+        return module
 
     def _averaged(self, stage: Part, mesh: DeviceMesh) -> nn.Module:
         module, reduction = average_gradients(stage, self.plan, mesh, self.recorder)

@@ -1,5 +1,9 @@
 """A user's loop around an applied plan trains as a loop written by hand in plain torch, in every layout."""
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,8 +167,8 @@ def test_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
         )
     with pytest.raises(PlanError, match="Plain has 40: plan for this module"):
         executor.apply(write_plan_file(tmp_path / "plan.json", Plan()), module, device="cpu")
-    with torch.device("meta"), pytest.raises(InputError, match="on the meta device"):
-        executor.apply(Plan(), Plain(), device="cpu")
+    with pytest.raises(InputError, match="weights='weights' is for a module on the meta device: Plain has weights"):
+        executor.apply(Plan(), module, weights="weights", device="cpu")
     job = executor.apply(Plan(micro_batch_size=2), module, device="cpu")
     with pytest.raises(InputError, match="no optimizer yet"):
         job.save(tmp_path)
@@ -177,3 +181,57 @@ def test_batches_of_any_structure_are_cut() -> None:
     first, second = split_batch(batch, 2, 2)
     assert (first["names"], second["x"].tolist(), second["scale"]) == (["a", "b"], [2, 3], 2.0)
     assert (second["pair"][0].shape, second["pair"][1]) == ((2, 1), None)
+
+
+IN_SLURM = """
+import torch
+import executor
+from planner.plans import Plan
+from tests.test_apply import Plain
+
+torch.manual_seed(0)
+with executor.apply(Plan(micro_batch_size=2, data_parallel=2), Plain(), device="cpu") as job:
+    optimizer = job.optimizer(torch.optim.SGD, lr=0.1)
+    batch = {"x": torch.ones(2, 4) * (1 + job.replica), "y": torch.zeros(2, 4)}
+    losses = []
+    for _ in range(2):
+        losses.append(float(job.step(batch)))
+        optimizer.step()
+    print(job.rank.rank, job.replica, *losses)
+"""
+
+
+@pytest.mark.gloo
+def test_processes_of_srun_are_ranks() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {
+        "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port,
+    }  # fmt: skip
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_SLURM],
+            cwd=Path(__file__).parents[1],
+            env={**around, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=180)[0].split() for process in processes]
+    assert [own[:2] for own in said] == [["0", "0"], ["1", "1"]]
+    torch.manual_seed(0)
+    module, losses = Plain(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    x = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None].expand(4, 4)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = module(x, torch.zeros(4, 4))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    for own in said:
+        assert [float(word) for word in own[2:]] == pytest.approx(losses, rel=1e-6)

@@ -85,7 +85,8 @@ def build_stage(
     if workload.task is not None and plan.pipeline_parallel > 1:
         return build_task_stage(workload.spec, workload.task, plan, num_layers, stage, seed, device)
     if workload.task is not None:
-        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device, mesh)
+        shards = shard_each is not None
+        return build_task_part(workload.spec, workload.task, plan, num_layers, seed, device, mesh, shards)
     start, stop = (*plan.stage_bounds, num_layers)[stage : stage + 2]
     covered = recomputed_layers(plan, stage, num_layers)
     context = mesh["context"].get_group() if mesh is not None and plan.context_parallel > 1 else None

@@ -1,27 +1,32 @@
 """A task's module on one rank, as its author wrote it, with its loss; its repeated blocks are recomputed and sharded.
 
 Every rank builds the whole module from the seed, or with the weights that its own code reads, so nothing has to be sent
-before the first step.
+before the first step; of a module on the meta device it makes or reads no more than it keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from executor.axes.task_tensor import agreed, split_module
+from executor.fake_group import is_fake
 from executor.micro_batches import on_device
 from planner.plans import Plan, recomputed_layers
-from profiles.errors import PlanError
+from profiles.errors import InputError, PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.meta_values import MetaValues, on_meta
 from profiles.workloads.precision import computing
 from profiles.workloads.randomness import begin_random, random_kept
 from profiles.workloads.repeated_blocks import repeated_blocks
@@ -93,14 +98,20 @@ def build_task_part(
     seed: int,
     device: torch.device,
     mesh: DeviceMesh | None = None,
+    shards: bool = False,
 ) -> TaskPart:
     """The module of a task on `device`, its blocks recomputed and its linears split as the plan says.
 
+    Where it is sharded next, stored weights are left for then, so that no rank holds all of them.
     Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
-    part = TaskPart(seeded_module(spec, task, seed).to(device), task, plan.precision, device.type)
+    module, values = (shards and _stored(spec, task, seed, device)) or _built(spec, task, seed, device)
+    part = TaskPart(module if values is not None else module.to(device), task, plan.precision, device.type)
+    part.values = values
     if mesh is not None and plan.tensor_parallel > 1:
-        split = agreed(split_of_task(part.module, task, plan.tensor_parallel), mesh["tensor"])
+        proven = module if values is None else values.whole()
+        split = agreed(split_of_task(proven, task, plan.tensor_parallel), mesh["tensor"])
+        del proven
         part.rearranged = split_module(part.module, split, mesh["tensor"])
         part.summed = split.summed
     # Layers of a plan are what runs before the blocks, the blocks, and what runs behind them.
@@ -114,6 +125,25 @@ def build_task_part(
     return part
 
 
+def _built(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues | None]:
+    module = seeded_module(spec, task, seed)
+    return module, values_of(module, task, seed, device)
+
+
+def _stored(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues] | None:
+    """A task's module on the meta device, and its stored weights; None where these are not all of it."""
+    if task.skeleton is None or is_fake():
+        return None
+    with torch.device("meta"), random_kept(), foreign_code(spec, f"{spec.title} cannot be built"):
+        module = task.skeleton().train()
+    try:
+        values = MetaValues(module, seed, device, Path(task.weights))
+    except InputError:
+        # Whoever builds it whole says what is wrong, or knows better.
+        return None
+    return None if values.missing else (module, values)
+
+
 def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
     """The whole module of a task, ready to train.
 
@@ -122,6 +152,20 @@ def seeded_module(spec: WorkloadSpec, task: Task, seed: int) -> nn.Module:
     with random_kept(), foreign_code(spec, f"{spec.title} cannot be built"):
         begin_random(seed)
         return task.build().train()
+
+
+def values_of(module: nn.Module, task: Task, seed: int, device: torch.device) -> MetaValues | None:
+    """What the weights of a module on the meta device are to be; None where it has weights.
+
+    Raises: InputError where the task's folder has none for it.
+    """
+    if not on_meta(module):
+        return None
+    values = MetaValues(module, seed, device, Path(task.weights) if task.weights else None)
+    if (missing := values.missing) and (not dist.is_initialized() or dist.get_rank() == 0):
+        more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
+        warnings.warn(f"{task.weights} has no {missing[0]}{more}: new in {type(module).__name__}", stacklevel=2)
+    return values
 
 
 def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from executor.axes.part import Part
-from executor.axes.task_part import recompute_block, seeded_module, unchanged
+from executor.axes.task_part import recompute_block, seeded_module, unchanged, values_of
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import PlanError
 from profiles.models.profile import WorkloadSpec
@@ -188,26 +188,33 @@ def build_task_stage(
 ) -> TaskStage:
     """One stage of a task's module on `device`, which begins and ends at blocks of it.
 
-    Every stage begins with the whole module, and leaves to the others what it does not need.
+    Every stage begins with the whole module, and leaves to the others what it does not need. One on the meta device is
+    run for it with weights that take no memory.
     Raises: InputError where its code fails; PlanError where it cannot be cut there.
     """
     module = seeded_module(spec, task, seed)
+    values = values_of(module, task, seed, device)
+    run = module if values is None else values.hollow()
     blocks, bounds = repeated_blocks(module), plan.stage_bounds[1:]
     batch = task.collate(task.batches(0, plan.micro_batch_size))
 
     def loss() -> Tensor:
         with computing(plan.precision, "cpu"):
-            return task.loss(module, batch)
+            return task.loss(run, batch)
 
-    with unchanged(module), foreign_code(spec, f"plan {plan.id} of {spec.title}"):
-        seen = record(atoms_of(module, blocks), blocks, loss)
+    with unchanged(run), foreign_code(spec, f"plan {plan.id} of {spec.title}"):
+        seen = record(atoms_of(run, blocks), blocks, loss)
         if bounds[-1] > len(seen.order):
             raise PlanError(
                 f"plan {plan.id} cuts behind block {len(seen.order)} of {spec.title}, the last: trace and plan again"
             )
         cuts = seen.at(bounds)
+    if run is not module:
+        names = {parameter: name for name, parameter in run.named_parameters()}
+        cuts.used = {at: {module.get_parameter(names[own]) for own in used} for at, used in cuts.used.items()}
     if plan.recompute == "full":
         for path in dict.fromkeys(seen.order[place - 1] for place in recomputed_layers(plan, stage, num_layers)):
             recompute_block(blocks[path])
     built = TaskStage(module, task, plan.precision, device.type, stage, cuts, blocks)
-    return built.to(device)
+    built.values = values
+    return built if values is not None else built.to(device)

@@ -18,9 +18,11 @@ def examples(
     names: Annotated[list[str] | None, typer.Argument(help="Which [all seven].")] = None,
     folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = FOLDER,
     machine: Annotated[Path | None, typer.Option(help="A machine profile [this machine's stored one].")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Train each once more by executor.apply.")] = False,
+    steps: Annotated[int, typer.Option(min=0, help="Instead of an example's own; none is then judged.")] = 0,
 ) -> None:
     """Plan, execute on two ranks and judge the examples named."""
-    from executor.examples.run import NAMES, run_example
+    from executor.examples.run import NAMES, compare_own_loop, run_example
     from profiles.errors import InputError, ToleranceError
 
     unknown = [name for name in names or () if name not in NAMES]
@@ -29,12 +31,15 @@ def examples(
     out = console.console()
     outcomes = []
     for name in names or NAMES:
-        outcomes.append(run_example(name, folder, out, machine=machine))
+        outcomes.append(run_example(name, folder, out, machine=machine, steps=steps))
         out.print(str(outcomes[-1]))
+        if apply:
+            off = compare_own_loop(name, folder, out)
+            out.print(f"{name} by executor.apply in a loop of its own: losses of all steps equal within {off:.1e}")
     for outcome in outcomes:
         out.print(str(outcome))
     failed = [outcome.name for outcome in outcomes if not outcome.quality.beats_baseline]
-    if failed:
+    if failed and not steps:
         raise ToleranceError(f"no better than a trivial answer: {', '.join(failed)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from types import ModuleType
 
 from executor.examples.quality import Quality
 from executor.run.checkpoint import latest, load_whole
-from profiles.errors import EnvironmentFailure
+from executor.run.measurement import RunFile
+from profiles import artifacts
+from profiles.errors import EnvironmentFailure, ToleranceError
 from profiles.terminal.console import Console
 
 NAMES = (
@@ -23,6 +26,8 @@ NAMES = (
     "segmentation",
 )  # fmt: skip
 RANKS, WARMUP = 2, 3
+# What losses of one plan may differ by in the two loops, relatively.
+SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,26 @@ def run_example(name: str, folder: Path, out: Console, *, machine: Path | None =
         if subprocess.run([sys.executable, "-m", package, *options], check=False).returncode:
             raise EnvironmentFailure(f"the example {name} failed: see above")
     return Outcome(name=name, quality=judged(module, saved), seconds=time.monotonic() - start)
+
+
+def compare_own_loop(name: str, folder: Path, out: Console) -> float:
+    """Train an example once more in a loop around `executor.apply`; how far its losses are from `execute`'s.
+
+    Raises: EnvironmentFailure where it fails; ToleranceError where a loss is another.
+    """
+    place = folder / name
+    run = artifacts.read(place / "run.json", "run", RunFile).runs[0]
+    wanted, losses = run.measurement.losses, place / "own-loop.json"
+    loop = ["executor.examples.own_loop", name, str(place / "plan.json"), "--steps", str(len(wanted))]
+    options = ["--standalone", "--nproc-per-node", str(RANKS), "-m", *loop, "-o", str(losses)]
+    out.print(f"$ torchrun {shlex.join(options)}")
+    if subprocess.run([sys.executable, "-m", "torch.distributed.run", *options], check=False).returncode:
+        raise EnvironmentFailure(f"the example {name} failed in a loop of its own: see above")
+    found = json.loads(losses.read_text(encoding="utf-8"))
+    off: float = max(abs(own - loss) / abs(loss) for own, loss in zip(found, wanted, strict=True))
+    if not off <= SAME:
+        raise ToleranceError(f"the example {name}: losses of apply and of execute differ by {off:.1e}")
+    return off
 
 
 def judged(module: ModuleType, saved: Path) -> Quality:

@@ -131,7 +131,7 @@ def enlarged(workload: Workload) -> Workload:
         enlarge(module, 0, OWN_GAIN)
         return module
 
-    return replace(workload, task=replace(workload.task, build=built))
+    return replace(workload, task=replace(workload.task, build=built, skeleton=None))
 
 
 @torch.no_grad()

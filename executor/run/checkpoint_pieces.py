@@ -66,15 +66,15 @@ def in_pieces(value: Tensor, dim: int, of_ranks: OfRanks) -> Tensor:
     local, found = value.to_local(), dict[torch.Size, Tensor]()
     for chunk in value.__create_chunk_list__():
         start = chunk.offsets[dim]
-        for place, origin, length in _within(of_ranks, start, start + chunk.sizes[dim]):
+        for place, origin, length in within(of_ranks, start, start + chunk.sizes[dim]):
             offsets = [*chunk.offsets]
             offsets[dim] = origin
             found[torch.Size(offsets)] = local.narrow(dim, place - start, length)
     return InPieces(value.shape, found) if found else value
 
 
-def _within(of_ranks: OfRanks, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """What stands between two places: at which, from where in the whole, and how much."""
+def within(of_ranks: OfRanks, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """What stands between two places of parts that stand rank by rank: at which, from where, and how much."""
     place = 0
     for first, last in (piece for pieces in of_ranks for piece in pieces):
         low, high = max(place, start), min(place + last - first, stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def task_of_config(spec: WorkloadSpec, size: int = 0) -> Task:
     check_weights(spec)
     name, task = class_of(spec.title, spec.config, spec.task)
     config = read_transformers_config(spec)
-    return task_of_class(spec, task, name, config, functools.partial(_build, spec, name), size)
+    build = functools.partial(_build, spec, name)
+    made = task_of_class(spec, task, name, config, build, size)
+    return replace(made, weights=spec.weights, skeleton=build) if spec.weights else made
 
 
 def task_of_class(

@@ -1,0 +1,158 @@
+"""Tensors of a module in a folder of safetensors, read one by one, or in part, under the names that transformers gives.
+
+Nothing is downloaded, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from profiles.errors import ArtifactError, InputError
+
+# How transformers calls a file of weights, and the list of those that are in pieces.
+WHOLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(slots=True)
+class _Source:
+    """Tensors of the files that one of a module is made of, by the patterns of their names, and how."""
+
+    keys: list[tuple[str, str]] = field(default_factory=list)
+    converter: Any = None
+
+
+class StoredValues:
+    """What a folder has of a module's tensors."""
+
+    def __init__(self, folder: Path, module: nn.Module, aliases: Mapping[str, Sequence[str]]) -> None:
+        """Look into a folder; `aliases` are all names of a module's tensors, by the first of each.
+
+        Raises: InputError where it has no safetensors, or none of this module; ArtifactError where they are damaged.
+        """
+        self.folder, self._module = folder, module
+        self._files = _files(folder)
+        known = set(module.state_dict())
+        sources = _sources(module, sorted(self._files), known)
+        self._sources = {
+            name: next(sources[own] for own in names if own in sources)
+            for name, names in aliases.items()
+            if any(own in sources for own in names)
+        }
+        if not self._sources:
+            raise InputError(f"the weights in {folder} are of another model than {type(module).__name__}: none fits")
+        self._open: dict[str, Any] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has a tensor."""
+        return name in self._sources
+
+    def read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        """A tensor, or a part of it; of the file no more than that is read, unless it is made of several.
+
+        Raises: InputError where it has another shape; ArtifactError where it cannot be read.
+        """
+        source, wanted = self._sources[name], self._shape(name)
+        try:
+            if source.converter is not None:
+                return self._checked(name, self._converted(name, source), wanted)[part]
+            stored = self._file(source.keys[0][0]).get_slice(source.keys[0][0])
+            if tuple(stored.get_shape()) != wanted:
+                self._refuse(name, stored.get_shape(), wanted)
+            found: Tensor = stored[part] if part else stored[:] if wanted else self._tensor(source.keys[0][0])
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{self.folder}: {name} cannot be read: {error}") from error
+        return found
+
+    def _converted(self, name: str, source: _Source) -> Tensor:
+        """What transformers makes of several tensors, such as those of the experts of a mixture."""
+        converter = copy.deepcopy(source.converter)
+        for key, pattern in source.keys:
+            converter.add_tensor(name, key, pattern, self._tensor(key))
+        found = converter.convert(name, model=self._module, config=getattr(self._module, "config", None))
+        value: Any = found[name]
+        tensor: Tensor = value[0] if isinstance(value, list) else value
+        return tensor
+
+    def _checked(self, name: str, value: Tensor, wanted: tuple[int, ...]) -> Tensor:
+        if tuple(value.shape) != wanted:
+            self._refuse(name, value.shape, wanted)
+        return value
+
+    def _refuse(self, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+        raise InputError(
+            f"{self.folder}: {name} has the shape {tuple(shape)}, {type(self._module).__name__} has {tuple(wanted)}: "
+            "give weights of the same configuration"
+        )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        owner, _, attribute = name.rpartition(".")
+        return tuple(getattr(self._module.get_submodule(owner), attribute).shape)
+
+    def _tensor(self, key: str) -> Tensor:
+        found: Tensor = self._file(key).get_tensor(key)
+        return found
+
+    def _file(self, key: str) -> Any:
+        path = str(self._files[key])
+        if path not in self._open:
+            self._open[path] = safe_open(path, "pt")
+        return self._open[path]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor of a folder."""
+    index, whole = folder / INDEX_FILE, folder / WHOLE_FILE
+    try:
+        if index.is_file():
+            told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {str(key): _beside(folder, str(name)) for key, name in told.items()}
+        if whole.is_file():
+            with safe_open(str(whole), "pt") as file:
+                return dict.fromkeys(file.keys(), whole)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{folder}: the weights cannot be read: {type(error).__name__}: {error}") from error
+    raise InputError(f"{folder} has no {WHOLE_FILE}, which weights are read from: give a folder of safetensors")
+
+
+def _beside(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise ArtifactError(f"{folder / INDEX_FILE}: {name[:60]!r} is no name of a file beside it")
+    return folder / name
+
+
+def _sources(module: nn.Module, keys: Sequence[str], known: set[str]) -> dict[str, _Source]:
+    """What each tensor of a module is read from, by the module's own name."""
+    if not hasattr(module, "base_model_prefix"):
+        return {key: _Source([(key, key)]) for key in keys if key in known}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(module)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    looks = dict.fromkeys(known)
+    found: dict[str, _Source] = {}
+    for key in keys:
+        name, pattern = rename_source_key(key, renamings, converters, module.base_model_prefix, looks)
+        if name not in known and key in known:
+            name, pattern = key, None
+        if name not in known:
+            continue
+        source = found.setdefault(name, _Source())
+        source.keys.append((key, pattern or key))
+        if pattern is not None:
+            source.converter = by_pattern[pattern]
+            if len(source.converter.target_patterns) > 1:
+                raise InputError(
+                    f"{key} is cut in several when {type(module).__name__} is loaded: build it with from_pretrained"
+                )
+    return found
