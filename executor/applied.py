@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
 from executor.micro_batches import on_device, split_batch
 from executor.rank_model import RankModel
-from executor.run.checkpoint import Progress, latest, read_progress, restore, save
+from executor.run.checkpoint import Progress, read_progress, restore, save
+from executor.run.checkpoint_choice import newest_whole
 from executor.run.export import export_weights
 from executor.run.loop_state import loop_state, restore_loop
 from planner.plans import Plan
@@ -131,11 +133,15 @@ class AppliedPlan:
         return save(Path(folder), self._progress(self.num_steps), self, loop)
 
     def load(self, folder: str | Path) -> dict[str, Any]:
-        """Go on from the newest checkpoint in `folder`; the `extra` that was saved with it, {} where there is none.
+        """Go on from the newest whole checkpoint in `folder`; the `extra` saved with it, {} where there is none.
 
-        Raises: InputError for a checkpoint of another model, ArtifactError for a damaged one.
+        Warns: of newer ones that are damaged. Raises: InputError for a checkpoint of another model, ArtifactError where
+        all are damaged.
         """
-        path = latest(Path(folder))
+        choice = newest_whole(Path(folder))
+        for notice in choice.notices if self.rank.rank == 0 else ():
+            warnings.warn(notice, stacklevel=2)
+        path = choice.path
         if path is None:
             return {}
         found = read_progress(path)

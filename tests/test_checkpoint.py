@@ -135,7 +135,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
         assert time.monotonic() < deadline
         time.sleep(0.05)
     ranks = psutil.Process(process.pid).children(recursive=True)
-    next(rank for rank in ranks if "profiles.ranks.rank" in " ".join(rank.cmdline())).kill()
+    next(rank for rank in ranks if "profiles.ranks.start" in " ".join(rank.cmdline())).kill()
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     first, losses = losses_of(broken)

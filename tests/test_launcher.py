@@ -159,7 +159,7 @@ def test_ranks_are_started_again() -> None:
 def test_a_rank_whose_launcher_is_gone_already_does_not_start(tmp_path: Path) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     started = subprocess.run(
-        [sys.executable, "-m", "profiles.ranks.rank", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
+        [sys.executable, "-m", "profiles.ranks.start", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
         cwd=SOURCE,
         env={**os.environ, "RANK": "0", "TRAINWRIGHT_LAUNCHER": gone.stdout.decode().strip()},
         check=False,
