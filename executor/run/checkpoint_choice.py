@@ -68,7 +68,7 @@ def _wrong(path: Path, is_read: bool) -> str:
             return ""
         return damage(path, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()))
     except ArtifactError as error:
-        return str(error).removeprefix(f"{path} is damaged: ")
+        return str(error).removeprefix(f"{path} is damaged: ").removesuffix("; resume from another checkpoint")
 
 
 def _agreed(words: str) -> str:

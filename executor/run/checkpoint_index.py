@@ -35,6 +35,8 @@ from profiles.files import write_text
 from profiles.inputs.foreign import read_json
 
 INDEX = "index.json"
+# What the archive of a tensor takes besides, with its lines in both indices.
+ITEM_BYTES = 3 * 2**10
 FOREIGN = "the folder is no checkpoint of this program"
 # As DCP names the files of a rank; nothing outside the folder has such a name.
 FILE = re.compile(r"__\d+_\d+\.distcp")
@@ -94,7 +96,7 @@ class Writer(FileSystemWriter):
 
         Raises: OSError where there is not.
         """
-        self.needed_bytes = sum(_num_bytes(item.tensor_data) for plan in plans for item in plan.items)
+        self.needed_bytes = sum(ITEM_BYTES + _num_bytes(item.tensor_data) for plan in plans for item in plan.items)
         check_room(Path(self.path), self.needed_bytes)
         return super().prepare_global_plan(plans)
 

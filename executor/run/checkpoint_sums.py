@@ -101,7 +101,9 @@ def is_full(error: BaseException | None) -> bool:
 def no_room(folder: Path, num_bytes: int) -> str:
     """What is said of a full disk; asked for once what was half written is gone."""
     free = shutil.disk_usage(folder).free
-    return f"no space left on {folder}: need {format_bytes(num_bytes)}, {format_bytes(free)} free"
+    need = f"no space left on {folder}: need {format_bytes(num_bytes)}"
+    # A quota, or somebody who has made room since.
+    return f"{need}, {format_bytes(free)} free{' but refused (a quota?)' if free >= num_bytes else ''}"
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:

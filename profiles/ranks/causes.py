@@ -57,7 +57,8 @@ def first_cause(ended: Ended) -> TrainwrightError:
         return RankFailure(f"rank {word.rank} of {num_ranks} failed: {cause}{kept}")
     for rank in sorted(aborted):
         where = _where(ended, rank)
-        return RankFailure(f"rank {rank} of {num_ranks} was aborted by a library{where}{_keep_log(folder, rank)}")
+        kept = _keep_log(folder, rank)
+        return RankFailure(f"rank {rank} of {num_ranks} was aborted by a library{where.rstrip(',')}{kept}")
     return _without_a_cause(ended, words)
 
 
@@ -71,7 +72,7 @@ def _without_a_cause(ended: Ended, words: list[Failure]) -> TrainwrightError:
             return RankFailure(f"rank {rank} of {num_ranks} left in the middle with exit code {code}; run it again")
     for rank in sorted(ended.killed):
         return RankFailure(
-            f"rank {rank} of {num_ranks} hung{_where(ended, rank)}: the others had ended, it did not within "
+            f"rank {rank} of {num_ranks} hung{_where(ended, rank).rstrip(',')}: the others had ended, it had not in "
             f"{GRACE_SECONDS:g} s, and the launcher killed it"
         )
     for word in words:
@@ -85,7 +86,8 @@ def _killed(ended: Ended, rank: int, number: int) -> str:
     by = words_for_a_kill(ended.memory_before, counted()) if number == signal.SIGKILL else ""
     kept = "" if number == signal.SIGKILL else _keep_log(ended.folder, rank)
     name = signal.Signals(number).name
-    return f"rank {rank} of {ended.num_ranks} was killed by {name}{_where(ended, rank)}{by}{kept}"
+    where = _where(ended, rank)
+    return f"rank {rank} of {ended.num_ranks} was killed by {name}{where if by else where.rstrip(',')}{by}{kept}"
 
 
 def _where(ended: Ended, rank: int) -> str:
@@ -94,8 +96,8 @@ def _where(ended: Ended, rank: int) -> str:
     if not step:
         return ""
     behind = [other for other, at in ended.steps.items() if 0 < at < step]
-    others = f", when rank {behind[0]} stood in step {ended.steps[behind[0]]}" if behind else ""
-    return f" in step {step}{others}"
+    others = f" (rank {behind[0]} in step {ended.steps[behind[0]]})" if behind else ""
+    return f", last seen in step {step}{others},"
 
 
 def _ours(word: Failure) -> TrainwrightError:
