@@ -190,8 +190,7 @@ def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, 
 
     for_all(begin)
     try:
-        with _quiet_alone():
-            dcp_save(state_of(trainer), storage_writer=writer, no_dist=not dist.is_initialized())
+        _write(writer, state_of(trainer), no_dist=not dist.is_initialized())
         for_all(end)
     except (CheckpointException, EnvironmentFailure) as error:
         # All ranks come here, or none.
@@ -211,7 +210,7 @@ def restore(path: Path, trainer: Trained) -> None:
 
 def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
-    dcp_save(_weights(trainer), storage_writer=Writer(folder))
+    _write(Writer(folder), _weights(trainer))
 
 
 def restore_weights(folder: Path, trainer: Trained) -> None:
@@ -235,7 +234,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 def save_whole(folder: Path, model: nn.Module) -> None:
     """Write the weights of a complete model, by this process alone, as `save_weights` would."""
-    dcp_save(_whole(model), storage_writer=Writer(folder), no_dist=True)
+    _write(Writer(folder), _whole(model), no_dist=True)
 
 
 def load_whole(folder: Path, model: nn.Module) -> None:
@@ -243,25 +242,29 @@ def load_whole(folder: Path, model: nn.Module) -> None:
     _load(folder, _whole(model), no_dist=True)
 
 
+def _write(writer: Writer, state: dict[str, Any], *, no_dist: bool = False) -> None:
+    with _by_one_process():
+        dcp_save(state, storage_writer=writer, no_dist=no_dist)
+
+
+@contextlib.contextmanager
+def _by_one_process() -> Iterator[None]:
+    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
 def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     check_names(folder, read_index(folder), state)
     try:
-        with _quiet_alone():
+        with _by_one_process():
             dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         # Not what torch says: it advises to unpickle the file without care.
         kind = type(next(iter(error.failures.values()))[0]).__name__
         words = f"its tensors cannot be read as such ({kind}); resume from another checkpoint"
         raise ArtifactError(f"{folder} is damaged: {words}") from error
-
-
-@contextlib.contextmanager
-def _quiet_alone() -> Iterator[None]:
-    """While entered, torch does not warn that there are no other ranks."""
-    with warnings.catch_warnings():
-        if not dist.is_initialized():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
 
 
 def _weights(trainer: Trained) -> dict[str, Any]:
