@@ -21,6 +21,7 @@ from executor.rank_model import RankModel
 from executor.run.checkpoint import Progress, read_progress, restore, save
 from executor.run.checkpoint_choice import newest_whole
 from executor.run.export import export_weights
+from executor.run.faults import note_step
 from executor.run.loop_state import loop_state, restore_loop
 from planner.plans import Plan
 from planner.prediction import Candidate
@@ -107,6 +108,7 @@ class AppliedPlan:
         """
         parts = [(on_device(part, self.rank.device), None) for part in self._split(batch)]
         self._forget_gradients()
+        note_step(self.plan, self.rank, self.num_steps + 1)
         if self._window is not None:
             self._window.begin()
         loss = self._passes(parts)

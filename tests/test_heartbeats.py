@@ -16,8 +16,8 @@ from profiles.ranks.causes import Ended, first_cause
 from profiles.ranks.exhausted import Counted, counted
 from profiles.ranks.heartbeats import LEFT, FolderBoard, Heart, last_steps, words
 from profiles.ranks.leftovers import GRACE_SECONDS, Reaper, swept
+from profiles.ranks.processes import birth, process_path
 from profiles.ranks.rank import describe, failure_path, result_path
-from profiles.ranks.start import birth, process_path
 
 TIMEOUT = 2.0
 

@@ -25,8 +25,8 @@ from executor.mesh import coordinates
 from planner.plans import Plan
 from profiles.errors import LostPeer, RankFailure, Stopped, ToleranceError
 from profiles.files import write_text
+from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import Rank, heart, is_lost_peer, job_store
-from profiles.ranks.start import LAUNCHER_VARIABLE
 from profiles.units import format_bytes
 from profiles.workloads.foreign_code import EXHAUSTED
 
@@ -94,7 +94,7 @@ def explained(
 
     Raises: RankFailure.
     """
-    note_step(plan, rank, step, timeout_seconds)
+    note_step(plan, rank, step)
     if not _reserve:
         _reserve.append(bytearray(RESERVE_BYTES))
     try:
@@ -111,12 +111,12 @@ def explained(
         raise
 
 
-def note_step(plan: Plan, rank: Rank, step: int, timeout_seconds: float) -> None:
+def note_step(plan: Plan, rank: Rank, step: int) -> None:
     """Let this rank's signs of life say where it stands, and what is said where others give none."""
     own = heart()
     if own is not None:
         own.step = step
-        own.describe = lambda seconds: _silent(plan, rank, own.step, timeout_seconds, seconds)
+        own.describe = lambda seconds: _silent(plan, rank, own.step, own.timeout_seconds, seconds)
 
 
 def _whole_message(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from profiles.errors import EnvironmentFailure
-from profiles.ranks.start import birth
+from profiles.ranks.processes import birth
 
 OWNER = ".owner"
 UNFINISHED = ".step-*.part"

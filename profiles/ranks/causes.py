@@ -86,16 +86,17 @@ def _killed(ended: Ended, rank: int, number: int) -> str:
     by = words_for_a_kill(ended.memory_before, counted()) if number == signal.SIGKILL else ""
     kept = "" if number == signal.SIGKILL else _keep_log(ended.folder, rank)
     name = signal.Signals(number).name
-    where = _where(ended, rank)
+    # Its last sign of life is some moments older than that of others.
+    where = _where(ended, rank, beside_others=False)
     return f"rank {rank} of {ended.num_ranks} was killed by {name}{where if by else where.rstrip(',')}{by}{kept}"
 
 
-def _where(ended: Ended, rank: int) -> str:
+def _where(ended: Ended, rank: int, *, beside_others: bool = True) -> str:
     """In which step a rank stood, where it had said so, and who stood elsewhere."""
     step = ended.steps.get(rank, 0)
     if not step:
         return ""
-    behind = [other for other, at in ended.steps.items() if 0 < at < step]
+    behind = [other for other, at in ended.steps.items() if beside_others and 0 < at < step]
     others = f" (rank {behind[0]} in step {ended.steps[behind[0]]})" if behind else ""
     return f", last seen in step {step}{others},"
 

@@ -32,8 +32,8 @@ from profiles.ranks.environment import LOOPBACK, NO_AGENT_STORE, in_job, is_main
 from profiles.ranks.exhausted import Counted, counted
 from profiles.ranks.heartbeats import FolderBoard, last_steps
 from profiles.ranks.leftovers import Reaper, swept
+from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import FOLDER_VARIABLE, PROGRESS_FILE, Report, call_entry, result_path
-from profiles.ranks.start import LAUNCHER_VARIABLE
 from profiles.ranks.stores import one_host_environment, stay_on_this_host
 
 # glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to

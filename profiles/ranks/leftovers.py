@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiles.ranks.start import birth
+from profiles.ranks.processes import birth
 
 # What is left of an attempt has so long to end by itself once a rank of it is gone; torch's launcher gives 30 s.
 GRACE_SECONDS = 5.0

@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure, LostPeer, RankFailure, TrainwrightError
 from profiles.ranks.heartbeats import Heart, words
-from profiles.ranks.start import LAUNCHER_VARIABLE
+from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.stores import join_store, life_signs
 
 FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
