@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.fault_trial_kinds import KINDS, LeftOut, Outcome, Setting
@@ -29,7 +29,7 @@ HEADINGS = ("fault", "trials", "survived", "losses identical", "true sentences",
 def main() -> None:
     """Run the trials and say what came of them; ends with 1 where one ended otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="a part of the name of the kinds to run")
+    parser.add_argument("--only", default="", help="a part of the name of the kinds to run; the other rows stay")
     parser.add_argument("--each", type=int, default=10**6, help="at most so many trials of a kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=GOLDEN)
@@ -43,10 +43,21 @@ def main() -> None:
             rows.append(row)
             bad += failed
             print(" | ".join(str(cell) for cell in row), flush=True)
-    if not asked.only and asked.each >= max(count for count, _ in KINDS.values()):
-        with asked.output.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows([HEADINGS, *rows])
+    if asked.each >= max(count for count, _ in KINDS.values()):
+        _write(asked.output, {row[0]: row for row in rows})
     sys.exit(1 if bad else 0)
+
+
+def _write(path: Path, rows: Mapping[str | int, Sequence[str | int]]) -> None:
+    """Write the rows, beside those of other kinds that are there."""
+    kept: dict[str | int, Sequence[str | int]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as stream:
+            kept = {row[0]: row for row in csv.reader(stream)}
+    found = {**kept, **rows}
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([HEADINGS, *(found[name] for name in KINDS if name in found)])
 
 
 def _row(

@@ -34,6 +34,7 @@ class Hearts:
         self.said.append((heart.rank, dict(seconds)))
 
 
+@pytest.mark.alone
 def test_who_is_silent_is_named_by_who_listens_to_it_within_the_time_out(tmp_path: Path) -> None:
     job = Hearts(tmp_path, 4)
     for heart in job.hearts:
@@ -57,6 +58,7 @@ def test_who_is_silent_is_named_by_who_listens_to_it_within_the_time_out(tmp_pat
         heart.stop()
 
 
+@pytest.mark.alone
 def test_who_has_left_is_not_missed(tmp_path: Path) -> None:
     job = Hearts(tmp_path, 2)
     for heart in job.hearts:
@@ -133,6 +135,7 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
 
 
+@pytest.mark.alone
 def test_what_heeds_no_signal_is_killed_once_others_are_gone(tmp_path: Path) -> None:
     first, second, stranger = sleeper(), sleeper(), sleeper()
     try:

@@ -16,7 +16,7 @@ from profiles.ranks.processes import birth
 
 # What is left of an attempt has so long to end by itself once a rank of it is gone; torch's launcher gives 30 s.
 GRACE_SECONDS = 5.0
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 # Waits for a word; where its end of the pipe closes without one, whoever held the other is dead, and its ranks die now.
 SWEEP = 'read -r word && exit; rm -rf -- "$1"; sleep 1; rm -rf -- "$1"'
 
@@ -100,14 +100,19 @@ class Reaper:
 @contextlib.contextmanager
 def swept(folder: Path) -> Iterator[None]:
     """While entered, a small process waits to remove `folder` should this one be killed."""
-    sweeper = subprocess.Popen(
-        ["/bin/sh", "-c", SWEEP, "sh", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Ctrl-C is for whoever cleans up by itself.
-        start_new_session=True,
-    )
+    try:
+        sweeper = subprocess.Popen(
+            ["/bin/sh", "-c", SWEEP, "sh", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C is for whoever cleans up by itself.
+            start_new_session=True,
+        )
+    except OSError:
+        # No shell, or no more processes: the folder is left where this one is killed.
+        yield
+        return
     try:
         yield
     finally:
