@@ -66,7 +66,7 @@ def test_a_training_is_logged_kept_and_gone_on_with(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
     assert [round(line["lr"], 6) for line in lines if "loss" in line] == [0.05, 0.0375, 0.0125]
-    assert "it is done" in ends(plan, "--train", settings, *kept, "--resume", code=2)
+    assert "ask for more steps" in ends(plan, "--train", settings, *kept, "--resume", code=2)
     settings.write_text(SETTINGS.replace("1536", "2048"))
     ends(plan, "--train", settings, *kept, "--resume", "-o", tmp_path / "more.json")
     more = artifacts.read(tmp_path / "more.json", "run", RunFile).runs[0].measurement

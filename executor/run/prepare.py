@@ -10,8 +10,10 @@ from typing import Any
 from executor.legality import check_plan, choose
 from executor.run.batches import data_name, load_data
 from executor.run.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
-from executor.run.checkpoint_index import read_index
+from executor.run.checkpoint_choice import newest_whole
 from executor.run.checks import check_data, check_devices, check_precision, check_task, facts_of_workload
+from executor.run.going_on import end_step
+from executor.run.owner import check_free
 from executor.run.session import Order
 from executor.run.subject import load_subject
 from executor.train.prepare import check_training, data_for_check, with_weights
@@ -23,7 +25,7 @@ from profiles.errors import InputError
 from profiles.files import ensure_folder
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
 from profiles.machines.load import MachineLoad, look_before
-from profiles.ranks.environment import check_room
+from profiles.ranks.environment import check_room, is_main_process
 from profiles.ranks.rank import TIMEOUT_SECONDS
 from profiles.ranks.stores import open_to
 from profiles.workloads.trust import is_factory
@@ -106,13 +108,14 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
         notes += _checked(file.candidates[index].plan, file, workload, device_kind)
+    plan = file.candidates[chosen[0]].plan
+    end = training.num_steps(file) if training else end_step(plan, options.warmup, options.steps)
     if training is None:
         check_data(file, workload, path)
         load_data(path, workload, file.sequence_length, options.seed)
     else:
-        plan = file.candidates[chosen[0]].plan
         check_training(training, file, plan, workload, options.seed, options.trusted, keeps=keeps)
-    notes += _kept(options, file.candidates[chosen[0]].plan, workload)
+    notes += _kept(options, plan, workload, end)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
     load_before, warnings = look_before(file.num_devices)
@@ -128,6 +131,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             device_kind=device_kind,
             checkpoints=options.checkpoints,
             timeout_seconds=options.timeout,
+            end_step=end,
             trace_folder="" if options.trace is None else str(options.trace.absolute()),
         ),
         max_restarts=options.max_restarts,
@@ -141,13 +145,13 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     )
 
 
-def _kept(options: RunOptions, plan: Plan, workload: Workload) -> list[str]:
+def _kept(options: RunOptions, plan: Plan, workload: Workload, end: int) -> list[str]:
     """Make the folders that a run writes into; where it goes on from."""
     kept = options.checkpoints
     for folder in (options.runs, options.trace, Path(kept.folder) if kept else None):
         if folder is not None:
             ensure_folder(folder)
-    return [] if kept is None else _resumed(kept, plan, workload, options.seed)
+    return [] if kept is None else _resumed(kept, plan, workload, options.seed, end)
 
 
 def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:
@@ -165,12 +169,16 @@ def _data_path(data: Path | None) -> str:
     return str(data) if is_factory(str(data)) else str(data.absolute())
 
 
-def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> list[str]:
+def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int, end: int) -> list[str]:
     """Where a run that is to go on does so from; one that starts anew must have the folder for itself.
 
-    Raises: ArtifactError for a checkpoint that cannot be read, InputError for one of another run.
+    Raises: ArtifactError for checkpoints that cannot be read, InputError for one of another run or of its last step,
+    EnvironmentFailure where another run uses the folder.
     """
-    path = latest(Path(checkpoints.folder))
+    folder = Path(checkpoints.folder)
+    if is_main_process():
+        check_free(folder)
+    path = latest(folder)
     if not checkpoints.resume:
         # Its ranks, were they started again, would go on from the other run's.
         if path is not None:
@@ -178,9 +186,13 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
         return []
     if path is None:
         return [f"no checkpoint in {checkpoints.folder} yet: starting from the first step"]
+    # The ranks read all bytes of it, and take the one before where these are damaged.
+    path = newest_whole(folder, is_read=False).path
+    assert path is not None
     found = read_progress(path)
     check_progress(path, found, progress_of(plan, workload, seed, found.step))
-    read_index(path)
+    if found.step >= end:
+        raise InputError(f"{path} is of step {found.step}, and the run ends with step {end}: ask for more steps")
     return [f"going on from step {found.step}, {path}"]
 
 

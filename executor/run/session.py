@@ -17,8 +17,9 @@ from executor.mesh import Meshes
 from executor.observe.time_parts import median_parts, median_spans, step_seconds
 from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
-from executor.run.checkpoint import Checkpoints, latest
-from executor.run.faults import STOP, diverged, restarted
+from executor.run.checkpoint import Checkpoints
+from executor.run.faults import STOP, diverged
+from executor.run.going_on import begun
 from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
@@ -30,7 +31,6 @@ from profiles import artifacts
 from profiles.machines.load import load_of
 from profiles.ranks.devices import gpu_settings
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
-from profiles.ranks.stores import num_restarts
 from profiles.workloads.foreign_code import calling_foreign_code
 from profiles.workloads.workload import Workload
 
@@ -48,7 +48,8 @@ class Order:
     """What a launch is asked to do; `chosen` are indices of the plan file's candidates.
 
     `checkpoints` are of one plan alone; ranks that are started again go on from the newest. Into `trace_folder`,
-    where there is one, goes a profiled step of each. With `only_checks`, plans are checked and not run.
+    where there is one, goes a profiled step of each. With `only_checks`, plans are checked and not run. A run with
+    checkpoints ends after `end_step` steps in all.
     """
 
     __pydantic_config__ = artifacts.STRICT
@@ -63,6 +64,7 @@ class Order:
     timeout_seconds: float = TIMEOUT_SECONDS
     trace_folder: str = ""
     only_checks: bool = False
+    end_step: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +106,7 @@ def opened(payload: dict[str, Any]) -> Iterator[Session]:
     with join_group(order.device_kind, order.timeout_seconds) as rank:
         if order.checkpoints is not None:
             STOP.listen()
-            if num_restarts():
-                newest = latest(Path(order.checkpoints.folder))
-                report(0.0, "started again", notice=restarted(num_restarts(), newest))
-                order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
+            order = replace(order, checkpoints=begun(order.checkpoints, order.end_step))
         workload = load_subject(file, payload["trusted"], order.data_file)
         session = Session(
             file=file,
@@ -179,7 +178,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
         for index, runner in enumerate(runners):
             done = len(measurements) / len(session.order.chosen)
             report(done + 0.4 * index / len(session.order.chosen), f"warming up {runner.plan.id}")
-            runner.prepare(session.order.num_warmup_steps)
+            runner.prepare(session.order.num_warmup_steps, session.order.num_steps)
         _run_in_turns(session, runners, len(measurements))
         for runner in runners:
             measurements.append(_measurement(session, runner, references, checks[len(measurements)]))
@@ -213,11 +212,13 @@ def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Cand
 def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
     order = session.order
     predictions = {candidate.plan.id: candidate.prediction for candidate in session.candidates}
-    for start in range(0, order.num_steps, BLOCK_STEPS):
-        block = min(BLOCK_STEPS, order.num_steps - start)
+    # A run that goes on from a checkpoint has fewer left.
+    num_steps = min(runner.num_timed_steps for runner in runners)
+    for start in range(0, num_steps, BLOCK_STEPS):
+        block = min(BLOCK_STEPS, num_steps - start)
         for index, runner in enumerate(runners):
             runner.run_block(block)
-            share = (start + block * (index + 1) / len(runners)) / order.num_steps
+            share = (start + block * (index + 1) / len(runners)) / num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
             seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
             values = log_values(
@@ -234,7 +235,7 @@ def _measurement(session: Session, runner: Runner, references: dict[str, Referen
     dist.all_gather_object(outcomes, own)
     ranks = [outcome.traces for outcome in outcomes]
     seconds = step_seconds(ranks)
-    losses = _global_losses(runner.plan, outcomes)
+    losses = _global_losses(runner.plan, outcomes, runner.first_step)
     checked = _means(outcomes, [outcome.checked.losses for outcome in outcomes]) if own.checked.losses else ()
     reference = references[runner.plan.precision]
     tokens = runner.plan.global_batch_size * session.file.sequence_length
@@ -247,6 +248,7 @@ def _measurement(session: Session, runner: Runner, references: dict[str, Referen
         losses=losses,
         loss_check=both(check, check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step)),
         first_step=runner.first_step,
+        losses_before=runner.losses_before,
         tokens_per_second=tokens * len(seconds) / sum(seconds),
         spans=median_spans(ranks),
         load=load_of([outcome.counted for outcome in outcomes]),
@@ -266,12 +268,12 @@ def _of_gpus(rank: Rank, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+def _global_losses(plan: Plan, outcomes: Sequence[Outcome], first_step: int) -> tuple[float, ...]:
     """Mean over the replicas, as the rank of each that runs the last stage computed them."""
     means = _means(outcomes, [outcome.losses for outcome in outcomes])
     for step, mean in enumerate(means):
         if not math.isfinite(mean):
-            raise diverged(plan, step + 1, mean)
+            raise diverged(plan, first_step + step + 1, mean)
     return means
 
 

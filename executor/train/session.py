@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from executor.observe.live_tensors import LiveTensors
 from executor.rank_model import RankModel
-from executor.run.checkpoint import check_progress, latest, progress_of, read_progress
+from executor.run.checkpoint import check_progress, progress_of, read_progress
+from executor.run.going_on import tracked_steps
 from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
-from executor.run.runner import PEAK_KINDS, tracked_steps
+from executor.run.runner import PEAK_KINDS
 from executor.run.session import NOT_CHECKED, Session, checks_of, opened
 from executor.train.hf_weights import load_weights
 from executor.train.job import TrainedPlan
@@ -39,7 +40,7 @@ def run_training(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     settings = validate(payload["training"], TrainSettings, "the settings")
     with opened(payload) as session:
         kept = session.order.checkpoints
-        is_new = kept is None or not kept.goes_on
+        is_new = kept is None or kept.start is None
         check = checks_of(session)[0] if settings.check and is_new else NOT_CHECKED
         if check.status == "failed":
             (candidate,) = session.candidates
@@ -120,13 +121,12 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     kind, options = optimizer_class(settings.optimizer, plan, keeps_checkpoints=is_kept)
     optimizer = job.optimizer(kind, options_of(settings.optimizer), **options)
     rates = Rates(optimizer, lambda step: rate_factor(settings.schedule, step, num_steps))
-    extra = _gone_on(session, job) if order.checkpoints is not None and order.checkpoints.goes_on else None
+    start = None if order.checkpoints is None else order.checkpoints.start
+    extra = None if start is None else _gone_on(session, job, start)
     if extra is None and settings.weights and workload.task is None:
         lacking = load_weights(Path(settings.weights), job, session.rank.rank, session.rank.device)
         if lacking:
             report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: they begin at random")
-    if job.num_steps >= num_steps:
-        raise InputError(f"the checkpoint is of step {job.num_steps}, and the training has {num_steps}: it is done")
     count = job.samples_per_step
     share = Share(size=plan.global_batch_size, first=job.replica * count, count=count)
     consumed = int((extra or {}).get(CONSUMED, job.num_steps * plan.global_batch_size))
@@ -145,15 +145,11 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     )
 
 
-def _gone_on(session: Session, job: TrainedPlan) -> dict[str, Any]:
-    """What the newest checkpoint says beside its tensors, which are read."""
-    assert session.order.checkpoints is not None
-    folder = Path(session.order.checkpoints.folder)
-    path = latest(folder)
-    assert path is not None
+def _gone_on(session: Session, job: TrainedPlan, path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, which are read."""
     found = read_progress(path)
     check_progress(path, found, progress_of(job.plan, session.workload, session.order.seed, found.step))
-    return job.load(folder)
+    return job.restore(path)
 
 
 class Shown:
