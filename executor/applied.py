@@ -18,11 +18,12 @@ from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
 from executor.micro_batches import on_device, split_batch
 from executor.rank_model import RankModel
-from executor.run.checkpoint import Progress, read_progress, restore, save
+from executor.run.checkpoint import Progress, read_progress, restore
 from executor.run.checkpoint_choice import newest_whole
 from executor.run.export import export_weights
 from executor.run.faults import note_step
 from executor.run.loop_state import loop_state, restore_loop
+from executor.run.saving import save
 from planner.plans import Plan
 from planner.prediction import Candidate
 from profiles.errors import InputError

@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from executor.mesh import Meshes
 from executor.run.batches import default_text, load_text
-from executor.run.checkpoint import Progress, latest, read_progress, restore, save
+from executor.run.checkpoint import Progress, latest, read_progress, restore
+from executor.run.saving import save
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate

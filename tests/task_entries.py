@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 
 from executor.mesh import Meshes
-from executor.run.checkpoint import progress_of, restore, save
+from executor.run.checkpoint import progress_of, restore
 from executor.run.own_data import TaskSamples
 from executor.run.reference import check_losses, first_steps, reference_of
+from executor.run.saving import save
 from executor.run.subject import workload_of_task
 from executor.trainer import Trainer
 from planner.plans import Plan

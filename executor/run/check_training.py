@@ -33,10 +33,11 @@ from executor.run.check_findings import (
     verdict,
 )
 from executor.run.check_subject import Subject
-from executor.run.checkpoint import Progress, restore, save, state_of
+from executor.run.checkpoint import Progress, restore, state_of
 from executor.run.checkpoint_pieces import InPieces
 from executor.run.measurement import LossCheck
 from executor.run.plain_loop import PlainLoop
+from executor.run.saving import save
 from executor.run.whole_tensors import Gatherer, bits, differing, fingerprints
 from executor.trainer import Trainer
 from profiles.codecs.codec import codec

@@ -7,12 +7,10 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,14 +24,10 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from executor.axes.part import Part
 from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
-from executor.run.checkpoint_refused import for_all, refused
-from executor.run.checkpoint_sums import write_sums
-from executor.run.owner import own
 from executor.run.whole_tensors import placed
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
-from profiles.errors import ArtifactError, EnvironmentFailure, InputError
-from profiles.files import write_text
+from profiles.errors import ArtifactError, InputError
 from profiles.inputs.foreign import read_json
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.tensor_splits import OfRanks
@@ -44,8 +38,6 @@ FOLDER = re.compile(r"step-(\d{8})")
 LOOP = "loop.json"
 # What names of an optimizer's tensors begin with.
 OPTIMIZER = "optimizer."
-# The newest, and the one before: where the disk fills up while one is saved, the other is still whole.
-NUM_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,40 +156,6 @@ def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
             )
 
 
-def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, Any] | None = None) -> Path:
-    """Write a checkpoint and say where; collective. This process, or rank 0's, owns the folder from then on.
-
-    What is half written has another name, and goes where saving fails. `loop` is what a user's loop keeps beside it.
-    Raises: EnvironmentFailure where the disk is full or refuses it, or another run owns the folder.
-    """
-    whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
-    writer = Writer(part)
-
-    def begin() -> None:
-        own(folder)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True, exist_ok=True)
-
-    def end() -> None:
-        write_text(part / "progress.json", json.dumps(asdict(progress)))
-        if loop is not None:
-            write_text(part / LOOP, json.dumps(loop))
-        write_sums(part, writer.sums)
-        shutil.rmtree(whole, ignore_errors=True)
-        part.rename(whole)
-        for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    for_all(begin)
-    try:
-        _write(writer, state_of(trainer), no_dist=not dist.is_initialized())
-        for_all(end)
-    except (CheckpointException, EnvironmentFailure) as error:
-        # All ranks come here, or none.
-        raise refused(error, folder, part, writer.needed_bytes, latest) from error
-    return whole
-
-
 def restore(path: Path, trainer: Trained) -> None:
     """Read a checkpoint into a trainer that has taken no step; collective.
 
@@ -210,7 +168,7 @@ def restore(path: Path, trainer: Trained) -> None:
 
 def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
-    _write(Writer(folder), weights_of(trainer))
+    write_state(Writer(folder), weights_of(trainer))
 
 
 def restore_weights(folder: Path, trainer: Trained) -> None:
@@ -234,7 +192,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 def save_whole(folder: Path, model: nn.Module) -> None:
     """Write the weights of a complete model, by this process alone, as `save_weights` would."""
-    _write(Writer(folder), _whole(model), no_dist=True)
+    write_state(Writer(folder), _whole(model), no_dist=True)
 
 
 def load_whole(folder: Path, model: nn.Module) -> None:
@@ -242,9 +200,12 @@ def load_whole(folder: Path, model: nn.Module) -> None:
     _load(folder, _whole(model), no_dist=True)
 
 
-def _write(writer: Writer, state: dict[str, Any], *, no_dist: bool = False) -> None:
+def write_state(
+    writer: Writer, state: dict[str, Any], *, no_dist: bool = False, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write tensors that know their place; collective over `group`, or all ranks, unless one process writes alone."""
     with _by_one_process():
-        dcp_save(state, storage_writer=writer, no_dist=no_dist)
+        dcp_save(state, storage_writer=writer, no_dist=no_dist, process_group=group)
 
 
 @contextlib.contextmanager

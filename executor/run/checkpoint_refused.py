@@ -14,8 +14,8 @@ from executor.run.checkpoint_sums import is_full, no_room
 from profiles.errors import EnvironmentFailure
 
 
-def for_all(act: Callable[[], None]) -> None:
-    """Do something on rank 0, or in a process that is no rank, while the others wait; collective.
+def for_all(act: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:
+    """Do something on rank 0, or in a process that is no rank, while the others wait; collective over `group`, or all.
 
     Raises: EnvironmentFailure, on every rank, where that fails for what the system or another run is to blame.
     """
@@ -27,13 +27,18 @@ def for_all(act: Callable[[], None]) -> None:
         except (OSError, EnvironmentFailure) as error:
             failure, cause = [str(error)], error
     if dist.is_initialized():
-        dist.broadcast_object_list(failure)
+        dist.broadcast_object_list(failure, group=group)
     if failure[0]:
         raise EnvironmentFailure(failure[0]) from cause
 
 
 def refused(
-    error: BaseException, folder: Path, part: Path, num_bytes: int, latest: Callable[[Path], Path | None]
+    error: BaseException,
+    folder: Path,
+    part: Path,
+    num_bytes: int,
+    latest: Callable[[Path], Path | None],
+    group: dist.ProcessGroup | None = None,
 ) -> EnvironmentFailure:
     """What is said, by all ranks, of a checkpoint that could not be saved; what is half written is gone; collective."""
     said: list[Any] = [""]
@@ -41,7 +46,7 @@ def refused(
         shutil.rmtree(part, ignore_errors=True)
         said = [_sentence(error, folder, num_bytes, latest(folder))]
     if dist.is_initialized():
-        dist.broadcast_object_list(said)
+        dist.broadcast_object_list(said, group=group)
     return EnvironmentFailure(said[0])
 
 

@@ -27,12 +27,12 @@ from executor.run.checkpoint import (
     progress_of,
     read_progress,
     restore,
-    save,
 )
 from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.run.going_on import tracked_steps, warmup_steps
 from executor.run.known_losses import KnownLosses, losses_in
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Checked, first_steps
+from executor.run.saving import save
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES

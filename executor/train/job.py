@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from executor.applied import AppliedPlan
 from executor.rank_model import RankModel
 from executor.run.checkpoint import Progress, progress_of
+from executor.run.loop_state import loop_state
+from executor.run.saving import Saver
 from executor.train.hf_weights import export_layers
 from planner.prediction import Candidate
 from profiles.ranks.rank import Rank
@@ -28,6 +30,24 @@ class TrainedPlan(AppliedPlan):
     def __init__(self, candidate: Candidate, workload: Workload, model: RankModel, rank: Rank, seed: int) -> None:
         super().__init__(candidate.plan, _module(workload, model), model, rank, seed=seed, candidate=candidate)
         self.workload = workload
+        self._saver = Saver()
+
+    def save_beside(self, folder: str | Path, extra: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint as `save` does, while training goes on."""
+        loop = loop_state(self._own_optimizer, extra)
+        self._saver.start(Path(folder), self._progress(self.num_steps), self, loop)
+
+    def saved(self) -> Path | None:
+        """Wait until the checkpoint that was begun is written; where it is.
+
+        Raises: EnvironmentFailure where it could not be.
+        """
+        return self._saver.wait()
+
+    def close(self) -> None:
+        """Let go of what saves."""
+        self._saver.close()
+        super().close()
 
     def update(self) -> None:
         """Let the optimizer take its step."""

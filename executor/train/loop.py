@@ -22,8 +22,8 @@ from executor.train.samples import Batch, OfReplica, Source, read_ahead
 from executor.train.settings import TrainSettings
 from planner.prediction import PlanFile
 
-# What a step is called in a checkpoint, beside the number of steps.
-CONSUMED = "samples"
+# What a checkpoint keeps beside the number of steps.
+CONSUMED, LOSSES = "samples", "losses"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +57,7 @@ class Loop:
     timeout_seconds: float
     predicted_bytes: float
     say: Callable[[dict[str, Any]], None]
+    losses_before: tuple[float, ...] = ()
     losses: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     _told: Told | None = None
@@ -86,6 +87,8 @@ class Loop:
         kept = self.checkpoints
         if kept is not None and not kept.is_due(self.job.num_steps):
             self._save(kept)
+        if kept is not None:
+            self._saved(kept)
 
     def _step(self, batch: Batch) -> None:
         job, settings = self.job, self.settings
@@ -103,9 +106,9 @@ class Loop:
         if kept is not None and (is_stopping or kept.is_due(done)):
             # What is no number is never saved.
             self._read()
-            path = self._save(kept)
+            self._save(kept)
             if is_stopping:
-                raise stopped(job.plan, done, path)
+                raise stopped(job.plan, done, self._saved(kept))
         if settings.evaluation.every and done % settings.evaluation.every == 0:
             self._evaluate()
 
@@ -155,10 +158,19 @@ class Loop:
     def _consumed(self, step: int) -> int:
         return self.train.consumed + (step - self.train.begins_at) * self.train.share.size
 
-    def _save(self, kept: Checkpoints) -> Path:
+    def _save(self, kept: Checkpoints) -> None:
+        """Begin to save where the training is; the losses of all steps go with it."""
         self.job.leave_out()
+        extra = {CONSUMED: self._consumed(self.job.num_steps), LOSSES: [*self.losses_before, *self.losses]}
         with self._explained(between_steps=True):
-            return self.job.save(kept.folder, {CONSUMED: self._consumed(self.job.num_steps)})
+            self.job.save_beside(kept.folder, extra)
+
+    def _saved(self, kept: Checkpoints) -> Path:
+        """Wait for what was begun to be saved; where it is."""
+        with self._explained(between_steps=True):
+            path = self.job.saved() or latest(Path(kept.folder))
+        assert path is not None
+        return path
 
     def _evaluate(self) -> None:
         """The mean loss over unseen samples, the same ones every time."""

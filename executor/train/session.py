@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from executor.run.runner import PEAK_KINDS
 from executor.run.session import NOT_CHECKED, Session, checks_of, opened
 from executor.train.hf_weights import load_weights
 from executor.train.job import TrainedPlan
-from executor.train.loop import CONSUMED, Loop
+from executor.train.loop import CONSUMED, LOSSES, Loop
 from executor.train.optimizers import Rates, optimizer_class, options_of
 from executor.train.rates import rate_factor
 from executor.train.samples import OfReplica, Share, sources_of
@@ -72,6 +73,7 @@ def train(session: Session, settings: TrainSettings, check: LossCheck) -> Measur
         peak.end()
     if settings.export:
         loop.job.export(settings.export)
+    loop.job.close()
     report(1.0, "done")
     return _measurement(session, loop, own, peak.peak_bytes, watch, check, first)
 
@@ -81,15 +83,17 @@ class Peak:
 
     def __init__(self, session: Session) -> None:
         self._live = LiveTensors() if session.order.device_kind == "cpu" else None
+        self._entered = contextlib.ExitStack()
         self.peak_bytes = 0.0
 
     def __enter__(self) -> None:
         if self._live is not None:
-            self._live.__enter__()
+            # Compiled optimizers compile nothing while tensors are counted, and will not have it.
+            self._entered.enter_context(torch.compiler.set_stance("force_eager"))
+            self._entered.enter_context(self._live)
 
     def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.__exit__(*error)
+        self._entered.close()
 
     def begin(self, model: RankModel) -> None:
         """Count from here on."""
@@ -142,7 +146,14 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
         timeout_seconds=order.timeout_seconds,
         predicted_bytes=candidate.prediction.peak_bytes,
         say=shown,
+        losses_before=_losses_in(extra or {}),
     )
+
+
+def _losses_in(extra: dict[str, Any]) -> tuple[float, ...]:
+    """The losses that a checkpoint keeps, as far as it says so."""
+    kept = extra.get(LOSSES)
+    return tuple(loss for loss in kept if isinstance(loss, float)) if isinstance(kept, list) else ()
 
 
 def _gone_on(session: Session, job: TrainedPlan, path: Path) -> dict[str, Any]:
@@ -193,6 +204,7 @@ def _measurement(
         loss_check=check,
         tokens_per_second=tokens * len(seconds) / sum(seconds),
         first_step=first,
+        losses_before=loop.losses_before,
         load=load_of([counted for _, _, counted in everyone]),
         evaluations=tuple(loop.evaluations),
     )
