@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,17 +12,16 @@ import psutil
 import torch.distributed as dist
 
 from executor.mesh import Meshes
-from executor.observe.time_parts import median_parts, median_spans, step_seconds
 from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints, latest
-from executor.run.faults import STOP, diverged, restarted
+from executor.run.faults import STOP, restarted
+from executor.run.log import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
-from executor.run.runner import PEAK_KINDS, Outcome, Runner
+from executor.run.runner import PEAK_KINDS, Runner
 from executor.run.subject import load_subject
-from planner.plans import Plan
-from planner.prediction import Candidate, PlanFile, Prediction
+from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
@@ -37,7 +35,6 @@ REFERENCE_SECONDS = 3600.0
 ROOM_FRACTION = 0.5
 # More models than this, and each runs slower for the company: their pages crowd each other out (5 % at three dozen).
 MOST_TOGETHER = 9
-FLOPS_PER_PARAMETER_AND_TOKEN = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +143,8 @@ def _references(session: Session) -> dict[str, Reference]:
 
 
 def _run_all(session: Session, references: dict[str, Reference], checks: Sequence[LossCheck]) -> list[Measurement]:
-    measurements: list[Measurement] = []
+    """Run every plan; the measurements, which rank 0 alone has."""
+    measurements: list[Measurement | None] = []
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
             Runner(
@@ -173,7 +171,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
         del runners, runner
         gc.collect()
     report(1.0, "done")
-    return measurements
+    return [one for one in measurements if one is not None]
 
 
 def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Candidate]]:
@@ -206,75 +204,30 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / order.num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
-            values = _log_values(session, runner, predictions[runner.plan.id], block)
-            report(min(fraction, 1.0), runner.plan.id, _log_line(values), values)
+            values = log_values(session.file, runner, predictions[runner.plan.id], block)
+            report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
-def _log_values(session: Session, runner: Runner, prediction: Prediction, block: int) -> dict[str, Any]:
-    """A block of steps in the words of a training log: per step and device, but for `tps`, which is of the whole job.
-
-    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names.
-    """
-    seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
-    tokens = runner.plan.global_batch_size * session.file.sequence_length / seconds
-    flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
-    return {
-        "plan": runner.plan.id,
-        "step": runner.first_step + len(runner.losses),
-        "loss": runner.latest_loss(),
-        "memory_gib": runner.peak_bytes / 2**30,
-        "seconds": seconds,
-        "tps": tokens,
-        "tflops": flops / 1e12,
-        "mfu": prediction.mfu * prediction.step_seconds / seconds,
-    }
-
-
-def _log_line(values: dict[str, Any]) -> str:
-    loss = "on the last stage" if values["loss"] is None else f"{values['loss']:.4f}"
-    return (
-        f"{values['plan']}  step: {values['step']}  loss: {loss}  memory: {values['memory_gib']:.2f}GiB  "
-        f"tps: {values['tps']:,.0f}  tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
-    )
-
-
-def _measurement(session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck) -> Measurement:
-    """The plan's measurement from all ranks' outcomes."""
-    own = runner.finish()
-    outcomes: list[Any] = [None] * session.rank.num_ranks
-    dist.all_gather_object(outcomes, own)
-    ranks = [outcome.traces for outcome in outcomes]
-    seconds = step_seconds(ranks)
-    losses = _global_losses(runner.plan, outcomes)
-    checked = _means(outcomes, [outcome.checked.losses for outcome in outcomes]) if own.checked.losses else ()
+def _measurement(
+    session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck
+) -> Measurement | None:
+    """The plan's measurement from all ranks' outcomes, on rank 0."""
+    found = runner.account()
+    if found is None:
+        return None
     reference = references[runner.plan.precision]
+    own = check_losses(runner.plan, found.checked_losses, runner.checked.norms, reference, runner.first_step)
     tokens = runner.plan.global_batch_size * session.file.sequence_length
     return Measurement(
         num_warmup_steps=runner.num_warmup_steps,
-        step_seconds=seconds,
-        seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
-        peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
+        step_seconds=found.step_seconds,
+        seconds=found.seconds,
+        peak_bytes=found.peak_bytes,
         peak_kind=PEAK_KINDS[session.order.device_kind],
-        losses=losses,
-        loss_check=both(check, check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step)),
+        losses=found.losses,
+        loss_check=both(check, own),
         first_step=runner.first_step,
-        tokens_per_second=tokens * len(seconds) / sum(seconds),
-        spans=median_spans(ranks),
-        load=load_of([outcome.counted for outcome in outcomes]),
+        tokens_per_second=tokens * len(found.step_seconds) / sum(found.step_seconds),
+        spans=found.spans,
+        load=load_of(found.counted),
     )
-
-
-def _global_losses(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
-    """Mean over the replicas, as the rank of each that runs the last stage computed them."""
-    means = _means(outcomes, [outcome.losses for outcome in outcomes])
-    for step, mean in enumerate(means):
-        if not math.isfinite(mean):
-            raise diverged(plan, step + 1, mean)
-    return means
-
-
-def _means(outcomes: Sequence[Outcome], losses: Sequence[tuple[float | None, ...]]) -> tuple[float, ...]:
-    """Means over the ranks that have all of a replica's loss."""
-    pairs = zip(outcomes, losses, strict=True)
-    last = [own for outcome, own in pairs if own[0] is not None and outcome.place.tensor == 0]
-    return tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))

@@ -206,8 +206,8 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
         position, path = 0, folder / PROGRESS_FILE
         while True:
             last = over.is_set()
-            text = path.read_text(encoding="utf-8")[position:] if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
+            new = _read_from(path, position)
+            whole = new[: new.rfind(b"\n") + 1]
             position += len(whole)
             for line in whole.splitlines():
                 on_report(Report(**json.loads(line)))
@@ -222,6 +222,15 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
     finally:
         over.set()
         watcher.join()
+
+
+def _read_from(path: Path, position: int) -> bytes:
+    """What a file that grows has from there on; nothing where it is not there yet."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as stream:
+        stream.seek(position)
+        return stream.read()
 
 
 def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> TrainwrightError:
