@@ -18,9 +18,8 @@ from profiles.workloads.module_options import TracebackOption, TrustOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from executor.compress.job import Extras
     from executor.emit import JobOptions
-    from executor.run.prepare import Job, RunOptions
+    from executor.run.prepare import Job
 
 
 def _job_kinds() -> tuple[str, ...]:
@@ -131,6 +130,10 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
+    from profiles.machines.fingerprint import current_device_kind
+    from profiles.ranks.forked import restart_for_ranks
+
+    restart_for_ranks(current_device_kind())
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
     from profiles.files import ensure_writable
@@ -139,11 +142,12 @@ def execute(
     if output is not None:
         ensure_writable(output)
     if compress:
+        from executor.compress.compress_command import compress_models
         from executor.compress.job import Extras
 
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
         extras = Extras(more_steps=more_steps, export=export, compiles=compiled)
-        _compress(plan, extras, asked, out, json_output, output)
+        compress_models(plan, extras, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
@@ -171,6 +175,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     from profiles.errors import ToleranceError
     from profiles.files import write_text
     from profiles.ranks.environment import is_main_process
+    from profiles.ranks.forked import rank_server
     from profiles.ranks.launcher import launch
 
     if is_main_process():
@@ -178,7 +183,11 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
             out.print(f"note: {note}")
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
     saved = job.order.checkpoints.folder if job.order.checkpoints else None
-    with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:
+    with (
+        rank_server(job.order.device_kind) as server,
+        saying_what_is_kept(saved, kept),
+        console.progress(out, f"{len(job.order.chosen)} plans") as advance,
+    ):
         follow = Follower(out, advance, verbose, kept)
         fields = launch(
             "executor.run.session:run_order",
@@ -187,6 +196,7 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
             job.order.device_kind,
             on_report=follow,
             max_restarts=job.max_restarts,
+            server=server,
         )
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 writes.
@@ -205,41 +215,6 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
-
-
-def _compress(
-    plan: Path,
-    extras: Extras,
-    options: RunOptions,
-    out: Console,
-    json_output: bool,
-    output: Path | None,
-) -> None:
-    """Run the recipes of the plan file; write and show what came of them."""
-    from executor.compress.job import compression_file, prepare_compression
-    from executor.compress.show import show
-    from profiles.artifacts import dump
-    from profiles.files import write_text
-    from profiles.ranks.launcher import launch
-
-    job = prepare_compression(plan, extras, options)
-    for note in job.notes:
-        out.print(f"note: {note}")
-    with console.progress(out, f"{len(job.choices)} models") as advance:
-        fields = launch(
-            "executor.compress.session:run_compression",
-            job.payload,
-            job.file.num_devices,
-            job.order.device_kind,
-            on_report=lambda report: advance(report.fraction, report.text),
-        )
-    result = compression_file(job, fields)
-    text = dump("compression", result)
-    if output is not None:
-        write_text(output, text)
-    if json_output:
-        console.print_json(text)
-    show(result, out, output)
 
 
 def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:

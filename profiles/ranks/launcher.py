@@ -29,7 +29,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from profiles import errors
 from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
-from profiles.ranks.environment import LOOPBACK, NO_AGENT_STORE, in_job, is_main_process, join_slurm
+from profiles.ranks.environment import (
+    LOOPBACK,
+    NO_AGENT_STORE,
+    allocator_environment,
+    in_job,
+    is_main_process,
+    join_slurm,
+)
+from profiles.ranks.forked import CLIENT
 from profiles.ranks.rank import (
     FOLDER_VARIABLE,
     LAUNCHER_VARIABLE,
@@ -41,18 +49,6 @@ from profiles.ranks.rank import (
 )
 from profiles.ranks.stores import one_host_environment, stay_on_this_host
 
-# glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
-# ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
-# its memory; with these settings, so does the CPU's. Huge pages, where the kernel gives them to who asks, spare the
-# look-ups of thousands of small ones: 5 % of a step in bf16 here.
-ALLOCATOR_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_ARENA_MAX": "1",
-}
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_SECONDS = 0.1
 
 
@@ -64,12 +60,14 @@ def launch(
     *,
     on_report: Callable[[Report], None] | None = None,
     max_restarts: int = 0,
+    server: Path | None = None,
 ) -> Any:
     """Run `entry` ("package.module:function") on the JSON-able `payload` in `num_ranks` processes; rank 0's return.
 
     Under torchrun or Slurm this process is one of the ranks: it runs the entry itself, and other ranks get None.
     Where a rank dies, all are started again up to `max_restarts` times; the entry asks
     `profiles.ranks.stores.num_restarts`.
+    Where there is a `server`, of `profiles.ranks.forked.rank_server`, it forks them.
     `on_report` is called, on another thread, with what rank 0 passes to `profiles.ranks.rank.report`.
 
     Raises: RankFailure for a rank that dies; the error itself where it is one of ours; EnvironmentFailure where ranks
@@ -81,7 +79,7 @@ def launch(
         with _environment({FOLDER_VARIABLE: str(folder)}), _watched(folder, on_report):
             if in_job():
                 return _join(entry, payload, num_ranks)
-            return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts)
+            return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts, server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -96,10 +94,19 @@ def _join(entry: str, payload: Any, num_ranks: int) -> Any:
     return value if is_main_process() else None
 
 
-def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: Path, max_restarts: int) -> Any:
+def _spawn(
+    entry: str,
+    payload: Any,
+    num_ranks: int,
+    device_kind: str,
+    folder: Path,
+    max_restarts: int,
+    server: Path | None,
+) -> Any:
     payload_file = folder / "payload.json"
     payload_file.write_text(json.dumps(payload), encoding="utf-8")
-    arguments = ("-P", "-m", "profiles.ranks.rank", entry, str(payload_file), str(folder))
+    through = () if server is None else ("-I", "-S", str(CLIENT), str(server))
+    arguments = (*through, "-P", "-m", "profiles.ranks.rank", entry, str(payload_file), str(folder))
     try:
         with _environment(_rank_environment(device_kind, folder)), _quiet(), _signals_given_back():
             elastic_launch(_config(num_ranks, folder, max_restarts), entrypoint=sys.executable)(*arguments)
@@ -139,19 +146,14 @@ def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
 
 
 def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
-    variables = {
+    return {
         # The ranks import what this process can import, whatever folder they stand in.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         LAUNCHER_VARIABLE: str(os.getpid()),
-        **THREAD_ENVIRONMENT,
+        **allocator_environment(device_kind),
         **one_host_environment(folder),
         NO_AGENT_STORE: "1",
     }
-    if device_kind == "cpu":
-        own = os.environ.get("GLIBC_TUNABLES")
-        tunables = f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
-        variables |= {**ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
-    return variables
 
 
 @contextlib.contextmanager
