@@ -130,17 +130,10 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
-    from profiles.machines.fingerprint import current_device_kind
-    from profiles.ranks.forked import restart_for_ranks
-
-    restart_for_ranks(current_device_kind())
+    out = _ready_to_run(json_output, output)
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
-    from profiles.files import ensure_writable
 
-    out = console.console(json_output)
-    if output is not None:
-        ensure_writable(output)
     if compress:
         from executor.compress.compress_command import compress_models
         from executor.compress.job import Extras
@@ -163,6 +156,17 @@ def execute(
     _run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
+def _ready_to_run(json_output: bool, output: Path | None) -> Console:
+    """Where to write what is said, of a process from which ranks can be forked and that may write its result."""
+    from profiles.files import ensure_writable
+    from profiles.ranks.forked import restart_for_ranks
+
+    restart_for_ranks()
+    if output is not None:
+        ensure_writable(output)
+    return console.console(json_output)
+
+
 def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None, runs: Path | None) -> None:
     """Run the job's plans; write and show what came of them."""
     from dataclasses import replace
@@ -178,9 +182,8 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     from profiles.ranks.forked import rank_server
     from profiles.ranks.launcher import launch
 
-    if is_main_process():
-        for note in job.notes:
-            out.print(f"note: {note}")
+    for note in job.notes if is_main_process() else ():
+        out.print(f"note: {note}")
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
     saved = job.order.checkpoints.folder if job.order.checkpoints else None
     with (
@@ -212,9 +215,9 @@ def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path 
     show(result, job.file.num_devices, out, output)
     if follow.failure is not None:
         raise follow.failure
-    failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
-    if failed:
-        raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+    for run in result.runs:
+        if run.measurement.loss_check.status == "failed":
+            raise ToleranceError(f"plan {run.plan.id}: {run.measurement.loss_check.reason}")
 
 
 def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:

@@ -89,4 +89,4 @@ def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
     monkeypatch.setattr(forked, "_is_ready", lambda: False)
-    forked.restart_for_ranks("cpu")
+    forked.restart_for_ranks()

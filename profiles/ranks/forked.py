@@ -23,18 +23,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from profiles.machines.fingerprint import current_device_kind
 from profiles.ranks.environment import allocator_environment, in_job
 
 CLIENT = Path(__file__).with_name("client.py")
 SUFFIX = ".socket"
 
 
-def restart_for_ranks(device_kind: str) -> None:
+def restart_for_ranks() -> None:
     """Start this program again as its ranks must be started, where they are to be forked from it.
 
     What the allocator is told, a process reads as it starts. Nothing where ranks start themselves, or where this is
     called within another program.
     """
+    device_kind = current_device_kind()
     if not _may_fork(device_kind) or _is_ready() or not _is_a_command():
         return
     sys.stdout.flush()
