@@ -47,17 +47,20 @@ def main() -> None:
         print(f"{name}: {arguments.steps} steps, {kept} traces kept: grown by {grown} MiB on the ranks", flush=True)
     for name, plan in PLANS.items():
         ranks = grow(plan, arguments.timed_steps, spec=SMALL, in_turns=True)
-        measured, bare = (_slowest([rank[kind] for rank in ranks]) for kind in ("measured", "bare"))
-        ratio = statistics.median(one / other for one, other in zip(measured, bare, strict=True))
+        shares = [_share(ranks, clock) for clock in range(2)]
+        step = statistics.median(seconds for rank in ranks for seconds, _ in rank["bare"]) / BLOCK_STEPS
         print(
-            f"{name}: {arguments.timed_steps} steps of {1e3 * statistics.median(bare) / BLOCK_STEPS:.1f} ms: "
-            f"{ratio - 1:+.2%} with measurement and log",
+            f"{name}: {arguments.timed_steps} steps of {1e3 * step:.1f} ms: with measurement and log {shares[0]:+.2%} of "
+            f"the time, {shares[1]:+.2%} of the cores' seconds",
             flush=True,
         )
 
 
-def _slowest(ranks: Sequence[Sequence[float]]) -> list[float]:
-    return [max(block) for block in zip(*ranks, strict=True)]
+def _share(ranks: Sequence[dict[str, Any]], clock: int) -> float:
+    """By how much a measured block takes longer than the bare one behind it, in the median, the slowest rank's each."""
+    pairs = zip(*(zip(rank["measured"], rank["bare"], strict=True) for rank in ranks), strict=True)
+    ratios = [max(one[clock] for one, _ in pair) / max(other[clock] for _, other in pair) for pair in pairs]
+    return statistics.median(ratios) - 1
 
 
 if __name__ == "__main__":

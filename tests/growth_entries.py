@@ -48,11 +48,11 @@ def run(payload: dict[str, Any]) -> list[dict[str, Any]]:
         runner.prepare(3)
         memory, measured, bare = [], [], []
         for _ in range(payload["num_steps"] // BLOCK_STEPS):
-            start = time.perf_counter()
+            start = _clocks()
             runner.run_block(BLOCK_STEPS)
             values = log_values(file, runner, candidate.prediction, BLOCK_STEPS)
             report(0.5, runner.plan.id, log_line(values), values)
-            measured.append(time.perf_counter() - start)
+            measured.append(_since(start))
             memory.append(psutil.Process().memory_info().rss)
             if payload["in_turns"]:
                 bare.append(_bare_block(runner, candidate.plan))
@@ -64,18 +64,28 @@ def run(payload: dict[str, Any]) -> list[dict[str, Any]]:
     return everyone
 
 
-def _bare_block(runner: Runner, plan: Plan) -> float:
+def _bare_block(runner: Runner, plan: Plan) -> tuple[float, float]:
     """Seconds of as many steps with nothing noted, told or waited for."""
     gc.collect(1)
     gc.disable()
     with patch.multiple(Recorder, **DEAF):
-        start = time.perf_counter()
+        start = _clocks()
         for step in range(BLOCK_STEPS):
             batch = runner.samples.batch(runner.num_steps_done + step, plan.global_batch_size)
             runner.trainer.step(*batch)
-        seconds = time.perf_counter() - start
+        seconds = _since(start)
     gc.enable()
     return seconds
+
+
+def _clocks() -> tuple[float, float]:
+    """Time as it goes by, and what this process has had of the cores."""
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start: tuple[float, float]) -> tuple[float, float]:
+    now = _clocks()
+    return now[0] - start[0], now[1] - start[1]
 
 
 def grown_bytes(memory: list[int]) -> int:
