@@ -50,7 +50,7 @@ def main() -> None:
         shares = [_share(ranks, clock) for clock in range(2)]
         step = statistics.median(seconds for rank in ranks for seconds, _ in rank["bare"]) / BLOCK_STEPS
         print(
-            f"{name}: {arguments.timed_steps} steps of {1e3 * step:.1f} ms: with measurement and log {shares[0]:+.2%} of "
+            f"{name}: {arguments.timed_steps} steps of {1e3 * step:.1f} ms: measurement and log {shares[0]:+.2%} of "
             f"the time, {shares[1]:+.2%} of the cores' seconds",
             flush=True,
         )
