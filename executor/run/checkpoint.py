@@ -6,10 +6,12 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,7 +163,7 @@ def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, 
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
     _wait()
-    dcp_save(state_of(trainer), storage_writer=Writer(part), no_dist=not dist.is_initialized())
+    _write(part, state_of(trainer), no_dist=not dist.is_initialized())
     if _is_first():
         write_text(part / "progress.json", json.dumps(asdict(progress)))
         if loop is not None:
@@ -196,7 +198,7 @@ def restore(path: Path, trainer: Trained) -> None:
 
 def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
-    dcp_save(_weights(trainer), storage_writer=Writer(folder))
+    _write(folder, _weights(trainer))
 
 
 def restore_weights(folder: Path, trainer: Trained) -> None:
@@ -220,7 +222,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 def save_whole(folder: Path, model: nn.Module) -> None:
     """Write the weights of a complete model, by this process alone, as `save_weights` would."""
-    dcp_save(_whole(model), storage_writer=Writer(folder), no_dist=True)
+    _write(folder, _whole(model), no_dist=True)
 
 
 def load_whole(folder: Path, model: nn.Module) -> None:
@@ -228,10 +230,24 @@ def load_whole(folder: Path, model: nn.Module) -> None:
     _load(folder, _whole(model), no_dist=True)
 
 
+def _write(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
+    with _by_one_process():
+        dcp_save(state, storage_writer=Writer(folder), no_dist=no_dist)
+
+
+@contextlib.contextmanager
+def _by_one_process() -> Iterator[None]:
+    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
 def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     check_names(folder, read_index(folder), state)
     try:
-        dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
+        with _by_one_process():
+            dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         # Not what torch says: it advises to unpickle the file without care.
         kind = type(next(iter(error.failures.values()))[0]).__name__
