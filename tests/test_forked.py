@@ -51,17 +51,22 @@ def test_a_rank_that_is_killed_is_named_and_ranks_are_started_again() -> None:
     assert said("die_once", restarts=1) == 2
 
 
+def family_of(program: psutil.Process) -> list[psutil.Process]:
+    """All that the program has started, once the server that it is too has forked two ranks."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        servers = [child for child in program.children() if child.cmdline() == program.cmdline()]
+        if servers and len(servers[0].children()) == 2:
+            return program.children(recursive=True)
+        time.sleep(0.1)
+    pytest.fail("no ranks were forked")
+
+
 @pytest.mark.gloo
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_rank_outlives_its_program(number: signal.Signals) -> None:
     with started("sleep") as program:
-        own = psutil.Process(program.pid)
-        # The server and two ranks of it, and what stands for them.
-        until = time.monotonic() + 60
-        while len(own.children(recursive=True)) < 5 and time.monotonic() < until:
-            time.sleep(0.1)
-        family = own.children(recursive=True)
-        assert len(family) >= 5
+        family = family_of(psutil.Process(program.pid))
         program.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
@@ -70,6 +75,7 @@ def test_no_rank_outlives_its_program(number: signal.Signals) -> None:
 def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:
     code = """
 import sys, threading
+from profiles.ranks.forked import rank_server
 with rank_server("cpu") as server: print(server is not None)
 with rank_server("cuda") as server: print(server is not None)
 over = threading.Event(); threading.Thread(target=over.wait).start()
