@@ -12,7 +12,7 @@ from executor.mesh import Meshes
 from executor.observe.events import StepTrace
 from executor.observe.recorder import Recorder
 from executor.run.batches import default_text, load_text
-from executor.run.log import log_line, log_values
+from executor.run.log_values import log_line, log_values
 from executor.run.runner import Runner
 from executor.run.session import BLOCK_STEPS
 from planner.plans import Plan
@@ -50,7 +50,10 @@ def run(payload: dict[str, Any]) -> list[dict[str, Any]]:
         for _ in range(payload["num_steps"] // BLOCK_STEPS):
             start = _clocks()
             runner.run_block(BLOCK_STEPS)
-            values = log_values(file, runner, candidate.prediction, BLOCK_STEPS)
+            values = log_values(
+                file, runner.plan, candidate.prediction, sum(runner.steps.seconds[-BLOCK_STEPS:]) / BLOCK_STEPS,
+                step=runner.num_steps_done, loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
+            )  # fmt: skip
             report(0.5, runner.plan.id, log_line(values), values)
             measured.append(_since(start))
             memory.append(psutil.Process().memory_info().rss)

@@ -42,13 +42,23 @@ class LossCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The mean loss on samples that are not trained on, after so many steps."""
+
+    __pydantic_config__ = STRICT
+
+    step: Whole
+    loss: Finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One plan as it ran.
 
     `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
     first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start; `load` what
-    else the machine did during the timed steps, None where nobody looked.
+    else the machine did during the timed steps, None where nobody looked; `evaluations` those of a training.
     """
 
     __pydantic_config__ = STRICT
@@ -64,6 +74,7 @@ class Measurement:
     first_step: Whole = 0
     spans: tuple[Span, ...] = ()
     load: MachineLoad | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,12 @@ YOUNG = 1
 PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
 
 
+def tracked_steps(plan: Plan) -> int:
+    """The steps after which a plan holds what it always will: the last of them is the one whose peak is told."""
+    used = codec(plan.codec)
+    return TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
+
+
 class Runner:
     """A plan being run on this rank; all ranks call the same methods in the same order.
 
@@ -79,10 +85,9 @@ class Runner:
 
     def prepare(self, num_warmup_steps: int) -> None:
         """Build the model, measure memory over the first steps, and step until things are as they will stay."""
-        used = codec(self.plan.codec)
-        tracked = TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
+        tracked = tracked_steps(self.plan)
         self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
-        if self.is_silent and not self._goes_on():
+        if self.is_silent and not (self.checkpoints is not None and self.checkpoints.goes_on):
             self._check_in_silence()
         if self.rank.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -157,10 +162,6 @@ class Runner:
         """Take the losses off the device, which would hold up the steps they are of."""
         self._losses.extend(float(loss) for loss in self._unread)
         self._unread.clear()
-
-    def _goes_on(self) -> bool:
-        kept = self.checkpoints
-        return kept is not None and kept.resume and latest(Path(kept.folder)) is not None
 
     def _check_in_silence(self) -> None:
         """The first steps without random numbers, by a trainer that is then gone."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, restarted
-from executor.run.log import log_line, log_values
+from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Runner
@@ -35,6 +36,7 @@ REFERENCE_SECONDS = 3600.0
 ROOM_FRACTION = 0.5
 # More models than this, and each runs slower for the company: their pages crowd each other out (5 % at three dozen).
 MOST_TOGETHER = 9
+NOT_CHECKED = LossCheck(status="skipped", reason="training was not checked before it began", tolerance_fraction=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,18 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
 
     Rank 0 gives the measurements, or where these alone are wanted the checks, as JSON-able fields.
     """
+    with opened(payload) as session:
+        checks = checks_of(session)
+        found = checks if session.order.only_checks else _run_all(session, _references(session), checks)
+        return [asdict(one) for one in found] if session.rank.rank == 0 else None
+
+
+@contextlib.contextmanager
+def opened(payload: dict[str, Any]) -> Iterator[Session]:
+    """This rank's place in a launch, joined until the block has ended, with what all its plans share.
+
+    Ranks that were started again go on from the newest checkpoint.
+    """
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
     with join_group(order.device_kind, order.timeout_seconds) as rank:
@@ -100,12 +114,10 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
         with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
-            checks = _checks(session)
-            found = checks if order.only_checks else _run_all(session, _references(session), checks)
-    return [asdict(one) for one in found] if rank.rank == 0 else None
+            yield session
 
 
-def _checks(session: Session) -> list[LossCheck]:
+def checks_of(session: Session) -> list[LossCheck]:
     """The check of each plan, before any is run."""
     kept = session.order.checkpoints
     checks = Checks(
@@ -204,7 +216,11 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / order.num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
-            values = log_values(session.file, runner, predictions[runner.plan.id], block)
+            seconds = sum(runner.steps.seconds[-block:]) / block
+            values = log_values(
+                session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
+                loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
+            )  # fmt: skip
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
