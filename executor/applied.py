@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class AppliedPlan:
         self.candidate, self._owns_group = candidate, owns_group
         self._optimizer: Optimizer | None = None
         self._window: MeasuredSteps | None = None
+        # Nobody asks where the time of a user's step goes.
+        model.recorder.is_on = False
 
     @property
     def replica(self) -> int:
@@ -106,13 +108,24 @@ class AppliedPlan:
         Gives the mean loss over all replicas, on every rank, a tensor on the device. Gradients of the step before are
         dropped. Raises: InputError where the batch is of another size.
         """
-        parts = [(on_device(part, self.rank.device), None) for part in self._split(batch)]
+        parts = self._parts(batch)
         self._forget_gradients()
         note_step(self.plan, self.rank, self.num_steps + 1)
         if self._window is not None:
             self._window.begin()
         loss = self._passes(parts)
         self.model.finish_step()
+        return self._mean(loss)
+
+    def evaluate(self, batch: Any) -> Tensor:
+        """The mean loss of a batch over all replicas, dropout off and nothing changed; a tensor, on every rank.
+
+        Raises: InputError where the batch is of another size than a step's.
+        """
+        loss = self.model.loss_of(self._parts(batch))
+        if self.model.pipeline is not None:
+            # Stages went backward too, which is what their schedules do.
+            self._forget_gradients()
         return self._mean(loss)
 
     def clip_(self, max_norm: float) -> float:
@@ -143,9 +156,13 @@ class AppliedPlan:
         choice = newest_whole(Path(folder))
         for notice in choice.notices if self.rank.rank == 0 else ():
             warnings.warn(notice, stacklevel=2)
-        path = choice.path
-        if path is None:
-            return {}
+        return {} if choice.path is None else self.go_on_from(choice.path)
+
+    def go_on_from(self, path: Path) -> dict[str, Any]:
+        """Go on from one checkpoint; the `extra` saved with it.
+
+        Raises: InputError for a checkpoint of another model, ArtifactError for a damaged one.
+        """
         found = read_progress(path)
         if found.model != self._progress(0).model:
             raise InputError(f"{path} is of another model: its parameters have other names")
@@ -225,10 +242,12 @@ class AppliedPlan:
             raise InputError("there is no optimizer yet: call job.optimizer(torch.optim.AdamW, lr=...) first")
         return self._optimizer
 
-    def _split(self, batch: Any) -> list[Any]:
-        return split_batch(batch, self.plan.micro_batch_size, self.plan.num_microbatches)
+    def _parts(self, batch: Any) -> Sequence[Any]:
+        """This replica's batch as the micro-batches that `RankModel.passes` takes."""
+        parts = split_batch(batch, self.plan.micro_batch_size, self.plan.num_microbatches)
+        return [(on_device(part, self.rank.device), None) for part in parts]
 
-    def _passes(self, parts: list[Any]) -> Tensor | None:
+    def _passes(self, parts: Sequence[Any]) -> Tensor | None:
         try:
             return self.model.passes(parts)
         except RuntimeError as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from executor.compress.job import Extras
     from executor.emit import JobOptions
-    from executor.run.prepare import Job, RunOptions
+    from executor.run.prepare import RunOptions
 
 
 def _job_kinds() -> tuple[str, ...]:
@@ -59,6 +59,10 @@ def execute(
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the plans train as a plain loop does.")
     ] = False,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Train by the best plan: optimizer, schedule, data, evaluation."),
+    ] = None,
     compress: Annotated[
         bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
     ] = False,
@@ -133,8 +137,10 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
+    from executor.run.check_command import run_checks
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
+    from executor.run.run_command import run
     from profiles.files import ensure_writable
 
     out = console.console(json_output)
@@ -151,62 +157,12 @@ def execute(
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
-        trusted=trusted, runs=runs,
+        trusted=trusted, runs=runs, train=train,
     )  # fmt: skip
     if check:
-        from executor.run.check_command import run_checks
-
         run_checks(prepare(plan, options), out, json_output)
-        return
-    _run(prepare(plan, options), out, verbose, json_output, output, runs)
-
-
-def _run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path | None, runs: Path | None) -> None:
-    """Run the job's plans; write and show what came of them."""
-    from dataclasses import replace
-
-    from executor.run.follow import Follower, saying_what_is_kept
-    from executor.run.run_file import run_file
-    from executor.run.run_folder import KeptRun
-    from executor.run.show import show
-    from profiles.artifacts import dump
-    from profiles.errors import ToleranceError
-    from profiles.files import write_text
-    from profiles.ranks.environment import is_main_process
-    from profiles.ranks.launcher import launch
-
-    if is_main_process():
-        for note in job.notes:
-            out.print(f"note: {note}")
-    kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
-    saved = job.order.checkpoints.folder if job.order.checkpoints else None
-    with saying_what_is_kept(saved, kept), console.progress(out, f"{len(job.order.chosen)} plans") as advance:
-        follow = Follower(out, advance, verbose, kept)
-        fields = launch(
-            "executor.run.session:run_order",
-            job.payload,
-            job.file.num_devices,
-            job.order.device_kind,
-            on_report=follow,
-            max_restarts=job.max_restarts,
-        )
-    if fields is None:
-        # One rank of a job that torchrun or Slurm started; rank 0 writes.
-        return
-    result = run_file(replace(job, notes=(*job.notes, *follow.notices)), fields)
-    text = dump("run", result)
-    if output is not None:
-        write_text(output, text)
-    if kept is not None:
-        out.print(f"kept as {kept.write(text)}")
-    if json_output:
-        console.print_json(text)
-    show(result, job.file.num_devices, out, output)
-    if follow.failure is not None:
-        raise follow.failure
-    failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
-    if failed:
-        raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")
+    else:
+        run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
 def _compress(

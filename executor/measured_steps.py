@@ -53,10 +53,11 @@ class MeasuredSteps:
     num_steps: int
     device: torch.device
     starts: list[float] = field(default_factory=list)
+    _left_out: set[int] = field(default_factory=set)
 
     def begin(self) -> None:
         """Note that a step begins, unless enough were measured."""
-        if len(self.starts) > self.num_steps:
+        if len(self.starts) - len(self._left_out) > self.num_steps:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -64,12 +65,22 @@ class MeasuredSteps:
                 torch.cuda.reset_peak_memory_stats(self.device)
         self.starts.append(time.perf_counter())
 
+    def leave_out(self) -> None:
+        """Leave the step that is under way out: something else was done in it."""
+        if self.starts:
+            self._left_out.add(len(self.starts) - 1)
+
+    def step_seconds(self) -> list[float]:
+        """Seconds of each whole step that was not left out, on this rank."""
+        pairs = zip(self.starts, self.starts[1:], strict=False)
+        return [stop - start for index, (start, stop) in enumerate(pairs) if index not in self._left_out]
+
     def beside(self, candidate: Candidate | None, rank: Rank) -> PredictedBesideMeasured:
         """What was measured, the slowest rank's each step, beside a prediction; collective.
 
         Raises: InputError where there was no whole step.
         """
-        own = [stop - start for start, stop in zip(self.starts, self.starts[1:], strict=False)]
+        own = self.step_seconds()
         peak = float(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
         everyone: list[Any] = [(own, peak)]
         if rank.num_ranks > 1:

@@ -32,6 +32,10 @@ TAKES = {
         "top", "with_baseline", "data", "seed", "oversubscribe", "checkpoint", "checkpoint_every", "resume", "timeout",
         "json_output", *ALWAYS,
     ),
+    "train": (
+        "seed", "oversubscribe", "runs", "checkpoint", "checkpoint_every", "resume", "max_restarts", "timeout",
+        "verbose", "json_output", "output", *ALWAYS,
+    ),
     "emit": (*RUN, "gpus_per_node", "image", "install", "output", *ALWAYS),
     "rank": ("rehearse", "top", "json_output", "output", *ALWAYS),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from executor.axes.data import (
     keep_gathered,
     left_whole,
     paused,
+    shard_again,
     shard_alone,
     sum_gradients,
 )
@@ -118,6 +119,14 @@ class RankModel:
         """What `passes` takes, of this replica's inputs and targets, or of a task's samples."""
         return batch if self._cuts_itself else self._microbatches(batch)
 
+    def own_tokens(self, samples: Any) -> Any:
+        """Of a replica's samples the tokens of this rank's place on the context axis, on its device."""
+        if not isinstance(samples, Tensor):
+            return samples
+        if self.plan.context_parallel > 1:
+            samples = samples.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous()
+        return samples.to(self.device, non_blocking=True)
+
     def passes(self, parts: Sequence[Any]) -> Tensor | None:
         """Forward and backward over a replica's micro-batches, gradients averaged over them and over the replicas.
 
@@ -134,6 +143,29 @@ class RankModel:
                 loss = self._accumulate(parts)
         self._average()
         return loss
+
+    def loss_of(self, parts: Sequence[Any]) -> Tensor | None:
+        """The replica's mean loss over some micro-batches, nothing dropped; None on ranks that do not compute it.
+
+        Stages go backward as well, as their schedule has it, and leave gradients that are of no step.
+        """
+        modes = {part: part.training for module in self.modules.values() for part in module.modules()}
+        for module in self.modules.values():
+            module.eval()
+        try:
+            with random_kept() if self.draws else contextlib.nullcontext(), loss_context(self.plan):
+                if self.pipeline is not None:
+                    with paused(self.modules.values()):
+                        return self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
+                (module,) = self.modules.values()
+                with torch.no_grad(), paused([module]):
+                    losses = [self.loss(module(given), wanted) for given, wanted in parts]
+                return torch.stack([loss.detach().float() for loss in losses]).mean()
+        finally:
+            for module in self.modules.values():
+                shard_again(module)
+            for part, is_training in modes.items():
+                part.training = is_training
 
     def norm_of_gradients(self) -> float:
         """The 2-norm of all gradients of the model; collective."""

@@ -53,9 +53,4 @@ class Trainer(RankModel):
     def _own_slice(self, samples: Any) -> Any:
         """This replica's samples, and of each the tokens of this rank's place on the context axis."""
         size = self.plan.micro_batch_size * self.plan.num_microbatches
-        own = samples[self.place.data * size : (self.place.data + 1) * size]
-        if not isinstance(own, Tensor):
-            return own
-        if self.plan.context_parallel > 1:
-            own = own.chunk(self.plan.context_parallel, dim=1)[self.place.context].contiguous()
-        return own.to(self.device)
+        return self.own_tokens(samples[self.place.data * size : (self.place.data + 1) * size])

@@ -137,6 +137,13 @@ def keep_gathered(module: nn.Module, kept: bool) -> None:
         module.set_reshard_after_backward(not kept)
 
 
+def shard_again(module: nn.Module) -> None:
+    """Drop what FSDP gathered for a pass that no backward pass followed: parameters are shards between steps."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def average_after(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, recorder: Recorder) -> None:
     """Average the gradients over `group` in one message, after a step's backward passes."""
     ready = recorder.bucket_ready()

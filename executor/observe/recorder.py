@@ -19,9 +19,10 @@ Mark = float | torch.cuda.Event
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects one step at a time; `begin`, actions, `finish`."""
+    """Collects one step at a time; `begin`, actions, `finish`. One that is not on notes nothing."""
 
     device: torch.device
+    is_on: bool = True
     _start: float = 0.0
     _origin: Mark = 0.0
     _notes: list[tuple[str, int, Mark, Mark, int]] = field(default_factory=list)
@@ -31,7 +32,7 @@ class Recorder:
 
     def now(self) -> Mark:
         """A point in time, on the device's own time line."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or not self.is_on:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -46,6 +47,8 @@ class Recorder:
 
     def note(self, name: str, microbatch: int, start: Mark, stop: Mark | None = None, stage: int = -1) -> None:
         """Note an action from `start` to `stop`, or to now, of one stage where the rank runs several."""
+        if not self.is_on:
+            return
         stop = self.now() if stop is None else stop
         with self._lock:
             self._notes.append((name, microbatch, start, stop, stage))

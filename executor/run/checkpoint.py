@@ -86,6 +86,11 @@ class Checkpoints:
         """Whether a checkpoint is saved after so many steps."""
         return num_steps % self.every == 0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is one to go on from."""
+        return self.start is not None
+
 
 class Trained(Protocol):
     """This rank's part of a model that is trained, with what its optimizer keeps."""
@@ -210,12 +215,12 @@ def restore(path: Path, trainer: Trained) -> None:
 
 def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
-    _write(Writer(folder), _weights(trainer))
+    _write(Writer(folder), weights_of(trainer))
 
 
 def restore_weights(folder: Path, trainer: Trained) -> None:
     """Read the weights alone into a trainer that has taken no step; collective."""
-    _load(folder, _weights(trainer))
+    _load(folder, weights_of(trainer))
 
 
 def restore_part(folder: Path, part: Part) -> None:
@@ -267,7 +272,8 @@ def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None
         raise ArtifactError(f"{folder} is damaged: {words}") from error
 
 
-def _weights(trainer: Trained) -> dict[str, Any]:
+def weights_of(trainer: Trained) -> dict[str, Any]:
+    """Weights and buffers by global name, as tensors that know their place."""
     return {name: value for name, value in state_of(trainer).items() if name.startswith("model.")}
 
 

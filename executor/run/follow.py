@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.run.run_folder import KeptRun
+    from executor.run.sinks import Sink
     from profiles.ranks.rank import Report
 
 
@@ -25,9 +26,14 @@ class Follower:
     """
 
     def __init__(
-        self, out: Console, advance: Callable[[float, str], object], verbose: bool, kept: KeptRun | None
+        self,
+        out: Console,
+        advance: Callable[[float, str], object],
+        verbose: bool,
+        kept: KeptRun | None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
-        self._out, self._advance, self._verbose, self._kept = out, advance, verbose, kept
+        self._out, self._advance, self._verbose, self._kept, self._sinks = out, advance, verbose, kept, sinks
         self.notices: tuple[str, ...] = ()
         self.failure: TrainwrightError | None = None
 
@@ -44,6 +50,9 @@ class Follower:
                 self._out.print(report.line)
             if self._kept is not None and report.values:
                 self._kept.append(report.values)
+            numbers = {name: value for name, value in report.values.items() if isinstance(value, int | float)}
+            for sink in self._sinks if "step" in numbers else ():
+                sink(numbers, int(numbers["step"]))
         except TrainwrightError as error:
             self.failure = error
 

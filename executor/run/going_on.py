@@ -20,8 +20,10 @@ from profiles.ranks.stores import num_restarts
 TRACKED_STEPS, TRACKED_STEPS_CODED = 2, 4
 
 
-def begun(checkpoints: Checkpoints, plan: Plan, num_warmup_steps: int, num_steps: int) -> Checkpoints:
-    """Own the folder and choose where to go on from, which is told where it is not what was asked for; collective.
+def begun(checkpoints: Checkpoints, end: int) -> Checkpoints:
+    """Own the folder and choose where to go on from, on the way to step `end`; collective.
+
+    It is told where it is not what was asked for.
 
     Raises: EnvironmentFailure where another run owns it, ArtifactError where no checkpoint is whole.
     """
@@ -29,8 +31,8 @@ def begun(checkpoints: Checkpoints, plan: Plan, num_warmup_steps: int, num_steps
     for_all(lambda: own(folder))
     choice = Choice(path=None)
     if checkpoints.resume or num_restarts():
-        # One that died after its last step takes the last steps again: their times went with it.
-        choice = newest_whole(folder, before_step=end_step(plan, num_warmup_steps, num_steps))
+        # Ranks that died after the last step take the last steps again: their times went with them.
+        choice = newest_whole(folder, before_step=end if num_restarts() else None)
     for notice in choice.notices:
         report(0.0, "going on", notice=notice)
     if num_restarts():

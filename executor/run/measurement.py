@@ -42,14 +42,24 @@ class LossCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The mean loss on samples that are not trained on, after so many steps."""
+
+    __pydantic_config__ = STRICT
+
+    step: Whole
+    loss: Finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One plan as it ran.
 
     `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
     first, from the `first_step` that a checkpoint had not, and `losses_before` those of the steps up to it, as far as
-    they are known; `spans` of one step, in seconds from its start; `load` what
-    else the machine did during the timed steps, None where nobody looked.
+    they are known; `spans` of one step, in seconds from its start; `load` what else the machine did during the timed
+    steps, None where nobody looked; `evaluations` those of a training.
     """
 
     __pydantic_config__ = STRICT
@@ -66,6 +76,7 @@ class Measurement:
     losses_before: tuple[Finite, ...] = ()
     spans: tuple[Span, ...] = ()
     load: MachineLoad | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from executor.run.going_on import end_step, warmup_steps
 from executor.run.owner import check_free
 from executor.run.session import Order
 from executor.run.subject import load_subject
+from executor.train.prepare import check_training, data_for_check, with_weights
+from executor.train.settings import TrainSettings, flat, read_settings
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
@@ -43,11 +45,30 @@ class Job:
     load_before: MachineLoad | None = None
     max_restarts: int = 0
     trusted: tuple[str, ...] = ()
+    training: TrainSettings | None = None
+
+    @property
+    def entry(self) -> str:
+        """What every rank runs."""
+        return "executor.run.session:run_order" if self.training is None else "executor.train.session:run_training"
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """Where else numbers go than to the log."""
+        return () if self.training is None else self.training.log.sinks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sink is told of a training: the best plan, and its settings by their path."""
+        plan = self.file.candidates[self.order.chosen[0]].plan
+        return {"plan": plan.id} | ({} if self.training is None else flat(self.training))
 
     @property
     def payload(self) -> dict[str, Any]:
         """What the ranks are given, JSON-able."""
-        return {"file": asdict(self.file), "order": asdict(self.order), "trusted": list(self.trusted)}
+        training = None if self.training is None else asdict(self.training)
+        order = asdict(self.order)
+        return {"file": asdict(self.file), "order": order, "trusted": list(self.trusted), "training": training}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +88,7 @@ class RunOptions:
     trace: Path | None = None
     trusted: tuple[str, ...] = ()
     runs: Path | None = None
+    train: Path | None = None
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -75,29 +97,28 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     Raises: ArtifactError, PlanError, InputError, EnvironmentFailure.
     """
     file = artifacts.read(plan_path, "plan", PlanFile)
+    training = None if options.train is None else read_settings(options.train)
+    if training is not None:
+        file = with_weights(file, training)
     chosen, notes = choose(file, options.top, options.with_baseline)
-    device_kind, checkpoints, data = current_device_kind(), options.checkpoints, options.data
-    if checkpoints is not None and len(chosen) > 1:
+    device_kind, keeps = current_device_kind(), options.checkpoints is not None
+    if keeps and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
-    path = _data_path(data)
+    path = _data_path(options.data) if training is None else data_for_check(training.data)
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
-        check_plan(file.candidates[index].plan, file, facts_of_workload(workload))
-        notes += check_task(file.candidates[index].plan, workload, device_kind)
-        check_precision(file.candidates[index].plan, device_kind)
-    check_data(file, workload, path)
-    for folder in (options.runs, options.trace, Path(checkpoints.folder) if checkpoints else None):
-        if folder is not None:
-            ensure_folder(folder)
-    if checkpoints is not None:
-        notes += _resumed(checkpoints, file.candidates[chosen[0]].plan, workload, options)
-    load_data(path, workload, file.sequence_length, options.seed)
+        notes += _checked(file.candidates[index].plan, file, workload, device_kind)
+    if training is None:
+        check_data(file, workload, path)
+        load_data(path, workload, file.sequence_length, options.seed)
+    else:
+        plan = file.candidates[chosen[0]].plan
+        check_training(training, file, plan, workload, options.seed, options.trusted, keeps=keeps)
+    notes += _kept(options, file.candidates[chosen[0]].plan, workload)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)
-    if oversubscribed:
-        notes.append(f"{file.num_devices} ranks share this machine's cores: step times are not judged")
-    notes += [*_machine_notes(file, device_kind), *filter(None, [open_to()])]
     load_before, warnings = look_before(file.num_devices)
+    notes += [*_machine_notes(file, device_kind, oversubscribed), *filter(None, [open_to()]), *warnings]
     return Job(
         file=file,
         order=Order(
@@ -107,18 +128,36 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
             seed=options.seed,
             data_file=path,
             device_kind=device_kind,
-            checkpoints=checkpoints,
+            checkpoints=options.checkpoints,
             timeout_seconds=options.timeout,
             trace_folder="" if options.trace is None else str(options.trace.absolute()),
         ),
         max_restarts=options.max_restarts,
         trusted=options.trusted,
-        data_name=data_name("" if data is None else str(data), workload),
+        data_name=data_name(training.data.train if training else str(options.data or ""), workload),
         oversubscribed=oversubscribed,
-        notes=(*notes, *warnings),
+        notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_before=load_before,
+        training=training,
     )
+
+
+def _kept(options: RunOptions, plan: Plan, workload: Workload) -> list[str]:
+    """Make the folders that a run writes into; where it goes on from."""
+    kept = options.checkpoints
+    for folder in (options.runs, options.trace, Path(kept.folder) if kept else None):
+        if folder is not None:
+            ensure_folder(folder)
+    return [] if kept is None else _resumed(kept, plan, workload, options)
+
+
+def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:
+    """Hold a plan against its model and this machine; notes on it."""
+    check_plan(plan, file, facts_of_workload(workload))
+    notes = check_task(plan, workload, device_kind)
+    check_precision(plan, device_kind)
+    return notes
 
 
 def _data_path(data: Path | None) -> str:
@@ -150,7 +189,8 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, options: 
     assert path is not None
     found = read_progress(path)
     check_progress(path, found, progress_of(plan, workload, options.seed, found.step))
-    if found.step >= end_step(plan, options.warmup, options.steps):
+    # A training has its own end, and says so.
+    if options.train is None and found.step >= end_step(plan, options.warmup, options.steps):
         raise InputError(
             f"{path} is of step {found.step}: --steps {options.steps} after {warmup_steps(plan, options.warmup)} of "
             "warm-up have been taken; ask for more steps"
@@ -158,7 +198,12 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, options: 
     return [f"going on from step {found.step}, {path}"]
 
 
-def _machine_notes(file: PlanFile, device_kind: str) -> list[str]:
+def _machine_notes(file: PlanFile, device_kind: str, oversubscribed: bool) -> list[str]:
+    shared = [f"{file.num_devices} ranks share this machine's cores: step times are not judged"]
+    return (shared if oversubscribed else []) + _planned_for(file, device_kind)
+
+
+def _planned_for(file: PlanFile, device_kind: str) -> list[str]:
     if device_kind != file.machine_device_kind:
         return [f"planned for {file.machine_name} ({file.machine_device_kind}), run on {device_kind}: not comparable"]
     if not file.machine_fingerprint:

@@ -14,7 +14,7 @@ from profiles.files import write_text
 
 RUN, LOG = ".run.json", ".log.jsonl"
 # What TensorBoard shows over the steps of each plan.
-SCALARS = ("loss", "memory_gib", "seconds", "tps", "tflops", "mfu")
+SCALARS = ("loss", "evaluation_loss", "lr", "gradient_norm", "epoch", "memory_gib", "seconds", "tps", "tflops", "mfu")
 
 
 class KeptRun:

@@ -98,7 +98,7 @@ class Runner:
         if start is not None:
             self.num_warmup_steps = max(0, left - self.num_timed_steps)
             tracked = min(tracked, self.num_warmup_steps)
-        if self.is_silent and not self._goes_on():
+        if self.is_silent and start is None:
             self._check_in_silence()
         if self.rank.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -158,9 +158,6 @@ class Runner:
         return Outcome(
             place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted, checked=self.checked
         )
-
-    def _goes_on(self) -> bool:
-        return self.checkpoints is not None and self.checkpoints.start is not None
 
     def _check_in_silence(self) -> None:
         """The first steps without random numbers, by a trainer that is then gone."""

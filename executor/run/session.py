@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints
 from executor.run.faults import STOP, diverged
-from executor.run.going_on import begun
+from executor.run.going_on import begun, end_step
+from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
 from executor.run.runner import PEAK_KINDS, Outcome, Runner
 from executor.run.subject import load_subject
 from planner.plans import Plan
-from planner.prediction import Candidate, PlanFile, Prediction
+from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
@@ -37,7 +39,7 @@ REFERENCE_SECONDS = 3600.0
 ROOM_FRACTION = 0.5
 # More models than this, and each runs slower for the company: their pages crowd each other out (5 % at three dozen).
 MOST_TOGETHER = 9
-FLOPS_PER_PARAMETER_AND_TOKEN = 6
+NOT_CHECKED = LossCheck(status="skipped", reason="training was not checked before it began", tolerance_fraction=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +86,27 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
 
     Rank 0 gives the measurements, or where these alone are wanted the checks, as JSON-able fields.
     """
+    with opened(payload) as session:
+        checks = checks_of(session)
+        found = checks if session.order.only_checks else _run_all(session, _references(session), checks)
+        return [asdict(one) for one in found] if session.rank.rank == 0 else None
+
+
+@contextlib.contextmanager
+def opened(payload: dict[str, Any], end_of: Callable[[PlanFile], int] | None = None) -> Iterator[Session]:
+    """This rank's place in a launch, joined until the block has ended, with what all its plans share.
+
+    Ranks that were started again go on from the newest checkpoint that is whole. `end_of` says with which step it ends,
+    where that is not the order's.
+    """
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
     with join_group(order.device_kind, order.timeout_seconds) as rank:
         if order.checkpoints is not None:
             STOP.listen()
             plan = file.candidates[order.chosen[0]].plan
-            kept = begun(order.checkpoints, plan, order.num_warmup_steps, order.num_steps)
-            order = replace(order, checkpoints=kept)
+            end = end_step(plan, order.num_warmup_steps, order.num_steps) if end_of is None else end_of(file)
+            order = replace(order, checkpoints=begun(order.checkpoints, end))
         workload = load_subject(file, payload["trusted"], order.data_file)
         session = Session(
             file=file,
@@ -102,12 +117,10 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
             meshes=Meshes(order.device_kind, order.timeout_seconds),
         )
         with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run"):
-            checks = _checks(session)
-            found = checks if order.only_checks else _run_all(session, _references(session), checks)
-    return [asdict(one) for one in found] if rank.rank == 0 else None
+            yield session
 
 
-def _checks(session: Session) -> list[LossCheck]:
+def checks_of(session: Session) -> list[LossCheck]:
     """The check of each plan, before any is run."""
     kept = session.order.checkpoints
     checks = Checks(
@@ -207,36 +220,12 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
-            values = _log_values(session, runner, predictions[runner.plan.id], block)
-            report(min(fraction, 1.0), runner.plan.id, _log_line(values), values)
-
-
-def _log_values(session: Session, runner: Runner, prediction: Prediction, block: int) -> dict[str, Any]:
-    """A block of steps in the words of a training log: per step and device, but for `tps`, which is of the whole job.
-
-    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names.
-    """
-    seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
-    tokens = runner.plan.global_batch_size * session.file.sequence_length / seconds
-    flops = FLOPS_PER_PARAMETER_AND_TOKEN * session.file.num_parameters * tokens / runner.plan.num_devices
-    return {
-        "plan": runner.plan.id,
-        "step": runner.first_step + len(runner.losses),
-        "loss": runner.latest_loss(),
-        "memory_gib": runner.peak_bytes / 2**30,
-        "seconds": seconds,
-        "tps": tokens,
-        "tflops": flops / 1e12,
-        "mfu": prediction.mfu * prediction.step_seconds / seconds,
-    }
-
-
-def _log_line(values: dict[str, Any]) -> str:
-    loss = "on the last stage" if values["loss"] is None else f"{values['loss']:.4f}"
-    return (
-        f"{values['plan']}  step: {values['step']}  loss: {loss}  memory: {values['memory_gib']:.2f}GiB  "
-        f"tps: {values['tps']:,.0f}  tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
-    )
+            seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
+            values = log_values(
+                session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
+                loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
+            )  # fmt: skip
+            report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
 def _measurement(session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck) -> Measurement:

@@ -60,9 +60,11 @@ def tokens(config: Any, samples: int, length: int, random: torch.Generator) -> T
     vocabulary = first_of(text, "vocab_size", default=256)
     first = FIRST_TOKEN if vocabulary > 2 * FIRST_TOKEN else 0
     ids = torch.randint(first, vocabulary, (samples, length), generator=random)
-    special = {getattr(text, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    special |= {getattr(config, f"{kind}_token_{end}", None) for kind in ("image", "video") for end in ("id", "index")}
-    special |= {getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")}
+    said = [getattr(text, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
+    said += [getattr(config, f"{kind}_token_{end}", None) for kind in ("image", "video") for end in ("id", "index")]
+    said += [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
+    # A text may end in one of several.
+    special = {word for own in said for word in (own if isinstance(own, list | tuple) else [own])}
     for word in special:
         if isinstance(word, int):
             ids[ids == word] = first + 1 if word == first else first
@@ -150,7 +152,19 @@ def image_shape(config: Any, usual: int, step: int) -> Shape:
     """Square images: of the configuration's size where it has one, which may be the only one that it takes."""
     vision = getattr(config, "vision_config", None) or config
     size = first_of(vision, "image_size", "input_size")
-    return Shape(unit="pixels", size=size or usual, step=step if size % step == 0 else 1)
+    step = step if size % step == 0 else 1
+    return Shape(unit="pixels", size=size or usual, step=step, least=_least_pixels(vision))
+
+
+def _least_pixels(config: Any) -> int:
+    """Pixels of the smallest image: Swin's biases are of a whole window, which the last of its maps has to hold.
+
+    As a backbone it fills windows up.
+    """
+    window, depths = first_of(config, "window_size"), getattr(config, "depths", None)
+    if not window or not depths:
+        return 0
+    return window * first_of(config, "patch_size", default=1) * int(2 ** (len(depths) - 1))
 
 
 def images(config: Any, samples: int, side: int, random: torch.Generator) -> Tensor:

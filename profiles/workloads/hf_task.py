@@ -81,7 +81,7 @@ def task_of_config(spec: WorkloadSpec, size: int = 0) -> Task:
 
     Raises: InputError where transformers has no such class, or does not take the configuration or the weights.
     """
-    _check_weights(spec)
+    check_weights(spec)
     name, task = class_of(spec.title, spec.config, spec.task)
     config = read_transformers_config(spec)
     return task_of_class(spec, task, name, config, functools.partial(_build, spec, name), size)
@@ -214,7 +214,7 @@ def _with_weights(spec: WorkloadSpec, kind: Any, config: Any) -> nn.Module:
     return module
 
 
-def _check_weights(spec: WorkloadSpec) -> None:
+def check_weights(spec: WorkloadSpec) -> None:
     """Check that weights are there, as safetensors: a pickle runs what its writer wants.
 
     Raises: InputError.

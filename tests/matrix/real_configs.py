@@ -57,8 +57,10 @@ QWEN_WORDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_
 RESNET_50 = {"model_type": "resnet", "out_features": ["stage4"]}
 
 GENERATION = [
-    _of("gpt2-xl", 1_558, "GPT2LMHeadModel", "gpt2", n_embd=1600, n_layer=48, n_head=25, n_positions=1024),
-    _of("dialogpt-medium", 355, "GPT2LMHeadModel", "gpt2", n_embd=1024, n_layer=24, n_head=16, n_positions=1024),
+    _of("gpt2-xl", 1_558, "GPT2LMHeadModel", "gpt2", n_embd=1600, n_layer=48, n_head=25, n_positions=1024,
+        vocab_size=50257),
+    _of("dialogpt-medium", 355, "GPT2LMHeadModel", "gpt2", n_embd=1024, n_layer=24, n_head=16, n_positions=1024,
+        vocab_size=50257),
     _of("llama-3.1-8b", 8_030, "LlamaForCausalLM", "llama", max_position_embeddings=131072, rope_theta=500000.0,
         **_text(4096, 14336, 32, 32, 8, 128256)),
     _of("qwen2.5-7b", 7_616, "Qwen2ForCausalLM", "qwen2", max_position_embeddings=131072,

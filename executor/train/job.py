@@ -1,0 +1,64 @@
+"""A plan's part on one rank of a training of ours, with the optimizer of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from executor.applied import AppliedPlan
+from executor.rank_model import RankModel
+from executor.run.checkpoint import Progress, progress_of
+from executor.train.hf_weights import export_layers
+from planner.prediction import Candidate
+from profiles.ranks.rank import Rank
+from profiles.workloads.workload import Workload
+
+
+class TrainedPlan(AppliedPlan):
+    """`AppliedPlan` of a model that was built here, layer by layer, or of a task's module.
+
+    `step` and `evaluate` take what `executor.train.samples` reads for a replica: inputs and targets, or a list of
+    samples.
+    """
+
+    def __init__(self, candidate: Candidate, workload: Workload, model: RankModel, rank: Rank, seed: int) -> None:
+        super().__init__(candidate.plan, _module(workload, model), model, rank, seed=seed, candidate=candidate)
+        self.workload = workload
+
+    def update(self) -> None:
+        """Let the optimizer take its step."""
+        self._own_optimizer.step()
+
+    def leave_out(self) -> None:
+        """Leave the step that is under way out of what is measured: something else is done in it."""
+        if self._window is not None:
+            self._window.leave_out()
+
+    def measured_seconds(self) -> list[float]:
+        """Seconds of the steps that were measured, on this rank."""
+        if self._window is None:
+            return []
+        # The last one lasts until now.
+        self._window.begin()
+        return self._window.step_seconds()
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the whole weights as safetensors; what transformers has a class for is read by `from_pretrained`."""
+        return super().export(folder) if self.workload.task is not None else export_layers(Path(folder), self)
+
+    def _parts(self, batch: Any) -> Sequence[Any]:
+        return self.model.micro_batches(*map(self.model.own_tokens, batch))
+
+    def _progress(self, step: int) -> Progress:
+        return progress_of(self.plan, self.workload, self.seed, step)
+
+
+def _module(workload: Workload, model: RankModel) -> nn.Module:
+    """The first stage, or the task's own module within it."""
+    first = next(iter(model.modules.values()))
+    stage = first.module if isinstance(first, DistributedDataParallel) else first
+    return stage.get_submodule("module") if workload.task is not None else stage

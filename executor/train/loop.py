@@ -1,0 +1,189 @@
+"""The loop of a training on one rank: steps, rates, evaluation, checkpoints, a word every so many steps, and an end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from executor.run.checkpoint import Checkpoints, latest
+from executor.run.faults import STOP, diverged, explained, stopped
+from executor.run.measurement import Evaluation
+from executor.train.job import TrainedPlan
+from executor.train.optimizers import Rates
+from executor.train.samples import Batch, OfReplica, Source, read_ahead
+from executor.train.settings import TrainSettings
+from planner.prediction import PlanFile
+
+# What a step is called in a checkpoint, beside the number of steps.
+CONSUMED = "samples"
+
+
+@dataclass(slots=True, kw_only=True)
+class Told:
+    """What ranks tell each other of a step, read when the next one is under way: a device is not waited for."""
+
+    loss: Tensor
+    stops: Tensor
+    norm: float | None
+    factor: float
+    work: Any = None
+
+    def read(self) -> tuple[float, bool]:
+        """The mean loss, and whether any rank is asked to stop."""
+        if self.work is not None:
+            self.work.wait()
+        return float(self.loss), bool(self.stops)
+
+
+@dataclass(slots=True, kw_only=True)
+class Loop:
+    """A training on this rank; all ranks go through it alike. `say` is told the numbers of every so many steps."""
+
+    job: TrainedPlan
+    file: PlanFile
+    settings: TrainSettings
+    rates: Rates
+    train: OfReplica
+    evaluated: Source | None
+    checkpoints: Checkpoints | None
+    timeout_seconds: float
+    predicted_bytes: float
+    say: Callable[[dict[str, Any]], None]
+    losses: list[float] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    _told: Told | None = None
+    _batches: Iterator[Batch] | None = None
+    _since: tuple[int, float] = (0, 0.0)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.num_steps(self.file)
+
+    def run(self, stop: int) -> None:
+        """Take steps until `stop` of the whole training were taken."""
+        if self._batches is None:
+            steps = range(self.job.num_steps, self.num_steps)
+            self._batches = read_ahead(self.train, steps, self.settings.data.workers, self.job.rank.device)
+            self._since = (self.job.num_steps, time.perf_counter())
+        while self.job.num_steps < min(stop, self.num_steps):
+            self._step(next(self._batches))
+
+    def finish(self) -> None:
+        """Read what the last step told, and evaluate, and save, where that is asked for and was not just done."""
+        self._read()
+        every = self.settings.evaluation.every
+        if every and self.job.num_steps % every:
+            self._evaluate()
+        kept = self.checkpoints
+        if kept is not None and not kept.is_due(self.job.num_steps):
+            self._save(kept)
+
+    def _step(self, batch: Batch) -> None:
+        job, settings = self.job, self.settings
+        number = job.num_steps
+        if number == self._first_measured:
+            job.measure(settings.measure.steps)
+        with self._explained():
+            factor = self.rates.set(number)
+            loss = job.step(batch)
+            norm = job.clip_(settings.optimizer.clip_norm) if settings.optimizer.clip_norm else None
+            job.update()
+        is_stopping = self._read()
+        self._tell(loss, norm, factor)
+        done, kept = job.num_steps, self.checkpoints
+        if kept is not None and (is_stopping or kept.is_due(done)):
+            # What is no number is never saved.
+            self._read()
+            path = self._save(kept)
+            if is_stopping:
+                raise stopped(job.plan, done, path)
+        if settings.evaluation.every and done % settings.evaluation.every == 0:
+            self._evaluate()
+
+    @property
+    def _first_measured(self) -> int:
+        """The step before which measuring begins, so that the last of a short training can still be timed."""
+        begun = self.train.begins_at
+        return begun + max(0, min(self.settings.measure.start, self.num_steps - begun - 2))
+
+    def _tell(self, loss: Tensor, norm: float | None, factor: float) -> None:
+        stops = torch.tensor(float(STOP.has_come), device=self.job.rank.device)
+        told = Told(loss=loss.detach(), stops=stops, norm=norm, factor=factor)
+        if self.job.rank.num_ranks > 1 and self.checkpoints is not None:
+            told.work = dist.all_reduce(stops, op=dist.ReduceOp.MAX, async_op=True)
+        self._told = told
+
+    def _read(self) -> bool:
+        """What the step before told: its loss is kept and logged, and a training ends whose loss is no number.
+
+        Gives whether any rank was asked to stop.
+        """
+        told, self._told = self._told, None
+        if told is None:
+            return False
+        with self._explained(between_steps=True):
+            loss, is_stopping = told.read()
+        step = self.train.begins_at + len(self.losses) + 1
+        folder = None if self.checkpoints is None else Path(self.checkpoints.folder)
+        if not math.isfinite(loss):
+            raise diverged(self.job.plan, step, loss, latest(folder) if folder else None)
+        self.losses.append(loss)
+        if step % self.settings.log.every == 0 or step == self.num_steps:
+            self._log(step, loss, told)
+        return is_stopping
+
+    def _log(self, step: int, loss: float, told: Told) -> None:
+        (before, since), now = self._since, time.perf_counter()
+        self._since = (step, now)
+        values = {"step": step, "loss": loss, "seconds": (now - since) / max(1, step - before), "lr": told.factor}
+        values["lr"] = self.settings.optimizer.lr * told.factor
+        if told.norm is not None:
+            values["gradient_norm"] = told.norm
+        if self.train.source.num_samples:
+            values["epoch"] = self._consumed(step) / self.train.source.num_samples
+        self.say(values)
+
+    def _consumed(self, step: int) -> int:
+        return self.train.consumed + (step - self.train.begins_at) * self.train.share.size
+
+    def _save(self, kept: Checkpoints) -> Path:
+        self.job.leave_out()
+        with self._explained(between_steps=True):
+            return self.job.save(kept.folder, {CONSUMED: self._consumed(self.job.num_steps)})
+
+    def _evaluate(self) -> None:
+        """The mean loss over unseen samples, the same ones every time."""
+        assert self.evaluated is not None
+        self.job.leave_out()
+        share, source = self.train.share, self.evaluated
+        count = self.settings.evaluation.batches
+        if source.num_samples:
+            count = min(count, max(1, source.num_samples // share.size))
+        total = 0.0
+        for number in range(count):
+            first = share.first if not source.num_samples else number * share.size + share.first
+            batch = source.of_step(number, first, share.count, share.size)
+            with self._explained(between_steps=True):
+                total += float(self.job.evaluate(batch))
+        loss = total / count
+        self.evaluations.append(Evaluation(step=self.job.num_steps, loss=loss))
+        self.say({"step": self.job.num_steps, "evaluation_loss": loss})
+
+    def _explained(self, *, between_steps: bool = False) -> Any:
+        return explained(
+            self.job.plan,
+            self.job.rank,
+            self.job.num_steps + (not between_steps),
+            self.timeout_seconds,
+            self.predicted_bytes,
+            between_steps=between_steps,
+        )
