@@ -6,12 +6,10 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from executor.axes.part import Part
-from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, by_one_process, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
 from executor.run.checkpoint_refused import for_all, refused
 from executor.run.checkpoint_sums import write_sums
@@ -248,22 +246,14 @@ def load_whole(folder: Path, model: nn.Module) -> None:
 
 
 def _write(writer: Writer, state: dict[str, Any], *, no_dist: bool = False) -> None:
-    with _by_one_process():
+    with by_one_process():
         dcp_save(state, storage_writer=writer, no_dist=no_dist)
-
-
-@contextlib.contextmanager
-def _by_one_process() -> Iterator[None]:
-    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
 
 
 def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     check_names(folder, read_index(folder), state)
     try:
-        with _by_one_process():
+        with by_one_process():
             dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         # Not what torch says: it advises to unpickle the file without care.
