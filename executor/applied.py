@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
 from executor.micro_batches import on_device, split_batch
 from executor.rank_model import RankModel
-from executor.run.checkpoint import Progress, latest, read_progress, restore, save
+from executor.run.checkpoint import Progress, read_progress, restore, save
+from executor.run.checkpoint_choice import newest_whole
 from executor.run.export import export_weights
+from executor.run.faults import note_step
 from executor.run.loop_state import loop_state, restore_loop
 from planner.plans import Plan
 from planner.prediction import Candidate
@@ -107,6 +110,7 @@ class AppliedPlan:
         """
         parts = self._parts(batch)
         self._forget_gradients()
+        note_step(self.plan, self.rank, self.num_steps + 1)
         if self._window is not None:
             self._window.begin()
         loss = self._passes(parts)
@@ -144,13 +148,21 @@ class AppliedPlan:
         return save(Path(folder), self._progress(self.num_steps), self, loop)
 
     def load(self, folder: str | Path) -> dict[str, Any]:
-        """Go on from the newest checkpoint in `folder`; the `extra` that was saved with it, {} where there is none.
+        """Go on from the newest whole checkpoint in `folder`; the `extra` saved with it, {} where there is none.
+
+        Warns: of newer ones that are damaged. Raises: InputError for a checkpoint of another model, ArtifactError where
+        all are damaged.
+        """
+        choice = newest_whole(Path(folder))
+        for notice in choice.notices if self.rank.rank == 0 else ():
+            warnings.warn(notice, stacklevel=2)
+        return {} if choice.path is None else self.go_on_from(choice.path)
+
+    def go_on_from(self, path: Path) -> dict[str, Any]:
+        """Go on from one checkpoint; the `extra` saved with it.
 
         Raises: InputError for a checkpoint of another model, ArtifactError for a damaged one.
         """
-        path = latest(Path(folder))
-        if path is None:
-            return {}
         found = read_progress(path)
         if found.model != self._progress(0).model:
             raise InputError(f"{path} is of another model: its parameters have other names")

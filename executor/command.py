@@ -34,7 +34,9 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_
 def execute(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
-    steps: Annotated[int, typer.Option(callback=bounds.STEPS, help="Timed optimizer steps per plan.")] = 20,
+    steps: Annotated[
+        int, typer.Option(callback=bounds.STEPS, help="Timed steps per plan, those before a checkpoint included.")
+    ] = 20,
     warmup: Annotated[
         int, typer.Option(callback=bounds.STEPS_OR_NONE, help="Untimed steps before them; at least 3 are taken.")
     ] = 3,

@@ -9,6 +9,7 @@ TrainwrightError          1   (a bug, or something unforeseen)
   ToleranceError          4   measured outside the tolerance asked for, or losses that differ
   EnvironmentFailure      5   hardware or optional dependency missing, disk full, port taken
     RankFailure               a rank that died or hung
+      LostPeer                another rank is gone, which may say itself why
   Interrupted             130 (128 + SIGINT) ended by the user's Ctrl-C
   Stopped                 143 (128 + SIGTERM) stopped from outside; says what was saved
 """
@@ -74,6 +75,10 @@ class EnvironmentFailure(TrainwrightError):
 
 class RankFailure(EnvironmentFailure):
     """A process of the job died or hung."""
+
+
+class LostPeer(RankFailure):
+    """Another process of the job is gone; where it says why itself, that is the better account."""
 
 
 class Interrupted(TrainwrightError):

@@ -35,30 +35,35 @@ class Hosts:
 
     def torchrun(self, *arguments: str, timeout: float = 600.0) -> tuple[int, str, str]:
         """Run a module of ours with a rank on each host, pinned; rank 0's exit code, output and errors."""
-        cores = sorted(os.sched_getaffinity(0))
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": CARD, "PYTHONPATH": str(SOURCE)}
-        processes = []
-        for rank, name in enumerate(self.names):
-            command = [
-                "ip", "netns", "exec", name, "taskset", "-c", str(cores[rank % len(cores)]),
-                sys.executable, "-m", "torch.distributed.run", "--nnodes", str(NUM_HOSTS), "--node-rank", str(rank),
-                "--nproc-per-node", "1", "--master-addr", f"{self.subnet}.1", "--master-port", "29511",
-                "-m", *arguments,
-            ]  # fmt: skip
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SOURCE
-                )
-            )
-        first, *others = processes
-        try:
+        with self.started(*arguments) as (first, *others):
             output, errors = first.communicate(timeout=timeout)
             for other in others:
                 other.communicate(timeout=60)
+        return first.returncode, output, errors
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+        """torchrun's processes for a module of ours, one on each host with a rank, pinned; ended with the block."""
+        cores = sorted(os.sched_getaffinity(0))
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": CARD, "PYTHONPATH": str(SOURCE)}
+        processes: list[subprocess.Popen[str]] = []
+        try:
+            for rank, name in enumerate(self.names):
+                command = [
+                    "ip", "netns", "exec", name, "taskset", "-c", str(cores[rank % len(cores)]),
+                    sys.executable, "-m", "torch.distributed.run", "--nnodes", str(NUM_HOSTS), "--node-rank", str(rank),
+                    "--nproc-per-node", "1", "--master-addr", f"{self.subnet}.1", "--master-port", "29511",
+                    "-m", *arguments,
+                ]  # fmt: skip
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SOURCE
+                    )
+                )
+            yield processes
         finally:
             for process in processes:
                 process.kill()
-        return first.returncode, output, errors
 
 
 def can_emulate() -> bool:

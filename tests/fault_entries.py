@@ -53,6 +53,8 @@ def run_into(payload: dict[str, Any]) -> list[float | None]:
             _break_saving(rank, payload["spared"])
         runner.prepare(0)
         runner.run_block(FAULTY_STEP - 1 - runner.num_steps_done)
+        if is_faulty and fault == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if is_faulty and fault in ("hangs in a step", "hangs before a step"):
             _hang(runner, fault)
         if fault == "diverges":
@@ -70,15 +72,15 @@ def _hang(runner: Runner, fault: str) -> None:
         runner.trainer.pipeline.schedule.step = lambda *_, **__: time.sleep(60)  # type: ignore[method-assign]
 
 
-def _break_saving(rank: Rank, spared: int) -> None:
-    """Rank 0 dies in the middle of the save after those spared: it leaves half a folder under its first name."""
+def _break_saving(rank: Rank, spared: int, victim: int = 0) -> None:
+    """A rank dies in the middle of the save after those spared: it leaves half a folder under its first name."""
     real, saves = executor.run.checkpoint.dcp_save, []
 
-    def save(state: dict[str, Any], storage_writer: Writer) -> None:
+    def save(state: dict[str, Any], storage_writer: Writer, no_dist: bool) -> None:
         saves.append(storage_writer)
-        if len(saves) > spared and rank.rank == 0:
-            Path(storage_writer.path, "__0_0.distcp").write_bytes(b"half of it")
+        if len(saves) > spared and rank.rank == victim:
+            Path(storage_writer.path, f"__{victim}_0.distcp").write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        real(state, storage_writer=storage_writer)
+        real(state, storage_writer=storage_writer, no_dist=no_dist)
 
     executor.run.checkpoint.dcp_save = save  # type: ignore[assignment]

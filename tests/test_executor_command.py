@@ -317,7 +317,7 @@ def test_stopped_in_the_middle(tmp_path: Path, what: str) -> None:
         process.send_signal(signal.SIGINT)
         code, sentence = 130, "error: interrupted: nothing was written"
     else:
-        next(rank for rank in ranks if "profiles.ranks.rank" in " ".join(rank.cmdline())).kill()
+        next(rank for rank in ranks if "profiles.ranks.start" in " ".join(rank.cmdline())).kill()
         code, sentence = 5, "was killed by SIGKILL"
     _, errors = process.communicate(timeout=90)
     assert process.returncode == code

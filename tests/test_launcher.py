@@ -95,6 +95,24 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals) -> None:
 
 
 @pytest.mark.gloo
+def test_nothing_is_left_of_a_job_whose_launcher_is_killed_while_it_starts(tmp_path: Path) -> None:
+    code = "from profiles.ranks.launcher import launch; launch('tests.launch_entries:sleep', None, 2, 'cpu')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=SOURCE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    deadline = time.monotonic() + 120
+    # Its rank has just started, and loads torch for seconds.
+    while not (started := [*tmp_path.glob("trainwright-*/process-0-0")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    rank = int(started[0].read_text().split()[0])
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(rank) or [*tmp_path.iterdir()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.gloo
 def test_joins_the_ranks_that_are_there() -> None:
     code = (
         "import sys; sys.path.insert(0, '')\n"
@@ -159,7 +177,7 @@ def test_ranks_are_started_again() -> None:
 def test_a_rank_whose_launcher_is_gone_already_does_not_start(tmp_path: Path) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     started = subprocess.run(
-        [sys.executable, "-m", "profiles.ranks.rank", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
+        [sys.executable, "-m", "profiles.ranks.start", "tests.launch_entries:add_up", "payload.json", str(tmp_path)],
         cwd=SOURCE,
         env={**os.environ, "RANK": "0", "TRAINWRIGHT_LAUNCHER": gone.stdout.decode().strip()},
         check=False,

@@ -193,14 +193,19 @@ def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_pa
     path, trust = tmp_path / "plan.json", ("--trust-module", "tests.own_task_module")
     kept = ("--checkpoint", tmp_path / "kept", "--checkpoint-every", 2, "--data", "tests.own_task_module:samples")
     ends = []
-    for fields, steps, more in (({}, 6, ()), ({}, 1, kept), ({"zero_stage": 3}, 2, (*kept, "--resume"))):
+    on = (*kept, "--resume")
+    for fields, steps, more in (({}, 6, ()), ({}, 1, kept), ({"zero_stage": 3}, 3, on), ({}, 4, on)):
         write_plan_file(path, plan(**fields), spec=spec, num_layers=5)
         ends.append(executed(path, "--warmup", 0, *trust, *more, "--steps", steps).runs[0].measurement)
-    whole, first, rest = ends
-    assert (first.first_step, rest.first_step) == (0, 4)
+    whole, first, rest, last = ends
+    # Three steps of warm-up, and --steps after them: where the run ends, not how many it takes.
+    assert [(end.first_step, len(end.losses)) for end in ends] == [(0, 9), (0, 4), (4, 2), (6, 1)]
+    assert last.losses_before == pytest.approx(whole.losses[:6], rel=1e-5)
+    code, said = outcome("execute", path, "--warmup", 0, *trust, *on, "--steps", 3)
+    assert (code, "is of step 6: --steps 3 after 3 of warm-up have been taken" in said) == (2, True), said
     assert first.losses == pytest.approx(whole.losses[: len(first.losses)], rel=1e-6)
     # Dropout depends on the step and the samples, so that a run that goes on draws what one without a break draws.
-    assert rest.losses == pytest.approx(whole.losses[4 : 4 + len(rest.losses)], rel=1e-5)
+    assert [*rest.losses, *last.losses] == pytest.approx(whole.losses[4:7], rel=1e-5)
     index = read_index(max((tmp_path / "kept").glob("step-*")))
     assert {name.removeprefix("model.") for name in index.tensors if name.startswith("model.")} == {
         f"{place}.{part}" for place in ("layers.0.0", "layers.1.0", "layers.2.0", "head") for part in ("weight", "bias")

@@ -29,7 +29,7 @@ from planner.space.topology import first_group
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.models.profile import ModelProfile, WorkloadSpec
-from profiles.ranks.rank import die_with_parent
+from profiles.ranks.processes import die_with_parent
 from profiles.tracing.trace import trace
 from profiles.workloads.loading import load_workload
 

@@ -20,7 +20,7 @@ from executor.fake_group import fake_mode, fake_rank, whole_shapes_apart
 from executor.mesh import Meshes, coordinates
 from executor.observe.counters import Ledger
 from executor.rehearse.result import Rehearsed
-from executor.run.runner import TRACKED_STEPS
+from executor.run.going_on import TRACKED_STEPS
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import codec

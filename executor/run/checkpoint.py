@@ -6,12 +6,10 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +22,15 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from executor.axes.part import Part
-from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, by_one_process, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
+from executor.run.checkpoint_refused import for_all, refused
+from executor.run.checkpoint_sums import write_sums
+from executor.run.owner import own
 from executor.run.whole_tensors import placed
 from planner.plans import Plan
 from profiles.artifacts import STRICT, validate
-from profiles.errors import ArtifactError, InputError
+from profiles.errors import ArtifactError, EnvironmentFailure, InputError
 from profiles.files import write_text
 from profiles.inputs.foreign import read_json
 from profiles.workloads.buffers import saved_buffers
@@ -63,13 +64,21 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints go, after every how many steps, and whether to go on from the newest of them."""
+    """Where checkpoints go, after every how many steps, and whether to go on from one: the newest, or that `chosen`."""
 
     __pydantic_config__ = STRICT
 
     folder: str
     every: int
     resume: bool = False
+    chosen: str = ""
+
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint to go on from, None for the first step."""
+        if not self.resume:
+            return None
+        return Path(self.chosen) if self.chosen else latest(Path(self.folder))
 
     def is_due(self, num_steps: int) -> bool:
         """Whether a checkpoint is saved after so many steps."""
@@ -78,7 +87,7 @@ class Checkpoints:
     @property
     def goes_on(self) -> bool:
         """Whether there is one to go on from."""
-        return self.resume and latest(Path(self.folder)) is not None
+        return self.start is not None
 
 
 class Trained(Protocol):
@@ -159,36 +168,37 @@ def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
 
 
 def save(folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, Any] | None = None) -> Path:
-    """Write a checkpoint and say where; collective.
+    """Write a checkpoint and say where; collective. This process, or rank 0's, owns the folder from then on.
 
-    What is half written has another name, and goes with the next one. `loop` is what a user's loop keeps beside it.
+    What is half written has another name, and goes where saving fails. `loop` is what a user's loop keeps beside it.
+    Raises: EnvironmentFailure where the disk is full or refuses it, or another run owns the folder.
     """
     whole, part = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.part"
-    if _is_first():
+    writer = Writer(part)
+
+    def begin() -> None:
+        own(folder)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
-    _wait()
-    _write(part, state_of(trainer), no_dist=not dist.is_initialized())
-    if _is_first():
+
+    def end() -> None:
         write_text(part / "progress.json", json.dumps(asdict(progress)))
         if loop is not None:
             write_text(part / LOOP, json.dumps(loop))
+        write_sums(part, writer.sums)
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
         for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-    _wait()
+
+    for_all(begin)
+    try:
+        _write(writer, state_of(trainer), no_dist=not dist.is_initialized())
+        for_all(end)
+    except (CheckpointException, EnvironmentFailure) as error:
+        # All ranks come here, or none.
+        raise refused(error, folder, part, writer.needed_bytes, latest) from error
     return whole
-
-
-def _is_first() -> bool:
-    """Whether this process writes for all: rank 0, or one that is no rank."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def restore(path: Path, trainer: Trained) -> None:
@@ -203,7 +213,7 @@ def restore(path: Path, trainer: Trained) -> None:
 
 def save_weights(folder: Path, trainer: Trained) -> None:
     """Write the weights alone; collective."""
-    _write(folder, weights_of(trainer))
+    _write(Writer(folder), weights_of(trainer))
 
 
 def restore_weights(folder: Path, trainer: Trained) -> None:
@@ -227,7 +237,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 def save_whole(folder: Path, model: nn.Module) -> None:
     """Write the weights of a complete model, by this process alone, as `save_weights` would."""
-    _write(folder, _whole(model), no_dist=True)
+    _write(Writer(folder), _whole(model), no_dist=True)
 
 
 def load_whole(folder: Path, model: nn.Module) -> None:
@@ -235,23 +245,15 @@ def load_whole(folder: Path, model: nn.Module) -> None:
     _load(folder, _whole(model), no_dist=True)
 
 
-def _write(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
-    with _by_one_process():
-        dcp_save(state, storage_writer=Writer(folder), no_dist=no_dist)
-
-
-@contextlib.contextmanager
-def _by_one_process() -> Iterator[None]:
-    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
+def _write(writer: Writer, state: dict[str, Any], *, no_dist: bool = False) -> None:
+    with by_one_process():
+        dcp_save(state, storage_writer=writer, no_dist=no_dist)
 
 
 def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     check_names(folder, read_index(folder), state)
     try:
-        with _by_one_process():
+        with by_one_process():
             dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         # Not what torch says: it advises to unpickle the file without care.

@@ -7,9 +7,12 @@ other programs, and never read here: beside it stands `index.json`. The tensors 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,19 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from executor.run.checkpoint_sums import SummedFiles, SummedInfo, check_room, hexadecimal
 from profiles.artifacts import STRICT, validate
 from profiles.errors import ArtifactError
 from profiles.files import write_text
 from profiles.inputs.foreign import read_json
 
 INDEX = "index.json"
+# What the archive of a tensor takes besides, with its lines in both indices.
+ITEM_BYTES = 3 * 2**10
 FOREIGN = "the folder is no checkpoint of this program"
 # As DCP names the files of a rank; nothing outside the folder has such a name.
 FILE = re.compile(r"__\d+_\d+\.distcp")
@@ -75,13 +83,50 @@ class Index:
 
 
 class Writer(FileSystemWriter):
-    """DCP's writer of a folder, which leaves the index there too."""
+    """DCP's writer of a folder, which leaves the index there too.
+
+    On the rank that coordinates, `needed_bytes` are those of all ranks' tensors, `sums` the checksums of their files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.fs: SummedFiles = SummedFiles()
+        self.needed_bytes = 0
+        self.sums: dict[str, str] = {}
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Look, on one rank and before anything is written, whether there is room.
+
+        Raises: OSError where there is not.
+        """
+        self.needed_bytes = sum(ITEM_BYTES + _num_bytes(item.tensor_data) for plan in plans for item in plan.items)
+        check_room(Path(self.path), self.needed_bytes)
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's tensors, with the checksum of their file.
+
+        Raises: OSError where the system refuses it.
+        """
+        try:
+            results = super().write_data(plan, planner).value()
+        except Exception as error:
+            raise self.fs.refused or error from error
+        summed: Future[list[WriteResult]] = Future()
+        summed.set_result([replace(one, storage_data=self._summed(one.storage_data)) for one in results])
+        return summed
+
+    def _summed(self, info: _StorageInfo) -> SummedInfo:
+        checksum = hexadecimal(self.fs.sums[info.relative_path])
+        return SummedInfo(info.relative_path, info.offset, info.length, info.transform_descriptors, checksum)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write DCP's own index, then ours; called on one rank.
 
         Raises: EnvironmentFailure where it cannot be written.
         """
+        self.sums = {one.storage_data.relative_path: one.storage_data.checksum for of in results for one in of}
+        results = [[replace(one, storage_data=one.storage_data.plain()) for one in of] for of in results]
         super().finish(metadata, results)
         write_text(Path(self.path) / INDEX, json.dumps(asdict(_index_of(metadata, results))))
 
@@ -97,6 +142,14 @@ class Reader(FileSystemReader):
         metadata = _metadata_of(read_index(Path(self.path)))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+@contextlib.contextmanager
+def by_one_process() -> Iterator[None]:
+    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def read_index(folder: Path) -> Index:
@@ -146,6 +199,10 @@ def _fault(tensor: SavedTensor, sizes: dict[str, int]) -> str:
             return f"a piece of {piece.sizes} at {piece.offsets} is outside of {tensor.shape}"
         covered += torch.Size(piece.sizes).numel()
     return "" if covered >= torch.Size(tensor.shape).numel() else "pieces are missing"
+
+
+def _num_bytes(data: TensorWriteData | None) -> int:
+    return 0 if data is None else data.chunk.sizes.numel() * data.properties.dtype.itemsize
 
 
 def _index_of(metadata: Metadata, results: list[list[WriteResult]]) -> Index:

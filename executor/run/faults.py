@@ -10,8 +10,9 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from executor.mesh import coordinates
 from planner.plans import Plan
-from profiles.errors import RankFailure, Stopped, ToleranceError
+from profiles.errors import LostPeer, RankFailure, Stopped, ToleranceError
 from profiles.files import write_text
-from profiles.ranks.rank import Rank, job_store
+from profiles.ranks.processes import LAUNCHER_VARIABLE
+from profiles.ranks.rank import Rank, heart, is_lost_peer, job_store
 from profiles.units import format_bytes
 from profiles.workloads.foreign_code import EXHAUSTED
 
@@ -92,6 +94,7 @@ def explained(
 
     Raises: RankFailure.
     """
+    note_step(plan, rank, step)
     if not _reserve:
         _reserve.append(bytearray(RESERVE_BYTES))
     try:
@@ -103,7 +106,17 @@ def explained(
             raise RankFailure(_exhausted(plan, rank, step, predicted_bytes)) from error
         if TIMED_OUT.search(message):
             raise RankFailure(_hanging(plan, rank, step, timeout_seconds, between_steps)) from error
+        if is_lost_peer(error):
+            raise LostPeer(_lost(plan, rank, step)) from error
         raise
+
+
+def note_step(plan: Plan, rank: Rank, step: int) -> None:
+    """Let this rank's signs of life say where it stands, and what is said where others give none."""
+    own = heart()
+    if own is not None:
+        own.step = step
+        own.describe = lambda seconds: _silent(plan, rank, own.step, own.timeout_seconds, seconds)
 
 
 def _whole_message(error: BaseException) -> str:
@@ -125,13 +138,42 @@ def _hanging(plan: Plan, rank: Rank, step: int, timeout_seconds: float, between_
             f"all {rank.num_ranks} ranks waited {timeout_seconds:g} s for one another {when} of plan {plan.id}: is the "
             f"network between them open? {advice}"
         )
-    # Of all pairs the one with the fewest axes between them waited directly, not for someone who waited.
-    axes, waiter, other = min((axes_between(plan, a, b), a, b) for a in waiting for b in hanging)
-    where = "" if between_steps or not axes[1] else f" on the {' and '.join(axes[1])} axis"
+    where, waiter, other = _between(plan, waiting, hanging)
     return (
-        f"rank {other} of {rank.num_ranks} hangs: rank {waiter} waited {timeout_seconds:g} s for it{where} {when} of "
-        f"plan {plan.id}; {advice}"
+        f"rank {other} of {rank.num_ranks} hangs: rank {waiter} waited {timeout_seconds:g} s for it"
+        f"{'' if between_steps else where} {when} of plan {plan.id}; {advice}"
     )
+
+
+def _silent(plan: Plan, rank: Rank, step: int, timeout_seconds: float, seconds: Mapping[int, float]) -> str:
+    """What is said of ranks that gave no sign of life."""
+    where, waiter, other = _between(plan, [a for a in range(rank.num_ranks) if a not in seconds], seconds)
+    also = f" (nor did {len(seconds) - 1} more)" if len(seconds) > 1 else ""
+    return (
+        f"rank {other} of {rank.num_ranks} hangs: it gave no sign of life for {seconds[other]:.0f} s{also} in step "
+        f"{step} of plan {plan.id}, and rank {waiter} waits for it{where}; it is stopped, its host is lost, or the "
+        f"machine is too busy for --timeout {timeout_seconds:g}"
+    )
+
+
+def _between(plan: Plan, waiting: Iterable[int], hanging: Iterable[int]) -> tuple[str, int, int]:
+    """On which axis which rank waits for which: with the fewest axes between them, not for someone who waits itself."""
+    hung = list(hanging)
+    axes, waiter, other = min((axes_between(plan, a, b), a, b) for a in waiting for b in hung)
+    return f" on the {' and '.join(axes[1])} axis" if axes[1] else "", waiter, other
+
+
+def _lost(plan: Plan, rank: Rank, step: int) -> str:
+    """What is said where a connection broke: who beats no more, where that can be told."""
+    own = heart()
+    # Where a launcher of ours sees all ranks, it knows already.
+    gone = (
+        []
+        if own is None or LAUNCHER_VARIABLE in os.environ
+        else _in_time(lambda: own.silent(3 * own.interval), [], 5 * own.interval)
+    )
+    who = f"rank {gone[0]} of {rank.num_ranks} is gone" if gone else f"a rank that rank {rank.rank} talked to is gone"
+    return f"{who}: the connection to it broke in step {step} of plan {plan.id}; go on with --resume where it was saved"
 
 
 def axes_between(plan: Plan, first: int, second: int) -> tuple[int, tuple[str, ...]]:
@@ -143,15 +185,29 @@ def axes_between(plan: Plan, first: int, second: int) -> tuple[int, tuple[str, .
 
 def _waiting_ranks(rank: Rank, seconds: float) -> list[int]:
     """The ranks that gave up waiting, by their word in the job's store, which works where collectives do not."""
-    try:
+
+    def ask() -> list[int]:
         store = job_store()
         keys = {other: f"trainwright/waiting/{other}" for other in range(rank.num_ranks)}
         store.set(keys[rank.rank], "1")
         time.sleep(seconds)
         return [other for other, key in keys.items() if other == rank.rank or store.check([key])]
-    except RuntimeError:
-        # The store's own process hangs, or is gone.
-        return [rank.rank]
+
+    return _in_time(ask, [rank.rank], seconds + GATHER_SECONDS)
+
+
+def _in_time(ask: Callable[[], list[int]], otherwise: list[int], seconds: float) -> list[int]:
+    """What the job's store answers; `otherwise` where its process hangs or is gone: nobody else ends that wait."""
+    answers = []
+
+    def listen() -> None:
+        with contextlib.suppress(RuntimeError, OSError):
+            answers.append(ask())
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else otherwise
 
 
 def _exhausted(plan: Plan, rank: Rank, step: int, predicted_bytes: float) -> str:

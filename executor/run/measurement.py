@@ -57,8 +57,9 @@ class Measurement:
 
     `step_seconds` are all timed steps (slowest rank each); `seconds` the parts, medians of the slowest rank, null where
     they cannot be observed; `peak_bytes` per rank in the sense that `peak_kind` says; `losses` of every step, warm-up
-    first, from the `first_step` that a checkpoint had not; `spans` of one step, in seconds from its start; `load` what
-    else the machine did during the timed steps, None where nobody looked; `evaluations` those of a training.
+    first, from the `first_step` that a checkpoint had not, and `losses_before` those of the steps up to it, as far as
+    they are known; `spans` of one step, in seconds from its start; `load` what else the machine did during the timed
+    steps, None where nobody looked; `evaluations` those of a training.
     """
 
     __pydantic_config__ = STRICT
@@ -72,6 +73,7 @@ class Measurement:
     loss_check: LossCheck
     tokens_per_second: Positive
     first_step: Whole = 0
+    losses_before: tuple[Finite, ...] = ()
     spans: tuple[Span, ...] = ()
     load: MachineLoad | None = None
     evaluations: tuple[Evaluation, ...] = ()

@@ -59,7 +59,9 @@ class Account:
     counted: tuple[Counters, ...]
 
 
-def account(plan: Plan, outcome: Outcome, stages: dist.ProcessGroup | None, device: torch.device) -> Account | None:
+def account(
+    plan: Plan, outcome: Outcome, stages: dist.ProcessGroup | None, device: torch.device, first_step: int = 0
+) -> Account | None:
     """What came of a plan, on rank 0, None elsewhere; collective. `stages` are the ranks of this one's pipeline.
 
     Raises: ToleranceError, on all ranks, where a loss is no number.
@@ -67,7 +69,7 @@ def account(plan: Plan, outcome: Outcome, stages: dist.ProcessGroup | None, devi
     has_loss = bool(outcome.losses) and outcome.place.tensor == 0
     about = (outcome.exchange_seconds, outcome.peak_bytes, outcome.counted, outcome.checked, has_loss)
     ranks = _gathered_objects(about)
-    losses = _mean_losses(plan, outcome, [rank[-1] for rank in ranks], device)
+    losses = _mean_losses(plan, outcome, [rank[-1] for rank in ranks], device, first_step)
     step_seconds = tuple(max(step) for step in _gathered(outcome.steps.seconds, device))
     seconds: dict[str, float | None] = {}
     drawn: tuple[Span, ...] = ()
@@ -90,7 +92,9 @@ def account(plan: Plan, outcome: Outcome, stages: dist.ProcessGroup | None, devi
     )
 
 
-def _mean_losses(plan: Plan, outcome: Outcome, have: Sequence[bool], device: torch.device) -> tuple[float, ...]:
+def _mean_losses(
+    plan: Plan, outcome: Outcome, have: Sequence[bool], device: torch.device, first_step: int
+) -> tuple[float, ...]:
     """Losses of every step on rank 0, over the ranks that have all of a replica's."""
     number = _maximum(len(outcome.losses), device)
     means: list[float] = []
@@ -99,7 +103,7 @@ def _mean_losses(plan: Plan, outcome: Outcome, have: Sequence[bool], device: tor
         known = [loss for loss, has in zip(losses, have, strict=True) if has]
         means.append(sum(known) / len(known))
         if bad[0] is None and not math.isfinite(means[-1]):
-            bad[0] = step + 1, means[-1]
+            bad[0] = first_step + step + 1, means[-1]
     dist.broadcast_object_list(bad)
     if bad[0] is not None:
         raise diverged(plan, *bad[0])

@@ -10,8 +10,10 @@ from typing import Any
 from executor.legality import check_plan, choose
 from executor.run.batches import data_name, load_data
 from executor.run.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
-from executor.run.checkpoint_index import read_index
+from executor.run.checkpoint_choice import newest_whole
 from executor.run.checks import check_data, check_devices, check_precision, check_task, facts_of_workload
+from executor.run.going_on import end_step, warmup_steps
+from executor.run.owner import check_free
 from executor.run.session import Order
 from executor.run.subject import load_subject
 from executor.train.prepare import check_training, data_for_check, with_weights
@@ -23,7 +25,7 @@ from profiles.errors import InputError
 from profiles.files import ensure_folder
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
 from profiles.machines.load import MachineLoad, look_before
-from profiles.ranks.environment import check_room
+from profiles.ranks.environment import check_room, is_main_process
 from profiles.ranks.rank import TIMEOUT_SECONDS
 from profiles.ranks.stores import open_to
 from profiles.workloads.trust import is_factory
@@ -147,7 +149,7 @@ def _kept(options: RunOptions, plan: Plan, workload: Workload) -> list[str]:
     for folder in (options.runs, options.trace, Path(kept.folder) if kept else None):
         if folder is not None:
             ensure_folder(folder)
-    return [] if kept is None else _resumed(kept, plan, workload, options.seed)
+    return [] if kept is None else _resumed(kept, plan, workload, options)
 
 
 def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:
@@ -165,12 +167,16 @@ def _data_path(data: Path | None) -> str:
     return str(data) if is_factory(str(data)) else str(data.absolute())
 
 
-def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int) -> list[str]:
+def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, options: RunOptions) -> list[str]:
     """Where a run that is to go on does so from; one that starts anew must have the folder for itself.
 
-    Raises: ArtifactError for a checkpoint that cannot be read, InputError for one of another run.
+    Raises: ArtifactError for checkpoints that cannot be read, InputError for one of another run or of its last step,
+    EnvironmentFailure where another run uses the folder.
     """
-    path = latest(Path(checkpoints.folder))
+    folder = Path(checkpoints.folder)
+    if is_main_process():
+        check_free(folder)
+    path = latest(folder)
     if not checkpoints.resume:
         # Its ranks, were they started again, would go on from the other run's.
         if path is not None:
@@ -178,9 +184,17 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
         return []
     if path is None:
         return [f"no checkpoint in {checkpoints.folder} yet: starting from the first step"]
+    # The ranks read all bytes of it, and take the one before where these are damaged.
+    path = newest_whole(folder, is_read=False).path
+    assert path is not None
     found = read_progress(path)
-    check_progress(path, found, progress_of(plan, workload, seed, found.step))
-    read_index(path)
+    check_progress(path, found, progress_of(plan, workload, options.seed, found.step))
+    # A training has its own end, and says so.
+    if options.train is None and found.step >= end_step(plan, options.warmup, options.steps):
+        raise InputError(
+            f"{path} is of step {found.step}: --steps {options.steps} after {warmup_steps(plan, options.warmup)} of "
+            "warm-up have been taken; ask for more steps"
+        )
     return [f"going on from step {found.step}, {path}"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,27 +29,20 @@ from executor.run.checkpoint import (
     save,
 )
 from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
+from executor.run.going_on import tracked_steps, warmup_steps
+from executor.run.known_losses import KnownLosses, losses_in
 from executor.run.outcomes import Account, Outcome, account
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Checked, first_steps
 from executor.trainer import Trainer
 from planner.plans import Plan
-from profiles.codecs.codec import FSDP_STAGES, codec
+from profiles.codecs.codec import FSDP_STAGES
 from profiles.machines.counters import Watch
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, own_cores
 from profiles.workloads.workload import Workload
 
-# The first step makes gradients, moments and buffers, the second is like all that follow; PowerSGD's first two steps
-# send gradients as they are, its third makes its factors, and other codecs keep what they leave out from the second on.
-TRACKED_STEPS, TRACKED_STEPS_CODED = 2, 4
 # Generations of objects.
 YOUNG = 1
 PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
-
-
-def tracked_steps(plan: Plan) -> int:
-    """The steps after which a plan holds what it always will: the last of them is the one whose peak is told."""
-    used = codec(plan.codec)
-    return TRACKED_STEPS_CODED if used.rank or used.feedback else TRACKED_STEPS
 
 
 class Runner:
@@ -79,28 +73,40 @@ class Runner:
         self.num_steps, self.steps = 0, KeptSteps()
         self._latest: Tensor | None = None
         self._losses, self._unread = array("d"), list[Tensor]()
+        self.losses_before: tuple[float, ...] = ()
+        self.known = KnownLosses()
         self.peak_bytes = 0.0
-        self.num_warmup_steps = 0
+        self.num_warmup_steps = self.num_timed_steps = 0
         self.watch = Watch(own_cores())
 
-    def prepare(self, num_warmup_steps: int) -> None:
-        """Build the model, measure memory over the first steps, and step until things are as they will stay."""
-        tracked = tracked_steps(self.plan)
-        self.num_warmup_steps = max(num_warmup_steps, tracked + 1)
-        if self.is_silent and not (self.checkpoints is not None and self.checkpoints.goes_on):
+    def prepare(self, num_warmup_steps: int, num_steps: int = 1) -> None:
+        """Build the model, measure memory over the first steps, and step until things are as they will stay.
+
+        A run that goes on has so many timed steps, and before them so many untimed ones, as are left to its end.
+        """
+        start = None if self.checkpoints is None else self.checkpoints.start
+        tracked, self.num_warmup_steps = tracked_steps(self.plan), warmup_steps(self.plan, num_warmup_steps)
+        left = self.num_warmup_steps + num_steps - (0 if start is None else read_progress(start).step)
+        self.num_timed_steps = min(num_steps, max(1, left - self.num_warmup_steps))
+        if start is not None:
+            self.num_warmup_steps = max(0, left - self.num_timed_steps)
+            tracked = min(tracked, self.num_warmup_steps)
+        if self.is_silent and start is None:
             self._check_in_silence()
         if self.rank.device.type == "cuda":
             torch.cuda.empty_cache()
             self._build_and_step(tracked - 1)
             torch.cuda.reset_peak_memory_stats()
-            self._step()
+            if tracked:
+                self._step()
             self.peak_bytes = float(torch.cuda.max_memory_allocated())
         else:
             with LiveTensors() as live:
                 self._build_and_step(tracked - 1)
                 live.add(self.trainer.held_tensors)
                 live.reset_peak()
-                self._step()
+                if tracked:
+                    self._step()
             self.peak_bytes = float(live.peak_bytes)
         for _ in range(self.num_warmup_steps - tracked):
             self._step()
@@ -136,12 +142,16 @@ class Runner:
 
     def account(self) -> Account | None:
         """What all ranks have to tell, on rank 0; collective. The model is gone afterwards."""
-        return account(self.plan, self.finish(), groups_of(self.plan, self.mesh).stages, self.rank.device)
+        return account(
+            self.plan, self.finish(), groups_of(self.plan, self.mesh).stages, self.rank.device, self.first_step
+        )
 
     def finish(self) -> Outcome:
         """What this rank has to tell; the model is gone afterwards."""
         self._read_losses()
         losses = self._losses[:]
+        # Steps that are taken to be looked at are none of the training.
+        self.checkpoints = None
         if self.trace_folder is not None:
             write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
         exchanges = self._exchange_seconds()
@@ -158,6 +168,12 @@ class Runner:
             checked=self.checked,
         )
 
+    @property
+    def losses(self) -> Sequence[float | None]:
+        """The losses of this rank's steps so far, None where it computes none."""
+        self._read_losses()
+        return [None] * self.num_steps if self._latest is None else self._losses
+
     def _read_losses(self) -> None:
         """Take the losses off the device, which would hold up the steps they are of."""
         self._losses.extend(float(loss) for loss in self._unread)
@@ -173,19 +189,18 @@ class Runner:
 
     def _build_and_step(self, num_steps: int) -> None:
         self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)
-        if self.checkpoints is not None and self.checkpoints.resume:
-            self._go_on(Path(self.checkpoints.folder))
+        if self.checkpoints is not None and self.checkpoints.start is not None:
+            self._go_on(self.checkpoints.start)
         for _ in range(num_steps):
             self._step()
 
-    def _go_on(self, folder: Path) -> None:
-        """Restore the newest checkpoint, where there is one."""
-        path = latest(folder)
-        if path is None:
-            return
+    def _go_on(self, path: Path) -> None:
+        """Restore a checkpoint."""
         found = read_progress(path)
         check_progress(path, found, self._progress(found.step))
         restore(path, self.trainer)
+        self.losses_before = losses_in(path, found.step)
+        self.known = KnownLosses(self.losses_before)
         self.first_step = self.trainer.num_steps = found.step
 
     def _progress(self, step: int) -> Progress:
@@ -232,7 +247,8 @@ class Runner:
         if has_diverged:
             raise diverged(self.plan, done, self.latest_loss(), latest(folder))
         if is_stopping or checkpoints.is_due(done):
-            path = save(folder, self._progress(done), self.trainer)
+            kept = self.known.with_those_of(self.losses, self.trainer.place)
+            path = save(folder, self._progress(done), self.trainer, kept)
             if is_stopping:
                 raise stopped(self.plan, done, path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import torch.distributed as dist
 from executor.mesh import Meshes
 from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
-from executor.run.checkpoint import Checkpoints, latest
-from executor.run.faults import STOP, restarted
+from executor.run.checkpoint import Checkpoints
+from executor.run.faults import STOP
+from executor.run.going_on import begun, end_step
 from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
@@ -26,7 +27,6 @@ from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
-from profiles.ranks.stores import num_restarts
 from profiles.workloads.foreign_code import calling_foreign_code
 from profiles.workloads.workload import Workload
 
@@ -90,20 +90,20 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 @contextlib.contextmanager
-def opened(payload: dict[str, Any]) -> Iterator[Session]:
+def opened(payload: dict[str, Any], end_of: Callable[[PlanFile], int] | None = None) -> Iterator[Session]:
     """This rank's place in a launch, joined until the block has ended, with what all its plans share.
 
-    Ranks that were started again go on from the newest checkpoint.
+    Ranks that were started again go on from the newest checkpoint that is whole. `end_of` says with which step it ends,
+    where that is not the order's.
     """
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
     with join_group(order.device_kind, order.timeout_seconds) as rank:
         if order.checkpoints is not None:
             STOP.listen()
-            if num_restarts():
-                newest = latest(Path(order.checkpoints.folder))
-                report(0.0, "started again", notice=restarted(num_restarts(), newest))
-                order = replace(order, checkpoints=replace(order.checkpoints, resume=True))
+            plan = file.candidates[order.chosen[0]].plan
+            end = end_step(plan, order.num_warmup_steps, order.num_steps) if end_of is None else end_of(file)
+            order = replace(order, checkpoints=begun(order.checkpoints, end))
         workload = load_subject(file, payload["trusted"], order.data_file)
         session = Session(
             file=file,
@@ -176,7 +176,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
         for index, runner in enumerate(runners):
             done = len(measurements) / len(session.order.chosen)
             report(done + 0.4 * index / len(session.order.chosen), f"warming up {runner.plan.id}")
-            runner.prepare(session.order.num_warmup_steps)
+            runner.prepare(session.order.num_warmup_steps, session.order.num_steps)
         _run_in_turns(session, runners, len(measurements))
         for runner in runners:
             measurements.append(_measurement(session, runner, references, checks[len(measurements)]))
@@ -210,11 +210,13 @@ def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Cand
 def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
     order = session.order
     predictions = {candidate.plan.id: candidate.prediction for candidate in session.candidates}
-    for start in range(0, order.num_steps, BLOCK_STEPS):
-        block = min(BLOCK_STEPS, order.num_steps - start)
+    # A run that goes on from a checkpoint has fewer left.
+    num_steps = min(runner.num_timed_steps for runner in runners)
+    for start in range(0, num_steps, BLOCK_STEPS):
+        block = min(BLOCK_STEPS, num_steps - start)
         for index, runner in enumerate(runners):
             runner.run_block(block)
-            share = (start + block * (index + 1) / len(runners)) / order.num_steps
+            share = (start + block * (index + 1) / len(runners)) / num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
             seconds = sum(runner.steps.seconds[-block:]) / block
             values = log_values(
@@ -243,6 +245,7 @@ def _measurement(
         losses=found.losses,
         loss_check=both(check, own),
         first_step=runner.first_step,
+        losses_before=runner.losses_before,
         tokens_per_second=tokens * len(found.step_seconds) / sum(found.step_seconds),
         spans=found.spans,
         load=load_of(found.counted),

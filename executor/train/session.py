@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from executor.observe.live_tensors import LiveTensors
 from executor.rank_model import RankModel
-from executor.run.checkpoint import check_progress, latest, progress_of, read_progress
+from executor.run.checkpoint import check_progress, progress_of, read_progress
+from executor.run.going_on import tracked_steps
 from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
-from executor.run.runner import PEAK_KINDS, tracked_steps
+from executor.run.runner import PEAK_KINDS
 from executor.run.session import NOT_CHECKED, Session, checks_of, opened
 from executor.train.hf_weights import load_weights
 from executor.train.job import TrainedPlan
@@ -37,7 +38,7 @@ def run_training(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     Rank 0 gives the measurement as JSON-able fields, in a list as `run_order` does.
     """
     settings = validate(payload["training"], TrainSettings, "the settings")
-    with opened(payload) as session:
+    with opened(payload, settings.num_steps) as session:
         kept = session.order.checkpoints
         is_new = kept is None or not kept.goes_on
         check = checks_of(session)[0] if settings.check and is_new else NOT_CHECKED
@@ -148,12 +149,11 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
 def _gone_on(session: Session, job: TrainedPlan) -> dict[str, Any]:
     """What the newest checkpoint says beside its tensors, which are read."""
     assert session.order.checkpoints is not None
-    folder = Path(session.order.checkpoints.folder)
-    path = latest(folder)
+    path = session.order.checkpoints.start
     assert path is not None
     found = read_progress(path)
     check_progress(path, found, progress_of(job.plan, session.workload, session.order.seed, found.step))
-    return job.load(folder)
+    return job.go_on_from(path)
 
 
 class Shown:

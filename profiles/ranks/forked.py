@@ -190,7 +190,7 @@ class Server:
 
 def become(request: dict[str, Any]) -> None:
     """Run in this process what Python would with these arguments, environment and folder."""
-    from profiles.ranks.rank import LAUNCHER_VARIABLE
+    from profiles.ranks.processes import LAUNCHER_VARIABLE
 
     safe_path, as_module, module, *arguments = request["arguments"]
     assert (safe_path, as_module) == ("-P", "-m")

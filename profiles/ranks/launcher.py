@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +26,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from profiles import errors
-from profiles.errors import EnvironmentFailure, RankFailure, TrainwrightError
+from profiles.errors import EnvironmentFailure, Stopped
+from profiles.ranks.causes import Ended, first_cause
 from profiles.ranks.environment import (
     LOOPBACK,
     NO_AGENT_STORE,
@@ -37,16 +36,12 @@ from profiles.ranks.environment import (
     is_main_process,
     join_slurm,
 )
+from profiles.ranks.exhausted import Counted, counted
 from profiles.ranks.forked import CLIENT
-from profiles.ranks.rank import (
-    FOLDER_VARIABLE,
-    LAUNCHER_VARIABLE,
-    PROGRESS_FILE,
-    Failure,
-    Report,
-    call_entry,
-    result_path,
-)
+from profiles.ranks.heartbeats import FolderBoard, last_steps
+from profiles.ranks.leftovers import Reaper, swept
+from profiles.ranks.processes import LAUNCHER_VARIABLE
+from profiles.ranks.rank import FOLDER_VARIABLE, PROGRESS_FILE, Report, call_entry, result_path
 from profiles.ranks.stores import one_host_environment, stay_on_this_host
 
 POLL_SECONDS = 0.1
@@ -76,7 +71,7 @@ def launch(
     """
     folder = Path(tempfile.mkdtemp(prefix="trainwright-"))
     try:
-        with _environment({FOLDER_VARIABLE: str(folder)}), _watched(folder, on_report):
+        with swept(folder), _environment({FOLDER_VARIABLE: str(folder)}), _watched(folder, on_report):
             if in_job():
                 return _join(entry, payload, num_ranks)
             return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts, server)
@@ -106,26 +101,39 @@ def _spawn(
     payload_file = folder / "payload.json"
     payload_file.write_text(json.dumps(payload), encoding="utf-8")
     through = () if server is None else ("-I", "-S", str(CLIENT), str(server))
-    arguments = (*through, "-P", "-m", "profiles.ranks.rank", entry, str(payload_file), str(folder))
+    arguments = (*through, "-P", "-m", "profiles.ranks.start", entry, str(payload_file), str(folder))
+    reaper, memory = Reaper(folder), counted()
     try:
-        with _environment(_rank_environment(device_kind, folder)), _quiet(), _signals_given_back():
+        with _environment(_rank_environment(device_kind, folder)), _quiet(), _signals_given_back(), reaper.watching():
             elastic_launch(_config(num_ranks, folder, max_restarts), entrypoint=sys.executable)(*arguments)
     except ChildFailedError as error:
         # Codes of the ranks that were seen to fail; those the launcher stopped afterwards carry its SIGTERM.
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        raise _failure(folder, num_ranks, codes) from None
+        raise first_cause(_ended(reaper, folder, num_ranks, memory, codes)) from None
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        failure = _failure(folder, num_ranks, {})
-        if isinstance(failure, errors.Stopped):
+        failure = first_cause(_ended(reaper, folder, num_ranks, memory))
+        if isinstance(failure, Stopped):
             raise failure from None
         raise SystemExit(128 + error.sigval) from None
     except (RendezvousError, torch.distributed.DistError) as error:
         raise EnvironmentFailure(f"the ranks cannot start: {str(error).splitlines()[0]}") from error
     if not all(result_path(folder, rank).exists() for rank in range(num_ranks)):
-        raise _failure(folder, num_ranks, {})
+        raise first_cause(_ended(reaper, folder, num_ranks, memory))
     return json.loads(result_path(folder, 0).read_text(encoding="utf-8"))
+
+
+def _ended(reaper: Reaper, folder: Path, num_ranks: int, memory: Counted, codes: dict[int, int] | None = None) -> Ended:
+    board = FolderBoard(folder, reaper.last_attempt())
+    return Ended(
+        folder=folder,
+        num_ranks=num_ranks,
+        codes=codes or {},
+        killed=frozenset(reaper.ended_by_launcher()),
+        memory_before=memory,
+        steps=last_steps(board, num_ranks),
+    )
 
 
 def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
@@ -233,49 +241,3 @@ def _read_from(path: Path, position: int) -> bytes:
     with path.open("rb") as stream:
         stream.seek(position)
         return stream.read()
-
-
-def _failure(folder: Path, num_ranks: int, codes: dict[int, int]) -> TrainwrightError:
-    """The first cause: a rank killed from outside, then a rank's own error, then one that left early or lost a peer."""
-    killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
-    # A library may abort a rank because another one failed: that one's own word comes first.
-    aborted = {rank for rank, number in killed.items() if number == signal.SIGABRT}
-    for rank in killed.keys() - aborted:
-        hint = " (out of memory?)" if killed[rank] == signal.SIGKILL else ""
-        name = signal.Signals(killed[rank]).name
-        return RankFailure(f"rank {rank} of {num_ranks} was killed by {name}{hint}{_keep_log(folder, rank)}")
-    words = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("failure-*.json"))]
-    for word in sorted(words, key=lambda word: (word.is_lost_peer, not word.is_ours, word.rank)):
-        if word.is_ours:
-            return _ours(word)
-        if not word.is_lost_peer:
-            kept = _keep_log(folder, word.rank)
-            cause = f"{word.error}: {word.message}" if word.message else word.error
-            return RankFailure(f"rank {word.rank} of {num_ranks} failed: {cause}{kept}")
-    for rank in aborted:
-        return RankFailure(f"rank {rank} of {num_ranks} was aborted by a library{_keep_log(folder, rank)}")
-    said = {word.rank for word in words}
-    for rank in range(num_ranks):
-        code = codes.get(rank, 0)
-        if rank not in said and code != -signal.SIGTERM and not result_path(folder, rank).exists():
-            return RankFailure(f"rank {rank} of {num_ranks} left in the middle with exit code {code}; run it again")
-    if words:
-        word = words[0]
-        return RankFailure(f"rank {word.rank} of {num_ranks} lost its peers: {word.error}: {word.message}")
-    return RankFailure(f"the {num_ranks} ranks were stopped from outside (SIGTERM); run it again")
-
-
-def _ours(word: Failure) -> TrainwrightError:
-    kind = getattr(errors, word.error, RankFailure)
-    error: TrainwrightError = kind.__new__(kind)  # not called: some of these errors compose their message themselves
-    error.args, error.details = (word.message,), word.details
-    return error
-
-
-def _keep_log(folder: Path, rank: int) -> str:
-    logs = sorted(folder.glob(f"**/{rank}/stderr.log"))
-    if not logs or not logs[-1].stat().st_size:
-        return ""
-    kept = Path(tempfile.gettempdir(), f"trainwright-rank{rank}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
-    shutil.copyfile(logs[-1], kept)
-    return f" (its log is {kept})"

@@ -9,8 +9,8 @@ A failure is written to a file, since the process itself may be gone when it is 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
+import faulthandler
 import functools
 import importlib
 import json
@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +28,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from profiles.errors import EnvironmentFailure, TrainwrightError
-from profiles.ranks.stores import join_store
+from profiles.errors import EnvironmentFailure, LostPeer, RankFailure, TrainwrightError
+from profiles.ranks.heartbeats import Heart, words
+from profiles.ranks.processes import LAUNCHER_VARIABLE
+from profiles.ranks.stores import join_store, life_signs
 
-FOLDER_VARIABLE, LAUNCHER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER", "TRAINWRIGHT_LAUNCHER"
+FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
 PROGRESS_FILE = "progress.jsonl"
 # How long a rank waits for another in a collective.
 TIMEOUT_SECONDS = 600.0
+_hearts: list[Heart] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,11 @@ def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> R
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
+    _hearts.append(
+        Heart(life_signs(timeout_seconds), dist.get_rank(), dist.get_world_size(), timeout_seconds, _give_up)
+    )
+    # Before this thread is pinned: the heart's should run on any core.
+    _hearts[-1].start()
     if device.type == "cpu":
         pin(local_rank)
     return Rank(rank=dist.get_rank(), local_rank=local_rank, num_ranks=dist.get_world_size(), device=device)
@@ -112,7 +120,25 @@ def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS) -> R
 def leave_group() -> None:
     """Leave the job's process group when all ranks have come here."""
     dist.barrier()
+    while _hearts:
+        _hearts.pop().stop()
     dist.destroy_process_group()
+
+
+def heart() -> Heart | None:
+    """This rank's signs of life, None where it has joined no group of ours."""
+    return _hearts[-1] if _hearts else None
+
+
+def _give_up(own: Heart, seconds: Mapping[int, float]) -> None:
+    """End this rank, wherever its program waits, as others give no sign of life."""
+    error = RankFailure(words(own, seconds))
+    if LAUNCHER_VARIABLE in os.environ:
+        folder = Path(os.environ[FOLDER_VARIABLE])
+        failure_path(folder, own.rank).write_text(json.dumps(asdict(describe(own.rank, error))), encoding="utf-8")
+        os._exit(1)
+    print(f"error: {error}", file=sys.__stderr__, flush=True)
+    os._exit(error.exit_code)
 
 
 @functools.cache
@@ -167,18 +193,6 @@ def call_entry(entry: str, payload: Any) -> Any:
     return getattr(importlib.import_module(module), name)(payload)
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel to kill this process when the one that started it dies, even by SIGKILL (Linux).
-
-    Where that is not `parent`, it died before it could be asked about, and this process ends at once.
-    """
-    death_signal_option = 1  # PR_SET_PDEATHSIG of prctl(2)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(death_signal_option, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
-
-
 def describe(rank: int, error: BaseException) -> Failure:
     """What is said of an exception that ended `rank`."""
     error = _first_cause(error)
@@ -199,7 +213,7 @@ def is_lost_peer(error: BaseException) -> bool:
     message = _first_line(error).lower()
     words = ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
     said = isinstance(error, dist.DistError) or any(word in message for word in words)
-    return said and not isinstance(error, TrainwrightError)
+    return isinstance(error, LostPeer) or (said and not isinstance(error, TrainwrightError))
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -225,8 +239,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Run one rank: arguments are the entry, the payload's file and the job's folder."""
-    die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
+    """Run one rank, which `profiles.ranks.start` has started: arguments are the entry, the payload's file, the folder.
+
+    What a crash in a library stood in goes to the log.
+    """
+    faulthandler.enable(2)
     # An interrupt ends a rank wherever it waits, in a collective too; the launcher says so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     entry, payload_file, folder_name = sys.argv[1:]
@@ -250,7 +267,3 @@ def main() -> None:
     path = result_path(folder, rank)
     path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None), encoding="utf-8")
     path.with_suffix(".part").replace(path)
-
-
-if __name__ == "__main__":
-    main()

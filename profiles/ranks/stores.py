@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure
 from profiles.ranks.environment import LOOPBACK, in_job, is_on_one_host, join_slurm
+from profiles.ranks.heartbeats import Board, FolderBoard, StoreBoard
 
 # The folder in which the ranks of one host meet.
 STORE_VARIABLE = "TRAINWRIGHT_STORE"
@@ -53,6 +54,19 @@ def join_store(timeout_seconds: float) -> dict[str, Any]:
     # The agent's store has the addresses of the ranks before this attempt still.
     store = _tcp_store(os.environ["MASTER_ADDR"], timeout_seconds)
     return _joined(dist.PrefixStore(f"attempt-{num_restarts()}", store))  # type: ignore[attr-defined]
+
+
+def life_signs(timeout_seconds: float) -> Board:
+    """Where the ranks of this job, which have met, put their signs of life.
+
+    Raises: EnvironmentFailure where the job's address cannot be used.
+    """
+    folder = os.environ.get(STORE_VARIABLE)
+    if folder:
+        # In files rather than in the store, which is one that only grows.
+        return FolderBoard(Path(folder), num_restarts())
+    store = _tcp_store(os.environ["MASTER_ADDR"], timeout_seconds)
+    return StoreBoard(dist.PrefixStore(f"beats-{num_restarts()}", store))  # type: ignore[attr-defined]
 
 
 def stay_on_this_host() -> None:
