@@ -157,12 +157,12 @@ class AppliedPlan:
         choice = newest_whole(Path(folder))
         for notice in choice.notices if self.rank.rank == 0 else ():
             warnings.warn(notice, stacklevel=2)
-        return {} if choice.path is None else self.restore(choice.path)
+        return {} if choice.path is None else self.go_on_from(choice.path)
 
-    def restore(self, path: Path) -> dict[str, Any]:
+    def go_on_from(self, path: Path) -> dict[str, Any]:
         """Go on from one checkpoint; the `extra` saved with it.
 
-        Raises: InputError where it is of another model, ArtifactError where it is damaged.
+        Raises: InputError for a checkpoint of another model, ArtifactError for a damaged one.
         """
         found = read_progress(path)
         if found.model != self._progress(0).model:

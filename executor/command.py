@@ -18,9 +18,7 @@ from profiles.workloads.module_options import TracebackOption, TrustOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from executor.compress.job import Extras
     from executor.emit import JobOptions
-    from executor.run.prepare import RunOptions
 
 
 def _job_kinds() -> tuple[str, ...]:
@@ -137,21 +135,19 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
+    out = _ready_to_run(json_output, output)
     from executor.run.check_command import run_checks
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
     from executor.run.run_command import run
-    from profiles.files import ensure_writable
 
-    out = console.console(json_output)
-    if output is not None:
-        ensure_writable(output)
     if compress:
+        from executor.compress.compress_command import compress_models
         from executor.compress.job import Extras
 
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
         extras = Extras(more_steps=more_steps, export=export, compiles=compiled)
-        _compress(plan, extras, asked, out, json_output, output)
+        compress_models(plan, extras, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)
     options = RunOptions(
@@ -165,39 +161,15 @@ def execute(
         run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
-def _compress(
-    plan: Path,
-    extras: Extras,
-    options: RunOptions,
-    out: Console,
-    json_output: bool,
-    output: Path | None,
-) -> None:
-    """Run the recipes of the plan file; write and show what came of them."""
-    from executor.compress.job import compression_file, prepare_compression
-    from executor.compress.show import show
-    from profiles.artifacts import dump
-    from profiles.files import write_text
-    from profiles.ranks.launcher import launch
+def _ready_to_run(json_output: bool, output: Path | None) -> Console:
+    """Where to write what is said, of a process from which ranks can be forked and that may write its result."""
+    from profiles.files import ensure_writable
+    from profiles.ranks.forked import restart_for_ranks
 
-    job = prepare_compression(plan, extras, options)
-    for note in job.notes:
-        out.print(f"note: {note}")
-    with console.progress(out, f"{len(job.choices)} models") as advance:
-        fields = launch(
-            "executor.compress.session:run_compression",
-            job.payload,
-            job.file.num_devices,
-            job.order.device_kind,
-            on_report=lambda report: advance(report.fraction, report.text),
-        )
-    result = compression_file(job, fields)
-    text = dump("compression", result)
+    restart_for_ranks()
     if output is not None:
-        write_text(output, text)
-    if json_output:
-        console.print_json(text)
-    show(result, out, output)
+        ensure_writable(output)
+    return console.console(json_output)
 
 
 def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:

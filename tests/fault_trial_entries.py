@@ -18,7 +18,7 @@ from executor.run.batches import default_text, load_text
 from executor.run.checkpoint import Checkpoints
 from executor.run.checkpoint_index import Writer
 from executor.run.faults import STOP
-from executor.run.going_on import begun
+from executor.run.going_on import begun, end_step
 from executor.run.known_losses import KnownLosses
 from executor.run.runner import Runner
 from planner.plans import Plan
@@ -42,7 +42,7 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
         Path(payload["place"], f"rank-{num_restarts()}-{rank.rank}").write_text(str(os.getpid()))
         STOP.listen()
         asked = validate(payload["checkpoints"], Checkpoints, "the trial")
-        checkpoints = begun(asked, plan, 0, payload["steps"])
+        checkpoints = begun(asked, end_step(plan, 0, payload["steps"]))
         fault = payload.get("fault", "") if not num_restarts() else ""
         if fault == "killed in a save":
             _break_saving(rank, payload["spared"], payload["rank"])

@@ -78,6 +78,7 @@ def _row(
             print(f"{name} {number}: WRONG\n{traceback.format_exc()}", flush=True)
             continue
         counted["tried"] += 1
+        counted["compared"] += outcome.identical is not None
         for what in ("survived", "identical", "said"):
             counted[what] += bool(getattr(outcome, what))
         if not outcome.is_right:
@@ -86,7 +87,8 @@ def _row(
         elif outcome.sentence:
             print(f"{name} {number}: {outcome.sentence}", flush=True)
     seconds = round(time.monotonic() - started)
-    cells = (counted["tried"], counted["survived"], counted["identical"], counted["said"], seconds)
+    identical = counted["identical"] if counted["compared"] else "-"
+    cells = (counted["tried"], counted["survived"], identical, counted["said"], seconds)
     return (name, *cells), failed
 
 

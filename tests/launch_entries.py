@@ -1,10 +1,13 @@
 """What the ranks of the launcher tests run."""
 
 import os
+import random
 import signal
+import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -57,3 +60,18 @@ def die_once(payload: dict[str, Any]) -> int:
         total = torch.ones(1)
         dist.all_reduce(total)
         return int(total) * num_restarts()
+
+
+def about(_: object) -> list[Any]:
+    """What tells where each rank came from, and what it would draw."""
+    own = {
+        "was_the_program": "colorsys" in sys.modules,
+        "parent": os.getppid(),
+        "random": random.random(),
+        "numpy": float(np.random.rand()),  # the state that a library would use
+        "torch_seed": torch.initial_seed(),
+    }
+    with join_group("cpu") as rank:
+        everyone: list[Any] = [None] * rank.num_ranks
+        dist.all_gather_object(everyone, own)
+    return everyone

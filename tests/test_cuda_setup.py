@@ -146,7 +146,7 @@ def test_memory_grows_in_place_unless_the_user_says_something(monkeypatch, tmp_p
     given = launcher._rank_environment("cuda", tmp_path)
     assert given.get("PYTORCH_ALLOC_CONF") == (None if own else "expandable_segments:True")
     assert "PYTORCH_ALLOC_CONF" not in launcher._rank_environment("cpu", tmp_path)
-    assert cuda_setup.allocator_environment("amd", {}) == {}
+    assert cuda_setup.segments_environment("amd", {}) == {}
 
 
 def test_a_gpus_cores_are_those_of_its_numa_node(root):

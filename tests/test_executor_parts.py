@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from executor.mesh import Coordinates, coordinates
+from executor.mesh import coordinates
 from executor.observe.events import Action, StepTrace
-from executor.observe.time_parts import RankTraces, median_parts, median_spans, step_seconds
+from executor.observe.time_parts import median_parts, spans, step_parts
 from executor.observe.tracing import EXCHANGE_PARTS
 from executor.run.reference import Reference, check_losses
 from planner.plans import Plan
@@ -21,10 +21,14 @@ def trace(stop: float, *actions: Action, ready: float | None = None) -> StepTrac
     return StepTrace(start_seconds=100.0, stop_seconds=stop, actions=actions, ready_seconds=ready)
 
 
-def rank(step: StepTrace, stage: int = 0, tensor_comm: float | None = 0.0) -> RankTraces:
-    place = Coordinates(tensor=0, data=0, pipeline=stage)
-    seen = None if tensor_comm is None else dict.fromkeys(EXCHANGE_PARTS.values(), tensor_comm)
-    return RankTraces(place=place, steps=(step,), exchange_seconds=seen)
+def parts_of(
+    plan: Plan, *stages: StepTrace, exchange: float | None = 0.0, on_cuda: bool = False
+) -> dict[str, float | None]:
+    """The parts of one step of one pipeline."""
+    beside = dict(enumerate(stages))
+    seen = None if exchange is None else dict.fromkeys(EXCHANGE_PARTS.values(), exchange)
+    ranks = [step_parts(plan, trace, place, beside) for place, trace in beside.items()]
+    return median_parts(plan, [ranks], [seen] * len(ranks), on_cuda)
 
 
 def test_pipeline_waits_are_told_apart() -> None:
@@ -37,9 +41,7 @@ def test_pipeline_waits_are_told_apart() -> None:
     )
     second = trace(108.0, action("F", 0, 103, 104), action("B", 0, 104, 106), action("optimizer", -1, 106, 107))
     plan = Plan(pipeline_parallel=2, schedule="gpipe", stage_bounds=(0, 1))
-    ranks = [rank(first, 0), rank(second, 1)]
-    assert step_seconds(ranks) == (12.0,)
-    parts = median_parts(plan, ranks, on_cuda=False)
+    parts = parts_of(plan, first, second)
     # Stage 0 is busiest: 2 + 3 of compute; from 102 to 107 it waits for 106, then a second of transfer and 0.5 more.
     assert parts["compute"] == pytest.approx(5)
     assert parts["bubble"] == pytest.approx(4)
@@ -47,8 +49,8 @@ def test_pipeline_waits_are_told_apart() -> None:
     assert parts["optimizer"] == pytest.approx(1)
     assert parts["host"] == pytest.approx(0.5)
     assert sum(value for value in parts.values() if value is not None) == pytest.approx(12)
-    spans = median_spans(ranks)
-    assert [(span.stage, span.action, span.start_seconds) for span in spans][:2] == [(0, "F", 0.0), (0, "B", 7.0)]
+    drawn = spans({0: first, 1: second})
+    assert [(span.stage, span.action, span.start_seconds) for span in drawn][:2] == [(0, "F", 0.0), (0, "B", 7.0)]
 
 
 def test_exposed_gradient_exchange_and_codec() -> None:
@@ -62,17 +64,17 @@ def test_exposed_gradient_exchange_and_codec() -> None:
         action("optimizer", -1, 109, 110),
         ready=106.0,
     )
-    parts = median_parts(Plan(data_parallel=2, codec="bf16"), [rank(step)], on_cuda=False)
+    parts = parts_of(Plan(data_parallel=2, codec="bf16"), step)
     assert parts["codec"] == pytest.approx(1.5)
     assert parts["data_comm"] == pytest.approx(2.5)
     assert parts["compute"] == pytest.approx(5)
     # PowerSGD's work is inside its exchange and cannot be told apart.
-    assert median_parts(Plan(data_parallel=2, codec="powersgd-1"), [rank(step)], on_cuda=False)["codec"] is None
+    assert parts_of(Plan(data_parallel=2, codec="powersgd-1"), step)["codec"] is None
 
 
 def test_unobserved_parts_are_null() -> None:
     step = trace(103.0, action("F", 0, 100, 101), action("B", 0, 101, 102), action("optimizer", -1, 102, 103))
-    parts = median_parts(Plan(tensor_parallel=2, recompute="full"), [rank(step, tensor_comm=None)], on_cuda=True)
+    parts = parts_of(Plan(tensor_parallel=2, recompute="full"), step, exchange=None, on_cuda=True)
     assert parts["recompute"] is None
     assert parts["tensor_comm"] is None
 

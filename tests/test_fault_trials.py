@@ -41,6 +41,8 @@ def test_so_does_one_of_every_other_kind(trial: Callable[[Setting], Outcome], tm
 def test_what_ends_neither_way_is_no_success() -> None:
     assert Outcome(survived=True, identical=True).is_right
     assert Outcome(said=True, sentence="it is so").is_right
+    assert Outcome(survived=True, identical=None).is_right
+    assert not Outcome(survived=False, identical=None).is_right
     assert not Outcome(survived=True, identical=False, said=True).is_right
     assert not Outcome(sentence="it is not so").is_right
     assert not Outcome(survived=True, identical=True, sentence="it is not so", wrong="not true").is_right

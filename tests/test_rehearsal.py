@@ -210,6 +210,22 @@ def test_peak_memory_is_what_the_laws_of_shipped_devices_say(name: str, counts: 
     assert max(off) < 0.1
 
 
+@pytest.mark.slow
+def test_seventy_billion_parameters_are_built_in_the_memory_that_was_told() -> None:
+    """The best plan of all, layer by layer from nothing, on one of 64 devices; README says so."""
+    name, sequence_length, device = "llama-3.1-70b", 4096, load_device("h100-sxm")
+    model = load_model(name)
+    at = setting(load_sizes(name), device, 64, 512, sequence_length)
+    space = explore(at, Options(offload=("none",)))
+    plan = plan_of(space, best_places(space, 1)[0])
+    (own,) = rehearse([(plan, model.workload, sequence_length, 0)])
+    expected = build_peak_bytes(plan, model, 0)
+    assert own.build_peak_bytes == pytest.approx(expected, rel=0.05)
+    assert own.build_peak_bytes < at.memory_bytes
+    # One layer beside the shards, and by no means all layers.
+    assert own.build_peak_bytes < 0.1 * 4 * model.num_parameters
+
+
 def test_a_rank_of_four_thousand_is_rehearsed_in_seconds() -> None:
     model = load_model("llama-3.1-8b")
     plan = Plan(

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from executor.mesh import Coordinates
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, PASSES, WEIGHT, Action, StepTrace
 from planner.parts import PART_NAMES
 from planner.plans import Plan
@@ -29,22 +28,49 @@ SPAN_NAMES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankTraces:
-    """All timed steps of one rank; `exchange_seconds` of a step by part, None where they were not observed."""
+class StepParts:
+    """Seconds of one step on one rank, as far as it can tell from its own notes and those of its pipeline.
 
-    place: Coordinates
-    steps: tuple[StepTrace, ...]
-    exchange_seconds: dict[str, float] | None
+    `busy` are those of its passes, with what exchanges gradients or codes them within; `idle` and `transfer` those that
+    it waited for a neighbouring stage to finish, and for the result to come after that.
+    """
+
+    total: float
+    busy: float
+    data_comm: float
+    codec: float
+    optimizer: float
+    idle: float
+    transfer: float
 
 
-def step_seconds(ranks: Sequence[RankTraces]) -> tuple[float, ...]:
-    """Seconds of each timed step, slowest rank each."""
-    return tuple(max(trace.seconds for trace in traces) for traces in _by_step(ranks))
+def step_parts(plan: Plan, trace: StepTrace, pipeline: int, stages: dict[int, StepTrace]) -> StepParts:
+    """The parts of a rank's step; `stages` are the same step's traces of its pipeline, itself included, by place."""
+    data_comm, codec_seconds = _gradient_seconds(trace)
+    idle, transfer = _waits(stages, pipeline) if plan.pipeline_parallel > 1 else (0.0, 0.0)
+    return StepParts(
+        total=trace.seconds,
+        busy=sum(action.seconds for action in trace.named(*PASSES)),
+        data_comm=data_comm,
+        codec=codec_seconds,
+        optimizer=sum(action.seconds for action in trace.named(OPTIMIZER)),
+        idle=idle,
+        transfer=transfer,
+    )
 
 
-def median_parts(plan: Plan, ranks: Sequence[RankTraces], on_cuda: bool) -> dict[str, float | None]:
-    """Seconds by part, medians over the timed steps of the busiest rank; None where a part cannot be observed."""
-    rows = [_parts_of_step(plan, ranks, step, on_cuda) for step in range(len(ranks[0].steps))]
+def median_parts(
+    plan: Plan,
+    steps: Sequence[Sequence[StepParts]],
+    exchanges: Sequence[dict[str, float] | None],
+    on_cuda: bool,
+) -> dict[str, float | None]:
+    """Seconds by part, medians over steps of the busiest rank; None where a part cannot be observed.
+
+    `steps` are the parts of each step by rank, `exchanges` the seconds of a step by part, of each rank, None where
+    they were not observed.
+    """
+    rows = [_parts_of_step(plan, ranks, exchanges, on_cuda) for ranks in steps]
     result: dict[str, float | None] = {}
     for part in PART_NAMES:
         # Parts that no plan which runs here has are zero.
@@ -54,67 +80,55 @@ def median_parts(plan: Plan, ranks: Sequence[RankTraces], on_cuda: bool) -> dict
     return result
 
 
-def median_spans(ranks: Sequence[RankTraces]) -> tuple[Span, ...]:
-    """Actions of the step nearest to the median, of one replica's stages, in seconds from the step's start."""
-    totals = step_seconds(ranks)
-    middle = statistics.median(totals)
-    index = min(range(len(totals)), key=lambda step: abs(totals[step] - middle))
-    chosen = [rank for rank in ranks if _replica(rank.place) == (0, 0, 0)]
-    origin = min(rank.steps[index].start_seconds for rank in chosen)
+def middle_step(step_seconds: Sequence[float], stride: int) -> int:
+    """The step nearest to the median, of every `stride`-th, counted among those."""
+    middle = statistics.median(step_seconds)
+    kept = step_seconds[::stride]
+    return min(range(len(kept)), key=lambda step: abs(kept[step] - middle))
+
+
+def spans(stages: dict[int, StepTrace]) -> tuple[Span, ...]:
+    """Actions of a step of one pipeline, whose traces are given by place, in seconds from the step's start."""
+    origin = min(trace.start_seconds for trace in stages.values())
     return tuple(
         Span(
             # What is no stage's alone is drawn with the first of the rank's.
-            stage=rank.place.pipeline if action.stage < 0 else action.stage,
+            stage=_stage(action, place),
             action=SPAN_NAMES[action.name],
             microbatch=action.microbatch,
             start_seconds=max(0.0, action.start_seconds - origin),
             stop_seconds=max(0.0, action.stop_seconds - origin),
         )
-        for rank in sorted(chosen, key=lambda rank: rank.place.pipeline)
-        for action in rank.steps[index].named(*SPAN_NAMES)
+        for place, trace in sorted(stages.items())
+        for action in trace.named(*SPAN_NAMES)
     )
 
 
-def _replica(place: Coordinates) -> tuple[int, int, int]:
-    """Which of the pipelines a rank belongs to."""
-    return place.data, place.context, place.tensor
-
-
-def _by_step(ranks: Sequence[RankTraces]) -> list[tuple[StepTrace, ...]]:
-    return list(zip(*(rank.steps for rank in ranks), strict=True))
-
-
-def _parts_of_step(plan: Plan, ranks: Sequence[RankTraces], step: int, on_cuda: bool) -> dict[str, float | None]:
-    total = max(rank.steps[step].seconds for rank in ranks)
-    busiest = max(ranks, key=lambda rank: _busy_seconds(rank.steps[step]))
-    trace = busiest.steps[step]
-    data_comm, codec_seconds = _gradient_seconds(trace)
-    exchanges = _exchanges(plan, busiest)
-    bubble, pipeline_comm = 0.0, 0.0
-    if plan.pipeline_parallel > 1:
-        neighbours = {
-            rank.place.pipeline: rank.steps[step] for rank in ranks if _replica(rank.place) == _replica(busiest.place)
-        }
-        bubble, pipeline_comm = _waits(neighbours, busiest.place.pipeline)
-        bubble += total - trace.seconds
-    compute = _busy_seconds(trace) - data_comm - codec_seconds - sum(value or 0.0 for value in exchanges.values())
-    optimizer = sum(action.seconds for action in trace.named(OPTIMIZER))
+def _parts_of_step(
+    plan: Plan, ranks: Sequence[StepParts], seen: Sequence[dict[str, float] | None], on_cuda: bool
+) -> dict[str, float | None]:
+    total = max(rank.total for rank in ranks)
+    index = max(range(len(ranks)), key=lambda rank: ranks[rank].busy)
+    busiest = ranks[index]
+    exchanges = _exchanges(plan, seen[index])
+    bubble = busiest.idle + (total - busiest.total if plan.pipeline_parallel > 1 else 0.0)
+    compute = busiest.busy - busiest.data_comm - busiest.codec - sum(value or 0.0 for value in exchanges.values())
     seconds: dict[str, float | None] = {
         "compute": max(0.0, compute),
         # Recomputation runs inside the backward pass and is counted as compute.
         "recompute": 0.0 if plan.recompute == "none" else None,
         "bubble": bubble,
         **exchanges,
-        "data_comm": exchanges["data_comm"] if plan.zero_stage in FSDP_STAGES else data_comm,
-        "pipeline_comm": pipeline_comm,
-        "codec": _codec_part(plan, codec_seconds, on_cuda),
-        "optimizer": optimizer,
+        "data_comm": exchanges["data_comm"] if plan.zero_stage in FSDP_STAGES else busiest.data_comm,
+        "pipeline_comm": busiest.transfer,
+        "codec": _codec_part(plan, busiest.codec, on_cuda),
+        "optimizer": busiest.optimizer,
     }
     seconds["host"] = max(0.0, total - sum(value for value in seconds.values() if value is not None))
     return seconds
 
 
-def _exchanges(plan: Plan, rank: RankTraces) -> dict[str, float | None]:
+def _exchanges(plan: Plan, seen: dict[str, float] | None) -> dict[str, float | None]:
     """Seconds by part of what the plan's axes send within passes; None where that was not observed."""
     sends = {
         "tensor_comm": plan.tensor_parallel > 1,
@@ -122,17 +136,12 @@ def _exchanges(plan: Plan, rank: RankTraces) -> dict[str, float | None]:
         "expert_comm": plan.expert_parallel > 1,
         "data_comm": plan.zero_stage in FSDP_STAGES,
     }
-    seen = rank.exchange_seconds
     return {part: 0.0 if not own else None if seen is None else seen[part] for part, own in sends.items()}
 
 
 def _codec_part(plan: Plan, seconds: float, on_cuda: bool) -> float | None:
     # PowerSGD works in callbacks of the all-reduce: its time is in data_comm. On CUDA a codec runs beside the backward.
     return None if codec(plan.codec).rank or (on_cuda and codec(plan.codec).lossy) else seconds
-
-
-def _busy_seconds(trace: StepTrace) -> float:
-    return sum(action.seconds for action in trace.named(*PASSES))
 
 
 def _gradient_seconds(trace: StepTrace) -> tuple[float, float]:

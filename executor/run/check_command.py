@@ -22,18 +22,21 @@ def run_checks(job: Job, out: Console, json_output: bool) -> None:
 
     Raises: ToleranceError where one of them does not train as a plain loop does.
     """
+    from profiles.ranks.forked import rank_server
     from profiles.ranks.launcher import launch
 
     for note in job.notes:
         out.print(f"note: {note}")
     payload = replace(job, order=replace(job.order, only_checks=True)).payload
-    with console.progress(out, f"{len(job.order.chosen)} plans") as advance:
+    number = len(job.order.chosen)
+    with rank_server(job.order.device_kind) as server, console.progress(out, f"{number} plans") as advance:
         fields = launch(
             "executor.run.session:run_order",
             payload,
             job.file.num_devices,
             job.order.device_kind,
             on_report=lambda report: advance(report.fraction, report.text),
+            server=server,
         )
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 tells.

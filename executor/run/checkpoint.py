@@ -6,10 +6,7 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from executor.axes.part import Part
-from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, check_names, read_index
+from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, by_one_process, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
 from executor.run.whole_tensors import placed
 from planner.plans import Plan
@@ -204,22 +201,14 @@ def write_state(
     writer: Writer, state: dict[str, Any], *, no_dist: bool = False, group: dist.ProcessGroup | None = None
 ) -> None:
     """Write tensors that know their place; collective over `group`, or all ranks, unless one process writes alone."""
-    with _by_one_process():
+    with by_one_process():
         dcp_save(state, storage_writer=writer, no_dist=no_dist, process_group=group)
-
-
-@contextlib.contextmanager
-def _by_one_process() -> Iterator[None]:
-    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
 
 
 def _load(folder: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     check_names(folder, read_index(folder), state)
     try:
-        with _by_one_process():
+        with by_one_process():
             dcp_load(state, storage_reader=Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         # Not what torch says: it advises to unpickle the file without care.

@@ -7,8 +7,11 @@ other programs, and never read here: beside it stands `index.json`. The tensors 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,14 @@ class Reader(FileSystemReader):
         metadata = _metadata_of(read_index(Path(self.path)))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+@contextlib.contextmanager
+def by_one_process() -> Iterator[None]:
+    """While entered, torch does not warn where one process alone saves or loads, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def read_index(folder: Path) -> Index:

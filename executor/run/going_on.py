@@ -31,8 +31,8 @@ def begun(checkpoints: Checkpoints, end_step: int) -> Checkpoints:
     for_all(lambda: own(folder))
     choice = Choice(path=None)
     if checkpoints.resume or num_restarts():
-        # One that died after its last step takes the last steps again: their times went with it.
-        choice = newest_whole(folder, before_step=end_step)
+        # Ranks that died after the last step take the last steps again: their times went with them.
+        choice = newest_whole(folder, before_step=end_step if num_restarts() else None)
     for notice in choice.notices:
         report(0.0, "going on", notice=notice)
     if num_restarts():

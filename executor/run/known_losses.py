@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
 from executor.mesh import Coordinates
 from executor.run.checkpoint import LOOP
@@ -23,9 +22,9 @@ class KnownLosses:
         self.values = [*before]
         self._num_taken = 0
 
-    def with_those_of(self, own: Sequence[Tensor | None], place: Coordinates) -> dict[str, Any]:
+    def with_those_of(self, own: Sequence[float | None], place: Coordinates) -> dict[str, Any]:
         """What a checkpoint keeps after steps whose losses on this rank are `own`; collective."""
-        new = [None if loss is None else float(loss) for loss in own[self._num_taken :]]
+        new = list(own[self._num_taken :])
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, new if place.tensor == 0 and None not in new else None)
         replicas = [losses for losses in everyone if losses is not None]

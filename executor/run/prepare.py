@@ -122,18 +122,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     notes += [*_machine_notes(file, device_kind, oversubscribed), *filter(None, [open_to()]), *warnings]
     return Job(
         file=file,
-        order=Order(
-            chosen=chosen,
-            num_steps=options.steps,
-            num_warmup_steps=options.warmup,
-            seed=options.seed,
-            data_file=path,
-            device_kind=device_kind,
-            checkpoints=options.checkpoints,
-            timeout_seconds=options.timeout,
-            end_step=end,
-            trace_folder="" if options.trace is None else str(options.trace.absolute()),
-        ),
+        order=_order(options, chosen, path, device_kind, end),
         max_restarts=options.max_restarts,
         trusted=options.trusted,
         data_name=data_name(training.data.train if training else str(options.data or ""), workload),
@@ -142,6 +131,21 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_before=load_before,
         training=training,
+    )
+
+
+def _order(options: RunOptions, chosen: tuple[int, ...], data: str, device_kind: str, end: int) -> Order:
+    return Order(
+        chosen=chosen,
+        num_steps=options.steps,
+        num_warmup_steps=options.warmup,
+        seed=options.seed,
+        data_file=data,
+        device_kind=device_kind,
+        checkpoints=options.checkpoints,
+        timeout_seconds=options.timeout,
+        end_step=end,
+        trace_folder="" if options.trace is None else str(options.trace.absolute()),
     )
 
 

@@ -29,6 +29,7 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
     Raises: whatever ends the run; ToleranceError where its losses are not those of plain training.
     """
     from executor.run.run_file import run_file
+    from profiles.ranks.forked import rank_server
     from profiles.ranks.launcher import launch
 
     if is_main_process():
@@ -37,6 +38,8 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
     kept = KeptRun(runs, job.started, job.file.model_name, job.file.num_devices) if runs is not None else None
     saved = job.order.checkpoints.folder if job.order.checkpoints else None
     with ExitStack() as stack:
+        # First: what follows may start threads, beside which nothing is forked.
+        server = stack.enter_context(rank_server(job.order.device_kind))
         stack.enter_context(saying_what_is_kept(saved, kept))
         sinks = stack.enter_context(opened(job.sinks, job.file.model_name, job.settings))
         advance = stack.enter_context(console.progress(out, f"{len(job.order.chosen)} plans"))
@@ -48,6 +51,7 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
             job.order.device_kind,
             on_report=follow,
             max_restarts=job.max_restarts,
+            server=server,
         )
     if fields is None:
         # One rank of a job that torchrun or Slurm started; rank 0 writes.

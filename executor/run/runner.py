@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from executor.mesh import Coordinates, Meshes
+from executor.mesh import Meshes, groups_of
 from executor.observe.attention import AttentionWatch, is_worth_watching
 from executor.observe.device_memory import DeviceMemory, device_memory
 from executor.observe.events import StepTrace
+from executor.observe.kept_steps import KeptSteps
 from executor.observe.live_tensors import LiveTensors
-from executor.observe.time_parts import RankTraces
 from executor.observe.tracing import Profiled, exchange_seconds, profiled, write_trace
 from executor.run.batches import Data
 from executor.run.checkpoint import (
@@ -31,30 +32,19 @@ from executor.run.checkpoint import (
 from executor.run.faults import STOP, agree, diverged, explained, is_finite, stopped
 from executor.run.going_on import tracked_steps, warmup_steps
 from executor.run.known_losses import KnownLosses, losses_in
+from executor.run.outcomes import Account, Outcome, account
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Checked, first_steps
 from executor.run.saving import save
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES
-from profiles.machines.counters import Counters, Watch
+from profiles.machines.counters import Watch
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, own_cores
 from profiles.workloads.workload import Workload
 
+# Generations of objects.
+YOUNG = 1
 PEAK_KINDS = {"cpu": "live tensors", "cuda": "torch.cuda.max_memory_allocated"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one rank has to tell of one plan: a loss is None where it does not compute it, `counted` of timed steps."""
-
-    place: Coordinates
-    traces: RankTraces
-    losses: tuple[float | None, ...]
-    peak_bytes: float
-    counted: Counters
-    checked: Checked
-    device_memory: DeviceMemory = DeviceMemory()
-    attention: tuple[str, ...] = ()
 
 
 class Runner:
@@ -82,10 +72,11 @@ class Runner:
         self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
         self.trace_folder, self.is_silent = trace_folder, is_silent
         self.checked = Checked()
-        self.losses: list[Tensor | None] = []
+        self.num_steps, self.steps = 0, KeptSteps()
+        self._latest: Tensor | None = None
+        self._losses, self._unread = array("d"), list[Tensor]()
         self.losses_before: tuple[float, ...] = ()
         self.known = KnownLosses()
-        self.traces: list[StepTrace] = []
         self.peak_bytes, self.device_memory = 0.0, DeviceMemory()
         self.num_warmup_steps = self.num_timed_steps = 0
         self.watch = Watch(own_cores())
@@ -124,46 +115,74 @@ class Runner:
             self._step()
 
     def run_block(self, num_steps: int) -> None:
-        """Timed steps; a barrier before each lets all ranks start together."""
-        gc.collect()
-        # A collection in the middle of a step would be timed with it.
+        """Timed steps, all ranks starting each together.
+
+        What is measured of a step needs that barrier: a stage's waits are counted from when all could have started, and
+        a rank that came late from its batch would else be the others' exchange. It stands before the clock starts.
+        """
+        # A collection in the middle of a step would be timed with it. What steps leave is young: a search of all that
+        # the libraries have made would take as long as some steps.
+        gc.collect(YOUNG)
         gc.disable()
         try:
             with self.watch:
                 for _ in range(num_steps):
-                    self.traces.append(self._step(wait=True))
+                    self.steps.add(self._step(wait=True))
         finally:
             gc.enable()
-        if not is_finite(self.losses[-1]):
+        if not is_finite(self._latest):
             raise diverged(self.plan, self.num_steps_done, self.latest_loss())
+        self._read_losses()
 
     @property
     def num_steps_done(self) -> int:
         """Steps taken since the first of all, those before a checkpoint included."""
-        return self.first_step + len(self.losses)
+        return self.first_step + self.num_steps
 
     def latest_loss(self) -> float | None:
         """The newest loss as rank 0's log shows it: this replica's where this rank has it."""
-        return None if self.losses[-1] is None else float(self.losses[-1])
+        return None if self._latest is None else float(self._latest)
+
+    def account(self) -> Account | None:
+        """What all ranks have to tell, on rank 0; collective. The model is gone afterwards."""
+        return account(
+            self.plan, self.finish(), groups_of(self.plan, self.mesh).stages, self.rank.device, self.first_step
+        )
 
     def finish(self) -> Outcome:
         """What this rank has to tell; the model is gone afterwards."""
-        num_steps = len(self.losses)
+        self._read_losses()
+        losses = self._losses[:]
         # Steps that are taken to be looked at are none of the training.
         self.checkpoints = None
         if self.trace_folder is not None:
             write_trace(self.trace_folder, self.plan, self.rank, self._profiled())
         exchanges, attention = self._exchange_seconds(), self._attention()
-        losses = tuple(None if loss is None else float(loss) for loss in self.losses[:num_steps])
         place = self.trainer.place
         del self.trainer
         gc.collect()
-        traces = RankTraces(place=place, steps=tuple(self.traces), exchange_seconds=exchanges)
-        counted = self.watch.counted
         return Outcome(
-            place=place, traces=traces, losses=losses, peak_bytes=self.peak_bytes, counted=counted,
-            checked=self.checked, device_memory=self.device_memory, attention=attention,
-        )  # fmt: skip
+            place=place,
+            steps=self.steps,
+            exchange_seconds=exchanges,
+            losses=losses,
+            peak_bytes=self.peak_bytes,
+            counted=self.watch.counted,
+            checked=self.checked,
+            device_memory=self.device_memory,
+            attention=attention,
+        )
+
+    @property
+    def losses(self) -> Sequence[float | None]:
+        """The losses of this rank's steps so far, None where it computes none."""
+        self._read_losses()
+        return [None] * self.num_steps if self._latest is None else self._losses
+
+    def _read_losses(self) -> None:
+        """Take the losses off the device, which would hold up the steps they are of."""
+        self._losses.extend(float(loss) for loss in self._unread)
+        self._unread.clear()
 
     def _check_in_silence(self) -> None:
         """The first steps without random numbers, by a trainer that is then gone."""
@@ -201,7 +220,9 @@ class Runner:
         self.trainer.measures_norm = is_checked
         with self._explained():
             loss, trace = self.trainer.step(*batch)
-        self.losses.append(loss)
+        self.num_steps, self._latest = self.num_steps + 1, loss
+        if loss is not None:
+            self._unread.append(loss)
         if is_checked:
             self._note_check(loss)
         if self.checkpoints is not None:
@@ -227,7 +248,7 @@ class Runner:
     def _check_in(self, checkpoints: Checkpoints) -> None:
         """After a step: save where that is due, or where a rank is asked to stop; never what is no number."""
         done, folder = self.num_steps_done, Path(checkpoints.folder)
-        is_stopping, has_diverged = agree(self.rank.device, STOP.has_come, not is_finite(self.losses[-1]))
+        is_stopping, has_diverged = agree(self.rank.device, STOP.has_come, not is_finite(self._latest))
         if has_diverged:
             raise diverged(self.plan, done, self.latest_loss(), latest(folder))
         if is_stopping or checkpoints.is_due(done):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,18 +13,17 @@ import psutil
 import torch.distributed as dist
 
 from executor.mesh import Meshes
-from executor.observe.time_parts import median_parts, median_spans, step_seconds
 from executor.run.batches import Data, load_data
 from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints
-from executor.run.faults import STOP, diverged
+from executor.run.faults import STOP
 from executor.run.going_on import begun
 from executor.run.log_values import log_line, log_values
 from executor.run.measurement import LossCheck, Measurement
+from executor.run.outcomes import Account
 from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
-from executor.run.runner import PEAK_KINDS, Outcome, Runner
+from executor.run.runner import PEAK_KINDS, Runner
 from executor.run.subject import load_subject
-from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
@@ -99,7 +97,7 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
 def opened(payload: dict[str, Any]) -> Iterator[Session]:
     """This rank's place in a launch, joined until the block has ended, with what all its plans share.
 
-    Ranks that were started again go on from the newest checkpoint.
+    Ranks that were started again go on from the newest checkpoint that is whole.
     """
     file = artifacts.validate(payload["file"], PlanFile, "the plan")
     order = artifacts.validate(payload["order"], Order, "the order")
@@ -158,7 +156,8 @@ def _references(session: Session) -> dict[str, Reference]:
 
 
 def _run_all(session: Session, references: dict[str, Reference], checks: Sequence[LossCheck]) -> list[Measurement]:
-    measurements: list[Measurement] = []
+    """Run every plan; the measurements, which rank 0 alone has."""
+    measurements: list[Measurement | None] = []
     for group in _groups(session.candidates, session.order.device_kind):
         runners = [
             Runner(
@@ -185,7 +184,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
         del runners, runner
         gc.collect()
     report(1.0, "done")
-    return measurements
+    return [one for one in measurements if one is not None]
 
 
 def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Candidate]]:
@@ -220,7 +219,7 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / num_steps
             fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
-            seconds = sum(trace.seconds for trace in runner.traces[-block:]) / block
+            seconds = sum(runner.steps.seconds[-block:]) / block
             values = log_values(
                 session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
                 loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
@@ -228,57 +227,40 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
-def _measurement(session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck) -> Measurement:
-    """The plan's measurement from all ranks' outcomes."""
-    own = runner.finish()
-    outcomes: list[Any] = [None] * session.rank.num_ranks
-    dist.all_gather_object(outcomes, own)
-    ranks = [outcome.traces for outcome in outcomes]
-    seconds = step_seconds(ranks)
-    losses = _global_losses(runner.plan, outcomes, runner.first_step)
-    checked = _means(outcomes, [outcome.checked.losses for outcome in outcomes]) if own.checked.losses else ()
+def _measurement(
+    session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck
+) -> Measurement | None:
+    """The plan's measurement from all ranks' outcomes, on rank 0."""
+    found = runner.account()
+    if found is None:
+        return None
     reference = references[runner.plan.precision]
+    own = check_losses(runner.plan, found.checked_losses, runner.checked.norms, reference, runner.first_step)
     tokens = runner.plan.global_batch_size * session.file.sequence_length
     return Measurement(
         num_warmup_steps=runner.num_warmup_steps,
-        step_seconds=seconds,
-        seconds=median_parts(runner.plan, ranks, session.order.device_kind == "cuda"),
-        peak_bytes=tuple(outcome.peak_bytes for outcome in outcomes),
+        step_seconds=found.step_seconds,
+        seconds=found.seconds,
+        peak_bytes=found.peak_bytes,
         peak_kind=PEAK_KINDS[session.order.device_kind],
-        losses=losses,
-        loss_check=both(check, check_losses(runner.plan, checked, own.checked.norms, reference, runner.first_step)),
+        losses=found.losses,
+        loss_check=both(check, own),
         first_step=runner.first_step,
         losses_before=runner.losses_before,
-        tokens_per_second=tokens * len(seconds) / sum(seconds),
-        spans=median_spans(ranks),
-        load=load_of([outcome.counted for outcome in outcomes]),
-        **_of_gpus(session.rank, outcomes),
+        tokens_per_second=tokens * len(found.step_seconds) / sum(found.step_seconds),
+        spans=found.spans,
+        load=load_of(found.counted),
+        **_of_gpus(session.rank, found),
     )
 
 
-def _of_gpus(rank: Rank, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _of_gpus(rank: Rank, found: Account) -> dict[str, Any]:
     """What is told of ranks on GPUs alone."""
     if rank.device.type != "cuda":
         return {}
     return {
-        "reserved_bytes": tuple(outcome.device_memory.reserved_bytes for outcome in outcomes),
-        "in_use_bytes": tuple(outcome.device_memory.in_use_bytes for outcome in outcomes),
-        "attention": tuple(sorted({name for outcome in outcomes for name in outcome.attention})),
+        "reserved_bytes": tuple(memory.reserved_bytes for memory in found.device_memory),
+        "in_use_bytes": tuple(memory.in_use_bytes for memory in found.device_memory),
+        "attention": found.attention,
         "settings": gpu_settings(rank.device),
     }
-
-
-def _global_losses(plan: Plan, outcomes: Sequence[Outcome], first_step: int) -> tuple[float, ...]:
-    """Mean over the replicas, as the rank of each that runs the last stage computed them."""
-    means = _means(outcomes, [outcome.losses for outcome in outcomes])
-    for step, mean in enumerate(means):
-        if not math.isfinite(mean):
-            raise diverged(plan, first_step + step + 1, mean)
-    return means
-
-
-def _means(outcomes: Sequence[Outcome], losses: Sequence[tuple[float | None, ...]]) -> tuple[float, ...]:
-    """Means over the ranks that have all of a replica's loss."""
-    pairs = zip(outcomes, losses, strict=True)
-    last = [own for outcome, own in pairs if own[0] is not None and outcome.place.tensor == 0]
-    return tuple(sum(loss or 0.0 for loss in step) / len(last) for step in zip(*last, strict=True))

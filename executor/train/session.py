@@ -160,7 +160,7 @@ def _gone_on(session: Session, job: TrainedPlan, path: Path) -> dict[str, Any]:
     """What a checkpoint says beside its tensors, which are read."""
     found = read_progress(path)
     check_progress(path, found, progress_of(job.plan, session.workload, session.order.seed, found.step))
-    return job.restore(path)
+    return job.go_on_from(path)
 
 
 class Shown:

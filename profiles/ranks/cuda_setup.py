@@ -112,7 +112,7 @@ def gpu_index(local_rank: int, num_visible: int) -> int:
     return local_rank % num_visible
 
 
-def allocator_environment(driver: str, environ: Mapping[str, str]) -> dict[str, str]:
+def segments_environment(driver: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables for the memory of a rank on a GPU, which must be set before CUDA starts; a user's own stand.
 
     Ignores: AMD's devices, where segments that grow are not everywhere supported.

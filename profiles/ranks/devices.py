@@ -9,12 +9,12 @@ import torch
 
 from profiles.ranks.cuda_setup import (
     adapters_near,
-    allocator_environment,
     attention_wanted,
     cores_near,
     gpu_index,
     loaded_driver,
     pci_address,
+    segments_environment,
     settings_told,
     told,
 )
@@ -45,7 +45,7 @@ def make_ready(device: torch.device) -> None:
     """
     if not torch.cuda.is_initialized():
         # torch reads them when the first memory is asked for.
-        os.environ.update(allocator_environment(loaded_driver(os.environ), os.environ))
+        os.environ.update(segments_environment(loaded_driver(os.environ), os.environ))
     wanted = attention_wanted(os.environ)
     for name, switch in ATTENTION_SWITCHES.items() if wanted else ():
         switch(name == wanted)

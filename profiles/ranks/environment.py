@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from profiles.ranks.cuda_setup import too_few_gpus
+from profiles.ranks.cuda_setup import loaded_driver, segments_environment, too_few_gpus
 
 DEFAULT_PORT = 29500
 LOOPBACK = "127.0.0.1"
@@ -14,10 +14,31 @@ NO_AGENT_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 # What a rank has taken when it has loaded torch and joined its group, and how many of them may wait for one core.
 RANK_BYTES = 256 * 2**20
 RANKS_PER_CORE = 16
+# glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
+# ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
+# its memory; with these settings, so does the CPU's. Huge pages, where the kernel gives them to who asks, spare the
+# look-ups of thousands of small ones: 5 % of a step in bf16 here.
+ALLOCATOR_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_ARENA_MAX": "1",
+}
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # What torchrun and srun tell every rank, each with what it is one of; and the largest value of the others.
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 RANK_AND_COUNT = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 OTHERS = {"MASTER_PORT": 65535, "SLURM_JOB_ID": 2**63 - 1}
+
+
+def allocator_environment(device_kind: str) -> dict[str, str]:
+    """Variables that a rank must be started with: its threads, and how it keeps memory."""
+    if device_kind != "cpu":
+        return {**THREAD_ENVIRONMENT, **segments_environment(loaded_driver(os.environ), os.environ)}
+    own = os.environ.get("GLIBC_TUNABLES", "")
+    tunables = own if HUGE_PAGES in own.split(":") else f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
+    return {**THREAD_ENVIRONMENT, **ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
 
 
 def in_job() -> bool:

@@ -28,27 +28,22 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from profiles.errors import EnvironmentFailure, Stopped
 from profiles.ranks.causes import Ended, first_cause
-from profiles.ranks.cuda_setup import allocator_environment, loaded_driver
-from profiles.ranks.environment import LOOPBACK, NO_AGENT_STORE, in_job, is_main_process, join_slurm
+from profiles.ranks.environment import (
+    LOOPBACK,
+    NO_AGENT_STORE,
+    allocator_environment,
+    in_job,
+    is_main_process,
+    join_slurm,
+)
 from profiles.ranks.exhausted import Counted, counted
+from profiles.ranks.forked import CLIENT
 from profiles.ranks.heartbeats import FolderBoard, last_steps
 from profiles.ranks.leftovers import Reaper, swept
 from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import FOLDER_VARIABLE, PROGRESS_FILE, Report, call_entry, result_path
 from profiles.ranks.stores import one_host_environment, stay_on_this_host
 
-# glibc gives big blocks back to the kernel on every free and faults them in again on the next use, which costs up to
-# ten times the time of the kernel that fills them (96 against 8.5 ms for 222 MiB here). CUDA's caching allocator keeps
-# its memory; with these settings, so does the CPU's. Huge pages, where the kernel gives them to who asks, spare the
-# look-ups of thousands of small ones: 5 % of a step in bf16 here.
-ALLOCATOR_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_ARENA_MAX": "1",
-}
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-THREAD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_SECONDS = 0.1
 
 
@@ -60,12 +55,14 @@ def launch(
     *,
     on_report: Callable[[Report], None] | None = None,
     max_restarts: int = 0,
+    server: Path | None = None,
 ) -> Any:
     """Run `entry` ("package.module:function") on the JSON-able `payload` in `num_ranks` processes; rank 0's return.
 
     Under torchrun or Slurm this process is one of the ranks: it runs the entry itself, and other ranks get None.
     Where a rank dies, all are started again up to `max_restarts` times; the entry asks
     `profiles.ranks.stores.num_restarts`.
+    Where there is a `server`, of `profiles.ranks.forked.rank_server`, it forks them.
     `on_report` is called, on another thread, with what rank 0 passes to `profiles.ranks.rank.report`.
 
     Raises: RankFailure for a rank that dies; the error itself where it is one of ours; EnvironmentFailure where ranks
@@ -77,7 +74,7 @@ def launch(
         with swept(folder), _environment({FOLDER_VARIABLE: str(folder)}), _watched(folder, on_report):
             if in_job():
                 return _join(entry, payload, num_ranks)
-            return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts)
+            return _spawn(entry, payload, num_ranks, device_kind, folder, max_restarts, server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -92,10 +89,19 @@ def _join(entry: str, payload: Any, num_ranks: int) -> Any:
     return value if is_main_process() else None
 
 
-def _spawn(entry: str, payload: Any, num_ranks: int, device_kind: str, folder: Path, max_restarts: int) -> Any:
+def _spawn(
+    entry: str,
+    payload: Any,
+    num_ranks: int,
+    device_kind: str,
+    folder: Path,
+    max_restarts: int,
+    server: Path | None,
+) -> Any:
     payload_file = folder / "payload.json"
     payload_file.write_text(json.dumps(payload), encoding="utf-8")
-    arguments = ("-P", "-m", "profiles.ranks.start", entry, str(payload_file), str(folder))
+    through = () if server is None else ("-I", "-S", str(CLIENT), str(server))
+    arguments = (*through, "-P", "-m", "profiles.ranks.start", entry, str(payload_file), str(folder))
     reaper, memory = Reaper(folder), counted()
     try:
         with _environment(_rank_environment(device_kind, folder)), _quiet(), _signals_given_back(), reaper.watching():
@@ -148,21 +154,14 @@ def _config(num_ranks: int, folder: Path, max_restarts: int) -> LaunchConfig:
 
 
 def _rank_environment(device_kind: str, folder: Path) -> dict[str, str]:
-    variables = {
+    return {
         # The ranks import what this process can import, whatever folder they stand in.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         LAUNCHER_VARIABLE: str(os.getpid()),
-        **THREAD_ENVIRONMENT,
+        **allocator_environment(device_kind),
         **one_host_environment(folder),
         NO_AGENT_STORE: "1",
     }
-    if device_kind == "cpu":
-        own = os.environ.get("GLIBC_TUNABLES")
-        tunables = f"{own}:{HUGE_PAGES}" if own else HUGE_PAGES
-        variables |= {**ALLOCATOR_ENVIRONMENT, "GLIBC_TUNABLES": tunables}
-    else:
-        variables |= allocator_environment(loaded_driver(os.environ), os.environ)
-    return variables
 
 
 @contextlib.contextmanager
@@ -217,8 +216,8 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
         position, path = 0, folder / PROGRESS_FILE
         while True:
             last = over.is_set()
-            text = path.read_text(encoding="utf-8")[position:] if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
+            new = _read_from(path, position)
+            whole = new[: new.rfind(b"\n") + 1]
             position += len(whole)
             for line in whole.splitlines():
                 on_report(Report(**json.loads(line)))
@@ -233,3 +232,12 @@ def _watched(folder: Path, on_report: Callable[[Report], None] | None) -> Iterat
     finally:
         over.set()
         watcher.join()
+
+
+def _read_from(path: Path, position: int) -> bytes:
+    """What a file that grows has from there on; nothing where it is not there yet."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as stream:
+        stream.seek(position)
+        return stream.read()

@@ -6,10 +6,7 @@ import gc
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch.distributed as dist
-
 from executor.mesh import Meshes
-from executor.observe.time_parts import RankTraces, median_parts, step_seconds
 from executor.run.batches import load_data
 from executor.run.runner import Runner
 from executor.run.subject import load_subject
@@ -59,17 +56,17 @@ def _run_model(work: Work, file: PlanFile, rank: Rank, meshes: Meshes) -> list[d
             runner.run_block(work.steps)
     found = []
     for runner in runners:
-        outcomes: list[Any] = [None] * rank.num_ranks
-        dist.all_gather_object(outcomes, runner.finish())
-        ranks: list[RankTraces] = [outcome.traces for outcome in outcomes]
-        load = load_of([outcome.counted for outcome in outcomes]) if work.turns else None
+        account = runner.account()
+        if account is None:
+            continue
+        load = load_of(account.counted) if work.turns else None
         found.append(
             {
                 "model": file.model_name,
                 "plan": runner.plan.id,
-                "peak_bytes": [outcome.peak_bytes for outcome in outcomes],
-                "seconds": step_seconds(ranks) if work.turns else [],
-                "parts": median_parts(runner.plan, ranks, False) if work.turns else {},
+                "peak_bytes": list(account.peak_bytes),
+                "seconds": list(account.step_seconds),
+                "parts": account.seconds,
                 "load": asdict(load) if load else {},
             }
         )

@@ -1,4 +1,4 @@
-"""Stands for one rank in the eyes of the launcher: a server that has loaded torch runs it (see warm_ranks).
+"""Stands for one rank in the eyes of the launcher: a server that has loaded torch forks it (see forked.py).
 
 It is killed by what is meant for the rank, and ends as the rank ends. Only the standard library, for a quick start.
 """
@@ -14,12 +14,14 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def main() -> NoReturn:
+    """Ask for the rank, pass on signals, and end as it ends: arguments are the servers' folder and the rank's own."""
     # Until it is known whom to pass them to, signals wait.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     folder, *arguments = sys.argv[1:]
     connection = socket.socket(socket.AF_UNIX)
-    # Ranks next to each other are of two servers, so that their sets of strings are in different orders.
-    connection.connect(os.path.join(folder, str(int(os.environ["LOCAL_RANK"]) % 2)))
+    # Ranks next to each other are of different servers, where there are several.
+    servers = sorted(name for name in os.listdir(folder) if name.endswith(".socket"))
+    connection.connect(os.path.join(folder, servers[int(os.environ["LOCAL_RANK"]) % len(servers)]))
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     socket.send_fds(connection, [b"+"], [0, 1, 2])
     connection.sendall(json.dumps(request).encode() + b"\n")

@@ -1,0 +1,98 @@
+"""Ranks that are forked from the program that starts them: as those that start themselves, and none is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from profiles.ranks.environment import allocator_environment
+
+SOURCE = Path(__file__).parent.parent
+
+
+def started(entry: str, restarts: int = 0) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.forked_program", f"tests.launch_entries:{entry}", str(restarts)],
+        cwd=SOURCE,
+        env=os.environ | allocator_environment("cpu"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(entry: str, restarts: int = 0) -> Any:
+    out, _ = started(entry, restarts).communicate(timeout=120)
+    first, result, last = out.splitlines()
+    # Once: what a rank ends with is not what the program does at its end.
+    assert (first, last) == ("forking", "the program ends")
+    return json.loads(result)
+
+
+@pytest.mark.gloo
+def test_ranks_are_the_program_that_was_and_draw_their_own() -> None:
+    ranks = said("about")
+    assert all(rank["was_the_program"] for rank in ranks)
+    assert len({rank["random"] for rank in ranks}) == len({rank["numpy"] for rank in ranks}) == 2
+    # As in a process that has drawn nothing.
+    assert {rank["torch_seed"] for rank in ranks} == {67280421310721}
+    assert {rank["parent"] for rank in ranks} == {ranks[0]["parent"]}
+
+
+@pytest.mark.gloo
+def test_a_rank_that_is_killed_is_named_and_ranks_are_started_again() -> None:
+    assert "rank 1 of 2 was killed by SIGKILL" in said("die_once")
+    assert said("die_once", restarts=1) == 2
+
+
+def family_of(program: psutil.Process) -> list[psutil.Process]:
+    """All that the program has started, once the server that it is too has forked two ranks."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        servers = [child for child in program.children() if child.cmdline() == program.cmdline()]
+        if servers and len(servers[0].children()) == 2:
+            return program.children(recursive=True)
+        time.sleep(0.1)
+    pytest.fail("no ranks were forked")
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_rank_outlives_its_program(number: signal.Signals) -> None:
+    with started("sleep") as program:
+        family = family_of(psutil.Process(program.pid))
+        program.send_signal(number)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:
+    code = """
+import sys, threading
+from profiles.ranks.forked import rank_server
+with rank_server("cpu") as server: print(server is not None)
+with rank_server("cuda") as server: print(server is not None)
+over = threading.Event(); threading.Thread(target=over.wait).start()
+with rank_server("cpu") as server: print(server is not None)
+over.set(); print("torch" in sys.modules)
+"""
+    ready = os.environ | allocator_environment("cpu")
+    for environment, words in ((ready, ["True", "False", "False"]), (dict(os.environ), ["False"] * 3)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=SOURCE, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [*words, "False"]
+
+
+def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiles.ranks import forked
+
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr(forked, "_is_ready", lambda: False)
+    forked.restart_for_ranks()
