@@ -59,6 +59,11 @@ def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     replicas = plan.data_parallel * plan.context_parallel
     if codec(plan.codec).lossy and replicas == 1:
         yield f"codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress"
+    if codec(plan.codec).gathered and plan.tensor_parallel > 1:
+        yield (
+            f"codec={plan.codec} with tensor_parallel={plan.tensor_parallel}: its messages mix gradients that are "
+            "whole on every tensor rank with parts of others, and copies would drift apart: use bf16, fp16 or powersgd"
+        )
     if plan.zero_stage and replicas == 1:
         yield f"zero_stage={plan.zero_stage} with data_parallel=1: nothing to shard over, use zero_stage=0"
     if plan.zero_stage >= 2 and plan.codec not in FSDP_CODECS:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from planner.legality import FSDP_CODECS
 from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
+from profiles.codecs.codec import codec
 from profiles.errors import InputError
 from profiles.models.splitting import Splitting
 
@@ -131,7 +132,8 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
     if context > 1 and not at.model.workload.reads_text:
         return "where the model has its attention is not known, which context parallel splits"
     if traced is not None and traced.workload.task:
-        return _illegal_of_task(at, traced.splitting, tensor, pipeline) or _illegal_anyhow(at, context, pipeline, data)
+        why = _illegal_of_task(at, traced.splitting, tensor, pipeline)
+        return why or _illegal_anyhow(at, tensor, context, pipeline, data)
     heads, kv_heads = int(model.num_heads[0]), int(model.num_kv_heads[0])
     widths = {"ffn size": int(model.ffn_size[0]), "shared ffn size": int(model.shared_ffn_size[0])}
     if heads % tensor:
@@ -143,7 +145,7 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
             return f"{what} not divisible by tensor parallel"
     if at.model.workload.reads_text and at.sequence_length % (context * tensor):
         return "sequence not divisible by context x tensor parallel"
-    return _illegal_anyhow(at, context, pipeline, data)
+    return _illegal_anyhow(at, tensor, context, pipeline, data)
 
 
 def _illegal_of_task(at: Setting, splitting: Splitting, tensor: int, pipeline: int) -> str:
@@ -153,7 +155,7 @@ def _illegal_of_task(at: Setting, splitting: Splitting, tensor: int, pipeline: i
     return "stages of a task are not tensor parallel" if tensor > 1 and pipeline > 1 else ""
 
 
-def _illegal_anyhow(at: Setting, context: int, pipeline: int, data: int) -> str:
+def _illegal_anyhow(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
     """What is asked of the degrees of all models."""
     traced = at.model.profile
     if pipeline > at.model.num_layers:
@@ -164,6 +166,8 @@ def _illegal_anyhow(at: Setting, context: int, pipeline: int, data: int) -> str:
         return "global batch not divisible by data parallel"
     if at.compresses and data * context == 1:
         return "no replicas whose gradients a codec could compress"
+    if tensor > 1 and not at.free_exchange and codec(at.codec).gathered:
+        return "tensor parallel with a codec whose messages mix whole gradients with parts"
     return ""
 
 
