@@ -9,7 +9,7 @@ import torch
 from profiles.errors import EnvironmentFailure
 from profiles.machines import fingerprint
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
-from profiles.ranks import cuda_setup, devices, launcher
+from profiles.ranks import cuda_setup, devices, environment, launcher
 from profiles.ranks.environment import check_room
 from profiles.ranks.rank import enter_group
 
@@ -140,7 +140,7 @@ def test_a_rank_takes_the_gpu_of_its_number_among_those_it_sees(monkeypatch):
 def test_memory_grows_in_place_unless_the_user_says_something(monkeypatch, tmp_path, own):
     for name in cuda_setup.ALLOCATOR_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launcher, "loaded_driver", lambda environ: "nvidia")
+    monkeypatch.setattr(environment, "loaded_driver", lambda environ: "nvidia")
     if own:
         monkeypatch.setenv(own, "max_split_size_mb:64")
     given = launcher._rank_environment("cuda", tmp_path)
@@ -206,6 +206,9 @@ def test_the_attention_kernel_asked_for_is_the_only_fast_one(monkeypatch, fake_c
 def test_the_group_is_made_on_the_ranks_own_gpu(monkeypatch, fake_cuda):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("profiles.ranks.rank.join_store", lambda seconds: {})
+    monkeypatch.setattr("profiles.ranks.rank.life_signs", lambda seconds: None)
+    monkeypatch.setattr("profiles.ranks.rank.Heart", lambda *told: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr("profiles.ranks.rank._hearts", [])
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda backend, **told: fake_cuda.group.update(told, backend=backend)
     )

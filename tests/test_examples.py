@@ -10,7 +10,7 @@ from executor.axes.optimizer import LEARNING_RATE
 from executor.examples import dialogue, locales, object_detection, question_answering, segmentation, texts, translation
 from executor.examples.digits import digits, scene
 from executor.examples.quality import Quality
-from executor.examples.run import NAMES, SAME, compare_own_loop, example, run_example
+from executor.examples.run import NAMES, SAME, compare_own_loop, compare_training, example, run_example
 from profiles.artifacts import dump
 from profiles.models.profile import WorkloadSpec
 from profiles.terminal.console import console
@@ -88,6 +88,7 @@ def test_an_example_is_planned_executed_and_judged(tmp_path):
     found = run_example("dialogue", tmp_path, console(), machine=file, steps=5)
     assert not found.quality.beats_baseline
     assert compare_own_loop("dialogue", tmp_path, console()) <= SAME
+    assert compare_training("dialogue", tmp_path, console()) <= SAME
 
 
 def test_what_is_held_out_is_not_learnt_from():

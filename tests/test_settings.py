@@ -56,6 +56,9 @@ def test_codecs_alone_are_planned_for_what_they_work_with() -> None:
     half, low_rank = (try_settings([at], Options(), simulate=True)[0] for at in with_codecs()[1:])
     # FSDP reduces in 16 bits by itself, and knows no other codec.
     assert half.layouts.zero_stage.max() == 3
+    # What is gathered mixes gradients that are whole on every tensor rank with parts of others.
+    sparse = try_settings([replace(make(num_devices=16), codec="topk-1")], Options(), simulate=True)[0]
+    assert (low_rank.layouts.tensor.max() > 1, sparse.layouts.tensor.max()) == (True, 1)
     space = low_rank
     assert space.at.compresses
     assert space.layouts.zero_stage.max() <= 1

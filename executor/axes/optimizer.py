@@ -14,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from profiles.errors import InputError
 
 LEARNING_RATE = 1e-3
+# What torch's AdamW takes unless it is told.
+WEIGHT_DECAY = 1e-2
 # In a group of parameters, which options it was given: the same on every layout, where groups are others.
 KIND = "kind"
 

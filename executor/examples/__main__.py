@@ -19,10 +19,11 @@ def examples(
     folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = FOLDER,
     machine: Annotated[Path | None, typer.Option(help="A machine profile [this machine's stored one].")] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Train each once more by executor.apply.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train each once more by execute --train.")] = False,
     steps: Annotated[int, typer.Option(min=0, help="Instead of an example's own; none is then judged.")] = 0,
 ) -> None:
     """Plan, execute on two ranks and judge the examples named."""
-    from executor.examples.run import NAMES, compare_own_loop, run_example
+    from executor.examples.run import NAMES, compare_own_loop, compare_training, run_example
     from profiles.errors import InputError, ToleranceError
 
     unknown = [name for name in names or () if name not in NAMES]
@@ -36,6 +37,9 @@ def examples(
         if apply:
             off = compare_own_loop(name, folder, out)
             out.print(f"{name} by executor.apply in a loop of its own: losses of all steps equal within {off:.1e}")
+        if train:
+            off = compare_training(name, folder, out)
+            out.print(f"{name} by execute --train: losses of all steps equal within {off:.1e}")
     for outcome in outcomes:
         out.print(str(outcome))
     failed = [outcome.name for outcome in outcomes if not outcome.quality.beats_baseline]

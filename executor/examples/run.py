@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from executor.axes.optimizer import LEARNING_RATE, WEIGHT_DECAY
 from executor.examples.quality import Quality
 from executor.run.checkpoint import latest, load_whole
 from executor.run.measurement import RunFile
@@ -86,10 +88,32 @@ def compare_own_loop(name: str, folder: Path, out: Console) -> float:
     out.print(f"$ torchrun {shlex.join(options)}")
     if subprocess.run([sys.executable, "-m", "torch.distributed.run", *options], check=False).returncode:
         raise EnvironmentFailure(f"the example {name} failed in a loop of its own: see above")
-    found = json.loads(losses.read_text(encoding="utf-8"))
+    return _off(name, "executor.apply", json.loads(losses.read_text(encoding="utf-8")), wanted)
+
+
+def compare_training(name: str, folder: Path, out: Console) -> float:
+    """Train an example once more by `execute --train`; how far its losses are from `execute`'s.
+
+    Raises: EnvironmentFailure where it fails; ToleranceError where a loss is another.
+    """
+    place = folder / name
+    run = artifacts.read(place / "run.json", "run", RunFile).runs[0]
+    wanted, settings, result = run.measurement.losses, place / "train.toml", place / "trained.json"
+    # The optimizer of `execute`: AdamW as torch has it.
+    rates = f"lr = {LEARNING_RATE}\nweight_decay = {WEIGHT_DECAY}\n"
+    settings.write_text(f"max_steps = {len(wanted)}\ncheck = false\n[optimizer]\n{rates}", encoding="utf-8")
+    options = [str(place / "plan.json"), "--train", str(settings), "--trust-module", example(name).__name__]
+    options += ["-o", str(result)]
+    out.print(f"$ execute {shlex.join(options)}")
+    if subprocess.run([sys.executable, "-m", "executor", *options], check=False).returncode:
+        raise EnvironmentFailure(f"the example {name} failed in a training: see above")
+    return _off(name, "--train", artifacts.read(result, "run", RunFile).runs[0].measurement.losses, wanted)
+
+
+def _off(name: str, way: str, found: Sequence[float], wanted: Sequence[float]) -> float:
     off: float = max(abs(own - loss) / abs(loss) for own, loss in zip(found, wanted, strict=True))
     if not off <= SAME:
-        raise ToleranceError(f"the example {name}: losses of apply and of execute differ by {off:.1e}")
+        raise ToleranceError(f"the example {name}: losses of {way} and of execute differ by {off:.1e}")
     return off
 
 

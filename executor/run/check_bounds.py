@@ -8,7 +8,9 @@ that. A codec's messages are off by what its own rounding allows, element by ele
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +56,13 @@ class Scale:
     def of(self, name: str, gradient: Tensor) -> float:
         """The size that a relative difference of this tensor is of."""
         return max(float(gradient.norm()), SMALL_SHARE * self.usual * math.sqrt(gradient.numel()))
+
+    def at_least_usual(self, gradients: Mapping[str, Tensor]) -> Scale:
+        """The same with no tensor's rounding, as a share, below the median: each is one draw, small ones by chance."""
+        sizes = {name: self.of(name, gradients[name]) for name in self.rounding}
+        shares = [self.rounding[name] / size for name, size in sizes.items() if size]
+        usual = statistics.median(shares) if shares else 0.0
+        return replace(self, rounding={name: max(self.rounding[name], usual * size) for name, size in sizes.items()})
 
 
 def sends(plan: Plan) -> str:

@@ -191,12 +191,13 @@ class TrainingCheck:
         exact = {name: weight.grad for name, weight in other.weights() if weight.grad is not None}
         product = sum(bounds.dot(gradients[name], value) for name, value in exact.items())
         sizes = math.sqrt(square * sum(bounds.dot(value, value) for value in exact.values()))
-        return bounds.Scale(
+        found = bounds.Scale(
             usual=usual,
             rounding={name: float((gradients[name] - value).norm()) for name, value in exact.items()},
             loss_rounding=abs(loss - exact_loss) / (abs(exact_loss) or 1.0),
             cosine_rounding=max(0.0, 1 - product / (sizes or 1.0)),
         )
+        return found.at_least_usual(gradients)
 
     def _step(self, trainer: Trainer, step: int) -> float | None:
         """A step of the trainer; the loss on the ranks that have a replica's."""
