@@ -40,6 +40,12 @@ REPEATS = 7
 # Pipelines of 16 stages and 64 micro-batches.
 PIPELINES = (Shape("1f1b", 16, 1, 64), Shape("interleaved-1f1b", 8, 2, 64), Shape("zbv", 8, 2, 64))
 NUM_PLANS = 8192
+# What is held against what, and what it is called.
+LOOPS = (
+    ("ours", "our loop", "by hand"),
+    ("applied", "a loop around apply", "by hand"),
+    ("trained", "execute --train", "by hand, logged"),
+)
 # By the function of tests/bench_space: names of the rate and of the memory.
 SEARCHES = {
     "big": ("a million plans of 175B on 4,096 A100", "MiB of the search of 175B on 4,096 A100"),
@@ -161,14 +167,16 @@ def training_numbers() -> dict[str, float]:
         "FSDP2": Plan(data_parallel=2, micro_batch_size=4, zero_stage=3),
     }.items():
         found = launch("tests.bench_entries:against_by_hand", asdict(plan), 2, "cpu")
-        pairs = [own / hand for own, hand in zip(found["ours"], found["by hand"], strict=True)]
-        low, middle, high = statistics.quantiles(pairs, n=4)
         step = statistics.median(found["ours"])
-        result[f"our loop over {name} by hand"] = middle
-        print(
-            f"our loop against {name} by hand: {1 / middle:.3f} of its throughput (quartiles {1 / high:.3f} to "
-            f"{1 / low:.3f}) at {step * 1e3:.0f} ms a step; its marks take {found['marks'][0] / step:.4%} of a step"
-        )
+        print(f"{name}: {step * 1e3:.0f} ms a step, of which our marks take {found['marks'][0] / step:.4%}")
+        for ours, what, hand in LOOPS:
+            pairs = [own / other for own, other in zip(found[ours], found[hand], strict=True)]
+            low, middle, high = statistics.quantiles(pairs, n=4)
+            result[f"{what} over {name} by hand"] = middle
+            print(
+                f"{what} against {name} {hand}: {1 / middle:.3f} of its throughput (quartiles {1 / high:.3f} to "
+                f"{1 / low:.3f})"
+            )
     return result
 
 

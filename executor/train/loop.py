@@ -80,7 +80,7 @@ class Loop:
 
     def finish(self) -> None:
         """Read what the last step told, and evaluate, and save, where that is asked for and was not just done."""
-        self._read()
+        self.read()
         every = self.settings.evaluation.every
         if every and self.job.num_steps % every:
             self._evaluate()
@@ -100,12 +100,12 @@ class Loop:
             loss = job.step(batch)
             norm = job.clip_(settings.optimizer.clip_norm) if settings.optimizer.clip_norm else None
             job.update()
-        is_stopping = self._read()
+        is_stopping = self.read()
         self._tell(loss, norm, factor)
         done, kept = job.num_steps, self.checkpoints
         if kept is not None and (is_stopping or kept.is_due(done)):
             # What is no number is never saved.
-            self._read()
+            self.read()
             self._save(kept)
             if is_stopping:
                 raise stopped(job.plan, done, self._saved(kept))
@@ -125,7 +125,7 @@ class Loop:
             told.work = dist.all_reduce(stops, op=dist.ReduceOp.MAX, async_op=True)
         self._told = told
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
         """What the step before told: its loss is kept and logged, and a training ends whose loss is no number.
 
         Gives whether any rank was asked to stop.
