@@ -6,7 +6,6 @@ Every rank reads of the files what it keeps. One process writes: it holds the wh
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from executor.run.checkpoint import Trained, load_tensors, save_weights, weights_of
+from executor.run.checkpoint import Trained, weights_of
+from executor.run.export import write_whole
 from executor.train.hf_names import ModelNames, is_transposed, name_there, names_of
 from profiles.errors import InputError
-from profiles.files import ensure_folder
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.hf_task import read_transformers_config
 from profiles.workloads.stored_values import WHOLE, Part, StoredValues
@@ -103,19 +102,7 @@ def export_layers(folder: Path, job: Placed) -> Path:
     Raises: InputError where it has no such model.
     """
     names = known_names(job.workload)
-    ensure_folder(folder)
-    parts, is_first = folder / ".parts", not dist.is_initialized() or dist.get_rank() == 0
-    if is_first:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
-    if dist.is_initialized():
-        dist.barrier()
-    save_weights(parts, job)
-    if is_first:
-        _write(folder, load_tensors(parts), job.workload, names)
-        shutil.rmtree(parts, ignore_errors=True)
-    if dist.is_initialized():
-        dist.barrier()
+    write_whole(folder, job, lambda weights: _write(folder, weights, job.workload, names))
     return folder
 
 
