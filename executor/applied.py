@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +229,9 @@ class AppliedPlan:
         """What the optimizer keeps of each parameter that this rank updates."""
         return states_by_parameter(self._own_optimizer)
 
-    def make_moments(self) -> None:
-        """Let the optimizer make what it keeps, where it has taken no step."""
-        make_states(self._own_optimizer)
+    def make_moments(self, names: Collection[str]) -> None:
+        """Let the optimizer make what it keeps of some parameters, where it has taken no step."""
+        make_states(self._own_optimizer, [own for name, own in self.named_parameters.items() if name in names])
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""

@@ -156,8 +156,7 @@ class RankModel:
         try:
             with random_kept() if self.draws else contextlib.nullcontext(), loss_context(self.plan):
                 if self.pipeline is not None:
-                    with paused(self.modules.values()):
-                        return self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
+                    return self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
                 (module,) = self.modules.values()
                 with torch.no_grad(), paused([module]):
                     losses = [self.loss(module(given), wanted) for given, wanted in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,9 +43,9 @@ class Trainer(RankModel):
         """What the optimizer keeps of each parameter that this rank updates."""
         return states_by_parameter(self.optimizer)
 
-    def make_moments(self) -> None:
-        """Let the optimizer make what it keeps, where it has taken no step."""
-        make_states(self.optimizer)
+    def make_moments(self, names: Collection[str]) -> None:
+        """Let the optimizer make what it keeps of some parameters, where it has taken no step."""
+        make_states(self.optimizer, [own for name, own in self.named_parameters.items() if name in names])
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""

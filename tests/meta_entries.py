@@ -3,7 +3,6 @@
 import contextlib
 import gc
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,8 +63,6 @@ def loop(case: dict[str, Any]) -> dict[str, Any]:
         losses.append(float(job.step(batch_of(task, step, job.replica, job.num_replicas))))
         norms.append(job.clip_(MOST))
         optimizer.step()
-    if case["exported"]:
-        job.export(Path(case["exported"]))
     return {"losses": losses, "norms": norms, "peak": live.peak_bytes if live else 0}
 
 

@@ -155,6 +155,28 @@ def test_a_loop_that_saves_goes_on_as_one_that_does_not(first: int, tmp_path: Pa
         torch.testing.assert_close(dict(module.named_parameters()), dict(theirs.named_parameters()))
 
 
+def test_a_loop_goes_on_whose_module_has_parameters_that_it_does_not_use(tmp_path: Path) -> None:
+    def job_of() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        module = Plain()
+        module.spare = nn.Linear(4, 4)
+        job = executor.apply(Plan(), module, device="cpu")
+        return job, job.optimizer(torch.optim.AdamW, lr=0.1)
+
+    batch = {"x": torch.ones(1, 4), "y": torch.zeros(1, 4)}
+    job, optimizer = job_of()
+    job.step(batch)
+    optimizer.step()
+    job.save(tmp_path)
+    resumed, after = job_of()
+    resumed.load(tmp_path)
+    for one, own in ((job, optimizer), (resumed, after)):
+        one.step(batch)
+        own.step()
+    torch.testing.assert_close(dict(resumed.module.named_parameters()), dict(job.module.named_parameters()))
+    assert len(after.state) == len(optimizer.state) == 4
+
+
 def test_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
     module = Plain()
     with pytest.raises(InputError, match="the model is a str"):

@@ -1,7 +1,7 @@
 """Modules on the meta device get the values of an eager build, in parts, in any order, on any layout."""
 
+import copy
 import json
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import MixtralForCausalLM
 
 import executor
 from executor.axes.optimizer import LEARNING_RATE
@@ -81,6 +82,34 @@ def test_weights_of_a_folder_are_those_that_transformers_reads(name: str, tmp_pa
     found = tensors(stored.whole())
     for path, own in tensors(wanted).items():
         assert torch.equal(found[path], own), path
+
+
+def test_experts_of_a_folder_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    config = copy.deepcopy(eager("mixtral").config)
+    # Of names, the tenth would come before the second.
+    config.num_local_experts = 12
+    wanted = MixtralForCausalLM(config)
+    wanted.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        module = MixtralForCausalLM(config)
+    found = tensors(values(module, tmp_path).whole())
+    for path, own in wanted.named_parameters():
+        assert torch.equal(found[path], own), path
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_weights_of_a_model_without_its_head_are_read_and_of_one_with_it(name: str, tmp_path: Path) -> None:
+    wanted = eager(name)
+    body = wanted.base_model
+    body.save_pretrained(tmp_path / "body")
+    wanted.save_pretrained(tmp_path / "whole")
+    with torch.device("meta"):
+        alone = type(body)(wanted.config)
+    inside = tensors(values(skeleton(name), tmp_path / "body").whole())
+    outside = tensors(values(alone, tmp_path / "whole").whole())
+    for path, own in body.named_parameters():
+        assert torch.equal(inside[f"{wanted.base_model_prefix}.{path}"], own), path
+        assert torch.equal(outside[path], own), path
 
 
 def test_a_part_of_a_tensor_is_read_alone(tmp_path: Path) -> None:
@@ -175,7 +204,7 @@ def test_a_model_from_meta_trains_as_one_that_was_built_and_is_never_whole(tmp_p
     cases = [
         {
             "name": "llama", "plan": asdict(Plan(**layout)), "weights": str(tmp_path) if stored else "",
-            "counts": layout is sharded, "exported": "",
+            "counts": layout is sharded,
         }
         for layout, stored in layouts
     ]  # fmt: skip
@@ -193,12 +222,16 @@ def test_a_model_from_meta_trains_as_one_that_was_built_and_is_never_whole(tmp_p
             assert size["whole"] / 2 <= own["peak"] <= size["whole"] * (0.5 + ROOM) + part + size["beside"]
 
 
-def test_warnings_are_of_what_is_missing_alone(tmp_path: Path) -> None:
+def test_frozen_weights_are_missing_but_not_what_is_computed(tmp_path: Path) -> None:
     """Sinusoids are not saved, and are no weights that are missing."""
     eager("marian").save_pretrained(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert values(skeleton("marian"), tmp_path).missing == []
+    assert values(skeleton("marian"), tmp_path).missing == []
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = "model.encoder.layers.0.fc1.weight"
+    del weights[name]
+    save_file(weights, file)
+    assert values(skeleton("marian").requires_grad_(False), tmp_path).missing == [name]
 
 
 @pytest.mark.gloo

@@ -10,8 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
+from executor.rank_model import RankModel
+from executor.train.hf_weights import load_weights
+from executor.train.job import TrainedPlan
 from executor.train.order import sample_at
 from executor.train.rates import rate_factor
 from executor.train.samples import OfReplica, Share, sources_of
@@ -20,8 +23,10 @@ from executor.train.tokens import token_windows
 from planner.plans import Plan
 from profiles.errors import InputError
 from profiles.ranks.launcher import launch
+from profiles.ranks.rank import Rank
 from profiles.workloads.loading import load_workload
-from tests.plan_builders import GPT2, LLAMA, MIXTRAL, make_plan_file
+from profiles.workloads.vision import patches_of
+from tests.plan_builders import GPT2, LLAMA, MIXTRAL, VIT, make_plan_file
 
 SEED, LENGTH, GLOBAL, STEPS, WARMUP, RATE, MOST = 3, 32, 8, 6, 2, 3e-3, 0.7
 HALVES = {"micro_batch_size": 2, "num_microbatches": 2, "data_parallel": 2}
@@ -142,6 +147,22 @@ def test_a_training_is_what_plain_torch_makes_of_it_in_two_layouts(name: str, tm
         again = AutoModelForCausalLM.from_pretrained(tmp_path / f"out-{number}")
         for path, tensor in again.state_dict().items():
             torch.testing.assert_close(tensor, module.state_dict()[path], rtol=2e-3, atol=2e-5)
+
+
+def test_weights_of_images_are_read_as_transformers_lays_them_out(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    fields = dict(VIT.config)
+    theirs = AutoModelForImageClassification.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    theirs.save_pretrained(tmp_path / "start")
+    workload, plan = load_workload(VIT), Plan()
+    rank = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device("cpu"))
+    model = RankModel(plan, workload, rank, SEED, None)
+    job = TrainedPlan(make_plan_file(plan, spec=VIT).candidates[0], workload, model, rank, SEED)
+    job.optimizer(torch.optim.SGD, lr=0.1)
+    assert load_weights(tmp_path / "start", job) == 0
+    images = torch.rand(3, 1, 8, 8)
+    (module,) = model.modules.values()
+    torch.testing.assert_close(module(patches_of(images, 2)), theirs(pixel_values=images).logits)
 
 
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))

@@ -75,19 +75,19 @@ def states_by_parameter(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Te
     return found
 
 
-def make_states(optimizer: Optimizer) -> None:
-    """Let an optimizer that has taken no step make what it keeps, by a step of rate 0 over gradients of 0.
+def make_states(optimizer: Optimizer, trained: Iterable[nn.Parameter]) -> None:
+    """Let an optimizer that has taken no step make what it keeps of `trained`, by a step of rate 0 over gradients of 0.
 
     What it then holds is no start of a training, but has the shapes into which a checkpoint is read.
     """
     own = own_share(optimizer)
     if own.state:
         return
-    parameters = [parameter for group in own.param_groups for parameter in group["params"]]
+    parameters, wanted = [parameter for group in own.param_groups for parameter in group["params"]], set(trained)
     gradients = [parameter.grad for parameter in parameters]
     rates = [group["lr"] for group in own.param_groups]
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter in wanted else None
     for group in own.param_groups:
         group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
     own.step()

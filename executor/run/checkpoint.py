@@ -7,6 +7,7 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,8 +96,8 @@ class Trained(Protocol):
     def rearranged(self) -> dict[str, tuple[int, OfRanks]]:
         """Of fused weights that are split, the dimension and what each rank has of the whole, by global name."""
 
-    def make_moments(self) -> None:
-        """Let the optimizer make what it keeps, where it has taken no step."""
+    def make_moments(self, names: Collection[str]) -> None:
+        """Let the optimizer make what it keeps of some parameters, where it has taken no step."""
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""
@@ -158,8 +159,10 @@ def restore(path: Path, trainer: Trained) -> None:
 
     Raises: ArtifactError where the folder is damaged, or of another model.
     """
-    if any(name.startswith(OPTIMIZER) for name in read_index(path).tensors):
-        trainer.make_moments()
+    kept = [name.removeprefix(OPTIMIZER) for name in read_index(path).tensors if name.startswith(OPTIMIZER)]
+    if kept:
+        # Of parameters that no loss uses, optimizers keep nothing.
+        trainer.make_moments({name.partition(".")[2] for name in kept})
     _load(path, state_of(trainer), no_dist=not dist.is_initialized())
 
 

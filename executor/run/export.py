@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,12 @@ from torch import Tensor, nn
 
 from executor.run.checkpoint import Trained, load_tensors, save_weights
 from profiles.files import ensure_folder
+from profiles.ranks.rank import wait_for_first
+
+# One process writes while the others wait.
+WRITE_SECONDS = 3600.0
+# Of exports, which all ranks count alike.
+_numbers = itertools.count()
 
 
 class Exported(Trained, Protocol):
@@ -24,24 +32,33 @@ class Exported(Trained, Protocol):
 def export_weights(folder: Path, job: Exported) -> Path:
     """Write the whole weights and buffers into `folder`, with the module's configuration where it has one; collective.
 
-    Every rank writes its part into a folder beside, one reads them all: it holds the whole weights in host memory.
+    One process holds them whole in host memory.
+    """
+    write_whole(folder, job, lambda weights: _write(folder, weights, job.module))
+    return folder
+
+
+def write_whole(folder: Path, job: Trained, write: Callable[[dict[str, Tensor]], None]) -> None:
+    """Let one process write the whole weights and buffers, by their global names, into `folder`; collective.
+
+    Every rank writes its part into a folder beside, one reads them all: it holds the whole weights in host memory. The
+    others wait for longer than a collective would.
     """
     ensure_folder(folder)
-    parts = folder / ".parts"
     if not dist.is_initialized():
         values: dict[str, Tensor] = {**job.named_parameters, **job.buffers}
-        _write(folder, {name: value.detach().cpu() for name, value in values.items()}, job.module)
-        return folder
+        write({name: value.detach().cpu() for name, value in values.items()})
+        return
+    parts = folder / ".parts"
     if dist.get_rank() == 0:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
     dist.barrier()
     save_weights(parts, job)
     if dist.get_rank() == 0:
-        _write(folder, load_tensors(parts), job.module)
+        write(load_tensors(parts))
         shutil.rmtree(parts, ignore_errors=True)
-    dist.barrier()
-    return folder
+    wait_for_first(f"export/{next(_numbers)}", WRITE_SECONDS)
 
 
 def _write(folder: Path, weights: dict[str, Tensor], module: nn.Module) -> None:

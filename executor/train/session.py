@@ -128,7 +128,7 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     start = None if order.checkpoints is None else order.checkpoints.start
     extra = None if start is None else _gone_on(session, job, start)
     if extra is None and settings.weights and workload.task is None:
-        lacking = load_weights(Path(settings.weights), job, session.rank.rank, session.rank.device)
+        lacking = load_weights(Path(settings.weights), job)
         if lacking:
             report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: they begin at random")
     count = job.samples_per_step

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,10 @@ from profiles.errors import InputError
 from profiles.tracing.module_copies import replace_tensors
 from profiles.workloads.randomness import begin_random, random_kept
 from profiles.workloads.repeated_blocks import repeated_blocks
-from profiles.workloads.stored_values import StoredValues
+from profiles.workloads.stored_values import WHOLE, Part, StoredValues
 
-# What is read of a tensor by name: all of it, or a part.
-Part = tuple[slice, ...]
+# A tensor by name, or a part of it.
 Read = Callable[[str, Part], Tensor]
-WHOLE: Part = ()
 LARGE_PRIME = 1_000_003
 # What a weight is where its numbers do not matter, small enough for products of any width.
 HOLLOW = 1e-3
@@ -61,7 +60,7 @@ class MetaValues:
         self._twin = copy.deepcopy(module, kept)
         self._places = tensor_places(self._twin)
         self.groups = tuple(_groups(self._twin, self._places))
-        self._stored = None if folder is None else StoredValues(folder, self._twin, self._aliases())
+        self._stored = None if folder is None else StoredValues(folder, self._twin)
 
     @contextlib.contextmanager
     def of(self, group: Group, wanted: Iterable[str]) -> Iterator[Read]:
@@ -85,10 +84,15 @@ class MetaValues:
 
     @property
     def missing(self) -> list[str]:
-        """Weights to train that the folder lacks, and that are new therefore."""
-        weights = dict(self._twin.named_parameters())
-        has = self._stored.has if self._stored is not None else weights.__contains__
-        return [name for name, own in weights.items() if own.requires_grad and not has(name)]
+        """Weights that the folder lacks, and that are new therefore; not those that the module's code computes."""
+        if self._stored is None:
+            return []
+        computed = getattr(self._twin, "_keys_to_ignore_on_load_missing", None) or ()
+        return [
+            name
+            for name, _ in self._twin.named_parameters()
+            if not self._stored.has(name) and not any(re.search(pattern, name) for pattern in computed)
+        ]
 
     def whole(self) -> nn.Module:
         """A copy of the module with all of its values, on the CPU."""
@@ -112,14 +116,6 @@ class MetaValues:
                 for name in buffers:
                     put(places[name], read(name, WHOLE).cpu())
         return module
-
-    def _aliases(self) -> dict[str, list[str]]:
-        """All names of the tensors that a state dict has, by the first of each."""
-        paths = {id(part): path for path, part in self._twin.named_modules()}
-        return {
-            name: [_join(paths[id(owner)], attribute) for owner, attribute in places]
-            for name, places in self._places.items()
-        }
 
     def _made(self, group: Group, names: Sequence[str]) -> dict[str, Tensor]:
         before = {name: look(self._places[name]) for name in names}

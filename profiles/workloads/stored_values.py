@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from profiles.errors import ArtifactError, InputError
+from profiles.inputs.foreign import shown
 
 # How transformers calls a file of weights, and the list of those that are in pieces.
 WHOLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# What is read of a tensor: all of it, or a part.
+Part = tuple[slice, ...]
+WHOLE: Part = ()
 
 
 @dataclass(slots=True)
@@ -32,20 +36,21 @@ class _Source:
 class StoredValues:
     """What a folder has of a module's tensors."""
 
-    def __init__(self, folder: Path, module: nn.Module, aliases: Mapping[str, Sequence[str]]) -> None:
-        """Look into a folder; `aliases` are all names of a module's tensors, by the first of each.
+    def __init__(self, folder: Path, module: nn.Module) -> None:
+        """Look into a folder; a tensor of the module that has several names goes by the first.
 
         Raises: InputError where it has no safetensors, or none of this module; ArtifactError where they are damaged.
         """
         self.folder, self._module = folder, module
         self._files = _files(folder)
-        known = set(module.state_dict())
-        sources = _sources(module, sorted(self._files), known)
-        self._sources = {
-            name: next(sources[own] for own in names if own in sources)
-            for name, names in aliases.items()
-            if any(own in sources for own in names)
-        }
+        known = module.state_dict(keep_vars=True)
+        sources = _sources(module, self._files, known)
+        first: dict[int, str] = {}
+        self._sources: dict[str, _Source] = {}
+        for name, own in known.items():
+            own_name = first.setdefault(id(own), name)
+            if name in sources:
+                self._sources.setdefault(own_name, sources[name])
         if not self._sources:
             raise InputError(f"the weights in {folder} are of another model than {type(module).__name__}: none fits")
         self._open: dict[str, Any] = {}
@@ -54,12 +59,17 @@ class StoredValues:
         """Whether the folder has a tensor."""
         return name in self._sources
 
-    def read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of the module's tensors."""
+        owner, _, attribute = name.rpartition(".")
+        return tuple(getattr(self._module.get_submodule(owner), attribute).shape)
+
+    def read(self, name: str, part: Part) -> Tensor:
         """A tensor, or a part of it; of the file no more than that is read, unless it is made of several.
 
         Raises: InputError where it has another shape; ArtifactError where it cannot be read.
         """
-        source, wanted = self._sources[name], self._shape(name)
+        source, wanted = self._sources[name], self.shape(name)
         try:
             if source.converter is not None:
                 return self._checked(name, self._converted(name, source), wanted)[part]
@@ -91,10 +101,6 @@ class StoredValues:
             f"{self.folder}: {name} has the shape {tuple(shape)}, {type(self._module).__name__} has {tuple(wanted)}: "
             "give weights of the same configuration"
         )
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        owner, _, attribute = name.rpartition(".")
-        return tuple(getattr(self._module.get_submodule(owner), attribute).shape)
 
     def _tensor(self, key: str) -> Tensor:
         found: Tensor = self._file(key).get_tensor(key)
@@ -128,21 +134,21 @@ def _beside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _sources(module: nn.Module, keys: Sequence[str], known: set[str]) -> dict[str, _Source]:
+def _sources(module: nn.Module, keys: Iterable[str], known: Mapping[str, Any]) -> dict[str, _Source]:
     """What each tensor of a module is read from, by the module's own name."""
     if not hasattr(module, "base_model_prefix"):
         return {key: _Source([(key, key)]) for key in keys if key in known}
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     mapping = get_model_conversion_mapping(module)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    looks = dict.fromkeys(known)
     found: dict[str, _Source] = {}
-    for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, module.base_model_prefix, looks)
+    # Experts are put together in the order in which they come: the tenth behind the second.
+    for key in sorted(keys, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, module.base_model_prefix, known)
         if name not in known and key in known:
             name, pattern = key, None
         if name not in known:
@@ -152,7 +158,6 @@ def _sources(module: nn.Module, keys: Sequence[str], known: set[str]) -> dict[st
         if pattern is not None:
             source.converter = by_pattern[pattern]
             if len(source.converter.target_patterns) > 1:
-                raise InputError(
-                    f"{key} is cut in several when {type(module).__name__} is loaded: build it with from_pretrained"
-                )
+                kind = type(module).__name__
+                raise InputError(f"{shown(key)} is cut in several when {kind} is loaded: build it with from_pretrained")
     return found

@@ -69,8 +69,9 @@ class Task:
     size)` is a batch of that many samples with labels, for tracing; `batches(step, samples)` are the samples of a
     training step, equal wherever it is called; `collate` makes a batch of some; `loss` is a scalar, and what is
     trained. `size` is that of the samples of `batches`: a multiple of `size_step`, at least `least_size`, at most
-    `longest_size` unless that is 0. A module that `build` leaves on the meta device has its weights from the folder
-    `weights`, or new ones. Where `build` reads that folder, `skeleton` is the same without weights, on the meta device.
+    `longest_size` unless that is 0. Under `executor.apply`, which has no plain loop beside it, `build` may leave the
+    module on the meta device: its weights are those of the folder `weights`, or new ones. Where `build`
+    reads that folder, `skeleton` is the same without weights, on the meta device.
     """
 
     name: str
