@@ -48,16 +48,14 @@ def test_a_step_without_attention_names_none_and_unknown_kernels_keep_their_name
 
 def test_ranks_on_gpus_are_told_together(monkeypatch):
     monkeypatch.setattr(session, "gpu_settings", lambda device: {"nccl": "2.28.9"})
-    outcomes = [
-        SimpleNamespace(device_memory=DeviceMemory(reserved_bytes=size, in_use_bytes=size + 1), attention=(name,))
-        for size, name in ((5.0, "flash"), (6.0, "math"))
-    ]
-    told = session._of_gpus(SimpleNamespace(device=GPU), outcomes)
+    memory = tuple(DeviceMemory(reserved_bytes=size, in_use_bytes=size + 1) for size in (5.0, 6.0))
+    found = SimpleNamespace(device_memory=memory, attention=("flash", "math"))
+    told = session._of_gpus(SimpleNamespace(device=GPU), found)
     assert told == {
         "reserved_bytes": (5.0, 6.0), "in_use_bytes": (6.0, 7.0), "attention": ("flash", "math"),
         "settings": {"nccl": "2.28.9"},
     }  # fmt: skip
-    assert session._of_gpus(SimpleNamespace(device=torch.device("cpu")), outcomes) == {}
+    assert session._of_gpus(SimpleNamespace(device=torch.device("cpu")), found) == {}
     check = LossCheck(status="passed", reason="", tolerance_fraction=0.0)
     fields = {
         "num_warmup_steps": 3, "step_seconds": (0.1,), "seconds": {}, "peak_bytes": (4.0, 5.0), "losses": (1.0,),
