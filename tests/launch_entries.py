@@ -50,6 +50,16 @@ def sleep(_: object) -> None:
         wait_for_first("sleep", 120)
 
 
+def fail_beside_work(_: object) -> None:
+    """Rank 1 fails while rank 0 computes: the launcher ends that one by SIGTERM."""
+    with join_group("cpu") as rank:
+        dist.barrier()
+        if rank.rank == 1:
+            raise ZeroDivisionError("of rank 1")
+        while True:
+            time.sleep(0.01)
+
+
 def die_once(payload: dict[str, Any]) -> int:
     """Rank 1 is killed in the first attempt; in the second all ranks meet again."""
     with join_group("cpu") as rank:

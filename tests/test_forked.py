@@ -51,6 +51,11 @@ def test_a_rank_that_is_killed_is_named_and_ranks_are_started_again() -> None:
     assert said("die_once", restarts=1) == 2
 
 
+@pytest.mark.gloo
+def test_a_rank_heeds_sigterm_as_one_that_has_just_started() -> None:
+    assert "rank 1 of 2 failed: ZeroDivisionError: of rank 1" in said("fail_beside_work")
+
+
 def family_of(program: psutil.Process) -> list[psutil.Process]:
     """All that the program has started, once the server that it is too has forked two ranks."""
     until = time.monotonic() + 60

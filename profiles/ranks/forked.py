@@ -132,7 +132,9 @@ class Server:
         for end in (woken, waker):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What is sent to all processes of a job is for its ranks, which save first: the server ends with its program.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(waker.fileno())
         for source in (self.listener, woken, self.ended):
             self.selector.register(source, selectors.EVENT_READ)
@@ -164,7 +166,8 @@ class Server:
             self.selector.register(connection, selectors.EVENT_READ, rank)
         else:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT):
+            # As in a process that has just started: a handler of the program's would wait for a collective to end.
+            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             for place, stream in enumerate(streams):
                 os.dup2(stream, place)
