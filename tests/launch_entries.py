@@ -62,10 +62,19 @@ def fail_beside_work(_: object) -> None:
 
 def die_once(payload: dict[str, Any]) -> int:
     """Rank 1 is killed in the first attempt; in the second all ranks meet again."""
+    return _killed_once(os.getpid())
+
+
+def lose_server_once(_: object) -> int:
+    """The server that forked the ranks is killed in the first attempt; in the second all ranks meet again."""
+    return _killed_once(os.getppid())
+
+
+def _killed_once(process: int) -> int:
     with join_group("cpu") as rank:
         if not num_restarts():
             if rank.rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
             time.sleep(60)
         total = torch.ones(1)
         dist.all_reduce(total)

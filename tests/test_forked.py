@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from profiles.ranks.environment import allocator_environment
+from profiles.ranks.forked import Server
 
 SOURCE = Path(__file__).parent.parent
 
@@ -49,6 +52,25 @@ def test_ranks_are_the_program_that_was_and_draw_their_own() -> None:
 def test_a_rank_that_is_killed_is_named_and_ranks_are_started_again() -> None:
     assert "rank 1 of 2 was killed by SIGKILL" in said("die_once")
     assert said("die_once", restarts=1) == 2
+
+
+@pytest.mark.gloo
+def test_ranks_of_a_server_that_is_killed_are_named_and_started_again_by_themselves() -> None:
+    assert re.search("rank [01] of 2 was killed by SIGKILL", said("lose_server_once"))
+    assert said("lose_server_once", restarts=1) == 2
+
+
+def test_who_is_killed_while_it_asks_for_a_rank_takes_no_other_with_it(tmp_path: Path) -> None:
+    listener, (ended, alive) = socket.socket(socket.AF_UNIX), os.pipe()
+    with listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "listener"))
+        listener.listen()
+        client.connect(str(tmp_path / "listener"))
+        client.send(b"+")
+        client.close()
+        assert Server(listener, ended)._fork(listener.accept()[0]) is None
+    os.close(ended)
+    os.close(alive)
 
 
 @pytest.mark.gloo

@@ -157,12 +157,18 @@ class Server:
                     os.kill(key.data, signal.SIGKILL)
 
     def _fork(self, connection: socket.socket) -> dict[str, Any] | None:
-        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        request: dict[str, Any] = json.loads(connection.makefile().readline())
-        rank = os.fork()
-        if rank:
+        streams, line = list[int](), ""
+        with contextlib.suppress(OSError):
+            _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+            line = connection.makefile().readline()
+        # Else whoever asked was killed while it did.
+        rank = os.fork() if line.endswith("\n") else None
+        if rank is None:
+            connection.close()
+        elif rank:
             self.ranks[rank] = connection
-            connection.sendall(f"{rank}\n".encode())
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{rank}\n".encode())
             self.selector.register(connection, selectors.EVENT_READ, rank)
         else:
             signal.set_wakeup_fd(-1)
@@ -177,7 +183,7 @@ class Server:
             os.close(self.ended)
         for stream in streams:
             os.close(stream)
-        return None if rank else request
+        return json.loads(line) if rank == 0 else None
 
     def _reap(self) -> None:
         while self.ranks:
