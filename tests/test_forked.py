@@ -20,11 +20,11 @@ from profiles.ranks.forked import Server
 SOURCE = Path(__file__).parent.parent
 
 
-def started(entry: str, restarts: int = 0) -> "subprocess.Popen[str]":
+def started(entry: str, restarts: int = 0, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "tests.forked_program", f"tests.launch_entries:{entry}", str(restarts)],
         cwd=SOURCE,
-        env=os.environ | allocator_environment("cpu"),
+        env=os.environ | allocator_environment("cpu") | environment,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -91,12 +91,13 @@ def family_of(program: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_rank_outlives_its_program(number: signal.Signals) -> None:
-    with started("sleep") as program:
+def test_no_rank_and_no_folder_outlives_its_program(number: signal.Signals, tmp_path: Path) -> None:
+    with started("sleep", TMPDIR=str(tmp_path)) as program:
         family = family_of(psutil.Process(program.pid))
         program.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert [*tmp_path.glob("trainwright-*")] == []
 
 
 def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:

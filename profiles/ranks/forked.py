@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from profiles.machines.fingerprint import current_device_kind
 from profiles.ranks.environment import allocator_environment, in_job
+from profiles.ranks.leftovers import swept
 
 CLIENT = Path(__file__).with_name("client.py")
 SUFFIX = ".socket"
@@ -54,7 +55,11 @@ def rank_server(device_kind: str) -> Iterator[Path | None]:
     if not _may_fork(device_kind) or not _is_ready() or len(os.listdir("/proc/self/task")) != 1:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="trainwright-ranks-") as name, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="trainwright-ranks-") as name,
+        swept(Path(name)),
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
         listener.bind(str(Path(name, f"0{SUFFIX}")))
         listener.listen(64)
         ended, alive = os.pipe()
