@@ -118,6 +118,22 @@ over.set(); print("torch" in sys.modules)
         assert done.stdout.split() == [*words, "False"]
 
 
+def test_a_command_is_started_again_once_also_where_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiles.ranks import forked
+
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda _, __, environment: environments.append(dict(environment)))
+    for name in ("_may_fork", "_is_ready", "_is_a_command"):
+        monkeypatch.setattr(forked, name, lambda *_, answer=name != "_is_ready": answer)
+    forked.restart_for_ranks()
+    assert environments[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv(forked.RESTARTED_VARIABLE, environments[0][forked.RESTARTED_VARIABLE])
+    forked.restart_for_ranks()
+    assert len(environments) == 1
+    # Nor is it told to what this one starts.
+    assert forked.RESTARTED_VARIABLE not in os.environ
+
+
 def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from profiles.ranks import forked
 

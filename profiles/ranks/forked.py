@@ -29,6 +29,8 @@ from profiles.ranks.leftovers import swept
 
 CLIENT = Path(__file__).with_name("client.py")
 SUFFIX = ".socket"
+# Which process was started again already: it is not once more where that was in vain, as /proc cannot be read.
+RESTARTED_VARIABLE = "TRAINWRIGHT_RESTARTED"
 
 
 def restart_for_ranks() -> None:
@@ -37,12 +39,13 @@ def restart_for_ranks() -> None:
     What the allocator is told, a process reads as it starts. Nothing where ranks start themselves, or where this is
     called within another program.
     """
+    is_restarted = os.environ.pop(RESTARTED_VARIABLE, "") == str(os.getpid())
     device_kind = current_device_kind()
-    if not _may_fork(device_kind) or _is_ready() or not _is_a_command():
+    if is_restarted or not _may_fork(device_kind) or _is_ready() or not _is_a_command():
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = os.environ | allocator_environment(device_kind)
+    environment = os.environ | allocator_environment(device_kind) | {RESTARTED_VARIABLE: str(os.getpid())}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
