@@ -16,8 +16,8 @@ from profiles.ranks.causes import Ended, first_cause
 from profiles.ranks.exhausted import Counted, counted
 from profiles.ranks.heartbeats import LEFT, FolderBoard, Heart, last_steps, words
 from profiles.ranks.leftovers import GRACE_SECONDS, Reaper, swept
-from profiles.ranks.processes import birth, process_path
-from profiles.ranks.rank import describe, failure_path, result_path
+from profiles.ranks.processes import LAUNCHER_VARIABLE, birth, process_path
+from profiles.ranks.rank import FOLDER_VARIABLE, _give_up, describe, failure_path, result_path
 
 TIMEOUT = 2.0
 
@@ -129,6 +129,24 @@ def test_a_ranks_own_word_goes_before_that_of_one_that_lost_it(tmp_path: Path) -
     failure_path(tmp_path, 1).unlink()
     result_path(tmp_path, 1).write_text("null")
     assert isinstance(first_cause(Ended(folder=tmp_path, num_ranks=2, codes={0: 1})), LostPeer)
+
+
+def test_a_rank_ends_where_its_word_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv(LAUNCHER_VARIABLE, "1")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    heart = Heart(FolderBoard(tmp_path, 0), 0, 2, TIMEOUT, _give_up)
+    with pytest.raises(SystemExit):
+        _give_up(heart, {1: 7.0})
+    assert "rank 1 of 2 hangs" in str(first_cause(Ended(folder=tmp_path, num_ranks=2, codes={0: 1})))
+    failure_path(tmp_path, 0).unlink()
+    # As on a disk that is full, but for everybody.
+    failure_path(tmp_path, 0).mkdir()
+    with pytest.raises(SystemExit):
+        _give_up(heart, {1: 7.0})
 
 
 def sleeper() -> subprocess.Popen[bytes]:
