@@ -273,7 +273,8 @@ def main() -> None:
 
     sys.excepthook = end
     # Of an attempt before this one.
-    failure_path(folder, rank).unlink(missing_ok=True)
+    for path in (failure_path(folder, rank), result_path(folder, rank)):
+        path.unlink(missing_ok=True)
     value = call_entry(entry, json.loads(Path(payload_file).read_text(encoding="utf-8")))
     path = result_path(folder, rank)
     path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None), encoding="utf-8")
