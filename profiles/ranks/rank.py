@@ -109,11 +109,10 @@ def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS, devi
             device_id=device if device.type == "cuda" else None,
             **join_store(timeout_seconds),
         )
+        board = life_signs(timeout_seconds)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
-    _hearts.append(
-        Heart(life_signs(timeout_seconds), dist.get_rank(), dist.get_world_size(), timeout_seconds, _give_up)
-    )
+    _hearts.append(Heart(board, dist.get_rank(), dist.get_world_size(), timeout_seconds, _give_up))
     # Before this thread is pinned: the heart's should run on any core.
     _hearts[-1].start()
     if device.type == "cpu":
