@@ -1,5 +1,6 @@
 """Signs of life: who gives none is named, and nobody else."""
 
+import errno
 import json
 import os
 import signal
@@ -56,6 +57,41 @@ def test_who_is_silent_is_named_by_who_listens_to_it_within_the_time_out(tmp_pat
     assert words(job.hearts[0], heard).startswith("rank 1 of 4 hangs: it gave no sign of life for 2 s; it is stopped")
     for heart in job.hearts:
         heart.stop()
+
+
+@pytest.mark.alone
+def test_who_listens_for_others_is_not_silent_itself(tmp_path: Path) -> None:
+    job = Hearts(tmp_path, 4)
+    for heart in job.hearts:
+        heart.start()
+    for rank in (1, 3):
+        job.hearts[rank]._beat = lambda: None  # type: ignore[method-assign]
+    began = time.monotonic()
+    while not {0, 2} <= {rank for rank, _ in job.said} and time.monotonic() - began < 10 * TIMEOUT:
+        time.sleep(0.02)
+    for heart in job.hearts:
+        heart.stop()
+    assert {rank: sorted(heard) for rank, heard in job.said if rank in (0, 2)} == {0: [1, 3], 2: [1, 3]}
+
+
+@pytest.mark.alone
+def test_a_disk_that_is_full_for_a_while_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Hearts(tmp_path, 2)
+    for heart in job.hearts:
+        heart.start()
+
+    def put(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(FolderBoard, "put", put)
+        time.sleep(2 * TIMEOUT)
+    before = job.board.get(1)
+    time.sleep(3 * job.hearts[0].interval)
+    assert job.board.get(1) != before
+    for heart in job.hearts:
+        heart.stop()
+    assert not job.said
 
 
 @pytest.mark.alone
