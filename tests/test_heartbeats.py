@@ -106,6 +106,16 @@ def test_who_has_left_is_not_missed(tmp_path: Path) -> None:
     job.hearts[0].stop()
 
 
+@pytest.mark.parametrize(("end", "has_left"), [("", True), ("raise ValueError", False)])
+def test_a_program_that_comes_to_its_end_has_left(tmp_path: Path, end: str, has_left: bool) -> None:
+    code = (
+        "import pathlib\nfrom profiles.ranks.heartbeats import FolderBoard, Heart\n"
+        f"Heart(FolderBoard(pathlib.Path({str(tmp_path)!r}), 0), 0, 2, 60.0, print).start()\n{end}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, check=False)
+    assert (json.loads(FolderBoard(tmp_path, 0).get(0))["number"] == LEFT) == has_left
+
+
 def cgroup(root: Path, version: int, kills: int, limit: str) -> Path:
     """Files as the kernel shows them."""
     names = ("memory.oom_control", "memory.limit_in_bytes") if version == 1 else ("memory.events", "memory.max")

@@ -7,8 +7,10 @@ time counts only while the listener itself runs, so that a machine that sleeps a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -100,14 +102,21 @@ class Heart:
         return max(SILENT_SHARE * self.timeout_seconds, 3 * self.interval)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat, until told to stop or the program comes to its end."""
         self._beat()
         self._thread.start()
+        atexit.register(self._stop_at_exit)
 
     def stop(self) -> None:
         """Beat no more, and say so; where the board cannot be reached, do not wait for it."""
+        atexit.unregister(self._stop_at_exit)
         self._over.set()
         self._thread.join(2 * self.interval)
+
+    def _stop_at_exit(self) -> None:
+        # Of one that ends by an error, others are to say that it beats no more.
+        if not hasattr(sys, "last_type"):
+            self.stop()
 
     def silent(self, seconds: float) -> list[int]:
         """The ranks that do not beat while one listens for so long; not those that have left."""
