@@ -85,7 +85,8 @@ class Meshes:
             return dist.group.WORLD  # type: ignore[return-value]
         if parts not in self._groups:
             lists = [list(part) for part in parts]
-            if dist.get_backend() == "nccl":
+            # A group that a user has made may be bound to no device; then NCCL cannot split it.
+            if dist.get_backend() == "nccl" and getattr(dist.group.WORLD, "bound_device_id", None) is not None:
                 # One call for all of them, where a group by itself asks every rank once for each.
                 own = dist.split_group(split_ranks=lists, timeout=self._timeout)
             else:

@@ -76,11 +76,11 @@ def _break_saving(rank: Rank, spared: int, victim: int = 0) -> None:
     """A rank dies in the middle of the save after those spared: it leaves half a folder under its first name."""
     real, saves = executor.run.checkpoint.dcp_save, []
 
-    def save(state: dict[str, Any], storage_writer: Writer, **more: Any) -> None:
+    def save(state: dict[str, Any], storage_writer: Writer, **how: Any) -> None:
         saves.append(storage_writer)
         if len(saves) > spared and rank.rank == victim:
             Path(storage_writer.path, f"__{victim}_0.distcp").write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        real(state, storage_writer=storage_writer, **more)
+        real(state, storage_writer=storage_writer, **how)
 
     executor.run.checkpoint.dcp_save = save  # type: ignore[assignment]

@@ -70,9 +70,9 @@ def _slow_saves() -> None:
     """Saves from the second on take seconds, in which something may happen."""
     real, saves = executor.run.checkpoint.dcp_save, []
 
-    def save(state: dict[str, Any], storage_writer: Writer, no_dist: bool) -> None:
+    def save(state: dict[str, Any], storage_writer: Writer, **how: Any) -> None:
         saves.append(storage_writer)
-        real(state, storage_writer=storage_writer, no_dist=no_dist)
+        real(state, storage_writer=storage_writer, **how)
         if len(saves) > 1:
             time.sleep(SLOW_SAVE_SECONDS)
 

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import signal
 import sys
 
 from profiles.errors import TrainwrightError
@@ -13,6 +14,8 @@ import colorsys  # noqa: F401  # isort: skip
 
 if __name__ == "__main__":
     atexit.register(print, "the program ends")
+    # As the commands do; its ranks are not to.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with rank_server("cpu") as server:
         assert server is not None
         print("forking", flush=True)

@@ -50,12 +50,31 @@ def sleep(_: object) -> None:
         wait_for_first("sleep", 120)
 
 
+def fail_beside_work(_: object) -> None:
+    """Rank 1 fails while rank 0 computes: the launcher ends that one by SIGTERM."""
+    with join_group("cpu") as rank:
+        dist.barrier()
+        if rank.rank == 1:
+            raise ZeroDivisionError("of rank 1")
+        while True:
+            time.sleep(0.01)
+
+
 def die_once(payload: dict[str, Any]) -> int:
     """Rank 1 is killed in the first attempt; in the second all ranks meet again."""
+    return _killed_once(os.getpid())
+
+
+def lose_server_once(_: object) -> int:
+    """The server that forked the ranks is killed in the first attempt; in the second all ranks meet again."""
+    return _killed_once(os.getppid())
+
+
+def _killed_once(process: int) -> int:
     with join_group("cpu") as rank:
         if not num_restarts():
             if rank.rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
             time.sleep(60)
         total = torch.ones(1)
         dist.all_reduce(total)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,15 +15,16 @@ import psutil
 import pytest
 
 from profiles.ranks.environment import allocator_environment
+from profiles.ranks.forked import Server
 
 SOURCE = Path(__file__).parent.parent
 
 
-def started(entry: str, restarts: int = 0) -> "subprocess.Popen[str]":
+def started(entry: str, restarts: int = 0, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "tests.forked_program", f"tests.launch_entries:{entry}", str(restarts)],
         cwd=SOURCE,
-        env=os.environ | allocator_environment("cpu"),
+        env=os.environ | allocator_environment("cpu") | environment,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -51,6 +54,30 @@ def test_a_rank_that_is_killed_is_named_and_ranks_are_started_again() -> None:
     assert said("die_once", restarts=1) == 2
 
 
+@pytest.mark.gloo
+def test_ranks_of_a_server_that_is_killed_are_named_and_started_again_by_themselves() -> None:
+    assert re.search("rank [01] of 2 was killed by SIGKILL", said("lose_server_once"))
+    assert said("lose_server_once", restarts=1) == 2
+
+
+def test_who_is_killed_while_it_asks_for_a_rank_takes_no_other_with_it(tmp_path: Path) -> None:
+    listener, (ended, alive) = socket.socket(socket.AF_UNIX), os.pipe()
+    with listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "listener"))
+        listener.listen()
+        client.connect(str(tmp_path / "listener"))
+        client.send(b"+")
+        client.close()
+        assert Server(listener, ended)._fork(listener.accept()[0]) is None
+    os.close(ended)
+    os.close(alive)
+
+
+@pytest.mark.gloo
+def test_a_rank_heeds_sigterm_as_one_that_has_just_started() -> None:
+    assert "rank 1 of 2 failed: ZeroDivisionError: of rank 1" in said("fail_beside_work")
+
+
 def family_of(program: psutil.Process) -> list[psutil.Process]:
     """All that the program has started, once the server that it is too has forked two ranks."""
     until = time.monotonic() + 60
@@ -64,12 +91,13 @@ def family_of(program: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_rank_outlives_its_program(number: signal.Signals) -> None:
-    with started("sleep") as program:
+def test_no_rank_and_no_folder_outlives_its_program(number: signal.Signals, tmp_path: Path) -> None:
+    with started("sleep", TMPDIR=str(tmp_path)) as program:
         family = family_of(psutil.Process(program.pid))
         program.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert [*tmp_path.glob("trainwright-*")] == []
 
 
 def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:
@@ -88,6 +116,22 @@ over.set(); print("torch" in sys.modules)
             [sys.executable, "-c", code], cwd=SOURCE, env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.split() == [*words, "False"]
+
+
+def test_a_command_is_started_again_once_also_where_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiles.ranks import forked
+
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda _, __, environment: environments.append(dict(environment)))
+    for name in ("_may_fork", "_is_ready", "_is_a_command"):
+        monkeypatch.setattr(forked, name, lambda *_, answer=name != "_is_ready": answer)
+    forked.restart_for_ranks()
+    assert environments[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv(forked.RESTARTED_VARIABLE, environments[0][forked.RESTARTED_VARIABLE])
+    forked.restart_for_ranks()
+    assert len(environments) == 1
+    # Nor is it told to what this one starts.
+    assert forked.RESTARTED_VARIABLE not in os.environ
 
 
 def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Signs of life: who gives none is named, and nobody else."""
 
+import errno
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ from profiles.ranks.causes import Ended, first_cause
 from profiles.ranks.exhausted import Counted, counted
 from profiles.ranks.heartbeats import LEFT, FolderBoard, Heart, last_steps, words
 from profiles.ranks.leftovers import GRACE_SECONDS, Reaper, swept
-from profiles.ranks.processes import birth, process_path
-from profiles.ranks.rank import describe, failure_path, result_path
+from profiles.ranks.processes import LAUNCHER_VARIABLE, birth, process_path
+from profiles.ranks.rank import FOLDER_VARIABLE, _give_up, describe, failure_path, result_path
 
 TIMEOUT = 2.0
 
@@ -59,6 +60,41 @@ def test_who_is_silent_is_named_by_who_listens_to_it_within_the_time_out(tmp_pat
 
 
 @pytest.mark.alone
+def test_who_listens_for_others_is_not_silent_itself(tmp_path: Path) -> None:
+    job = Hearts(tmp_path, 4)
+    for heart in job.hearts:
+        heart.start()
+    for rank in (1, 3):
+        job.hearts[rank]._beat = lambda: None  # type: ignore[method-assign]
+    began = time.monotonic()
+    while not {0, 2} <= {rank for rank, _ in job.said} and time.monotonic() - began < 10 * TIMEOUT:
+        time.sleep(0.02)
+    for heart in job.hearts:
+        heart.stop()
+    assert {rank: sorted(heard) for rank, heard in job.said if rank in (0, 2)} == {0: [1, 3], 2: [1, 3]}
+
+
+@pytest.mark.alone
+def test_a_disk_that_is_full_for_a_while_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Hearts(tmp_path, 2)
+    for heart in job.hearts:
+        heart.start()
+
+    def put(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(FolderBoard, "put", put)
+        time.sleep(2 * TIMEOUT)
+    before = job.board.get(1)
+    time.sleep(3 * job.hearts[0].interval)
+    assert job.board.get(1) != before
+    for heart in job.hearts:
+        heart.stop()
+    assert not job.said
+
+
+@pytest.mark.alone
 def test_who_has_left_is_not_missed(tmp_path: Path) -> None:
     job = Hearts(tmp_path, 2)
     for heart in job.hearts:
@@ -68,6 +104,16 @@ def test_who_has_left_is_not_missed(tmp_path: Path) -> None:
     time.sleep(1.5 * TIMEOUT)
     assert not job.said
     job.hearts[0].stop()
+
+
+@pytest.mark.parametrize(("end", "has_left"), [("", True), ("raise ValueError", False)])
+def test_a_program_that_comes_to_its_end_has_left(tmp_path: Path, end: str, has_left: bool) -> None:
+    code = (
+        "import pathlib\nfrom profiles.ranks.heartbeats import FolderBoard, Heart\n"
+        f"Heart(FolderBoard(pathlib.Path({str(tmp_path)!r}), 0), 0, 2, 60.0, print).start()\n{end}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, check=False)
+    assert (json.loads(FolderBoard(tmp_path, 0).get(0))["number"] == LEFT) == has_left
 
 
 def cgroup(root: Path, version: int, kills: int, limit: str) -> Path:
@@ -129,6 +175,24 @@ def test_a_ranks_own_word_goes_before_that_of_one_that_lost_it(tmp_path: Path) -
     failure_path(tmp_path, 1).unlink()
     result_path(tmp_path, 1).write_text("null")
     assert isinstance(first_cause(Ended(folder=tmp_path, num_ranks=2, codes={0: 1})), LostPeer)
+
+
+def test_a_rank_ends_where_its_word_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv(LAUNCHER_VARIABLE, "1")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    heart = Heart(FolderBoard(tmp_path, 0), 0, 2, TIMEOUT, _give_up)
+    with pytest.raises(SystemExit):
+        _give_up(heart, {1: 7.0})
+    assert "rank 1 of 2 hangs" in str(first_cause(Ended(folder=tmp_path, num_ranks=2, codes={0: 1})))
+    failure_path(tmp_path, 0).unlink()
+    # As on a disk that is full, but for everybody.
+    failure_path(tmp_path, 0).mkdir()
+    with pytest.raises(SystemExit):
+        _give_up(heart, {1: 7.0})
 
 
 def sleeper() -> subprocess.Popen[bytes]:

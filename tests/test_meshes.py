@@ -51,7 +51,8 @@ def test_a_group_has_the_ranks_along_its_axis_and_many_plans_share_a_few(rank):
 @pytest.fixture
 def told(monkeypatch):
     """A backend that is made up, and what is asked of it."""
-    noted = SimpleNamespace(asked=[], backend="nccl")
+    noted = SimpleNamespace(asked=[], backend="nccl", world=SimpleNamespace(bound_device_id=torch.device("cuda", 0)))
+    monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=noted.world))
     monkeypatch.setattr(dist, "get_backend", lambda: noted.backend)
     monkeypatch.setattr(dist, "get_world_size", lambda: RANKS)
     for name in ("split_group", "new_subgroups_by_enumeration"):
@@ -70,9 +71,14 @@ def test_nccl_splits_the_jobs_group_once_for_every_partition(told):
     assert name == "split_group"
     assert options["split_ranks"] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert options["timeout"].total_seconds() == 7
-    told.backend = "gloo"
-    Meshes("cpu", 8.0)._group(parts)
-    name, lists, options = told.asked[-1]
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_groups_are_made_one_by_one_where_the_jobs_cannot_be_split(told, kind, backend):
+    # Of NCCL, where a user's own init_process_group has bound it to no device.
+    told.backend, told.world.bound_device_id = backend, None
+    Meshes(kind, 8.0)._group(parts_along(torch.arange(RANKS).reshape(4, 2), 0))
+    [(name, lists, options)] = told.asked
     assert (name, lists, options["timeout"].total_seconds()) == (
         "new_subgroups_by_enumeration", ([[0, 2, 4, 6], [1, 3, 5, 7]],), 8,
     )  # fmt: skip

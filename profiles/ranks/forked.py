@@ -25,9 +25,12 @@ from typing import Any, NoReturn
 
 from profiles.machines.fingerprint import current_device_kind
 from profiles.ranks.environment import allocator_environment, in_job
+from profiles.ranks.leftovers import swept
 
 CLIENT = Path(__file__).with_name("client.py")
 SUFFIX = ".socket"
+# Which process was started again already: it is not once more where that was in vain, as /proc cannot be read.
+RESTARTED_VARIABLE = "TRAINWRIGHT_RESTARTED"
 
 
 def restart_for_ranks() -> None:
@@ -36,12 +39,13 @@ def restart_for_ranks() -> None:
     What the allocator is told, a process reads as it starts. Nothing where ranks start themselves, or where this is
     called within another program.
     """
+    is_restarted = os.environ.pop(RESTARTED_VARIABLE, "") == str(os.getpid())
     device_kind = current_device_kind()
-    if not _may_fork(device_kind) or _is_ready() or not _is_a_command():
+    if is_restarted or not _may_fork(device_kind) or _is_ready() or not _is_a_command():
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = os.environ | allocator_environment(device_kind)
+    environment = os.environ | allocator_environment(device_kind) | {RESTARTED_VARIABLE: str(os.getpid())}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
@@ -54,7 +58,11 @@ def rank_server(device_kind: str) -> Iterator[Path | None]:
     if not _may_fork(device_kind) or not _is_ready() or len(os.listdir("/proc/self/task")) != 1:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="trainwright-ranks-") as name, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="trainwright-ranks-") as name,
+        swept(Path(name)),
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
         listener.bind(str(Path(name, f"0{SUFFIX}")))
         listener.listen(64)
         ended, alive = os.pipe()
@@ -132,7 +140,9 @@ class Server:
         for end in (woken, waker):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What is sent to all processes of a job is for its ranks, which save first: the server ends with its program.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(waker.fileno())
         for source in (self.listener, woken, self.ended):
             self.selector.register(source, selectors.EVENT_READ)
@@ -155,16 +165,23 @@ class Server:
                     os.kill(key.data, signal.SIGKILL)
 
     def _fork(self, connection: socket.socket) -> dict[str, Any] | None:
-        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        request: dict[str, Any] = json.loads(connection.makefile().readline())
-        rank = os.fork()
-        if rank:
+        streams, line = list[int](), ""
+        with contextlib.suppress(OSError):
+            _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+            line = connection.makefile().readline()
+        # Else whoever asked was killed while it did.
+        rank = os.fork() if line.endswith("\n") else None
+        if rank is None:
+            connection.close()
+        elif rank:
             self.ranks[rank] = connection
-            connection.sendall(f"{rank}\n".encode())
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{rank}\n".encode())
             self.selector.register(connection, selectors.EVENT_READ, rank)
         else:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT):
+            # As in a process that has just started: a handler of the program's would wait for a collective to end.
+            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             for place, stream in enumerate(streams):
                 os.dup2(stream, place)
@@ -174,7 +191,7 @@ class Server:
             os.close(self.ended)
         for stream in streams:
             os.close(stream)
-        return None if rank else request
+        return json.loads(line) if rank == 0 else None
 
     def _reap(self) -> None:
         while self.ranks:

@@ -7,8 +7,10 @@ time counts only while the listener itself runs, so that a machine that sleeps a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -90,6 +92,8 @@ class Heart:
         self.interval = min(MOST_SECONDS, max(LEAST_SECONDS, timeout_seconds / BEATS_PER_TIMEOUT))
         self._board, self._on_silence = board, on_silence
         self._over, self._number = threading.Event(), 0
+        self._last: dict[str, int] = {}
+        self._silent_seconds, self._asked = 0.0, time.monotonic()
         self._thread = threading.Thread(target=self._beat_until_over, name="heartbeats", daemon=True)
 
     @property
@@ -98,23 +102,30 @@ class Heart:
         return max(SILENT_SHARE * self.timeout_seconds, 3 * self.interval)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat, until told to stop or the program comes to its end."""
         self._beat()
         self._thread.start()
+        atexit.register(self._stop_at_exit)
 
     def stop(self) -> None:
         """Beat no more, and say so; where the board cannot be reached, do not wait for it."""
+        atexit.unregister(self._stop_at_exit)
         self._over.set()
         self._thread.join(2 * self.interval)
 
-    def steps(self) -> dict[int, int]:
-        """The step in which each rank said last that it stands."""
-        return last_steps(self._board, self.num_ranks)
+    def _stop_at_exit(self) -> None:
+        # Of one that ends by an error, others are to say that it beats no more.
+        if not hasattr(sys, "last_type"):
+            self.stop()
 
     def silent(self, seconds: float) -> list[int]:
         """The ranks that do not beat while one listens for so long; not those that have left."""
         before = {rank: self._heard(rank) for rank in range(self.num_ranks)}
-        self._over.wait(seconds)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._over.wait(min(left, self.interval)):
+            if threading.current_thread() is self._thread:
+                # Others listen too.
+                self._beat()
         return [
             rank
             for rank, beat in before.items()
@@ -122,25 +133,33 @@ class Heart:
         ]
 
     def _beat_until_over(self) -> None:
-        watched, silent, asked = (self.rank + 1) % self.num_ranks, 0.0, time.monotonic()
-        last: dict[str, int] = {}
-        # A board that cannot be reached is told by whoever uses the store or the network next.
-        with contextlib.suppress(RuntimeError, OSError):
+        # A store that cannot be reached is told by whoever uses it, or the network, next.
+        with contextlib.suppress(RuntimeError):
             while not self._over.wait(self.interval):
-                self._beat()
-                heard, now = self._heard(watched), time.monotonic()
-                # While this process was stopped itself, it has heard nobody.
-                silent += min(now - asked, 2 * self.interval)
-                asked = now
-                if heard != last or heard.get("number", 0) == LEFT:
-                    last, silent = heard, 0.0
-                elif heard and silent >= self.limit_seconds and watched != self.rank:
-                    mute = self.silent(3 * self.interval)
-                    if watched in mute and not self._over.is_set():
-                        self._on_silence(self, dict.fromkeys(mute, silent))
+                # A disk that is full may have room again: until then nobody is heard, and nobody accused.
+                with contextlib.suppress(OSError):
+                    self._beat()
+                    mute = self._missed()
+                    if mute and not self._over.is_set():
+                        self._on_silence(self, dict.fromkeys(mute, self._silent_seconds))
                         return
             self._number = LEFT - 1
-            self._beat()
+            with contextlib.suppress(OSError):
+                self._beat()
+
+    def _missed(self) -> list[int]:
+        """The silent ranks, once the one that this one listens to has been so for too long."""
+        watched = (self.rank + 1) % self.num_ranks
+        heard, now = self._heard(watched), time.monotonic()
+        # While this process was stopped itself, it has heard nobody.
+        self._silent_seconds += min(now - self._asked, 2 * self.interval)
+        self._asked = now
+        if heard != self._last or heard.get("number", 0) == LEFT:
+            self._last, self._silent_seconds = heard, 0.0
+        elif heard and self._silent_seconds >= self.limit_seconds and watched != self.rank:
+            mute = self.silent(3 * self.interval)
+            return mute if watched in mute else []
+        return []
 
     def _beat(self) -> None:
         self._number += 1

@@ -90,7 +90,7 @@ class Reaper:
         found = []
         for path in self._folder.glob("process-*-*"):
             _, attempt, rank = path.name.split("-")
-            # Empty while it is being written.
+            # Where there is no /proc, only the number.
             with contextlib.suppress(ValueError, OSError):
                 process, born = path.read_text(encoding="utf-8").split()
                 found.append(Started(int(attempt), int(rank), int(process), born))

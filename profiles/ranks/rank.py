@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure, LostPeer, RankFailure, TrainwrightError
+from profiles.files import write_text
 from profiles.ranks.devices import BACKENDS, make_ready, own_device
 from profiles.ranks.heartbeats import Heart, words
 from profiles.ranks.processes import LAUNCHER_VARIABLE
@@ -108,11 +109,10 @@ def enter_group(device_kind: str, timeout_seconds: float = TIMEOUT_SECONDS, devi
             device_id=device if device.type == "cuda" else None,
             **join_store(timeout_seconds),
         )
+        board = life_signs(timeout_seconds)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"the ranks cannot form a process group: {_first_line(error)}") from error
-    _hearts.append(
-        Heart(life_signs(timeout_seconds), dist.get_rank(), dist.get_world_size(), timeout_seconds, _give_up)
-    )
+    _hearts.append(Heart(board, dist.get_rank(), dist.get_world_size(), timeout_seconds, _give_up))
     # Before this thread is pinned: the heart's should run on any core.
     _hearts[-1].start()
     if device.type == "cpu":
@@ -137,11 +137,17 @@ def _give_up(own: Heart, seconds: Mapping[int, float]) -> None:
     """End this rank, wherever its program waits, as others give no sign of life."""
     error = RankFailure(words(own, seconds))
     if LAUNCHER_VARIABLE in os.environ:
-        folder = Path(os.environ[FOLDER_VARIABLE])
-        failure_path(folder, own.rank).write_text(json.dumps(asdict(describe(own.rank, error))), encoding="utf-8")
+        _leave_word(Path(os.environ[FOLDER_VARIABLE]), own.rank, error)
         os._exit(1)
-    print(f"error: {error}", file=sys.__stderr__, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"error: {error}", file=sys.__stderr__, flush=True)
     os._exit(error.exit_code)
+
+
+def _leave_word(folder: Path, rank: int, error: BaseException) -> None:
+    """Leave the Failure of a rank that ends, whole or not at all: a full disk keeps none from ending."""
+    with contextlib.suppress(EnvironmentFailure):
+        write_text(failure_path(folder, rank), json.dumps(asdict(describe(rank, error))))
 
 
 @functools.cache
@@ -252,20 +258,22 @@ def main() -> None:
     entry, payload_file, folder_name = sys.argv[1:]
     folder, rank = Path(folder_name), int(os.environ["RANK"])
 
-    def leave_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         # The log first: the launcher may end this process as soon as it knows of any failure.
         # Not to sys.stderr, which torch.distributed's own hook, around this one, has replaced by a buffer.
-        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-        failure_path(folder, rank).write_text(json.dumps(asdict(describe(rank, error))), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        _leave_word(folder, rank, error)
         if isinstance(error, RuntimeError):
             # A peer's death shows here first; its own account is better, so let the launcher see that one as well.
             time.sleep(0.05)
         # The interpreter's own exit would wait for the threads of a broken process group.
         os._exit(1)
 
-    sys.excepthook = leave_word
+    sys.excepthook = end
     # Of an attempt before this one.
-    failure_path(folder, rank).unlink(missing_ok=True)
+    for path in (failure_path(folder, rank), result_path(folder, rank)):
+        path.unlink(missing_ok=True)
     value = call_entry(entry, json.loads(Path(payload_file).read_text(encoding="utf-8")))
     path = result_path(folder, rank)
     path.with_suffix(".part").write_text(json.dumps(value if rank == 0 else None), encoding="utf-8")

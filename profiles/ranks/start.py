@@ -14,7 +14,11 @@ def main() -> None:
     die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
     attempt, rank = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), int(os.environ["RANK"])
     own = os.getpid()
-    process_path(Path(sys.argv[3]), attempt, rank).write_text(f"{own} {birth(own)}", encoding="utf-8")
+    path = process_path(Path(sys.argv[3]), attempt, rank)
+    # Whole or not there: half a number is that of another process.
+    part = path.with_name(f".{path.name}")
+    part.write_text(f"{own} {birth(own)}", encoding="utf-8")
+    part.replace(path)
     # Seconds later: what it loads is large.
     from profiles.ranks.rank import main as run
 
