@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from executor.run.measurement import LossCheck
 from profiles import artifacts
 from profiles.errors import ToleranceError
+from profiles.ranks.environment import is_main_process
 from profiles.terminal import console
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def run_checks(job: Job, out: Console, json_output: bool) -> None:
     from profiles.ranks.forked import rank_server
     from profiles.ranks.launcher import launch
 
-    for note in job.notes:
+    for note in job.notes if is_main_process() else ():
         out.print(f"note: {note}")
     payload = replace(job, order=replace(job.order, only_checks=True)).payload
     number = len(job.order.chosen)
