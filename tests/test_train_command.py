@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from planner.plans import Plan
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure
 from profiles.ranks.rank import Report
-from tests.plan_builders import write_plan_file
+from tests.plan_builders import LLAMA, write_plan_file
 
 RUNNER = CliRunner()
 HALVES = Plan(data_parallel=2, micro_batch_size=4)
@@ -92,6 +93,18 @@ def test_what_settings_name_and_is_not_there_is_said_before_ranks_start(tmp_path
     assert "--steps" in ends(plan, "--train", settings, "--steps", 3, code=2)
     (tmp_path / "rows").mkdir()
     assert "pip install 'trainwright[datasets]'" in said("[data]\ntrain = 'rows'", plan, 5)
+
+
+def test_settings_import_no_module_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unasked.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = tmp_path / "train.toml"
+    for name, spec in (("layers", LLAMA), ("task", replace(LLAMA, task="causal-lm"))):
+        plan = write_plan_file(tmp_path / f"{name}.json", HALVES, spec=spec)
+        for key in ("train", "evaluation"):
+            settings.write_text(f"max_steps = 3\n[data]\n{key} = 'unasked:batches'")
+            assert "--trust-module unasked" in ends(plan, "--train", settings, code=2)
+    assert "unasked" not in sys.modules
 
 
 def test_numbers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
