@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from executor.measured_steps import MeasuredSteps
 from executor.train.order import sample_at
 from executor.train.rates import rate_factor
 from executor.train.samples import OfReplica, Share, sources_of
@@ -142,6 +143,19 @@ def test_a_training_is_what_plain_torch_makes_of_it_in_two_layouts(name: str, tm
         again = AutoModelForCausalLM.from_pretrained(tmp_path / f"out-{number}")
         for path, tensor in again.state_dict().items():
             torch.testing.assert_close(tensor, module.state_dict()[path], rtol=2e-3, atol=2e-5)
+
+
+def test_what_is_done_between_steps_is_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 2.0, 10.0, 13.0, 13.0, 18.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    window = MeasuredSteps(num_steps=3, device=torch.device("cpu"))
+    window.begin()
+    window.end()
+    window.begin()
+    window.begin()
+    window.begin()
+    window.begin()
+    assert window.seconds == [2.0, 3.0, 5.0]
 
 
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))

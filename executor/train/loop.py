@@ -160,7 +160,7 @@ class Loop:
 
     def _save(self, kept: Checkpoints) -> None:
         """Begin to save where the training is; the losses of all steps go with it."""
-        self.job.leave_out()
+        self.job.end_step()
         extra = {CONSUMED: self._consumed(self.job.num_steps), LOSSES: [*self.losses_before, *self.losses]}
         with self._explained(between_steps=True):
             self.job.save_beside(kept.folder, extra)
@@ -175,7 +175,7 @@ class Loop:
     def _evaluate(self) -> None:
         """The mean loss over unseen samples, the same ones every time."""
         assert self.evaluated is not None
-        self.job.leave_out()
+        self.job.end_step()
         share, source = self.train.share, self.evaluated
         count = self.settings.evaluation.batches
         if source.num_samples:
