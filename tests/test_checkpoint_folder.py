@@ -169,7 +169,7 @@ def test_what_cannot_be_written_otherwise_is_said_too(saved: Path, monkeypatch: 
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("executor.run.checkpoint.write_sums", refuse)
+    monkeypatch.setattr("executor.run.saving.write_sums", refuse)
     check_that_it_is_full(saved, r"cannot save in \S+saved: .*Input/output error; ")
 
 
