@@ -48,39 +48,42 @@ class PredictedBesideMeasured:
 
 @dataclass(slots=True, kw_only=True)
 class MeasuredSteps:
-    """When steps begin: each lasts until the next one does, so that the optimizer and the loop are in it."""
+    """Seconds of steps: each lasts until the next one begins, so that the optimizer and the loop are in it.
+
+    One that `end` ends before lasts until then.
+    """
 
     num_steps: int
     device: torch.device
-    starts: list[float] = field(default_factory=list)
-    _left_out: set[int] = field(default_factory=set)
+    seconds: list[float] = field(default_factory=list)
+    _since: float | None = None
 
     def begin(self) -> None:
         """Note that a step begins, unless enough were measured."""
-        if len(self.starts) - len(self._left_out) > self.num_steps:
+        self.end()
+        if len(self.seconds) >= self.num_steps:
             return
+        self._since = self._now()
+        if self.device.type == "cuda" and not self.seconds:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def end(self) -> None:
+        """Note that the step under way is over: what is done until the next one begins is in none."""
+        if self._since is not None:
+            self.seconds.append(self._now() - self._since)
+            self._since = None
+
+    def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            if not self.starts:
-                torch.cuda.reset_peak_memory_stats(self.device)
-        self.starts.append(time.perf_counter())
-
-    def leave_out(self) -> None:
-        """Leave the step that is under way out: something else was done in it."""
-        if self.starts:
-            self._left_out.add(len(self.starts) - 1)
-
-    def step_seconds(self) -> list[float]:
-        """Seconds of each whole step that was not left out, on this rank."""
-        pairs = zip(self.starts, self.starts[1:], strict=False)
-        return [stop - start for index, (start, stop) in enumerate(pairs) if index not in self._left_out]
+        return time.perf_counter()
 
     def beside(self, candidate: Candidate | None, rank: Rank) -> PredictedBesideMeasured:
         """What was measured, the slowest rank's each step, beside a prediction; collective.
 
         Raises: InputError where there was no whole step.
         """
-        own = self.step_seconds()
+        own = self.seconds
         peak = float(torch.cuda.max_memory_allocated(self.device)) if self.device.type == "cuda" else None
         everyone: list[Any] = [(own, peak)]
         if rank.num_ranks > 1:

@@ -89,6 +89,16 @@ def test_every_byte_counts(saved: Path, name: str) -> None:
         (saved / "damaged-step-00000002").rename(path.parent)
 
 
+def test_what_was_just_saved_is_kept_beside_later_ones(saved: Path) -> None:
+    for number in (7, 8):
+        (saved / f"step-{number:08d}").mkdir()
+    job = trained()
+    for _ in range(3):
+        take_step(job)
+        assert job.save(saved).exists()
+    assert sorted(path.name[-1] for path in saved.glob("step-*")) == ["2", "3", "7", "8"]
+
+
 def test_ranks_share_the_reading(saved: Path) -> None:
     folder = saved / "step-00000002"
     (folder / "loop.json").write_text("{}")

@@ -1,5 +1,9 @@
 """`execute --train`: a training of ours is the one that plain torch and transformers make of the same settings."""
 
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,23 +16,25 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
+from executor.measured_steps import MeasuredSteps
 from executor.rank_model import RankModel
 from executor.train.hf_weights import load_weights
 from executor.train.job import TrainedPlan
 from executor.train.order import sample_at
 from executor.train.rates import rate_factor
-from executor.train.samples import OfReplica, Share, sources_of
+from executor.train.samples import OfReplica, Share, Source, read_ahead, sources_of
 from executor.train.settings import DataSettings, ScheduleSettings, read_settings
 from executor.train.tokens import token_windows
 from planner.plans import Plan
 from profiles.errors import InputError
 from profiles.ranks.launcher import launch
-from profiles.ranks.rank import Rank
+from profiles.ranks.rank import Rank, own_cores, pin
 from profiles.workloads.loading import load_workload
 from profiles.workloads.vision import patches_of
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, VIT, make_plan_file
 
 SEED, LENGTH, GLOBAL, STEPS, WARMUP, RATE, MOST = 3, 32, 8, 6, 2, 3e-3, 0.7
+CPU = torch.device("cpu")
 HALVES = {"micro_batch_size": 2, "num_microbatches": 2, "data_parallel": 2}
 WHOLE = {"micro_batch_size": 2, "num_microbatches": 4}
 STAGES = {**WHOLE, "pipeline_parallel": 2, "schedule": "1f1b", "stage_bounds": (0, 3)}
@@ -165,6 +171,19 @@ def test_weights_of_images_are_read_as_transformers_lays_them_out(tmp_path: Path
     torch.testing.assert_close(module(patches_of(images, 2)), theirs(pixel_values=images).logits)
 
 
+def test_what_is_done_between_steps_is_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 2.0, 10.0, 13.0, 13.0, 18.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    window = MeasuredSteps(num_steps=3, device=torch.device("cpu"))
+    window.begin()
+    window.end()
+    window.begin()
+    window.begin()
+    window.begin()
+    window.begin()
+    assert window.seconds == [2.0, 3.0, 5.0]
+
+
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))
 def test_every_epoch_reads_every_sample_once(count: int, seed: int, epoch: int) -> None:
     first = epoch * count
@@ -225,6 +244,27 @@ def test_replicas_read_shares_of_the_same_batches(replicas: int, tmp_path: Path)
     # One that goes on with another global batch reads what comes next, not step 2 of that size.
     later = OfReplica(source, Share(size=4, first=0, count=4), begins_at=5, consumed=2 * GLOBAL)[5][0]
     assert torch.equal(later, whole[:4])
+
+
+def test_workers_run_on_any_core_outlast_one_sigterm_and_say_what_is_wrong() -> None:
+    def of_step(step: int, first: int, count: int, size: int) -> tuple[Any, ...]:
+        if step == 4:
+            raise InputError("step 4 has no samples")
+        return step, sorted(os.sched_getaffinity(0))
+
+    cores = own_cores()
+    pin(0)
+    try:
+        read = read_ahead(OfReplica(Source(of_step=of_step), Share(size=1, first=0, count=1)), range(6), 1, CPU)
+        assert next(read) == (0, list(cores))
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        time.sleep(0.3)
+        assert [next(read)[0] for _ in range(3)] == [1, 2, 3]
+        with pytest.raises(InputError, match=r"^step 4 has no samples$"):
+            next(read)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 class Column(list):

@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from planner.plans import Plan
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure
 from profiles.ranks.rank import Report
-from tests.plan_builders import write_plan_file
+from tests.plan_builders import LLAMA, write_plan_file
 
 RUNNER = CliRunner()
 HALVES = Plan(data_parallel=2, micro_batch_size=4)
@@ -67,10 +68,11 @@ def test_a_training_is_logged_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
     assert [round(line["lr"], 6) for line in lines if "loss" in line] == [0.05, 0.0375, 0.0125]
     assert "ask for more steps" in ends(plan, "--train", settings, *kept, "--resume", code=2)
-    settings.write_text(SETTINGS.replace("1536", "2048"))
+    # Something is done after every step, and all are measured all the same.
+    settings.write_text(SETTINGS.replace("1536", "2048").replace("every = 4", "every = 1"))
     ends(plan, "--train", settings, *kept, "--resume", "-o", tmp_path / "more.json")
     more = artifacts.read(tmp_path / "more.json", "run", RunFile).runs[0].measurement
-    assert (more.first_step, len(more.losses)) == (6, 2)
+    assert (more.first_step, len(more.losses), len(more.step_seconds)) == (6, 2, 2)
 
 
 def test_what_settings_name_and_is_not_there_is_said_before_ranks_start(tmp_path: Path) -> None:
@@ -92,6 +94,18 @@ def test_what_settings_name_and_is_not_there_is_said_before_ranks_start(tmp_path
     assert "--steps" in ends(plan, "--train", settings, "--steps", 3, code=2)
     (tmp_path / "rows").mkdir()
     assert "pip install 'trainwright[datasets]'" in said("[data]\ntrain = 'rows'", plan, 5)
+
+
+def test_settings_import_no_module_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unasked.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = tmp_path / "train.toml"
+    for name, spec in (("layers", LLAMA), ("task", replace(LLAMA, task="causal-lm"))):
+        plan = write_plan_file(tmp_path / f"{name}.json", HALVES, spec=spec)
+        for key in ("train", "evaluation"):
+            settings.write_text(f"max_steps = 3\n[data]\n{key} = 'unasked:batches'")
+            assert "--trust-module unasked" in ends(plan, "--train", settings, code=2)
+    assert "unasked" not in sys.modules
 
 
 def test_numbers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:

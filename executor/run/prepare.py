@@ -16,7 +16,7 @@ from executor.run.going_on import end_step
 from executor.run.owner import check_free
 from executor.run.session import Order
 from executor.run.subject import load_subject
-from executor.train.prepare import check_training, data_for_check, with_weights
+from executor.train.prepare import check_modules, check_training, data_for_check, with_weights
 from executor.train.settings import TrainSettings, flat, read_settings
 from planner.plans import Plan
 from planner.prediction import PlanFile
@@ -99,6 +99,8 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     file = artifacts.read(plan_path, "plan", PlanFile)
     training = None if options.train is None else read_settings(options.train)
     if training is not None:
+        # Before anything imports what they name.
+        check_modules(training.data, options.trusted)
         file = with_weights(file, training)
     chosen, notes = choose(file, options.top, options.with_baseline)
     device_kind, keeps = current_device_kind(), options.checkpoints is not None
@@ -114,7 +116,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         check_data(file, workload, path)
         load_data(path, workload, file.sequence_length, options.seed)
     else:
-        check_training(training, file, plan, workload, options.seed, options.trusted, keeps=keeps)
+        check_training(training, file, plan, workload, options.seed, keeps=keeps)
     notes += _kept(options, plan, workload, end)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
     check_room(file.num_devices, device_kind)

@@ -51,7 +51,9 @@ class Saver:
         if dist.is_initialized():
             with unpinned():
                 self._group = dist.new_group(backend="gloo")
-        self._threads = ThreadPoolExecutor(1, "checkpoint")
+        # A thread begins on the first GPU, where torch's writer would then open a context for every rank of a host.
+        first = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else (None, ())
+        self._threads = ThreadPoolExecutor(1, "checkpoint", *first)
         self._under_way: Future[Path] | None = None
 
     def start(self, folder: Path, progress: Progress, trainer: Trained, loop: Mapping[str, Any] | None) -> None:
@@ -106,7 +108,9 @@ def _written(
         write_sums(part, writer.sums)
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
-        for old in sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name))[:-NUM_KEPT]:
+        # Later ones, of another run, are not this run's to remove, and no reason to remove what was just written.
+        kept = sorted(path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name) and path.name <= whole.name)
+        for old in kept[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     try:

@@ -53,18 +53,15 @@ class TrainedPlan(AppliedPlan):
         """Let the optimizer take its step."""
         self._own_optimizer.step()
 
-    def leave_out(self) -> None:
-        """Leave the step that is under way out of what is measured: something else is done in it."""
+    def end_step(self) -> None:
+        """End the step that is measured, where one is: what is done before the next one is no part of it."""
         if self._window is not None:
-            self._window.leave_out()
+            self._window.end()
 
     def measured_seconds(self) -> list[float]:
         """Seconds of the steps that were measured, on this rank."""
-        if self._window is None:
-            return []
-        # The last one lasts until now.
-        self._window.begin()
-        return self._window.step_seconds()
+        self.end_step()
+        return [] if self._window is None else self._window.seconds
 
     def export(self, folder: str | Path) -> Path:
         """Write the whole weights as safetensors; what transformers has a class for is read by `from_pretrained`."""

@@ -108,7 +108,9 @@ class Loop:
             self.read()
             self._save(kept)
             if is_stopping:
-                raise stopped(job.plan, done, self._saved(kept))
+                path = self._saved(kept)
+                assert path is not None
+                raise stopped(job.plan, done, path)
         if settings.evaluation.every and done % settings.evaluation.every == 0:
             self._evaluate()
 
@@ -136,9 +138,9 @@ class Loop:
         with self._explained(between_steps=True):
             loss, is_stopping = told.read()
         step = self.train.begins_at + len(self.losses) + 1
-        folder = None if self.checkpoints is None else Path(self.checkpoints.folder)
         if not math.isfinite(loss):
-            raise diverged(self.job.plan, step, loss, latest(folder) if folder else None)
+            # What is being saved is of before, and would be lost with the process.
+            raise diverged(self.job.plan, step, loss, self._saved(self.checkpoints) if self.checkpoints else None)
         self.losses.append(loss)
         if step % self.settings.log.every == 0 or step == self.num_steps:
             self._log(step, loss, told)
@@ -147,7 +149,7 @@ class Loop:
     def _log(self, step: int, loss: float, told: Told) -> None:
         (before, since), now = self._since, time.perf_counter()
         self._since = (step, now)
-        values = {"step": step, "loss": loss, "seconds": (now - since) / max(1, step - before), "lr": told.factor}
+        values = {"step": step, "loss": loss, "seconds": (now - since) / max(1, step - before)}
         values["lr"] = self.settings.optimizer.lr * told.factor
         if told.norm is not None:
             values["gradient_norm"] = told.norm
@@ -160,22 +162,20 @@ class Loop:
 
     def _save(self, kept: Checkpoints) -> None:
         """Begin to save where the training is; the losses of all steps go with it."""
-        self.job.leave_out()
+        self.job.end_step()
         extra = {CONSUMED: self._consumed(self.job.num_steps), LOSSES: [*self.losses_before, *self.losses]}
         with self._explained(between_steps=True):
             self.job.save_beside(kept.folder, extra)
 
-    def _saved(self, kept: Checkpoints) -> Path:
-        """Wait for what was begun to be saved; where it is."""
+    def _saved(self, kept: Checkpoints) -> Path | None:
+        """Wait for what was begun to be saved; the newest there is."""
         with self._explained(between_steps=True):
-            path = self.job.saved() or latest(Path(kept.folder))
-        assert path is not None
-        return path
+            return self.job.saved() or latest(Path(kept.folder))
 
     def _evaluate(self) -> None:
         """The mean loss over unseen samples, the same ones every time."""
         assert self.evaluated is not None
-        self.job.leave_out()
+        self.job.end_step()
         share, source = self.train.share, self.evaluated
         count = self.settings.evaluation.batches
         if source.num_samples:

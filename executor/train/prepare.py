@@ -42,7 +42,6 @@ def check_training(
     plan: Plan,
     workload: Workload,
     seed: int,
-    trusted: Sequence[str],
     *,
     keeps: bool,
 ) -> None:
@@ -52,7 +51,6 @@ def check_training(
 
     Raises: InputError, PlanError, EnvironmentFailure.
     """
-    _check_trusted(settings.data, trusted)
     check_sinks(settings.log.sinks)
     optimizer_class(settings.optimizer, plan, keeps_checkpoints=keeps)
     if settings.weights:
@@ -79,7 +77,7 @@ def check_training(
         )
 
 
-def _check_trusted(data: DataSettings, trusted: Sequence[str]) -> None:
+def check_modules(data: DataSettings, trusted: Sequence[str]) -> None:
     """Check that modules which the settings name may be imported: a file only names one.
 
     Raises: InputError.

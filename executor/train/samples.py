@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from executor.run.own_data import Arrays, TaskSamples, given_data
 from executor.train.order import sample_at
 from executor.train.settings import DataSettings
 from executor.train.tokens import FileTokens, Windows, load_rows, token_windows
-from profiles.errors import InputError
+from profiles.errors import InputError, TrainwrightError
+from profiles.ranks.rank import unpinned
 from profiles.workloads.task import Sample
 from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
@@ -136,16 +138,53 @@ class OfReplica(Dataset[Batch]):
 
 
 def read_ahead(samples: OfReplica, steps: Sequence[int], workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of some steps in order, read ahead by `workers` processes, or when they are asked for."""
-    loader: DataLoader[Batch] = DataLoader(
-        samples,
+    """The batches of some steps in order, read ahead by `workers` processes, or when they are asked for.
+
+    Raises: what reading raises.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Worded(samples),
         sampler=steps,
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_the_end_to_the_rank,
+        # Sources are functions, which other ways of starting cannot send.
+        multiprocessing_context="fork" if workers else None,
     )
-    return iter(loader)
+    # Workers would inherit the one core that this thread computes on.
+    with unpinned():
+        read = iter(loader)
+    return _raised(read)
+
+
+@dataclass(frozen=True, slots=True)
+class _Worded(Dataset[Any]):
+    """Samples, or the error that reading them ended in: raised in a worker, it would lose its sentence."""
+
+    samples: OfReplica
+
+    def __getitem__(self, step: int) -> Batch | TrainwrightError:
+        try:
+            return self.samples[step]
+        except TrainwrightError as error:
+            return error
+
+
+def _raised(read: Iterator[Any]) -> Iterator[Batch]:
+    for batch in read:
+        if isinstance(batch, TrainwrightError):
+            raise batch
+        yield batch
+
+
+def _leave_the_end_to_the_rank(_: int) -> None:
+    """Outlast one SIGTERM, which Slurm sends to all processes of a job: a rank that saves still takes a step or two.
+
+    A second one ends the worker, so that nobody waits for it in vain.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _as_it_is(batch: Any) -> Any:
