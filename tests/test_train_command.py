@@ -88,6 +88,8 @@ def test_what_settings_name_and_is_not_there_is_said_before_ranks_start(tmp_path
     assert "give [data] evaluation or held_out" in said("[evaluation]\nevery = 2")
     assert "--trust-module json" in said("[data]\ntrain = 'json:loads'")
     assert "splits them" in said("[optimizer]\nname = 'adafactor'", split)
+    assert "unexpected keyword argument" in said("[optimizer]\noptions = {beta = 0.9}")
+    assert "a key of its own" in said("[optimizer]\noptions = {lr = 0.9}")
     kept = ("--checkpoint", tmp_path / "kept")
     assert "leave --checkpoint out" in said("[optimizer]\nname = 'adafactor'", plan, 2, *kept)
     assert "wandb, which is not installed" in said("[log]\nsinks = ['wandb']", plan, 5)
@@ -117,8 +119,8 @@ def test_numbers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> 
                 raise ConnectionError("no way to the server")
             told.append((step, values["loss"]))
 
-        def finish(self) -> None:
-            told.append("end")
+        def finish(self, exit_code: int) -> None:
+            told.append(exit_code)
 
     library: Any = ModuleType("wandb")
     library.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
@@ -129,7 +131,12 @@ def test_numbers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> 
         follow = Follower(None, lambda *_: None, False, None, sinks)  # type: ignore[arg-type]
         follow(Report(fraction=0.1, text="", values={"step": 1, "loss": 2.5, "plan": "dp2"}))
         follow(Report(fraction=0.1, text="", values={"step": 2, "loss": 2.0}))
-    assert told == [0.1, (1, 2.5), "end"]
-    # A training goes on without it, and says so at its end.
-    assert isinstance(follow.failure, EnvironmentFailure)
-    assert "no way to the server" in str(follow.failure)
+        follow(Report(fraction=0.1, text="", values={"step": 3, "loss": 1.5}))
+    assert told == [0.1, (1, 2.5), 0]
+    # A training goes on without it, its log too, and says so at its end.
+    assert follow.failure is None
+    assert isinstance(sinks.failure, EnvironmentFailure)
+    assert "no way to the server" in str(sinks.failure)
+    with pytest.raises(ValueError, match="diverged"), opened(["wandb"], "model", {"lr": 0.2}):
+        raise ValueError("diverged")
+    assert told[-2:] == [0.2, 1]

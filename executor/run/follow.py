@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.run.run_folder import KeptRun
-    from executor.run.sinks import Sink
+    from executor.run.sinks import Sinks
     from profiles.ranks.rank import Report
 
 
@@ -31,7 +31,7 @@ class Follower:
         advance: Callable[[float, str], object],
         verbose: bool,
         kept: KeptRun | None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sinks | None = None,
     ) -> None:
         self._out, self._advance, self._verbose, self._kept, self._sinks = out, advance, verbose, kept, sinks
         self.notices: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ class Follower:
             if self._kept is not None and report.values:
                 self._kept.append(report.values)
             numbers = {name: value for name, value in report.values.items() if isinstance(value, int | float)}
-            for sink in self._sinks if "step" in numbers else ():
-                sink(numbers, int(numbers["step"]))
+            if self._sinks is not None and "step" in numbers:
+                self._sinks.add(numbers, int(numbers["step"]))
         except TrainwrightError as error:
             self.failure = error
 

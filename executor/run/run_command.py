@@ -65,8 +65,9 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
     if json_output:
         console.print_json(text)
     show(result, job.file.num_devices, out, output)
-    if follow.failure is not None:
-        raise follow.failure
+    for failure in (follow.failure, sinks.failure):
+        if failure is not None:
+            raise failure
     failed = [run for run in result.runs if run.measurement.loss_check.status == "failed"]
     if failed:
         raise ToleranceError(f"plan {failed[0].plan.id}: {failed[0].measurement.loss_check.reason}")

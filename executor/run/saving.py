@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Mapping
@@ -46,11 +47,11 @@ class Saver:
     The thread's messages go over a group of their own, since those of training are under way beside them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_seconds: float) -> None:
         self._group: Group = None
         if dist.is_initialized():
             with unpinned():
-                self._group = dist.new_group(backend="gloo")
+                self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
         # A thread begins on the first GPU, where torch's writer would then open a context for every rank of a host.
         first = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else (None, ())
         self._threads = ThreadPoolExecutor(1, "checkpoint", *first)

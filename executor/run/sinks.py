@@ -11,8 +11,9 @@ from typing import Any
 from profiles.errors import EnvironmentFailure
 from profiles.ranks.environment import is_main_process
 
-# Given the numbers of a step, by name.
-Sink = Callable[[Mapping[str, float], int], None]
+# Given the numbers of a step, by name; and called at the end, with whether the training came to it.
+Add = Callable[[Mapping[str, float], int], None]
+End = Callable[[bool], None]
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -25,53 +26,73 @@ def check_sinks(names: Sequence[str]) -> None:
             raise EnvironmentFailure(f"[log] sinks names {name}, which is not installed: pip install {name}")
 
 
+class Sinks:
+    """Some sinks as one. One that fails is told no more, and `failure` is what it said first: a training goes on."""
+
+    def __init__(self) -> None:
+        self._adds: dict[str, Add] = {}
+        self._ends: dict[str, End] = {}
+        self.failure: EnvironmentFailure | None = None
+
+    def connect(self, name: str, model: str, settings: Mapping[str, Any]) -> None:
+        """Open a sink with the settings of the training.
+
+        Raises: EnvironmentFailure where it cannot be used.
+        """
+        with _told(name):
+            self._adds[name], self._ends[name] = _OPENED[name](importlib.import_module(name), model, settings)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Give all of them the numbers of a step."""
+        for name, add in [*self._adds.items()]:
+            try:
+                with _told(name):
+                    add(values, step)
+            except EnvironmentFailure as error:
+                self.failure = self.failure or error
+                del self._adds[name]
+
+    def close(self, is_whole: bool) -> None:
+        """Let all of them know that the training came to its end, or did not."""
+        for name, end in self._ends.items():
+            try:
+                with _told(name):
+                    end(is_whole)
+            except EnvironmentFailure as error:
+                self.failure = self.failure or error
+
+
 @contextlib.contextmanager
-def opened(names: Sequence[str], model: str, settings: Mapping[str, Any]) -> Iterator[list[Sink]]:
-    """Sinks by their names, each with the settings of the training, until the block ends; rank 0 alone has any.
+def opened(names: Sequence[str], model: str, settings: Mapping[str, Any]) -> Iterator[Sinks]:
+    """Sinks by their names until the block ends; rank 0 alone has any.
 
     Raises: EnvironmentFailure where one of them cannot be used.
     """
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(_OPENED[name](model, settings)) for name in names if is_main_process()]
-
-
-@contextlib.contextmanager
-def _wandb(model: str, settings: Mapping[str, Any]) -> Iterator[Sink]:
-    library: Any = importlib.import_module("wandb")
-    with _told("wandb"):
-        run = library.init(project="trainwright", name=model, config=dict(settings))
-
-    def add(values: Mapping[str, float], step: int) -> None:
-        with _told("wandb"):
-            run.log(dict(values), step=step)
-
+    sinks, is_whole = Sinks(), False
     try:
-        yield add
+        for name in names if is_main_process() else ():
+            sinks.connect(name, model, settings)
+        yield sinks
+        is_whole = True
     finally:
-        run.finish()
+        sinks.close(is_whole)
 
 
-@contextlib.contextmanager
-def _mlflow(model: str, settings: Mapping[str, Any]) -> Iterator[Sink]:
-    library: Any = importlib.import_module("mlflow")
-    with _told("mlflow"):
-        library.start_run(run_name=model)
-        library.log_params(dict(settings))
-
-    def add(values: Mapping[str, float], step: int) -> None:
-        with _told("mlflow"):
-            library.log_metrics(dict(values), step=step)
-
-    try:
-        yield add
-    finally:
-        library.end_run()
+def _wandb(library: Any, model: str, settings: Mapping[str, Any]) -> tuple[Add, End]:
+    run = library.init(project="trainwright", name=model, config=dict(settings))
+    return lambda values, step: run.log(dict(values), step=step), lambda is_whole: run.finish(int(not is_whole))
 
 
-_OPENED: dict[str, Callable[[str, Mapping[str, Any]], contextlib.AbstractContextManager[Sink]]] = {
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-}
+def _mlflow(library: Any, model: str, settings: Mapping[str, Any]) -> tuple[Add, End]:
+    library.start_run(run_name=model)
+    library.log_params(dict(settings))
+    return (
+        lambda values, step: library.log_metrics(dict(values), step=step),
+        lambda is_whole: library.end_run("FINISHED" if is_whole else "FAILED"),
+    )
+
+
+_OPENED: dict[str, Callable[[Any, str, Mapping[str, Any]], tuple[Add, End]]] = {"wandb": _wandb, "mlflow": _mlflow}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from executor.run.loop_state import loop_state
 from executor.run.saving import Saver
 from executor.train.hf_weights import export_layers
 from planner.prediction import Candidate
-from profiles.ranks.rank import Rank
+from profiles.ranks.rank import TIMEOUT_SECONDS, Rank
 from profiles.workloads.workload import Workload
 
 
@@ -27,14 +27,25 @@ class TrainedPlan(AppliedPlan):
     samples.
     """
 
-    def __init__(self, candidate: Candidate, workload: Workload, model: RankModel, rank: Rank, seed: int) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        workload: Workload,
+        model: RankModel,
+        rank: Rank,
+        seed: int,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         super().__init__(candidate.plan, _module(workload, model), model, rank, seed=seed, candidate=candidate)
         self.workload = workload
-        self._saver = Saver()
+        self._saver: Saver | None = None
+        self._timeout_seconds = timeout_seconds
 
     def save_beside(self, folder: str | Path, extra: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint as `save` does, while training goes on."""
         loop = loop_state(self._own_optimizer, extra)
+        if self._saver is None:
+            self._saver = Saver(self._timeout_seconds)
         self._saver.start(Path(folder), self._progress(self.num_steps), self, loop)
 
     def saved(self) -> Path | None:
@@ -42,11 +53,12 @@ class TrainedPlan(AppliedPlan):
 
         Raises: EnvironmentFailure where it could not be.
         """
-        return self._saver.wait()
+        return None if self._saver is None else self._saver.wait()
 
     def close(self) -> None:
         """Let go of what saves."""
-        self._saver.close()
+        if self._saver is not None:
+            self._saver.close()
         super().close()
 
     def update(self) -> None:

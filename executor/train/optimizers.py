@@ -37,6 +37,15 @@ def optimizer_class(settings: OptimizerSettings, plan: Plan, *, keeps_checkpoint
             "out, or use adamw or sgd"
         )
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay, **settings.options}
+    kind, options = _named(settings, options)
+    try:
+        kind([nn.Parameter(torch.zeros(2, 2))], **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"[optimizer] {settings.name} does not take its options: {error}") from error
+    return kind, options
+
+
+def _named(settings: OptimizerSettings, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if settings.name == "adamw":
         return torch.optim.AdamW, {"fused": True, **options}
     if settings.name == "sgd":

@@ -120,20 +120,22 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     report(0.0, f"building {plan.id}")
     mesh = session.meshes.of(plan) if session.rank.num_ranks > 1 else None
     model = RankModel(plan, workload, session.rank, order.seed, mesh)
-    job = TrainedPlan(candidate, workload, model, session.rank, order.seed)
+    job = TrainedPlan(candidate, workload, model, session.rank, order.seed, order.timeout_seconds)
     is_kept = order.checkpoints is not None
     kind, options = optimizer_class(settings.optimizer, plan, keeps_checkpoints=is_kept)
     optimizer = job.optimizer(kind, options_of(settings.optimizer), **options)
     rates = Rates(optimizer, lambda step: rate_factor(settings.schedule, step, num_steps))
     start = None if order.checkpoints is None else order.checkpoints.start
-    extra = None if start is None else _gone_on(session, job, start)
+    extra = None if start is None else _gone_on(session, job, optimizer.param_groups, start)
     if extra is None and settings.weights and workload.task is None:
         lacking = load_weights(Path(settings.weights), job)
         if lacking:
             report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: they begin at random")
     count = job.samples_per_step
     share = Share(size=plan.global_batch_size, first=job.replica * count, count=count)
-    consumed = int((extra or {}).get(CONSUMED, job.num_steps * plan.global_batch_size))
+    consumed = (extra or {}).get(CONSUMED)
+    if not isinstance(consumed, int):
+        consumed = job.num_steps * plan.global_batch_size
     shown = Shown(session, num_steps, peak)
     return Loop(
         job=job,
@@ -156,11 +158,16 @@ def _losses_in(extra: dict[str, Any]) -> tuple[float, ...]:
     return tuple(loss for loss in kept if isinstance(loss, float)) if isinstance(kept, list) else ()
 
 
-def _gone_on(session: Session, job: TrainedPlan, path: Path) -> dict[str, Any]:
+def _gone_on(session: Session, job: TrainedPlan, groups: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     """What a checkpoint says beside its tensors, which are read."""
     found = read_progress(path)
     check_progress(path, found, progress_of(job.plan, session.workload, session.order.seed, found.step))
-    return job.go_on_from(path)
+    # Rates and decays are what the settings say now, not what they said then.
+    given = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    extra = job.go_on_from(path)
+    for group, numbers in zip(groups, given, strict=True):
+        group.update(numbers)
+    return extra
 
 
 class Shown:

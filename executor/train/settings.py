@@ -189,6 +189,8 @@ def _check(path: Path, settings: TrainSettings) -> None:
         raise InputError(f"{path}: [data] has evaluation and held_out: give one of them")
     if data.held_out == 1:
         raise InputError(f"{path}: [data] held_out = 1 leaves nothing to train on")
+    if twice := sorted({"lr", "weight_decay"} & settings.optimizer.options.keys()):
+        raise InputError(f"{path}: [optimizer] options has {twice[0]}, which has a key of its own: give it there")
     for group in settings.optimizer.groups:
         if not group.match and group.dims is None:
             raise InputError(f"{path}: a group of [optimizer] says neither match nor dims")
