@@ -132,7 +132,10 @@ def _choose(subject: Subject, precision: str) -> Probes:
     task, attempts, failure = subject.task, list[Attempt](), None
     sizes = looks(task)
     try:
-        is_small = subject.is_real or (sizes is not None and not _runs_alike(subject, precision, sizes))
+        # Kernels that are more the longer a text is make its runs long. Of images they differ where windows are filled
+        # up, and small ones would not tell what large ones take.
+        is_looped = task.unit != "pixels" and sizes is not None and not _runs_alike(subject, precision, sizes)
+        is_small = subject.is_real or is_looped
     except InputError:
         is_small = subject.is_real
     for varies, batches in GRIDS:
