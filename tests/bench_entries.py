@@ -151,7 +151,9 @@ def _by_hand(plan: Plan, rank: Rank, *, is_logged: bool = False) -> Step:
     else:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True, weight_decay=0.0 if is_logged else 0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: rate_factor(COSINE, at, NUM_STEPS))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda at: rate_factor(COSINE, at, NUM_STEPS) if is_logged else 1.0
+    )
     size = plan.micro_batch_size
 
     def step(inputs: Tensor, targets: Tensor) -> float:
