@@ -159,7 +159,7 @@ def answer_to(
     if request.codecs == ("none",) and not request.adapters.freezes:
         result = replace(result, file=_with_codec_note(result.file))
     answers = answers_to(result, request.simulate, questions, answering)
-    return replace(result, file=replace(result.file, answers=answers))
+    return replace(result, file=replace(result.file, answers=answers, cluster=request.cluster or ""))
 
 
 def _with_codec_note(file: PlanFile) -> PlanFile:

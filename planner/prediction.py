@@ -95,6 +95,8 @@ class PlannedFor:
     """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`).
 
     `size_unit` is what the size of a sample counts; "" where samples have one size alone, which counts as one token.
+    `stack_version`: what its words were tried with, "" where nobody has. `attention_kernel` and `overlaps_tensor`: what
+    it was priced with, "" where a machine or a trace has its own. `cluster`: a shipped one, or "".
     `learned` are the multiples of parts, taught by earlier runs, that predictions were made with.
     """
 
@@ -113,6 +115,11 @@ class PlannedFor:
     sequence_length: Tokens
     size_unit: str = "tokens"
     stack: str = THIS_PROGRAM
+    stack_version: str = ""
+    attention_kernel: str = ""
+    overlaps_tensor: bool = False
+    devices_per_node: Whole = 0
+    cluster: str = ""
     learned: Multiples = field(default_factory=dict)
 
 

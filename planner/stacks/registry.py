@@ -1,0 +1,59 @@
+"""Which software plans are handed over to, and whose files are read: one entry per stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.prediction import Candidate, PlanFile
+from planner.stacks.handover import Given, Handover, StackJob
+from profiles.errors import InputError, UnknownNameError
+
+Export = Callable[[PlanFile, Candidate], Handover]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A kind of file of another software. `recognises` looks at its name and text and raises nothing.
+
+    `read` raises InputError for two settings that contradict (both lines named), or where something that has no usual
+    value is missing. Nothing of a file is executed.
+    """
+
+    title: str
+    recognises: Callable[[Path, str], bool]
+    read: Callable[[Path, str, Given], StackJob]
+
+
+def exporters() -> dict[str, Export]:
+    """What writes plans down for other software, by the stack's name."""
+    return {}
+
+
+def readers() -> tuple[Reader, ...]:
+    """What reads files of other software, the surest first."""
+    return ()
+
+
+def export(stack: str, file: PlanFile, candidate: Candidate) -> Handover:
+    """A plan in another software's words.
+
+    Raises: UnknownNameError for software that plans are not written for.
+    """
+    known = exporters()
+    if stack not in known:
+        raise UnknownNameError("software to export for", stack, sorted(known))
+    return known[stack](file, candidate)
+
+
+def read(path: Path, text: str, given: Given) -> StackJob:
+    """The job that a file of another software tells of.
+
+    Raises: InputError where no reader knows it, or where it contradicts itself.
+    """
+    for reader in readers():
+        if reader.recognises(path, text):
+            return reader.read(path, text, given)
+    titles = "; ".join(reader.title for reader in readers())
+    raise InputError(f"{path}: no file of other software that is known here: these are read: {titles}")
