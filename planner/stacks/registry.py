@@ -8,6 +8,7 @@ from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
 from planner.stacks.handover import Given, Handover, StackJob
+from planner.stacks.megatron.export import LAYERS, exporter
 from profiles.errors import InputError, UnknownNameError
 
 Export = Callable[[PlanFile, Candidate], Handover]
@@ -28,7 +29,7 @@ class Reader:
 
 def exporters() -> dict[str, Export]:
     """What writes plans down for other software, by the stack's name."""
-    return {}
+    return {stack: exporter(stack) for stack in LAYERS}
 
 
 def readers() -> tuple[Reader, ...]:

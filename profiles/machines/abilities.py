@@ -21,8 +21,9 @@ class Abilities:
     axes it has beside data. `zero_stages`: of plans without a pipeline, `pipeline_zero_stages`: of those with one;
     `zero_beside`: axes that stages above 1 go with. `shards_in_part`: ZeRO 3 over fewer ranks than all replicas.
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each.
-    `orders`: of the axes, innermost first, by initial: t, c, d, p. `schedules`: of pipelines. `uneven_stages`: how
-    layers are cut into stages. `recompute`: its methods; `partial_recompute`: of how many layers.
+    `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
+    neither context-parallel ranks nor experts. `schedules`: of pipelines. `uneven_stages`: how layers are cut into
+    stages. `recompute`: its methods; `partial_recompute`: of how many layers, "even": as many of every stage, or all.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `compiles`: whether compiled layers are an
     option.
     """
@@ -41,6 +42,7 @@ class Abilities:
     sequence_parallel: tuple[bool, ...] = (False, True)
     vocab_parallel: tuple[bool, ...] = (True,)
     orders: tuple[str, ...] = ("tcdp",)
+    narrow_orders: tuple[str, ...] = ()
     schedules: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
     recompute: tuple[str, ...] = ("none", "full")
