@@ -117,7 +117,7 @@ def drawn(at: Setting, count: int, seed: int = 0) -> tuple[Layouts, list[Place]]
     for layout in range(len(layouts)):
         choices = space.choices(layout)
         held = device_bytes(block(space.tables, np.array([layout]), choices))[0]
-        fits = np.argwhere((held <= at.memory_bytes) & choices.legal[:, :, None])
+        fits = np.argwhere((held <= at.memory_bytes) & choices.legal)
         if len(fits):
             places.append(Place(layout, *map(int, fits[random.integers(len(fits))])))
     return layouts, [places[row] for row in sorted(random.permutation(len(places))[:count])]

@@ -21,8 +21,8 @@ class Abilities:
     axes it has beside data. `zero_stages`: of plans without a pipeline, `pipeline_zero_stages`: of those with one;
     `zero_beside`: axes that stages above 1 go with. `shards_in_part`: ZeRO 3 over fewer ranks than all replicas.
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each.
-    `orders`: of the axes, innermost first, by initial: t, c, d, p. `schedules`: of pipelines. `uneven_stages`: how
-    layers are cut into stages. `recompute`: its methods; `partial_recompute`: of how many layers.
+    `orders`: of the axes, innermost first, by initial: t, c, d, p. `uneven_stages`: how layers are cut into stages, the
+    schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `compiles`: whether compiled layers are an
     option.
     """
@@ -41,7 +41,6 @@ class Abilities:
     sequence_parallel: tuple[bool, ...] = (False, True)
     vocab_parallel: tuple[bool, ...] = (True,)
     orders: tuple[str, ...] = ("tcdp",)
-    schedules: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
     recompute: tuple[str, ...] = ("none", "full")
     partial_recompute: Partial = "no"
