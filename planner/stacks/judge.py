@@ -126,7 +126,7 @@ def _refusal(at: Setting, plan: Plan) -> str:
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
     job, took = own.job, own.prediction
-    measured = _median(job)
+    measured = median_seconds(job)
     best = found.candidates[0]
     gain = 1 - best.prediction.step_seconds / took.step_seconds if best is not mine else 0.0
     is_better = gain > 0 or (not took.fits and best is not mine)
@@ -151,7 +151,8 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
     )
 
 
-def _median(job: StackJob) -> float | None:
+def median_seconds(job: StackJob) -> float | None:
+    """The median step of a job's log once it is warm; None where nothing was timed."""
     timed = [step.seconds for step in job.steps if step.seconds is not None]
     warm = timed[WARM_UP_STEPS:] or timed
     return statistics.median(warm) if warm else None
