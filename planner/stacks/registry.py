@@ -9,6 +9,9 @@ from pathlib import Path
 from planner.prediction import Candidate, PlanFile
 from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.megatron.export import LAYERS, exporter
+from planner.stacks.megatron.read_log import is_log, read_log
+from planner.stacks.megatron.read_scripts import is_script, read_scripts
+from planner.stacks.megatron.read_yaml import is_yaml, read_yaml
 from profiles.errors import InputError, UnknownNameError
 
 Export = Callable[[PlanFile, Candidate], Handover]
@@ -34,7 +37,11 @@ def exporters() -> dict[str, Export]:
 
 def readers() -> tuple[Reader, ...]:
     """What reads files of other software, the surest first."""
-    return ()
+    return (
+        Reader(title="training logs of Megatron", recognises=is_log, read=read_log),
+        Reader(title="YAML files of Megatron", recognises=is_yaml, read=read_yaml),
+        Reader(title="launch scripts of Megatron", recognises=is_script, read=read_scripts),
+    )
 
 
 def export(stack: str, file: PlanFile, candidate: Candidate) -> Handover:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
 from planner.prediction import Candidate, PlanFile
+from planner.terminal.handover import lines as read_lines
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
 
@@ -31,6 +32,8 @@ def like_it(candidate: Candidate) -> str:
 def lines(file: PlanFile) -> Iterator[str]:
     """What is said after the table."""
     answers = file.answers
+    if answers.read is not None:
+        yield from read_lines(answers.read, file.stack)
     if answers.links:
         yield f"links of the best plan: {'; '.join(map(_links, answers.links))}"
     if answers.pareto:

@@ -22,8 +22,8 @@ class Abilities:
     `zero_beside`: axes that stages above 1 go with. `shards_in_part`: ZeRO 3 over fewer ranks than all replicas.
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each.
     `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
-    neither context-parallel ranks nor experts. `schedules`: of pipelines. `uneven_stages`: how layers are cut into
-    stages. `recompute`: its methods; `partial_recompute`: of how many layers, "even": as many of every stage, or all.
+    neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
+    schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `compiles`: whether compiled layers are an
     option.
     """
@@ -43,7 +43,6 @@ class Abilities:
     vocab_parallel: tuple[bool, ...] = (True,)
     orders: tuple[str, ...] = ("tcdp",)
     narrow_orders: tuple[str, ...] = ()
-    schedules: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
     recompute: tuple[str, ...] = ("none", "full")
     partial_recompute: Partial = "no"

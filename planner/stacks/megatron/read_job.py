@@ -76,9 +76,7 @@ def _sequence(told: Told, given: Given, assumed: list[str]) -> int:
     return positions
 
 
-def _devices(
-    told: Told, given: Given, devices: int, whence: str, assumed: list[str], *, has_experts: bool
-) -> int:
+def _devices(told: Told, given: Given, devices: int, whence: str, assumed: list[str], *, has_experts: bool) -> int:
     own = told.size("world-size") or devices
     if given.num_devices and told.size("world-size") and given.num_devices != told.size("world-size"):
         raise told.refuse(f"--gpus {given.num_devices} contradicts it: leave one out", "world-size")

@@ -111,9 +111,10 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
                 *("pipeline-model-parallel-layout", "num-layers", "pipeline-model-parallel-size"),
             )
         return counts, len(counts) // pipeline
-    virtual = told.size("num-virtual-stages-per-pipeline-rank") or told.size("virtual-pipeline-model-parallel-size") or 1
+    virtual = told.size("num-virtual-stages-per-pipeline-rank") or told.size("virtual-pipeline-model-parallel-size")
+    virtual = virtual or 1
     first, last = told.size("decoder-first-pipeline-num-layers"), told.size("decoder-last-pipeline-num-layers")
-    ends = int(told.is_on("account-for-embedding-in-pipeline-split")), int(told.is_on("account-for-loss-in-pipeline-split"))
+    ends = [int(told.is_on(f"account-for-{end}-in-pipeline-split")) for end in ("embedding", "loss")]
     each = told.size("num-layers-per-virtual-pipeline-stage")
     if each and not told.is_on("virtual-pipeline-model-parallel-size"):
         virtual = max(1, (num_layers + sum(ends)) // (pipeline * each))

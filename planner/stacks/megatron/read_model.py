@@ -103,8 +103,9 @@ def _family(told: Told) -> str:
     if told.is_on("multi-latent-attention"):
         return "deepseek_v3"
     if told.is_on("num-experts"):
-        is_plain = not told.is_on("moe-ffn-hidden-size") or told.size("moe-ffn-hidden-size") == told.size("ffn-hidden-size")
-        return "mixtral" if is_plain and told.word("moe-layer-freq") == "1" and not told.is_on("qk-layernorm") else "qwen3_moe"
+        own = told.size("moe-ffn-hidden-size")
+        is_alike = own in (None, told.size("ffn-hidden-size")) and told.word("moe-layer-freq") == "1"
+        return "mixtral" if is_alike and not told.is_on("qk-layernorm") else "qwen3_moe"
     if told.is_on("qk-layernorm"):
         return "qwen3"
     return "qwen2" if told.is_on("add-qkv-bias") else "llama"
@@ -164,7 +165,8 @@ def _experts(told: Told, found: ReadModel, layers: int, ffn: int) -> dict[str, A
         if _family(told) == "mixtral":
             return {"num_local_experts": experts, "num_experts_per_tok": top}
         return {
-            "num_experts": experts, "num_experts_per_tok": top, "moe_intermediate_size": width, "mlp_only_layers": dense,
+            "num_experts": experts, "num_experts_per_tok": top, "moe_intermediate_size": width,
+            "mlp_only_layers": dense,
         }  # fmt: skip
     if dense and dense != list(range(len(dense))):
         found.assumed.append(f"moe-layer-freq: {len(dense)} layers without experts, taken to be the first")
@@ -189,7 +191,7 @@ def read_pattern(told: Told, layers: int) -> list[int]:
         return [int(layer % max(1, int(text)) == 0) for layer in range(layers)]
     marks = _unrolled(text, 0)
     if marks is None or len(marks) != layers or not set(marks) <= {0, 1}:
-        raise told.refuse(f"moe-layer-freq should be a number or one mark for each of {layers} layers", "moe-layer-freq")
+        raise told.refuse(f"it should be a number, or a mark for each of {layers} layers", "moe-layer-freq")
     return marks
 
 

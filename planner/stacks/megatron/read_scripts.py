@@ -108,7 +108,7 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _set_by_slurm(header: dict[str, str]) -> dict[str, str]:
     nodes, per_node = _number(header, NODES), _gpus(header) or _number(header, PER_NODE)
-    own = {}
+    own: dict[str, str] = {}
     if nodes:
         own |= {"SLURM_NNODES": str(nodes), "SLURM_JOB_NUM_NODES": str(nodes)}
     if per_node:

@@ -95,7 +95,8 @@ class Values:
             else:
                 value = [*_listed(before), *_listed(value)]
         if sum(len(one.text) for one in _listed(value)) > LONGEST_VALUE:
-            raise InputError(f"{self.where}: line {_listed(value)[0].line}: {name} grows beyond {LONGEST_VALUE} characters")
+            line = _listed(value)[0].line
+            raise InputError(f"{self.where}: line {line}: {name} grows beyond {LONGEST_VALUE} characters")
         self.known[name] = value
 
     def words(self, token: Token, depth: int = 0) -> list[Text]:
