@@ -17,7 +17,7 @@ from planner.stacks.megatron.words import LAYOUT, SOFTWARE
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack, load_stack
 
-SCRIPT, ARGUMENTS = "train.sh", "arguments.yaml"
+SCRIPT, ARGUMENTS = "launch.sh", "arguments.yaml"
 NODE = 8
 # Whose layers the stacks have, in Megatron's word.
 LAYERS = {"megatron-core": ENGINE, "megatron-lm": LOCAL}
@@ -127,7 +127,7 @@ def _script(title: str, settings: Settings, needed: dict[str, str], nodes: int, 
     lines = [
         "#!/usr/bin/env bash",
         f"# Written by Trainwright: {title}.",
-        "# Run it in a checkout of Megatron-LM, on every node, with NODE_RANK and MASTER_ADDR set.",
+        "# Run it on every node, with NODE_RANK and MASTER_ADDR set; MEGATRON is a checkout of Megatron-LM.",
         f"# Mock data unless DATA is set: {USER_DATA}",
         "set -euo pipefail",
         *(f"export {name}={shlex.quote(value)}" for name, value in needed.items()),
@@ -136,6 +136,7 @@ def _script(title: str, settings: Settings, needed: dict[str, str], nodes: int, 
         "NODE_RANK=${NODE_RANK:-0}",
         "MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}",
         "MASTER_PORT=${MASTER_PORT:-29500}",
+        "MEGATRON=${MEGATRON:-.}",
         f"DATA=${{DATA:-{shlex.join(argv(MOCK))}}}",
     ]
     for name, group in groups.items():
@@ -143,7 +144,7 @@ def _script(title: str, settings: Settings, needed: dict[str, str], nodes: int, 
         lines += [f"{name}=(", *(f"  {row}" for row in rows), ")"]
     lines += [
         'torchrun --nnodes "$NNODES" --nproc-per-node "$GPUS_PER_NODE" --node-rank "$NODE_RANK" \\',
-        '  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" pretrain_gpt.py \\',
+        '  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" "$MEGATRON/pretrain_gpt.py" \\',
         "  " + " ".join(f'"${{{name}[@]}}"' for name in groups) + " $DATA",
     ]
     return "\n".join(lines) + "\n"

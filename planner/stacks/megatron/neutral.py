@@ -56,7 +56,7 @@ NEUTRAL = frozenset(
 # Known, with an effect on time or memory that no field or column here says.
 UNPRICED_STARTS = _names("""
     mtp- cuda-graph enable-cuda-graph external-cuda-graph optimizer-cuda-graph tp-comm- no-tp-comm disable-tp-comm
-    defer-embedding wgrad- ddp- gtp- overlap-moe overlap-dispatch overlap-p2p-communication-warmup ep-overlap
+    DDP-impl defer-embedding wgrad- ddp- gtp- overlap-moe overlap-dispatch overlap-p2p-communication-warmup ep-overlap
     delay-wgrad moe-permute moe-expert- moe-pad- moe-shared-expert-overlap moe-hybridep moe-deepep moe-ncclep
     moe-flex-dispatcher-num moe-latent moe-layer-recompute moe-paged moe-use-upcycling moe-mlp moe-dispatch-fwd
     moe-combine moe-single moe-use-grouped moe-apply fp4- fp8-output first-last-layers num-layers-at- no-fp8
@@ -67,8 +67,8 @@ UNPRICED_STARTS = _names("""
     distribute-saved fp32-residual fp16-lm-cross apply-residual-connection-post fused-residual use-fused-weighted
     use-transformer-engine-op use-grouped-gemm pipeline-model-parallel-comm pipeline-model-parallel-split
     overlap-param-gather-with no-align align- mla-down attention-output-gate linear- experimental-attention dsa-
-    glu-linear activation-func-clamp tensor-parallel-num expert-tensor-parallel-num encoder- decoder-seq
-    step-batch-size bert-no mhc enable-mhc gdp- no-clone disable-clone symmetric-ar flash-attention-version
+    glu-linear activation-func-clamp tensor-parallel-num expert-tensor-parallel-num encoder-pipeline encoder-tensor
+    step-batch-size bert-no mhc enable-mhc gdp- no-clone disable-clone symmetric-ar
     use-layer-wise no-use-layer-wise use-kitchen heterogeneous- mamba- disable-mamba is-hybrid yarn-mscale
     use-flashinfer packing- dataloader-seq use-packed multi-token freeze no-async-tensor async-tensor
     standalone-embedding output-logit

@@ -8,7 +8,7 @@ from dataclasses import replace
 from planner.stacks.handover import Given, StackJob, Step
 from planner.stacks.megatron.read_layout import ReadLayout, least_devices, read_layout
 from planner.stacks.megatron.read_model import read_model
-from planner.stacks.megatron.say_software import LOCAL, UNFUSED
+from planner.stacks.megatron.say_software import FLASH, LOCAL, UNFUSED
 from planner.stacks.megatron.told import Said, Told
 from planner.stacks.megatron.words import WORDS
 
@@ -66,7 +66,8 @@ def read_job(
 
 
 def _sequence(told: Told, given: Given, assumed: list[str]) -> int:
-    own = told.size("seq-length") or given.sequence_length
+    # Of a model that reads images as well, the former counts what the decoder gets.
+    own = told.size("decoder-seq-length") or told.size("seq-length") or given.sequence_length
     if own:
         return own
     positions = told.size("max-position-embeddings")
@@ -99,8 +100,8 @@ def _attention(told: Told) -> str | None:
     # Logs show the member of an enumeration.
     word = WORDS["attention-backend"]
     own = word.ours.get((told.word(word.name) or "").rsplit(".", 1)[-1])
-    if told.is_on("use-flash-attn") and own is None:
-        return "flash2"
+    if own == FLASH or (told.is_on("use-flash-attn") and own is None):
+        return f"{FLASH}{told.size('flash-attention-version') or ''}"
     return UNFUSED if own is None and told.word("transformer-impl") == LOCAL else own
 
 

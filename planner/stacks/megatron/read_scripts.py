@@ -42,29 +42,29 @@ def read_scripts(path: Path, text: str, given: Given) -> StackJob:
         raise InputError(f"{where}: no launch script is {len(text)} characters long")
     header = _header(text)
     script = read_script(where, text, _set_by_slurm(header))
-    command, unread = _launch(where, script)
-    start = next((place for place, word in enumerate(command) if word.text.endswith(".py")), -1)
-    words = [(word.text, f"line {word.line}", word.is_open) for word in command[start + 1 :]]
+    command = _launch(where, script)
+    programs = [place + 1 for place, word in enumerate(command) if word.text.endswith(".py")]
+    first = next((place for place, word in enumerate(command) if _is_known(word.text)), 0)
+    start = next((place for place in programs if place <= first), first)
+    words = [(word.text, f"line {word.line}", word.is_open) for word in command[start:]]
     said, lost = of_words(words)
-    devices, whence = _devices(script, command[: max(start, 0)], header)
-    return read_job(where, said, given, devices=devices, whence=whence, unread=(*unread, *lost))
+    devices, whence = _devices(script, command[:start], header)
+    return read_job(where, said, given, devices=devices, whence=whence, unread=(*script.skipped, *lost))
 
 
-def _launch(where: str, script: Script) -> tuple[list[Text], list[str]]:
-    """The command with most of Megatron's arguments, and what may belong to it and was skipped."""
-    best: list[Text] = []
-    most = 0
-    for command in script.commands:
-        words = _unquoted(command)
-        known = sum(_is_known(word.text) for word in words)
-        if known > most:
-            best, most = words, known
-    if most < 2:
-        raise InputError(
-            f"{where}: no command in it has Megatron's arguments, as far as it can be read without being executed"
-            + (f"; skipped: {script.skipped[0]}" if script.skipped else "")
-        )
-    return best, script.skipped
+def _launch(where: str, script: Script) -> list[Text]:
+    """The command with most of Megatron's arguments; the variable, where no command that surely runs has any."""
+    values = script.values.known.values()
+    held = [value if isinstance(value, list) else [value] for value in values]
+    for candidates in (script.commands, held):
+        those = [_unquoted(command) for command in candidates]
+        best = max(those, key=lambda words: sum(_is_known(word.text) for word in words), default=[])
+        if sum(_is_known(word.text) for word in best) > 1:
+            return best
+    skipped = f"; skipped: {script.skipped[0]}" if script.skipped else ""
+    raise InputError(
+        f"{where}: nothing in it has Megatron's arguments, as far as it can be read without being executed{skipped}"
+    )
 
 
 def _is_known(text: str) -> bool:
@@ -82,7 +82,8 @@ def _unquoted(command: Sequence[Text]) -> list[Text]:
                     plain = "".join(shlex.split(piece.text)) if not piece.is_open else piece.text
                 except ValueError:
                     plain = piece.text
-                words.append(Text(plain, piece.lines or (word.line,), piece.is_open))
+                if plain not in ("", "\\"):
+                    words.append(Text(plain, piece.lines or (word.line,), piece.is_open))
         else:
             words.append(word)
     return words

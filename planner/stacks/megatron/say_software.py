@@ -11,7 +11,8 @@ from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
-UNFUSED = "unfused"
+UNFUSED, FLASH = "unfused", "flash"
+FLASH_VERSIONS = ("2", "3", "4")
 LOCAL, ENGINE = "local", "transformer_engine"
 
 
@@ -68,13 +69,12 @@ def _attention(planned: PlannedFor, stack: Stack, *, local: bool) -> Settings:
                 f"--attention-kernel {UNFUSED}"
             )
         return {}
-    # Which FlashAttention it is depends on what is installed.
-    theirs = WORDS["attention-backend"].their("flash2" if kernel.startswith("flash") else kernel)
-    if theirs is None:
-        raise PlanError(
-            f"Megatron has no attention by {kernel}: plan with --attention-kernel cudnn, flash2 or {UNFUSED}"
-        )
-    return {"attention-backend": theirs}
+    family, version = (FLASH, kernel.removeprefix(FLASH)) if kernel.startswith(FLASH) else (kernel, "")
+    theirs = WORDS["attention-backend"].their(family)
+    if theirs is None or version not in ("", *FLASH_VERSIONS):
+        known = ", ".join(f"{FLASH}{one}" for one in FLASH_VERSIONS)
+        raise PlanError(f"Megatron has no attention by {kernel}: use --attention-kernel cudnn, {known} or {UNFUSED}")
+    return {"attention-backend": theirs, **({"flash-attention-version": int(version)} if version else {})}
 
 
 def environment(plan: Plan) -> dict[str, str]:

@@ -13,7 +13,8 @@ ASSIGNED = re.compile(r"([A-Za-z_]\w*(?:\[\w+\])?)(\+?)=(.*)", re.DOTALL)
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
 ENDS = ("\n", ";", "&", "|", "&&", "||", ";;", "(", ")")
 NUMBERS = {"-eq": "==", "-ne": "!=", "-lt": "<", "-le": "<=", "-gt": ">", "-ge": ">="}
-FALSE_WORDS = ("", "false")
+# Commands that start nothing.
+QUIET = (":", "echo", "printf", "mkdir", "cd", "source", ".", "set", "exit", "return", "true", "shift", "break")
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ class _Reader:
         """Say what is skipped because nothing here knows whether it runs, where it could matter."""
         doubtful = unknown or any(frame.runs is None for frame in self.frames)
         written = " ".join(token.text + "(...)" * (token.kind == "array") for token in held)
-        if doubtful and ("--" in written or ASSIGNED.match(written) or held[0].kind == "array"):
+        if doubtful and held[0].text not in QUIET and ("--" in written or ASSIGNED.match(written)):
             self.script.skipped.append(f"line {held[0].line}: {' '.join(written.split())[:200]} (runs on a condition)")
 
     def _simple(self, held: list[Token]) -> bool | None:
@@ -176,7 +177,7 @@ class _Reader:
                 break
             held = held[1:]
         words = [word for token in held if token.kind == "word" for word in values.words(token)]
-        if words and words[0].text not in (":", "echo", "printf", "mkdir", "cd", "source", "set", "exit", "true"):
+        if words and words[0].text not in QUIET:
             self.script.commands.append(words)
         return words[0].text != "false" if words and not words[0].is_open else True
 
