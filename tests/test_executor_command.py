@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import executor.run.prepare
 from executor.command import app
@@ -165,7 +166,8 @@ def check_kept(folder: Path, run: Path) -> None:
     # Four plans in blocks of five steps and one.
     assert [line["plan"] for line in lines] == [plan.id for plan in (STAGES, SPLIT, CONTEXT, DATA)] * 2
     for line in lines:
-        assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu"}
+        predicted = {"predicted_seconds", "predicted_memory_gib"}
+        assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu", *predicted}
         assert line["tps"] == pytest.approx(8 * 32 / line["seconds"])
     (source,) = read_sources(in_folders([folder]))
     assert source.file == artifacts.read(run, "run", RunFile)
@@ -282,6 +284,11 @@ def check_board(kept: Path) -> None:
         logged = [(line["step"], line["tps"]) for line in lines if line["plan"] == plan]
         shown = [(event.step, event.value) for event in reader.Scalars(f"{plan}/tps")]
         assert shown == [(step, pytest.approx(value)) for step, value in logged]
+        predicted = [event.value for event in reader.Scalars(f"{plan}/predicted_seconds")]
+        assert predicted == [pytest.approx(line["predicted_seconds"]) for line in lines if line["plan"] == plan]
+    (layout,) = reader.Tensors("custom_scalars__config__")
+    charts = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
+    assert {each.title for each in charts.category} == {line["plan"] for line in lines}
 
 
 @pytest.mark.gloo
