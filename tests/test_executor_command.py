@@ -227,7 +227,8 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
         assert len(measured.peak_bytes) == 2
         # The watch looks on during the timed steps, and between them within a block.
         assert measured.load is not None
-        assert sum(measured.step_seconds) <= 1.01 * measured.load.seconds
+        # Each step counts on the rank that was slowest in it, and both ranks' steps lie in the time that was watched.
+        assert sum(measured.step_seconds) <= 2 * measured.load.seconds
         assert (measured.load.num_ranks, measured.load.other_cores is None) == (2, False)
         known = [value for value in measured.seconds.values() if value is not None]
         # Parts are medians, each of its own step: their sum is near the median step, not equal to it.
