@@ -12,17 +12,30 @@ from planner.schedules.registry import NONE, torch_names
 from profiles.errors import InputError
 from profiles.machines.abilities import Abilities
 from profiles.machines.stacks import Stack
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import Array, Flags, Transformer
 
 # The axes of a layout from the inside out, by initial, and where data parallelism is outermost.
 USUAL_ORDER, DATA_OUTSIDE_ORDER = "tcdp", "tcpd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What rules ask of a model and its samples; 0 is not known."""
+
+    num_kv_heads: int = 0
+    sequence_length: int = 0
+    is_tied: bool = False
+
+
+UNKNOWN = Known()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Degrees:
     """What the rules read of layouts, as planner/space/layouts has it. Shapes: one entry per layout.
 
-    `left_over`: blocks that remain when stages have as many each, but for what the ends have fewer.
+    `left_over`: blocks that remain when stages have as many each, but for what the ends have fewer. `known` is alike
+    for all.
     """
 
     tensor: Array
@@ -37,7 +50,9 @@ class Degrees:
     data_outside: Array
     first_fewer: Array
     last_fewer: Array
+    optimizer_offload: Array
     left_over: Array
+    known: Known = UNKNOWN
 
     @property
     def replicas(self) -> Array:
@@ -73,6 +88,33 @@ def _apart(axis: str) -> Rule:
     return f"ZeRO stages 2 and 3 with {axis} parallel", broken
 
 
+def _whole_apart(axis: str) -> Rule:
+    def broken(runs: Abilities, own: Degrees) -> Flags:
+        is_both = (own.zero_stage == 0) & (own.replicas > 1) & (getattr(own, axis) > 1)
+        return np.asarray(is_both & (axis not in runs.whole_beside))
+
+    return f"replicas without ZeRO beside {axis} parallel", broken
+
+
+def _copies_heads(runs: Abilities, own: Degrees) -> Flags:
+    is_copied = (own.tensor > 1) & (own.known.num_kv_heads % own.tensor > 0)
+    return np.asarray(is_copied & (not runs.copies_heads))
+
+
+def _ties_stages(runs: Abilities, own: Degrees) -> Flags:
+    return np.asarray((own.pipeline > 1) & own.known.is_tied & (not runs.ties_stages))
+
+
+def _cuts_samples(runs: Abilities, own: Degrees) -> Flags:
+    pieces = own.context * runs.context_pieces * np.where(own.sequence_parallel, own.tensor, 1)
+    return np.asarray((own.context > 1) & (own.known.sequence_length % pieces > 0))
+
+
+def _offloads_whole(runs: Abilities, own: Degrees) -> Flags:
+    is_off = np.asarray(own.optimizer_offload, dtype=bool) & (own.replicas > 1)
+    return np.asarray(is_off & ~np.isin(own.zero_stage, runs.offload_zero_stages))
+
+
 def _split(name: str, *, is_on: bool) -> Rule:
     def broken(runs: Abilities, own: Degrees) -> Flags:
         is_split = np.asarray(getattr(own, f"{name}_parallel"), dtype=bool)
@@ -82,7 +124,9 @@ def _split(name: str, *, is_on: bool) -> Rule:
 
 
 def _in_part(runs: Abilities, own: Degrees) -> Flags:
-    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & (not runs.shards_in_part))
+    # Whose shards the context axis has beside the data axis, no plan says.
+    is_lacking = (not runs.shards_in_part) | (own.context > 1)
+    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & is_lacking)
 
 
 def _uneven(runs: Abilities, own: Degrees) -> Flags:
@@ -104,12 +148,22 @@ RULES: tuple[Rule, ...] = (
     *(_lacks(axis) for axis in ("tensor", "context", "expert", "pipeline")),
     *(_lacks_stage(stage, in_pipeline=piped) for piped in (False, True) for stage in range(4)),
     *(_apart(axis) for axis in ("tensor", "context", "expert")),
+    *(_whole_apart(axis) for axis in ("tensor", "context", "expert", "pipeline")),
     ("ZeRO stage 3 over some of the replicas", _in_part),
+    ("optimizer states offloaded at this stage of ZeRO", _offloads_whole),
+    ("pipelines of models whose embedding is their head", _ties_stages),
+    ("more tensor-parallel ranks than heads of keys", _copies_heads),
+    ("samples of such a length cut into so many pieces", _cuts_samples),
     ("stages of so unlike length", _uneven),
     *(_split(name, is_on=on) for name in ("sequence", "vocab") for on in (False, True)),
     _order(USUAL_ORDER, is_outside=False),
     _order(DATA_OUTSIDE_ORDER, is_outside=True),
 )
+
+
+def known_of(model: Transformer, sequence_length: int) -> Known:
+    """What rules ask of a model by its sizes. Shapes: it has one entry."""
+    return Known(num_kv_heads=int(model.num_kv_heads[0]), sequence_length=sequence_length, is_tied=bool(model.tied[0]))
 
 
 def lacking(stack: Stack, own: Degrees) -> Mapping[str, Flags]:
@@ -162,8 +216,8 @@ def lacking_recompute(stack: Stack, method: str, num_blocks: int, of_blocks: int
     return f"recomputation of some blocks{unlike}"
 
 
-def check_setting(stack: Stack, precision: str, codec: str) -> None:
-    """Check that a stack has a precision and a codec.
+def check_setting(stack: Stack, precision: str, codec: str, family: str) -> None:
+    """Check that a stack has a precision and a codec, and models of a family (`model_type`).
 
     Raises: InputError that names what it has.
     """
@@ -173,14 +227,23 @@ def check_setting(stack: Stack, precision: str, codec: str) -> None:
     for option, value, known in (("--precision", precision, runs.precisions), ("--codecs", codec, runs.codecs)):
         if value not in known:
             raise InputError(f"{option} {value}: {stack.title} has {', '.join(known)}")
+    if why := lacking_family(stack, family):
+        raise InputError(f"--model: {why}")
 
 
-def refusal(stack: Stack, plan: Plan, num_layers: int) -> str:
+def lacking_family(stack: Stack, family: str) -> str:
+    """Why a stack cannot run models of a family, or ""."""
+    if stack.runs is None or not stack.runs.families or family in stack.runs.families:
+        return ""
+    return f"{stack.name} has no models of type {family or 'your own'}: it has {', '.join(stack.runs.families)}"
+
+
+def refusal(stack: Stack, plan: Plan, num_layers: int, known: Known = UNKNOWN) -> str:
     """Why a stack cannot run a plan of so many layers, embedding and head among them, or ""."""
     runs = stack.runs
     if runs is None:
         return ""
-    for name in lacking(stack, degrees_of(plan)):
+    for name in lacking(stack, degrees_of(plan, known)):
         return f"{stack.name} has no {name}"
     order = "".join(axis[0] for axis in plan.axis_order if plan.degree(axis) > 1)
     if not any(order == "".join(letter for letter in known if letter in order) for known in runs.orders):
@@ -205,7 +268,7 @@ def refusal(stack: Stack, plan: Plan, num_layers: int) -> str:
     return ""
 
 
-def degrees_of(plan: Plan) -> Degrees:
+def degrees_of(plan: Plan, known: Known = UNKNOWN) -> Degrees:
     """A plan as a table of one layout."""
     replicas = plan.data_parallel * plan.context_parallel
     order = [axis for axis in plan.axis_order if axis in AXES]
@@ -223,7 +286,8 @@ def degrees_of(plan: Plan) -> Degrees:
         "data_outside": is_outside,
         "first_fewer": 0,
         "last_fewer": 0,
+        "optimizer_offload": plan.offload == "optimizer",
         # Stages are known one by one.
         "left_over": 0,
     }
-    return Degrees(**{name: np.array([value]) for name, value in columns.items()})
+    return Degrees(**{name: np.array([value]) for name, value in columns.items()}, known=known)

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
+from planner.stacks.accelerate import reading as accelerate
+from planner.stacks.accelerate.export import export as to_accelerate
+from planner.stacks.deepspeed import reading as deepspeed
+from planner.stacks.deepspeed.export import export as to_deepspeed
 from planner.stacks.handover import Given, Handover, StackJob
+from planner.stacks.torchtitan import reading as torchtitan
+from planner.stacks.torchtitan.export import export as to_torchtitan
 from profiles.errors import InputError, UnknownNameError
 
 Export = Callable[[PlanFile, Candidate], Handover]
@@ -28,12 +34,19 @@ class Reader:
 
 def exporters() -> dict[str, Export]:
     """What writes plans down for other software, by the stack's name."""
-    return {}
+    return {"accelerate": to_accelerate, "deepspeed": to_deepspeed, "torchtitan": to_torchtitan}
 
 
 def readers() -> tuple[Reader, ...]:
     """What reads files of other software, the surest first."""
-    return ()
+    return (
+        Reader(title=deepspeed.TITLE, recognises=deepspeed.recognises, read=deepspeed.read),
+        Reader(title=accelerate.YAML_TITLE, recognises=accelerate.recognises_yaml, read=accelerate.read_config),
+        Reader(
+            title=accelerate.ARGUMENTS_TITLE, recognises=accelerate.recognises_arguments, read=accelerate.read_arguments
+        ),
+        Reader(title=torchtitan.TITLE, recognises=torchtitan.recognises, read=torchtitan.read),
+    )
 
 
 def export(stack: str, file: PlanFile, candidate: Candidate) -> Handover:
