@@ -20,7 +20,7 @@ from planner.space.files import plan_file, planned_for
 from planner.space.one_plan import place_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.stacks.abilities import refusal
+from planner.stacks.abilities import known_of, refusal
 from planner.stacks.handover import StackJob
 from planner.stacks.registry import exporters
 from planner.terminal.progress import OnProgress, silent
@@ -121,7 +121,8 @@ def _beside(own: Priced, better: PlanFile | None) -> tuple[Candidate, ...]:
 
 
 def _refusal(at: Setting, plan: Plan) -> str:
-    return refusal(at.stack, plan, at.model.transformer.num_positions)
+    model = at.model.transformer
+    return refusal(at.stack, plan, model.num_positions, known_of(model, at.sequence_length))
 
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
