@@ -153,8 +153,9 @@ def even_bounds(blocks: int, stages: int) -> tuple[int, ...]:
 def beside(path: Path, given: Given) -> tuple[Given, list[str]]:
     """What is given, filled in from the config.json and our job.json beside a file; and what was taken from there."""
     found: dict[str, Any] = {}
-    job = _content(path.parent / JOB_FILE) if path.name != JOB_FILE else {}
-    config = _content(path.parent / MODEL_FILE)
+    folder = folder_with(path, JOB_FILE)
+    job = _content(folder / JOB_FILE)
+    config = _content(folder / MODEL_FILE)
     for name in ("num_devices", "sequence_length"):
         if not getattr(given, name) and isinstance(job.get(name), int):
             found[name] = job[name]
@@ -164,6 +165,12 @@ def beside(path: Path, given: Given) -> tuple[Given, list[str]]:
         f"{name.replace('_', ' ')} from {MODEL_FILE if name == 'workload' else JOB_FILE} beside it" for name in found
     ]
     return replace(given, **found), said
+
+
+def folder_with(path: Path, name: str) -> Path:
+    """The folder that a file's settings stand in: its own, or that of the job whose output it is."""
+    own = path.parent
+    return next((folder for folder in (own, own.parent, own.parent.parent) if (folder / name).is_file()), own)
 
 
 def workload_from(config: Mapping[str, Any], name: str, task: str = "") -> WorkloadSpec:

@@ -62,6 +62,10 @@ class Settings:
             if len(self._by_key) > MOST:
                 raise InputError(f"{path}: it has more than {MOST:,} settings, which no configuration has")
 
+    def add(self, setting: Setting) -> None:
+        """Add what no line says, unless one does."""
+        self._by_key.setdefault(setting.key, setting)
+
     def find(self, key: str) -> Setting | None:
         """The setting of a key, None where there is none; from now on it counts as understood."""
         self._left.pop(key, None)

@@ -92,6 +92,8 @@ def job_of(config: Settings | None, arguments: Settings | None, given: Given, as
     assert settings is not None
     axes = _axes(facts, settings, given, assumed)
     batch = batch_of(facts, arguments or settings, BATCH, axes.data_parallel, given, assumed)
+    if "precision" not in facts:
+        assumed.append("computes in fp32: nothing says that it does not")
     assumed.append(f"the file names no version: read as {job_files.version_of(load_stack(STACK))}")
     unpriced = (*(config.take_known(YAML_UNPRICED) if config else ()),
                 *(arguments.take_known(ARGUMENTS_UNPRICED) if arguments else ()))  # fmt: skip
@@ -140,7 +142,8 @@ def _joined(facts: Facts, config: Settings | None, arguments: Settings, assumed:
         named = f"{arguments.path}: {arguments.find(precision)}"
         raise InputError(f"{config.path}: {config.find(MIXED)} contradicts {named}: leave one of them out")
     joined = facts | own
-    joined["precision"] = precision or facts.get("precision", "fp32")
+    if precision:
+        joined["precision"] = precision
     if own.get("recompute_replicas"):
         joined["recompute"] = "full"
     for key in ("deepspeed", "fsdp"):

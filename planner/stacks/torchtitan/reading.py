@@ -56,7 +56,9 @@ def read(path: Path, text: str, given: Given) -> StackJob:
     """
     given, taken = job_files.beside(path, given)
     how = {".py": from_python, ".toml": from_toml}.get(path.suffix, from_flags)
-    return job_of(how(path, text, canonical), given, taken)
+    job = job_of(how(path, text, canonical), given, taken)
+    # Versions that read TOML called scaled_dot_product_attention.
+    return replace(job, attention_kernel=job.attention_kernel or "flash2") if path.suffix == ".toml" else job
 
 
 def job_of(settings: Settings, given: Given, assumed: list[str], version: str = "") -> StackJob:
