@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
-from planner.stacks.abilities import UNKNOWN, known_of, lacking_family, refusal
+from planner.stacks.abilities import known_of, lacking_family, refusal
 from planner.stacks.handover import Handover
+from planner.stacks.layout_rules import UNKNOWN
 from planner.stacks.registry import export
 from profiles import artifacts
 from profiles.errors import PlanError
