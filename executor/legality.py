@@ -63,7 +63,10 @@ def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ..
     Raises: PlanError where the file has none to run.
     """
     if file.stack != THIS_PROGRAM:
-        raise PlanError(f"the plans of this file are for {file.stack}: plan again with --stack {THIS_PROGRAM}")
+        raise PlanError(
+            f"the plans of this file are for {file.stack}: write one down for it with plan --from FILE --export "
+            f"{file.stack} -o DIR, or plan again with --stack {THIS_PROGRAM}"
+        )
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:

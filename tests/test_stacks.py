@@ -82,7 +82,7 @@ def test_the_answer_says_whom_its_plans_are_for(megatron):
     assert text.count("these plans are for megatron-core, as ") == 1
     assert "simulate only" not in text
     assert "can be run" not in text
-    with pytest.raises(PlanError, match="for megatron-core: plan again with --stack trainwright"):
+    with pytest.raises(PlanError, match="--export megatron-core -o DIR, or plan again with --stack trainwright"):
         choose(megatron.file, 1, with_baseline=False)
 
 

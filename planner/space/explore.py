@@ -17,7 +17,8 @@ from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layout
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
-from planner.stacks.abilities import Degrees, known_of, lacking, needs
+from planner.stacks.abilities import known_of, lacking, needs
+from planner.stacks.layout_rules import Degrees
 from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.models.transformer import Array

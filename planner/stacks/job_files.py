@@ -10,8 +10,9 @@ from typing import Any
 
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
-from planner.stacks.abilities import UNKNOWN, known_of, lacking_family, refusal
+from planner.stacks.abilities import known_of, lacking_family, refusal
 from planner.stacks.handover import Given
+from planner.stacks.layout_rules import UNKNOWN
 from profiles.errors import InputError, PlanError
 from profiles.inputs.foreign import read_json
 from profiles.machines.stacks import Stack, load_stack

@@ -14,6 +14,10 @@ from planner.stacks.accelerate.export import export as to_accelerate
 from planner.stacks.deepspeed import reading as deepspeed
 from planner.stacks.deepspeed.export import export as to_deepspeed
 from planner.stacks.handover import Given, Handover, StackJob
+from planner.stacks.megatron.export import LAYERS, exporter
+from planner.stacks.megatron.read_log import is_log, read_log
+from planner.stacks.megatron.read_scripts import is_script, read_scripts
+from planner.stacks.megatron.read_yaml import is_yaml, read_yaml
 from planner.stacks.torchtitan import logs as titan_logs
 from planner.stacks.torchtitan import reading as torchtitan
 from planner.stacks.torchtitan.export import export as to_torchtitan
@@ -37,7 +41,7 @@ class Reader:
 
 def exporters() -> dict[str, Export]:
     """What writes plans down for other software, by the stack's name."""
-    return {
+    return {stack: exporter(stack) for stack in LAYERS} | {
         "accelerate": to_accelerate,
         "deepspeed": to_deepspeed,
         "torchtitan": to_torchtitan,
@@ -60,6 +64,9 @@ def readers() -> tuple[Reader, ...]:
             title=accelerate.ARGUMENTS_TITLE, recognises=accelerate.recognises_arguments, read=accelerate.read_arguments
         ),
         Reader(title=torchtitan.TITLE, recognises=torchtitan.recognises, read=torchtitan.read),
+        Reader(title="training logs of Megatron", recognises=is_log, read=read_log),
+        Reader(title="YAML files of Megatron", recognises=is_yaml, read=read_yaml),
+        Reader(title="launch scripts of Megatron", recognises=is_script, read=read_scripts),
     )
 
 

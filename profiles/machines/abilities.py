@@ -24,7 +24,8 @@ class Abilities:
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each;
     `copies_heads`: whether over more ranks than a model has heads of keys. `context_pieces`: how many pieces of a
     sample a context-parallel rank has, all as long. `ties_stages`: pipelines of models whose embedding is their head.
-    `orders`: of the axes, innermost first, by initial: t, c, d, p. `uneven_stages`: how layers are cut into stages, the
+    `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
+    neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
     schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `offload_zero_stages`: that states of several
     replicas are offloaded at. `compiles`: whether compiled layers are an option. `families`: the model types that it
@@ -49,6 +50,7 @@ class Abilities:
     context_pieces: int = 1
     ties_stages: bool = True
     orders: tuple[str, ...] = ("tcdp",)
+    narrow_orders: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
     recompute: tuple[str, ...] = ("none", "full")
     partial_recompute: Partial = "no"

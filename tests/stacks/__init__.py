@@ -1,1 +1,1 @@
-"""Plans handed over to other software, validated by that software where it is installed."""
+"""Plans handed over to other software, and its files read back: trials against that software itself."""
