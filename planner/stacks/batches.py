@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.stacks.handover import Given
+from planner.stacks.job_files import asked_of
 from planner.stacks.said import Settings
 from profiles.errors import InputError
 
@@ -71,16 +72,15 @@ def _whole(samples: int, of_one: int) -> int:
 
 
 def devices_of(path: Path, given: Given, stated: int, of_replica: int, replicas: int, assumed: list[str]) -> int:
-    """Devices of a job: as given, as stated, or as its batch amounts to.
+    """Devices of a job: as asked for, as stated, as files beside say, or as its batch amounts to.
 
     Raises: InputError where nobody says, or the first two differ.
     """
-    if given.num_devices and stated and given.num_devices != stated:
-        raise InputError(
-            f"{path}: it is for {stated} devices, not --gpus {given.num_devices}: leave one of the two out"
-        )
-    if given.num_devices or stated:
-        return given.num_devices or stated
+    asked = asked_of(given).num_devices
+    if asked and stated and asked != stated:
+        raise InputError(f"{path}: it is for {stated} devices, not --gpus {asked}: leave one of the two out")
+    if stated or given.num_devices:
+        return stated or given.num_devices
     if replicas:
         assumed.append(f"{replicas * of_replica} devices: as many as its batch is for")
         return replicas * of_replica

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from profiles.models.families import VISION_FAMILIES
 from profiles.models.profile import WorkloadSpec
 from profiles.models.sizes import sizes_of
 from profiles.version import version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled(Given):
+    """What is given, filled in from files beside, which count less than the file itself; `asked` is the user's own."""
+
+    asked: Given = Given()
+
 
 SCRIPTS = Path(__file__).parent / "scripts"
 MODEL_FILE, JOB_FILE = "config.json", "job.json"
@@ -165,7 +173,13 @@ def beside(path: Path, given: Given) -> tuple[Given, list[str]]:
     said = [
         f"{name.replace('_', ' ')} from {MODEL_FILE if name == 'workload' else JOB_FILE} beside it" for name in found
     ]
-    return replace(given, **found), said
+    filled = {name: getattr(given, name) for name in Given.__dataclass_fields__} | found
+    return Filled(**filled, asked=asked_of(given)), said
+
+
+def asked_of(given: Given) -> Given:
+    """What the user says."""
+    return given.asked if isinstance(given, Filled) else given
 
 
 def folder_with(path: Path, name: str) -> Path:
@@ -203,8 +217,9 @@ def known_length(path: Path, given: Given, stated: int = 0) -> int:
 
     Raises: InputError where nobody says, or they differ.
     """
-    if stated and given.sequence_length not in (0, stated):
-        raise InputError(f"{path}: its samples have {stated} tokens, not --sequence-length {given.sequence_length}")
+    asked = asked_of(given).sequence_length
+    if stated and asked not in (0, stated):
+        raise InputError(f"{path}: its samples have {stated} tokens, not --sequence-length {asked}")
     if not (stated or given.sequence_length):
         raise InputError(f"{path}: it does not say how long samples are: give --sequence-length")
     return stated or given.sequence_length

@@ -59,8 +59,8 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     Raises: InputError.
     """
     path = settings.path
-    check_offload(settings)
     facts = read_facts(WORDS, settings, assumed)
+    check_offload(settings)
     if facts.get("bf16") and facts.get("fp16"):
         raise settings.contradiction(
             ("bf16.enabled", "bfloat16.enabled", "fp16.enabled"), "only one precision can be on"

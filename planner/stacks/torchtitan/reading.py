@@ -142,9 +142,10 @@ def _devices(facts: Facts, settings: Settings, given: Given) -> int:
     product = facts.get("replicas", 1) * max(shards, 0)
     for axis in ("tensor_parallel", "context_parallel", "pipeline_parallel"):
         product *= facts.get(axis, 1)
-    devices = given.num_devices or stated or product
-    if given.num_devices and stated not in (0, given.num_devices):
-        raise InputError(f"{settings.path}: it starts {stated} ranks, not --gpus {given.num_devices}: leave one out")
+    asked = job_files.asked_of(given).num_devices
+    if asked and stated not in (0, asked):
+        raise InputError(f"{settings.path}: it starts {stated} ranks, not --gpus {asked}: leave one of the two out")
+    devices = asked or stated or product or given.num_devices
     if not devices:
         raise InputError(f"{settings.path}: it does not say how many devices it is for: give --gpus")
     return int(devices)
