@@ -90,17 +90,21 @@ def execute(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Write a job file: torchrun, slurm, kubeflow or skypilot.",
+            help="Write a job file: torchrun, slurm, slurm-profile, slurm-all, kubeflow or skypilot.",
             autocompletion=completing(_job_kinds),
         ),
     ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(callback=bounds.RANKS, help="Ranks of a node in a job file.")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Container of yours for a kubeflow job.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container of yours for a job.")] = None,
     install: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="What a job installs this program from: a path, git+URL@COMMIT, NAME==1.0"),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of a Slurm job: account=ours, time=04:00:00; repeatable."),
     ] = None,
     runs: Annotated[
         Path | None,
@@ -143,7 +147,7 @@ def execute(
         )  # fmt: skip
         job_options = JobOptions(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
-            max_restarts=max_restarts,
+            max_restarts=max_restarts, sbatch=tuple(sbatch or ()),
         )  # fmt: skip
         _emit(plan, emit, job_options, trusted, engines, output)
         return

@@ -16,7 +16,8 @@ NEEDS = {
     "export": ("compress", ""),
     "compiled": ("compress", ""),
     "gpus_per_node": ("emit", ""),
-    "image": ("emit", "kubeflow"),
+    "image": ("emit", ""),
+    "sbatch": ("emit", ""),
     "install": ("emit", ""),
     "checkpoint_every": ("checkpoint", ""),
     "resume": ("checkpoint", ""),
@@ -38,8 +39,8 @@ TAKES = {
     ),
     "engine": (
         "steps", "warmup", "top", "with_baseline", "data", "seed", "oversubscribe", "runs", "max_restarts", "trace",
-        "timeout", "verbose", "json_output", "output", "emit", "gpus_per_node", "image", "install", *ALWAYS,
+        "timeout", "verbose", "json_output", "output", "emit", "gpus_per_node", "image", "install", "sbatch", *ALWAYS,
     ),
-    "emit": (*RUN, "gpus_per_node", "image", "install", "output", *ALWAYS),
+    "emit": (*RUN, "gpus_per_node", "image", "install", "sbatch", "output", *ALWAYS),
     "rank": ("rehearse", "top", "json_output", "output", *ALWAYS),
 }  # fmt: skip
