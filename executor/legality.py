@@ -75,9 +75,7 @@ def choose(
         if file.stack not in engine(name).stacks:
             raise PlanError(f"the plans of this file are for {file.stack}: {_otherwise(file.stack)}")
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
-    # What another stack's plans are executable by is that stack: its engine says what it refuses.
-    is_own = file.stack == THIS_PROGRAM
-    runnable = [index for index in best if file.candidates[index].executable or not is_own]
+    runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:
         raise PlanError("no plan of this file can be run, all are planned only: plan again with fewer choices")
     chosen = runnable[:top]
@@ -97,9 +95,11 @@ def choose(
 
 def _otherwise(stack: str) -> str:
     """What to do with plans of a stack that is not to run them."""
-    runs = [f"--engine {one.name}" for one in ENGINES.values() if stack in one.stacks]
-    again = f"plan again with --stack {THIS_PROGRAM}"
-    return f"run them with {runs[0]}, or {again}" if runs else again
+    runs = "".join(f"run them with --engine {one.name}, " for one in ENGINES.values() if stack in one.stacks)
+    return (
+        f"{runs}write one down for it with plan --from FILE --export {stack} -o DIR, or plan again with --stack "
+        f"{THIS_PROGRAM}"
+    )
 
 
 def check_plan(plan: Plan, file: PlanFile, model: ModelFacts, refuses: Refusal = refusal) -> None:

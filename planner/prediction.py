@@ -74,6 +74,7 @@ class Prediction:
 class Candidate:
     """A plan of the table: `verdict` says in a few words why it won, lost, or cannot run.
 
+    `executable` tells whether the software that it is for can run it; False as well where nobody has tried.
     One that differs from a better one in a single choice is not shown but `folded_into` that one's rank, 0 for those
     that are shown; of the latter, `num_folded` are like it, and take at most `folded_within_fraction` longer.
     """

@@ -37,8 +37,9 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN.JSON|RUNS.CSV",
-            help="What `execute` wrote (runs, folders of them, rehearsals, compressions), or a table of others' runs.",
+            metavar="RUN.JSON|RUNS.CSV|LOG",
+            help="What `execute` wrote (runs, folders of them, rehearsals, compressions), tables of others' runs, or "
+            "logs of other software.",
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
@@ -219,12 +220,15 @@ def read_rows(paths: Sequence[Path], device: str | None, cluster: str | None) ->
     Raises: InputError where a table, the device or the cluster cannot be read, or a table is given twice.
     """
     from reports.published.hardware import hardware_columns
+    from reports.published.jobs import read_jobs
     from reports.published.rows import read_tables
 
     resolved = [real_path(path) for path in paths]
     refuse(len(set(resolved)) < len(resolved), "a table is given twice; give each table once")
     fill, notes = hardware_columns(device, cluster)
-    return read_tables(paths, fill), notes
+    tables = [path for path in paths if path.suffix.lower() == ".csv"]
+    rows, more = read_jobs([path for path in paths if path not in tables], fill)
+    return [*read_tables(tables, fill), *rows], [*notes, *more]
 
 
 def check_tolerance(summary: Summary, tolerance_fraction: float) -> None:

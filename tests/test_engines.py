@@ -87,12 +87,12 @@ def test_adapters_and_what_the_layers_do_not_allow_are_refused() -> None:
 
 def test_a_file_is_run_by_the_engine_it_is_for() -> None:
     file = make_plan_file(DATA, stack="deepspeed")
-    with pytest.raises(PlanError, match="run them with --engine deepspeed, or plan again with --stack trainwright"):
+    with pytest.raises(PlanError, match=r"run them with --engine deepspeed, write one down .*, or plan again"):
         choose(file, 1, with_baseline=False)
     with pytest.raises(PlanError, match="run them with --engine deepspeed"):
         choose(file, 1, with_baseline=False, engines=("horovod",))
     assert choose(file, 1, with_baseline=False, engines=("deepspeed",))[0] == (0,)
-    with pytest.raises(PlanError, match="megatron-core: plan again"):
+    with pytest.raises(PlanError, match="megatron-core: write one down"):
         choose(replace(file, stack="megatron-core"), 1, with_baseline=False, engines=("deepspeed",))
 
 
