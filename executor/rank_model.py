@@ -116,6 +116,11 @@ class RankModel:
         for module in self.modules.values():
             yield from module.parameters()
 
+    def own_slice(self, samples: Any) -> Any:
+        """This replica's samples of a global batch, and of each the tokens of this rank's place on the context axis."""
+        size = self.plan.micro_batch_size * self.plan.num_microbatches
+        return self.own_tokens(samples[self.place.data * size : (self.place.data + 1) * size])
+
     def micro_batches(self, *batch: Any) -> Sequence[Any]:
         """What `passes` takes, of this replica's inputs and targets, or of a task's samples."""
         return batch if self._cuts_itself else self._microbatches(batch)

@@ -26,7 +26,7 @@ class Trainer(RankModel):
         The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
-        parts = self.micro_batches(*(self._own_slice(samples) for samples in batch))
+        parts = self.micro_batches(*(self.own_slice(samples) for samples in batch))
         self.recorder.begin()
         loss = self.passes(parts)
         if self.measures_norm:
@@ -50,8 +50,3 @@ class Trainer(RankModel):
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""
         return is_updated(self.optimizer, parameter)
-
-    def _own_slice(self, samples: Any) -> Any:
-        """This replica's samples, and of each the tokens of this rank's place on the context axis."""
-        size = self.plan.micro_batch_size * self.plan.num_microbatches
-        return self.own_tokens(samples[self.place.data * size : (self.place.data + 1) * size])

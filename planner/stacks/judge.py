@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from planner.space.files import plan_file, planned_for
 from planner.space.one_plan import place_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.stacks.abilities import refusal
+from planner.stacks.abilities import known_of, refusal
 from planner.stacks.handover import StackJob
 from planner.stacks.registry import exporters
 from planner.terminal.progress import OnProgress, silent
@@ -33,6 +34,7 @@ from profiles.units import format_bytes, format_percent, format_seconds
 # First steps of a log warm up; what is left of a short one counts all the same.
 WARM_UP_STEPS = 5
 YOURS = "your job"
+WORDS = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +123,8 @@ def _beside(own: Priced, better: PlanFile | None) -> tuple[Candidate, ...]:
 
 
 def _refusal(at: Setting, plan: Plan) -> str:
-    return refusal(at.stack, plan, at.model.transformer.num_positions)
+    model = at.model.transformer
+    return refusal(at.stack, plan, model.num_positions, known_of(model, at.sequence_length))
 
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
@@ -179,9 +182,15 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
     except InputError as error:
         yield f"not written down: {error}"
         return
+    seen = set()
     for name in after:
         old, new = (files.get(name, "").splitlines() for files in (before, after))
-        yield from _different(old, new)
+        for line in _different(old, new):
+            # The same setting may stand in a script and in a file of arguments.
+            words = line[0], *(word for word in WORDS.findall(line) if word not in ("export", "true"))
+            if words not in seen:
+                yield line
+            seen.add(words)
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
