@@ -179,8 +179,8 @@ def test_compare_takes_a_log_as_a_run(tmp_path: Path) -> None:
 
 # What a file may have instead of what belongs there.
 ODD = (
-    "0", "-1", "1e999", "nan", "9" * 30, "null", "[]", "''", "$X", "$((1/0))", "$((2**99999))", "${A[@]}", "\\", "\0", "\n",
-    "#", "!!python/object/apply:os.system ['x']", "&a *a", "$(touch owned)", "`touch owned`",
+    "0", "-1", "1e999", "nan", "9" * 30, "null", "[]", "''", "$X", "$((1/0))", "$((2**99999))", "${A[@]}", "\\", "\0",
+    "\n", "#", "!!python/object/apply:os.system ['x']", "&a *a", "$(touch owned)", "`touch owned`",
 )  # fmt: skip
 
 
