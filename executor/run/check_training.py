@@ -201,7 +201,7 @@ class TrainingCheck:
 
     def _step(self, trainer: Trainer, step: int) -> float | None:
         """A step of the trainer; the loss on the ranks that have a replica's."""
-        loss, _ = trainer.step(*self.subject.data.batch(step, self.plan.global_batch_size))
+        loss = trainer.taken_step(*self.subject.data.batch(step, self.plan.global_batch_size))
         return None if loss is None or trainer.place.tensor else float(loss)
 
     def _compare_loss(self, own: float | None, wanted: float) -> None:

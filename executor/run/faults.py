@@ -25,6 +25,7 @@ from executor.mesh import coordinates
 from planner.plans import Plan
 from profiles.errors import LostPeer, RankFailure, Stopped, ToleranceError
 from profiles.files import write_text
+from profiles.models.profile import SCALED
 from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import Rank, heart, is_lost_peer, job_store
 from profiles.units import format_bytes
@@ -83,7 +84,8 @@ def diverged(plan: Plan, step: int, loss: float | None, checkpoint: Path | None 
     """What a run says whose loss is no number (on this rank, where it is given); `checkpoint` is the last one saved."""
     value = "not finite" if loss is None else str(loss)
     saved = f"; {checkpoint} was saved before it" if checkpoint else ""
-    return ToleranceError(f"plan {plan.id}: the loss of step {step} is {value}: training diverged{saved}")
+    ends = ", or needs more than the 65504 that fp16 ends at" if plan.precision == SCALED else ""
+    return ToleranceError(f"plan {plan.id}: the loss of step {step} is {value}: training diverged{ends}{saved}")
 
 
 @contextlib.contextmanager
