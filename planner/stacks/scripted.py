@@ -29,7 +29,7 @@ WORDS: Mapping[str, tuple[Word, ...]] = {
     ),
     "tensorflow": (number(MICRO, "micro_batch_size"), number(COUNT, "num_microbatches"), PRECISION),
 }
-UNPRICED = ("_written_by", "stack", "version", "model", "task")
+UNPRICED = ("stack", "version", "model", "task")
 # A worker of TensorFlow waits for the others on this port.
 WORKER_PORT = 12345
 
