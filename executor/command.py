@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from executor.options import NEEDS, TAKES
+from executor.options import NEEDS, RUN, TAKES
 from profiles.inputs import bounds
 from profiles.terminal import console
 from profiles.terminal.completion import completing
-from profiles.terminal.options import check_options
+from profiles.terminal.options import check_options, refuse_ignored
 from profiles.version import VersionOption
 from profiles.workloads.module_options import TracebackOption, TrustOption
 
@@ -149,6 +149,7 @@ def execute(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
             max_restarts=max_restarts, sbatch=tuple(sbatch or ()),
         )  # fmt: skip
+        refuse_ignored(context, RUN if emit == "slurm-profile" else (), "a job that measures a machine")
         _emit(plan, emit, job_options, trusted, engines, output)
         return
     if rehearse:
