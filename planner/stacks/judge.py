@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from profiles.units import format_bytes, format_percent, format_seconds
 # First steps of a log warm up; what is left of a short one counts all the same.
 WARM_UP_STEPS = 5
 YOURS = "your job"
+WORDS = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +182,15 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
     except InputError as error:
         yield f"not written down: {error}"
         return
+    seen = set()
     for name in after:
         old, new = (files.get(name, "").splitlines() for files in (before, after))
-        yield from _different(old, new)
+        for line in _different(old, new):
+            # The same setting may stand in a script and in a file of arguments.
+            words = line[0], *(word for word in WORDS.findall(line) if word not in ("export", "true"))
+            if words not in seen:
+                yield line
+            seen.add(words)
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
