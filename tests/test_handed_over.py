@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from planner.ask import Request, answer_to
@@ -18,7 +22,7 @@ from planner.stacks.registry import exporters, read
 from planner.stacks.rows import cells_of
 from planner.stacks.write import hand_over
 from profiles import artifacts
-from profiles.errors import PlanError
+from profiles.errors import PlanError, TrainwrightError
 from reports.command import app as compare
 
 RUNNER = CliRunner()
@@ -35,6 +39,11 @@ def asked(stack: str, **more: object) -> Request:
     return Request(**request, global_batches=(64,), sequence_length=1024, top=3, **more)
 
 
+@functools.cache
+def found_for(stack: str) -> PlanFile:
+    return answer_to(asked(stack)).file
+
+
 def said(*arguments: object, code: int = 0) -> str:
     result = RUNNER.invoke(app, [str(word) for word in arguments], terminal_width=400)
     assert getattr(result.exception, "exit_code", result.exit_code) == code, result.output
@@ -43,7 +52,7 @@ def said(*arguments: object, code: int = 0) -> str:
 
 @pytest.mark.parametrize("stack", sorted(exporters()))
 def test_a_plan_comes_back_as_it_was_at_the_same_price(stack: str, tmp_path: Path) -> None:
-    found = answer_to(asked(stack)).file
+    found = found_for(stack)
     for candidate in found.candidates[:4]:
         folder = tmp_path / str(candidate.rank)
         hand_over(stack, found, candidate, folder)
@@ -59,7 +68,7 @@ def test_a_plan_comes_back_as_it_was_at_the_same_price(stack: str, tmp_path: Pat
 
 def test_a_row_of_a_job_costs_what_its_plan_costs() -> None:
     """The table of runs and the search price a job alike; of a pipeline the row knows the closed form alone."""
-    found = answer_to(asked("megatron-core")).file
+    found = found_for("megatron-core")
     jobs = [
         StackJob(
             stack=found.stack, workload=found.workload, plan=each.plan, num_devices=16, global_batch_size=64,
@@ -166,3 +175,37 @@ def test_compare_takes_a_log_as_a_run(tmp_path: Path) -> None:
     assert row["is_judged"]
     refused = RUNNER.invoke(compare, [str(path)], terminal_width=400)
     assert "give --device or --cluster" in str(refused.exception)
+
+
+# What a file may have instead of what belongs there.
+ODD = (
+    "0", "-1", "1e999", "nan", "9" * 30, "null", "[]", "''", "$X", "$((1/0))", "$((2**99999))", "${A[@]}", "\\", "\0",
+    "\n", "#", "!!python/object/apply:os.system ['x']", "&a *a", "$(touch owned)", "`touch owned`",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """What all stacks are given of a plan, and a log, by path."""
+    texts = {Path("job.log"): LOG + STEP.format(number=1, samples=32, ms=1.0)}
+    for stack in exporters():
+        found = found_for(stack)
+        folder = tmp_path_factory.mktemp(stack)
+        hand_over(stack, found, found.candidates[0], folder)
+        texts |= {path: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.name != "plan.json"}
+    return texts
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_damaged_file_ends_in_a_job_or_a_sentence(written: dict[Path, str], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(written)))
+    text = written[path]
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = min(len(text), start + data.draw(st.integers(0, 40)))
+        text = text[:start] + data.draw(st.sampled_from(ODD)) + text[stop:]
+    with contextlib.suppress(TrainwrightError):
+        read(path, text, Given(num_devices=16))
+    assert not (path.parent / "owned").exists()
+    assert not Path("owned").exists()

@@ -30,6 +30,7 @@ from planner.plans import Plan
 from profiles.codecs.codec import ALL_REDUCE
 from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
 from profiles.models.profile import MIXED
+from profiles.workloads.precision import low_dtype
 
 
 def averages_after_the_step(plan: Plan, stage: nn.Module) -> bool:
@@ -80,7 +81,7 @@ def shard(stage: Part, plan: Plan, replicas: DeviceMesh) -> nn.Module:
 
 def shard_alone(module: nn.Module, plan: Plan, replicas: DeviceMesh) -> None:
     """Shard what of a module is not sharded yet; it is gathered by itself from then on."""
-    low = torch.bfloat16 if plan.precision in MIXED else None
+    low = low_dtype(plan.precision) if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     with outside_fakes():
         fully_shard(

@@ -43,7 +43,7 @@ ADD_OPTIMIZER = "learning rate and weight decay are placeholders: set your own"
 
 def written_by(stack: Stack) -> str:
     """Who wrote a file, and for which version of the software."""
-    return f"written by trainwright {version()} for {stack.title} {version_of(stack)}"
+    return f"written by trainwright {version()} for {stack.name} {version_of(stack)}"
 
 
 def version_of(stack: Stack) -> str:

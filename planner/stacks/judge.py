@@ -187,7 +187,7 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
         old, new = (files.get(name, "").splitlines() for files in (before, after))
         for line in _different(old, new):
             # The same setting may stand in a script and in a file of arguments.
-            words = line[0], *WORDS.findall(line)
+            words = line[0], *(word for word in WORDS.findall(line) if word not in ("export", "true"))
             if words not in seen:
                 yield line
             seen.add(words)

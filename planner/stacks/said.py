@@ -22,6 +22,8 @@ from profiles.inputs.foreign import shown
 
 # What is nested deeper, or has more settings, is no configuration.
 DEEPEST, MOST = 32, 20_000
+# What our own files have where they cannot have a comment.
+WRITTEN_BY = "_written_by"
 # What Hugging Face fills in from elsewhere.
 AUTO = "auto"
 Rename = Callable[[Iterable["Setting"]], Iterable["Setting"]]
@@ -55,6 +57,8 @@ class Settings:
         self._by_key: dict[str, Setting] = {}
         self._left: dict[str, Setting] = {}
         for setting in settings:
+            if setting.key == WRITTEN_BY:
+                continue
             known = self._by_key.setdefault(setting.key, setting)
             if known.value != setting.value:
                 raise InputError(f"{path}: {known} contradicts {setting}: leave one of them out")

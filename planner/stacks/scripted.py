@@ -29,7 +29,7 @@ WORDS: Mapping[str, tuple[Word, ...]] = {
     ),
     "tensorflow": (number(MICRO, "micro_batch_size"), number(COUNT, "num_microbatches"), PRECISION),
 }
-UNPRICED = ("_written_by", "stack", "version", "model", "task")
+UNPRICED = ("stack", "version", "model", "task")
 # A worker of TensorFlow waits for the others on this port.
 WORKER_PORT = 12345
 
@@ -98,8 +98,8 @@ def export_tensorflow(file: PlanFile, candidate: Candidate) -> Handover:
         stack=stack.name,
         version=job_files.version_of(stack),
         files=_files(file, plan, stack, "train_tensorflow.py") | workers,
-        command='TF_CONFIG="$(cat tf_config.$NODE_RANK.json)" python train.py',
-        environment={"NODE_RANK": "0", "TF_GPU_ALLOCATOR": "cuda_malloc_async"},
+        command='TF_CONFIG="$(cat tf_config.${NODE_RANK:-0}.json)" python train.py',
+        environment={"TF_GPU_ALLOCATOR": "cuda_malloc_async"},
         notes=(
             f"run the line on each of {nodes} nodes, NODE_RANK counted from 0; a worker has its node's {per_node} GPUs",
             "write the nodes' names where tf_config.N.json says worker-N",

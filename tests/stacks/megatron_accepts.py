@@ -80,27 +80,29 @@ def _configurations(args: Any) -> None:
     init_num_microbatches_calculator(0, None, args.global_batch_size, args.micro_batch_size, args.data_parallel_size)
 
 
-def accepts(asked: dict[str, Any]) -> str:
-    """Megatron's objection to the arguments, "" where it has none."""
+def accepts(asked: dict[str, Any]) -> tuple[str, str]:
+    """Megatron's objection to the arguments, "" where it has none, and what it printed."""
     import torch
     from megatron.training.arguments import parse_args, validate_args
 
     _stand_in(torch, asked["capability"])
     _stand_in_kernels()
+    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
     os.environ.update(asked["environment"], WORLD_SIZE=str(asked["devices"]), RANK="0")
     sys.argv = ["pretrain_gpt.py", *asked["argv"]]
     shown = io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            args = parse_args()
+            args = parse_args(ignore_unknown_args=bool(asked.get("only_arguments")))
             validate_args(args)
+            if asked.get("only_arguments"):
+                return "", shown.getvalue()
             _configurations(args)
-            if asked.get("groups"):
-                _groups(args)
+            _groups(args)
     except (Exception, SystemExit) as error:
         said = "" if str(error) not in ("2", "") else shown.getvalue().strip().splitlines()[-1:]
-        return f"{type(error).__name__}: {error} {said or ''}"
-    return ""
+        return f"{type(error).__name__}: {error} {said or ''}", shown.getvalue()
+    return "", shown.getvalue()
 
 
 def main() -> None:
@@ -108,7 +110,8 @@ def main() -> None:
     sys.path.insert(0, os.environ["MEGATRON_FOLDER"])
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        print(json.dumps({"error": accepts(json.loads(line))}), file=answers, flush=True)
+        error, shown = accepts(json.loads(line))
+        print(json.dumps({"error": error, "shown": shown}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

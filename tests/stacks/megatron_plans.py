@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from planner.plans import Plan, recomputable_layers
+from planner.plans import AXES, Plan, recomputable_layers, recomputed_layers
 from planner.prediction import PlanFile
 from planner.space.to_plans import bounds_of
 from profiles.machines.abilities import Abilities
@@ -27,6 +28,14 @@ def random_plans(
     return plans
 
 
+def meant(plan: Plan, num_layers: int) -> tuple[object, ...]:
+    """What a plan means, however it is spelled: axes of one rank have no place, all layers need not be counted."""
+    order = tuple(axis for axis in plan.axis_order if plan.degree(axis) > 1)
+    again = tuple(len(recomputed_layers(plan, stage, num_layers)) for stage in range(plan.num_stages))
+    method = plan.recompute if any(again) else "none"
+    return order, again, replace(plan, axis_order=AXES, recompute_layers=(), recompute=method)
+
+
 def _power(chance: random.Random, most: int) -> int:
     return 2 ** chance.randint(0, most)
 
@@ -42,7 +51,7 @@ def _layout(file: PlanFile, runs: Abilities, chance: random.Random) -> Plan | No
     if devices % rest or pipeline > layers or sizes["num_kv_heads"] % tensor:
         return None
     data = devices // rest
-    several = pipeline > 1 and "interleaved-1f1b" in runs.schedules and chance.random() < 0.4
+    several = pipeline > 1 and chance.random() < 0.4
     virtual = chance.choice((2, 4)) if several and 4 * pipeline <= layers else 1
     ranks = data * tensor * context
     expert = chance.choice([d for d in (1, 2, 4, 8, 16) if experts and experts % d == 0 and ranks % d == 0] or [1])
@@ -76,8 +85,6 @@ def _bounds(layers: int, stages: int, runs: Abilities, chance: random.Random) ->
 
 def _partly(plan: Plan, num_layers: int, chance: random.Random) -> Plan:
     """The plan, at times with as many layers of every stage recomputed."""
-    from dataclasses import replace
-
     if plan.recompute != "full" or chance.random() < 0.5:
         return plan
     present = [len(recomputable_layers(plan, stage, num_layers)) for stage in range(plan.num_stages)]

@@ -54,7 +54,7 @@ def config(file: PlanFile, plan: Plan) -> dict[str, Any]:
 def arguments(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
     """What transformers' Trainer is told beside."""
     return {
-        "run_name": f"{job_files.written_by(stack)}: {plan.id}",
+        "run_name": job_files.written_by(stack),
         "output_dir": "out",
         **written(ARGUMENT_WORDS, facts_of(file, plan)),
         "max_steps": 20,

@@ -56,7 +56,7 @@ NEUTRAL = frozenset(
 # Known, with an effect on time or memory that no field or column here says.
 UNPRICED_STARTS = _names("""
     mtp- cuda-graph enable-cuda-graph external-cuda-graph optimizer-cuda-graph tp-comm- no-tp-comm disable-tp-comm
-    DDP-impl defer-embedding wgrad- ddp- gtp- overlap-moe overlap-dispatch overlap-p2p-communication-warmup ep-overlap
+    DDP-impl defer-embedding wgrad- ddp- gtp- overlap-moe overlap-dispatch overlap-p2p-comm ep-overlap
     delay-wgrad moe-permute moe-expert- moe-pad- moe-shared-expert-overlap moe-hybridep moe-deepep moe-ncclep
     moe-flex-dispatcher-num moe-latent moe-layer-recompute moe-paged moe-use-upcycling moe-mlp moe-dispatch-fwd
     moe-combine moe-single moe-use-grouped moe-apply fp4- fp8-output first-last-layers num-layers-at- no-fp8

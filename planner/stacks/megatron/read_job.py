@@ -26,14 +26,16 @@ def read_job(
     devices: int = 0,
     whence: str = "",
     unread: Sequence[str] = (),
+    accepted: bool = False,
     steps: tuple[Step, ...] = (),
     peak_bytes: float | None = None,
 ) -> StackJob:
     """The job of a file; `devices` are those that it is started on, as `whence` says, 0 where nothing does.
 
+    `accepted`: Megatron itself has taken the settings, and filled in what they imply.
     Raises: InputError for settings that contradict, and for sizes that are missing or do not go together.
     """
-    told = Told(where, said)
+    told = Told(where, said, accepted=accepted)
     assumed: list[str] = []
     sequence = _sequence(told, given, assumed)
     model = read_model(told, given, sequence)
@@ -138,7 +140,8 @@ def _cells(told: Told, layout: ReadLayout, *, has_experts: bool) -> dict[str, st
         cells["overlap_pp"] = YES[not told.is_on("no-overlap-p2p-communication")]
     if told.is_on("grad-reduce-in-bf16") or told.word("main-grads-dtype") in ("bf16", "torch.bfloat16"):
         cells["gradient_dtype"] = "bf16"
-    elif told.is_on("accumulate-allreduce-grads-in-fp32"):
+    elif told.is_on("accumulate-allreduce-grads-in-fp32") or told.is_on("bf16"):
+        # In bf16 they are added up in 32 bits, whether it is said or not.
         cells["gradient_dtype"] = "fp32"
     if told.is_on("cross-entropy-loss-fusion"):
         cells["fused_loss"] = "yes"

@@ -11,7 +11,7 @@ from planner.schedules.registry import NONE, USUAL, USUAL_OF_SEVERAL
 from planner.space.to_plans import bounds_of
 from planner.stacks.megatron.say_layout import DATA_INSIDE, DATA_OUTSIDE
 from planner.stacks.megatron.told import Told
-from planner.stacks.megatron.words import WORDS
+from planner.stacks.megatron.words import SHARDING_OPTIMIZERS, WORDS
 from profiles.errors import PlanError
 
 USUAL_DEVICES, MOST_TRIED = 8, 64
@@ -168,7 +168,8 @@ def read_stages(layout: str) -> list[int] | None:
 def _read_sharding(told: Told, found: ReadLayout) -> None:
     plan = found.plan
     replicas = plan.data_parallel * plan.context_parallel
-    stage = 1 if told.is_on("use-distributed-optimizer") else 0
+    owners = ("use-distributed-optimizer", "use-layer-wise-distributed-optimizer")
+    stage = int(any(told.is_on(name) for name in owners) or told.word("optimizer") in SHARDING_OPTIMIZERS)
     if told.is_on("use-megatron-fsdp"):
         word = WORDS["data-parallel-sharding-strategy"]
         stage = int(word.ours.get(told.word(word.name) or "", "3"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.stacks.handover import Given, StackJob, Step
+from planner.stacks.megatron.logged import says_nothing
 from planner.stacks.megatron.read_job import read_job
 from planner.stacks.megatron.read_yaml import of_attribute
 from planner.stacks.megatron.told import Said
@@ -39,7 +40,7 @@ def read_log(path: Path, text: str, given: Given) -> StackJob:
     where, lines = str(path), text.splitlines()
     said = list(_arguments(where, lines))
     steps = tuple(_steps(lines))
-    return read_job(where, said, given, steps=steps, peak_bytes=_peak(lines))
+    return read_job(where, said, given, accepted=True, steps=steps, peak_bytes=_peak(lines))
 
 
 def _arguments(where: str, lines: list[str]) -> Iterator[Said]:
@@ -53,6 +54,8 @@ def _arguments(where: str, lines: list[str]) -> Iterator[Said]:
             found = ARGUMENT.match(line) or SHORT_ARGUMENT.match(line)
             if found:
                 name, value = found.group(1), found.group(2).strip()
+                if says_nothing(name, value):
+                    continue
                 yield from of_attribute(name, tuple(value.split()), f"line {number}")
     if not ended:
         raise InputError(f"{where}: its arguments are not all there: no line says that they end")

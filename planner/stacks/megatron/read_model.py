@@ -108,7 +108,7 @@ def _family(told: Told) -> str:
         return "mixtral" if is_alike and not told.is_on("qk-layernorm") else "qwen3_moe"
     if told.is_on("qk-layernorm"):
         return "qwen3"
-    return "qwen2" if told.is_on("add-qkv-bias") else "llama"
+    return "qwen2" if told.is_on("add-qkv-bias") and told.is_on("disable-bias-linear") else "llama"
 
 
 def _vocabulary(told: Told, found: ReadModel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,17 +48,17 @@ class Said:
 class Told:
     """Settings by name; what is asked for is of the kind that the table says.
 
-    `given` was said by the user beside the file, and holds where the file says nothing.
+    `accepted`: Megatron itself has taken them, and filled in what they imply.
     """
 
-    def __init__(self, where: str, said: Sequence[Said]) -> None:
+    def __init__(self, where: str, said: Sequence[Said], *, accepted: bool = False) -> None:
         self.where = where
         self.said: dict[str, Said] = {}
         self.unread: list[str] = []
         self.unpriced: list[str] = []
         for one in said:
             self._add(one)
-        for group in EXCLUSIVE:
+        for group in () if accepted else EXCLUSIVE:
             self._exclude([self.said[name] for name in group if self.is_on(name)])
 
     def _add(self, one: Said) -> None:
@@ -114,9 +115,12 @@ class Told:
         if text is None:
             return None
         try:
-            return float(text.replace("_", ""))
+            value = float(text.replace("_", ""))
         except ValueError:
             raise self.refuse(f"{name} should be a number", name) from None
+        if not math.isfinite(value):
+            raise self.refuse(f"{name} should be a number", name)
+        return value
 
     def whole(self, name: str) -> int | None:
         """A setting as a whole number of at least 0; what is usual where it is not there.

@@ -76,6 +76,7 @@ LAYOUT: tuple[Word, ...] = (
     _size("seq-length", "job.sequence_length", same=("encoder-seq-length",)),
     _size("decoder-seq-length"),
     _switch("use-distributed-optimizer"),
+    _switch("use-layer-wise-distributed-optimizer"),
     _switch("use-megatron-fsdp", same=("use-custom-fsdp",)),
     _switch("use-torch-fsdp2"),
     _switch("torch-fsdp2-no-reshard-after-forward", attribute="torch_fsdp2_reshard_after_forward", off=True),
@@ -173,6 +174,8 @@ SOFTWARE: tuple[Word, ...] = (
     _choice("ckpt-format"),
     _switch("use-mcore-models", attribute="deprecated_use_mcore_models"),
 )  # fmt: skip
+# Optimizers that come with sharded states.
+SHARDING_OPTIMIZERS = ("dist_muon",)
 WORDS: Mapping[str, Word] = MappingProxyType({word.name: word for word in (*LAYOUT, *MODEL, *SOFTWARE)})
 SAME: Mapping[str, str] = MappingProxyType({other: word.name for word in WORDS.values() for other in word.same})
 ATTRIBUTES: Mapping[str, Word] = MappingProxyType({word.stored_as: word for word in WORDS.values()})
