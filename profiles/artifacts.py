@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 TOML_ADVICE = "give a file like those in profiles/catalog"
 ARTIFACTS = {
     "model-profile": "profile model ... -o FILE",
+    "onnx-profile": "profile model FILE.onnx -o FILE",
     "machine-profile": "profile machine ... -o FILE",
     "plan": "plan ... -o FILE",
     "run": "execute ... -o FILE",

@@ -122,13 +122,13 @@ def killed(trial: Trial) -> str:
 
 def stopped(trial: Trial) -> str:
     """The warning before the time is up: ranks save, the job queues itself again and goes on."""
-    job = trial.submit("stopped", "--checkpoint", "saved", "--checkpoint-every", "100000")
-    trial.slurm.wait(lambda: "preflight:" in trial.log("stopped"), 120, "the preflight")
-    time.sleep(12)
+    job = trial.submit("stopped", "--checkpoint", "saved", "--checkpoint-every", str(EVERY))
+    trial.checkpoint_of(job, "stopped", EVERY)
     trial.slurm.called("scancel", "--signal=TERM", job)
     trial.slurm.wait(lambda: trial.restarts(job) > 0, 60, "a job that has queued itself again")
     assert trial.finished(job, "stopped") == "COMPLETED", trial.log("stopped")[-1500:]
     (step,) = re.findall(r"going on from step (\d+)", trial.log("stopped"))[-1:]
+    assert int(step) % EVERY, "it went on from a checkpoint that was due anyway"
     return f"saved step {step} and went on; {trial.same('stopped')}"
 
 

@@ -24,16 +24,17 @@ PLANS = {
 NUM_LOSSES = 10
 
 
-def run_by(name: str, folder: Path, plans: list[Plan], *arguments: str, **fields: object) -> RunFile:
+def run_by(name: str, folder: Path, plans: list[Plan], *arguments: str, steps: int = 7) -> RunFile:
     """Run plans by an engine and this program in turns; the run file."""
-    path = write_plan_file(folder / "plan.json", *plans, sequence=64, **fields)
-    words = [str(path), "--engine", name, "--top", str(len(plans)), "--steps", "7", "-o", str(folder / "run.json")]
+    path = write_plan_file(folder / "plan.json", *plans, sequence=64)
+    output = folder / "run.json"
+    words = [str(path), "--engine", name, "--top", str(len(plans)), "--steps", str(steps), "-o", str(output)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "executor", *words, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return artifacts.read(folder / "run.json", "run", RunFile)
+    return artifacts.read(output, "run", RunFile)
 
 
 @pytest.mark.gloo

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from planner.ask import Request, answer_to
@@ -18,7 +22,7 @@ from planner.stacks.registry import exporters, read
 from planner.stacks.rows import cells_of
 from planner.stacks.write import hand_over
 from profiles import artifacts
-from profiles.errors import PlanError
+from profiles.errors import PlanError, TrainwrightError
 from reports.command import app as compare
 
 RUNNER = CliRunner()
@@ -35,6 +39,11 @@ def asked(stack: str, **more: object) -> Request:
     return Request(**request, global_batches=(64,), sequence_length=1024, top=3, **more)
 
 
+@functools.cache
+def found_for(stack: str) -> PlanFile:
+    return answer_to(asked(stack)).file
+
+
 def said(*arguments: object, code: int = 0) -> str:
     result = RUNNER.invoke(app, [str(word) for word in arguments], terminal_width=400)
     assert getattr(result.exception, "exit_code", result.exit_code) == code, result.output
@@ -43,7 +52,7 @@ def said(*arguments: object, code: int = 0) -> str:
 
 @pytest.mark.parametrize("stack", sorted(exporters()))
 def test_a_plan_comes_back_as_it_was_at_the_same_price(stack: str, tmp_path: Path) -> None:
-    found = answer_to(asked(stack)).file
+    found = found_for(stack)
     for candidate in found.candidates[:4]:
         folder = tmp_path / str(candidate.rank)
         hand_over(stack, found, candidate, folder)
@@ -54,12 +63,14 @@ def test_a_plan_comes_back_as_it_was_at_the_same_price(stack: str, tmp_path: Pat
         again = priced(job, Request(model="", num_devices=0, device="h100-sxm"))
         assert again.prediction.step_seconds == pytest.approx(candidate.prediction.step_seconds, rel=0.005)
         assert again.prediction.peak_bytes == pytest.approx(candidate.prediction.peak_bytes, rel=0.005)
-        assert not again.priced_as
+        if stack != "megatron-lm":
+            # Of its own layers the price has messages of 16 bits beside the backward pass, the file none such.
+            assert not again.priced_as
 
 
 def test_a_row_of_a_job_costs_what_its_plan_costs() -> None:
     """The table of runs and the search price a job alike; of a pipeline the row knows the closed form alone."""
-    found = answer_to(asked("megatron-core")).file
+    found = found_for("megatron-core")
     jobs = [
         StackJob(
             stack=found.stack, workload=found.workload, plan=each.plan, num_devices=16, global_batch_size=64,
@@ -96,6 +107,36 @@ def test_a_user_of_megatron_learns_what_to_change(tmp_path: Path) -> None:
     # What is better is no longer better than itself.
     again = said("--from", written / "launch.sh", "--device", "h100-sxm")
     assert "no plan of megatron-core is predicted to be faster" in again
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("--group-query-attention --num-query-groups 8", "num_kv_heads: 8, priced as 32"),
+        ("--kv-channels 256", "head_dim: 256, priced as 128"),
+        ("--squared-relu", "mlp_type: squared_relu, priced as gelu"),
+        ("--optimizer sgd", "optimizer: sgd, priced as adamw"),
+        (
+            "--recompute-granularity selective --recompute-modules mlp",
+            "recompute_modules: mlp, priced as core-attention",
+        ),
+        ("", "overlap_grad: no, priced as yes"),
+        ("--num-experts 8 --swiglu --moe-shared-expert-intermediate-size 4096", "shared_expert_ffn_size: 4096"),
+        ("--num-experts 8 --swiglu", "etp: 2, priced as 1"),
+        ("--overlap-grad-reduce", ""),
+    ],
+)
+def test_what_a_price_leaves_out_is_named(more: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.sh"
+    script = "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 24 --hidden-size 4096 --num-attention-heads 32"
+    sizes = "--seq-length 2048 --max-position-embeddings 2048 --vocab-size 50257 --bf16 --tensor-model-parallel-size 2"
+    path.write_text(f"{script} {sizes} --micro-batch-size 1 --global-batch-size 64 {more}\n", encoding="utf-8")
+    job = read(path, path.read_text(encoding="utf-8"), Given())
+    assert not job.unread
+    assert not job.unpriced
+    told = "; ".join(priced(job, Request(model="", num_devices=0, device="h100-sxm")).priced_as)
+    assert words in told
+    assert words or not told
 
 
 def test_what_cannot_be_written_or_read_is_said(tmp_path: Path) -> None:
@@ -166,3 +207,37 @@ def test_compare_takes_a_log_as_a_run(tmp_path: Path) -> None:
     assert row["is_judged"]
     refused = RUNNER.invoke(compare, [str(path)], terminal_width=400)
     assert "give --device or --cluster" in str(refused.exception)
+
+
+# What a file may have instead of what belongs there.
+ODD = (
+    "0", "-1", "1e999", "nan", "9" * 30, "null", "[]", "''", "$X", "$((1/0))", "$((2**99999))", "${A[@]}", "\\", "\0",
+    "\n", "#", "!!python/object/apply:os.system ['x']", "&a *a", "$(touch owned)", "`touch owned`",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """What all stacks are given of a plan, and a log, by path."""
+    texts = {Path("job.log"): LOG + STEP.format(number=1, samples=32, ms=1.0)}
+    for stack in exporters():
+        found = found_for(stack)
+        folder = tmp_path_factory.mktemp(stack)
+        hand_over(stack, found, found.candidates[0], folder)
+        texts |= {path: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.name != "plan.json"}
+    return texts
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_damaged_file_ends_in_a_job_or_a_sentence(written: dict[Path, str], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(written)))
+    text = written[path]
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = min(len(text), start + data.draw(st.integers(0, 40)))
+        text = text[:start] + data.draw(st.sampled_from(ODD)) + text[stop:]
+    with contextlib.suppress(TrainwrightError):
+        read(path, text, Given(num_devices=16))
+    assert not (path.parent / "owned").exists()
+    assert not Path("owned").exists()

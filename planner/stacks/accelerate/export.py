@@ -32,7 +32,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             CONFIG: f"# {job_files.written_by(stack)}\n{yaml.safe_dump(config(file, plan), sort_keys=False)}",
             ARGUMENTS: job_files.as_json(arguments(file, plan, stack)),
             job_files.MODEL_FILE: job_files.model_json(file, stack),
-            job_files.JOB_FILE: job_files.job_json(file, stack),
+            job_files.JOB_FILE: job_files.job_json(file, stack, attention=job_files.attention_word(file)),
             "job.py": job_files.script("job.py", stack),
             "train.py": job_files.script("train_accelerate.py", stack),
         },
@@ -54,7 +54,7 @@ def config(file: PlanFile, plan: Plan) -> dict[str, Any]:
 def arguments(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
     """What transformers' Trainer is told beside."""
     return {
-        "run_name": f"{job_files.written_by(stack)}: {plan.id}",
+        "run_name": job_files.written_by(stack),
         "output_dir": "out",
         **written(ARGUMENT_WORDS, facts_of(file, plan)),
         "max_steps": 20,

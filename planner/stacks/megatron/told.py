@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,9 +115,12 @@ class Told:
         if text is None:
             return None
         try:
-            return float(text.replace("_", ""))
+            value = float(text.replace("_", ""))
         except ValueError:
             raise self.refuse(f"{name} should be a number", name) from None
+        if not math.isfinite(value):
+            raise self.refuse(f"{name} should be a number", name)
+        return value
 
     def whole(self, name: str) -> int | None:
         """A setting as a whole number of at least 0; what is usual where it is not there.

@@ -16,11 +16,8 @@ from profiles.machines.stacks import Stack
 
 MODULE, FUNCTION = "trainwright_plan", "plan"
 CLASSES = {"training": "TrainingConfig", "parallelism": "ParallelismConfig", "compile": "CompileConfig"}
-HEAD = '''"""{title}
-
-Start it in this folder: {command}
-"""
-
+HEAD = """# {title}
+# {command}
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import default_adamw
@@ -34,7 +31,7 @@ from titan_model import VOCABULARY, model_spec
 
 def {function}() -> Trainer.Config:
     return Trainer.Config(
-'''
+"""
 
 
 def export(file: PlanFile, candidate: Candidate) -> Handover:

@@ -92,7 +92,9 @@ def read(path: Path, text: str, given: Given) -> StackJob:
     if not steps:
         raise InputError(f"{path}: it has no step with its rate (tps): give the whole log")
     device = found[1] if (found := DEVICE.search(whole)) else ""
-    return replace(job, steps=steps, peak_bytes=peak, device=device)
+    # Its memory is what the allocator holds.
+    cells = {**job.cells, "peak_mem_kind": "reserved"}
+    return replace(job, steps=steps, peak_bytes=peak, device=device, cells=cells)
 
 
 def _settings(lines: list[str]) -> Iterator[Setting]:

@@ -11,7 +11,8 @@ from planner.plans import Plan, Recompute
 from planner.schedules.registry import NONE
 from planner.stacks import job_files
 from planner.stacks.handover import Given, StackJob
-from planner.stacks.said import Settings, from_flags, from_python, from_toml
+from planner.stacks.said import Settings, from_toml
+from planner.stacks.said_code import from_flags, from_python
 from planner.stacks.torchtitan.words import (
     FIRST_FEWER,
     FLAVORS,
@@ -37,7 +38,11 @@ from profiles.machines.stacks import load_stack
 from profiles.models.profile import WorkloadSpec
 
 TITLE = "torchtitan's config function (Python), TOML file or launch script"
-SIGNS = ("parallelism.", "[parallelism]", "ParallelismConfig", "torchtitan", "experimental.pipeline_parallel")
+SIGNS = {
+    ".py": ("ParallelismConfig", "torchtitan"),
+    ".toml": ("[parallelism]", "[experimental]", "data_parallel_shard_degree"),
+    ".sh": ("--parallelism.", "--training.", "torchtitan"),
+}
 # What torchtitan takes where nothing is said.
 USUAL_LOCAL, USUAL_LENGTH = 8, 2048
 USUAL_FEWER = 1
@@ -46,7 +51,7 @@ BLOCK = re.compile(r"layers\.(\d+)")
 
 def recognises(path: Path, text: str) -> bool:
     """Whether a file looks like torchtitan's."""
-    return path.suffix in (".py", ".toml", ".sh", ".bash") and any(sign in text for sign in SIGNS)
+    return any(sign in text for sign in SIGNS.get(path.suffix, ()))
 
 
 def read(path: Path, text: str, given: Given) -> StackJob:
