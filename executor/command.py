@@ -85,6 +85,10 @@ def execute(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
     ] = None,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(help="Time exported models in these: onnxruntime, openvino, tensorrt [all that are here]."),
+    ] = None,
     compiled: Annotated[bool, typer.Option(help="Time the compressed models under torch.compile too.")] = False,
     emit: Annotated[
         str | None,
@@ -166,7 +170,7 @@ def execute(
         from executor.compress.job import Extras
 
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
-        extras = Extras(more_steps=more_steps, export=export, compiles=compiled)
+        extras = Extras(more_steps=more_steps, export=export, runtimes=runtimes, compiles=compiled)
         compress_models(plan, extras, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)

@@ -119,9 +119,7 @@ class TrainingCheck:
 
     def _why_not(self) -> str:
         assert self.plain is not None
-        if self._is_own and self.plain.draws():
-            return f"{self.subject.workload.spec.title} draws random numbers that cannot be turned off"
-        return ""
+        return self.plain.why_not() if self._is_own else ""
 
     def _descend(self, trainer: Trainer) -> None:
         """Steps of plain descent beside the plain loop's; compare gradients on the way, and weights in the end."""

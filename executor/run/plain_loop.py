@@ -84,7 +84,11 @@ class PlainLoop:
         self.precision, self.sends = precision or plan.precision, sends
         self.low, self.scale = low_dtype(self.precision), FIRST_SCALE if self.precision == SCALED else 1.0
         self.is_gathered_low = plan.zero_stage >= 2 and self.precision in MIXED
-        self.model = self._built().to(device)
+        self.model = self._built()
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        self.on_meta = next((name for name, own in tensors if own.is_meta), "")
+        if not self.on_meta:
+            self.model.to(device)
         silence(self.model)
         self.whole = _Whole(self.model, workload)
         self.moved: dict[str, Tensor] = {}
@@ -147,6 +151,13 @@ class PlainLoop:
         """How far each weight is from that of another loop."""
         others = dict(other.weights())
         return {name: float((weight.detach() - others[name].detach()).norm()) for name, weight in self.weights()}
+
+    def why_not(self) -> str:
+        """Why nothing can be held against this loop, in words; or ""."""
+        title = self.workload.spec.title
+        if self.on_meta:
+            return f"{title} leaves {self.on_meta} on the meta device, and a plain loop has no value for it"
+        return f"{title} draws random numbers that cannot be turned off" if self.draws() else ""
 
     def draws(self) -> bool:
         """Whether the loss of the same samples differs from one time to the next."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.stacks.abilities import known_of, refusal
 from planner.stacks.handover import StackJob
+from planner.stacks.priced_as import left_out
 from planner.stacks.registry import exporters
 from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
@@ -31,8 +31,6 @@ from profiles.machines.stacks import load_stack
 from profiles.models.sizes import sizes_of
 from profiles.units import format_bytes, format_percent, format_seconds
 
-# First steps of a log warm up; what is left of a short one counts all the same.
-WARM_UP_STEPS = 5
 YOURS = "your job"
 WORDS = re.compile(r"[\w.]+")
 
@@ -81,7 +79,7 @@ def priced(job: StackJob, asked: Request) -> Priced:
     settings, _ = settings_of(replace(request_of(job, asked), simulate=True))
     at = replace(settings[0], compiled=job.plan.compiled)
     space, place, priced_as = place_of(at, job.plan)
-    return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=tuple(priced_as))
+    return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=(*priced_as, *left_out(job, at)))
 
 
 def judged(job: StackJob, source: Path, asked: Request, on_progress: OnProgress = silent) -> PlanFile:
@@ -129,7 +127,7 @@ def _refusal(at: Setting, plan: Plan) -> str:
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
     job, took = own.job, own.prediction
-    measured = median_seconds(job)
+    measured = job.median_seconds
     best = found.candidates[0]
     gain = 1 - best.prediction.step_seconds / took.step_seconds if best is not mine else 0.0
     is_better = gain > 0 or (not took.fits and best is not mine)
@@ -152,13 +150,6 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
         unpriced=job.unpriced,
         assumed=(*job.assumed, *own.priced_as),
     )
-
-
-def median_seconds(job: StackJob) -> float | None:
-    """The median step of a job's log once it is warm; None where nothing was timed."""
-    timed = [step.seconds for step in job.steps if step.seconds is not None]
-    warm = timed[WARM_UP_STEPS:] or timed
-    return statistics.median(warm) if warm else None
 
 
 def _limit(took: Prediction, memory_bytes: float) -> str:

@@ -117,7 +117,12 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
     ends = [int(told.is_on(f"account-for-{end}-in-pipeline-split")) for end in ("embedding", "loss")]
     each = told.size("num-layers-per-virtual-pipeline-stage")
     if each and not told.is_on("virtual-pipeline-model-parallel-size"):
-        virtual = max(1, (num_layers + sum(ends)) // (pipeline * each))
+        virtual, rest = divmod(num_layers + sum(ends), pipeline * each)
+        if rest or not virtual:
+            raise told.refuse(
+                f"{num_layers} layers on {pipeline} ranks cannot be cut into stages of {each}",
+                *("num-layers", "pipeline-model-parallel-size", "num-layers-per-virtual-pipeline-stage"),
+            )
     if first or last:
         return _uneven(told, num_layers, pipeline, virtual, first, last), virtual
     stages = pipeline * virtual
