@@ -149,7 +149,7 @@ def whole(trial: Trial) -> str:
     job = trial.submit("whole", kind="slurm-all", steps=10)
     assert trial.finished(job, "whole", 1750) == "COMPLETED", trial.log("whole")[-1500:]
     run = artifacts.read(trial.folder / "whole" / "run.json", "run", RunFile)
-    assert run.machine_fingerprint == run.environment.fingerprint
+    assert run.machine_fingerprint == run.environment.fingerprint, "it ran elsewhere than it was planned for"
     return f"{time.monotonic() - start:.0f} s, {run.runs[0].plan.id}"
 
 
