@@ -79,7 +79,8 @@ class Line:
         own = ("-", "-", found) if self.check.is_engine else (str(self.tried), str(self.accepted), "-")
         if self.is_skipped:
             own = ("-", "-", "-")
-        return (self.check.stack, self.check.version, *own, f"{self.seconds:.0f}", self.words)
+        name = f"{self.check.stack} engine" if self.check.is_engine else self.check.stack
+        return (name, self.check.version, *own, f"{self.seconds:.0f}", self.words)
 
 
 def checks(count: str) -> list[Check]:
