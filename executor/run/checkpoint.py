@@ -6,6 +6,7 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from executor.axes.loss_scale import ScaleState
 from executor.axes.part import Part
 from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, by_one_process, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
@@ -42,7 +44,8 @@ OPTIMIZER = "optimizer."
 class Progress:
     """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch.
 
-    `fused_parts_split` is of older ones, in which the rows of a fused query-key-value lie rank by rank.
+    `scale` is that of the losses in fp16. `fused_parts_split` is of older ones, in which the rows of a fused
+    query-key-value lie rank by rank.
     """
 
     __pydantic_config__ = STRICT
@@ -52,6 +55,7 @@ class Progress:
     seed: int
     global_batch_size: int
     fused_parts_split: int = 1
+    scale: ScaleState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +208,8 @@ def write_state(
     writer: Writer, state: dict[str, Any], *, no_dist: bool = False, group: dist.ProcessGroup | None = None
 ) -> None:
     """Write tensors that know their place; collective over `group`, or all ranks, unless one process writes alone."""
-    with by_one_process():
+    # Warnings are the whole process's: a thread that saves beside training must leave them alone.
+    with by_one_process() if no_dist else contextlib.nullcontext():
         dcp_save(state, storage_writer=writer, no_dist=no_dist, process_group=group)
 
 

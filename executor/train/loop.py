@@ -15,6 +15,7 @@ from torch import Tensor
 
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, explained, stopped
+from executor.run.log_values import scale_values
 from executor.run.measurement import Evaluation
 from executor.train.job import TrainedPlan
 from executor.train.optimizers import Rates
@@ -22,8 +23,8 @@ from executor.train.samples import Batch, OfReplica, Source, read_ahead
 from executor.train.settings import TrainSettings
 from planner.prediction import PlanFile
 
-# What a checkpoint keeps beside the number of steps.
-CONSUMED, LOSSES = "samples", "losses"
+# What a checkpoint keeps beside the number of steps, on which data and rates depend.
+LOSSES = "losses"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Told:
     stops: Tensor
     norm: float | None
     factor: float
+    scale: dict[str, Any]
     work: Any = None
 
     def read(self) -> tuple[float, bool]:
@@ -45,7 +47,10 @@ class Told:
 
 @dataclass(slots=True, kw_only=True)
 class Loop:
-    """A training on this rank; all ranks go through it alike. `say` is told the numbers of every so many steps."""
+    """A training on this rank; all ranks go through it alike. `say` is told the numbers of every so many steps.
+
+    `first_step` are the steps that were taken before, and `losses_before` theirs, as far as they are known.
+    """
 
     job: TrainedPlan
     file: PlanFile
@@ -57,6 +62,7 @@ class Loop:
     timeout_seconds: float
     predicted_bytes: float
     say: Callable[[dict[str, Any]], None]
+    first_step: int = 0
     losses_before: tuple[float, ...] = ()
     losses: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -117,12 +123,13 @@ class Loop:
     @property
     def _first_measured(self) -> int:
         """The step before which measuring begins, so that the last of a short training can still be timed."""
-        begun = self.train.begins_at
-        return begun + max(0, min(self.settings.measure.start, self.num_steps - begun - 2))
+        left = self.num_steps - self.first_step
+        return self.first_step + max(0, min(self.settings.measure.start, left - 2))
 
     def _tell(self, loss: Tensor, norm: float | None, factor: float) -> None:
         stops = torch.tensor(float(STOP.has_come), device=self.job.rank.device)
-        told = Told(loss=loss.detach(), stops=stops, norm=norm, factor=factor)
+        scale = scale_values(self.job.scale)
+        told = Told(loss=loss.detach(), stops=stops, norm=norm, factor=factor, scale=scale)
         if self.job.rank.num_ranks > 1 and self.checkpoints is not None:
             told.work = dist.all_reduce(stops, op=dist.ReduceOp.MAX, async_op=True)
         self._told = told
@@ -137,7 +144,7 @@ class Loop:
             return False
         with self._explained(between_steps=True):
             loss, is_stopping = told.read()
-        step = self.train.begins_at + len(self.losses) + 1
+        step = self.first_step + len(self.losses) + 1
         if not math.isfinite(loss):
             # What is being saved is of before, and would be lost with the process.
             raise diverged(self.job.plan, step, loss, self._saved(self.checkpoints) if self.checkpoints else None)
@@ -153,19 +160,16 @@ class Loop:
         values["lr"] = self.settings.optimizer.lr * told.factor
         if told.norm is not None:
             values["gradient_norm"] = told.norm
+        values |= told.scale
         if self.train.source.num_samples:
-            values["epoch"] = self._consumed(step) / self.train.source.num_samples
+            values["epoch"] = step * self.train.share.size / self.train.source.num_samples
         self.say(values)
-
-    def _consumed(self, step: int) -> int:
-        return self.train.consumed + (step - self.train.begins_at) * self.train.share.size
 
     def _save(self, kept: Checkpoints) -> None:
         """Begin to save where the training is; the losses of all steps go with it."""
         self.job.end_step()
-        extra = {CONSUMED: self._consumed(self.job.num_steps), LOSSES: [*self.losses_before, *self.losses]}
         with self._explained(between_steps=True):
-            self.job.save_beside(kept.folder, extra)
+            self.job.save_beside(kept.folder, {LOSSES: [*self.losses_before, *self.losses]})
 
     def _saved(self, kept: Checkpoints) -> Path | None:
         """Wait for what was begun to be saved; the newest there is."""

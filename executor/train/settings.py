@@ -91,6 +91,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleSettings:
+    """What losses in fp16 are scaled by at first, and after how many steps without an overflow it is doubled."""
+
+    __pydantic_config__ = STRICT
+
+    first: Positive = 2.0**16
+    growth_interval: Count = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
     """Every how many steps the loss on unseen samples is taken, over how many global batches; 0 is never."""
 
@@ -137,6 +147,7 @@ class TrainSettings:
     check: bool = True
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    loss_scale: ScaleSettings = ScaleSettings()
     data: DataSettings = DataSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     log: LogSettings = LogSettings()
@@ -183,8 +194,8 @@ def _check(path: Path, settings: TrainSettings) -> None:
     schedule, data = settings.schedule, settings.data
     if schedule.decay_steps and schedule.name != "wsd":
         raise InputError(f'{path}: [schedule] decay_steps is of name = "wsd", not of "{schedule.name}"')
-    if settings.max_steps and schedule.warmup_steps + schedule.decay_steps > settings.max_steps:
-        raise InputError(f"{path}: [schedule] warms up and decays for more than max_steps = {settings.max_steps}")
+    if settings.export and settings.export == settings.weights:
+        raise InputError(f"{path}: export is the folder of weights, and would overwrite them: give another")
     if data.evaluation and data.held_out:
         raise InputError(f"{path}: [data] has evaluation and held_out: give one of them")
     if data.held_out == 1:

@@ -29,6 +29,7 @@ class TimeRules:
     loss_bytes: Array
     accumulate_bytes: Array
     optimizer_bytes: Array
+    unscale_bytes: Array
     gradient_message_bytes: Array
     parameter_message_bytes: Array
     reduces_every_microbatch: Array
@@ -79,7 +80,7 @@ def _multiples(learned: Learned, stacks: Each[Stack], number: str) -> Array:
 
     def multiple(stack: Stack) -> float:
         group = learned.everyone.get(number, 1.0) * learned.groups.get(stack.group, {}).get(number, 1.0)
-        return group * learned.stacks.get(stack.name, {}).get(number, 1.0)
+        return group * learned.stacks.get(stack.learned_as, {}).get(number, 1.0)
 
     return stacks.read(multiple)
 

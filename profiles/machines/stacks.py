@@ -9,6 +9,7 @@ from typing import Literal
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
 from profiles.errors import UnknownNameError
+from profiles.machines.abilities import Abilities
 
 FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
@@ -34,10 +35,11 @@ class StackTime:
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
     moved per logit, forward and backward together. `accumulate_bytes`: bytes per parameter and micro-batch to add
     gradients up, beside products; `adds_up_in_products`: whether products of weight gradients do that themselves;
-    `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
-    is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
-    `keeps_in_pipeline`: whether a pipeline reduces them once a step all the same, and keeps whole what a backward pass
-    has gathered; `gathers_every_microbatch`: whether else ZeRO stage 2 gathers weights for each micro-batch.
+    `optimizer_bytes`: bytes per updated parameter and step; `unscale_bytes`: per gradient of a loss that is scaled for
+    fp16. `*_message_bytes`: bytes per parameter that is reduced or gathered. `reduces_every_microbatch`: whether
+    sharded gradients are reduced for each micro-batch. `keeps_in_pipeline`: whether a pipeline reduces them once a step
+    all the same, and keeps whole what a backward pass has gathered; `gathers_every_microbatch`: whether else ZeRO stage
+    2 gathers weights for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them;
@@ -78,6 +80,7 @@ class StackTime:
     accumulate_bytes: float
     adds_up_in_products: bool = False
     optimizer_bytes: float
+    unscale_bytes: float = 0.0
     gradient_message_bytes: float
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False
@@ -235,7 +238,9 @@ class Stack:
 
     `group`: stacks whose layers are written alike, so that runs of one tell of the others: "megatron" fuses by hand,
     "native" runs PyTorch's own operators, "compiler" leaves it to a compiler. `schedules`: which pipeline schedules it
-    has, of those that the planner knows; none named are all that torch.distributed.pipelining has.
+    has, of those that the planner knows; none named are all that torch.distributed.pipelining has. `like`: another
+    stack, whose entries hold where its own file has none, and whose runs tell of it. `runs`: what it can run, None
+    where nobody has tried.
     """
 
     __pydantic_config__ = STRICT
@@ -245,9 +250,16 @@ class Stack:
     group: str
     habits: StackHabits
     schedules: tuple[str, ...] = ()
+    like: str = ""
+    runs: Abilities | None = None
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]
+
+    @property
+    def learned_as(self) -> str:
+        """The stack whose runs tell of this one."""
+        return self.like or self.name
 
     def attention_kernel(self, generation: str) -> str:
         """The attention kernel it takes on a generation of devices; before Ampere there are no fused ones."""
@@ -269,4 +281,4 @@ def load_stack(name: str) -> Stack:
     """
     if name not in stack_names():
         raise UnknownNameError("stack", name, stack_names())
-    return read_toml(FOLDER / f"{name}.toml", Stack)
+    return read_toml(FOLDER / f"{name}.toml", Stack, like="like")
