@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.data import (
     average_after,
@@ -19,6 +18,7 @@ from executor.axes.data import (
     broadcast_buffers,
     keep_gathered,
     left_whole,
+    named_parameters_of,
     paused,
     shard_again,
     shard_alone,
@@ -100,7 +100,7 @@ class RankModel:
         self.replicas = self.groups.replicas[0] if self.groups.replicas and plan.zero_stage < 2 else None
         # By global name. Taken now: DDP hides split parameters behind plain attributes from its first forward on.
         self.named_parameters = {
-            name: parameter for module in self.modules.values() for name, parameter in _named_parameters(module)
+            name: parameter for module in self.modules.values() for name, parameter in named_parameters_of(module)
         }
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
         # beside them: four bytes per parameter more.
@@ -117,6 +117,11 @@ class RankModel:
         """Parameters of all stages of this rank, in model order within a stage."""
         for module in self.modules.values():
             yield from module.parameters()
+
+    def own_slice(self, samples: Any) -> Any:
+        """This replica's samples of a global batch, and of each the tokens of this rank's place on the context axis."""
+        size = self.plan.micro_batch_size * self.plan.num_microbatches
+        return self.own_tokens(samples[self.place.data * size : (self.place.data + 1) * size])
 
     def micro_batches(self, *batch: Any) -> Sequence[Any]:
         """What `passes` takes, of this replica's inputs and targets, or of a task's samples."""
@@ -289,10 +294,3 @@ class RankModel:
                 self.recorder.note(BACKWARD, index, middle)
             total += share.detach()
         return total
-
-
-def _named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A stage's parameters by global name, whatever is wrapped around it."""
-    stage = module.module if isinstance(module, DistributedDataParallel) else module
-    assert isinstance(stage, Part)
-    return ((stage.global_name(path), parameter) for path, parameter in stage.named_parameters())

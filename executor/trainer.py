@@ -28,7 +28,7 @@ class Trainer(RankModel):
         of fp16 are no numbers nothing is updated.
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
-        parts = self.micro_batches(*(self._own_slice(samples) for samples in batch))
+        parts = self.micro_batches(*(self.own_slice(samples) for samples in batch))
         self.recorder.begin()
         loss = self.passes(parts)
         is_skipped = self.unscale()
@@ -42,13 +42,6 @@ class Trainer(RankModel):
         self.finish_step()
         return loss, self.recorder.finish()
 
-    def taken_step(self, *batch: Any) -> Tensor | None:
-        """As `step`, again with a smaller scale where it was skipped."""
-        loss, _ = self.step(*batch)
-        while self.scale is not None and self.scale.is_skipping:
-            loss, _ = self.step(*batch)
-        return loss
-
     @property
     def moments_by_parameter(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What the optimizer keeps of each parameter that this rank updates."""
@@ -61,8 +54,3 @@ class Trainer(RankModel):
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""
         return is_updated(self.optimizer, parameter)
-
-    def _own_slice(self, samples: Any) -> Any:
-        """This replica's samples, and of each the tokens of this rank's place on the context axis."""
-        size = self.plan.micro_batch_size * self.plan.num_microbatches
-        return self.own_tokens(samples[self.place.data * size : (self.place.data + 1) * size])

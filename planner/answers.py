@@ -141,15 +141,47 @@ class PoolAlone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """All answers; what was not asked, or cannot be answered for the machine, is left out.
+class ReadJob:
+    """What became of the job that `source`, a file of another software, tells of: `plan` is its id, and what it takes.
 
-    `links` are those of the best plan, `pareto` goes from the fastest plan to the one of the fewest bytes, `simulated`
-    is in the table's order with the best's timeline in the file `timeline`.
+    `measured_seconds` is the median step of a log, None of a file that has none. `limit` is what most of its time goes
+    to besides its own computing; where it does not fit, how far. `better` is the plan of the table that gains most, by
+    `gain_fraction` of the job's time, "" where none is faster, and `changes` the lines of the software's words that
+    differ, as `- yours` and `+ its`. `unread`: settings that were not understood; `assumed`: what was filled in.
     """
 
     __pydantic_config__ = STRICT
 
+    source: str
+    version: str
+    plan: str
+    step_seconds: float
+    low_seconds: float
+    high_seconds: float
+    peak_bytes: float
+    memory_bytes: float
+    limit: str
+    measured_seconds: float | None = None
+    better: str = ""
+    gain_fraction: float = 0.0
+    changes: tuple[str, ...] = ()
+    refusal: str = ""
+    unread: tuple[str, ...] = ()
+    unpriced: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """All answers; what was not asked, or cannot be answered for the machine, is left out.
+
+    `links` are those of the best plan, `pareto` goes from the fastest plan to the one of the fewest bytes, `simulated`
+    is in the table's order with the best's timeline in the file `timeline`. `read` is of a job of the user's.
+    """
+
+    __pydantic_config__ = STRICT
+
+    read: ReadJob | None = None
     links: tuple[AxisLinks, ...] = ()
     pareto: tuple[ParetoPlan, ...] = ()
     nearest_miss: NearestMiss | None = None

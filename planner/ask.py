@@ -25,7 +25,6 @@ from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.inputs import limits
 from profiles.inputs.bounds import whole_numbers
 from profiles.machines.clusters import MixedCluster, load_pools
-from profiles.machines.stacks import load_stack
 from profiles.units import format_percent
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
@@ -159,7 +158,7 @@ def answer_to(
     if request.codecs == ("none",) and not request.adapters.freezes:
         result = replace(result, file=_with_codec_note(result.file))
     answers = answers_to(result, request.simulate, questions, answering)
-    return replace(result, file=replace(result.file, answers=answers))
+    return replace(result, file=replace(result.file, answers=answers, cluster=request.cluster or ""))
 
 
 def _with_codec_note(file: PlanFile) -> PlanFile:
@@ -174,10 +173,13 @@ def _with_codec_note(file: PlanFile) -> PlanFile:
 
 def options_of(request: Request, at: Setting) -> Options:
     """What a search may choose from, beside the degrees: on CPUs, where a sum is dear, whole vocabularies as well."""
+    runs = None if request.simulate else at.stack.runs
+    usual = (0, 1) if at.device_kind == "cpu" else (1,)
     return Options(
-        schedules=load_stack(request.stack).schedules or torch_names(),
-        offload=Options().offload if request.simulate else ("none",),
-        vocab_parallel=(0, 1) if at.device_kind == "cpu" else (1,),
+        schedules=at.stack.schedules or torch_names(),
+        offload=Options().offload if request.simulate else runs.offload if runs else ("none",),
+        vocab_parallel=tuple(int(is_on) for is_on in runs.vocab_parallel) if runs else usual,
+        as_stack_runs=runs is not None,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -129,6 +130,14 @@ def plan(
             autocompletion=listing.complete_kinds,
         ),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="A job of yours, in other software's words; or a plan file."),
+    ] = None,
+    export: Annotated[
+        str | None, typer.Option(metavar="STACK", help="Write the plan down for other software, into the folder -o.")
+    ] = None,
+    rank: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Which plan of the table is written down.")] = 1,
     legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
@@ -142,13 +151,14 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
+    from planner.terminal.handover import read_job, write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
-    from profiles.errors import InputError
     from profiles.files import ensure_writable
     from profiles.models.adapters import parse_adapters
     from profiles.terminal.options import check_options, given_options
 
     check_options(context, NEEDS, TAKES)
+    given = given_options(context)
     out = console.console(json_output)
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
@@ -158,32 +168,49 @@ def plan(
     from planner.space.beside import Questions
     from profiles.library import Asked
 
-    if model is None or gpus is None:
-        raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
-    for path in filter(None, (output, trace)):
+    _check_together(context.params)
+    for path in filter(None, (None if export else output, trace)):
         ensure_writable(path)
-    if peft is not None and compress is not None:
-        raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
-    if codecs == AUTO and all_file is not None:
-        raise InputError("--all writes the plans of one setting: name one of --codecs")
     request = Request(
-        model=model, num_devices=gpus, machine=machine, learned=learned, device=device, cluster=cluster,
+        model=model or "", num_devices=gpus or 0, machine=machine, learned=learned, device=device, cluster=cluster,
         global_batches=() if global_batch is None else parse_batches(global_batch), sequence_length=sequence_length,
-        stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=_words(precision),
+        stack=stack if "stack" in given else export or stack, attention_kernel=attention_kernel,
+        tensor_overlap=tp_overlap, precisions=_words(precision),
         codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top,
         simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
         adapters=parse_adapters(peft, quantised_base),
         asked=Asked(task=task or "", weights=str(weights or "")),
     )  # fmt: skip
-    check_pools(given_options(context), cluster)
+    check_pools(given, cluster)
     questions = Questions(
         why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
         price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
     )  # fmt: skip
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
-        result = ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"), compression)
-    _put_out(result, out, output, json_output)
+        result = (
+            ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"), compression)
+            if source is None
+            else read_job(source, request, on_progress)
+        )
+    _put_out(result, out, None if export else output, json_output)
+    if export is not None and output is not None:
+        write_export(export, result, rank, output, out)
+
+
+def _check_together(given: Mapping[str, Any]) -> None:
+    """Check what parameters must be there, or may not be together.
+
+    Raises: InputError.
+    """
+    from profiles.errors import InputError
+
+    if given["source"] is None and (given["model"] is None or given["gpus"] is None):
+        raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
+    if given["peft"] is not None and given["compress"] is not None:
+        raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
+    if given["codecs"] == AUTO and given["all_file"] is not None:
+        raise InputError("--all writes the plans of one setting: name one of --codecs")
 
 
 def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool) -> None:

@@ -74,6 +74,7 @@ class Prediction:
 class Candidate:
     """A plan of the table: `verdict` says in a few words why it won, lost, or cannot run.
 
+    `executable` tells whether the software that it is for can run it; False as well where nobody has tried.
     One that differs from a better one in a single choice is not shown but `folded_into` that one's rank, 0 for those
     that are shown; of the latter, `num_folded` are like it, and take at most `folded_within_fraction` longer.
     """
@@ -95,6 +96,8 @@ class PlannedFor:
     """What plans are for: a model, a machine with its origin, a batch, and the software (`stack`).
 
     `size_unit` is what the size of a sample counts; "" where samples have one size alone, which counts as one token.
+    `stack_version`: what its words were tried with, "" where nobody has. `attention_kernel` and `overlaps_tensor`: what
+    it was priced with, "" where a machine or a trace has its own. `cluster`: a shipped one, or "".
     `learned` are the multiples of parts, taught by earlier runs, that predictions were made with.
     """
 
@@ -113,6 +116,11 @@ class PlannedFor:
     sequence_length: Tokens
     size_unit: str = "tokens"
     stack: str = THIS_PROGRAM
+    stack_version: str = ""
+    attention_kernel: str = ""
+    overlaps_tensor: bool = False
+    devices_per_node: Whole = 0
+    cluster: str = ""
     learned: Multiples = field(default_factory=dict)
 
 

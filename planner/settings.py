@@ -10,6 +10,7 @@ from planner.adapting import refuse_adapters, trained_note
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked, sizes_asked_of
 from planner.space.question import Setting, setting
 from planner.space.traced_setting import traced_setting
+from planner.stacks.abilities import check_setting
 from profiles.errors import InputError, UnknownNameError
 from profiles.laws.kernels import load_constants
 from profiles.machines.clusters import Cluster, MixedCluster
@@ -60,7 +61,9 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
     codecs = USUAL_CODECS if request.codecs is None else request.codecs
     if model is None:
         _refuse_kernels(request, f"{request.model} was traced with its own")
-        return _traced(request, device, cluster, precisions, codecs, notes), notes
+        settings = _traced(request, device, cluster, precisions, codecs, notes)
+        _check_stack(request, settings)
+        return settings, notes
     sequence, batches = sizes_asked(request, model.name, model.longest_sequence, notes)
     settings = [
         with_kernels(
@@ -69,8 +72,16 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
         )
         for precision, gradients, batch in itertools.product(precisions, codecs, batches)
     ]
+    _check_stack(request, settings)
     notes += [_kernels_of(settings[0]), *trained_note(model)]
     return settings, notes
+
+
+def _check_stack(request: Request, settings: Sequence[Setting]) -> None:
+    """Check that the software has what settings ask for, unless what it lacks is offered too."""
+    for at in settings:
+        if not request.simulate:
+            check_setting(at.stack, at.precision, at.codec, str(at.model.workload.config.get("model_type", "")))
 
 
 def with_kernels(at: Setting, request: Request) -> Setting:
@@ -117,6 +128,10 @@ def planned_for(where: str, stack: str) -> list[str]:
 
     Raises: UnknownNameError for a stack that is not shipped.
     """
-    load_stack(stack)
+    runs = load_stack(stack).runs
     words = [f"planned for {where} with {stack}: data sheet and published runs, not measured"]
-    return words if stack == THIS_PROGRAM else [*words, f"these plans are for {stack}: `execute` does not run them"]
+    if stack == THIS_PROGRAM:
+        return words
+    if runs is None:
+        return [*words, f"these plans are for {stack}, and what it can run is not known here"]
+    return [*words, f"these plans are for {stack}, as {runs.version} can run them: --export writes them down for it"]

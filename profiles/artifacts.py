@@ -24,8 +24,10 @@ T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 SCHEMA_VERSION = 1
+TOML_ADVICE = "give a file like those in profiles/catalog"
 ARTIFACTS = {
     "model-profile": "profile model ... -o FILE",
+    "onnx-profile": "profile model FILE.onnx -o FILE",
     "machine-profile": "profile machine ... -o FILE",
     "plan": "plan ... -o FILE",
     "run": "execute ... -o FILE",
@@ -131,12 +133,23 @@ def _broken(error: ErrorDetails) -> str:
     return words.replace("input should", f"{foreign.shown(error['input'])} should", 1)
 
 
-def read_toml(path: Path, kind: type[T]) -> T:
-    """Read a catalogue file strictly.
+def read_toml(path: Path, kind: type[T], like: str = "") -> T:
+    """Read a catalogue file strictly; where it has the key `like`, over the entries of the file that this names.
 
     Raises: ArtifactError where the file is missing, is no TOML, or has unknown or wrong keys.
     """
-    return validate(foreign.read_toml(path, "give a file like those in profiles/catalog"), kind, str(path))
+    entries = foreign.read_toml(path, TOML_ADVICE)
+    if like and entries.get(like):
+        entries = _over(foreign.read_toml(path.with_name(f"{entries[like]}.toml"), TOML_ADVICE), entries)
+    return validate(entries, kind, str(path))
+
+
+def _over(of_other: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Another file's entries with the own ones in their place."""
+    result = dict(of_other)
+    for name, value in own.items():
+        result[name] = _over(result.get(name, {}), value) if isinstance(value, Mapping) else value
+    return result
 
 
 def _wanted(artifact: str) -> str:

@@ -1,4 +1,4 @@
-"""`profile machine` and `profile model`: parse, measure or trace, write, and show the essentials."""
+"""`profile machine` and `profile model`: parse, measure, trace or read, write, and show the essentials."""
 
 from __future__ import annotations
 
@@ -35,13 +35,17 @@ def model(
     model: Annotated[
         str,
         typer.Argument(
-            help="Shipped alias, config.json or its folder, or package.module:factory.",
+            help="Shipped alias, config.json or its folder, package.module:factory, or a .onnx file.",
             autocompletion=completion.complete_model,
         ),
     ],
     sequence_length: Annotated[
         int | None,
         typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown, 512 or what is usual."),
+    ] = None,
+    dimension: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a .onnx file: the size of a named dimension, NAME=NUMBER; may be repeated."),
     ] = None,
     task: TaskOption = None,
     weights: WeightsOption = None,
@@ -52,11 +56,20 @@ def model(
 ) -> None:
     """Trace MODEL into layers of operators, without weights and without a device."""
     from profiles.artifacts import dump
+    from profiles.errors import InputError
     from profiles.files import ensure_writable, write_text
     from profiles.library import Asked, trace_model
+    from profiles.onnx_files.show import is_onnx, profile_onnx_file
 
     if output is not None:
         ensure_writable(output)
+    if is_onnx(model):
+        if task or weights or trust_module:
+            raise InputError(f"{model}: --task, --weights and --trust-module say nothing of an ONNX file")
+        profile_onnx_file(model, sequence_length, dimension or (), json_output, output)
+        return
+    if dimension:
+        raise InputError("--dimension is for .onnx files: dimensions of a traced model have no names")
     asked = Asked(task=task or "", weights=str(weights or ""))
     profile = trace_model(model, trust_module or (), asked)
     text = dump("model-profile", profile)
@@ -123,7 +136,8 @@ def machine(
     load_before, notes = look_before(gpus)
     for note in (*notes, *filter(None, [open_to()])) if is_main_process() else ():
         out.print(f"note: {note}")
-    out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
+    if is_main_process():
+        out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
     with console.progress(out, "measuring") as on_progress:
         measured = measure_machine(
             num_ranks=gpus,

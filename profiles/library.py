@@ -20,6 +20,7 @@ from profiles.models.families import VISION_FAMILIES, is_own_module
 from profiles.models.hf_config import FAMILIES as SIZED_FAMILIES
 from profiles.models.profile import PRECISIONS, USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.models.sizes import ModelSizes, config_name, read_config, sizes_of
+from profiles.onnx_files.show import is_onnx
 from profiles.stored_traces import keep_trace, kept_trace
 from profiles.workloads.trust import is_factory, named_modules
 
@@ -71,8 +72,7 @@ def load_sizes(model: str, task: str = "") -> ModelSizes | None:
     Raises: UnknownNameError for an unknown alias or family; InputError where a file cannot be used.
     """
     path = Path(model)
-    if not model:
-        raise InputError(EMPTY)
+    _check_name(model)
     if model in config_names() and not task:
         return sizes_of(model, read_config(CONFIGS / f"{model}.json"))
     if model in model_names() or (os.path.isfile(path) and artifact_kind(path) is not None):
@@ -157,15 +157,25 @@ def trace_model(model: str, trusted: Sequence[str] = (), asked: Asked = NOTHING)
 
 
 def _spec_of(model: str) -> WorkloadSpec:
+    _check_name(model)
     if model in model_names() or _is_profile(model):
         return _load_model(model).workload
-    if not model:
-        raise InputError(EMPTY)
     if not is_factory(model) and not os.path.lexists(model) and model not in config_names():
         if model.endswith(".json") or os.sep in model:
             raise InputError(f"model {shown(model)}: no such file")
         raise UnknownNameError("model", model, [*model_names(), *config_names()])
     return load_spec(str(CONFIGS / f"{model}.json") if model in config_names() else model)
+
+
+def _check_name(model: str) -> None:
+    """Refuse no name, and files that hold no model to train.
+
+    Raises: InputError.
+    """
+    if not model:
+        raise InputError(EMPTY)
+    if is_onnx(model):
+        raise InputError(f"{shown(model)} is for inference: plan training from the config.json or module it is of")
 
 
 def load_spec(model: str) -> WorkloadSpec:

@@ -34,12 +34,19 @@ def kind_of(paths: Sequence[Path]) -> str:
     """
     from profiles.artifacts import artifact_kind
 
-    kinds = ["table" if path.suffix.lower() == ".csv" else artifact_kind(path) for path in paths]
+    kinds = ["table" if path.suffix.lower() == ".csv" else artifact_kind(path) or _of_others(path) for path in paths]
     for kind in ("table", "rehearsal", "compression"):
         if kind in kinds:
             refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they say different things")
             return kind
     return "run"
+
+
+def _of_others(path: Path) -> str | None:
+    """A log of other software counts as a table of one run."""
+    from reports.published.jobs import is_job
+
+    return "table" if is_job(path) else None
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:

@@ -92,7 +92,7 @@ def runnable(space: Space) -> Iterator[Found]:
         choices = space.choices(own.layout)
         micro = draw.randrange(len(choices.micro_batch))
         other = replace(own, micro_batch=micro, recompute=draw.randrange(len(choices.share)))
-        for place in (own, other) if choices.legal[micro, own.schedule] else (own,):
+        for place in (own, other) if choices.legal[micro, own.schedule, other.recompute] else (own,):
             plan = plan_of(space, place)
             if not why_not_run(space.at, plan):
                 yield Found(space=space, place=place, plan=plan, seconds=float(best.step_seconds[row]))

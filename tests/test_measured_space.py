@@ -67,7 +67,7 @@ def plans_of(space: Space) -> list[Plan]:
         for micro, schedule, recompute in np.ndindex(
             len(choices.micro_batch), len(choices.schedules), len(choices.share)
         ):
-            if choices.legal[micro, schedule]:
+            if choices.legal[micro, schedule, recompute]:
                 place = type(best_places(space, 1)[0])(layout, int(micro), int(schedule), int(recompute))
                 found.append(plan_of(space, place))
     return found

@@ -83,7 +83,7 @@ def test_the_search_offers_and_prices_it():
         names = list(choices.schedules)
         column, usual = names.index(NAME), names.index("1f1b")
         degree = int(space.layouts.pipeline[layout])
-        assert choices.legal[:, column].tolist() == (choices.count >= degree).tolist()
+        assert choices.legal[:, column, 0].tolist() == (choices.count >= degree).tolist()
         own = block(space.tables, np.array([layout]), choices)
         seconds, held = step_seconds(own)[0], device_bytes(own)[0]
         assert seconds[:, column] == pytest.approx(seconds[:, usual])

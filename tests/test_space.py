@@ -113,7 +113,7 @@ def test_the_best_is_that_of_an_exhaustive_search_job_by_job() -> None:
         choices = space.choices(layout)
         shape = choices.legal.shape[0], choices.legal.shape[1], len(choices.share)
         for place in itertools.product(*map(range, shape)):
-            if choices.legal[place[0], place[1]]:
+            if choices.legal[place]:
                 plans.append(job_of(space, layout, *place))
     jobs = joined(plans)
     fits = footprint(jobs).device_bytes <= space.at.memory_bytes

@@ -88,6 +88,7 @@ def test_what_settings_name_and_is_not_there_is_said_before_ranks_start(tmp_path
     assert "give [data] evaluation or held_out" in said("[evaluation]\nevery = 2")
     assert "--trust-module json" in said("[data]\ntrain = 'json:loads'")
     assert "splits them" in said("[optimizer]\nname = 'adafactor'", split)
+    assert "for more than the 3 steps of the training" in said("[schedule]\nwarmup_steps = 4")
     assert "unexpected keyword argument" in said("[optimizer]\noptions = {beta = 0.9}")
     assert "a key of its own" in said("[optimizer]\noptions = {lr = 0.9}")
     kept = ("--checkpoint", tmp_path / "kept")

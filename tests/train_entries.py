@@ -48,5 +48,5 @@ def one(case: dict[str, Any], rank: Rank, meshes: Meshes) -> dict[str, Any]:
         loop.run(case["stops"])
         loop.finish()
         evaluations = [asdict(each) for each in loop.evaluations]
-        return {"losses": loop.losses, "evaluations": evaluations, "first_step": loop.train.begins_at}
+        return {"losses": loop.losses, "evaluations": evaluations, "first_step": loop.first_step}
     return asdict(train(session, settings, NOT_CHECKED))

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.factors import load_learned
 from planner.parts import PART_NAMES
 from planner.prediction import Prediction
-from planner.space.best import Best
 from planner.space.block import block
 from planner.space.block_memory import device_bytes
-from planner.space.explore import Place, Space, tables_of
+from planner.space.explore import Place
 from planner.space.layouts import Layouts, Options, legal_layouts
 from planner.space.measured_setting import measured_setting
+from planner.space.one_plan import space_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting, setting
 from planner.space.to_plans import plan_of
@@ -94,20 +93,6 @@ class Compared:
         return self.twin.step_seconds / self.law.step_seconds
 
 
-def space_of(at: Setting, layouts: Layouts) -> Space:
-    """A space of these layouts alone, none of which is searched."""
-    learned = at.learned or load_learned()
-    nothing, numbers = np.zeros(0), np.zeros(0, dtype=np.int64)
-    best = Best(
-        layout=numbers, micro_batch=numbers, schedule=numbers, recompute=numbers, step_seconds=nothing,
-        device_bytes=nothing,
-    )  # fmt: skip
-    return Space(
-        at=at, options=Options(), learned=learned, layouts=layouts, tables=tables_of(at, layouts, learned), best=best,
-        generated=0, accepted=0, rejected={}, broken={}, nearest=nothing, nearest_place=numbers,
-    )  # fmt: skip
-
-
 def drawn(at: Setting, count: int, seed: int = 0) -> tuple[Layouts, list[Place]]:
     """One plan each of `count` layouts that has room, drawn evenly."""
     layouts, _ = legal_layouts(at, Options())
@@ -117,7 +102,7 @@ def drawn(at: Setting, count: int, seed: int = 0) -> tuple[Layouts, list[Place]]
     for layout in range(len(layouts)):
         choices = space.choices(layout)
         held = device_bytes(block(space.tables, np.array([layout]), choices))[0]
-        fits = np.argwhere((held <= at.memory_bytes) & choices.legal[:, :, None])
+        fits = np.argwhere((held <= at.memory_bytes) & choices.legal)
         if len(fits):
             places.append(Place(layout, *map(int, fits[random.integers(len(fits))])))
     return layouts, [places[row] for row in sorted(random.permutation(len(places))[:count])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -190,3 +190,10 @@ def _keep_buffers() -> dict[str, Any]:
     """The option that stops DDP from sending buffers at every forward; torch renamed it after 2.11."""
     names = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A stage's parameters by global name, whatever is wrapped around it."""
+    stage = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(stage, Part)
+    return ((stage.global_name(path), parameter) for path, parameter in stage.named_parameters())

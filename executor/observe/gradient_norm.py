@@ -48,7 +48,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], stages: dist.ProcessGroup 
 
 def _sum_of_squares(values: Tensor) -> Tensor:
     pieces = values.flatten().split(PIECE)
-    return torch.stack([piece.double().square().sum() for piece in pieces]).sum()
+    return torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]).square().sum()
 
 
 def _held(parameter: nn.Parameter, gradient: Tensor) -> tuple[Tensor, Groups]:

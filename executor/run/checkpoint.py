@@ -6,6 +6,7 @@ know their place. A checkpoint is a folder that gets its name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -207,7 +208,8 @@ def write_state(
     writer: Writer, state: dict[str, Any], *, no_dist: bool = False, group: dist.ProcessGroup | None = None
 ) -> None:
     """Write tensors that know their place; collective over `group`, or all ranks, unless one process writes alone."""
-    with by_one_process():
+    # Warnings are the whole process's: a thread that saves beside training must leave them alone.
+    with by_one_process() if no_dist else contextlib.nullcontext():
         dcp_save(state, storage_writer=writer, no_dist=no_dist, process_group=group)
 
 

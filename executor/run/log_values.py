@@ -23,7 +23,8 @@ def log_values(
 ) -> dict[str, Any]:
     """Some steps that took so many seconds each: per step and device, but for `tps`, which is of the whole job.
 
-    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names.
+    `tflops` counts six FLOPs per parameter and token; `mfu` is over the denominator that the prediction names. What was
+    predicted of time and memory stands beside what was measured.
     """
     tokens = plan.global_batch_size * file.sequence_length / seconds
     flops = FLOPS_PER_PARAMETER_AND_TOKEN * file.num_parameters * tokens / plan.num_devices
@@ -32,7 +33,9 @@ def log_values(
         "step": step,
         "loss": loss,
         "memory_gib": memory_bytes / 2**30,
+        "predicted_memory_gib": prediction.peak_bytes / 2**30,
         "seconds": seconds,
+        "predicted_seconds": prediction.step_seconds,
         "tps": tokens,
         "tflops": flops / 1e12,
         "mfu": prediction.mfu * prediction.step_seconds / seconds,

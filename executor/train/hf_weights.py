@@ -41,7 +41,9 @@ def known_names(workload: Workload) -> ModelNames:
     if names is None:
         raise InputError(f"{spec.title} is no model of transformers: leave out weights = and export =")
     if spec.adapters.freezes:
-        raise InputError(f"{spec.title} has adapters, which a folder of whole weights has not: leave out export =")
+        raise InputError(
+            f"{spec.title} has adapters, which a folder of whole weights has not: leave out weights = and export ="
+        )
     return names
 
 

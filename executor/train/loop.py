@@ -23,8 +23,8 @@ from executor.train.samples import Batch, OfReplica, Source, read_ahead
 from executor.train.settings import TrainSettings
 from planner.prediction import PlanFile
 
-# What a checkpoint keeps beside the number of steps.
-CONSUMED, LOSSES = "samples", "losses"
+# What a checkpoint keeps beside the number of steps, on which data and rates depend.
+LOSSES = "losses"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +47,10 @@ class Told:
 
 @dataclass(slots=True, kw_only=True)
 class Loop:
-    """A training on this rank; all ranks go through it alike. `say` is told the numbers of every so many steps."""
+    """A training on this rank; all ranks go through it alike. `say` is told the numbers of every so many steps.
+
+    `first_step` are the steps that were taken before, and `losses_before` theirs, as far as they are known.
+    """
 
     job: TrainedPlan
     file: PlanFile
@@ -59,6 +62,7 @@ class Loop:
     timeout_seconds: float
     predicted_bytes: float
     say: Callable[[dict[str, Any]], None]
+    first_step: int = 0
     losses_before: tuple[float, ...] = ()
     losses: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -119,8 +123,8 @@ class Loop:
     @property
     def _first_measured(self) -> int:
         """The step before which measuring begins, so that the last of a short training can still be timed."""
-        begun = self.train.begins_at
-        return begun + max(0, min(self.settings.measure.start, self.num_steps - begun - 2))
+        left = self.num_steps - self.first_step
+        return self.first_step + max(0, min(self.settings.measure.start, left - 2))
 
     def _tell(self, loss: Tensor, norm: float | None, factor: float) -> None:
         stops = torch.tensor(float(STOP.has_come), device=self.job.rank.device)
@@ -140,7 +144,7 @@ class Loop:
             return False
         with self._explained(between_steps=True):
             loss, is_stopping = told.read()
-        step = self.train.begins_at + len(self.losses) + 1
+        step = self.first_step + len(self.losses) + 1
         if not math.isfinite(loss):
             # What is being saved is of before, and would be lost with the process.
             raise diverged(self.job.plan, step, loss, self._saved(self.checkpoints) if self.checkpoints else None)
@@ -158,18 +162,14 @@ class Loop:
             values["gradient_norm"] = told.norm
         values |= told.scale
         if self.train.source.num_samples:
-            values["epoch"] = self._consumed(step) / self.train.source.num_samples
+            values["epoch"] = step * self.train.share.size / self.train.source.num_samples
         self.say(values)
-
-    def _consumed(self, step: int) -> int:
-        return self.train.consumed + (step - self.train.begins_at) * self.train.share.size
 
     def _save(self, kept: Checkpoints) -> None:
         """Begin to save where the training is; the losses of all steps go with it."""
         self.job.end_step()
-        extra = {CONSUMED: self._consumed(self.job.num_steps), LOSSES: [*self.losses_before, *self.losses]}
         with self._explained(between_steps=True):
-            self.job.save_beside(kept.folder, extra)
+            self.job.save_beside(kept.folder, {LOSSES: [*self.losses_before, *self.losses]})
 
     def _saved(self, kept: Checkpoints) -> Path | None:
         """Wait for what was begun to be saved; the newest there is."""

@@ -66,7 +66,9 @@ def check_training(
             f"the check before a training feeds bytes, and {workload.spec.title} knows {workload.vocab_size} tokens: "
             "give check = false"
         )
-    num_steps = settings.num_steps(file)
+    num_steps, schedule = settings.num_steps(file), settings.schedule
+    if schedule.warmup_steps + schedule.decay_steps > num_steps:
+        raise InputError(f"[schedule] warms up and decays for more than the {num_steps} steps of the training")
     _, evaluated = sources_of(settings.data, workload, file.sequence_length, seed, num_steps)
     if settings.evaluation.every and evaluated is None:
         raise InputError("[evaluation] every is given, but nothing to evaluate on: give [data] evaluation or held_out")

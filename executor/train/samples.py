@@ -19,6 +19,7 @@ from executor.train.settings import DataSettings
 from executor.train.tokens import FileTokens, Windows, load_rows, token_windows
 from profiles.errors import InputError, TrainwrightError
 from profiles.ranks.rank import unpinned
+from profiles.workloads.hf_task import read_transformers_config
 from profiles.workloads.task import Sample
 from profiles.workloads.trust import is_factory
 from profiles.workloads.workload import Workload
@@ -123,18 +124,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class OfReplica(Dataset[Batch]):
-    """A replica's share of every step. What is read for step `begins_at` is sample `consumed` of the training."""
+    """A replica's share of every step: which samples these are depends on the step alone."""
 
     source: Source
     share: Share
-    begins_at: int = 0
-    consumed: int = 0
 
     def __getitem__(self, step: int) -> Batch:
-        if not self.source.num_samples:
-            return self.source.of_step(step, self.share.first, self.share.count, self.share.size)
-        number = self.consumed + (step - self.begins_at) * self.share.size + self.share.first
-        return self.source.of_step(0, number, self.share.count, self.share.size)
+        share = self.share
+        first = share.first + (step * share.size if self.source.num_samples else 0)
+        return self.source.of_step(step, first, share.count, share.size)
 
 
 def read_ahead(samples: OfReplica, steps: Sequence[int], workers: int, device: torch.device) -> Iterator[Batch]:
@@ -230,14 +228,20 @@ def is_tokens(name: str, workload: Workload) -> bool:
 def _found(name: str, settings: DataSettings, workload: Workload, length: int, seed: int) -> Any:
     """What a name of [data] stands for: counted samples, or a source that draws them by the step."""
     if is_tokens(name, workload):
-        vocabulary = workload.vocab_size or int(workload.spec.config.get("vocab_size", 0))
-        windows = token_windows(name, settings, length, vocabulary)
-        return windows if workload.task is None else LabelledWindows(windows)
+        if workload.task is None:
+            return token_windows(name, settings, length, workload.vocab_size)
+        vocabulary = read_transformers_config(workload.spec).get_text_config().vocab_size
+        return LabelledWindows(token_windows(name, settings, length, vocabulary))
     if workload.task is not None and name and Path(name).is_dir():
         rows = load_rows(Path(name)).with_format("torch")
         return Rows(rows, 0, len(rows))
     if workload.task is not None:
-        task = given_data(name, workload.task) if is_factory(name) else workload.task
+        if name and not is_factory(name):
+            raise InputError(
+                f"{name}: the task {workload.task.name} reads a folder that save_to_disk wrote, or "
+                "package.module:batches" + (", or tokens as .bin or .npy" if workload.spec.task == CAUSAL else "")
+            )
+        task = given_data(name, workload.task)
         return _drawn(TaskSamples(task=task, spec=workload.spec, seed=seed))
     data = load_data(name, workload, length, seed)
     if isinstance(data, Text):
@@ -270,6 +274,4 @@ def _drawn(data: Data) -> Source:
 
 def _after(source: Source, num_steps: int) -> Source:
     """A source from the step on that comes behind the last."""
-    if source.num_samples:
-        return source
     return replace(source, of_step=lambda step, *share: source.of_step(num_steps + step, *share))

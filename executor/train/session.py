@@ -20,14 +20,14 @@ from executor.run.runner import PEAK_KINDS
 from executor.run.session import NOT_CHECKED, Session, checks_of, opened
 from executor.train.hf_weights import load_weights
 from executor.train.job import TrainedPlan
-from executor.train.loop import CONSUMED, LOSSES, Loop
+from executor.train.loop import LOSSES, Loop
 from executor.train.optimizers import Rates, optimizer_class, options_of
 from executor.train.rates import rate_factor
 from executor.train.samples import OfReplica, Share, sources_of
 from executor.train.settings import TrainSettings
 from planner.parts import PART_NAMES
 from profiles.artifacts import validate
-from profiles.errors import InputError, ToleranceError
+from profiles.errors import ToleranceError
 from profiles.machines.counters import Watch
 from profiles.machines.load import load_of
 from profiles.ranks.rank import own_cores, report
@@ -115,8 +115,6 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     plan = candidate.plan
     num_steps = settings.num_steps(file)
     training, evaluated = sources_of(settings.data, workload, file.sequence_length, order.seed, num_steps)
-    if settings.evaluation.every and evaluated is None:
-        raise InputError("[evaluation] every is given, but nothing to evaluate on: give [data] evaluation or held_out")
     report(0.0, f"building {plan.id}")
     mesh = session.meshes.of(plan) if session.rank.num_ranks > 1 else None
     model = RankModel(plan, workload, session.rank, order.seed, mesh)
@@ -135,21 +133,19 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
             report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: they begin at random")
     count = job.samples_per_step
     share = Share(size=plan.global_batch_size, first=job.replica * count, count=count)
-    consumed = (extra or {}).get(CONSUMED)
-    if not isinstance(consumed, int):
-        consumed = job.num_steps * plan.global_batch_size
     shown = Shown(session, num_steps, peak)
     return Loop(
         job=job,
         file=file,
         settings=settings,
         rates=rates,
-        train=OfReplica(training, share, job.num_steps, consumed),
+        train=OfReplica(training, share),
         evaluated=evaluated,
         checkpoints=order.checkpoints,
         timeout_seconds=order.timeout_seconds,
         predicted_bytes=candidate.prediction.peak_bytes,
         say=shown,
+        first_step=job.num_steps,
         losses_before=_losses_in(extra or {}),
     )
 

@@ -194,8 +194,8 @@ def _check(path: Path, settings: TrainSettings) -> None:
     schedule, data = settings.schedule, settings.data
     if schedule.decay_steps and schedule.name != "wsd":
         raise InputError(f'{path}: [schedule] decay_steps is of name = "wsd", not of "{schedule.name}"')
-    if settings.max_steps and schedule.warmup_steps + schedule.decay_steps > settings.max_steps:
-        raise InputError(f"{path}: [schedule] warms up and decays for more than max_steps = {settings.max_steps}")
+    if settings.export and settings.export == settings.weights:
+        raise InputError(f"{path}: export is the folder of weights, and would overwrite them: give another")
     if data.evaluation and data.held_out:
         raise InputError(f"{path}: [data] has evaluation and held_out: give one of them")
     if data.held_out == 1:

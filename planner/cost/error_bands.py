@@ -48,7 +48,7 @@ FEATURES = {
 
 def features(jobs: Jobs) -> dict[str, Names]:
     """A word of each feature by which jobs differ in kind. Shapes: one entry per job."""
-    stack, generation = jobs.stack.words(lambda stack: stack.name), generations(jobs)
+    stack, generation = jobs.stack.words(lambda stack: stack.learned_as), generations(jobs)
     is_split, is_moe, is_sharded = jobs.pipeline > 1, jobs.model.is_moe, jobs.zero_stage == 3
     zero = jobs.zero_stage.astype(np.int64).astype(np.str_)
     inside = jobs.expert * np.maximum(jobs.tensor, jobs.expert_tensor) <= jobs.fast_domain

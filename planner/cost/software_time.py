@@ -80,7 +80,7 @@ def _multiples(learned: Learned, stacks: Each[Stack], number: str) -> Array:
 
     def multiple(stack: Stack) -> float:
         group = learned.everyone.get(number, 1.0) * learned.groups.get(stack.group, {}).get(number, 1.0)
-        return group * learned.stacks.get(stack.name, {}).get(number, 1.0)
+        return group * learned.stacks.get(stack.learned_as, {}).get(number, 1.0)
 
     return stacks.read(multiple)
 

@@ -86,8 +86,8 @@ def constants_of(jobs: Jobs, family: np.ndarray, chosen: Flags) -> tuple[Constan
 
 
 def stack_names_of(jobs: Jobs) -> np.ndarray:
-    """The name of each job's stack."""
-    return jobs.stack.words(lambda stack: stack.name)
+    """The name that runs of each job's stack are known by."""
+    return jobs.stack.words(lambda stack: stack.learned_as)
 
 
 def _parts(words: np.ndarray, chosen: Flags) -> Iterator[tuple[str, Flags]]:

@@ -21,6 +21,8 @@ from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.to_plans import place_at, plan_of
+from planner.stacks.abilities import known_of
+from planner.stacks.abilities import refusal as stack_refusal
 from profiles.errors import NoFeasiblePlanError
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.families import BUILT_FAMILIES
@@ -42,9 +44,10 @@ class Answer:
 
 
 def why_not_run(at: Setting, plan: Plan) -> str:
-    """Why the executor would refuse the plan, or ""; other software is not bound by what it can do."""
+    """Why the software would refuse the plan, ours by what the executor can do, others by what they say; or ""."""
     if at.stack.name != THIS_PROGRAM:
-        return ""
+        sizes = at.model.transformer
+        return stack_refusal(at.stack, plan, sizes.num_positions, known_of(sizes, at.sequence_length))
     if at.model.profile is not None:
         return refusal(plan, facts_of(at.model.profile), at.sequence_length)
     return why_not_built(at) or refusal(plan, facts_of_sizes(at.model), at.sequence_length)
@@ -59,8 +62,8 @@ def why_not_built(at: Setting) -> str:
 
 
 def is_executable(at: Setting, plan: Plan) -> bool:
-    """Whether `execute` carries the plan out."""
-    return at.stack.name == THIS_PROGRAM and not why_not_run(at, plan)
+    """Whether the software that plans are for carries this one out, as far as is known: ours is `execute`."""
+    return bool(at.stack.name == THIS_PROGRAM or at.stack.runs) and not why_not_run(at, plan)
 
 
 def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layout
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
+from planner.stacks.abilities import known_of, lacking, needs
+from planner.stacks.layout_rules import Degrees
 from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.models.transformer import Array
@@ -60,7 +62,8 @@ class Space:
     """What a search saw; `generated` equals the accepted plans and all rejected ones.
 
     `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many, or what
-    all of them offload is), with its micro-batch, schedule and recomputation in `nearest_place`. `placed` has the
+    all of them offload is), with its micro-batch, schedule and recomputation in `nearest_place`. `unoffered` are the
+    layouts that the stack has no words for, by what it lacks; their plans count as rejected. `placed` has the
     stage bounds of plans whose layers are not as evenly split as the layout has them; `held` what plans with their
     bounds were found to hold, which spaces share that differ in `placed` or `best` alone.
     """
@@ -77,6 +80,7 @@ class Space:
     broken: Counter[str]
     nearest: Array
     nearest_place: Ints
+    unoffered: Mapping[str, Layouts] = field(default_factory=dict)
     placed: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
     held: dict[tuple[Place, tuple[int, ...] | None], Memory] = field(default_factory=dict)
     _known: dict[tuple[int, int], Variants] = field(default_factory=dict)
@@ -133,11 +137,14 @@ def explore(
     Raises: NoFeasiblePlanError where no layout is legal; InputError where there are too many.
     """
     learned = learned or at.learned or load_learned()
-    layouts, broken = _layouts(at, options)
+    layouts, unoffered, broken = _layouts(at, options)
     on_progress(0.0, f"{format_count(len(layouts))} layouts, {at.precision}")
     tables = tables_of(at, layouts, learned)
     known: dict[tuple[int, int], Variants] = {}
     own, generated, rejected = _to_price(at, options, layouts, tables, known)
+    num_unoffered = _num_unoffered(at, options, unoffered, known)
+    generated += num_unoffered.total()
+    rejected += num_unoffered
     accepted = done = 0
     blocks: list[tuple[Array | Ints, ...]] = []
     nearest, places = np.full(len(layouts), np.inf), np.zeros((len(layouts), 3), dtype=np.int64)
@@ -165,22 +172,52 @@ def explore(
     return Space(
         at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=ranked(blocks),
         generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
-        nearest_place=places, _known=known,
+        nearest_place=places, unoffered=unoffered, _known=known,
     )  # fmt: skip
 
 
-def _layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]:
-    """The layouts to look at, and how many degrees break which rule.
+def _layouts(at: Setting, options: Options) -> tuple[Layouts, dict[str, Layouts], Counter[str]]:
+    """The layouts to look at, those that the stack has no words for, and how many degrees break which rule.
 
     Raises: NoFeasiblePlanError where there are none; InputError where there are too many.
     """
     layouts, broken = legal_layouts(at, options)
+    unoffered: dict[str, Layouts] = {}
+    if options.as_stack_runs:
+        is_offered = np.ones(len(layouts), dtype=bool)
+        without = lacking(at.stack, _degrees(at, layouts))
+        unoffered = {needs(what, at.stack): layouts.take(where) for what, where in without.items()}
+        for where in without.values():
+            is_offered &= ~where
+        layouts = layouts.take(is_offered)
     if not len(layouts):
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
         raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
     if len(layouts) * len(_micro_batches(at, layouts)) > MOST_ENTRIES:
         raise _too_many(at)
-    return layouts, broken
+    return layouts, unoffered, broken
+
+
+def _degrees(at: Setting, layouts: Layouts) -> Degrees:
+    known = {each.name for each in fields(Layouts)}
+    columns = {each.name: getattr(layouts, each.name) for each in fields(Degrees) if each.name in known}
+    whole = at.model.num_layers + layouts.first_fewer + layouts.last_fewer
+    left_over = np.asarray(whole % layouts.pipeline, dtype=float)
+    return Degrees(**columns, left_over=left_over, known=known_of(at.model.transformer, at.sequence_length))
+
+
+def _num_unoffered(
+    at: Setting, options: Options, unoffered: Mapping[str, Layouts], known: dict[tuple[int, int], Variants]
+) -> Counter[str]:
+    """How many plans the layouts have that a stack has no words for; variants that were not known go into `known`."""
+    result: Counter[str] = Counter()
+    for reason, layouts in unoffered.items():
+        pairs, counts = np.unique(np.stack([layouts.pipeline, layouts.data]), axis=1, return_counts=True)
+        for pipeline, data, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+            if (pipeline, data) not in known:
+                known[pipeline, data] = variants(at, options, pipeline, data, -(-at.model.num_layers // pipeline))
+            result[reason] += known[pipeline, data].num_plans * count
+    return result
 
 
 def _to_price(
@@ -220,7 +257,7 @@ def _held(tables: Tables, piece: _Piece) -> tuple[Array, int]:
     Of those, and of what is not legal, bytes are inf.
     """
     plans = block(tables, piece.layouts, piece.choices)
-    held = np.where(piece.choices.legal[:, :, None], device_bytes(plans), np.inf)
+    held = np.where(piece.choices.legal, device_bytes(plans), np.inf)
     if not plans.is_any(tables.shared.jobs.activation_offload):
         return held, 0
     is_over = host_bytes(plans) > tables.at.host_memory_bytes

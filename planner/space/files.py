@@ -32,6 +32,10 @@ def planned_for(at: Setting) -> PlannedFor:
         sequence_length=at.sequence_length,
         size_unit=at.model.size_unit,
         stack=at.stack.name,
+        stack_version=at.stack.runs.version if at.stack.runs else "",
+        attention_kernel=at.attention_kernel if at.source is None else "",
+        overlaps_tensor=at.overlaps_tensor,
+        devices_per_node=at.devices_per_node,
         learned=dict(at.corrections.multiples) if at.corrections else {},
     )
 

@@ -29,7 +29,8 @@ MOST_LAYOUTS = 2**22
 class Options:
     """What the search may choose from, beside the degrees. None of `shard_degrees` given means all that divide.
 
-    `vocab_parallel` is whether tensor-parallel ranks also split embedding and head, or both ways.
+    `vocab_parallel` is whether tensor-parallel ranks also split embedding and head, or both ways. `as_stack_runs`:
+    nothing that the stack has no words for.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -39,6 +40,7 @@ class Options:
     offload: tuple[str, ...] = ("none", "optimizer", "activations")
     shard_degrees: tuple[int, ...] = ()
     vocab_parallel: tuple[int, ...] = (1,)
+    as_stack_runs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,9 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     rest, left = divmod(at.num_devices, tensor * context * pipeline)
     if left or ("dp" in wanted and rest != wanted["dp"] and set(wanted) >= {"tp", "cp", "pp"}):
         return f"{at.num_devices} devices are not divisible that way"
+    for needed, layouts in space.unoffered.items():
+        if _matching(layouts, wanted).any():
+            return f"such plans {needed}; --simulate offers such plans too"
     reason = illegal_degrees(at, tensor, context, pipeline, wanted.get("dp", rest))
     return reason or "no layout has these degrees together"
 

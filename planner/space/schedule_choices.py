@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,7 @@ from planner.cost.axes.pipeline import held_microbatches, idle_terms
 from planner.schedules.registry import NONE, has, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
+from planner.stacks.abilities import lacking_recompute, needs
 from profiles.models.transformer import Array, Flags
 
 # The stages of `fullest_stages`.
@@ -22,12 +25,12 @@ METHODS = ("none", "selective", "full")
 class Variants:
     """The choices of all layouts that share pipeline, data degree and the layers of a stage.
 
-    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` and the pipeline's terms (m, s): `filling`
-    and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step and `beside`
-    passes, `opened` chunks under way at once, `held` micro-batches in flight on the stages of `fullest_stages`, and
-    `held_by_last_full` on that one. `through_v`, `waits`, `forwards_first` and `in_rounds` are traits of schedules
-    (s,), as their records have them. `share` is the part of a stage's layers that is recomputed, `method` the number in
-    METHODS of what is done to it.
+    Shapes: (m,) micro-batches, (s,) schedules, (k,) recomputations; `legal` (m, s, k); the pipeline's terms (m, s):
+    `filling` and `rounds` as planner/cost/axes/pipeline has them, `messages` sent one after the other per step and
+    `beside` passes, `opened` chunks under way at once, `held` micro-batches in flight on the stages of
+    `fullest_stages`, and `held_by_last_full` on that one. `through_v`, `waits`, `forwards_first` and `in_rounds` are
+    traits of schedules (s,), as their records have them. `share` is the part of a stage's layers that is recomputed,
+    `method` the number in METHODS of what is done to it.
     """
 
     micro_batch: Array
@@ -63,17 +66,16 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     micro = np.array(divisors(local), dtype=np.float64)
     count = local / micro
     named = _schedules(at, options, pipeline, stage_layers)
-    legal = np.ones((len(micro), len(named)), dtype=bool)
     num_places = len(fullest_stages(at, pipeline, stage_layers, 1))
     terms = np.zeros((6 + num_places, len(micro), len(named)))
     illegal: Counter[str] = Counter()
     recompute = _recompute(at, options, stage_layers)
-    degree = np.full(len(micro), float(pipeline))
+    legal = np.ones((len(micro), len(named), len(recompute)), dtype=bool)
     for column, (name, chunks) in enumerate(named):
-        parts = np.full(len(micro), float(chunks))
+        degree, parts = np.full(len(micro), float(pipeline)), np.full(len(micro), float(chunks))
         rules = schedule_of(name)
-        legal[:, column] = rules.counts.allow(degree, parts, count)
-        illegal[rules.counts.others] += int((~legal[:, column]).sum()) * len(recompute)
+        legal[:, column] = rules.counts.allow(degree, parts, count)[:, None]
+        illegal[rules.counts.others] += int((~legal[:, column]).sum())
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.where(degree > 1, 2 * count * parts, 0.0)
         beside = steady if hides_messages(at, name) else np.zeros(len(micro))
@@ -82,6 +84,9 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         messages = 2 * (degree - 1) + steady - beside
         terms[:, :, column] = filling, rounds, messages, beside, rules.open_chunks(degree, parts, count), *held
+    for what, column, row in _lacking(at, named, recompute, stage_layers) if options.as_stack_runs else ():
+        illegal[what] += int(legal[:, column, row].sum())
+        legal[:, column, row] = False
     names = tuple(name for name, _ in named)
     return Variants(
         micro_batch=micro,
@@ -105,6 +110,16 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         held_by_last_full=terms[-1],
         illegal=+illegal,
     )
+
+
+def _lacking(
+    at: Setting, named: list[tuple[str, int]], recompute: list[tuple[str, int]], stage_layers: int
+) -> Iterator[tuple[str, int, int]]:
+    """What plans need that the stack has no words for, by the numbers of schedule and recomputation."""
+    for (column, (_, chunks)), (row, (method, layers)) in itertools.product(enumerate(named), enumerate(recompute)):
+        lacking = lacking_recompute(at.stack, method, layers, stage_layers, chunks)
+        if lacking:
+            yield needs(lacking, at.stack), column, row
 
 
 def fullest_stages(at: Setting, pipeline: int, stage_layers: int, chunks: int) -> tuple[float, ...]:

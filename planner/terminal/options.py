@@ -12,9 +12,19 @@ NEEDS = {
     "mtbf": ("tokens", ""),
     "checkpoint_seconds": ("tokens", ""),
     "target": ("compress", ""),
+    "export": ("output", ""),
+    "rank": ("export", ""),
 }
 # What is read where the command explains itself instead of planning.
-TAKES = {"list_kind": ("json_output",), "legend": ("json_output",)}
+TAKES = {
+    "list_kind": ("json_output",),
+    "legend": ("json_output",),
+    # A file says itself what trains, with what and how.
+    "source": (
+        "model", "gpus", "global_batch", "sequence_length", "device", "cluster", "attention_kernel", "tp_overlap",
+        "top", "json_output", "output", "export", "rank", "trust_module", "traceback",
+    ),
+}  # fmt: skip
 # What is not answered across two kinds of devices, beside what planner/ask refuses there.
 OF_ONE_KIND = ("codecs", "compress", "attention_kernel", "tp_overlap", "peft", "quantised_base")
 

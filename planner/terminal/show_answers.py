@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
 from planner.prediction import Candidate, PlanFile
+from planner.terminal.handover import lines as read_lines
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
 
@@ -51,6 +52,8 @@ def lines(file: PlanFile) -> Iterator[str]:
         yield "what the best plan would take, and what would change the winner:"
         yield from map(_change, answers.sensitivity)
         yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
+    if answers.read is not None:
+        yield from read_lines(answers.read, file.stack)
 
 
 def _pool(alone: PoolAlone) -> str:

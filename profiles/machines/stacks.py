@@ -9,6 +9,7 @@ from typing import Literal
 from profiles.artifacts import STRICT, read_toml
 from profiles.catalog import CATALOG
 from profiles.errors import UnknownNameError
+from profiles.machines.abilities import Abilities
 
 FOLDER = CATALOG / "stacks"
 # The stack whose plans `execute` carries out.
@@ -237,7 +238,9 @@ class Stack:
 
     `group`: stacks whose layers are written alike, so that runs of one tell of the others: "megatron" fuses by hand,
     "native" runs PyTorch's own operators, "compiler" leaves it to a compiler. `schedules`: which pipeline schedules it
-    has, of those that the planner knows; none named are all that torch.distributed.pipelining has.
+    has, of those that the planner knows; none named are all that torch.distributed.pipelining has. `like`: another
+    stack, whose entries hold where its own file has none, and whose runs tell of it. `runs`: what it can run, None
+    where nobody has tried.
     """
 
     __pydantic_config__ = STRICT
@@ -247,9 +250,16 @@ class Stack:
     group: str
     habits: StackHabits
     schedules: tuple[str, ...] = ()
+    like: str = ""
+    runs: Abilities | None = None
     time: StackTime
     memory: StackMemory
     sources: dict[str, str]
+
+    @property
+    def learned_as(self) -> str:
+        """The stack whose runs tell of this one."""
+        return self.like or self.name
 
     def attention_kernel(self, generation: str) -> str:
         """The attention kernel it takes on a generation of devices; before Ampere there are no fused ones."""
@@ -271,4 +281,4 @@ def load_stack(name: str) -> Stack:
     """
     if name not in stack_names():
         raise UnknownNameError("stack", name, stack_names())
-    return read_toml(FOLDER / f"{name}.toml", Stack)
+    return read_toml(FOLDER / f"{name}.toml", Stack, like="like")

@@ -1,0 +1,60 @@
+"""A hand-over as a folder of files: what the software reads, how it is started, and the plan that it came from."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from planner.prediction import Candidate, PlanFile
+from planner.stacks.abilities import known_of, lacking_family, refusal
+from planner.stacks.handover import Handover
+from planner.stacks.layout_rules import UNKNOWN
+from planner.stacks.registry import export
+from profiles import artifacts
+from profiles.errors import PlanError
+from profiles.files import ensure_folder, write_text
+from profiles.machines.stacks import Stack, load_stack, stack_names
+from profiles.models.sizes import sizes_of
+
+LAUNCH = "launch.sh"
+
+
+def hand_over(stack: str, file: PlanFile, candidate: Candidate, folder: Path) -> tuple[Handover, list[Path]]:
+    """Write a plan down for other software into a folder; what was written.
+
+    Raises: PlanError for a plan that the software cannot run; UnknownNameError; EnvironmentFailure.
+    """
+    if stack in stack_names():
+        reason = _refusal(load_stack(stack), file, candidate)
+        if reason:
+            raise PlanError(
+                f"plan {candidate.plan.id}: {reason}: plan again with --stack {stack}, which offers what it can run"
+            )
+    handover = export(stack, file, candidate)
+    texts = dict(handover.files)
+    texts.setdefault(LAUNCH, _launch(handover, candidate))
+    texts["plan.json"] = artifacts.dump("plan", file)
+    ensure_folder(folder)
+    paths = []
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / name, text)
+        paths.append(folder / name)
+    return handover, paths
+
+
+def _refusal(stack: Stack, file: PlanFile, candidate: Candidate) -> str:
+    known = UNKNOWN
+    if file.workload.reads_text:
+        known = known_of(sizes_of(file.workload.name, file.workload.config).transformer, file.sequence_length)
+    family = str(file.workload.config.get("model_type", ""))
+    return lacking_family(stack, family) or refusal(stack, candidate.plan, file.num_layers, known)
+
+
+def _launch(handover: Handover, candidate: Candidate) -> str:
+    """The launch line as a script, with the variables that it needs."""
+    lines = ["#!/usr/bin/env bash", f"# {candidate.plan.id}, for {handover.stack} {handover.version}"]
+    lines += [f"# {note}" for note in handover.notes]
+    lines += ["set -euo pipefail", 'cd "$(dirname "$0")"']
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in handover.environment.items()]
+    return "\n".join([*lines, handover.command]) + "\n"

@@ -1,0 +1,96 @@
+"""`plan --from FILE` and `--export STACK`: jobs of other software read, and plans written down for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.answers import ReadJob
+    from planner.prediction import Candidate, PlanFile
+    from planner.request import Request
+    from planner.terminal.progress import OnProgress
+
+
+def read_job(source: Path, request: Request, on_progress: OnProgress) -> PlanFile:
+    """The plans beside a job of the user's; a plan file of ours as it is.
+
+    Raises: InputError where the file says too little, or contradicts itself.
+    """
+    from planner.prediction import PlanFile
+    from planner.stacks.handover import Given
+    from planner.stacks.judge import judged
+    from planner.stacks.registry import read
+    from profiles import artifacts
+    from profiles.inputs.foreign import read_text
+    from profiles.library import load_sizes
+
+    if not request.num_devices and artifacts.artifact_kind(source) == "plan":
+        return artifacts.read(source, "plan", PlanFile)
+    text = read_text(source, "give a plan file, or a configuration or log of other software")
+    sizes = load_sizes(request.model) if isinstance(request.model, str) and request.model else None
+    given = Given(
+        num_devices=request.num_devices,
+        sequence_length=request.sequence_length or 0,
+        global_batch_size=request.global_batches[0] if request.global_batches else 0,
+        workload=sizes.workload if sizes else None,
+    )
+    return judged(read(source, text, given), source, request, on_progress)
+
+
+def write_export(stack: str, file: PlanFile, rank: int, folder: Path, out: Console) -> None:
+    """Write a plan of the file down for other software, and say what was written and what is left to do.
+
+    Raises: InputError for a rank that the file has not; PlanError for a plan that the software cannot run.
+    """
+    from planner.stacks.write import hand_over
+
+    candidate = _of_rank(file, rank)
+    handover, paths = hand_over(stack, file, candidate, folder)
+    software = f"{handover.stack} {handover.version}"
+    out.print(f"plan {candidate.rank} ({candidate.plan.id}) written down for {software} in {folder}:")
+    for path in paths:
+        out.print(f"  {path.relative_to(folder)}")
+    for note in handover.notes:
+        out.print(f"note: {note}")
+
+
+def _of_rank(file: PlanFile, rank: int) -> Candidate:
+    for candidate in file.candidates:
+        if candidate.rank == rank:
+            return candidate
+    raise InputError(f"--rank {rank}: the plans are numbered 1 to {max(each.rank for each in file.candidates)}")
+
+
+def lines(read: ReadJob, stack: str) -> Iterator[str]:
+    """What is said of a job that was read."""
+    from profiles.units import format_bytes, format_percent, format_seconds
+
+    half = (read.high_seconds - read.low_seconds) / 2 / read.step_seconds
+    held = f"{format_bytes(read.peak_bytes)} of {format_bytes(read.memory_bytes)}"
+    version = f" {read.version}" if read.version else ""
+    yield f"your job ({stack}{version}): {read.plan}"
+    yield f"  predicted {format_seconds(read.step_seconds)} ±{half:.0%} a step, {held} on its fullest rank"
+    yield f"  {read.limit}"
+    if read.measured_seconds is not None:
+        off = format_percent(read.step_seconds / read.measured_seconds - 1, signed=True)
+        yield f"  measured {format_seconds(read.measured_seconds)} a step (median of the log): predicted is {off}"
+    if read.refusal:
+        yield f"  {stack} is not known to run it: {read.refusal}"
+    if read.better and read.gain_fraction > 0:
+        new = format_seconds(read.step_seconds * (1 - read.gain_fraction))
+        yield f"  better in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
+    elif read.better:
+        yield f"  what would fit in {stack}: {read.better}:"
+    else:
+        yield f"  no plan of {stack} is predicted to be faster"
+    yield from (f"    {change}" for change in read.changes)
+    for title, words in (("assumed", read.assumed), ("not understood", read.unread)):
+        yield from (f"  {title}: {word}" for word in words)
+    if read.unpriced:
+        yield f"  known, and of no price here: {', '.join(read.unpriced)}"
