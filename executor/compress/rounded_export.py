@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from executor.compress.export_onnx import OUTPUT
@@ -50,7 +51,7 @@ def export_rounded(model: nn.Module, samples: Tensor, scheme: str, path: Path) -
     dynamic = {0: "batch"} if samples.is_floating_point() else {0: "batch", 1: "sequence"}
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), torch.no_grad(), _heads_written_out():
+    with warnings.catch_warnings(), torch.no_grad(), _heads_written_out(), _alone():
         warnings.simplefilter("ignore")
         rounded = quantisation.quantize(copy.deepcopy(model).cpu().eval(), own, lambda whole: whole(samples))
         torch.onnx.export(
@@ -66,6 +67,17 @@ def export_rounded(model: nn.Module, samples: Tensor, scheme: str, path: Path) -
     if scheme == "fp8":
         _in_words_of_onnx(part)
     part.replace(path)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let modelopt see this process alone: it would wait for the scales of ranks that do not round."""
+    real = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = real
 
 
 @contextlib.contextmanager
