@@ -19,10 +19,14 @@ BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # An environment with PyPI's build of torch for CUDA, several gigabytes: for a machine without a GPU too.
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch
+# An environment with other software, whose checks say what of a plan they accept; Horovod is built in ten minutes.
+STACKS_VENV ?= .venv-stacks
+HOROVOD ?= yes
+PLANS ?= 200
 # What a borrowed GPU said.
 GPU_OUT ?= $(OUT)/gpu
 
-.PHONY: help install demo examples test test-all test-cuda-build gpu lint matrix bench numbers numbers-tasks accuracy factors clean
+.PHONY: help install demo examples test test-all test-cuda-build gpu stacks lint matrix bench numbers numbers-tasks accuracy factors clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -76,6 +80,22 @@ test-cuda-build: $(CUDA_VENV)/installed  ## Run the tests on torch's build for C
 
 gpu: install  ## Use one GPU for twelve minutes: tests, profile, a model of 1B under many choices. GPU_OUT=DIR.
 	$(BIN)/python -m tests.gpu_session $(GPU_OUT)
+
+$(STACKS_VENV)/installed: pyproject.toml constraints.txt tests/stacks/requirements.txt
+	test -x $(STACKS_VENV)/bin/python || $(PYTHON) -m venv $(STACKS_VENV)
+	$(STACKS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch "setuptools<81" wheel
+	$(STACKS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# DeepSpeed's setup asks torch what to build; nothing of it is built here.
+	DS_BUILD_OPS=0 $(STACKS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation -r tests/stacks/requirements.txt
+	touch $@
+
+$(STACKS_VENV)/horovod: $(STACKS_VENV)/installed tests/stacks/build_horovod.sh
+	bash tests/stacks/build_horovod.sh $(STACKS_VENV)/bin/python
+	touch $@
+
+stacks: $(STACKS_VENV)/installed $(if $(HOROVOD),$(STACKS_VENV)/horovod)  ## Check plans by other software's own checks, and run its engines. HOROVOD= leaves that out.
+	$(STACKS_VENV)/bin/python -m tests.stacks $(PLANS)
 
 lint: install  ## Check style and types.
 	$(BIN)/ruff check .

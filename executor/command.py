@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from executor.options import NEEDS, TAKES
+from executor.options import NEEDS, RUN, TAKES
 from profiles.inputs import bounds
 from profiles.terminal import console
 from profiles.terminal.completion import completing
-from profiles.terminal.options import check_options
+from profiles.terminal.options import check_options, refuse_ignored
 from profiles.version import VersionOption
 from profiles.workloads.module_options import TracebackOption, TrustOption
 
@@ -25,6 +25,12 @@ def _job_kinds() -> tuple[str, ...]:
     from executor.emit import KINDS
 
     return tuple(KINDS)
+
+
+def _engine_names() -> tuple[str, ...]:
+    from executor.engines import ENGINES
+
+    return tuple(ENGINES)
 
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -54,6 +60,14 @@ def execute(
         int | None, typer.Option(callback=bounds.RANK, help="Rehearse this rank [the fullest stage's first].")
     ] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs the plans: trainwright, deepspeed, horovod; several run each in turns [trainwright].",
+            autocompletion=completing(_engine_names),
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the plans train as a plain loop does.")
     ] = False,
@@ -80,17 +94,21 @@ def execute(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Write a job file: torchrun, slurm, kubeflow or skypilot.",
+            help="Write a job file: torchrun, slurm, slurm-profile, slurm-all, kubeflow or skypilot.",
             autocompletion=completing(_job_kinds),
         ),
     ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(callback=bounds.RANKS, help="Ranks of a node in a job file.")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Container of yours for a kubeflow job.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container of yours for a job.")] = None,
     install: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="What a job installs this program from: a path, git+URL@COMMIT, NAME==1.0"),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of a Slurm job: account=ours, time=04:00:00; repeatable."),
     ] = None,
     runs: Annotated[
         Path | None,
@@ -121,7 +139,7 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     check_options(context, NEEDS, TAKES)
-    trusted = tuple(trust_module or ())
+    trusted, engines = tuple(trust_module or ()), tuple(engine or ())
     if emit is not None:
         from executor.emit import JobOptions, words_of_options
 
@@ -129,12 +147,14 @@ def execute(
             steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed, runs=runs,
             oversubscribe=oversubscribe, checkpoint=checkpoint, resume=resume, timeout=timeout, trace=trace,
             checkpoint_every=checkpoint_every if checkpoint else None, trust_module=trusted, verbose=verbose,
+            engine=engines,
         )  # fmt: skip
         job_options = JobOptions(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
-            max_restarts=max_restarts,
+            max_restarts=max_restarts, sbatch=tuple(sbatch or ()),
         )  # fmt: skip
-        _emit(plan, emit, job_options, trusted, output)
+        refuse_ignored(context, RUN if emit == "slurm-profile" else (), "a job that measures a machine")
+        _emit(plan, emit, job_options, trusted, engines, output)
         return
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
@@ -157,7 +177,7 @@ def execute(
     options = RunOptions(
         steps=steps, warmup=warmup, top=top, with_baseline=with_baseline, data=data, seed=seed,
         oversubscribe=oversubscribe, checkpoints=checkpoints, max_restarts=max_restarts, timeout=timeout, trace=trace,
-        trusted=trusted, runs=runs, train=train,
+        trusted=trusted, runs=runs, train=train, engines=engines,
     )  # fmt: skip
     if check:
         run_checks(prepare(plan, options), out, json_output)
@@ -176,7 +196,14 @@ def _ready_to_run(json_output: bool, output: Path | None) -> Console:
     return console.console(json_output)
 
 
-def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], output: Path | None) -> None:
+def _emit(
+    plan: Path,
+    kind: str,
+    options: JobOptions,
+    trusted: tuple[str, ...],
+    engines: tuple[str, ...],
+    output: Path | None,
+) -> None:
     from executor.emit import emit
     from executor.legality import checked
     from profiles.files import ensure_writable, write_text
@@ -184,7 +211,7 @@ def _emit(plan: Path, kind: str, options: JobOptions, trusted: tuple[str, ...], 
 
     if output is not None:
         ensure_writable(output)
-    file, candidate, unchecked = checked(plan)
+    file, candidate, unchecked = checked(plan, engines)
     check_trusted(file.workload, trusted, str(plan))
     text = emit(kind, file, candidate, str(plan), options)
     if unchecked:

@@ -7,15 +7,16 @@ program on an index or in a registry, where anybody may take its name: it comes 
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
+from executor.jobs.job import USES_INSTALLED, Job, JobOptions, about, on_one_line, source_of, words_of_options
+from executor.jobs.slurm import slurm, slurm_all, slurm_profile
 from planner.prediction import Candidate, PlanFile
 from profiles.artifacts import dump
 from profiles.errors import InputError, UnknownNameError
@@ -29,60 +30,13 @@ SKYPILOT_NAMES = {
     "v100-sxm-16gb": "V100", "v100-sxm-32gb": "V100-32GB", "l4": "L4", "l40s": "L40S", "a10g": "A10G", "a10": "A10",
 }  # fmt: skip
 LONGEST_NAME = 50
-GIT_WITH_COMMIT = re.compile(r"git\+.+@[0-9a-f]{7,64}(#.*)?")
 MEETS_IN_A_FILE = "The ranks of one host meet in a file: nothing listens beyond loopback."
 LISTENS = "torchrun on node 0 listens there without a password: keep the nodes inside a network that you trust."
-USES_INSTALLED = "Runs the Trainwright that is installed on the nodes."
 TO_COMPLETE = """\
 # TO BE COMPLETED: install Trainwright here from where you have it (a path, a git URL with its commit), or write this
 # file again with --install.
 command -v execute > /dev/null || { echo "Trainwright is not installed: complete the setup of this job" >&2; exit 1; }
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a job file says: `arguments` are those of `execute` beside the plan file.
-
-    `install` is what pip installs the program from, `image` a container; "" where the user names none.
-    """
-
-    name: str
-    file: PlanFile
-    candidate: Candidate
-    plan_path: str
-    num_nodes: int
-    ranks_per_node: int
-    arguments: tuple[str, ...]
-    image: str = ""
-    install: str = ""
-    max_restarts: int = 0
-
-    @property
-    def command(self) -> str:
-        """What every rank runs, but for how it is started."""
-        return shlex.join(["-m", "executor", self.plan_path, *self.arguments])
-
-    @property
-    def pip(self) -> str:
-        """What installs the program on a node."""
-        return shlex.join(["python", "-m", "pip", "install", self.install]) + "\n" if self.install else ""
-
-    @property
-    def torchrun(self) -> str:
-        """The launcher, which starts ranks again where that was asked for."""
-        return f"torchrun --max-restarts {self.max_restarts}" if self.max_restarts else "torchrun"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobOptions:
-    """What a user may ask of a job file, as the options of `execute` are called; `arguments` are all others."""
-
-    arguments: tuple[str, ...] = ()
-    gpus_per_node: int | None = None
-    image: str | None = None
-    install: str | None = None
-    max_restarts: int = 0
 
 
 def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, options: JobOptions) -> str:
@@ -95,6 +49,10 @@ def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, option
         raise UnknownNameError("job file", kind, list(KINDS))
     if options.install is not None and kind not in ("skypilot", "kubeflow"):
         raise InputError(f"--install: a job of {kind} runs what is installed on its nodes; install it there, once")
+    if options.image is not None and kind == "torchrun":
+        raise InputError("--image: torchrun starts no container; start the script in one")
+    if options.sbatch and not kind.startswith("slurm"):
+        raise InputError(f"--sbatch says nothing of a job of {kind}: give it with --emit slurm")
     ranks_per_node = options.gpus_per_node
     own = ranks_per_node or _usual(file)
     own = min(own, file.num_devices)
@@ -112,36 +70,11 @@ def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, option
         ranks_per_node=own,
         arguments=options.arguments,
         image=options.image or "",
-        install=_source(options.install),
+        install=source_of(options.install),
         max_restarts=options.max_restarts,
+        sbatch=options.sbatch,
     )
     return KINDS[kind](job)
-
-
-def _source(text: str | None) -> str:
-    """What pip is to install from: a path, a git URL with its commit, or a requirement with its version.
-
-    Raises: InputError for a source whose content somebody else can choose.
-    """
-    if text is None:
-        return ""
-    if not text.isprintable() or not text or text.startswith("-"):
-        raise InputError(f"--install {text!r}: give a path, git+URL@COMMIT or NAME==VERSION")
-    if text.startswith("git+"):
-        if not GIT_WITH_COMMIT.fullmatch(text):
-            raise InputError(f"--install {text}: a branch changes with time: add its commit, git+URL@COMMIT")
-        return text
-    if "/" in text or text.endswith(".whl"):
-        return text
-    if os.path.exists(text):
-        # Without a slash pip takes it for a name on an index.
-        return f"./{text}"
-    if "==" not in text:
-        raise InputError(
-            f"--install {text}: anybody may have that name on an index, and there is no such file: give a path with a "
-            "slash, git+URL@COMMIT, or NAME==VERSION of an index that you trust"
-        )
-    return text
 
 
 def _usual(file: PlanFile) -> int:
@@ -154,14 +87,14 @@ def _usual(file: PlanFile) -> int:
 def _torchrun(job: Job) -> str:
     if job.num_nodes == 1:
         return (
-            f"#!/usr/bin/env bash\n# {_about(job)}\n# {USES_INSTALLED}\n# {MEETS_IN_A_FILE}\nset -euo pipefail\n"
+            f"#!/usr/bin/env bash\n# {about(job)}\n# {USES_INSTALLED}\n# {MEETS_IN_A_FILE}\nset -euo pipefail\n"
             f"export {NO_AGENT_STORE}=1\n"
             f"exec {job.torchrun} --rdzv-backend c10d --rdzv-conf store_type=file "
             f'--rdzv-endpoint "$(mktemp -d)/rendezvous" --local-addr {LOOPBACK} '
             f"--nproc-per-node {job.ranks_per_node} {job.command}\n"
         )
     return f"""#!/usr/bin/env bash
-# {_about(job)}
+# {about(job)}
 # {USES_INSTALLED}
 # Start it on every node, with NODE_RANK from 0 to {job.num_nodes - 1} in the order of the cabling: neighbours stay
 # neighbours. MASTER_ADDR is the address of node 0.
@@ -170,25 +103,6 @@ set -euo pipefail
 : "${{NODE_RANK:?the number of this node, 0 to {job.num_nodes - 1}}}" "${{MASTER_ADDR:?the address of node 0}}"
 exec {job.torchrun} --nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --node-rank "$NODE_RANK" \\
     --master-addr "$MASTER_ADDR" --master-port "${{MASTER_PORT:-{PORT}}}" {job.command}
-"""
-
-
-def _slurm(job: Job) -> str:
-    if job.max_restarts:
-        raise InputError("--max-restarts: srun starts no rank again; submit the job again with --resume")
-    gpus = f"#SBATCH --gpus-per-node={job.ranks_per_node}\n" if job.file.machine_device_kind == "cuda" else ""
-    return f"""#!/usr/bin/env bash
-# {_about(job)}
-# {USES_INSTALLED}
-#SBATCH --job-name={job.name}
-#SBATCH --nodes={job.num_nodes}
-#SBATCH --ntasks-per-node={job.ranks_per_node}
-{gpus}#SBATCH --exclusive
-#SBATCH --distribution=block
-#SBATCH --output=%x-%j.log
-set -euo pipefail
-# One task is one rank; the program reads its place from Slurm's variables.
-srun --kill-on-bad-exit=1 --label python {job.command}
 """
 
 
@@ -231,7 +145,7 @@ def _kubeflow(job: Job) -> str:
         },
     }  # fmt: skip
     has = "torch" if job.install else "Trainwright installed"
-    return f"# {_about(job)}\n# The image must have {has}.\n" + _yaml(body)
+    return f"# {about(job)}\n# The image must have {has}.\n" + _yaml(body)
 
 
 def _skypilot(job: Job) -> str:
@@ -241,23 +155,15 @@ def _skypilot(job: Job) -> str:
             known = ", ".join(sorted(SKYPILOT_NAMES))
             raise InputError(f"SkyPilot's name of {job.file.machine_name} is not known here: known are {known}")
         body["resources"] = {"accelerators": f"{SKYPILOT_NAMES[job.file.machine_name]}:{job.ranks_per_node}"}
+    if job.image:
+        body.setdefault("resources", {})["image_id"] = f"docker:{job.image}"
     body["setup"] = job.pip or TO_COMPLETE
     body["run"] = (
         'MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n1)\n'
         f"{job.torchrun} --nnodes $SKYPILOT_NUM_NODES --nproc-per-node {job.ranks_per_node} "
         f'--node-rank $SKYPILOT_NODE_RANK --master-addr "$MASTER_ADDR" --master-port {PORT} {job.command}\n'
     )
-    return f"# {_about(job)}\n# Start it in a folder that has {_on_one_line(job.plan_path)}.\n" + _yaml(body)
-
-
-def _about(job: Job) -> str:
-    about = f"{job.candidate.plan.id}: {job.file.num_devices} ranks on {job.num_nodes} x {job.ranks_per_node}"
-    return _on_one_line(about)
-
-
-def _on_one_line(text: str) -> str:
-    """The text without what could end a comment, or hide in one."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"# {about(job)}\n# Start it in a folder that has {on_one_line(job.plan_path)}.\n" + _yaml(body)
 
 
 class _Readable(yaml.SafeDumper):  # type: ignore[misc]
@@ -277,17 +183,11 @@ def _yaml(body: dict[str, Any]) -> str:
 
 KINDS: dict[str, Callable[[Job], str]] = {
     "torchrun": _torchrun,
-    "slurm": _slurm,
+    "slurm": slurm,
+    "slurm-profile": slurm_profile,
+    "slurm-all": slurm_all,
     "kubeflow": _kubeflow,
     "skypilot": _skypilot,
 }
 
-
-def words_of_options(**chosen: object) -> tuple[str, ...]:
-    """Options as they would be given on a command line, those left out that say nothing."""
-    words: list[str] = []
-    for name, given in chosen.items():
-        for value in given if isinstance(given, tuple) else (given,):
-            if value is not None and value is not False:
-                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return tuple(words)
+__all__ = ["KINDS", "JobOptions", "emit", "words_of_options"]

@@ -5,8 +5,10 @@ Torch-free: job files are written after these checks, and runs begin with them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from executor.engines import ENGINES, Refusal, engine
 from planner.legality import refusal
 from planner.model_facts import ModelFacts, facts_of_sizes
 from planner.plans import Plan
@@ -21,23 +23,28 @@ from profiles.models.sizes import sizes_of
 BYTE_VALUES = 256
 
 
-def checked(path: Path) -> tuple[PlanFile, Candidate, str]:
+def checked(path: Path, engines: Sequence[str] = ()) -> tuple[PlanFile, Candidate, str]:
     """A plan file, its best plan that can be run, and what of that could not be checked without building the model.
 
     Raises: ArtifactError, PlanError, InputError.
     """
     file = artifacts.read(path, "plan", PlanFile)
-    (best, *_), _ = choose(file, 1, with_baseline=False)
+    (best, *_), _ = choose(file, 1, with_baseline=False, engines=engines)
     candidate, spec = file.candidates[best], file.workload
     if not spec.reads_text or spec.task:
-        check_plan(candidate.plan, file, _hardly_known(file))
+        _check_by(engines, candidate.plan, file, _hardly_known(file))
         return file, candidate, f"{spec.title} is not known by its sizes"
     if spec.config.get("model_type") not in BUILT_FAMILIES:
         raise PlanError(f"the executor does not build models of the family {spec.config.get('model_type')}")
     sizes = sizes_of(spec.name, spec.config)
-    check_plan(candidate.plan, file, facts_of_sizes(sizes))
+    _check_by(engines, candidate.plan, file, facts_of_sizes(sizes))
     check_text(file, spec.name, int(sizes.transformer.vocab_size[0]), sizes.longest_sequence)
     return file, candidate, ""
+
+
+def _check_by(engines: Sequence[str], plan: Plan, file: PlanFile, model: ModelFacts) -> None:
+    for name in engines or (THIS_PROGRAM,):
+        check_plan(plan, file, model, engine(name).refusal)
 
 
 def _hardly_known(file: PlanFile) -> ModelFacts:
@@ -57,16 +64,16 @@ def _hardly_known(file: PlanFile) -> ModelFacts:
     )
 
 
-def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ...], list[str]]:
-    """Indices of the plans to run, best first, and what is left out.
+def choose(
+    file: PlanFile, top: int, with_baseline: bool, engines: Sequence[str] = ()
+) -> tuple[tuple[int, ...], list[str]]:
+    """Indices of the plans that engines are to run, best first, and what is left out.
 
     Raises: PlanError where the file has none to run.
     """
-    if file.stack != THIS_PROGRAM:
-        raise PlanError(
-            f"the plans of this file are for {file.stack}: write one down for it with plan --from FILE --export "
-            f"{file.stack} -o DIR, or plan again with --stack {THIS_PROGRAM}"
-        )
+    for name in engines or (THIS_PROGRAM,):
+        if file.stack not in engine(name).stacks:
+            raise PlanError(f"the plans of this file are for {file.stack}: {_otherwise(file.stack)}")
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:
@@ -86,13 +93,22 @@ def choose(file: PlanFile, top: int, with_baseline: bool) -> tuple[tuple[int, ..
     return tuple(chosen), notes
 
 
-def check_plan(plan: Plan, file: PlanFile, model: ModelFacts) -> None:
-    """Check that `plan` can be carried out on this model with this many ranks.
+def _otherwise(stack: str) -> str:
+    """What to do with plans of a stack that is not to run them."""
+    runs = "".join(f"run them with --engine {one.name}, " for one in ENGINES.values() if stack in one.stacks)
+    return (
+        f"{runs}write one down for it with plan --from FILE --export {stack} -o DIR, or plan again with --stack "
+        f"{THIS_PROGRAM}"
+    )
+
+
+def check_plan(plan: Plan, file: PlanFile, model: ModelFacts, refuses: Refusal = refusal) -> None:
+    """Check that `plan` can be carried out on this model with this many ranks, by what refuses so.
 
     Raises: PlanError that names the field, its value and the rule.
     """
     plan.check(model.num_layers)
-    reason = refusal(plan, model, file.sequence_length)
+    reason = refuses(plan, model, file.sequence_length)
     if reason:
         raise PlanError(reason)
     if plan.num_devices != file.num_devices:

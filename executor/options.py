@@ -6,7 +6,7 @@ from __future__ import annotations
 ALWAYS = ("trust_module", "traceback")
 RUN = (
     "steps", "warmup", "top", "with_baseline", "data", "seed", "oversubscribe", "runs", "checkpoint",
-    "checkpoint_every", "resume", "max_restarts", "trace", "timeout", "verbose",
+    "checkpoint_every", "resume", "max_restarts", "trace", "timeout", "verbose", "engine",
 )  # fmt: skip
 # The option that each of these says something about, and its value where that matters.
 NEEDS = {
@@ -17,7 +17,8 @@ NEEDS = {
     "runtimes": ("export", ""),
     "compiled": ("compress", ""),
     "gpus_per_node": ("emit", ""),
-    "image": ("emit", "kubeflow"),
+    "image": ("emit", ""),
+    "sbatch": ("emit", ""),
     "install": ("emit", ""),
     "checkpoint_every": ("checkpoint", ""),
     "resume": ("checkpoint", ""),
@@ -37,6 +38,10 @@ TAKES = {
         "seed", "oversubscribe", "runs", "checkpoint", "checkpoint_every", "resume", "max_restarts", "timeout",
         "verbose", "json_output", "output", *ALWAYS,
     ),
-    "emit": (*RUN, "gpus_per_node", "image", "install", "output", *ALWAYS),
+    "engine": (
+        "steps", "warmup", "top", "with_baseline", "data", "seed", "oversubscribe", "runs", "max_restarts", "trace",
+        "timeout", "verbose", "json_output", "output", "emit", "gpus_per_node", "image", "install", "sbatch", *ALWAYS,
+    ),
+    "emit": (*RUN, "gpus_per_node", "image", "install", "sbatch", "output", *ALWAYS),
     "rank": ("rehearse", "top", "json_output", "output", *ALWAYS),
 }  # fmt: skip

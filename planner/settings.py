@@ -81,7 +81,7 @@ def _check_stack(request: Request, settings: Sequence[Setting]) -> None:
     """Check that the software has what settings ask for, unless what it lacks is offered too."""
     for at in settings:
         if not request.simulate:
-            check_setting(at.stack, at.precision, at.codec)
+            check_setting(at.stack, at.precision, at.codec, str(at.model.workload.config.get("model_type", "")))
 
 
 def with_kernels(at: Setting, request: Request) -> Setting:

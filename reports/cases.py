@@ -124,7 +124,7 @@ def cases_of(sources: Sequence[Source]) -> tuple[Case, ...]:
 
 def _standings(rows: Sequence[Row]) -> tuple[Standing, ...]:
     by_plan: dict[Plan, list[Row]] = {}
-    for row in [row for row in rows if row.is_judged] or rows:
+    for row in [row for row in rows if row.is_judged] or [row for row in rows if row.is_as_priced] or rows:
         by_plan.setdefault(row.run.plan, []).append(row)
     return tuple(
         Standing(

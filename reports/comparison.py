@@ -66,13 +66,15 @@ def kind_of_plan(plan: Plan) -> str:
 class Row:
     """One plan that ran. Measured values that nobody could observe are None.
 
-    `why_not_judged` says what made its times say little, "" where they are judged.
+    `why_not_judged` says what made its times say little, "" where they are judged; `is_as_priced` whether what ran it
+    is what it was priced for.
     """
 
     source: str
     run: PlanRun
     why_not_judged: str
     measured: Quartiles
+    is_as_priced: bool = True
 
     @property
     def is_judged(self) -> bool:
@@ -81,8 +83,9 @@ class Row:
 
     @property
     def plan_id(self) -> str:
-        """The plan's short name."""
-        return self.run.plan.id
+        """The plan's short name, and which engine ran it where that was not this program."""
+        words = self.run.engine_words
+        return f"{self.run.plan.id} by {words}" if words else self.run.plan.id
 
     @property
     def predicted_seconds(self) -> float:
@@ -144,7 +147,9 @@ class Row:
         return {
             "source": self.source,
             "rank": self.run.rank,
-            "plan_id": self.plan_id,
+            "plan_id": self.run.plan.id,
+            "engine": self.run.engine,
+            "engine_version": self.run.engine_version,
             "kind": kind_of_plan(self.run.plan),
             "plan": asdict(self.run.plan),
             "is_baseline": self.run.is_baseline,
@@ -217,7 +222,10 @@ def rows_of(source: Source) -> tuple[Row, ...]:
             raise ArtifactError(f"{source.name}: plan '{run.plan.id}' has no timed steps; run `execute` again")
         if min((run.prediction.step_seconds, *run.measurement.step_seconds)) <= 0:
             raise ArtifactError(f"{source.name}: plan '{run.plan.id}' has a step time that is not above 0 seconds")
+        is_as_priced = run.engine == source.file.stack
         why = source.file.environment.why_not_judged(run.measurement.load)
+        if not is_as_priced:
+            why = f"run by {run.engine}, priced for {source.file.stack}"
         measured = quartiles(run.measurement.step_seconds)
-        rows.append(Row(source=source.name, run=run, why_not_judged=why, measured=measured))
+        rows.append(Row(source=source.name, run=run, why_not_judged=why, measured=measured, is_as_priced=is_as_priced))
     return tuple(rows)

@@ -203,13 +203,14 @@ def left_out_errors(steps: Steps, groups: Array, chosen: Flags, before: Multiple
 def steps_of(sources: Sequence[Source], before: Mapping[CorrectedPart, float]) -> Steps:
     """The runs that teach, as they would be predicted with the multiples `before`.
 
-    Lossy codecs, whose losses are exempt, teach: their times are judged, and no other plan tells what a codec takes.
+    Runs of another engine teach nothing of this one. Lossy codecs, whose losses are exempt, teach: their times are
+    judged, and no other plan tells what a codec takes.
     """
     numbers: dict[tuple[object, ...], int] = {}
     layouts, files, parts, rest, measured = [], [], [], [], []
     for number, source in enumerate(sources):
         for row in rows_of(source):
-            if row.is_judged and row.run.measurement.loss_check.status != "failed":
+            if row.is_judged and row.run.is_own and row.run.measurement.loss_check.status != "failed":
                 layouts.append(numbers.setdefault(layout_of(row.run.plan), len(numbers)))
                 files.append(number)
                 own = seconds_of(row)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from executor.run.beside import ratios
 from profiles.units import format_percent, format_seconds
 from reports.cases import Case, Standing
 from reports.comparison import Row
@@ -110,7 +111,13 @@ def case_to_json(case: Case) -> dict[str, Any]:
 def verdict(case: Case) -> tuple[Finding, ...]:
     """What a case showed, most important first."""
     timing = [_choice(case), *_gain(case), _accuracy(case.judged_rows)] if case.is_judged else []
-    return (*timing, *_not_judged(case), *_losses(case.rows))
+    return (*timing, *_engines(case.rows), *_not_judged(case), *_losses(case.rows))
+
+
+def _engines(rows: Sequence[Row]) -> list[Finding]:
+    """Other engines beside this program, of plans that both ran in turns."""
+    of_sources = [[row.run for row in rows if row.source == source] for source in dict.fromkeys(r.source for r in rows)]
+    return [Finding(tone="plain", text=f"{ratio}.") for runs in of_sources for ratio in ratios(runs)]
 
 
 def _not_judged(case: Case) -> list[Finding]:

@@ -166,7 +166,7 @@ def shifted(trainer: Trainer) -> None:
 
 # By name: the model and the plan that have it, and how it is put in.
 FAULTS: dict[str, tuple[str, Plan, Callable[[], list[Patch]]]] = {
-    "rank 1 fed rank 0's data": ("llama", DATA, lambda: [method(Trainer, "_own_slice", of_first_rank)]),
+    "rank 1 fed rank 0's data": ("llama", DATA, lambda: [method(Trainer, "own_slice", of_first_rank)]),
     "all-reduce skipped": ("llama", DATA, lambda: [patch.object(ddp_hooks, "average", unsent)]),
     "one bucket skipped": (
         "llama", DATA, lambda: [small_buckets(), patch.object(ddp_hooks, "average", unsent_second)],

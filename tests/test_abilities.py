@@ -14,7 +14,7 @@ from planner.space.beside import Questions
 from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
 from planner.space.to_plans import plan_of
-from planner.stacks.abilities import refusal
+from planner.stacks.abilities import known_of, refusal
 from profiles.errors import InputError
 from profiles.machines.stacks import THIS_PROGRAM, load_stack, stack_names
 from tests.test_space import make
@@ -38,10 +38,11 @@ def test_the_search_by_its_rules_is_the_whole_search_without_what_it_refuses(con
     """The same plans come of a table of layouts and of asking for each plan; what is left out is counted."""
     stack = load_stack(name)
     at = make(config, num_devices=4, batch=4, stack=name)
-    options = replace(EVERYTHING, schedules=stack.schedules or EVERYTHING.schedules)
+    options = replace(EVERYTHING, schedules=stack.schedules or EVERYTHING.schedules, offload=stack.runs.offload)
     whole, some = explore(at, options), explore(at, replace(options, as_stack_runs=True))
     num_layers = at.model.transformer.num_positions
-    accepted = Counter(plan.id for plan in every_plan(whole) if not refusal(stack, plan, num_layers))
+    known = known_of(at.model.transformer, at.sequence_length)
+    accepted = Counter(plan.id for plan in every_plan(whole) if not refusal(stack, plan, num_layers, known))
     assert Counter(plan.id for plan in every_plan(some)) == accepted
     assert accepted
     assert some.generated == whole.generated

@@ -25,12 +25,14 @@ from profiles import artifacts
 from profiles.errors import InputError, PlanError, UnknownNameError
 from profiles.models.profile import WorkloadSpec
 from profiles.models.sizes import sizes_of
+from profiles.ranks.cuda_setup import ALLOCATOR, EXPANDABLE
+from profiles.ranks.environment import allocator_environment
 from profiles.workloads.loading import load_workload
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, QWEN3, VIT, write_plan_file
 
 SOURCE = Path(__file__).parent.parent
 RUNNER = CliRunner()
-KINDS = ("torchrun", "slurm", "kubeflow", "skypilot")
+KINDS = ("torchrun", "slurm", "slurm-profile", "slurm-all", "kubeflow", "skypilot")
 # What a TrainJob of trainer.kubeflow.org/v1alpha1 may have here, from its custom resource definition.
 TRAINER_FIELDS = {"image", "command", "args", "env", "numNodes", "numProcPerNode", "resourcesPerNode"}
 
@@ -78,6 +80,118 @@ def test_slurm_asks_for_a_task_per_rank(plan_file: Path) -> None:
         if line.startswith("#SBATCH") and "=" in line
     )
     assert (lines["nodes"], lines["ntasks-per-node"], lines["gpus-per-node"]) == ("8", "4", "4")
+
+
+def directives(text: str) -> dict[str, str]:
+    """Settings of a batch script by name."""
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def test_a_job_with_checkpoints_is_queued_again_and_goes_on(plan_file: Path) -> None:
+    text = emitted(plan_file, "slurm", "--checkpoint", "saved", "--sbatch", "account=ours", "--sbatch", "time=04:00:00")
+    found = directives(text)
+    assert (found["account"], found["time"], found["requeue"], found["open-mode"]) == ("ours", "04:00:00", "", "append")
+    assert re.fullmatch(r"TERM@\d+", found["signal"])
+    assert "Left to the cluster's usual: partition" in text
+    assert "--checkpoint saved" in text
+    assert "--resume" in text
+    without = emitted(plan_file, "slurm")
+    assert "signal" not in directives(without)
+    assert "no-requeue" in directives(without)
+    assert "--resume" not in without
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "options", "is_queued"),
+    [
+        (0, 0, [], False),
+        (143, 9, [], True),
+        (1, 0, ["--max-restarts", "2"], False),
+        (2, 0, ["--max-restarts", "2"], False),
+        (137, 0, [], False),
+        (137, 1, ["--max-restarts", "2"], True),
+        (5, 1, ["--max-restarts", "2"], True),
+        (5, 2, ["--max-restarts", "2"], False),
+    ],
+)
+def test_what_ends_a_job_decides_whether_it_is_queued_again(
+    plan_file: Path, tmp_path: Path, code: int, restarts: int, options: list[str], is_queued: bool
+) -> None:
+    """The script runs with stand-ins for Slurm's tools: the preflight succeeds, the ranks end with a code."""
+    text = emitted(plan_file, "slurm", "--checkpoint", "saved", *options)
+    (tmp_path / "srun").write_text(f'#!/bin/sh\ncase "$*" in *preflight*) exit 0;; esac\nexit {code}\n')
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > called\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "called").exists() == is_queued
+    if is_queued:
+        assert (tmp_path / "called").read_text() == "requeue 7\n"
+
+
+def test_a_preflight_that_fails_ends_the_job(plan_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@" >> called\nexit 5\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    text = emitted(plan_file, "slurm")
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 5
+    (called,) = (tmp_path / "called").read_text().splitlines()
+    assert (
+        f"--ntasks=4 --ntasks-per-node=1 --kill-on-bad-exit=1 --label python -m profiles.ranks.preflight {plan_file}"
+        in called
+    )
+
+
+def test_ranks_of_slurm_start_as_the_launchers_do(plan_file: Path, tmp_path: Path) -> None:
+    text = emitted(plan_file, "slurm")
+    script = text.split("# Addresses")[0] + "env"
+    environment = {"PATH": os.environ["PATH"], "SLURM_CPUS_ON_NODE": "96"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    assert found[ALLOCATOR] == EXPANDABLE
+    assert '--cpus-per-task="$CPUS" --cpu-bind=cores' in text
+    assert "CPUS=$((${SLURM_CPUS_ON_NODE:-1} / 8))" in text
+    on_cpu = write_plan_file(tmp_path / "cpu.json", Plan(data_parallel=2, micro_batch_size=4))
+    script = emitted(on_cpu, "slurm").split("# Addresses")[0] + "env"
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    assert {name: found[name] for name in allocator_environment("cpu")} == allocator_environment("cpu")
+
+
+def test_a_container_is_said_to_every_task(plan_file: Path) -> None:
+    text = emitted(plan_file, "slurm", "--image", "registry/ours:1")
+    sruns = [line for line in text.splitlines() if line.startswith("srun")]
+    assert len(sruns) == 2
+    assert all('--container-image=registry/ours:1 --container-mounts="$PWD"' in line for line in sruns)
+    body = yaml.safe_load(emitted(plan_file, "skypilot", "--image", "registry/ours:1"))
+    assert body["resources"]["image_id"] == "docker:registry/ours:1"
+
+
+def test_a_machine_is_measured_planned_for_and_used_in_one_job(plan_file: Path) -> None:
+    text = emitted(plan_file, "slurm-all", "--steps", "7")
+    order = [
+        "profiles.ranks.preflight",
+        "-m profiles machine",
+        "-m planner --model",
+        "-m executor planned.json --steps 7",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "--gpus 32 --global-batch 16" in text
+    config = text.split("<<'END_OF_CONFIGURATION'\n")[1].split("\nEND_OF_CONFIGURATION")[0]
+    assert json.loads(config) == LLAMA.config
+    measured = emitted(plan_file, "slurm-profile")
+    assert "-m profiles machine" in measured
+    assert "-m executor" not in measured
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
 def test_a_trainjob_has_the_fields_of_its_schema(plan_file: Path) -> None:
@@ -150,6 +264,7 @@ def test_no_name_breaks_out_of_a_job_file(tmp_path: Path, kind: str) -> None:
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SKYPILOT_NODE_IPS": "a"}
+    environment["SLURM_JOB_ID"] = "7"
     subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert not (tmp_path / "broken-out").exists()
 
@@ -222,9 +337,17 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
     [
         (["pbs"], UnknownNameError, "slurm"),
         (["slurm", "--gpus-per-node", "5"], InputError, "give a divisor"),
-        (["slurm", "--max-restarts", "1"], InputError, "submit the job again"),
+        (["slurm", "--max-restarts", "1"], InputError, "without --checkpoint it would begin anew"),
         (["kubeflow"], InputError, "needs --image"),
-        (["slurm", "--image", "ours:1"], InputError, "--image says nothing without --emit kubeflow"),
+        (["torchrun", "--image", "ours:1"], InputError, "torchrun starts no container"),
+        (["slurm", "--image", "ours:1 --evil"], InputError, "without spaces"),
+        (["kubeflow", "--image", "ours:1", "--sbatch", "time=1"], InputError, "give it with --emit slurm"),
+        (["slurm-all", "--checkpoint", "saved"], InputError, "goes on from no checkpoint"),
+        (["slurm-profile", "--steps", "3"], InputError, "--steps says nothing of a job that measures a machine"),
+        (["slurm", "--sbatch", "time"], InputError, "give NAME=VALUE as sbatch has it"),
+        (["slurm", "--sbatch", "comment=a\n#SBATCH --wrap=evil"], InputError, "give NAME=VALUE"),
+        (["slurm", "--sbatch", "nodes=3"], InputError, "the plan and --gpus-per-node decide that"),
+        (["slurm", "--sbatch", "time=1", "--sbatch", "time=2"], InputError, "given as 1 and as 2: give one"),
         (["torchrun", "--install", "./here"], InputError, "runs what is installed on its nodes"),
         (["skypilot", "--install", "trainwright"], InputError, "anybody may have that name on an index"),
         (["skypilot", "--install", "git+https://host/ours@main"], InputError, "add its commit"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import executor.run.prepare
 from executor.command import app
@@ -165,7 +166,8 @@ def check_kept(folder: Path, run: Path) -> None:
     # Four plans in blocks of five steps and one.
     assert [line["plan"] for line in lines] == [plan.id for plan in (STAGES, SPLIT, CONTEXT, DATA)] * 2
     for line in lines:
-        assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu"}
+        predicted = {"predicted_seconds", "predicted_memory_gib"}
+        assert set(line) == {"plan", "step", "loss", "memory_gib", "seconds", "tps", "tflops", "mfu", *predicted}
         assert line["tps"] == pytest.approx(8 * 32 / line["seconds"])
     (source,) = read_sources(in_folders([folder]))
     assert source.file == artifacts.read(run, "run", RunFile)
@@ -225,7 +227,8 @@ def test_runs_measures_and_writes(tmp_path: Path) -> None:
         assert len(measured.peak_bytes) == 2
         # The watch looks on during the timed steps, and between them within a block.
         assert measured.load is not None
-        assert sum(measured.step_seconds) <= 1.01 * measured.load.seconds
+        # Each step counts on the rank that was slowest in it, and both ranks' steps lie in the time that was watched.
+        assert sum(measured.step_seconds) <= 2 * measured.load.seconds
         assert (measured.load.num_ranks, measured.load.other_cores is None) == (2, False)
         known = [value for value in measured.seconds.values() if value is not None]
         # Parts are medians, each of its own step: their sum is near the median step, not equal to it.
@@ -282,6 +285,11 @@ def check_board(kept: Path) -> None:
         logged = [(line["step"], line["tps"]) for line in lines if line["plan"] == plan]
         shown = [(event.step, event.value) for event in reader.Scalars(f"{plan}/tps")]
         assert shown == [(step, pytest.approx(value)) for step, value in logged]
+        predicted = [event.value for event in reader.Scalars(f"{plan}/predicted_seconds")]
+        assert predicted == [pytest.approx(line["predicted_seconds"]) for line in lines if line["plan"] == plan]
+    (layout,) = reader.Tensors("custom_scalars__config__")
+    charts = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
+    assert {each.title for each in charts.category} == {line["plan"] for line in lines}
 
 
 @pytest.mark.gloo

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from profiles.errors import EnvironmentFailure, PlanError, RankFailure
-from profiles.ranks.environment import first_host, in_job, is_main_process
+from profiles.ranks.environment import in_job, is_main_process
 from profiles.ranks.launcher import launch
+from profiles.ranks.slurm_address import first_host
 
 SOURCE = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ A pipeline stage waits for two reasons that look alike: the neighbour is not don
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, PASSES, WEIGHT, Action, StepTrace
@@ -78,6 +78,11 @@ def median_parts(
         known = [value for value in values if value is not None]
         result[part] = statistics.median(known) if len(known) == len(values) else None
     return result
+
+
+def without_messages(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Parts of a runtime that sends messages within its passes and does not tell when: passes are not split there."""
+    return dict(seconds) | dict.fromkeys(("compute", "data_comm", "pipeline_comm", "bubble"))
 
 
 def middle_step(step_seconds: Sequence[float], stride: int) -> int:

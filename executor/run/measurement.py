@@ -12,6 +12,7 @@ from planner.prediction import Prediction, Span
 from profiles.artifacts import STRICT
 from profiles.inputs.ranges import Amount, Count, Devices, Finite, Fraction, Positive, Samples, Timed, Tokens, Whole
 from profiles.machines.load import MachineLoad, busiest, causes
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import WorkloadSpec
 
 Status = Literal["passed", "failed", "exempt", "skipped"]
@@ -115,7 +116,10 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRun:
-    """One plan with the prediction made before it ran and the measurement."""
+    """One plan with the prediction made before it ran and the measurement.
+
+    `engine` carried it out, of `engine_version` where that is not this program.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -124,11 +128,23 @@ class PlanRun:
     prediction: Prediction
     measurement: Measurement
     is_baseline: bool = False
+    engine: str = THIS_PROGRAM
+    engine_version: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this program carried it out."""
+        return self.engine == THIS_PROGRAM
+
+    @property
+    def engine_words(self) -> str:
+        """The engine with its version, "" where it was this program."""
+        return "" if self.is_own else f"{self.engine} {self.engine_version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """What `execute -o` writes and `compare` reads; `size_unit` and `learned` as in the plan file."""
+    """What `execute -o` writes and `compare` reads; `stack`, `size_unit` and `learned` as in the plan file."""
 
     __pydantic_config__ = STRICT
 
@@ -145,6 +161,7 @@ class RunFile:
     notes: tuple[str, ...] = ()
     learned: Multiples = field(default_factory=dict)
     size_unit: str = "tokens"
+    stack: str = THIS_PROGRAM
 
 
 def busy_words(runs: Sequence[PlanRun]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from executor.engines import Engine, engines_of
 from executor.legality import check_plan, choose
 from executor.run.batches import data_name, load_data
 from executor.run.checkpoint import Checkpoints, check_progress, latest, progress_of, read_progress
@@ -25,6 +27,7 @@ from profiles.errors import InputError
 from profiles.files import ensure_folder
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
 from profiles.machines.load import MachineLoad, look_before
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.ranks.environment import check_room, is_main_process
 from profiles.ranks.rank import TIMEOUT_SECONDS
 from profiles.ranks.stores import open_to
@@ -51,6 +54,11 @@ class Job:
     def entry(self) -> str:
         """What every rank runs."""
         return "executor.run.session:run_order" if self.training is None else "executor.train.session:run_training"
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs there are: every plan by every engine."""
+        return len(self.order.chosen) * len(self.order.engines)
 
     @property
     def sinks(self) -> tuple[str, ...]:
@@ -89,6 +97,7 @@ class RunOptions:
     trusted: tuple[str, ...] = ()
     runs: Path | None = None
     train: Path | None = None
+    engines: tuple[str, ...] = ()
 
 
 def prepare(plan_path: Path, options: RunOptions) -> Job:
@@ -102,14 +111,15 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         # Before anything imports what they name.
         check_modules(training.data, options.trusted)
         file = with_weights(file, training)
-    chosen, notes = choose(file, options.top, options.with_baseline)
+    engines = engines_of(options.engines)
+    chosen, notes = choose(file, options.top, options.with_baseline, options.engines)
     device_kind, keeps = current_device_kind(), options.checkpoints is not None
     if keeps and len(chosen) > 1:
         raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
     path = _data_path(options.data) if training is None else data_for_check(training.data)
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
-        notes += _checked(file.candidates[index].plan, file, workload, device_kind)
+        notes += _checked(file.candidates[index].plan, file, workload, device_kind, engines)
     plan = file.candidates[chosen[0]].plan
     end = training.num_steps(file) if training else end_step(plan, options.warmup, options.steps)
     if training is None:
@@ -148,6 +158,7 @@ def _order(options: RunOptions, chosen: tuple[int, ...], data: str, device_kind:
         timeout_seconds=options.timeout,
         end_step=end,
         trace_folder="" if options.trace is None else str(options.trace.absolute()),
+        engines=tuple(dict.fromkeys(options.engines)) or (THIS_PROGRAM,),
     )
 
 
@@ -160,9 +171,10 @@ def _kept(options: RunOptions, plan: Plan, workload: Workload, end: int) -> list
     return [] if kept is None else _resumed(kept, plan, workload, options.seed, end)
 
 
-def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str) -> list[str]:
-    """Hold a plan against its model and this machine; notes on it."""
-    check_plan(plan, file, facts_of_workload(workload))
+def _checked(plan: Plan, file: PlanFile, workload: Workload, device_kind: str, engines: Sequence[Engine]) -> list[str]:
+    """Hold a plan against its model, this machine and what is to run it; notes on it."""
+    for engine in engines:
+        check_plan(plan, file, facts_of_workload(workload), engine.refusal)
     notes = check_task(plan, workload, device_kind)
     check_precision(plan, device_kind)
     return notes

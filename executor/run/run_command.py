@@ -42,7 +42,7 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
         server = stack.enter_context(rank_server(job.order.device_kind))
         stack.enter_context(saying_what_is_kept(saved, kept))
         sinks = stack.enter_context(opened(job.sinks, job.file.model_name, job.settings))
-        advance = stack.enter_context(console.progress(out, f"{len(job.order.chosen)} plans"))
+        advance = stack.enter_context(console.progress(out, f"{job.num_runs} plans"))
         follow = Follower(out, advance, verbose, kept, sinks)
         fields = launch(
             job.entry,

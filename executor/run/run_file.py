@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from executor.engines import engine
 from executor.run.measurement import Environment, Measurement, PlanRun, RunFile
 from executor.run.prepare import Job, is_baseline
 from profiles import artifacts
@@ -18,9 +19,10 @@ from profiles.machines.load import MachineLoad
 
 
 def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
-    """The run file of a job from what its rank 0 gave, one set of fields per plan in the order they were chosen."""
+    """The run file of a job from what its rank 0 gave: one set of fields per plan and engine, in the order they ran."""
     runs = []
-    for index, fields in zip(job.order.chosen, measurements, strict=True):
+    chosen = [(index, engine(name)) for index in job.order.chosen for name in job.order.engines]
+    for (index, used), fields in zip(chosen, measurements, strict=True):
         candidate = job.file.candidates[index]
         runs.append(
             PlanRun(
@@ -29,6 +31,8 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
                 prediction=candidate.prediction,
                 measurement=artifacts.validate(fields, Measurement, "the measurement"),
                 is_baseline=is_baseline(job.file, candidate.plan),
+                engine=used.name,
+                engine_version=used.version,
             )
         )
     return RunFile(
@@ -52,6 +56,7 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
         notes=job.notes,
         learned=job.file.learned,
         size_unit=job.file.size_unit,
+        stack=job.file.stack,
     )
 
 

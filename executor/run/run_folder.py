@@ -14,7 +14,12 @@ from profiles.files import write_text
 
 RUN, LOG = ".run.json", ".log.jsonl"
 # What TensorBoard shows over the steps of each plan.
-SCALARS = ("loss", "evaluation_loss", "lr", "gradient_norm", "epoch", "memory_gib", "seconds", "tps", "tflops", "mfu")
+SCALARS = (
+    "loss", "evaluation_loss", "lr", "gradient_norm", "epoch", "memory_gib", "predicted_memory_gib", "seconds",
+    "predicted_seconds", "tps", "tflops", "mfu",
+)  # fmt: skip
+# Drawn together on its page of custom scalars: what was measured and what was predicted.
+TOGETHER = {"seconds a step": ("seconds", "predicted_seconds"), "GiB": ("memory_gib", "predicted_memory_gib")}
 
 
 class KeptRun:
@@ -23,6 +28,7 @@ class KeptRun:
     def __init__(self, folder: Path, started: str, model: str, num_ranks: int) -> None:
         self._is_claimed = False
         self._board: Any = None
+        self._charts: dict[str, dict[str, list[Any]]] = {}
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{started.split('+')[0]}-{model}-{num_ranks}ranks")
         self._folder, self._name = folder, name
 
@@ -51,12 +57,15 @@ class KeptRun:
             for name in SCALARS:
                 if values.get(name) is not None:
                     self._board.add_scalar(f"{values['plan']}/{name}", values[name], values["step"])
+                    self._charts.setdefault(values["plan"], _charts(values["plan"]))
 
     def write(self, text: str) -> Path:
         """Write the run file whole."""
         self._claim()
         write_text(self.path, text)
         if self._board is not None:
+            # Once, for a second layout would be ignored: of all plans that ran.
+            self._board.add_custom_scalars(self._charts)
             self._board.close()
         return self.path
 
@@ -77,6 +86,11 @@ class KeptRun:
                 return
         except OSError as error:
             raise EnvironmentFailure(f"cannot write to {self._folder}: {error.strerror}") from error
+
+
+def _charts(plan: str) -> dict[str, list[Any]]:
+    """What is drawn together of a plan, by title, as TensorBoard's custom scalars want it."""
+    return {title: ["Multiline", [re.escape(f"{plan}/{name}") for name in names]] for title, names in TOGETHER.items()}
 
 
 def _board(folder: Path) -> Any:

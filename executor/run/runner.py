@@ -6,12 +6,15 @@ import contextlib
 import gc
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from executor.axes.loss_scale import scale_of
+from executor.engines import ENGINES, Engine, Trains
 from executor.mesh import Meshes, groups_of
 from executor.observe.attention import AttentionWatch, is_worth_watching
 from executor.observe.device_memory import DeviceMemory, device_memory
@@ -39,6 +42,7 @@ from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import FSDP_STAGES
 from profiles.machines.counters import Watch
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, own_cores
 from profiles.workloads.workload import Workload
 
@@ -65,8 +69,10 @@ class Runner:
         predicted_bytes: float = 0.0,
         trace_folder: Path | None = None,
         is_silent: bool = False,
+        engine: Engine = ENGINES[THIS_PROGRAM],
     ) -> None:
         self.plan, self.workload, self.rank, self.samples = plan, workload, rank, samples
+        self.engine = engine
         self.checkpoints, self.first_step = checkpoints, 0
         self.mesh = meshes.of(plan)
         self.timeout_seconds, self.predicted_bytes = timeout_seconds, predicted_bytes
@@ -186,30 +192,38 @@ class Runner:
 
     def _check_in_silence(self) -> None:
         """The first steps without random numbers, by a trainer that is then gone."""
-        trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent=True)
+        trainer = self._built(is_silent=True)
         with self._explained():
             self.checked = first_steps(trainer, self.samples, NUM_STEPS_OF_A_RUN)
         del trainer
         gc.collect()
 
     def _build_and_step(self, num_steps: int) -> None:
-        self.trainer = Trainer(self.plan, self.workload, self.rank, self.samples.seed, self.mesh)
+        self.trainer = self._built()
         if self.checkpoints is not None and self.checkpoints.start is not None:
             self._go_on(self.checkpoints.start)
         for _ in range(num_steps):
             self._step()
 
+    def _built(self, *, is_silent: bool = False) -> Trains:
+        make = self.engine.maker()
+        return make(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent=is_silent)
+
     def _go_on(self, path: Path) -> None:
         """Restore a checkpoint."""
+        assert isinstance(self.trainer, Trainer), "checkpoints are of this program's own trainer"
         found = read_progress(path)
         check_progress(path, found, self._progress(found.step))
         restore(path, self.trainer)
         self.losses_before = losses_in(path, found.step)
         self.known = KnownLosses(self.losses_before)
         self.first_step = self.trainer.num_steps = found.step
+        if self.trainer.scale is not None:
+            self.trainer.scale.go_on_with(found.scale)
 
     def _progress(self, step: int) -> Progress:
-        return progress_of(self.plan, self.workload, self.samples.seed, step)
+        found = progress_of(self.plan, self.workload, self.samples.seed, step)
+        return replace(found, scale=scale_of(self.trainer.scale))
 
     def _step(self, wait: bool = False) -> StepTrace:
         batch = self.samples.batch(self.num_steps_done, self.plan.global_batch_size)
@@ -252,6 +266,7 @@ class Runner:
         if has_diverged:
             raise diverged(self.plan, done, self.latest_loss(), latest(folder))
         if is_stopping or checkpoints.is_due(done):
+            assert isinstance(self.trainer, Trainer), "checkpoints are of this program's own trainer"
             kept = self.known.with_those_of(self.losses, self.trainer.place)
             path = save(folder, self._progress(done), self.trainer, kept)
             if is_stopping:
@@ -260,9 +275,11 @@ class Runner:
     def _exchange_seconds(self) -> dict[str, float] | None:
         """Seconds that one step spends in collectives within its passes, from one more step under the profiler.
 
-        Ignores: on CUDA, where collectives run beside the host's calls, nothing is told.
+        Ignores: on CUDA, where collectives run beside the host's calls, nothing is told; nor of another engine's.
         """
         plan = self.plan
+        if not self.engine.is_own:
+            return None
         degree = max(plan.tensor_parallel, plan.context_parallel, plan.expert_parallel)
         if self.rank.device.type != "cpu" or (degree == 1 and plan.zero_stage not in FSDP_STAGES):
             return None

@@ -9,35 +9,43 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch.distributed as dist
 
+from executor.engines import Engine, engine
 from executor.mesh import Meshes
+from executor.observe.time_parts import without_messages
 from executor.run.batches import Data, load_data
+from executor.run.beside import BLOCK_STEPS
 from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints
 from executor.run.faults import STOP
-from executor.run.going_on import begun
-from executor.run.log_values import log_line, log_values
+from executor.run.going_on import begun, end_step
+from executor.run.log_values import log_line, log_values, scale_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.outcomes import Account
-from executor.run.reference import NUM_STEPS_OF_A_RUN, Reference, check_losses, reference_of
+from executor.run.reference import (
+    NUM_STEPS_OF_A_RUN,
+    NUM_STEPS_OF_AN_ENGINE,
+    Reference,
+    alike,
+    check_losses,
+    reference_of,
+)
 from executor.run.runner import PEAK_KINDS, Runner
 from executor.run.subject import load_subject
+from executor.run.turns import groups_in_turns
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
 from profiles.machines.load import load_of
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.ranks.devices import gpu_settings
 from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_for_first
 from profiles.workloads.foreign_code import calling_foreign_code
 from profiles.workloads.workload import Workload
 
-BLOCK_STEPS = 5
 # One device works off the reference while the others wait for it.
 REFERENCE_SECONDS = 3600.0
-ROOM_FRACTION = 0.5
-# More models than this, and each runs slower for the company: their pages crowd each other out (5 % at three dozen).
-MOST_TOGETHER = 9
+OF_LOSSES = LossCheck(status="skipped", reason="losses alone are compared", tolerance_fraction=0.0)
 NOT_CHECKED = LossCheck(status="skipped", reason="training was not checked before it began", tolerance_fraction=0.0)
 
 
@@ -47,7 +55,7 @@ class Order:
 
     `checkpoints` are of one plan alone; ranks that are started again go on from the newest. Into `trace_folder`,
     where there is one, goes a profiled step of each. With `only_checks`, plans are checked and not run. A run with
-    checkpoints ends after `end_step` steps in all.
+    checkpoints ends after `end_step` steps in all. Each plan is run by every one of `engines`, in turns.
     """
 
     __pydantic_config__ = artifacts.STRICT
@@ -63,6 +71,7 @@ class Order:
     trace_folder: str = ""
     only_checks: bool = False
     end_step: int = 0
+    engines: tuple[str, ...] = (THIS_PROGRAM,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,11 @@ class Session:
         """The candidates to run, in their order."""
         return [self.file.candidates[index] for index in self.order.chosen]
 
+    @property
+    def runs(self) -> list[tuple[Candidate, Engine]]:
+        """What runs: every plan by every engine."""
+        return [(candidate, engine(name)) for candidate in self.candidates for name in self.order.engines]
+
 
 def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The entry of every rank: run the order on the plan file.
@@ -88,8 +102,11 @@ def run_order(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     Rank 0 gives the measurements, or where these alone are wanted the checks, as JSON-able fields.
     """
     with opened(payload) as session:
-        checks = checks_of(session)
-        found = checks if session.order.only_checks else _run_all(session, _references(session), checks)
+        if session.order.only_checks:
+            found: Sequence[Any] = checks_of(session)
+        else:
+            checks = _checks_of_runs(session)
+            found = _run_all(session, _references(session), checks)
         return [asdict(one) for one in found] if session.rank.rank == 0 else None
 
 
@@ -133,21 +150,40 @@ def checks_of(session: Session) -> list[LossCheck]:
     return checks.of([candidate.plan for candidate in session.candidates])
 
 
+def _checks_of_runs(session: Session) -> list[LossCheck]:
+    """The check of each run; of another engine losses alone are compared, once it has run."""
+    if not any(used.is_own for _, used in session.runs):
+        return [OF_LOSSES] * len(session.runs)
+    found = checks_of(session)
+    by_plan = dict(zip(session.order.chosen, found, strict=True))
+    return [
+        by_plan[index] if engine(name).is_own else OF_LOSSES
+        for index in session.order.chosen
+        for name in session.order.engines
+    ]
+
+
 def _references(session: Session) -> dict[str, Reference]:
     """What one device says of the first steps, by precision; rank 0 works it out while the others wait."""
     references: dict[str, Reference] = {}
+    order = session.order
     plans = [candidate.plan for candidate in session.candidates]
+    num_steps = NUM_STEPS_OF_A_RUN
+    if not all(used.is_own for _, used in session.runs):
+        ends = [end_step(plan, order.num_warmup_steps, order.num_steps) for plan in plans]
+        num_steps = min(NUM_STEPS_OF_AN_ENGINE, *ends)
     for precision in sorted({plan.precision for plan in plans}):
         same = [plan for plan in plans if plan.precision == precision]
         if session.rank.rank == 0:
-            report(0.0, f"the first loss in {precision} on one device")
+            which = "first loss" if num_steps == 1 else f"first {num_steps} losses"
+            report(0.0, f"the {which} in {precision} on one device")
             references[precision] = reference_of(
                 session.workload,
                 same,
                 session.samples,
                 session.rank,
                 session.file.num_parameters,
-                NUM_STEPS_OF_A_RUN,
+                num_steps,
             )
     wait_for_first("references", REFERENCE_SECONDS)
     everyone: list[dict[str, Reference]] = [references]
@@ -158,7 +194,7 @@ def _references(session: Session) -> dict[str, Reference]:
 def _run_all(session: Session, references: dict[str, Reference], checks: Sequence[LossCheck]) -> list[Measurement]:
     """Run every plan; the measurements, which rank 0 alone has."""
     measurements: list[Measurement | None] = []
-    for group in _groups(session.candidates, session.order.device_kind):
+    for group in groups_in_turns(session.runs, session.order.device_kind):
         runners = [
             Runner(
                 candidate.plan,
@@ -171,12 +207,13 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
                 candidate.prediction.peak_bytes,
                 Path(session.order.trace_folder) if session.order.trace_folder else None,
                 references[candidate.plan.precision].is_silent,
+                used,
             )
-            for candidate in group
+            for candidate, used in group
         ]
         for index, runner in enumerate(runners):
-            done = len(measurements) / len(session.order.chosen)
-            report(done + 0.4 * index / len(session.order.chosen), f"warming up {runner.plan.id}")
+            done = len(measurements) / len(session.runs)
+            report(done + 0.4 * index / len(session.runs), f"warming up {runner.plan.id}")
             runner.prepare(session.order.num_warmup_steps, session.order.num_steps)
         _run_in_turns(session, runners, len(measurements))
         for runner in runners:
@@ -187,29 +224,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
     return [one for one in measurements if one is not None]
 
 
-def _groups(candidates: Sequence[Candidate], device_kind: str) -> list[list[Candidate]]:
-    """Plans that take turns: on CUDA one by one, on CPU as many as half of what is free can hold, and no crowd.
-
-    Neighbours in rank, whose order is what matters, take turns with each other.
-    """
-    groups: list[list[Candidate]] = []
-    # All ranks must agree, so rank 0's view of the memory counts.
-    room = [ROOM_FRACTION * float(psutil.virtual_memory().available)]
-    dist.broadcast_object_list(room)
-    held = 0.0
-    for candidate in candidates:
-        need = sum(candidate.prediction.stage_peak_bytes) or candidate.prediction.peak_bytes
-        need *= candidate.plan.num_devices / max(1, len(candidate.prediction.stage_peak_bytes))
-        if not groups or device_kind != "cpu" or held + need > room[0] or len(groups[-1]) == MOST_TOGETHER:
-            groups.append([])
-            held = 0.0
-        groups[-1].append(candidate)
-        held += need
-    return groups
-
-
 def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) -> None:
-    order = session.order
     predictions = {candidate.plan.id: candidate.prediction for candidate in session.candidates}
     # A run that goes on from a checkpoint has fewer left.
     num_steps = min(runner.num_timed_steps for runner in runners)
@@ -218,12 +233,12 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
         for index, runner in enumerate(runners):
             runner.run_block(block)
             share = (start + block * (index + 1) / len(runners)) / num_steps
-            fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(order.chosen)
+            fraction = (num_done + len(runners) * (0.4 + 0.6 * share)) / len(session.runs)
             seconds = sum(runner.steps.seconds[-block:]) / block
             values = log_values(
                 session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
                 loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
-            )  # fmt: skip
+            ) | scale_values(runner.trainer.scale)  # fmt: skip
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
@@ -235,12 +250,15 @@ def _measurement(
     if found is None:
         return None
     reference = references[runner.plan.precision]
-    own = check_losses(runner.plan, found.checked_losses, runner.checked.norms, reference, runner.first_step)
+    # Of another engine all losses that there are references of, unless it drew random numbers in these steps.
+    losses = found.checked_losses if runner.engine.is_own or runner.is_silent else found.losses
+    reference, losses = alike(reference, losses, runner.checked.norms)
+    own = check_losses(runner.plan, losses, runner.checked.norms, reference, runner.first_step)
     tokens = runner.plan.global_batch_size * session.file.sequence_length
     return Measurement(
         num_warmup_steps=runner.num_warmup_steps,
         step_seconds=found.step_seconds,
-        seconds=found.seconds,
+        seconds=found.seconds if runner.engine.is_own else without_messages(found.seconds),
         peak_bytes=found.peak_bytes,
         peak_kind=PEAK_KINDS[session.order.device_kind],
         losses=found.losses,

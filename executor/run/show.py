@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from executor.run.beside import ratios
 from executor.run.measurement import busy_words
 from profiles.units import format_batch, format_count, format_percent, format_seconds, rate_of
 
@@ -34,6 +35,8 @@ def show(result: RunFile, num_devices: int, out: Console, output: Path | None) -
     for run in result.runs:
         table.add_row(*_row(run, result))
     print_table(table, out, named_by=1)
+    for ratio in ratios(result.runs):
+        out.print(str(ratio))
     for note in result.notes:
         out.print(f"note: {note}")
     if words := busy_words(result.runs):
@@ -47,9 +50,10 @@ def _row(run: PlanRun, result: RunFile) -> tuple[str, ...]:
     middle = statistics.median(measured.step_seconds)
     check = measured.loss_check
     difference = check.largest_difference_fraction
+    by = f" by {run.engine_words}" if run.engine_words else ""
     return (
         str(run.rank),
-        run.plan.id + (" (baseline)" if run.is_baseline else ""),
+        run.plan.id + (" (baseline)" if run.is_baseline else "") + by,
         format_seconds(predicted.step_seconds),
         f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
         format_percent(predicted.step_seconds / middle - 1, signed=True),

@@ -21,6 +21,7 @@ from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.to_plans import place_at, plan_of
+from planner.stacks.abilities import known_of
 from planner.stacks.abilities import refusal as stack_refusal
 from profiles.errors import NoFeasiblePlanError
 from profiles.machines.stacks import THIS_PROGRAM
@@ -45,7 +46,8 @@ class Answer:
 def why_not_run(at: Setting, plan: Plan) -> str:
     """Why the software would refuse the plan, ours by what the executor can do, others by what they say; or ""."""
     if at.stack.name != THIS_PROGRAM:
-        return stack_refusal(at.stack, plan, at.model.transformer.num_positions)
+        sizes = at.model.transformer
+        return stack_refusal(at.stack, plan, sizes.num_positions, known_of(sizes, at.sequence_length))
     if at.model.profile is not None:
         return refusal(plan, facts_of(at.model.profile), at.sequence_length)
     return why_not_built(at) or refusal(plan, facts_of_sizes(at.model), at.sequence_length)

@@ -17,7 +17,8 @@ from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layout
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
-from planner.stacks.abilities import Degrees, lacking, needs
+from planner.stacks.abilities import known_of, lacking, needs
+from planner.stacks.layout_rules import Degrees
 from planner.terminal.progress import OnProgress, silent
 from profiles.errors import InputError, NoFeasiblePlanError
 from profiles.models.transformer import Array
@@ -198,9 +199,11 @@ def _layouts(at: Setting, options: Options) -> tuple[Layouts, dict[str, Layouts]
 
 
 def _degrees(at: Setting, layouts: Layouts) -> Degrees:
-    columns = {each.name: getattr(layouts, each.name) for each in fields(Degrees) if each.name != "left_over"}
+    known = {each.name for each in fields(Layouts)}
+    columns = {each.name: getattr(layouts, each.name) for each in fields(Degrees) if each.name in known}
     whole = at.model.num_layers + layouts.first_fewer + layouts.last_fewer
-    return Degrees(**columns, left_over=np.asarray(whole % layouts.pipeline, dtype=float))
+    left_over = np.asarray(whole % layouts.pipeline, dtype=float)
+    return Degrees(**columns, left_over=left_over, known=known_of(at.model.transformer, at.sequence_length))
 
 
 def _num_unoffered(

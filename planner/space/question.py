@@ -152,7 +152,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "compiled": at.compiled,
         "overlap_tensor": at.overlaps_tensor & np.asarray(columns.get("sequence_parallel", False)),
         # A codec that makes one message of all gradients has nothing to overlap.
-        "overlap_grad": _overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),
+        "overlap_grad": overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),
         "network_latency_seconds": at.network_latency_seconds,
         **_codec_columns(at, columns.get("zero_stage", np.zeros(count))),
         "overlap_param": at.stack.habits.overlaps_parameters,
@@ -176,7 +176,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
     return Jobs(model=at.model.transformer.repeated(count), source=at.source, **values)
 
 
-def _overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:
+def overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:
     """Whether gradients are sent beside the backward pass: not in one message of all, nor by FSDP2 without streams."""
     overlaps = at.stack.time.overlaps_shards | (zero_stage < min(FSDP_STAGES))
     return np.asarray(overlaps & find_codec(at.codec).is_bucketed)

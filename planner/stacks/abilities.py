@@ -2,114 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from planner.plans import AXES, Plan
 from planner.schedules.registry import NONE, torch_names
+from planner.stacks.layout_rules import RULES, UNKNOWN, Degrees, Known, spelled
 from profiles.errors import InputError
 from profiles.machines.abilities import Abilities
 from profiles.machines.stacks import Stack
-from profiles.models.transformer import Array, Flags
+from profiles.models.transformer import Array, Flags, Transformer
 
-# The axes of a layout from the inside out, by initial, and where data parallelism is outermost.
-USUAL_ORDER, DATA_OUTSIDE_ORDER = "tcdp", "tcpd"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Degrees:
-    """What the rules read of layouts, as planner/space/layouts has it. Shapes: one entry per layout.
-
-    `left_over`: blocks that remain when stages have as many each, but for what the ends have fewer.
-    """
-
-    tensor: Array
-    context: Array
-    expert: Array
-    pipeline: Array
-    data: Array
-    sequence_parallel: Array
-    vocab_parallel: Array
-    zero_stage: Array
-    shard: Array
-    data_outside: Array
-    first_fewer: Array
-    last_fewer: Array
-    left_over: Array
-
-    @property
-    def replicas(self) -> Array:
-        """Ranks that hold the same weights before any are sharded."""
-        return self.data * self.context
+NEEDING, LACKING = "need ", ", which {} lacks"
 
 
-Rule = tuple[str, Callable[[Abilities, Degrees], Flags]]
-
-
-def _lacks(axis: str) -> Rule:
-    def broken(runs: Abilities, own: Degrees) -> Flags:
-        return np.asarray((getattr(own, axis) > 1) & (not getattr(runs, axis)))
-
-    return f"{axis} parallel", broken
-
-
-def _lacks_stage(stage: int, *, in_pipeline: bool) -> Rule:
-    def broken(runs: Abilities, own: Degrees) -> Flags:
-        known = runs.pipeline_zero_stages if in_pipeline else runs.zero_stages
-        is_meant = (own.pipeline > 1) == in_pipeline
-        return np.asarray(is_meant & (own.replicas > 1) & (own.zero_stage == stage) & (stage not in known))
-
-    name = f"ZeRO stage {stage}" if stage else "replicas without ZeRO"
-    return name + (" with a pipeline" if in_pipeline else ""), broken
-
-
-def _apart(axis: str) -> Rule:
-    def broken(runs: Abilities, own: Degrees) -> Flags:
-        is_both = (own.zero_stage > 1) & (getattr(own, axis) > 1)
-        return np.asarray(is_both & (axis not in runs.zero_beside))
-
-    return f"ZeRO stages 2 and 3 with {axis} parallel", broken
-
-
-def _split(name: str, *, is_on: bool) -> Rule:
-    def broken(runs: Abilities, own: Degrees) -> Flags:
-        is_split = np.asarray(getattr(own, f"{name}_parallel"), dtype=bool)
-        return np.asarray((own.tensor > 1) & (is_split == is_on) & (is_on not in getattr(runs, f"{name}_parallel")))
-
-    return f"tensor parallel {'with' if is_on else 'without'} {name} parallel", broken
-
-
-def _in_part(runs: Abilities, own: Degrees) -> Flags:
-    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & (not runs.shards_in_part))
-
-
-def _uneven(runs: Abilities, own: Degrees) -> Flags:
-    if runs.uneven_stages == "any":
-        return np.zeros(len(own.left_over), dtype=bool)
-    has_short_ends = own.first_fewer + own.last_fewer > 0
-    return np.asarray((own.left_over > 0) | has_short_ends & (runs.uneven_stages == "no"))
-
-
-def _order(order: str, *, is_outside: bool) -> Rule:
-    def broken(runs: Abilities, own: Degrees) -> Flags:
-        has_both = (own.data > 1) & (own.pipeline > 1)
-        return np.asarray(has_both & (own.data_outside == is_outside) & (order not in runs.orders))
-
-    return f"axes in the order {order}", broken
-
-
-RULES: tuple[Rule, ...] = (
-    *(_lacks(axis) for axis in ("tensor", "context", "expert", "pipeline")),
-    *(_lacks_stage(stage, in_pipeline=piped) for piped in (False, True) for stage in range(4)),
-    *(_apart(axis) for axis in ("tensor", "context", "expert")),
-    ("ZeRO stage 3 over some of the replicas", _in_part),
-    ("stages of so unlike length", _uneven),
-    *(_split(name, is_on=on) for name in ("sequence", "vocab") for on in (False, True)),
-    _order(USUAL_ORDER, is_outside=False),
-    _order(DATA_OUTSIDE_ORDER, is_outside=True),
-)
+def known_of(model: Transformer, sequence_length: int) -> Known:
+    """What rules ask of a model by its sizes. Shapes: it has one entry."""
+    return Known(
+        num_kv_heads=int(model.num_kv_heads[0]),
+        num_experts=int(model.num_experts[0]),
+        sequence_length=sequence_length,
+        is_tied=bool(model.tied[0]),
+    )
 
 
 def lacking(stack: Stack, own: Degrees) -> Mapping[str, Flags]:
@@ -128,7 +43,14 @@ def lacking(stack: Stack, own: Degrees) -> Mapping[str, Flags]:
 
 def needs(what: str, stack: Stack) -> str:
     """What is said of plans, behind their number, that a stack has no words for."""
-    return f"need {what}, which {stack.name} lacks"
+    return f"{NEEDING}{what}{LACKING.format(stack.name)}"
+
+
+def lacked(reason: str, stack: str) -> str:
+    """What a stack lacks by such a reason, "" where the reason is another."""
+    end = LACKING.format(stack)
+    is_lacking = reason.startswith(NEEDING) and reason.endswith(end)
+    return reason.removeprefix(NEEDING).removesuffix(end) if is_lacking else ""
 
 
 def allows_uneven(runs: Abilities, counts: Array) -> bool:
@@ -162,8 +84,8 @@ def lacking_recompute(stack: Stack, method: str, num_blocks: int, of_blocks: int
     return f"recomputation of some blocks{unlike}"
 
 
-def check_setting(stack: Stack, precision: str, codec: str) -> None:
-    """Check that a stack has a precision and a codec.
+def check_setting(stack: Stack, precision: str, codec: str, family: str) -> None:
+    """Check that a stack has a precision and a codec, and models of a family (`model_type`).
 
     Raises: InputError that names what it has.
     """
@@ -173,18 +95,27 @@ def check_setting(stack: Stack, precision: str, codec: str) -> None:
     for option, value, known in (("--precision", precision, runs.precisions), ("--codecs", codec, runs.codecs)):
         if value not in known:
             raise InputError(f"{option} {value}: {stack.title} has {', '.join(known)}")
+    if why := lacking_family(stack, family):
+        raise InputError(f"--model: {why}")
 
 
-def refusal(stack: Stack, plan: Plan, num_layers: int) -> str:
+def lacking_family(stack: Stack, family: str) -> str:
+    """Why a stack cannot run models of a family, or ""."""
+    if stack.runs is None or not stack.runs.families or family in stack.runs.families:
+        return ""
+    return f"{stack.name} has no models of type {family or 'your own'}: it has {', '.join(stack.runs.families)}"
+
+
+def refusal(stack: Stack, plan: Plan, num_layers: int, known: Known = UNKNOWN) -> str:
     """Why a stack cannot run a plan of so many layers, embedding and head among them, or ""."""
     runs = stack.runs
     if runs is None:
         return ""
-    for name in lacking(stack, degrees_of(plan)):
+    for name in lacking(stack, degrees_of(plan, known)):
         return f"{stack.name} has no {name}"
     order = "".join(axis[0] for axis in plan.axis_order if plan.degree(axis) > 1)
     if not any(order == "".join(letter for letter in known if letter in order) for known in runs.orders):
-        return f"{stack.name} has no axes in the order {order}"
+        return f"{stack.name} has no axes in the order {spelled(order)}"
     counts = np.diff([*plan.stage_bounds, num_layers])
     # The embedding goes with the first stage, the head with the last.
     counts[0], counts[-1] = counts[0] - 1, counts[-1] - 1
@@ -205,7 +136,7 @@ def refusal(stack: Stack, plan: Plan, num_layers: int) -> str:
     return ""
 
 
-def degrees_of(plan: Plan) -> Degrees:
+def degrees_of(plan: Plan, known: Known = UNKNOWN) -> Degrees:
     """A plan as a table of one layout."""
     replicas = plan.data_parallel * plan.context_parallel
     order = [axis for axis in plan.axis_order if axis in AXES]
@@ -223,7 +154,8 @@ def degrees_of(plan: Plan) -> Degrees:
         "data_outside": is_outside,
         "first_fewer": 0,
         "last_fewer": 0,
+        "optimizer_offload": plan.offload == "optimizer",
         # Stages are known one by one.
         "left_over": 0,
     }
-    return Degrees(**{name: np.array([value]) for name, value in columns.items()})
+    return Degrees(**{name: np.array([value]) for name, value in columns.items()}, known=known)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from planner.plans import Plan
 from profiles.models.profile import WorkloadSpec
+
+# First steps of a log warm up; what is left of a short one counts all the same.
+WARM_UP_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +77,10 @@ class StackJob:
     assumed: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     peak_bytes: float | None = None
+
+    @property
+    def median_seconds(self) -> float | None:
+        """The median step of a log once it is warm; None where nothing was timed."""
+        timed = [step.seconds for step in self.steps if step.seconds is not None]
+        warm = timed[WARM_UP_STEPS:] or timed
+        return statistics.median(warm) if warm else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import statistics
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from planner.space.files import plan_file, planned_for
 from planner.space.one_plan import place_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.stacks.abilities import refusal
+from planner.stacks.abilities import known_of, refusal
 from planner.stacks.handover import StackJob
+from planner.stacks.priced_as import left_out
 from planner.stacks.registry import exporters
 from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
@@ -30,9 +31,8 @@ from profiles.machines.stacks import load_stack
 from profiles.models.sizes import sizes_of
 from profiles.units import format_bytes, format_percent, format_seconds
 
-# First steps of a log warm up; what is left of a short one counts all the same.
-WARM_UP_STEPS = 5
 YOURS = "your job"
+WORDS = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def priced(job: StackJob, asked: Request) -> Priced:
     settings, _ = settings_of(replace(request_of(job, asked), simulate=True))
     at = replace(settings[0], compiled=job.plan.compiled)
     space, place, priced_as = place_of(at, job.plan)
-    return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=tuple(priced_as))
+    return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=(*priced_as, *left_out(job, at)))
 
 
 def judged(job: StackJob, source: Path, asked: Request, on_progress: OnProgress = silent) -> PlanFile:
@@ -121,12 +121,13 @@ def _beside(own: Priced, better: PlanFile | None) -> tuple[Candidate, ...]:
 
 
 def _refusal(at: Setting, plan: Plan) -> str:
-    return refusal(at.stack, plan, at.model.transformer.num_positions)
+    model = at.model.transformer
+    return refusal(at.stack, plan, model.num_positions, known_of(model, at.sequence_length))
 
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
     job, took = own.job, own.prediction
-    measured = median_seconds(job)
+    measured = job.median_seconds
     best = found.candidates[0]
     gain = 1 - best.prediction.step_seconds / took.step_seconds if best is not mine else 0.0
     is_better = gain > 0 or (not took.fits and best is not mine)
@@ -151,13 +152,6 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
     )
 
 
-def median_seconds(job: StackJob) -> float | None:
-    """The median step of a job's log once it is warm; None where nothing was timed."""
-    timed = [step.seconds for step in job.steps if step.seconds is not None]
-    warm = timed[WARM_UP_STEPS:] or timed
-    return statistics.median(warm) if warm else None
-
-
 def _limit(took: Prediction, memory_bytes: float) -> str:
     """What most of the time beside computing goes to, or how far the job is from fitting."""
     if not took.fits:
@@ -179,9 +173,15 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
     except InputError as error:
         yield f"not written down: {error}"
         return
+    seen = set()
     for name in after:
         old, new = (files.get(name, "").splitlines() for files in (before, after))
-        yield from _different(old, new)
+        for line in _different(old, new):
+            # The same setting may stand in a script and in a file of arguments.
+            words = line[0], *(word for word in WORDS.findall(line) if word not in ("export", "true"))
+            if words not in seen:
+                yield line
+            seen.add(words)
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
+from planner.stacks import scripted, step_log
+from planner.stacks.accelerate import logs as trainer
+from planner.stacks.accelerate import reading as accelerate
+from planner.stacks.accelerate.export import export as to_accelerate
+from planner.stacks.deepspeed import reading as deepspeed
+from planner.stacks.deepspeed.export import export as to_deepspeed
 from planner.stacks.handover import Given, Handover, StackJob
+from planner.stacks.megatron.export import LAYERS, exporter
+from planner.stacks.megatron.read_log import is_log, read_log
+from planner.stacks.megatron.read_scripts import is_script, read_scripts
+from planner.stacks.megatron.read_yaml import is_yaml, read_yaml
+from planner.stacks.torchtitan import logs as titan_logs
+from planner.stacks.torchtitan import reading as torchtitan
+from planner.stacks.torchtitan.export import export as to_torchtitan
 from profiles.errors import InputError, UnknownNameError
 
 Export = Callable[[PlanFile, Candidate], Handover]
@@ -28,12 +41,33 @@ class Reader:
 
 def exporters() -> dict[str, Export]:
     """What writes plans down for other software, by the stack's name."""
-    return {}
+    return {stack: exporter(stack) for stack in LAYERS} | {
+        "accelerate": to_accelerate,
+        "deepspeed": to_deepspeed,
+        "torchtitan": to_torchtitan,
+        "horovod": scripted.export_horovod,
+        "tensorflow": scripted.export_tensorflow,
+    }
 
 
 def readers() -> tuple[Reader, ...]:
     """What reads files of other software, the surest first."""
-    return ()
+    return (
+        Reader(title=step_log.TITLE, recognises=step_log.recognises, read=step_log.read),
+        Reader(title=scripted.TITLE, recognises=scripted.recognises, read=scripted.read),
+        Reader(title=trainer.STATE_TITLE, recognises=trainer.recognises_state, read=trainer.read_state),
+        Reader(title=titan_logs.TITLE, recognises=titan_logs.recognises, read=titan_logs.read),
+        Reader(title=trainer.TITLE, recognises=trainer.recognises, read=trainer.read),
+        Reader(title=deepspeed.TITLE, recognises=deepspeed.recognises, read=deepspeed.read),
+        Reader(title=accelerate.YAML_TITLE, recognises=accelerate.recognises_yaml, read=accelerate.read_config),
+        Reader(
+            title=accelerate.ARGUMENTS_TITLE, recognises=accelerate.recognises_arguments, read=accelerate.read_arguments
+        ),
+        Reader(title=torchtitan.TITLE, recognises=torchtitan.recognises, read=torchtitan.read),
+        Reader(title="training logs of Megatron", recognises=is_log, read=read_log),
+        Reader(title="YAML files of Megatron", recognises=is_yaml, read=read_yaml),
+        Reader(title="launch scripts of Megatron", recognises=is_script, read=read_scripts),
+    )
 
 
 def export(stack: str, file: PlanFile, candidate: Candidate) -> Handover:

@@ -9,7 +9,6 @@ import numpy as np
 from planner.plans import Plan, recomputed_layers
 from planner.schedules.registry import NONE
 from planner.stacks.handover import StackJob
-from planner.stacks.judge import median_seconds
 from profiles.models.sizes import sizes_of
 from profiles.models.transformer import Transformer
 from profiles.units import GIB
@@ -30,7 +29,7 @@ def cells_of(job: StackJob, source: Path) -> dict[str, str]:
     Raises: InputError for a model that is not known by its sizes.
     """
     model = sizes_of(job.workload.name, job.workload.config).transformer
-    seconds = median_seconds(job)
+    seconds = job.median_seconds
     measured = {
         "step_time_s": None if seconds is None else f"{seconds:.9g}",
         "peak_mem_gib": None if job.peak_bytes is None else f"{job.peak_bytes / GIB:.6g}",
@@ -47,7 +46,7 @@ def cells_of(job: StackJob, source: Path) -> dict[str, str]:
         "gpu_type": job.device or None,
         "stack": job.stack,
         "attention_kernel": job.attention_kernel,
-        "overlap_tp": None if job.overlaps_tensor is None else _flag(job.overlaps_tensor),
+        "overlap_tp": None if job.overlaps_tensor is None else flag(job.overlaps_tensor),
         **measured,
         **job.cells,
     }
@@ -63,7 +62,7 @@ def _sizes(model: Transformer) -> dict[str, str | None]:
     cells |= {
         "arch": "gpt" if has_positions or model.biases[0] else "llama",
         "mlp_type": "swiglu" if is_gated else "gelu",
-        "tied_embeddings": _flag(bool(model.tied[0])),
+        "tied_embeddings": flag(bool(model.tied[0])),
         "ffn_size": number("ffn_size"),
         "sliding_window_alternating": number("window"),
     }
@@ -91,7 +90,7 @@ def _layout(plan: Plan, num_layers: int) -> dict[str, str | None]:
         "ep": str(plan.expert_parallel),
         "zero_stage": str(plan.zero_stage),
         "dp_shard": str(plan.shard_degree) if plan.shard_degree else None,
-        "sequence_parallel": _flag(plan.sequence_parallel),
+        "sequence_parallel": flag(plan.sequence_parallel),
         "schedule": None if plan.schedule == NONE else plan.schedule,
         "first_stage_fewer_layers": str(most - counts[0]) if plan.pipeline_parallel > 1 else None,
         "last_stage_fewer_layers": str(most - counts[-1]) if plan.pipeline_parallel > 1 else None,
@@ -100,11 +99,12 @@ def _layout(plan: Plan, num_layers: int) -> dict[str, str | None]:
         "recompute_layers_fraction": f"{recomputed / num_layers:.6g}" if is_partial else None,
         "recompute_modules": "layer" if is_partial else None,
         "precision_class": plan.precision,
-        "compiled": _flag(plan.compiled),
-        "optimizer_offload": _flag(plan.offload == "optimizer"),
-        "activation_offload": _flag(plan.offload == "activations"),
+        "compiled": flag(plan.compiled),
+        "optimizer_offload": flag(plan.offload == "optimizer"),
+        "activation_offload": flag(plan.offload == "activations"),
     }
 
 
-def _flag(is_on: bool) -> str:
+def flag(is_on: bool) -> str:
+    """A column that is yes or no."""
     return "yes" if is_on else "no"

@@ -32,8 +32,6 @@ def like_it(candidate: Candidate) -> str:
 def lines(file: PlanFile) -> Iterator[str]:
     """What is said after the table."""
     answers = file.answers
-    if answers.read is not None:
-        yield from read_lines(answers.read, file.stack)
     if answers.links:
         yield f"links of the best plan: {'; '.join(map(_links, answers.links))}"
     if answers.pareto:
@@ -54,6 +52,8 @@ def lines(file: PlanFile) -> Iterator[str]:
         yield "what the best plan would take, and what would change the winner:"
         yield from map(_change, answers.sensitivity)
         yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
+    if answers.read is not None:
+        yield from read_lines(answers.read, file.stack)
 
 
 def _pool(alone: PoolAlone) -> str:

@@ -19,12 +19,17 @@ class Abilities:
 
     `version`: of the software whose own checks accepted such plans. `tensor`, `context`, `expert`, `pipeline`: which
     axes it has beside data. `zero_stages`: of plans without a pipeline, `pipeline_zero_stages`: of those with one;
-    `zero_beside`: axes that stages above 1 go with. `shards_in_part`: ZeRO 3 over fewer ranks than all replicas.
-    `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each.
-    `orders`: of the axes, innermost first, by initial: t, c, d, p. `uneven_stages`: how layers are cut into stages, the
+    `zero_beside`: axes that stages above 1 go with, `whole_beside`: that stage 0 goes with where there are replicas.
+    `shards_in_part`: ZeRO 3 over fewer ranks than all replicas, of the data axis alone.
+    `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each;
+    `copies_heads`: whether over more ranks than a model has heads of keys. `context_pieces`: how many pieces of a
+    sample a context-parallel rank has, all as long. `ties_stages`: pipelines of models whose embedding is their head.
+    `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
+    neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
     schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
-    `precisions`, `codecs`, `offload`: by the names that plans give them; `compiles`: whether compiled layers are an
-    option.
+    `precisions`, `codecs`, `offload`: by the names that plans give them; `offload_zero_stages`: that states of several
+    replicas are offloaded at. `compiles`: whether compiled layers are an option. `families`: the model types that it
+    has, empty for any.
     """
 
     __pydantic_config__ = STRICT
@@ -37,14 +42,21 @@ class Abilities:
     zero_stages: tuple[int, ...] = (0,)
     pipeline_zero_stages: tuple[int, ...] = (0,)
     zero_beside: tuple[str, ...] = ("tensor", "context", "expert")
+    whole_beside: tuple[str, ...] = ("tensor", "context", "expert", "pipeline")
     shards_in_part: bool = False
     sequence_parallel: tuple[bool, ...] = (False, True)
     vocab_parallel: tuple[bool, ...] = (True,)
+    copies_heads: bool = True
+    context_pieces: int = 1
+    ties_stages: bool = True
     orders: tuple[str, ...] = ("tcdp",)
+    narrow_orders: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
     recompute: tuple[str, ...] = ("none", "full")
     partial_recompute: Partial = "no"
     precisions: tuple[str, ...] = ("fp32", "bf16")
     codecs: tuple[str, ...] = ("none",)
     offload: tuple[str, ...] = ("none",)
+    offload_zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     compiles: bool = False
+    families: tuple[str, ...] = ()

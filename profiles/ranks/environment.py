@@ -62,8 +62,7 @@ def ranks_per_host(num_ranks: int) -> int:
     if _in_torchrun() and "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"])
     if _in_slurm():
-        hosts = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", "1"))
-        return -(-num_ranks // hosts)
+        return -(-num_ranks // _slurm_hosts())
     return num_ranks
 
 
@@ -132,7 +131,10 @@ def check_room(num_ranks: int, device_kind: str) -> None:
 
 
 def join_slurm() -> None:
-    """Translate Slurm's variables to the ones that torch.distributed reads; nothing where torchrun has set them."""
+    """Translate Slurm's variables to the ones that torch.distributed reads; nothing where torchrun has set them.
+
+    Raises: EnvironmentFailure where the ranks would not find each other.
+    """
     if _in_torchrun() or not _in_slurm():
         return
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
@@ -141,7 +143,7 @@ def join_slurm() -> None:
         WORLD_SIZE=os.environ["SLURM_NTASKS"],
         LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
         LOCAL_WORLD_SIZE=str(ranks_per_host(int(os.environ["SLURM_NTASKS"]))),
-        MASTER_ADDR=os.environ.get("MASTER_ADDR") or _slurm_master(),
+        MASTER_ADDR=_slurm_master(_slurm_hosts()),
         # One port per job, so that two jobs of one node do not meet.
         MASTER_PORT=os.environ.get("MASTER_PORT") or str(DEFAULT_PORT + job % 1000),
     )
@@ -156,12 +158,21 @@ def _in_slurm() -> bool:
     return all(name in os.environ for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
 
 
-def _slurm_master() -> str:
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
-    return first_host(nodes) or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+def _slurm_hosts() -> int:
+    return max(1, int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", "1")))
 
 
-def first_host(nodes: str) -> str:
-    """The first host of a Slurm node list such as `gpu[003-007,9],login1`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return match.group(1) + (match.group(2) or "") if match else ""
+def _slurm_master(num_hosts: int) -> str:
+    """Where ranks that srun started meet.
+
+    Raises: EnvironmentFailure where no address of the first node resolves, at once rather than when a rank waits.
+    """
+    from profiles.ranks.slurm_address import check_given, master_address
+
+    given = os.environ.get("MASTER_ADDR")
+    if num_hosts == 1:
+        return given or LOOPBACK
+    if given:
+        check_given(given)
+        return given
+    return master_address(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", ""), os.environ)

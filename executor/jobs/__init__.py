@@ -1,0 +1,1 @@
+"""Job files: a plan for whoever starts the ranks of a cluster."""

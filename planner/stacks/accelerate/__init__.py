@@ -1,0 +1,1 @@
+"""Accelerate's YAML with FSDP2, and transformers' TrainingArguments beside it."""

@@ -1,0 +1,1 @@
+"""DeepSpeed's configuration in JSON: ZeRO 0 to 3, optimizer offload, pipelines."""

@@ -1,0 +1,87 @@
+"""A plan as DeepSpeed is given it: its JSON, a script that builds the model, the launch line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.plans import Plan
+from planner.prediction import Candidate, PlanFile
+from planner.stacks import job_files
+from planner.stacks.deepspeed.words import STACK, WORDS
+from planner.stacks.handover import Handover
+from planner.stacks.said import nested
+from planner.stacks.words import Facts, written
+from profiles.errors import PlanError
+from profiles.machines.stacks import Stack
+
+CONFIG = "ds_config.json"
+
+
+def export(file: PlanFile, candidate: Candidate) -> Handover:
+    """A plan for DeepSpeed.
+
+    Raises: PlanError where it has no word for something in the plan.
+    """
+    stack, plan = job_files.stack_of(STACK, file, candidate), candidate.plan
+    _refuse(file, plan)
+    return Handover(
+        stack=STACK,
+        version=job_files.version_of(stack),
+        files={
+            CONFIG: job_files.as_json(config(file, plan, stack)),
+            job_files.MODEL_FILE: job_files.model_json(file, stack),
+            job_files.JOB_FILE: job_files.job_json(file, stack, attention=job_files.attention_word(file)),
+            "job.py": job_files.script("job.py", stack),
+            "train.py": job_files.script("train_deepspeed.py", stack),
+        },
+        command=job_files.torchrun(file, "train.py"),
+        notes=(*_notes(plan), job_files.ADD_DATA, job_files.ADD_OPTIMIZER, *job_files.node_notes(file)),
+    )
+
+
+def config(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
+    """DeepSpeed's configuration of a plan."""
+    return {
+        "_written_by": job_files.written_by(stack),
+        **nested(written(WORDS, facts_of(file, plan))),
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
+        "gradient_clipping": 1.0,
+    }
+
+
+def facts_of(file: PlanFile, plan: Plan) -> Facts:
+    """What DeepSpeed is told of a plan."""
+    is_piped = plan.pipeline_parallel > 1
+    # What is offloaded has to be sharded, be it over one rank.
+    stage = max(plan.zero_stage, 1) if plan.offload == "optimizer" else plan.zero_stage
+    return {
+        "samples": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "num_microbatches": plan.num_microbatches,
+        "zero_stage": stage,
+        "offload": plan.offload,
+        "bf16": plan.precision,
+        "fp16": plan.precision,
+        "stages": plan.pipeline_parallel if is_piped else None,
+        "recomputed": job_files.blocks_of(file.workload) if plan.recompute == "full" else None,
+    }
+
+
+def _refuse(file: PlanFile, plan: Plan) -> None:
+    """Refuse what neither DeepSpeed nor the script does.
+
+    Raises: PlanError.
+    """
+    if plan.offload == "optimizer" and plan.zero_stage == 0 and plan.data_parallel > 1:
+        raise PlanError(f"plan {plan.id}: DeepSpeed offloads what ZeRO shards, use zero_stage 1 to 3 or offload=none")
+    if plan.recompute == "full" and not job_files.blocks_of(file.workload):
+        raise PlanError(f"plan {plan.id}: {file.model_name} does not say how many blocks it has, use recompute=none")
+    if plan.pipeline_parallel > 1 and job_files.task_of(file.workload) != "causal-lm":
+        raise PlanError(f"plan {plan.id}: stages are written for language models alone, use pipeline_parallel=1")
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    notes = ["the first start compiles operators: set TORCH_EXTENSIONS_DIR to a folder that stays"]
+    if plan.offload == "optimizer":
+        notes.append("offloaded states need the host memory that the plan says, pinned (ulimit -l)")
+    return tuple(notes)

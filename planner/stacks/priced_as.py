@@ -1,0 +1,56 @@
+"""What a job's file says and its price does not: columns of a table of runs that no field of a plan or model has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from planner.cost.hardware import ELEMENT_BYTES
+from planner.space.question import Setting, overlaps_gradients
+from planner.stacks.handover import StackJob
+from planner.stacks.rows import cells_of, flag
+
+# Of several replicas alone.
+OF_REPLICAS = ("overlap_grad", "overlap_param", "gradient_dtype")
+# What is measured, or said by the plan's own fields.
+NOT_ASKED = ("peak_mem_kind", "dp_shard")
+# What every plan is priced with.
+USUAL = {
+    "etp": "1", "optimizer": "adamw", "fused_loss": "no", "moe_dispatcher": "alltoall", "parameter_offload": "no",
+    "master_weights": "yes", "reshard_after_forward": "yes", "pipeline_passes_per_step": "1",
+}  # fmt: skip
+
+
+def left_out(job: StackJob, at: Setting) -> Iterator[str]:
+    """What the job has otherwise than it is priced, each with what is priced in its place."""
+    priced = _priced(job, at)
+    has_replicas = job.plan.data_parallel * job.plan.context_parallel > 1
+    for name, said in job.cells.items():
+        if name in NOT_ASKED or (name in OF_REPLICAS and not has_replicas):
+            continue
+        own = priced.get(name, "")
+        if said == own or (name == "gradient_dtype" and ELEMENT_BYTES.get(said) == ELEMENT_BYTES.get(own)):
+            continue
+        yield f"{name}: {said}, priced as {own}" if own else f"{name}: {said}, which is left out of the price"
+
+
+def _priced(job: StackJob, at: Setting) -> dict[str, str]:
+    plan, stack = job.plan, at.stack
+    overlaps = bool(overlaps_gradients(at, np.array([plan.zero_stage]))[0])
+    return {
+        **USUAL,
+        **cells_of(replace(job, cells={}), Path()),
+        "overlap_grad": flag(overlaps),
+        # Whole weights are gathered by nobody.
+        "overlap_param": flag(stack.habits.overlaps_parameters)
+        if plan.zero_stage
+        else job.cells.get("overlap_param", ""),
+        "overlap_pp": flag(plan.schedule in stack.habits.hides_messages_of),
+        "gradient_dtype": "fp32" if stack.time.gradient_message_bytes == ELEMENT_BYTES["fp32"] else "bf16",
+        "fp8_recipe": stack.time.fp8_recipe,
+        "fp8_param_gather": flag(stack.time.keeps_low_weights and plan.zero_stage > 0),
+        "recompute_modules": "core-attention" if plan.recompute == "selective" else "",
+    }
