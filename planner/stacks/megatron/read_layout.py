@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.plans import Plan, recomputable_layers
 from planner.schedules.registry import NONE, USUAL, USUAL_OF_SEVERAL
+from planner.schedules.steps import Shape, round_length
 from planner.space.to_plans import bounds_of
 from planner.stacks.megatron.say_layout import DATA_INSIDE, DATA_OUTSIDE
 from planner.stacks.megatron.told import Told
@@ -86,6 +87,7 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
         stage_bounds=bounds_of(counts), virtual_stages=virtual,
         schedule=NONE if pipeline == 1 else USUAL_OF_SEVERAL if virtual > 1 else USUAL,
     )  # fmt: skip
+    _read_rounds(told, plan)
     found = ReadLayout(_recomputed(told, plan, num_layers + 2), samples)
     if has_experts:
         found.cells["etp"] = str(_expert_tensor(told, tensor))
@@ -117,7 +119,12 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
     ends = [int(told.is_on(f"account-for-{end}-in-pipeline-split")) for end in ("embedding", "loss")]
     each = told.size("num-layers-per-virtual-pipeline-stage")
     if each and not told.is_on("virtual-pipeline-model-parallel-size"):
-        virtual = max(1, (num_layers + sum(ends)) // (pipeline * each))
+        virtual, left = divmod(num_layers + sum(ends), pipeline * each)
+        if left or not virtual:
+            raise told.refuse(
+                f"{num_layers} layers are no whole number of stages of {each} on each of {pipeline} ranks",
+                *("num-layers", "pipeline-model-parallel-size", "num-layers-per-virtual-pipeline-stage"),
+            )
     if first or last:
         return _uneven(told, num_layers, pipeline, virtual, first, last), virtual
     stages = pipeline * virtual
@@ -193,6 +200,15 @@ def _read_sharding(told: Told, found: ReadLayout) -> None:
     found.plan = replace(plan, zero_stage=stage, shard_degree=shard if shard and plan.data_parallel % shard == 0 else 0)
 
 
+def _read_rounds(told: Told, plan: Plan) -> None:
+    """Tell of rounds of an interleaved schedule that are longer or shorter than its price has them."""
+    name = "microbatch-group-size-per-virtual-pipeline-stage"
+    if plan.virtual_stages > 1 and told.is_on(name):
+        shape = Shape(plan.schedule, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
+        if told.size(name) != round_length(shape):
+            told.unpriced.append(told.said[name].text)
+
+
 def _recomputed(told: Told, plan: Plan, num_layers: int) -> Plan:
     """The plan with what is computed again; `num_layers` counts embedding and head."""
     granularity, method = told.word("recompute-granularity"), told.word("recompute-method")
@@ -210,6 +226,10 @@ def _recomputed(told: Told, plan: Plan, num_layers: int) -> Plan:
         return replace(plan, recompute="selective")
     if granularity != "full":
         raise told.refuse("it should be full or selective", "recompute-granularity")
+    if method is None and not told.is_on("checkpoint-activations"):
+        raise told.refuse("say too by --recompute-method which layers, uniform or block", "recompute-granularity")
+    if method == "uniform" and (count or 1) > 1:
+        told.unpriced.append(f"{told.said['recompute-num-layers'].text} (layers together, priced one by one)")
     if method != "block" or count is None:
         return replace(plan, recompute="full")
     present = [len(recomputable_layers(plan, stage, num_layers)) for stage in range(plan.num_stages)]
