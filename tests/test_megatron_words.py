@@ -11,6 +11,7 @@ from profiles.models.sizes import sizes_of
 
 SIZES = "--num-layers 24 --hidden-size 4096 --num-attention-heads 32 --seq-length 2048 --max-position-embeddings 2048"
 SCRIPT = f"torchrun --nproc-per-node 8 pretrain_gpt.py {SIZES} --micro-batch-size 1 --global-batch-size 64 --bf16"
+PIPED = "--pipeline-model-parallel-size 2"
 
 
 def job_of(more: str) -> StackJob:
@@ -48,8 +49,7 @@ def test_what_megatron_would_refuse_is_refused(more: str, words: str) -> None:
         "--use-precision-aware-optimizer",
         "--no-gradient-accumulation-fusion",
         "--recompute-num-layers 4 --recompute-granularity full --recompute-method uniform",
-        "--microbatch-group-size-per-virtual-pipeline-stage 4 --pipeline-model-parallel-size 2 --num-virtual-stages-per"
-        + "-pipeline-rank 2",
+        f"--microbatch-group-size-per-virtual-pipeline-stage 4 {PIPED} --num-virtual-stages-per-pipeline-rank 2",
     ],
 )
 def test_what_is_known_and_not_priced_is_listed(more: str) -> None:
@@ -58,9 +58,8 @@ def test_what_is_known_and_not_priced_is_listed(more: str) -> None:
 
 def test_virtual_stages_are_as_many_either_way() -> None:
     """By layers of each, or by their number on a rank."""
-    piped = "--pipeline-model-parallel-size 2"
-    by_layers = job_of(f"{piped} --num-layers-per-virtual-pipeline-stage 4").plan
-    assert by_layers == job_of(f"{piped} --num-virtual-stages-per-pipeline-rank 3").plan
+    by_layers = job_of(f"{PIPED} --num-layers-per-virtual-pipeline-stage 4").plan
+    assert by_layers == job_of(f"{PIPED} --num-virtual-stages-per-pipeline-rank 3").plan
     assert by_layers.virtual_stages == 3
 
 
