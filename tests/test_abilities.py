@@ -66,7 +66,7 @@ def test_an_axis_that_a_stack_lacks_is_refused_by_name(name: str, degree: str) -
 
 @pytest.mark.parametrize("name", ["megatron-core", "megatron-lm"])
 def test_experts_of_megatron_ask_for_split_sequences(name: str) -> None:
-    """As its MoELayer raises while it trains: "if MoE and tensor parallelism are enabled without sequence parallelism"."""
+    """As its MoELayer raises while it trains by tensor parallelism without sequence parallelism."""
     stack = load_stack(name)
     whole = Plan(tensor_parallel=2, vocab_parallel=True, precision="bf16")
     assert refusal(stack, whole, 10) == ""
