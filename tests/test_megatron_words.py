@@ -35,6 +35,10 @@ def test_swiglu_alone_narrows_the_feed_forward_layers() -> None:
         ),
         ("--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 24", "no whole number of stages"),
         ("--recompute-granularity full", "--recompute-method"),
+        (
+            "--pipeline-model-parallel-size 4 --num-experts 8 --swiglu --expert-model-parallel-size 8",
+            "8 x 1 x 4.*--gpus",
+        ),
     ],
 )
 def test_what_megatron_would_refuse_is_refused(more: str, words: str) -> None:
@@ -71,3 +75,10 @@ def test_groups_of_heads_count_where_they_are_switched_on() -> None:
         for job in (plain, job_of("--swiglu --group-query-attention --num-query-groups 8"))
     ]
     assert heads == [32, 8]
+
+
+def test_other_programs_than_that_of_gpt_are_told_of() -> None:
+    text = f"{SCRIPT} --vocab-size 50257\n"
+    assert not any("pretrain" in word for word in job_of("").assumed)
+    other = read(Path("a.sh"), text.replace("pretrain_gpt", "pretrain_bert"), Given())
+    assert any("pretrain_bert.py" in word for word in other.assumed)

@@ -66,11 +66,19 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
     tensor, pipeline, context = _degrees(told)
     if devices % (tensor * pipeline * context):
         raise told.refuse(
-            f"{devices} devices are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}",
+            f"{devices} devices are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
+            "correct them, or give --gpus",
             *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size", "world-size"),
         )
     data = devices // (tensor * pipeline * context)
     expert = (told.size("expert-model-parallel-size") or 1) if has_experts else 1
+    split = _expert_tensor(told, tensor) if has_experts else 1
+    if has_experts and devices % (expert * split * pipeline):
+        raise told.refuse(
+            f"{devices} devices are no multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
+            "correct them, or give --gpus",
+            *("expert-model-parallel-size", "expert-tensor-parallel-size", "pipeline-model-parallel-size"),
+        )
     micro = told.size("micro-batch-size") or 1
     samples = told.size("global-batch-size") or micro * data
     if samples % (micro * data):
@@ -90,7 +98,7 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
     _read_rounds(told, plan)
     found = ReadLayout(_recomputed(told, plan, num_layers + 2), samples)
     if has_experts:
-        found.cells["etp"] = str(_expert_tensor(told, tensor))
+        found.cells["etp"] = str(split)
     _read_sharding(told, found)
     _read_modules(told, found)
     try:
