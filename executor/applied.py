@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from executor.axes.loss_scale import scale_of
 from executor.axes.optimizer import grouped, is_updated, make_states, states_by_parameter
 from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
-from executor.micro_batches import on_device, split_batch
+from executor.micro_batches import mean_over_replicas, on_device, split_batch
 from executor.rank_model import RankModel
 from executor.run.checkpoint import Progress, read_progress, restore
 from executor.run.checkpoint_choice import newest_whole
@@ -38,7 +40,7 @@ class AppliedPlan:
 
     `module` is the user's own, changed in place: sharded, split, its blocks recomputed, or with other stages' parts
     left out. Each replica is given its own samples, `samples_per_step` a step; ranks of one replica the same ones:
-    `replica` of `num_replicas` says which.
+    `replica` of `num_replicas` says which. `scale` is that of losses in fp16, else None.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class AppliedPlan:
         owns_group: bool = False,
     ) -> None:
         self.plan, self.module, self.model, self.rank, self.seed = plan, module, model, rank, seed
-        self.candidate, self._owns_group = candidate, owns_group
+        self.candidate, self.scale, self._owns_group = candidate, model.scale, owns_group
         self._optimizer: Optimizer | None = None
         self._window: MeasuredSteps | None = None
         # Nobody asks where the time of a user's step goes.
@@ -107,7 +109,8 @@ class AppliedPlan:
         """Forward and backward over this replica's samples by the plan's schedule; gradients are averaged, not applied.
 
         Gives the mean loss over all replicas, on every rank, a tensor on the device. Gradients of the step before are
-        dropped. Raises: InputError where the batch is of another size.
+        dropped; in fp16 there are none where one is no number on any rank, and the optimizer changes nothing. Raises:
+        InputError where the batch is of another size; ToleranceError where no scale of fp16 helps.
         """
         parts = self._parts(batch)
         self._forget_gradients()
@@ -115,8 +118,10 @@ class AppliedPlan:
         if self._window is not None:
             self._window.begin()
         loss = self._passes(parts)
+        if self.model.unscale() and self.scale is not None:
+            self.scale.put_aside(self.named_parameters.values())
         self.model.finish_step()
-        return self._mean(loss)
+        return mean_over_replicas(loss, self.rank)
 
     def evaluate(self, batch: Any) -> Tensor:
         """The mean loss of a batch over all replicas, dropout off and nothing changed; a tensor, on every rank.
@@ -127,10 +132,15 @@ class AppliedPlan:
         if self.model.pipeline is not None:
             # Stages went backward too, which is what their schedules do.
             self._forget_gradients()
-        return self._mean(loss)
+        return mean_over_replicas(loss, self.rank)
 
     def clip_(self, max_norm: float) -> float:
-        """Scale all gradients so that their 2-norm over the whole model is at most `max_norm`; what it was."""
+        """Scale all gradients so that their 2-norm over the whole model is at most `max_norm`; what it was.
+
+        Not a number where the step is skipped.
+        """
+        if self.scale is not None and self.scale.is_skipping:
+            return math.nan
         norm = self.model.norm_of_gradients()
         if norm > max_norm:
             with torch.no_grad():
@@ -169,6 +179,8 @@ class AppliedPlan:
             raise InputError(f"{path} is of another model: its parameters have other names")
         restore(path, self)
         self.model.num_steps = found.step
+        if self.scale is not None:
+            self.scale.go_on_with(found.scale)
         return restore_loop(path, self._own_optimizer)
 
     def export(self, folder: str | Path) -> Path:
@@ -259,6 +271,8 @@ class AppliedPlan:
             raise
 
     def _forget_gradients(self) -> None:
+        if self.scale is not None:
+            self.scale.put_back()
         for parameter in self.model.parameters():
             if not self.model.keeps_gradients:
                 parameter.grad = None
@@ -266,23 +280,13 @@ class AppliedPlan:
                 with torch.no_grad():
                     parameter.grad.zero_()
 
-    def _mean(self, loss: Tensor | None) -> Tensor:
-        """The mean over all replicas, of which one rank each has all of its loss."""
-        if not dist.is_initialized() or self.rank.num_ranks == 1:
-            assert loss is not None
-            return loss
-        told = torch.zeros(2, dtype=torch.float32, device=self.rank.device)
-        if loss is not None:
-            told += torch.stack([loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)])
-        dist.all_reduce(told)
-        return told[0] / told[1]
-
     def _progress(self, step: int) -> Progress:
         return Progress(
             step=step,
             model=_digest(self),
             seed=self.seed,
             global_batch_size=self.plan.global_batch_size,
+            scale=scale_of(self.scale),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,18 @@ from executor.legality import check_plan, choose
 from executor.mesh import Meshes
 from executor.micro_batches import split_batch
 from executor.rank_model import RankModel
-from executor.run.checks import check_precision, facts_of_workload
+from executor.run.checks import check_devices, check_precision, facts_of_workload
 from executor.run.subject import workload_of_task
 from planner.legality import refusal
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from profiles import artifacts
-from profiles.errors import InputError, PlanError
+from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.machines.fingerprint import current_device_kind
 from profiles.models.profile import WorkloadSpec
-from profiles.ranks.devices import own_device
+from profiles.ranks.devices import gpu_key, own_device
 from profiles.ranks.environment import in_job, join_slurm
-from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, enter_group
+from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, enter_group, job_store
 from profiles.ranks.stores import stay_on_this_host
 from profiles.units import format_count
 from profiles.workloads.meta_values import on_meta
@@ -154,11 +155,42 @@ def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: floa
     if starts_group:
         stay_on_this_host()
         has_index = asked is not None and (asked.type != "cuda" or asked.index is not None)
-        return enter_group(kind, timeout_seconds, asked if has_index else None), True
+        if not has_index:
+            check_devices(count, kind, oversubscribe=True)
+        rank = enter_group(kind, timeout_seconds, asked if has_index else None)
+        check_own_gpu(rank.device, rank.rank)
+        return rank, True
     local = int(os.environ.get("LOCAL_RANK", "0"))
     own = asked or own_device(kind, local)
     number = dist.get_rank() if dist.is_initialized() else 0
+    if dist.is_initialized():
+        check_own_gpu(own, number)
     return Rank(rank=number, local_rank=local, num_ranks=count, device=own), False
+
+
+def check_own_gpu(device: torch.device, rank: int) -> None:
+    """Check that no other rank of this host has said that it computes on the same GPU, which NCCL does not take.
+
+    Raises: EnvironmentFailure; under other backends it warns.
+    """
+    key = gpu_key(device)
+    if not key:
+        return
+    others = _ranks_on(dist.group.WORLD, key, rank)
+    if not others:
+        return
+    said = f"rank {rank} computes on the GPU of rank {others[0]}, {device} of this host: start one rank for each GPU"
+    if dist.get_backend() == "nccl":
+        raise EnvironmentFailure(said)
+    warnings.warn(said, stacklevel=2)
+
+
+@functools.lru_cache(maxsize=8)
+def _ranks_on(world: object, key: str, rank: int) -> tuple[int, ...]:
+    """The ranks that came before this one to say that a GPU is theirs; once in a process group."""
+    place = job_store().add(f"trainwright/gpu/{key}", 1)
+    job_store().set(f"trainwright/gpu/{key}/{place}", str(rank))
+    return tuple(int(job_store().get(f"trainwright/gpu/{key}/{earlier}")) for earlier in range(1, place))
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from executor.options import NEEDS, TAKES
+from executor.options import NEEDS, RUN, TAKES
 from profiles.inputs import bounds
 from profiles.terminal import console
 from profiles.terminal.completion import completing
-from profiles.terminal.options import check_options
+from profiles.terminal.options import check_options, refuse_ignored
 from profiles.version import VersionOption
 from profiles.workloads.module_options import TracebackOption, TrustOption
 
@@ -85,6 +85,10 @@ def execute(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
     ] = None,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(help="Time exported models in these: onnxruntime, openvino, tensorrt [all that are here]."),
+    ] = None,
     compiled: Annotated[bool, typer.Option(help="Time the compressed models under torch.compile too.")] = False,
     emit: Annotated[
         str | None,
@@ -149,6 +153,7 @@ def execute(
             arguments=(*words, "-o", "run.json"), gpus_per_node=gpus_per_node, image=image, install=install,
             max_restarts=max_restarts, sbatch=tuple(sbatch or ()),
         )  # fmt: skip
+        refuse_ignored(context, RUN if emit == "slurm-profile" else (), "a job that measures a machine")
         _emit(plan, emit, job_options, trusted, engines, output)
         return
     if rehearse:
@@ -165,7 +170,7 @@ def execute(
         from executor.compress.job import Extras
 
         asked = RunOptions(steps=steps, data=data, seed=seed, oversubscribe=oversubscribe, timeout=timeout)
-        extras = Extras(more_steps=more_steps, export=export, compiles=compiled)
+        extras = Extras(more_steps=more_steps, export=export, runtimes=runtimes, compiles=compiled)
         compress_models(plan, extras, asked, out, json_output, output)
         return
     checkpoints = checkpoints_of(checkpoint, checkpoint_every, resume, max_restarts)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from profiles.errors import InputError
+from profiles.ranks.rank import Rank
 
 
 def split_batch(batch: Any, size: int, count: int) -> list[Any]:
@@ -36,6 +38,18 @@ def on_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(on_device(part, device) for part in value)
     return value
+
+
+def mean_over_replicas(loss: Tensor | None, rank: Rank) -> Tensor:
+    """The mean loss over all replicas, of which one rank each has all of its own; collective."""
+    if not dist.is_initialized() or rank.num_ranks == 1:
+        assert loss is not None
+        return loss
+    told = torch.zeros(2, dtype=torch.float32, device=rank.device)
+    if loss is not None:
+        told += torch.stack([loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)])
+    dist.all_reduce(told)
+    return told[0] / told[1]
 
 
 def _counts(value: Any) -> set[int]:

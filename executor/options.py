@@ -14,6 +14,7 @@ NEEDS = {
     "all_stages": ("rehearse", ""),
     "more_steps": ("compress", ""),
     "export": ("compress", ""),
+    "runtimes": ("export", ""),
     "compiled": ("compress", ""),
     "gpus_per_node": ("emit", ""),
     "image": ("emit", ""),
@@ -26,8 +27,8 @@ NEEDS = {
 TAKES = {
     "rehearse": ("top", "rank", "all_stages", "json_output", "output", *ALWAYS),
     "compress": (
-        "steps", "data", "seed", "oversubscribe", "timeout", "more_steps", "export", "compiled", "json_output",
-        "output", *ALWAYS,
+        "steps", "data", "seed", "oversubscribe", "timeout", "more_steps", "export", "runtimes", "compiled",
+        "json_output", "output", *ALWAYS,
     ),
     "check": (
         "top", "with_baseline", "data", "seed", "oversubscribe", "checkpoint", "checkpoint_every", "resume", "timeout",

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.data import (
     average_after,
@@ -19,25 +18,28 @@ from executor.axes.data import (
     broadcast_buffers,
     keep_gathered,
     left_whole,
+    named_parameters_of,
     paused,
     shard_again,
     shard_alone,
     sum_gradients,
 )
 from executor.axes.experts import average_experts
+from executor.axes.loss_scale import LossScale, scaled, unscaled
 from executor.axes.parallelize import build_stage
 from executor.axes.part import Part
 from executor.axes.pipeline import Edges, Pipeline
 from executor.axes.task_stage import TaskStage
 from executor.axes.tensor import Loss, loss_context, loss_over
 from executor.materialise import materialise
-from executor.mesh import Coordinates, coordinates, groups_of, replica_mesh
+from executor.mesh import coordinates, groups_of, replica_mesh
 from executor.micro_batches import on_device
-from executor.observe.events import BACKWARD, FORWARD, WEIGHT
+from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, WEIGHT
 from executor.observe.gradient_norm import gradient_norm
 from executor.observe.recorder import Recorder
 from planner.plans import Plan, stages_of
 from profiles.codecs.ddp_hooks import Reduction
+from profiles.models.profile import SCALED
 from profiles.ranks.rank import Rank
 from profiles.workloads.randomness import begin_random, random_kept, silence
 from profiles.workloads.tensor_splits import OfRanks
@@ -68,17 +70,16 @@ class RankModel:
     ) -> None:
         self.plan, self.workload, self.device, self.seed = plan, workload, rank.device, seed
         self.num_steps = 0
-        self.place: Coordinates = coordinates(plan, rank.rank)
-        self.recorder = Recorder(device=rank.device)
+        self.place, self.recorder = coordinates(plan, rank.rank), Recorder(device=rank.device)
         self.loss = loss_over(plan, workload.loss, mesh)
         if adapt_loss is not None:
             self.loss = adapt_loss(self.loss)
+        self.scale = LossScale(rank.device, is_alone=mesh is None) if plan.precision == SCALED else None
         self.groups = groups_of(plan, mesh)
         self.modules: dict[int, nn.Module] = {}
-        self.buffers: dict[str, Tensor] = {}
+        self.buffers, self.rearranged = dict[str, Tensor](), dict[str, tuple[int, OfRanks]]()
         self.reductions: list[Reduction] = []
         self.draws, self.summed = False, frozenset[str]()
-        self.rearranged: dict[str, tuple[int, OfRanks]] = {}
         for index in stages_of(plan, self.place.pipeline):
             stage = self._built(index, mesh, shards_each=adapt is None)
             if on_built is not None:
@@ -94,11 +95,12 @@ class RankModel:
             self.buffers |= {stage.global_name(path): buffer for path, buffer in stage.statistics.items()}
         self.pipeline: Pipeline | None = None
         if self.groups.stages is not None:
-            self.pipeline = Pipeline(self.modules, plan, self.groups.stages, self.loss, self.recorder, edges)
+            stages = self.groups.stages
+            self.pipeline = Pipeline(self.modules, plan, stages, self.loss, self.recorder, edges, self.scale)
         self.replicas = self.groups.replicas[0] if self.groups.replicas and plan.zero_stage < 2 else None
         # By global name. Taken now: DDP hides split parameters behind plain attributes from its first forward on.
         self.named_parameters = {
-            name: parameter for module in self.modules.values() for name, parameter in _named_parameters(module)
+            name: parameter for module in self.modules.values() for name, parameter in named_parameters_of(module)
         }
         # DDP's buckets hold the gradients. Were those dropped, the micro-batches before the last would make others
         # beside them: four bytes per parameter more.
@@ -148,7 +150,7 @@ class RankModel:
             else:
                 loss = self._accumulate(parts)
         self._average()
-        return loss
+        return unscaled(loss, self.scale)
 
     def loss_of(self, parts: Sequence[Any]) -> Tensor | None:
         """The replica's mean loss over some micro-batches, nothing dropped; None on ranks that do not compute it.
@@ -161,7 +163,8 @@ class RankModel:
         try:
             with random_kept() if self.draws else contextlib.nullcontext(), loss_context(self.plan):
                 if self.pipeline is not None:
-                    return self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
+                    loss = self.pipeline.step(*(parts if self._cuts_itself else self._told(parts)))
+                    return unscaled(loss, self.scale)
                 (module,) = self.modules.values()
                 with torch.no_grad(), paused([module]):
                     losses = [self.loss(module(given), wanted) for given, wanted in parts]
@@ -171,6 +174,16 @@ class RankModel:
                 shard_again(module)
             for part, is_training in modes.items():
                 part.training = is_training
+
+    def unscale(self) -> bool:
+        """Divide gradients by what the loss was scaled with; whether the step is skipped, on all ranks; collective."""
+        if self.scale is None:
+            return False
+        start = self.recorder.now()
+        found = self.scale.unscale(self.named_parameters.values())
+        self.recorder.note(OPTIMIZER, -1, start)
+        self.scale.update(found)
+        return self.scale.is_skipping
 
     def norm_of_gradients(self) -> float:
         """The 2-norm of all gradients of the model; collective."""
@@ -274,17 +287,10 @@ class RankModel:
             with paused(() if is_last else (module,)):
                 start = self.recorder.now()
                 # Nothing here holds the logits while the backward pass runs.
-                share = self.loss(module(given), wanted) / count
+                share = scaled(self.loss(module(given), wanted), self.scale) / count
                 middle = self.recorder.now()
                 self.recorder.note(FORWARD, index, start, middle)
                 share.backward()
                 self.recorder.note(BACKWARD, index, middle)
             total += share.detach()
         return total
-
-
-def _named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A stage's parameters by global name, whatever is wrapped around it."""
-    stage = module.module if isinstance(module, DistributedDataParallel) else module
-    assert isinstance(stage, Part)
-    return ((stage.global_name(path), parameter) for path, parameter in stage.named_parameters())

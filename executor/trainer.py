@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -23,16 +24,19 @@ class Trainer(RankModel):
     def step(self, *batch: Any) -> tuple[Tensor | None, StepTrace]:
         """One optimizer step on this replica's slice of the global batch: inputs and targets, or a task's samples.
 
-        The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it.
+        The loss is the replica's mean, a tensor on the device; None on ranks that do not compute it. Where gradients
+        of fp16 are no numbers nothing is updated.
         Shapes: both (global batch, sequence), or where a sample has one answer (global batch, ...), (global batch,).
         """
         parts = self.micro_batches(*(self.own_slice(samples) for samples in batch))
         self.recorder.begin()
         loss = self.passes(parts)
+        is_skipped = self.unscale()
         if self.measures_norm:
-            self.gradient_norm = self.norm_of_gradients()
+            self.gradient_norm = math.nan if is_skipped else self.norm_of_gradients()
         start = self.recorder.now()
-        self.optimizer.step()
+        if not is_skipped:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         self.recorder.note(OPTIMIZER, -1, start)
         self.finish_step()

@@ -12,18 +12,17 @@ from functools import cached_property
 
 import numpy as np
 
-from planner.plans import Plan, recomputed_layers, stages_of
+from planner.plans import Plan, axis_of_all, recomputed_layers, stages_of
 from planner.schedules.registry import rank_steps
 from planner.schedules.steps import Shape
 from profiles.artifacts import STRICT
 from profiles.codecs.codec import codec
 from profiles.inputs.ranges import Amount
 from profiles.models.operators import Polynomial, evaluate
-from profiles.models.profile import MIXED, LayerProfile, ModelProfile
+from profiles.models.profile import MIXED, SCALED, LayerProfile, ModelProfile
 
-FULL, HALF = 4.0, 2.0
-# What tells another rank how many rows to expect for each expert.
-INT64 = 8.0
+# Bytes of an element; INT64 tells another rank how many rows to expect for each expert.
+FULL, HALF, INT64 = 4.0, 2.0, 8.0
 # Sums over the vocabulary's ranks in a loss over split columns: the largest logit, the exponentials, the target's.
 LOSS_MESSAGES = 3
 Sent = Iterator[tuple[str, str, float]]
@@ -124,6 +123,7 @@ class RankCounts:
             yield from self._data()
         if self.plan.pipeline_parallel > 1:
             yield from self._pipeline()
+        yield axis_of_all(self.plan), "all_reduce", FULL * (self.plan.precision == SCALED and self.plan.num_devices > 1)
 
     @cached_property
     def hidden(self) -> float:

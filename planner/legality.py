@@ -12,7 +12,7 @@ from planner.plans import Plan, recomputable_layers
 from planner.schedules.registry import USUAL, USUAL_OF_SEVERAL, schedule
 from planner.schedules.steps import Shape
 from profiles.codecs.codec import codec
-from profiles.models.profile import PRECISIONS
+from profiles.models.profile import PRECISIONS, SCALED
 
 # Codecs that are a precision to reduce in, which FSDP2 has an option for.
 FSDP_CODECS = ("none", "bf16")
@@ -20,7 +20,7 @@ FSDP_CODECS = ("none", "bf16")
 
 def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
     """Why `plan` cannot be carried out on `model`, naming field, value and the nearest choice that runs; or ""."""
-    for rules in (_names, _fp8, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile, _adapters, _task):
+    for rules in RULES:
         for reason in rules(plan, model, sequence_length):
             return f"plan {reason}"
     return ""
@@ -53,6 +53,15 @@ def _fp8(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
         )
     if model.num_experts:
         yield f"precision=fp8 with the experts of {model.name}: torchao rounds linears alone, use bf16"
+
+
+def _fp16(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
+    """What scaled gradients do not go together with: a step is skipped where one of them is no number."""
+    if plan.precision == SCALED and plan.codec not in FSDP_CODECS:
+        yield (
+            f"precision={plan.precision} with codec={plan.codec}: scaled gradients would overflow in it, or what is "
+            f"no number be rounded to one and kept, use codec={' or '.join(FSDP_CODECS)}"
+        )
 
 
 def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
@@ -279,3 +288,8 @@ def _task(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
             f"of {model.name} are whole, one on each rank, and so are their backward passes: use zero_stage=0 or 1, "
             f"virtual_stages=1 and schedule={USUAL}"
         )
+
+
+RULES = (
+    _names, _fp8, _fp16, _data, _tensor, _context, _experts, _pipeline, _recompute, _compile, _adapters, _task,
+)  # fmt: skip

@@ -171,6 +171,15 @@ class Plan:
             )
 
 
+def axis_of_all(plan: Plan) -> str:
+    """The axis that all ranks of a plan are on, or "world" where they are on several."""
+    replicas = plan.data_parallel * plan.context_parallel
+    for axis, count in (("data", replicas), *((axis, plan.degree(axis)) for axis in plan.axis_order)):
+        if count == plan.num_devices:
+            return axis
+    return "world"
+
+
 def stages_of(plan: Plan, rank: int) -> tuple[int, ...]:
     """The stages that the pipeline's `rank`-th rank runs: in turns, or for V schedules there and back."""
     if plan.rules.stages.is_v:

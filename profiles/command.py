@@ -136,7 +136,8 @@ def machine(
     load_before, notes = look_before(gpus)
     for note in (*notes, *filter(None, [open_to()])) if is_main_process() else ():
         out.print(f"note: {note}")
-    out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
+    if is_main_process():
+        out.print(f"measuring {gpus} {'GPUs' if kind == 'cuda' else 'CPU ranks, one thread each (no GPU found)'}")
     with console.progress(out, "measuring") as on_progress:
         measured = measure_machine(
             num_ranks=gpus,

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # Options that are not read for what is compared.
 IGNORED = {
-    "table": ("machine", "learn"),
-    "rehearsal": ("machine", "tolerance", "device", "cluster", "learn"),
+    "table": ("machine", "learn", "trt_times"),
+    "rehearsal": ("machine", "tolerance", "device", "cluster", "learn", "trt_times"),
     "compression": ("machine", "tolerance", "device", "cluster", "learn"),
-    "run": ("device", "cluster"),
+    "run": ("device", "cluster", "trt_times"),
 }
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -77,6 +77,12 @@ def compare(
             autocompletion=completion.complete_cluster,
         ),
     ] = None,
+    trt_times: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[RECIPE=]FILE", help="Compressions: what trtexec --exportTimes wrote elsewhere; may be repeated."
+        ),
+    ] = None,
     version: VersionOption = False,
 ) -> None:
     """Compare predictions with measurements; with -o as one HTML file that works offline.
@@ -99,7 +105,7 @@ def compare(
         compare_tables(runs, output, json_output, tolerance, device, cluster)
         return
     if kind != "run":
-        compare_pages(kind, runs, output, json_output)
+        compare_pages(kind, runs, output, json_output, trt_times or ())
         return
     sources = read_sources(runs)
     report = build(sources, read_machine(machine) if machine else None)
@@ -137,7 +143,9 @@ def write_lesson(sources: Sequence[Source], path: Path, screen: Console) -> dict
     return asdict(lesson)
 
 
-def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_output: bool) -> None:
+def compare_pages(
+    kind: str, paths: Sequence[Path], output: Path | None, json_output: bool, trt_times: Sequence[str] = ()
+) -> None:
     """Show what `execute` wrote besides runs: rehearsals, or compressed models; of each kind predicted beside found.
 
     Raises: ArtifactError where a file is missing or damaged.
@@ -158,6 +166,10 @@ def compare_pages(kind: str, paths: Sequence[Path], output: Path | None, json_ou
     files = [artifacts.read(path, kind, Content) for path in paths]
     for file in files:
         file.check()
+    if trt_times:
+        from executor.compress.results import with_times
+
+        files = with_times(files, trt_times)  # type: ignore[arg-type, assignment]
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text

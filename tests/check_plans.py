@@ -32,7 +32,7 @@ MODELS: dict[str, WorkloadSpec] = {
 }
 # Of tests/matrix: a decoder, an encoder, both, and two that read images, one of which keeps statistics.
 TASKS = ("task llama", "task roberta", "task t5", "task vit", "task resnet")
-PRECISIONS = ("fp32", "bf16", "fp8")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
 # Of a hundred draws, so many are of a model with experts, and so many of a lossy codec.
 EXPERTS_SHARE, LOSSY_SHARE = 0.25, 0.35
 # A rank's memory of meshes, and time, are bounded: so many plans to a start of the ranks.

@@ -79,6 +79,7 @@ class Setting:
     random: random.Random
     number: int = 0
     num_lost: int = 0
+    num_forked: int = 0
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     def payload(self, plan: Plan, **fields: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sixty trainings in which something goes wrong: `python -m tests.fault_trials [--only KIND] [-o FILE]`.
+"""Trainings in which something goes wrong: `python -m tests.fault_trials [--only KIND] [-o FILE]`.
 
 Each must end with the losses of a run that nothing disturbed, to the bit, or with one sentence that is true; mostly it
 is first the one and then, started again, the other. Prints a table, and writes it to tests/golden/fault_trials.csv.
@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.fault_trial_kinds import KINDS, LeftOut, Outcome, Setting
+from tests.fault_trial_forked import ALL_KINDS
+from tests.fault_trial_kinds import LeftOut, Outcome, Setting
 from tests.warm_ranks import servers, starting_from
 
 GOLDEN = Path(__file__).parent / "golden" / "fault_trials.csv"
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=GOLDEN)
     asked = parser.parse_args()
-    chosen = {name: kind for name, kind in KINDS.items() if asked.only in name}
+    chosen = {name: kind for name, kind in ALL_KINDS.items() if asked.only in name}
     rows, bad = [], 0
     with servers() as warm, starting_from(warm), tempfile.TemporaryDirectory(prefix="fault-trials-") as place:
         setting = Setting(Path(place), random.Random(asked.seed))
@@ -43,7 +44,7 @@ def main() -> None:
             rows.append(row)
             bad += failed
             print(" | ".join(str(cell) for cell in row), flush=True)
-    if asked.each >= max(count for count, _ in KINDS.values()):
+    if asked.each >= max(count for count, _ in ALL_KINDS.values()):
         _write(asked.output, {row[0]: row for row in rows})
     sys.exit(1 if bad else 0)
 
@@ -57,7 +58,7 @@ def _write(path: Path, rows: Mapping[str | int, Sequence[str | int]]) -> None:
     found = {**kept, **rows}
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([HEADINGS, *(found[name] for name in KINDS if name in found)])
+        writer.writerows([HEADINGS, *(found[name] for name in ALL_KINDS if name in found)])
 
 
 def _row(

@@ -51,6 +51,7 @@ SAMPLE = (
     ("weight decay missing", "bf16"),
     ("pipeline division missing", "fp32"),
     ("a stale shard after resume", "fp32"),
+    ("gradients summed", "fp16"),
 )
 
 
@@ -63,6 +64,7 @@ def caught(faults: list[tuple[str, str]], folder: Path) -> None:
     """Every fault is caught by what should show it, and plans without one pass, a resumed one too."""
     right = [
         ("llama", replace(DATA, precision="bf16"), ""),
+        ("llama", replace(SHARDED, precision="fp16"), "resumed"),
         ("llama", SHARDED, "resumed"),
         ("task gpt2", Plan(tensor_parallel=2, micro_batch_size=2), "resumed"),
     ]
@@ -84,8 +86,8 @@ def test_faults_of_every_kind_are_caught(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.gloo
-def test_every_fault_is_caught_in_fp32_and_in_bf16(tmp_path: Path) -> None:
-    caught(list(itertools.product(FAULTS, ("fp32", "bf16"))), tmp_path)
+def test_every_fault_is_caught_in_fp32_and_in_16_bits(tmp_path: Path) -> None:
+    caught(list(itertools.product(FAULTS, ("fp32", "bf16", "fp16"))), tmp_path)
 
 
 @pytest.mark.slow

@@ -187,6 +187,32 @@ def result(name: str, size: int, latency: float, loss: float, equal: float) -> C
     )  # fmt: skip
 
 
+def test_times_of_tensorrt_taken_elsewhere_stand_in_the_page(tmp_path: Path) -> None:
+    whole, own = result("none", 100, 1.0, 2.0, 2.0), result("sparse-2:4", 100, 1.0, 2.0, 2.0)
+    own = replace(own, onnx_file="out/sparse-2-4.onnx")
+    file = CompressionFile(
+        model_name="m", workload=WIDE, plan="p", global_batch_size=1, sequence_length=1, sample_shape=(64,),
+        first_steps=1, seed=0, choices=(choice("none"), choice("sparse-2:4")), results=(whole, own),
+        environment=run_file([]).environment,
+    )  # fmt: skip
+    path, page = tmp_path / "c.json", tmp_path / "c.html"
+    artifacts.write(path, "compression", file)
+    before = RUNNER.invoke(compare_app, [str(path)])
+    assert "--sparsity=enable --exportTimes=out/sparse-2-4.times.json" in " ".join(before.output.split())
+    times = tmp_path / "sparse-2-4.times.json"
+    times.write_text(str([{"computeMs": x, "latencyMs": x + 1} for x in (1, 2, 4)]).replace("'", '"'))
+    done = RUNNER.invoke(compare_app, [str(path), "--trt-times", str(times), "-o", str(page), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "sparse-2:4 in TensorRT, as the file says: 2 ms" in done.output
+    assert "In other runtimes" in page.read_text(encoding="utf-8")
+    assert "(not run here" not in done.output
+    again = RUNNER.invoke(compare_app, [str(path), "--trt-times", f"none={times}"])
+    assert "none in TensorRT" in again.output
+    (tmp_path / "other.json").write_text(times.read_text(encoding="utf-8"), encoding="utf-8")
+    wrong = RUNNER.invoke(compare_app, [str(path), "--trt-times", str(tmp_path / "other.json")])
+    assert "RECIPE=FILE (known are none, sparse-2:4)" in str(wrong.exception)
+
+
 @pytest.mark.parametrize(
     ("size", "latency", "loss", "tone"),
     [

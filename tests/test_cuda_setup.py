@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from executor import apply_plan
 from profiles.errors import EnvironmentFailure
 from profiles.machines import fingerprint
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
@@ -134,6 +136,26 @@ def test_a_rank_takes_the_gpu_of_its_number_among_those_it_sees(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(EnvironmentFailure, match="this process sees no GPU"):
         devices.own_device("cuda", 0)
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_ranks_that_share_a_gpu_under_apply_are_said(monkeypatch, backend):
+    store, device = dist.HashStore(), torch.device("cuda", 0)
+    monkeypatch.setattr(apply_plan, "job_store", lambda: store)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    for key, first in (("host/GPU-1", 0), ("host/GPU-2", 2), ("", 3), ("", 4)):
+        monkeypatch.setattr(apply_plan, "gpu_key", lambda device, own=key: own)
+        apply_plan.check_own_gpu(device, first)
+        apply_plan.check_own_gpu(device, first)
+    monkeypatch.setattr(apply_plan, "gpu_key", lambda device: "host/GPU-2")
+    words = "rank 5 computes on the GPU of rank 2, cuda:0 of this host: start one rank for each GPU"
+    if backend == "nccl":
+        with pytest.raises(EnvironmentFailure, match=words):
+            apply_plan.check_own_gpu(device, 5)
+    else:
+        with pytest.warns(UserWarning, match=words):
+            apply_plan.check_own_gpu(device, 5)
+    apply_plan._ranks_on.cache_clear()
 
 
 @pytest.mark.parametrize("own", [*cuda_setup.ALLOCATOR_VARIABLES, ""])

@@ -342,6 +342,8 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
         (["torchrun", "--image", "ours:1"], InputError, "torchrun starts no container"),
         (["slurm", "--image", "ours:1 --evil"], InputError, "without spaces"),
         (["kubeflow", "--image", "ours:1", "--sbatch", "time=1"], InputError, "give it with --emit slurm"),
+        (["slurm-all", "--checkpoint", "saved"], InputError, "goes on from no checkpoint"),
+        (["slurm-profile", "--steps", "3"], InputError, "--steps says nothing of a job that measures a machine"),
         (["slurm", "--sbatch", "time"], InputError, "give NAME=VALUE as sbatch has it"),
         (["slurm", "--sbatch", "comment=a\n#SBATCH --wrap=evil"], InputError, "give NAME=VALUE"),
         (["slurm", "--sbatch", "nodes=3"], InputError, "the plan and --gpus-per-node decide that"),

@@ -1,27 +1,39 @@
 """Engines: what each refuses by name, that a file is run by what it is for, what a run file says of it."""
 
+import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from executor.command import app
 from executor.engines import ENGINES, engine, engines_of
 from executor.legality import choose
+from executor.mesh import Coordinates, Meshes
+from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, StepTrace
+from executor.observe.recorder import Recorder
+from executor.observe.time_parts import without_messages
+from executor.run.batches import default_text, load_text
 from executor.run.beside import ratios
 from executor.run.checks import facts_of_workload
 from executor.run.measurement import RunFile
 from executor.run.reference import Reference, alike
+from executor.run.runner import Runner
 from planner.plans import Plan
 from profiles.errors import EnvironmentFailure, InputError, PlanError, UnknownNameError
 from profiles.models.adapters import adapters
+from profiles.ranks.rank import Rank, join_group
 from profiles.workloads.loading import load_workload
 from reports.comparison import Source, rows_of
 from reports.learning import steps_of
 from tests.plan_builders import LLAMA, make_plan_file, write_plan_file
 from tests.report_builders import run_file, simple_run
+from tests.test_emit import free_port
 
 RUNNER = CliRunner()
 DATA = Plan(data_parallel=2, micro_batch_size=4)
@@ -171,3 +183,55 @@ def test_a_run_of_this_program_has_no_engine_in_its_name() -> None:
     run = simple_run(1.0, [1.0])
     assert run.is_own
     assert run.engine_words == ""
+
+
+class Counting:
+    """The least that a run asks of a trainer: steps on a batch that give a loss, and nothing else."""
+
+    made: ClassVar[list["Counting"]] = []
+
+    def __init__(self, plan: Plan, workload: object, rank: Rank, seed: int, mesh: object, *, is_silent: bool = False):
+        self.plan, self.place, self.num_steps = plan, Coordinates(), 0
+        self.measures_norm, self.gradient_norm, self.held_tensors = False, 0.0, []
+        self.measured, self.recorder = [], Recorder(device=rank.device)
+        self.made.append(self)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, StepTrace]:
+        self.recorder.begin()
+        self.measured.append(self.measures_norm)
+        self.gradient_norm = float(self.measures_norm)
+        self.num_steps += 1
+        start = self.recorder.now()
+        loss = inputs.float().mean()
+        for name in (FORWARD, BACKWARD, OPTIMIZER):
+            self.recorder.note(name, -1 if name == OPTIMIZER else 0, start)
+        return loss, self.recorder.finish()
+
+
+@pytest.mark.gloo
+def test_a_run_asks_no_more_of_an_engine_than_the_seam_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that has nothing but the seam's members is prepared, run and accounted for; norms of the first step."""
+    other = replace(ENGINES["deepspeed"], name="counting", trainer="tests.test_engines:Counting", module="")
+    workload = load_workload(LLAMA)
+    samples = load_text(default_text(), 16, 0)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, value)
+    # A rank stays on its core: what comes after it here should not.
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        with join_group("cpu") as rank:
+            runner = Runner(Plan(micro_batch_size=2), workload, rank, samples, Meshes("cpu"), engine=other)
+            runner.prepare(3)
+            runner.run_block(2)
+            found = runner.account()
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+    assert found is not None
+    (made,) = Counting.made
+    wanted = [float(samples.batch(step, 2)[0].float().mean()) for step in range(5)]
+    assert list(found.losses) == pytest.approx(wanted)
+    assert made.measured == [True, False, False, False, False]
+    assert len(found.step_seconds) == 2
+    assert without_messages(found.seconds)["compute"] is None
+    assert found.seconds["compute"] is not None

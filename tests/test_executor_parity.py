@@ -17,7 +17,7 @@ from torchao.float8 import convert_to_float8_training
 from executor.axes.optimizer import LEARNING_RATE
 from executor.run.batches import default_text, load_text
 from planner.plans import Plan, stages_of
-from profiles.models.profile import MIXED
+from profiles.models.profile import MIXED, SCALED
 from profiles.ranks.launcher import launch
 from profiles.workloads.loading import load_workload
 from tests import parity_cases
@@ -27,8 +27,8 @@ from tests.plan_builders import GLOBAL_BATCH, NUM_LAYERS, NUM_STEPS, SEED, SEQUE
 
 # Of losses, relative; of parameters, in units of the farthest that AdamW can have moved them. bf16 is compared with a
 # single device in bf16: only the order of sums differs, but activations keep eight bits.
-LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-5, "bf16": 1e-3, "fp8": 1e-3}
-PARAMETER_TOLERANCE = {"fp32": 2e-3, "tf32": 2e-3, "bf16": 0.1, "fp8": 0.25}
+LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-5, "bf16": 1e-3, "fp16": 1e-3, "fp8": 1e-3}
+PARAMETER_TOLERANCE = {"fp32": 2e-3, "tf32": 2e-3, "bf16": 0.1, "fp16": 0.1, "fp8": 0.25}
 
 
 @functools.cache
@@ -39,16 +39,19 @@ def plain_training(name: str, precision: str) -> tuple[tuple[float, ...], dict[s
         for index in range(NUM_LAYERS - 1):
             convert_to_float8_training(model[index])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == SCALED)
+    low = torch.float16 if precision == SCALED else torch.bfloat16
     text = load_text(default_text(), SEQUENCE, SEED)
     losses = []
     for step in range(NUM_STEPS):
         inputs, targets = text.batch(step, GLOBAL_BATCH)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision in MIXED):
+        with torch.autocast("cpu", low, enabled=precision in MIXED):
             logits = model(inputs)
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         losses.append(float(loss.detach()))
     return tuple(losses), {path: parameter.detach() for path, parameter in model.named_parameters()}
 
@@ -93,7 +96,8 @@ def check_actions(plan: Plan, rank: dict[str, Any], what: str) -> None:
         for microbatch in range(plan.num_microbatches):
             assert done[("F", microbatch, stage)] == done[("B", microbatch, stage)] == 1, what
             assert done[("W", microbatch, stage)] <= plan.rules.splits_backward, what
-    assert done[("optimizer", -1, -1)] == 1, what
+    # Gradients are divided by their scale first.
+    assert done[("optimizer", -1, -1)] == 1 + (plan.precision == SCALED), what
     has_copies = plan.data_parallel * plan.context_parallel > 1
     # The tiny models have one bucket per stage; schedules with split backward passes average all stages together.
     messages = 1 if plan.rules.splits_backward else len(stages)

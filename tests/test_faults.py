@@ -1,5 +1,6 @@
 """What goes wrong on a cluster: a rank that hangs, runs out of memory, computes no number, dies while it saves."""
 
+import errno
 import json
 import re
 import signal
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from executor.run import faults
 from executor.run.checkpoint import Checkpoints, latest, read_progress
-from executor.run.faults import axes_between
+from executor.run.checkpoint_refused import by_first
+from executor.run.faults import axes_between, explained
 from executor.run.prepare import RunOptions, prepare
 from planner.plans import Plan
-from profiles.errors import RankFailure, ToleranceError
+from profiles.errors import EnvironmentFailure, LostPeer, RankFailure, ToleranceError
 from profiles.ranks.launcher import launch
+from profiles.ranks.rank import Rank, is_lost_peer, is_of_messages
 from tests.fault_entries import FAULTY_STEP
 from tests.plan_builders import write_plan_file
 
@@ -170,3 +176,65 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(tmp_path: Path) -> N
     assert (
         f"going on from step {said[1]}, {newest}" in prepare(plan, RunOptions(steps=100_000, checkpoints=again)).notes
     )
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 6000ms for recv operation"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_theirs"),
+    [
+        (RuntimeError(GLOO), True),
+        (RuntimeError("Operation timed out!"), True),
+        (dist.DistBackendError("timeout of 600000 ms"), True),
+        (ConnectionResetError("by peer"), True),
+        (RuntimeError("the data server: read timeout, connection lost to its peer"), False),
+        (RuntimeError("timed out"), False),
+    ],
+)
+def test_a_timeout_is_a_peers_where_messages_are_sent(error: Exception, is_theirs: bool) -> None:
+    assert is_of_messages(error) == is_lost_peer(error) == is_theirs
+    wrapped = RuntimeError("rank 1 failed to run forward")
+    wrapped.__cause__ = error
+    assert is_of_messages(wrapped) == is_theirs
+
+
+def test_a_users_own_timeout_is_told_as_what_it_is() -> None:
+    rank = Rank(rank=0, local_rank=0, num_ranks=2, device=torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"^the data server: timeout$"), explained(DATA, rank, 1, 6.0, 0.0):
+        raise RuntimeError("the data server: timeout")
+
+
+def test_memory_that_ran_out_is_told_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(faults, "write_text", fails)
+    rank = Rank(rank=0, local_rank=0, num_ranks=2, device=torch.device("cpu"))
+    words = r"rank 0 of 2 ran out of memory in step 1 .*; what it held could not be written \(OSError\); smaller"
+    with pytest.raises(RankFailure, match=words), explained(DATA, rank, 1, 6.0, 0.0):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError(errno.ENOSPC, "full"), EnvironmentFailure), (ValueError("x"), LostPeer)]
+)
+def test_what_stops_the_first_rank_is_told_to_the_others_at_once(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ranks = dist.HashStore(), iter([0, 1, 0, 1])
+    monkeypatch.setattr("profiles.ranks.rank.job_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: next(ranks))
+
+    def fails() -> None:
+        raise error
+
+    own = EnvironmentFailure if isinstance(error, OSError) else ValueError
+    with pytest.raises(own):
+        by_first("it", fails, 5.0)
+    with pytest.raises(kind, match=r"full|rank 0 ended: ValueError"):
+        by_first("it", fails, 5.0)
+    done = []
+    by_first("that", lambda: done.append(1), 5.0)
+    by_first("that", fails, 5.0)
+    assert done == [1]

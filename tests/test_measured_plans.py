@@ -132,6 +132,8 @@ def test_gpus_compute_in_16_bits_unless_asked_otherwise(ask):
     assert any("per token" in note for note in both.notes)
     with pytest.raises(InputError, match="has no measured rate for fp8"):
         ask(own, precisions=("fp8",))
+    with pytest.raises(InputError, match="has no measured rate for fp16: profile it at that precision"):
+        ask(machine(), precisions=("fp16",))
     with pytest.raises(InputError, match="unknown precision 'fp4'"):
         ask(own, precisions=("fp4",))
     with pytest.raises(InputError, match="llama-26m takes 1 to"):

@@ -254,3 +254,14 @@ def test_stored_weights_of_a_task_are_never_whole_where_they_are_sharded(tmp_pat
         assert own["losses"] == pytest.approx(losses, rel=2e-6)
     size = sizes("llama")
     assert sharded["peak"] <= size["whole"] * (0.5 + ROOM) + size["tensor"] < size["whole"] <= whole["peak"]
+
+
+def test_experts_that_do_not_go_together_are_said(tmp_path: Path) -> None:
+    eager("mixtral").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    odd = next(name for name in weights if ".experts.1." in name)
+    weights[odd] = weights[odd][:3].clone()
+    save_file(weights, file)
+    with pytest.raises(InputError, match=r"experts\S* cannot be made of \S*experts.* give weights of the same config"):
+        tensors(values(skeleton("mixtral"), tmp_path).whole())

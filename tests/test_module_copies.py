@@ -84,3 +84,12 @@ def test_what_autograd_holds_lives_until_backward():
     assert storages.live(0) == {number}
     loss.backward()
     assert storages.live(0) == frozenset()
+
+
+def test_the_last_blocks_stay_where_they_may_differ_by_what_follows_them():
+    module = nn.Sequential(*(Block(index, 4) for index in range(9)))
+    assert shorten(module, keeps_ends=True) == {"2": ["2"] * 5}
+    assert [block.index for block in module] == [0, 1, 2, 8]
+    few = nn.Sequential(*(Block(index, 4) for index in range(4)))
+    assert shorten(few, keeps_ends=True) == {}
+    assert len(few) == 4

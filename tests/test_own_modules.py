@@ -1,6 +1,7 @@
 """A user's own module trains as plain torch trains it: its weights, dropout, ties, single numbers, statistics."""
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,15 +13,18 @@ from executor.axes.optimizer import LEARNING_RATE
 from executor.axes.recompute import Recomputed
 from executor.run.batches import default_text, load_text
 from executor.run.checks import facts_of_workload
+from executor.run.plain_loop import PlainLoop
 from executor.trainer import Trainer
 from planner.legality import refusal
 from planner.plans import Plan
+from profiles.errors import InputError
 from profiles.ranks.launcher import launch
 from profiles.ranks.rank import Rank
 from profiles.tracing.trace import trace
 from profiles.workloads.loading import load_workload
 from profiles.workloads.workload import Workload
 from tests import own_module_entries
+from tests.check_entries import material
 from tests.own_module_entries import BATCH, NUM_STEPS, SEED, SEQUENCE, spec
 
 HERE = Rank(rank=0, local_rank=0, num_ranks=1, device=torch.device("cpu"))
@@ -145,3 +149,25 @@ def test_two_ranks_train_what_plain_torch_trains() -> None:
         first, *others = ({k: v for k, v in state.items() if "running" in k} for state in result["states"])
         assert all(other == first for other in others), what
         assert name != "counting" or first, what
+
+
+def test_a_module_that_its_factory_leaves_on_meta_is_refused_in_a_sentence() -> None:
+    words = r"without_values leaves weight of a Embedding on the meta device: let its factory build it with weights"
+    with pytest.raises(InputError, match=words):
+        workload("without_values").build(0, 4, SEED)
+
+
+def test_a_task_that_its_factory_leaves_on_meta_is_not_checked_and_said() -> None:
+    own, data = material("task llama")
+    assert own.task is not None
+
+    build = own.task.build
+
+    def without_values() -> nn.Module:
+        with torch.device("meta"):
+            return build()
+
+    bare = replace(own, task=replace(own.task, build=without_values))
+    plain = PlainLoop(bare, Plan(micro_batch_size=2), data, torch.device("cpu"))
+    assert re.search(r"leaves \S+weight on the meta device, and a plain loop has no value for it$", plain.why_not())
+    assert PlainLoop(own, Plan(micro_batch_size=2), data, torch.device("cpu")).why_not() == ""

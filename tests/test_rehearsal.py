@@ -30,7 +30,7 @@ from profiles import artifacts
 from profiles.errors import InputError, PlanError
 from profiles.library import load_model, load_sizes
 from profiles.machines.devices import load_device
-from profiles.models.profile import WorkloadSpec
+from profiles.models.profile import SCALED, WorkloadSpec
 from profiles.models.sizes import sizes_of
 from profiles.ranks.launcher import launch
 from profiles.tracing.trace import trace
@@ -41,6 +41,7 @@ from tests.parity_entries import SPECS
 from tests.plan_builders import LLAMA, SEQUENCE, write_plan_file
 
 RUNNER = CliRunner()
+FP16 = Plan(data_parallel=2, micro_batch_size=4, zero_stage=3, precision=SCALED)
 # A llama with more heads, layers and vocabulary to split; its layers are as small as they come.
 WIDE = WorkloadSpec(
     kind="transformers",
@@ -99,7 +100,7 @@ def check_against_ranks(cases: list[Case], num_ranks: int) -> None:
 @pytest.mark.gloo
 @pytest.mark.usefixtures("warm_ranks")
 def test_two_ranks_do_what_was_rehearsed() -> None:
-    check_against_ranks([*two_ranks(complete=False)[1::21], ("mixtral", make_plan(EXPERTS[0]))], 2)
+    check_against_ranks([*two_ranks(complete=False)[1::21], ("mixtral", make_plan(EXPERTS[0])), ("llama", FP16)], 2)
 
 
 def test_experts_that_are_fewer_than_ranks_are_sharded_without_padding() -> None:
@@ -148,18 +149,20 @@ def check_against_planner(cases: list[tuple[WorkloadSpec, Plan, int]], sequence:
         build = build_peak_bytes(plan, models[key], own.place["pipeline"])
         # A shared weight is kept whole until both of its layers are there.
         is_shared = spec.config.get("tie_word_embeddings", False)
-        assert own.build_peak_bytes == pytest.approx(build, rel=0.5 if is_shared else 0.1), what
+        # transformers makes blocks of GPT-2 with masks, dropped at once, which live until Python looks for circles.
+        masks = 2.1 * int(spec.config.get("n_layer", 0)) * int(spec.config.get("n_positions", 0)) ** 2
+        assert own.build_peak_bytes == pytest.approx(build, rel=0.5 if is_shared else 0.1, abs=masks), what
         sent = {(message.axis, message.collective): message.num_bytes for message in own.messages}
         assert {(t.axis, t.collective): t.num_bytes for t in expected.traffic} == pytest.approx(sent, rel=0.01), what
 
 
 @pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_planner_expects_what_every_combination_of_axes_does(complete: bool) -> None:
-    cases = [
-        (SPECS[name], plan, plan.num_devices - 1)
-        for name, plan in [*two_ranks(complete), *four_ranks(complete)][:: 1 if complete else 11]
-    ]
-    check_against_planner(cases, SEQUENCE)
+    every = [*two_ranks(complete), *four_ranks(complete)]
+    # fp16 is bf16 and one message more.
+    scaled = [(name, plan) for name, plan in every if plan.precision == SCALED]
+    cases = [(name, plan) for name, plan in every if plan.precision != SCALED][:: 1 if complete else 11] + scaled
+    check_against_planner([(SPECS[name], plan, plan.num_devices - 1) for name, plan in cases], SEQUENCE)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from planner.stacks import registry
 from planner.stacks.handover import Given
-from planner.stacks.said import from_flags, from_python, from_toml, from_yaml
+from planner.stacks.said import from_toml, from_yaml
+from planner.stacks.said_code import from_flags, from_python
 from profiles.errors import InputError
 from profiles.library import load_sizes
 from profiles.units import GIB

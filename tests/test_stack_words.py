@@ -52,7 +52,7 @@ def hand_over(stack, plan, **fields):
 
 
 @pytest.mark.parametrize("stack", MAIN)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
 def test_a_plan_that_is_written_and_read_again_is_the_same(stack: str, seed: int) -> None:
     file, plan = next(drawn(stack, seed))

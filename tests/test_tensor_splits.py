@@ -12,7 +12,8 @@ from torch.nn import functional
 from profiles.errors import PlanError
 from profiles.workloads import split_ranks
 from profiles.workloads.experts import experts
-from profiles.workloads.split_proof import Failure, prove, with_numbers
+from profiles.workloads.split_comparison import Failure
+from profiles.workloads.split_proof import prove, with_numbers
 from profiles.workloads.split_ranks import Ranks, run_as_rank
 from profiles.workloads.split_search import find_split
 from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split

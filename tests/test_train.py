@@ -24,7 +24,7 @@ from executor.train.order import sample_at
 from executor.train.rates import rate_factor
 from executor.train.samples import OfReplica, Share, Source, read_ahead, sources_of
 from executor.train.settings import DataSettings, ScheduleSettings, read_settings
-from executor.train.tokens import token_windows
+from executor.train.tokens import _lengths, token_windows
 from planner.plans import Plan
 from profiles.errors import InputError
 from profiles.ranks.launcher import launch
@@ -269,8 +269,9 @@ class Column(list):
 
     column_names = ("input_ids", "text")
 
-    def __getitem__(self, key: Any) -> Any:
-        return [row["input_ids"] for row in self] if isinstance(key, str) else super().__getitem__(key)
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row["input_ids"]) for row in self], dtype=np.int64)
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=6, max_size=30), end=st.sampled_from([None, 99]))
@@ -280,6 +281,7 @@ def test_rows_are_packed_without_a_gap(lengths: list[int], end: int | None, tmp_
     folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("executor.train.tokens.load_rows", lambda path: rows)
+        patch.setattr("executor.train.tokens._lengths", lambda path, rows, column: rows.lengths)
         settings = DataSettings(train=str(folder), end_of_text=end)
         if len(laid) < 6:
             with pytest.raises(InputError, match="tokens: a sample of 5 needs 6"):
@@ -290,6 +292,17 @@ def test_rows_are_packed_without_a_gap(lengths: list[int], end: int | None, tmp_
             inputs, targets = windows.batch([index])
             assert inputs[0].tolist() == laid[index * 5 : index * 5 + 5]
             assert targets[0].tolist() == laid[index * 5 + 1 : index * 5 + 6]
+
+
+def test_lengths_of_rows_are_counted_by_arrow(tmp_path: Path) -> None:
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    told = {"input_ids": [[1, 2, 3], [], None, [4]], "text": ["a", "b", "c", "d"]}
+    rows = datasets.Dataset(datasets.table.InMemoryTable(arrow.table(told)), fingerprint="rows")
+    assert _lengths(tmp_path, rows, "input_ids").tolist() == [3, 0, 0, 1]
+    assert _lengths(tmp_path, rows.select([3, 0]), "input_ids").tolist() == [1, 3]
+    assert _lengths(tmp_path, rows.select([]), "input_ids").tolist() == []
+    with pytest.raises(InputError, match="its column text holds string, not lists of tokens"):
+        _lengths(tmp_path, rows, "text")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from planner.plans import Plan
 from profiles.codecs.codec import ALL_REDUCE
 from profiles.codecs.ddp_hooks import Reduction, bucket_options, register
 from profiles.models.profile import MIXED
+from profiles.workloads.precision import low_dtype
 
 
 def averages_after_the_step(plan: Plan, stage: nn.Module) -> bool:
@@ -80,7 +81,7 @@ def shard(stage: Part, plan: Plan, replicas: DeviceMesh) -> nn.Module:
 
 def shard_alone(module: nn.Module, plan: Plan, replicas: DeviceMesh) -> None:
     """Shard what of a module is not sharded yet; it is gathered by itself from then on."""
-    low = torch.bfloat16 if plan.precision in MIXED else None
+    low = low_dtype(plan.precision) if plan.precision in MIXED else None
     reduced = torch.bfloat16 if plan.codec == "bf16" else torch.float32
     with outside_fakes():
         fully_shard(
@@ -189,3 +190,10 @@ def _keep_buffers() -> dict[str, Any]:
     """The option that stops DDP from sending buffers at every forward; torch renamed it after 2.11."""
     names = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A stage's parameters by global name, whatever is wrapped around it."""
+    stage = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(stage, Part)
+    return ((stage.global_name(path), parameter) for path, parameter in stage.named_parameters())

@@ -13,6 +13,7 @@ from torch.distributed import pipelining
 from torch.distributed.pipelining import PipelineStage
 
 from executor.axes.data import paused
+from executor.axes.loss_scale import LossScale, scaled
 from executor.axes.task_stage import TaskStage
 from executor.observe.events import BACKWARD, FORWARD, WEIGHT
 from executor.observe.recorder import Recorder
@@ -91,7 +92,10 @@ Edges = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Pipeline:
-    """This rank's stages and the schedule that moves micro-batches through them; `edges` are given in a rehearsal."""
+    """This rank's stages and the schedule that moves micro-batches through them; `edges` are given in a rehearsal.
+
+    Losses are multiplied by their `scale` in fp16.
+    """
 
     def __init__(
         self,
@@ -101,9 +105,10 @@ class Pipeline:
         loss: Callable[[Tensor, Tensor], Tensor],
         recorder: Recorder,
         edges: Edges | None = None,
+        scale: LossScale | None = None,
     ) -> None:
         self.recorder, self.modules = recorder, modules
-        self.loss, self.num_microbatches = loss, plan.num_microbatches
+        self.loss, self.scale, self.num_microbatches = loss, scale, plan.num_microbatches
         kind = RecordedStage if edges is None else RehearsedStage
         self.stages = []
         for index, module in modules.items():
@@ -121,7 +126,7 @@ class Pipeline:
         )
 
     def _share_of_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        share = self.loss(logits, targets) / self.num_microbatches
+        share = scaled(self.loss(logits, targets), self.scale) / self.num_microbatches
         self.recorder.extend(FORWARD)
         return share
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +63,19 @@ def compiled_latencies(models: Mapping[str, nn.Module], tokens: Tensor) -> dict[
 @torch.inference_mode()
 def latencies(models: Mapping[str, nn.Module], tokens: Tensor) -> dict[str, tuple[float, float]]:
     """Seconds of one forward pass of `tokens` and their spread (interquartile range over median), models in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for call in range(WARMUP_CALLS + NUM_CALLS):
-        for name, model in models.items():
+    return in_turns({name: functools.partial(model, tokens) for name, model in models.items()}, tokens)
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], tokens: Tensor) -> dict[str, tuple[float, float]]:
+    """Seconds of each call and their spread, the calls in turns, on the device of `tokens`."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(WARMUP_CALLS + NUM_CALLS):
+        for name, call in calls.items():
             _synchronise(tokens)
             start = time.perf_counter()
-            model(tokens)
+            call()
             _synchronise(tokens)
-            if call >= WARMUP_CALLS:
+            if number >= WARMUP_CALLS:
                 taken[name].append(time.perf_counter() - start)
     return {name: _middle(values) for name, values in taken.items()}
 

@@ -1,9 +1,7 @@
-"""Handing a model over to an inference runtime: its ONNX file, and what ONNX Runtime makes of it here."""
+"""Handing a model over to an inference runtime: its ONNX file, and a session of ONNX Runtime."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,12 @@ from torch import Tensor, nn
 from executor.compress.tensorrt import INPUT
 from profiles.errors import EnvironmentFailure
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("onnx", "onnxscript")
 OUTPUT = "logits"
-WARMUP_CALLS, NUM_CALLS = 3, 15
 
 
 def check_can_export() -> None:
-    """Check that what writes and runs ONNX files is installed.
+    """Check that what writes ONNX files is installed.
 
     Raises: EnvironmentFailure.
     """
@@ -55,20 +52,8 @@ def export_onnx(model: nn.Module, tokens: Tensor, path: Path) -> None:
     part.replace(path)
 
 
-def onnxruntime_seconds(path: Path, tokens: Tensor) -> float:
-    """Median seconds of one forward pass in ONNX Runtime, on one CPU thread."""
-    session = _session(path)
-    feed = {session.get_inputs()[0].name: tokens.cpu().numpy()}
-    taken = []
-    for call in range(WARMUP_CALLS + NUM_CALLS):
-        start = time.perf_counter()
-        session.run(None, feed)
-        if call >= WARMUP_CALLS:
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def _session(path: Path) -> Any:
+def onnxruntime_session(path: Path) -> Any:
+    """A session of ONNX Runtime on one CPU thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

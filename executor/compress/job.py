@@ -9,6 +9,7 @@ from typing import Any
 
 from executor.compress.export_onnx import check_can_export
 from executor.compress.results import CompressionFile, CompressionResult
+from executor.compress.runtimes import chosen_runtimes
 from executor.compress.train_one import CompressionOrder
 from executor.legality import check_plan
 from executor.run.batches import data_name, load_samples
@@ -25,6 +26,8 @@ from profiles.machines.load import MachineLoad, causes, look_before
 from profiles.ranks.environment import check_room, in_job
 from profiles.workloads.int8_linears import can_quantise
 from profiles.workloads.loading import load_workload
+
+SMALL = "a small model on little data: what holds here need not hold for a large one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +56,14 @@ class CompressionJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """Steps of each compressed model, a folder for ONNX files, and whether torch.compile is timed too."""
+    """Steps of each compressed model, a folder for ONNX files, where those are timed, and whether torch.compile is too.
+
+    `runtimes` are names with commas between; None for all that are here.
+    """
 
     more_steps: int | None = None
     export: Path | None = None
+    runtimes: str | None = None
     compiles: bool = False
 
 
@@ -78,9 +85,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     check_plan(chosen[0].plan, file, facts_of_workload(workload))
     if any(choice.recipe.scheme for choice in chosen) and not can_quantise():
         raise EnvironmentFailure("8-bit recipes need torchao: pip install 'trainwright[compress]', or leave them out")
-    if extras.export is not None:
-        check_can_export()
-        ensure_folder(extras.export)
+    runtimes, absent = _handed_over(extras)
     data = "" if options.data is None else str(options.data.absolute())
     load_samples(data, workload, file.sequence_length, options.seed)
     oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
@@ -97,6 +102,7 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
             device_kind=device_kind,
             timeout_seconds=options.timeout,
             export_folder="" if extras.export is None else str(extras.export.absolute()),
+            runtimes=runtimes,
             compiles=extras.compiles,
         ),
         data_name=data_name("" if options.data is None else str(options.data), workload),
@@ -104,8 +110,20 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         sample_shape=tuple(workload.example_input(1, file.sequence_length).shape[1:]),
         load_before=load_before,
-        notes=(*notes, *warnings, "a small model on little data: what holds here need not hold for a large one"),
+        notes=(*notes, *absent, *warnings, SMALL),
     )
+
+
+def _handed_over(extras: Extras) -> tuple[tuple[str, ...], list[str]]:
+    """The runtimes that exported models are timed in, and notes of those that are not here.
+
+    Raises: EnvironmentFailure where nothing can be exported, or a runtime that is named is missing.
+    """
+    if extras.export is None:
+        return (), []
+    check_can_export()
+    ensure_folder(extras.export)
+    return chosen_runtimes(extras.runtimes)
 
 
 def _chosen(file: PlanFile, path: Path) -> tuple[CompressionChoice, ...]:
@@ -148,5 +166,5 @@ def compression_file(job: CompressionJob, found: dict[str, Any]) -> CompressionF
             job.load_before,
         ),
         load=load,
-        notes=(*job.notes, *busy),
+        notes=(*job.notes, *found.get("notes", ()), *busy),
     )

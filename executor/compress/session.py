@@ -67,7 +67,10 @@ def run_compression(payload: dict[str, Any]) -> dict[str, Any] | None:
             _one(study, choice, whole)
         time_models(study)
         load = load_of_job(study.watch)
-    return {"results": [asdict(result) for result in _results(study)], "load": asdict(load)} if rank.rank == 0 else None
+    if rank.rank != 0:
+        return None
+    results = [asdict(result) for result in _results(study)]
+    return {"results": results, "load": asdict(load), "notes": study.notes}
 
 
 def _first(study: Study, choice: CompressionChoice) -> Path:

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from executor.compress.results import CompressionFile, CompressionResult
+    from executor.compress.runtime_latency import RuntimeLatency
     from planner.compression.recipes import CompressionChoice
 
 
 def show(file: CompressionFile, out: Console, output: Path | None = None) -> None:
     """Predicted beside measured, one recipe a row."""
-    from executor.compress.tensorrt import installed_tensorrt, trtexec_command
     from executor.compress.verdict import worth
     from profiles.terminal.tables import plain_table, print_table
     from profiles.units import format_seconds
@@ -41,15 +41,44 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
             own = result.compiled_seconds
             words = "cannot be compiled" if own is None else format_seconds(own)
             out.print(f"{result.recipe.name} under torch.compile: {words}")
-        if result.onnx_file:
-            seconds = format_seconds(result.onnxruntime_seconds or 0.0)
-            out.print(f"{result.recipe.name} in ONNX Runtime: {seconds}; for TensorRT (not run here):")
-            command = trtexec_command(Path(result.onnx_file), file.sample_shape, installed_tensorrt())
-            out.print(f"  {command}")
+        _show_runtimes(result, file.sample_shape, out)
     for note in file.notes:
         out.print(f"note: {note}")
     if output is not None:
         out.print(f"written to {output}; see it with: compare {output} -o report.html")
+
+
+def _show_runtimes(result: CompressionResult, sample: tuple[int, ...], out: Console) -> None:
+    """Latencies of the ONNX file, and where TensorRT has not timed it, the command that does."""
+    from executor.compress.tensorrt import installed_tensorrt, timing_words, trtexec_command
+    from executor.compress.trt_times import TENSORRT
+    from profiles.units import format_seconds
+
+    name = result.recipe.name
+    if result.onnxruntime_seconds is not None and not result.runtimes:
+        out.print(f"{name} in ONNX Runtime: {format_seconds(result.onnxruntime_seconds)}")
+    for own in result.runtimes:
+        out.print(f"{name} in {words_of(own)}")
+        for layer, seconds in own.slowest:
+            out.print(f"  {format_seconds(seconds)} in {layer}")
+    if result.onnx_file and TENSORRT not in {own.runtime for own in result.runtimes}:
+        path, version = Path(result.onnx_file), installed_tensorrt()
+        command = trtexec_command(path, sample, version, is_sparse=result.recipe.part == "2:4")
+        out.print(f"{name} for TensorRT (not run here; its times are read by `compare FILE --trt-times`):")
+        out.print(f"  {command} {timing_words(path, version)}")
+
+
+def words_of(own: RuntimeLatency) -> str:
+    """One latency in words: where, how long, and how right where that was judged."""
+    from profiles.units import format_seconds
+
+    words = f"{' '.join(filter(None, (own.runtime, own.version)))}, {own.precision}: "
+    words += f"{format_seconds(own.latency_seconds)} ±{own.spread_fraction / 2:.0%}"
+    if own.with_copies_seconds is not None:
+        words += f", {format_seconds(own.with_copies_seconds)} with copies to the device and back"
+    if own.loss is not None and own.right_fraction is not None:
+        words += f", loss {own.loss:.3f}, right {own.right_fraction:.1%}"
+    return words
 
 
 def _row(choice: CompressionChoice, result: CompressionResult) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class CompressionOrder:
     device_kind: str
     timeout_seconds: float
     export_folder: str = ""
+    runtimes: tuple[str, ...] = ()
     compiles: bool = False
 
 
@@ -52,6 +53,7 @@ class Study:
     watch: Watch
     models: dict[str, nn.Module] = field(default_factory=dict)
     found: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def judged(self, model: nn.Module, workload: Workload) -> tuple[float, float]:
         """The loss of a complete model on held-out samples, and the share of its answers that are right."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
+    from executor.axes.loss_scale import LossScale
     from executor.mesh import Coordinates
     from executor.observe.events import StepTrace
     from profiles.ranks.rank import Rank
@@ -38,7 +39,7 @@ class Trains(Protocol):
 
     `place` tells which samples of a global batch are this replica's. With `measures_norm` a step leaves in
     `gradient_norm` the 2-norm of the model's averaged gradients, of no clipping. `held_tensors` outlive a step and were
-    made by other threads.
+    made by other threads. `scale` is of losses in fp16, None in other precisions.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Trains(Protocol):
     num_steps: int
     measures_norm: bool
     gradient_norm: float
+    scale: LossScale | None
 
     @property
     def held_tensors(self) -> list[Tensor]:

@@ -9,6 +9,7 @@ from planner.legality import refusal
 from planner.model_facts import ModelFacts
 from planner.plans import Plan
 from planner.schedules.registry import NONE, USUAL
+from profiles.models.profile import SCALED
 
 # In the order of the fields: more than one of which no engine here divides a layer over.
 SPLITS = ("tensor_parallel", "context_parallel", "expert_parallel")
@@ -75,6 +76,8 @@ def _of_horovod(plan: Plan) -> Iterator[str]:
         yield f"pipeline_parallel={plan.pipeline_parallel}: Horovod is data parallel alone, use data_parallel"
     if plan.zero_stage:
         yield f"zero_stage={plan.zero_stage}: Horovod shards nothing, use zero_stage=0"
+    if plan.precision == SCALED:
+        yield f"precision={plan.precision}: scaled losses were not tried with Horovod, use bf16 or fp32"
     if plan.codec not in ("none", "fp16"):
         yield f"codec={plan.codec}: Horovod compresses to fp16 alone, use that or none"
     if plan.offload != "none":

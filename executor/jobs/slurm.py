@@ -53,6 +53,10 @@ def slurm_profile(job: Job) -> str:
 
 def slurm_all(job: Job) -> str:
     """The script that measures the machine, plans for it and runs the best plan, in one allocation."""
+    if "--checkpoint" in job.arguments:
+        raise InputError(
+            "--checkpoint: a job that plans anew goes on from no checkpoint; run its plan with --emit slurm"
+        )
     command = shlex.join(["-m", "executor", "planned.json", *job.arguments])
     file = job.file
     question = shlex.join(

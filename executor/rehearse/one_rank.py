@@ -25,8 +25,8 @@ from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.codecs.codec import codec
 from profiles.errors import PlanError, TrainwrightError
-from profiles.models.profile import MIXED
 from profiles.workloads.foreign_code import calling_foreign_code
+from profiles.workloads.precision import low_dtype
 from profiles.workloads.workload import Workload
 
 
@@ -100,7 +100,7 @@ def _edge(plan: Plan, workload: Workload, sequence_length: int, stage: int) -> t
     """Examples of what `stage` is given and gives: token ids, hidden states as a rank holds them, logits."""
     tokens = sequence_length // plan.context_parallel
     own = tokens // plan.tensor_parallel if plan.sequence_parallel else tokens
-    low = torch.bfloat16 if plan.precision in MIXED else torch.float32
+    low = low_dtype(plan.precision)
     columns = workload.vocab_size // plan.tensor_parallel if plan.vocab_parallel else workload.vocab_size
 
     def example(length: int, width: int, dtype: torch.dtype) -> Tensor:

@@ -21,9 +21,9 @@ from profiles.codecs.codec import codec
 
 PIECE = 2**22
 # Relative to a tensor's norm.
-TOLERANCE_FRACTIONS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-3, "fp8": 1e-3}
+TOLERANCE_FRACTIONS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-3, "fp16": 1e-3, "fp8": 1e-3}
 # 1 less the cosine of all gradients with the plain loop's.
-COSINE_FRACTIONS = {"fp32": 1e-6, "tf32": 1e-3, "bf16": 1e-3, "fp8": 1e-3}
+COSINE_FRACTIONS = {"fp32": 1e-6, "tf32": 1e-3, "bf16": 1e-3, "fp16": 1e-3, "fp8": 1e-3}
 # Times the rounding of the plain loop's own gradients.
 ROUNDINGS = 3.0
 # A tensor whose gradients are smaller than this share of the usual ones is held against that share.

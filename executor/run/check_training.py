@@ -37,6 +37,7 @@ from executor.run.checkpoint import Progress, restore, state_of
 from executor.run.checkpoint_pieces import InPieces
 from executor.run.measurement import LossCheck
 from executor.run.plain_loop import PlainLoop
+from executor.run.reference import taken_step
 from executor.run.saving import save
 from executor.run.whole_tensors import Gatherer, bits, differing, fingerprints
 from executor.trainer import Trainer
@@ -118,9 +119,7 @@ class TrainingCheck:
 
     def _why_not(self) -> str:
         assert self.plain is not None
-        if self._is_own and self.plain.draws():
-            return f"{self.subject.workload.spec.title} draws random numbers that cannot be turned off"
-        return ""
+        return self.plain.why_not() if self._is_own else ""
 
     def _descend(self, trainer: Trainer) -> None:
         """Steps of plain descent beside the plain loop's; compare gradients on the way, and weights in the end."""
@@ -201,7 +200,7 @@ class TrainingCheck:
 
     def _step(self, trainer: Trainer, step: int) -> float | None:
         """A step of the trainer; the loss on the ranks that have a replica's."""
-        loss, _ = trainer.step(*self.subject.data.batch(step, self.plan.global_batch_size))
+        loss = taken_step(trainer, *self.subject.data.batch(step, self.plan.global_batch_size))
         return None if loss is None or trainer.place.tensor else float(loss)
 
     def _compare_loss(self, own: float | None, wanted: float) -> None:

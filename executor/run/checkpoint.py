@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from executor.axes.loss_scale import ScaleState
 from executor.axes.part import Part
 from executor.run.checkpoint_index import DTYPES, FOREIGN, Reader, Writer, by_one_process, check_names, read_index
 from executor.run.checkpoint_pieces import in_pieces
@@ -43,7 +44,8 @@ OPTIMIZER = "optimizer."
 class Progress:
     """What a checkpoint is of: so many steps were taken, of this model, with this seed and global batch.
 
-    `fused_parts_split` is of older ones, in which the rows of a fused query-key-value lie rank by rank.
+    `scale` is that of the losses in fp16. `fused_parts_split` is of older ones, in which the rows of a fused
+    query-key-value lie rank by rank.
     """
 
     __pydantic_config__ = STRICT
@@ -53,6 +55,7 @@ class Progress:
     seed: int
     global_batch_size: int
     fused_parts_split: int = 1
+    scale: ScaleState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from executor.run.checkpoint_sums import is_full, no_room
-from profiles.errors import EnvironmentFailure
+from profiles.errors import EnvironmentFailure, LostPeer
+from profiles.ranks.rank import from_first, tell_others
 
 
 def for_all(act: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:
@@ -30,6 +33,28 @@ def for_all(act: Callable[[], None], group: dist.ProcessGroup | None = None) -> 
         dist.broadcast_object_list(failure, group=group)
     if failure[0]:
         raise EnvironmentFailure(failure[0]) from cause
+
+
+def by_first(what: str, act: Callable[[], None], seconds: float) -> None:
+    """As `for_all`, for what may take longer than a collective would wait; each `what` once in a job.
+
+    Raises: EnvironmentFailure, on every rank, at once where the system is to blame; LostPeer on the others else.
+    """
+    if dist.get_rank() != 0:
+        kind, said = json.loads(from_first(what, seconds))
+        if kind:
+            raise EnvironmentFailure(said) if kind == EnvironmentFailure.__name__ else LostPeer(said)
+        return
+    try:
+        act()
+    except (OSError, SafetensorError, EnvironmentFailure) as error:
+        failure = EnvironmentFailure(f"cannot write: {error}" if isinstance(error, SafetensorError) else str(error))
+        tell_others(what, json.dumps((type(failure).__name__, str(failure))))
+        raise failure from error
+    except BaseException as error:
+        tell_others(what, json.dumps((type(error).__name__, f"rank 0 ended: {type(error).__name__}")))
+        raise
+    tell_others(what, json.dumps(("", "")))
 
 
 def refused(

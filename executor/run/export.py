@@ -14,8 +14,8 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from executor.run.checkpoint import Trained, load_tensors, save_weights
+from executor.run.checkpoint_refused import by_first, for_all
 from profiles.files import ensure_folder
-from profiles.ranks.rank import wait_for_first
 
 # One process writes while the others wait.
 WRITE_SECONDS = 3600.0
@@ -43,6 +43,8 @@ def write_whole(folder: Path, job: Trained, write: Callable[[dict[str, Tensor]],
 
     Every rank writes its part into a folder beside, one reads them all: it holds the whole weights in host memory. The
     others wait for longer than a collective would.
+
+    Raises: EnvironmentFailure, on all ranks, where it cannot be written.
     """
     ensure_folder(folder)
     if not dist.is_initialized():
@@ -50,15 +52,20 @@ def write_whole(folder: Path, job: Trained, write: Callable[[dict[str, Tensor]],
         write({name: value.detach().cpu() for name, value in values.items()})
         return
     parts = folder / ".parts"
-    if dist.get_rank() == 0:
+
+    def begin() -> None:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
-    dist.barrier()
+
+    def end() -> None:
+        try:
+            write(load_tensors(parts))
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+
+    for_all(begin)
     save_weights(parts, job)
-    if dist.get_rank() == 0:
-        write(load_tensors(parts))
-        shutil.rmtree(parts, ignore_errors=True)
-    wait_for_first(f"export/{next(_numbers)}", WRITE_SECONDS)
+    by_first(f"export/{next(_numbers)}", end, WRITE_SECONDS)
 
 
 def _write(folder: Path, weights: dict[str, Tensor], module: nn.Module) -> None:

@@ -25,8 +25,9 @@ from executor.mesh import coordinates
 from planner.plans import Plan
 from profiles.errors import LostPeer, RankFailure, Stopped, ToleranceError
 from profiles.files import write_text
+from profiles.models.profile import SCALED
 from profiles.ranks.processes import LAUNCHER_VARIABLE
-from profiles.ranks.rank import Rank, heart, is_lost_peer, job_store
+from profiles.ranks.rank import Rank, heart, is_lost_peer, is_of_messages, job_store
 from profiles.units import format_bytes
 from profiles.workloads.foreign_code import EXHAUSTED
 
@@ -83,7 +84,8 @@ def diverged(plan: Plan, step: int, loss: float | None, checkpoint: Path | None 
     """What a run says whose loss is no number (on this rank, where it is given); `checkpoint` is the last one saved."""
     value = "not finite" if loss is None else str(loss)
     saved = f"; {checkpoint} was saved before it" if checkpoint else ""
-    return ToleranceError(f"plan {plan.id}: the loss of step {step} is {value}: training diverged{saved}")
+    ends = ", or needs more than the 65504 that fp16 ends at" if plan.precision == SCALED else ""
+    return ToleranceError(f"plan {plan.id}: the loss of step {step} is {value}: training diverged{ends}{saved}")
 
 
 @contextlib.contextmanager
@@ -104,7 +106,7 @@ def explained(
         if isinstance(error, torch.OutOfMemoryError) or EXHAUSTED.search(message):
             _reserve.clear()
             raise RankFailure(_exhausted(plan, rank, step, predicted_bytes)) from error
-        if TIMED_OUT.search(message):
+        if TIMED_OUT.search(message) and is_of_messages(error):
             raise RankFailure(_hanging(plan, rank, step, timeout_seconds, between_steps)) from error
         if is_lost_peer(error):
             raise LostPeer(_lost(plan, rank, step)) from error
@@ -218,12 +220,19 @@ def _exhausted(plan: Plan, rank: Rank, step: int, predicted_bytes: float) -> str
     over = ""
     if predicted_bytes:
         over = f", {held / predicted_bytes - 1:+.0%} against the {format_bytes(predicted_bytes)} predicted"
-    snapshot = _write_snapshot(rank)
     return (
         f"rank {rank.rank} of {rank.num_ranks} ran out of memory in step {step} of plan {plan.id} with "
-        f"{format_bytes(held)} {words}{over}; what it held is in {snapshot}; smaller micro-batches, "
+        f"{format_bytes(held)} {words}{over}; {_snapshot_words(rank)}; smaller micro-batches, "
         "recomputation or sharding need less"
     )
+
+
+def _snapshot_words(rank: Rank) -> str:
+    """Where what this rank holds is written, or why it is not: whatever stops that, memory ran out."""
+    try:
+        return f"what it held is in {_write_snapshot(rank)}"
+    except (OSError, RuntimeError, MemoryError, ValueError, TypeError) as error:
+        return f"what it held could not be written ({type(error).__name__})"
 
 
 def _write_snapshot(rank: Rank) -> Path:
@@ -231,7 +240,8 @@ def _write_snapshot(rank: Rank) -> Path:
     if rank.device.type == "cuda":
         content: Any = torch.cuda.memory_snapshot()
     else:
-        content = _largest_tensors(obj for obj in gc.get_objects() if isinstance(obj, Tensor))
+        # By type: what pretends to be of another class runs code of its own when it is asked.
+        content = _largest_tensors(each for each in gc.get_objects() if issubclass(type(each), Tensor))
     name = f"trainwright-memory-rank{rank.rank}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
     path = Path(tempfile.gettempdir(), name)
     write_text(path, json.dumps(content, default=str))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from executor.axes.loss_scale import LossScale
 from planner.plans import Plan
 from planner.prediction import PlanFile, Prediction
 
@@ -41,12 +42,21 @@ def log_values(
     }
 
 
+def scale_values(scale: LossScale | None) -> dict[str, Any]:
+    """What a log says of the scale of losses in fp16: what it is, and how many steps were skipped for it."""
+    return {} if scale is None else {"loss_scale": scale.scale, "skipped_steps": scale.num_skipped}
+
+
 def log_line(values: dict[str, Any]) -> str:
-    """The same on a line, with the rate and the norm where a training has them."""
+    """The same on a line, with the rate and the norm where a training has them, and the scale of fp16."""
     loss = "on the last stage" if values["loss"] is None else f"{values['loss']:.4f}"
+    scale = ""
+    if "loss_scale" in values:
+        scale = f"loss scale: {values['loss_scale']:g}  skipped: {values['skipped_steps']}  "
     rate = f"lr: {values['lr']:.3g}  " if "lr" in values else ""
     norm = f"grad norm: {values['gradient_norm']:.3g}  " if "gradient_norm" in values else ""
     return (
-        f"{values['plan']}  step: {values['step']}  loss: {loss}  {rate}{norm}memory: {values['memory_gib']:.2f}GiB  "
-        f"tps: {values['tps']:,.0f}  tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
+        f"{values['plan']}  step: {values['step']}  loss: {loss}  {rate}{norm}{scale}"
+        f"memory: {values['memory_gib']:.2f}GiB  tps: {values['tps']:,.0f}  "
+        f"tflops: {values['tflops']:.3f}  mfu: {values['mfu']:.1%}"
     )

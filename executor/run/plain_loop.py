@@ -17,14 +17,16 @@ from torch.utils._pytree import tree_map_only
 from executor.run.batches import Data, Text
 from executor.run.own_data import Arrays, GivenPairs, TaskSamples
 from planner.plans import Plan
-from profiles.models.profile import MIXED
-from profiles.workloads.precision import lower, set_products
+from profiles.models.profile import MIXED, SCALED
+from profiles.workloads.precision import low_dtype, lower, set_products
 from profiles.workloads.randomness import begin_random, random_kept, silence
 from profiles.workloads.task import stack
 from profiles.workloads.workload import Workload
 
 # Of numbers of 24 bits.
 LAST_BIT = 2.0**-23
+# Of losses in fp16, halved until every gradient is a number.
+FIRST_SCALE, LEAST_SCALE = 2.0**16, 2.0**-14
 
 
 def drawn(data: Data, step: int, count: int) -> list[Any]:
@@ -80,8 +82,13 @@ class PlainLoop:
     ) -> None:
         self.workload, self.plan, self.data, self.device = workload, plan, data, device
         self.precision, self.sends = precision or plan.precision, sends
+        self.low, self.scale = low_dtype(self.precision), FIRST_SCALE if self.precision == SCALED else 1.0
         self.is_gathered_low = plan.zero_stage >= 2 and self.precision in MIXED
-        self.model = self._built().to(device)
+        self.model = self._built()
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        self.on_meta = next((name for name, own in tensors if own.is_meta), "")
+        if not self.on_meta:
+            self.model.to(device)
         silence(self.model)
         self.whole = _Whole(self.model, workload)
         self.moved: dict[str, Tensor] = {}
@@ -99,6 +106,13 @@ class PlainLoop:
         That is the mean over micro-batches of their losses, as is written down in the plan: so many in a row for each
         replica.
         """
+        total = self._gradients(step)
+        while self.scale > LEAST_SCALE and self.precision == SCALED and not self._is_finite():
+            self.scale /= 2
+            total = self._gradients(step)
+        return total
+
+    def _gradients(self, step: int) -> float:
         for _, weight in self.weights():
             weight.grad = None
         self.parts, self.largest = {}, 0.0
@@ -138,6 +152,13 @@ class PlainLoop:
         others = dict(other.weights())
         return {name: float((weight.detach() - others[name].detach()).norm()) for name, weight in self.weights()}
 
+    def why_not(self) -> str:
+        """Why nothing can be held against this loop, in words; or ""."""
+        title = self.workload.spec.title
+        if self.on_meta:
+            return f"{title} leaves {self.on_meta} on the meta device, and a plain loop has no value for it"
+        return f"{title} draws random numbers that cannot be turned off" if self.draws() else ""
+
     def draws(self) -> bool:
         """Whether the loss of the same samples differs from one time to the next."""
         samples = drawn(self.data, 0, self.plan.global_batch_size)[: self.plan.micro_batch_size]
@@ -151,17 +172,27 @@ class PlainLoop:
     def _add(self, pieces: Sequence[list[Any]], share: float) -> float:
         """Add the gradients of some micro-batches, each of which counts for a share of the mean."""
         before = {name: weight.grad for name, weight in self.weights()}
-        if self.sends:
-            for _, weight in self.weights():
-                weight.grad = None
+        is_apart = bool(self.sends) or self.precision == SCALED
+        for _, weight in self.weights() if is_apart else ():
+            weight.grad = None
         total = 0.0
         for piece in pieces:
             loss = self._loss(piece) * share
-            loss.backward()
+            (loss.float() * self.scale).backward()
             total += float(loss.detach())
+        for _, weight in self.weights() if is_apart else ():
+            if weight.grad is not None:
+                weight.grad /= self.scale
         if self.sends:
             self._keep_parts(before)
+        for name, weight in self.weights() if is_apart and not self.sends else ():
+            earlier = before[name]
+            if earlier is not None:
+                weight.grad = earlier if weight.grad is None else weight.grad + earlier
         return total
+
+    def _is_finite(self) -> bool:
+        return all(bool(weight.grad.isfinite().all()) for _, weight in self.weights() if weight.grad is not None)
 
     def _keep_parts(self, before: dict[str, Tensor | None]) -> None:
         replicas, largest = self.plan.data_parallel, 0.0
@@ -186,12 +217,12 @@ class PlainLoop:
         else:
             batch = stack([{"inputs": one, "targets": other} for one, other in samples])
         batch = tree_map_only(Tensor, lambda value: value.to(self.device), batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision in MIXED):
+        with torch.autocast(self.device.type, self.low, enabled=self.precision in MIXED):
             if not self.is_gathered_low:
                 loss: Tensor = self.whole(batch)
                 return loss
             low = {
-                f"model.{name}": weight.bfloat16() if weight.dim() else weight
+                f"model.{name}": weight.to(self.low) if weight.dim() else weight
                 for name, weight in self.model.named_parameters()
             }
             return torch.func.functional_call(self.whole, low, (batch,))  # type: ignore[no-any-return]

@@ -6,12 +6,14 @@ import contextlib
 import gc
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from executor.axes.loss_scale import scale_of
 from executor.engines import ENGINES, Engine, Trains
 from executor.mesh import Meshes, groups_of
 from executor.observe.attention import AttentionWatch, is_worth_watching
@@ -216,9 +218,12 @@ class Runner:
         self.losses_before = losses_in(path, found.step)
         self.known = KnownLosses(self.losses_before)
         self.first_step = self.trainer.num_steps = found.step
+        if self.trainer.scale is not None:
+            self.trainer.scale.go_on_with(found.scale)
 
     def _progress(self, step: int) -> Progress:
-        return progress_of(self.plan, self.workload, self.samples.seed, step)
+        found = progress_of(self.plan, self.workload, self.samples.seed, step)
+        return replace(found, scale=scale_of(self.trainer.scale))
 
     def _step(self, wait: bool = False) -> StepTrace:
         batch = self.samples.batch(self.num_steps_done, self.plan.global_batch_size)

@@ -20,7 +20,7 @@ from executor.run.check_plans import Checks, both
 from executor.run.checkpoint import Checkpoints
 from executor.run.faults import STOP
 from executor.run.going_on import begun, end_step
-from executor.run.log_values import log_line, log_values
+from executor.run.log_values import log_line, log_values, scale_values
 from executor.run.measurement import LossCheck, Measurement
 from executor.run.outcomes import Account
 from executor.run.reference import (
@@ -238,7 +238,7 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             values = log_values(
                 session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
                 loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
-            )  # fmt: skip
+            ) | scale_values(runner.trainer.scale)  # fmt: skip
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.applied import AppliedPlan
+from executor.axes.loss_scale import scale_of
 from executor.rank_model import RankModel
 from executor.run.checkpoint import Progress, progress_of
 from executor.run.loop_state import loop_state
@@ -83,7 +85,7 @@ class TrainedPlan(AppliedPlan):
         return self.model.micro_batches(*map(self.model.own_tokens, batch))
 
     def _progress(self, step: int) -> Progress:
-        return progress_of(self.plan, self.workload, self.seed, step)
+        return replace(progress_of(self.plan, self.workload, self.seed, step), scale=scale_of(self.scale))
 
 
 def _module(workload: Workload, model: RankModel) -> nn.Module:

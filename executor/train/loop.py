@@ -15,6 +15,7 @@ from torch import Tensor
 
 from executor.run.checkpoint import Checkpoints, latest
 from executor.run.faults import STOP, diverged, explained, stopped
+from executor.run.log_values import scale_values
 from executor.run.measurement import Evaluation
 from executor.train.job import TrainedPlan
 from executor.train.optimizers import Rates
@@ -34,6 +35,7 @@ class Told:
     stops: Tensor
     norm: float | None
     factor: float
+    scale: dict[str, Any]
     work: Any = None
 
     def read(self) -> tuple[float, bool]:
@@ -126,7 +128,8 @@ class Loop:
 
     def _tell(self, loss: Tensor, norm: float | None, factor: float) -> None:
         stops = torch.tensor(float(STOP.has_come), device=self.job.rank.device)
-        told = Told(loss=loss.detach(), stops=stops, norm=norm, factor=factor)
+        scale = scale_values(self.job.scale)
+        told = Told(loss=loss.detach(), stops=stops, norm=norm, factor=factor, scale=scale)
         if self.job.rank.num_ranks > 1 and self.checkpoints is not None:
             told.work = dist.all_reduce(stops, op=dist.ReduceOp.MAX, async_op=True)
         self._told = told
@@ -157,6 +160,7 @@ class Loop:
         values["lr"] = self.settings.optimizer.lr * told.factor
         if told.norm is not None:
             values["gradient_norm"] = told.norm
+        values |= told.scale
         if self.train.source.num_samples:
             values["epoch"] = step * self.train.share.size / self.train.source.num_samples
         self.say(values)

@@ -119,6 +119,8 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     mesh = session.meshes.of(plan) if session.rank.num_ranks > 1 else None
     model = RankModel(plan, workload, session.rank, order.seed, mesh)
     job = TrainedPlan(candidate, workload, model, session.rank, order.seed, order.timeout_seconds)
+    if job.scale is not None:
+        job.scale.scale, job.scale.growth_interval = settings.loss_scale.first, settings.loss_scale.growth_interval
     is_kept = order.checkpoints is not None
     kind, options = optimizer_class(settings.optimizer, plan, keeps_checkpoints=is_kept)
     optimizer = job.optimizer(kind, options_of(settings.optimizer), **options)

@@ -91,6 +91,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleSettings:
+    """What losses in fp16 are scaled by at first, and after how many steps without an overflow it is doubled."""
+
+    __pydantic_config__ = STRICT
+
+    first: Positive = 2.0**16
+    growth_interval: Count = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
     """Every how many steps the loss on unseen samples is taken, over how many global batches; 0 is never."""
 
@@ -137,6 +147,7 @@ class TrainSettings:
     check: bool = True
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    loss_scale: ScaleSettings = ScaleSettings()
     data: DataSettings = DataSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     log: LogSettings = LogSettings()

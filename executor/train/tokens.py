@@ -17,6 +17,8 @@ from profiles.errors import EnvironmentFailure, InputError
 
 # Windows whose tokens are held against the vocabulary before the first step.
 NUM_LOOKED_AT = 64
+# Rows whose lengths are counted together.
+ROWS_AT_ONCE = 100_000
 
 
 class Stream(Protocol):
@@ -59,7 +61,9 @@ class RowTokens:
         """Those from `start` to before `stop`."""
         first, last = (int(np.searchsorted(self.ends, place, side="right")) for place in (start, stop - 1))
         behind = [] if self.end_of_text is None else [self.end_of_text]
-        parts = [np.array([*self.rows[row][self.column], *behind], dtype=np.int64) for row in range(first, last + 1)]
+        parts = [
+            np.array([*(self.rows[row][self.column] or ()), *behind], dtype=np.int64) for row in range(first, last + 1)
+        ]
         begin = start - (int(self.ends[first - 1]) if first else 0)
         return np.concatenate(parts)[begin : begin + stop - start]
 
@@ -140,8 +144,26 @@ def _rows(path: Path, settings: DataSettings) -> RowTokens:
     if column not in rows.column_names:
         raise InputError(f"{path} has the columns {', '.join(rows.column_names)}: say which holds tokens, column = ...")
     extra = settings.end_of_text is not None
-    lengths = [len(row) + extra for row in rows[column]]
-    return RowTokens(rows, column, np.cumsum(np.array(lengths, dtype=np.int64)), settings.end_of_text)
+    return RowTokens(rows, column, np.cumsum(_lengths(path, rows, column) + extra), settings.end_of_text)
+
+
+def _lengths(path: Path, rows: Any, column: str) -> np.ndarray[Any, Any]:
+    """Tokens of each row, counted by arrow: rows may be more than Python counts in reasonable time.
+
+    Raises: InputError where the column holds no lists.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    # A choice of rows, or their order, may stand beside the table; with_format("arrow") applies it.
+    counts = []
+    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        try:
+            counted = compute.fill_null(compute.list_value_length(table[column]), 0)
+        except pyarrow.ArrowException as error:
+            raise InputError(f"{path}: its column {column} holds {table[column].type}, not lists of tokens") from error
+        counts.append(counted.to_numpy().astype(np.int64))
+    return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
 
 
 def load_rows(path: Path) -> Any:

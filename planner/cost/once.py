@@ -16,6 +16,7 @@ from planner.cost.memory.footprint import memory_of
 from planner.cost.software_memory import memory_rules
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.registry import has
+from profiles.models.profile import SCALED
 from profiles.models.transformer import Array, Flags
 from profiles.units import GB
 
@@ -45,8 +46,25 @@ def optimizer_parameters(made: Ingredients) -> Array:
 
 
 def optimizer_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
-    """Seconds of updating a rank's share of the parameters on the device; 0 where the host does."""
-    return np.where(made.jobs.optimizer_offload, 0.0, made.kernels.optimizer(made.rules, factors, updated))
+    """Seconds of updating a rank's share of the parameters on the device; 0 where the host does.
+
+    Gradients of fp16 are divided by their scale first, all that a rank holds.
+    """
+    seconds = np.where(made.jobs.optimizer_offload, 0.0, made.kernels.optimizer(made.rules, factors, updated))
+    is_scaled = (made.jobs.precision == SCALED) & (made.rules.unscale_bytes > 0)
+    return seconds + unscale_seconds(made, factors, updated) if np.any(is_scaled) else seconds
+
+
+def unscale_seconds(made: Ingredients, factors: Factors, updated: Array) -> Array:
+    """Seconds of dividing a rank's gradients by the scale of a loss in fp16; 0 in other precisions.
+
+    Model: a pass over them at the rate of the optimizer's, of shards where the stage of ZeRO shards gradients.
+    Ignores: the message of 4 bytes in which ranks agree, and that the host waits for it.
+    """
+    jobs, rules = made.jobs, made.rules
+    gradients = np.where(jobs.zero_stage > 1, updated, made.held.total)
+    share = np.where(jobs.precision == SCALED, rules.unscale_bytes / rules.optimizer_bytes, 0.0)
+    return np.asarray(made.kernels.optimizer(rules, factors, gradients) * share)
 
 
 def host_update_seconds(made: Ingredients, updated: Array) -> Array:

@@ -29,6 +29,7 @@ class TimeRules:
     loss_bytes: Array
     accumulate_bytes: Array
     optimizer_bytes: Array
+    unscale_bytes: Array
     gradient_message_bytes: Array
     parameter_message_bytes: Array
     reduces_every_microbatch: Array

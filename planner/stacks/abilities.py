@@ -8,11 +8,13 @@ import numpy as np
 
 from planner.plans import AXES, Plan
 from planner.schedules.registry import NONE, torch_names
-from planner.stacks.layout_rules import RULES, UNKNOWN, Degrees, Known
+from planner.stacks.layout_rules import RULES, UNKNOWN, Degrees, Known, spelled
 from profiles.errors import InputError
 from profiles.machines.abilities import Abilities
 from profiles.machines.stacks import Stack
 from profiles.models.transformer import Array, Flags, Transformer
+
+NEEDING, LACKING = "need ", ", which {} lacks"
 
 
 def known_of(model: Transformer, sequence_length: int) -> Known:
@@ -41,7 +43,14 @@ def lacking(stack: Stack, own: Degrees) -> Mapping[str, Flags]:
 
 def needs(what: str, stack: Stack) -> str:
     """What is said of plans, behind their number, that a stack has no words for."""
-    return f"need {what}, which {stack.name} lacks"
+    return f"{NEEDING}{what}{LACKING.format(stack.name)}"
+
+
+def lacked(reason: str, stack: str) -> str:
+    """What a stack lacks by such a reason, "" where the reason is another."""
+    end = LACKING.format(stack)
+    is_lacking = reason.startswith(NEEDING) and reason.endswith(end)
+    return reason.removeprefix(NEEDING).removesuffix(end) if is_lacking else ""
 
 
 def allows_uneven(runs: Abilities, counts: Array) -> bool:
@@ -106,7 +115,7 @@ def refusal(stack: Stack, plan: Plan, num_layers: int, known: Known = UNKNOWN) -
         return f"{stack.name} has no {name}"
     order = "".join(axis[0] for axis in plan.axis_order if plan.degree(axis) > 1)
     if not any(order == "".join(letter for letter in known if letter in order) for known in runs.orders):
-        return f"{stack.name} has no axes in the order {order}"
+        return f"{stack.name} has no axes in the order {spelled(order)}"
     counts = np.diff([*plan.stage_bounds, num_layers])
     # The embedding goes with the first stage, the head with the last.
     counts[0], counts[-1] = counts[0] - 1, counts[-1] - 1

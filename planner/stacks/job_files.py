@@ -24,9 +24,13 @@ from profiles.version import version
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filled(Given):
-    """What is given, filled in from files beside, which count less than the file itself; `asked` is the user's own."""
+    """What is given, filled in from files beside, which count less than the file itself.
+
+    `asked` is the user's own; `attention` the kernel that a script of ours was told, None where that is the usual one.
+    """
 
     asked: Given = Given()
+    attention: str | None = None
 
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -36,6 +40,12 @@ TASKS = (
     "causal-lm", "masked-lm", "sequence-classification", "token-classification", "question-answering",
     "image-classification",
 )  # fmt: skip
+# How transformers calls kernels of attention; its usual one is that of torch.
+USUAL_ATTENTION = "sdpa"
+ATTENTION = {
+    "": USUAL_ATTENTION, "flash2": USUAL_ATTENTION, "flash": USUAL_ATTENTION, "unfused": "eager",
+    "flash3": "flash_attention_3", "flex": "flex_attention",
+}  # fmt: skip
 PORT = 29500
 ADD_DATA = "batches are made up: put your data where job.py says so"
 ADD_OPTIMIZER = "learning rate and weight decay are placeholders: set your own"
@@ -43,7 +53,7 @@ ADD_OPTIMIZER = "learning rate and weight decay are placeholders: set your own"
 
 def written_by(stack: Stack) -> str:
     """Who wrote a file, and for which version of the software."""
-    return f"written by trainwright {version()} for {stack.title} {version_of(stack)}"
+    return f"written by trainwright {version()} for {stack.name} {version_of(stack)}"
 
 
 def version_of(stack: Stack) -> str:
@@ -95,6 +105,22 @@ def as_json(content: Mapping[str, Any]) -> str:
 def model_json(file: PlanFile, stack: Stack) -> str:
     """The model's configuration, as transformers reads it."""
     return as_json({"_written_by": written_by(stack), **file.workload.config})
+
+
+def attention_word(file: PlanFile) -> str:
+    """How transformers calls the kernel that a plan was priced with.
+
+    Raises: PlanError where it has no such kernel.
+    """
+    if file.attention_kernel not in ATTENTION:
+        known = ", ".join(one for one in ATTENTION if one)
+        raise PlanError(f"attention by {file.attention_kernel}: scripts have {known}: plan with --attention-kernel")
+    return ATTENTION[file.attention_kernel]
+
+
+def attention_of(given: Given) -> str | None:
+    """The kernel of attention that a script of ours was told, where that is not the usual one."""
+    return given.attention if isinstance(given, Filled) else None
 
 
 def job_json(file: PlanFile, stack: Stack, **more: Any) -> str:
@@ -161,20 +187,25 @@ def even_bounds(blocks: int, stages: int) -> tuple[int, ...]:
 
 def beside(path: Path, given: Given) -> tuple[Given, list[str]]:
     """What is given, filled in from the config.json and our job.json beside a file; and what was taken from there."""
-    found: dict[str, Any] = {}
     folder = folder_with(path, JOB_FILE)
-    job = _content(folder / JOB_FILE)
-    config = _content(folder / MODEL_FILE)
-    for name in ("num_devices", "sequence_length"):
-        if not getattr(given, name) and isinstance(job.get(name), int):
-            found[name] = job[name]
-    if given.workload is None and "model_type" in config:
-        found["workload"] = workload_from(config, str(job.get("model") or path.parent.name), str(job.get("task", "")))
-    said = [
-        f"{name.replace('_', ' ')} from {MODEL_FILE if name == 'workload' else JOB_FILE} beside it" for name in found
+    whole = filled(given, _content(folder / JOB_FILE), _content(folder / MODEL_FILE), folder.name)
+    taken = [
+        name for name in ("num_devices", "sequence_length", "workload") if getattr(whole, name) != getattr(given, name)
     ]
-    filled = {name: getattr(given, name) for name in Given.__dataclass_fields__} | found
-    return Filled(**filled, asked=asked_of(given)), said
+    files = {name: MODEL_FILE if name == "workload" else JOB_FILE for name in taken}
+    return whole, [f"{name.replace('_', ' ')} from {file} beside it" for name, file in files.items()]
+
+
+def filled(given: Given, job: Mapping[str, Any], config: Mapping[str, Any], name: str) -> Filled:
+    """What is given, filled in from the content of our job.json and of a config.json of a model with a name."""
+    found = {each: getattr(given, each) for each in Given.__dataclass_fields__}
+    for each in ("num_devices", "sequence_length"):
+        if not found[each] and isinstance(job.get(each), int):
+            found[each] = job[each]
+    if given.workload is None and "model_type" in config:
+        found["workload"] = workload_from(config, str(job.get("model") or name), str(job.get("task", "")))
+    kernels = {word: kernel for kernel, word in ATTENTION.items() if word != USUAL_ATTENTION}
+    return Filled(**found, asked=asked_of(given), attention=kernels.get(str(job.get("attention"))))
 
 
 def asked_of(given: Given) -> Given:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.plans import AXES
 from profiles.machines.abilities import Abilities
 from profiles.models.transformer import Array, Flags
 
@@ -138,12 +139,17 @@ def _uneven(runs: Abilities, own: Degrees) -> Flags:
     return np.asarray((own.left_over > 0) | has_short_ends & (runs.uneven_stages == "no"))
 
 
+def spelled(order: str) -> str:
+    """The axes of an order by name, innermost first."""
+    return "-".join(axis for letter in order for axis in AXES if axis[0] == letter)
+
+
 def _order(order: str, *, is_outside: bool) -> Rule:
     def broken(runs: Abilities, own: Degrees) -> Flags:
         has_both = (own.data > 1) & (own.pipeline > 1)
         return np.asarray(has_both & (own.data_outside == is_outside) & (order not in runs.orders))
 
-    return f"axes in the order {order}", broken
+    return f"axes in the order {spelled(order)}", broken
 
 
 def _narrow(order: str, *, is_outside: bool) -> Rule:
@@ -153,7 +159,7 @@ def _narrow(order: str, *, is_outside: bool) -> Rule:
         is_wide = (own.context > 1) | is_split
         return np.asarray(has_both & (own.data_outside == is_outside) & is_wide & (order in runs.narrow_orders))
 
-    return f"axes in the order {order} with context-parallel ranks or experts", broken
+    return f"axes in the order {spelled(order)} with context-parallel ranks or experts", broken
 
 
 RULES: tuple[Rule, ...] = (

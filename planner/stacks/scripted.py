@@ -13,7 +13,7 @@ from planner.stacks.batches import batch_of, devices_of, replicas_from
 from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.said import Settings, from_yaml, nested
 from planner.stacks.words import Facts, Word, number, read_facts, written
-from profiles.errors import InputError
+from profiles.errors import InputError, PlanError
 from profiles.machines.stacks import Stack, load_stack
 
 TITLE = "a job.json that trainwright wrote for Horovod or TensorFlow"
@@ -29,7 +29,7 @@ WORDS: Mapping[str, tuple[Word, ...]] = {
     ),
     "tensorflow": (number(MICRO, "micro_batch_size"), number(COUNT, "num_microbatches"), PRECISION),
 }
-UNPRICED = ("_written_by", "stack", "version", "model", "task")
+UNPRICED = ("stack", "version", "model", "task", "attention")
 # A worker of TensorFlow waits for the others on this port.
 WORKER_PORT = 12345
 
@@ -45,8 +45,8 @@ def facts_of(plan: Plan) -> Facts:
     }
 
 
-def _files(file: PlanFile, plan: Plan, stack: Stack, script: str) -> dict[str, str]:
-    settings = nested(written(WORDS[stack.name], facts_of(plan)))
+def _files(file: PlanFile, plan: Plan, stack: Stack, script: str, **more: str) -> dict[str, str]:
+    settings = nested(written(WORDS[stack.name], facts_of(plan))) | more
     return {
         job_files.JOB_FILE: job_files.job_json(file, stack, **settings),
         job_files.MODEL_FILE: job_files.model_json(file, stack),
@@ -67,7 +67,7 @@ def export_horovod(file: PlanFile, candidate: Candidate) -> Handover:
         stack=stack.name,
         version=job_files.version_of(stack),
         files={
-            **_files(file, plan, stack, "train_horovod.py"),
+            **_files(file, plan, stack, "train_horovod.py", attention=job_files.attention_word(file)),
             "job.py": job_files.script("job.py", stack),
         },
         command=f"horovodrun -np {plan.num_devices}{hosts} python train.py",
@@ -86,6 +86,8 @@ def export_tensorflow(file: PlanFile, candidate: Candidate) -> Handover:
     Raises: PlanError where it has no word for something in the plan.
     """
     stack, plan = job_files.stack_of("tensorflow", file, candidate), candidate.plan
+    if file.attention_kernel not in ("", "unfused"):
+        raise PlanError(f"attention by {file.attention_kernel}: TensorFlow's is unfused: leave --attention-kernel out")
     nodes, per_node = job_files.nodes_of(file)
     names = [f"worker-{node}:{WORKER_PORT}" for node in range(nodes)]
     workers = {
@@ -154,6 +156,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
         num_devices=devices,
         global_batch_size=batch.samples,
         sequence_length=job_files.known_length(path, given, length),
+        attention_kernel=job_files.attention_of(given),
         unpriced=settings.take_known(UNPRICED),
         unread=settings.unread,
         assumed=tuple(assumed),

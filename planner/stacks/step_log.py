@@ -68,13 +68,9 @@ def _job(path: Path, head: dict[str, Any], given: Given) -> StackJob:
     job, config, settings = (head.get(name) for name in ("job", "config", "settings"))
     if not (isinstance(job, dict) and isinstance(config, dict) and isinstance(settings, dict)):
         raise InputError(f"{path}: its first line does not tell of a job: {WANTED}")
-    ranks = head.get("num_devices")
-    given = replace(
-        given,
-        num_devices=given.num_devices or (ranks if isinstance(ranks, int) else 0),
-        sequence_length=given.sequence_length or int(job.get("sequence_length") or 0),
-        workload=given.workload or job_files.workload_from(config, str(job.get("model")), str(job.get("task", ""))),
-    )
+    # Of devices those count that ran.
+    job = {**job, "num_devices": head.get("num_devices")}
+    given = job_files.filled(given, job, config, path.stem)
     stack, assumed = str(job.get("stack")), list[str]()
     if stack == DEEPSPEED:
         return deepspeed.job_of(_first_line(path, settings), given, assumed)
@@ -82,8 +78,7 @@ def _job(path: Path, head: dict[str, Any], given: Given) -> StackJob:
         beside = path.parent / CONFIG
         shared = from_yaml(beside, read_text(beside, "put it beside the log")) if beside.is_file() else None
         return accelerate.job_of(shared, _first_line(path, settings), given, assumed)
-    # Of devices those count that ran.
-    return scripted.job_of(_first_line(path, {**job, "num_devices": given.num_devices}), given, assumed)
+    return scripted.job_of(_first_line(path, job), given, assumed)
 
 
 def _first_line(path: Path, settings: dict[str, Any]) -> Settings:

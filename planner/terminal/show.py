@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
         f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
     )
     out.print(f"memory of the best plan's fullest rank: {kinds}")
-    rejected = "; ".join(f"{count} {reason}" for reason, count in result.rejected.items())
+    rejected = "; ".join(_rejected(result))
     out.print(
         f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
     )
@@ -45,6 +46,19 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
         out.print(line)
     if output is not None:
         out.print(f"written to {output}; {_next_step(result, output)}")
+
+
+def _rejected(result: PlanFile) -> Iterator[str]:
+    """Plans that are not in the table by reason, those together that the software lacks something for."""
+    from planner.stacks.abilities import lacked
+
+    lacking = {what: count for reason, count in result.rejected.items() if (what := lacked(reason, result.stack))}
+    for reason, count in result.rejected.items():
+        if not lacked(reason, result.stack):
+            yield f"{count} {reason}"
+    if lacking:
+        needs = ", ".join(f"{what} ({count})" for what, count in lacking.items())
+        yield f"{sum(lacking.values())} need what {result.stack} lacks: {needs}"
 
 
 def _plans(result: PlanFile) -> Table:

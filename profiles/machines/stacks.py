@@ -35,10 +35,11 @@ class StackTime:
     work but not attention; 0 where it repeats attention's core alone. `loss_bytes`: bytes
     moved per logit, forward and backward together. `accumulate_bytes`: bytes per parameter and micro-batch to add
     gradients up, beside products; `adds_up_in_products`: whether products of weight gradients do that themselves;
-    `optimizer_bytes`: bytes per updated parameter and step. `*_message_bytes`: bytes per parameter that
-    is reduced or gathered. `reduces_every_microbatch`: whether sharded gradients are reduced for each micro-batch.
-    `keeps_in_pipeline`: whether a pipeline reduces them once a step all the same, and keeps whole what a backward pass
-    has gathered; `gathers_every_microbatch`: whether else ZeRO stage 2 gathers weights for each micro-batch.
+    `optimizer_bytes`: bytes per updated parameter and step; `unscale_bytes`: per gradient of a loss that is scaled for
+    fp16. `*_message_bytes`: bytes per parameter that is reduced or gathered. `reduces_every_microbatch`: whether
+    sharded gradients are reduced for each micro-batch. `keeps_in_pipeline`: whether a pipeline reduces them once a step
+    all the same, and keeps whole what a backward pass has gathered; `gathers_every_microbatch`: whether else ZeRO stage
+    2 gathers weights for each micro-batch.
     `scatters_pipeline`: whether tensor-parallel ranks each send a share of what goes to the next stage.
     `host_layer_us`: host time to launch one layer's forward; `host_step_ms`: of a step outside the layers.
     `tensor_overlap`: share of tensor-parallel messages hidden where the job overlaps them;
@@ -79,6 +80,7 @@ class StackTime:
     accumulate_bytes: float
     adds_up_in_products: bool = False
     optimizer_bytes: float
+    unscale_bytes: float = 0.0
     gradient_message_bytes: float
     parameter_message_bytes: float = 2.0
     reduces_every_microbatch: bool = False

@@ -29,6 +29,7 @@ TORCH_DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
+    "fp16": torch.float16,
     "fp8": torch.float8_e4m3fn,
 }
 LAYOUTS = ("nt", "nn", "tn")

@@ -57,7 +57,7 @@ def _layer_norm_backward(operands: Operands) -> Action:
 
 
 def _to_copy(operands: Operands) -> Action:
-    other = torch.float32 if operands.dtype == torch.bfloat16 else torch.bfloat16
+    other = torch.bfloat16 if operands.dtype == torch.float32 else torch.float32
     x = operands.rows().to(other)
     return lambda: aten._to_copy(x, dtype=operands.dtype)
 

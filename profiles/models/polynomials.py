@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from profiles.models.operators import Polynomial, Term, add
@@ -77,11 +77,19 @@ class Grid:
     points: tuple[tuple[int, int], ...]
     exponents: Exponents
     inverse: tuple[tuple[Fraction, ...], ...]
+    # Most kernels have sizes that others have too.
+    known: dict[tuple[int, ...], Polynomial] = field(default_factory=dict, compare=False, repr=False)
 
     def fit(self, values: Sequence[int]) -> Polynomial:
         """The polynomial that has these values at the points."""
         if not any(values):
             return ()
+        key = tuple(values)
+        if key not in self.known:
+            self.known[key] = self._through(key)
+        return self.known[key]
+
+    def _through(self, values: Sequence[int]) -> Polynomial:
         terms: list[Term] = []
         for (batch, size), row in zip(self.exponents, self.inverse, strict=True):
             coefficient = sum((a * value for a, value in zip(row, values, strict=True)), Fraction(0))

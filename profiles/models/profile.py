@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     import networkx
     import pandas
 
-Precision = Literal["fp32", "tf32", "bf16", "fp8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Those that a model is traced at unless others are asked for.
 USUAL_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 # Those in which activations, and weights that FSDP gathers, have 16 bits.
-MIXED = ("bf16", "fp8")
+MIXED = ("bf16", "fp16", "fp8")
+# That whose smallest numbers are larger than many gradients: losses are scaled up, and gradients down again.
+SCALED = "fp16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 
 import torch
@@ -52,6 +53,14 @@ def make_ready(device: torch.device) -> None:
     torch.cuda.set_device(device)
     if address := _address(device):
         os.sched_setaffinity(0, cores_near(address, sorted(os.sched_getaffinity(0))))
+
+
+def gpu_key(device: torch.device) -> str:
+    """What tells a GPU of this host from all others of a job; "" for other devices."""
+    if device.type != "cuda":
+        return ""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) or _address(device)
+    return f"{socket.gethostname()}/{uuid}" if uuid else ""
 
 
 def gpu_settings(device: torch.device) -> dict[str, str]:

@@ -15,6 +15,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -39,6 +40,8 @@ FOLDER_VARIABLE = "TRAINWRIGHT_JOB_FOLDER"
 PROGRESS_FILE = "progress.jsonl"
 # How long a rank waits for another in a collective.
 TIMEOUT_SECONDS = 600.0
+# What the libraries that carry messages call themselves, or say of a wait.
+OF_MESSAGES = re.compile(r"gloo|nccl|c10d|operation timed out!|timed out waiting", re.IGNORECASE)
 _hearts: list[Heart] = []
 
 
@@ -180,11 +183,23 @@ def job_store() -> Any:
 
 def wait_for_first(what: str, timeout_seconds: float) -> None:
     """Wait until rank 0 comes here too, longer than a collective would; each `what` once in a job."""
-    key = f"trainwright/done/{what}"
     if dist.get_rank() == 0:
-        job_store().set(key, "1")
+        tell_others(what, "1")
     else:
-        job_store().wait([key], datetime.timedelta(seconds=timeout_seconds))
+        from_first(what, timeout_seconds)
+
+
+def tell_others(what: str, words: str) -> None:
+    """Let the other ranks know what came of something that rank 0 does alone."""
+    job_store().set(f"trainwright/done/{what}", words)
+
+
+def from_first(what: str, timeout_seconds: float) -> str:
+    """What rank 0 tells of it, once it does."""
+    key = f"trainwright/done/{what}"
+    job_store().wait([key], datetime.timedelta(seconds=timeout_seconds))
+    words: bytes = job_store().get(key)
+    return words.decode()
 
 
 def report(fraction: float, text: str, line: str = "", values: dict[str, Any] | None = None, notice: str = "") -> None:
@@ -218,11 +233,15 @@ def describe(rank: int, error: BaseException) -> Failure:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error says no more than that another rank is gone, which has its own account of why."""
+    cause = _first_cause(error)
+    return isinstance(cause, LostPeer) or (is_of_messages(error) and not isinstance(cause, TrainwrightError))
+
+
+def is_of_messages(error: BaseException) -> bool:
+    """Whether an error is of what sends messages between ranks; a user's own code may speak of timeouts as well."""
     error = _first_cause(error)
-    message = _first_line(error).lower()
-    words = ("connection", "peer", "gloo", "nccl", "timed out", "broken pipe")
-    said = isinstance(error, dist.DistError) or any(word in message for word in words)
-    return isinstance(error, LostPeer) or (said and not isinstance(error, TrainwrightError))
+    kinds = (dist.DistError, ConnectionError, TimeoutError)
+    return isinstance(error, kinds) or OF_MESSAGES.search(_first_line(error)) is not None
 
 
 def _first_cause(error: BaseException) -> BaseException:

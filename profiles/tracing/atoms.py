@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from profiles.tracing.storages import tensors_in
 from profiles.workloads.forwards import replace_forward
 
 # The call of an atom by its path and count, or of a function by its count.
@@ -32,7 +32,7 @@ class Walk(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.is_inside:
             return func(*args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors_in((args, kwargs))
         before = [tensor._version for tensor in given]
         output = func(*args, **kwargs)
         changed = [tensor for tensor, version in zip(given, before, strict=True) if tensor._version != version]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -64,33 +64,46 @@ def _operators(versions: Sequence[Segment], grid: Grid) -> tuple[Operator, ...]:
     seen: Counter[tuple[str, ...]] = Counter()
     made = []
     for op in base.operators:
-        place, count = seen[op.signature], len(groups[0][op.signature])
-        seen[op.signature] += 1
-        own = [_in_place(op, place, count, group.get(op.signature, [])) for group in groups]
+        signature = op.signature
+        place, count = seen[signature], len(groups[0][signature].operators)
+        seen[signature] += 1
+        own = [_in_place(op, place, count, group.get(signature, NONE)) for group in groups]
         made.append(operator_of(own, grid.fit, ()))
     return tuple(made)
 
 
-def _grouped(segment: Segment) -> dict[tuple[str, ...], list[RecordedOperator]]:
-    found: dict[tuple[str, ...], list[RecordedOperator]] = {}
+@dataclass(slots=True)
+class _Group:
+    """Kernels of a segment that are alike but for their sizes, and the sums of those."""
+
+    operators: list[RecordedOperator]
+    flops: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+NONE = _Group([])
+
+
+def _grouped(segment: Segment) -> dict[tuple[str, ...], _Group]:
+    found: dict[tuple[str, ...], _Group] = {}
     for op in segment.operators:
-        found.setdefault(op.signature, []).append(op)
+        own = found.setdefault(op.signature, _Group([]))
+        own.operators.append(op)
+        own.flops += op.flops
+        own.read_bytes += op.read_bytes
+        own.written_bytes += op.written_bytes
     return found
 
 
-def _in_place(op: RecordedOperator, place: int, count: int, others: Sequence[RecordedOperator]) -> RecordedOperator:
+def _in_place(op: RecordedOperator, place: int, count: int, others: _Group) -> RecordedOperator:
     """What another run has in the place of a kernel: the one that it is, or its share of all that are like it."""
-    if len(others) == count:
-        return others[place]
+    if len(others.operators) == count:
+        return others.operators[place]
     dims: tuple[Any, ...] = op.dims
     if op.flops:
-        dims = (Fraction(op.dims[0] * sum(other.flops for other in others), count * op.flops), *op.dims[1:])
-    return replace(
-        op,
-        dims=dims,
-        read_bytes=sum(other.read_bytes for other in others) // count,
-        written_bytes=sum(other.written_bytes for other in others) // count,
-    )
+        dims = (Fraction(op.dims[0] * others.flops, count * op.flops), *op.dims[1:])
+    return replace(op, dims=dims, read_bytes=others.read_bytes // count, written_bytes=others.written_bytes // count)
 
 
 def operator_of(versions: Sequence[RecordedOperator], fitted: Fit, saved_bytes: Polynomial) -> Operator:

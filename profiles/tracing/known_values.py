@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from profiles.tracing.storages import storage_of
+from profiles.tracing.fake_results import KnownResults
+from profiles.tracing.storages import storage_of, tensors_in
 from profiles.workloads.fake_tensors import FakeTensor, unset_fake_temporarily
 
 # Elements of a tensor whose values are kept.
@@ -22,15 +24,17 @@ MOST = 2**22
 # Kernels whose result has a shape, or is a number, that depends on values.
 READS = ("_local_scalar_dense", "equal")
 
+# What makes a tensor of numbers, which may be tensors of one element each.
+MADE_OF_NUMBERS = (torch.tensor, torch.as_tensor)
 # Kernels that keep more for backward than fake tensors know of.
 UNTOLD = ("mkldnn_rnn_layer",)
 
 
 class KnownValues:
-    """The values of fake tensors, where they are known."""
+    """The values of fake tensors, where they are known; `results` are those of kernels on fake tensors."""
 
-    def __init__(self, fake: Any) -> None:
-        self._fake = fake
+    def __init__(self, fake: Any, results: KnownResults | None = None) -> None:
+        self._fake, self._results = fake, results
         self._values = WeakTensorKeyDictionary()
         # Storages of which any values are known.
         self._storages: set[int] = set()
@@ -47,7 +51,7 @@ class KnownValues:
         name = func.overloadpacket.__name__
         if name in UNTOLD:
             raise NotImplementedError(f"fake tensors do not tell what {name} keeps")
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_in((args, kwargs))
         known = all(tensor in self._values or not isinstance(tensor, FakeTensor) for tensor in tensors)
         if name in READS and tensors and tensors[0] in self._checks:
             return True
@@ -58,18 +62,25 @@ class KnownValues:
         if known and (torch.Tag.dynamic_output_shape in func.tags):
             values = self._on_values(func, args, kwargs)
             return tree_map(self._as_fake, values)
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if self._results is None else self._results.call(func, args, kwargs)
         if name == "all":
             self._checks[result] = True
-        self._follow(func, args, kwargs, result, known, sum(tensor.numel() for tensor in tensors))
+        if known or func._schema.is_mutable:
+            self._follow(func, args, kwargs, result, known, sum(tensor.numel() for tensor in tensors))
         return result
 
+    def number(self, leaf: Any) -> Any:
+        """The number that a tensor of one element holds, where it is known; anything else as it is."""
+        if isinstance(leaf, Tensor) and leaf.numel() == 1 and leaf in self._values:
+            with unset_fake_temporarily():
+                return self._values[leaf].item()
+        return leaf
+
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any, known: bool, size: int) -> None:
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = tensors_in(result)
         few = size + sum(tensor.numel() for tensor in made) <= MOST
         if known and few and made:
-            values = tree_leaves(self._on_values(func, args, kwargs))
-            values = [value for value in values if isinstance(value, Tensor)]
+            values = tensors_in(self._on_values(func, args, kwargs))
             for fake, value in zip(made, values, strict=True):
                 self.tell(fake, value)
                 self._checks.pop(fake, None)
@@ -112,3 +123,17 @@ class KnownValues:
             else:
                 places.append(index)
         return (args[0], places, *args[2:])
+
+
+class NumbersOf(TorchFunctionMode):
+    """While entered, a tensor may be made of a list of fake ones, of one element each, whose values are known."""
+
+    def __init__(self, known: KnownValues) -> None:
+        super().__init__()
+        self._known = known
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run `func`, on numbers where it would read them."""
+        if func in MADE_OF_NUMBERS and args and isinstance(args[0], list | tuple):
+            args = (tree_map(self._known.number, args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,10 +35,11 @@ def without_weights() -> Iterator[None]:
         yield
 
 
-def shorten(module: nn.Module) -> dict[str, list[str]]:
+def shorten(module: nn.Module, keeps_ends: bool = False) -> dict[str, list[str]]:
     """Take out of each list of blocks those behind the first few that are like the others, in place.
 
-    Gives, by the path of the block behind which some were taken out, those of the blocks that they are like.
+    Gives, by the path of the block behind which some were taken out, those of the blocks that they are like. Where it
+    `keeps_ends`, one more round of blocks is left before those taken out, and one behind them.
 
     Model: blocks are alike that have equal parameters, classes and settings; which kinds come first is kept, because
     modules may treat their blocks by number.
@@ -53,6 +55,9 @@ def shorten(module: nn.Module) -> dict[str, list[str]]:
         listed = _listed(module, len(paths))
         looks = _looks([module.get_submodule(path) for path in paths], listed)
         out = stretches(looks, any_place=not any(listed))
+        if keeps_ends:
+            out = _between(out, len(paths))
+            _say_how_many(module, parent, len(paths), len(paths) - sum(last - first for first, last, _ in out))
         gone = {number for first, last, _ in out for number in range(first, last)}
         kept = [number for number in range(len(paths)) if number not in gone]
         # Blocks that are left are numbered anew.
@@ -73,6 +78,30 @@ def stretches(looks: Sequence[object], any_place: bool) -> list[tuple[int, int, 
     behind = _at_end(looks)
     found = _rounds(looks) if any_place else []
     return max(behind, found, key=lambda own: sum(last - first for first, last, _ in own))
+
+
+def _between(out: Sequence[tuple[int, int, int]], count: int) -> list[tuple[int, int, int]]:
+    """The same of `count` places, but for a round before what is left out at the end, and one behind it."""
+    if len(out) != 1 or out[0][1] != count:
+        return list(out)
+    ((first, last, period),) = out
+    rounds = (last - first) // period - 2
+    return [(first + period, first + period + rounds * period, period)] if rounds > 0 else []
+
+
+def _say_how_many(module: nn.Module, parent: str, before: int, left: int) -> None:
+    """Let the configuration of what holds a list say how many blocks are left: some count outputs of blocks by it."""
+    names = parent.split(".")
+    holders = (module.get_submodule(".".join(names[:depth])) for depth in range(len(names), -1, -1))
+    told = (holder.config for holder in holders if hasattr(holder, "config"))
+    config: Any = next((one for one in told if getattr(one, "num_hidden_layers", None) == before), None)
+    if config is None or left == before:
+        return
+    own = copy.copy(config)
+    own.num_hidden_layers = left
+    for child in module.modules():
+        if vars(child).get("config") is config:
+            child.config = own
 
 
 def _at_end(looks: Sequence[object]) -> list[tuple[int, int, int]]:

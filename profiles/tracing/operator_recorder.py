@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from profiles.models.operators import ATTENTION_FLOPS, Kind, Phase
 from profiles.tracing.kernel_kinds import classify
-from profiles.tracing.storages import UNNUMBERED, Storages, size_of, storage_of
+from profiles.tracing.storages import UNNUMBERED, Storages, size_of, storage_of, tensors_in
 from profiles.workloads.repeats import watched_by
 
 DTYPES = {
@@ -170,8 +169,7 @@ class Recorder(TorchDispatchMode):
         if func.namespace != "aten":
             return func(*args, **(kwargs or {}))
         result = self._call(func, args, kwargs or {})
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        inputs, outputs = tensors_in((args, kwargs)), tensors_in(result)
         known = {storage_of(tensor) for tensor in inputs}
         made = [tensor for tensor in outputs if storage_of(tensor) not in known]
         if made or func._schema.is_mutable:

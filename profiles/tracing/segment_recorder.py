@@ -26,12 +26,14 @@ from profiles.tracing.storages import size_of, storage_of
 class Cut:
     """What is known of a segment beside its kernels: its block's path, bytes that go in and come out.
 
-    `takes` and `gives` are the shapes of its block's tensors that gradients pass through.
+    `takes` and `gives` are the shapes of its block's tensors that gradients pass through. `kept_bytes` live behind it
+    that nothing saved.
     """
 
     path: str = ""
     input_bytes: int = 0
     output_bytes: int = 0
+    kept_bytes: int = 0
     takes: list[tuple[int, ...]] = field(default_factory=list)
     gives: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -126,6 +128,7 @@ class SegmentRecorder(Recorder):
         self._claim(made)
         own = self.cuts.segments[self.segment]
         own.output_bytes, own.gives = _bytes_of(made), [tuple(tensor.shape) for tensor in made]
+        own.kept_bytes = self._storages.free_bytes()
         self._next()
         self.cuts.segments[self.segment].input_bytes = _bytes_of(made)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from torch import nn
@@ -47,6 +48,7 @@ class Segment:
     frozen: int
     gives_what_it_takes: bool
     messages: tuple[tuple[Phase, int], ...] = ()
+    carried_bytes: int = 0
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -68,16 +70,26 @@ class Run:
     segments: tuple[Segment, ...]
     recording: Recording
     cuts: SeenCuts
+    # By the id of another run, which lives as long: whether the two are alike.
+    like: dict[int, bool] = field(default_factory=dict)
 
     def peak(self, segment: int, phase: Phase, base: Run) -> int:
         """The most that lives in a segment, at the moment at which most did in `base`, where both did the same."""
+        own = self.segments[segment]
+        # Autocast keeps weights that it has converted until the forward pass ends.
+        carried = own.carried_bytes if phase == "forward" else 0
         if not self.is_like(base):
-            return self.segments[segment].peaks.get(phase, 0)
+            return own.peaks.get(phase, 0) + carried
         members = base.segments[segment].peak_members.get(phase, frozenset())
-        return sum(map(self.recording.bytes_of, members))
+        return sum(map(self.recording.bytes_of, members)) + carried
 
     def is_like(self, other: Run) -> bool:
         """Whether the two ran the same kernels, on the same storages."""
+        if id(other) not in self.like:
+            self.like[id(other)] = self._ran_the_same(other)
+        return self.like[id(other)]
+
+    def _ran_the_same(self, other: Run) -> bool:
         ours, theirs = self.recording, other.recording
         return len(ours.storage_bytes) == len(theirs.storage_bytes) and all(
             a.signature == b.signature and a.outputs == b.outputs
@@ -85,15 +97,24 @@ class Run:
         )
 
 
-def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts, sent: Sequence[Sent] = ()) -> Run:
-    """The segments of what was recorded, beside which cuts were `seen` and messages were `sent`."""
+def cut(
+    recorder: SegmentRecorder,
+    module: nn.Module,
+    seen: Cuts,
+    sent: Sequence[Sent] = (),
+    between: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Run:
+    """The segments of what was recorded, beside which cuts were `seen` and messages were `sent`.
+
+    `between` are the blocks behind which others were taken out, though not all, and those that they are like.
+    """
     recording, cuts = recorder.recording, recorder.cuts.segments
     parameters = _parameters(recorder, module)
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
         saved[segment] += recording.bytes_of(index)
     operators = _by_segment(recording, [own.path for own in cuts])
-    made = []
+    made, carried = list[Segment](), 0
     for number, own in enumerate(cuts):
         peaks = {phase: recording.peaks[number, phase] for phase in PHASES if (number, phase) in recording.peaks}
         name = FIRST if number == 0 else LAST
@@ -114,8 +135,13 @@ def cut(recorder: SegmentRecorder, module: nn.Module, seen: Cuts, sent: Sequence
                 frozen=sum(one.numel() for one in parameters[number] if not one.requires_grad),
                 gives_what_it_takes=not Counter(own.gives) - Counter(own.takes),
                 messages=tuple((phase, num_bytes) for segment, phase, num_bytes in sent if segment == number),
+                carried_bytes=carried,
             )
         )
+        like = between.get(own.path, ())
+        if like:
+            period = len(set(like))
+            carried += (own.kept_bytes - cuts[number - period].kept_bytes) * (len(like) // period)
     return Run(segments=tuple(made), recording=recording, cuts=seen_cuts(seen))
 
 

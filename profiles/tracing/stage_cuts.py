@@ -64,9 +64,8 @@ def cutting_of(
         return Cutting(refusal=f"{title} has no blocks that are repeated")
     if any(list(one.order) != blocks for one in every):
         return Cutting(refusal=f"which blocks of {title} run depends on the batch")
-    for number, path in enumerate(blocks):
-        if path in taken and any(one.num_bytes[number] != one.num_bytes[number - 1] for one in every):
-            raise InputError(f"{title}: more and more comes to the blocks behind {path}")
+    for one in every:
+        check_equal(title, blocks, taken, one)
     # Of each layer the block that it is like, from 1; the first and the last layer are none.
     like = [number for number, path in enumerate(blocks, 1) for _ in range(1 + len(taken.get(path, ())))]
     refusals = [
@@ -80,6 +79,18 @@ def cutting_of(
         refusal=next((f"{title}: {words}" for words in refusals if words), ""),
         shared=_shared(every[0].shared, like, len(blocks)),
     )
+
+
+def check_equal(title: str, blocks: Sequence[str], taken: Mapping[str, Sequence[str]], seen: SeenCuts) -> None:
+    """Check that as much comes to blocks behind which others were taken out, as to those before.
+
+    Raises: InputError.
+    """
+    if list(seen.order) != blocks:
+        return
+    for number, path in enumerate(blocks):
+        if path in taken and seen.num_bytes[number] != seen.num_bytes[number - 1]:
+            raise InputError(f"{title}: more and more comes to the blocks behind {path}")
 
 
 def _fitted(runs: Sequence[SeenCuts], grid: Grid) -> list[Polynomial]:

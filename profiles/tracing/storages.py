@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 UNNUMBERED = -1
 # Where storages are counted that no segment saved.
@@ -77,6 +77,11 @@ class Storages:
         self._sweep()
         return self._sums[FREE] + self._sums[segment]
 
+    def free_bytes(self) -> int:
+        """Bytes of what lives and no segment saved."""
+        self._sweep()
+        return self._sums[FREE]
+
     def live(self, segment: int) -> frozenset[int]:
         """The numbers of what lives beside what other segments saved."""
         self._sweep()
@@ -105,7 +110,26 @@ class Storages:
 
 def storage_of(tensor: Tensor) -> int:
     """A number that names the tensor's storage while it lives."""
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+    return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors among the arguments or results of a kernel, in order."""
+    found: list[Tensor] = []
+    _collect(values, found)
+    return found
+
+
+def _collect(values: Any, found: list[Tensor]) -> None:
+    # Torch's own walk through trees takes as long as the rest of what is done with a kernel.
+    if isinstance(values, Tensor):
+        found.append(values)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            _collect(value, found)
+    elif isinstance(values, dict):
+        for value in values.values():
+            _collect(value, found)
 
 
 def size_of(tensor: Tensor) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from profiles.models.profile import WorkloadSpec
 from profiles.tracing import cuts
 from profiles.tracing.atoms import atoms_of, watching
 from profiles.tracing.dropout import Dropout
-from profiles.tracing.known_values import KnownValues
+from profiles.tracing.fake_results import KnownResults
+from profiles.tracing.known_values import KnownValues, NumbersOf
 from profiles.tracing.module_copies import (
     fake_like,
     replace_tensors,
@@ -36,6 +37,12 @@ from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task import Batch, Task
 from profiles.workloads.tensor_splits import Split
 
+# What is left of lists of equal blocks: the first few; those, the last and as many in between as show that what is
+# taken out is like them; or all.
+Left: TypeAlias = Literal["first", "ends", "all"]
+FIRST: Left = "first"
+ENDS: Left = "ends"
+ALL: Left = "all"
 # Parameters that a module may have that is run with real weights: 8 GB of them.
 MOST_REAL = 2_000_000_000
 SEED = 1
@@ -50,7 +57,8 @@ class Subject:
     """A module that can be run: with fake or real tensors, whole or with blocks taken out.
 
     `num_parameters` are those of the whole module; `fake` is the mode of its tensors, None where they are real;
-    `dropout` is that of a kind of device, `blocks` are the paths of its repeated blocks, `taken` what was taken out.
+    `dropout` is that of a kind of device, `blocks` are the paths of its repeated blocks, `taken` what was taken out,
+    `left` what was not; `results` are those of kernels on fake tensors.
     """
 
     spec: WorkloadSpec
@@ -59,8 +67,10 @@ class Subject:
     blocks: tuple[str, ...]
     taken: dict[str, list[str]]
     num_parameters: int
+    left: Left = ALL
     fake: Any = None
     dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
+    results: KnownResults | None = None
     runs: dict[tuple[str, int, int, int], Run] = field(default_factory=dict)
 
     @property
@@ -80,7 +90,8 @@ class Subject:
                 with foreign_code(self.spec, f"{self.spec.title}: its module or its loss does not run"):
                     recorder, walk = self._recorded(self.task.example(samples, size), precision, rank)
                 # Out here, for a mistake in it is none of the module's.
-                self.runs[key] = cut(recorder, self.module, walk.finish(), rank.sent)
+                between = self.taken if self.left == ENDS else {}
+                self.runs[key] = cut(recorder, self.module, walk.finish(), rank.sent, between)
         return self.runs[key]
 
     def _recorded(self, batch: Batch, precision: str, rank: OneRank) -> tuple[SegmentRecorder, cuts.Recording]:
@@ -88,9 +99,10 @@ class Subject:
             with fork_rng(devices=[]):
                 torch.manual_seed(SEED)
                 return self._passed(batch, precision, None, rank)
-        known = KnownValues(self.fake)
+        self.results = self.results or KnownResults(self.fake)
+        known = KnownValues(self.fake, self.results)
         fake = tree_map(functools.partial(self._faked, known), batch)
-        with self.fake, seen_as_real(), matched_in_order(), told_by_the_error(), fork_rng(devices=[]):
+        with self.fake, seen_as_real(), matched_in_order(), told_by_the_error(), fork_rng(devices=[]), NumbersOf(known):
             return self._passed(fake, precision, known, rank)
 
     def _faked(self, known: KnownValues, leaf: Any) -> Any:
@@ -120,18 +132,18 @@ class Subject:
 def subjects(spec: WorkloadSpec, task: Task) -> Iterator[Callable[[], Subject]]:
     """What can be run, the quickest first; each is built when it is called, and may fail with an InputError."""
     for make in (_fake, _real):
-        for shortened in (True, False):
-            yield functools.partial(_built, make, spec, task, shortened)
+        for left in (FIRST, ENDS, ALL):
+            yield functools.partial(_built, make, spec, task, left)
 
 
 def whole_of(subject: Subject) -> Subject:
     """The same module with nothing taken out."""
-    return _built(_real if subject.is_real else _fake, subject.spec, subject.task, False)
+    return _built(_real if subject.is_real else _fake, subject.spec, subject.task, ALL)
 
 
 def real_of(subject: Subject) -> Subject:
     """The same module, of which as much was taken out, with weights."""
-    return _built(_real, subject.spec, subject.task, bool(subject.taken))
+    return _built(_real, subject.spec, subject.task, subject.left)
 
 
 def is_remade(spec: WorkloadSpec) -> bool:
@@ -139,45 +151,45 @@ def is_remade(spec: WorkloadSpec) -> bool:
     return spec.kind == "transformers" and not spec.weights
 
 
-def _built(
-    make: Callable[[WorkloadSpec, Task, bool], Subject], spec: WorkloadSpec, task: Task, shortened: bool
-) -> Subject:
+def _built(make: Callable[[WorkloadSpec, Task, Left], Subject], spec: WorkloadSpec, task: Task, left: Left) -> Subject:
     with foreign_code(spec, f"{spec.title}: its module cannot be built"), fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return make(spec, task, shortened)
+        return make(spec, task, left)
 
 
-def _fake(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
+def _fake(spec: WorkloadSpec, task: Task, left: Left) -> Subject:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with without_weights():
         module = task.build()
-    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
+    count, (blocks, taken) = _trained(module), _blocks(module, left)
     with fake:
         replace_tensors(module, fake_like)
-    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count, fake=fake)
+    return Subject(
+        spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count, left=left, fake=fake
+    )
 
 
-def _real(spec: WorkloadSpec, task: Task, shortened: bool) -> Subject:
+def _real(spec: WorkloadSpec, task: Task, left: Left) -> Subject:
     with without_weights() if is_remade(spec) else contextlib.nullcontext():
         module = task.build()
-    count, (blocks, taken) = _trained(module), _blocks(module, shortened)
-    left = sum(parameter.numel() for parameter in module.parameters())
-    if left > MOST_REAL:
+    count, (blocks, taken) = _trained(module), _blocks(module, left)
+    held = sum(parameter.numel() for parameter in module.parameters())
+    if held > MOST_REAL:
         raise TooLarge(
             f"{spec.title}: it cannot be traced without values, and with them "
-            f"{left / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
+            f"{held / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if is_remade(spec) else module
-    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count)
+    return Subject(spec=spec, task=task, module=module, blocks=blocks, taken=taken, num_parameters=count, left=left)
 
 
-def _blocks(module: nn.Module, shortened: bool) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+def _blocks(module: nn.Module, left: Left) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """The repeated blocks of a module that are left in it, and what was taken out."""
     # Found before: of stages with few blocks left, others would be.
     found = repeated_blocks(module)
-    taken = shorten(module) if shortened else {}
-    left = {path for path, _ in module.named_modules()}
-    return tuple(path for path in found if path in left), taken
+    taken = shorten(module, keeps_ends=left == ENDS) if left != ALL else {}
+    paths = {path for path, _ in module.named_modules()}
+    return tuple(path for path in found if path in paths), taken
 
 
 def _trained(module: nn.Module) -> int:

@@ -22,7 +22,7 @@ from profiles.models.splitting import DEGREES, SIZES, Splitting, operators_over_
 from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.probes import Probes, looks
 from profiles.tracing.segments import Run
-from profiles.tracing.task_runs import Subject, is_remade, real_of
+from profiles.tracing.task_runs import ENDS, Subject, is_remade, real_of
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
 from profiles.workloads.split_search import find_split
@@ -74,8 +74,8 @@ def _with_values(subject: Subject) -> nn.Module:
     Raises: InputError where it cannot be built; PlanError where it is too large to be tried.
     """
     spec = subject.spec
-    left = sum(parameter.numel() for parameter in subject.module.parameters())
-    count = left if is_remade(spec) or subject.is_real else subject.num_parameters
+    held = sum(parameter.numel() for parameter in subject.module.parameters())
+    count = held if subject.left != ENDS and (is_remade(spec) or subject.is_real) else subject.num_parameters
     if count > MOST_TRIED:
         raise PlanError(
             f"{spec.title}: how it is split over ranks is tried with weights, and {count / 1e6:.0f} million are too "

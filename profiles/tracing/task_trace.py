@@ -23,10 +23,10 @@ from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
 from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, probes
 from profiles.tracing.segments import Run
-from profiles.tracing.stage_cuts import cutting_of
+from profiles.tracing.stage_cuts import check_equal, cutting_of
 from profiles.tracing.task_runs import Subject, TooLarge, subjects
 from profiles.tracing.task_splits import split_layers
-from profiles.tracing.whole_check import check_against_whole
+from profiles.tracing.whole_check import check_against_whole, check_between
 from profiles.workloads.task import Task
 
 # By how much a run may differ from what the polynomials say of it, in FLOPs and in what is saved, and what is refused.
@@ -84,7 +84,7 @@ def trace_task(
 
 
 def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
-    _check_shortened(subject, precisions[0])
+    _check_shortened(subject, precisions)
     chosen = _choose(subject, precisions[0])
     points = chosen.grid.points
     if subject.taken and subject.spec.kind == "module":
@@ -93,6 +93,8 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     runs = {precision: [subject.run(precision, *point) for point in points] for precision in precisions}
     kinds = _kinds(subject.spec, runs)
     paths = [segment.path for segment in runs[precisions[0]][0].segments]
+    for one in chain.from_iterable(runs.values()):
+        check_between(subject, kinds, one)
     layers = {precision: _layers(kinds, own, chosen) for precision, own in runs.items()}
     seen = {precision: [run.cuts for run in own] for precision, own in runs.items()}
     cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
@@ -101,17 +103,19 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     return replace(profile, layers=layers, splitting=splitting, can_tensor_parallel=bool(splitting.degrees))
 
 
-def _check_shortened(subject: Subject, precision: str) -> None:
+def _check_shortened(subject: Subject, precisions: Sequence[str]) -> None:
     """Check that what was taken out of a module would run behind what was left, each on what the one before it gives.
 
     Raises: InputError.
     """
     small = looks(subject.task)
+    point = 2, small[0] if small else subject.task.size
     try:
-        run = subject.run(precision, 2, small[0] if small else subject.task.size)
+        run = subject.run(precisions[0], *point)
     except InputError:
         # Not all say which sizes they take.
-        run = subject.run(precision, 2, subject.task.size)
+        point = 2, subject.task.size
+        run = subject.run(precisions[0], *point)
     shapes = {segment.path: segment.shapes for segment in run.segments}
     count = sum(math.prod(shape) for segment in run.segments for shape in segment.shapes)
     ends = [segment for segment in run.segments if segment.path in subject.taken]
@@ -122,6 +126,11 @@ def _check_shortened(subject: Subject, precision: str) -> None:
         or not all(end.gives_what_it_takes for end in ends)
     ):
         raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
+    # All runs are held to these later on: a module that fails here need not be run at all sizes.
+    for precision in precisions if subject.taken else ():
+        run = subject.run(precision, *point)
+        check_equal(subject.spec.title, [own.path for own in run.segments if own.path], subject.taken, run.cuts)
+        check_between(subject, [segment.key for segment in run.segments], run)
 
 
 def _choose(subject: Subject, precision: str) -> Probes:

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy
+import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 __all__ = [
@@ -21,11 +22,17 @@ __all__ = [
     "seen_as_real",
     "told_by_the_error",
     "unset_fake_temporarily",
+    "without_modes",
 ]
 # What detectors match predictions with answers by: which belong together depends on values, how many do not.
 MATCHING = "linear_sum_assignment"
 # Where transformers asks whether a tensor is fake, and then takes ways that it does not take in training.
 LIBRARY, QUESTION = "transformers.utils.import_utils", "is_fake_tensor"
+
+
+def without_modes() -> Any:
+    """What is entered where kernels run past every mode of dispatch."""
+    return torch._C._DisableTorchDispatch()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How products are computed: in full, on tensor cores with fewer bits, in 16 bits by autocast, or in 8 by torchao.
 
-Parameters, gradients and the optimizer are fp32 in every precision. `fp8` is bf16 but for the linears of the layers
+Parameters, gradients and the optimizer are fp32 in every precision; `fp16` has its loss scaled besides, by whoever
+trains. `fp8` is bf16 but for the linears of the layers
 between the first and the last: inputs and weights are rounded to e4m3 and gradients to e5m2 with one scale for each
 tensor, found as it comes; products add up in 32 bits. Source: torchao.float8, "tensorwise".
 """
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from profiles.errors import EnvironmentFailure
-from profiles.models.profile import MIXED
+from profiles.models.profile import MIXED, SCALED
 
 # In what the rest of a model is computed where its linears have a precision of their own.
 BESIDE_PRODUCTS = {"tf32": "fp32", "fp8": "bf16"}
@@ -33,7 +34,14 @@ def computing(precision: str, device_kind: str) -> contextlib.AbstractContextMan
 
 def autocast(precision: str, device_kind: str) -> contextlib.AbstractContextManager[object]:
     """While entered, what 16 bits suffice for is computed in them, where `precision` is a mixed one."""
-    return torch.autocast(device_kind, dtype=torch.bfloat16) if precision in MIXED else contextlib.nullcontext()
+    return torch.autocast(device_kind, dtype=low_dtype(precision)) if precision in MIXED else contextlib.nullcontext()
+
+
+def low_dtype(precision: str) -> torch.dtype:
+    """What is computed with in a precision: 16 bits where it is a mixed one, else 32."""
+    if precision not in MIXED:
+        return torch.float32
+    return torch.float16 if precision == SCALED else torch.bfloat16
 
 
 def set_products(precision: str) -> None:
@@ -58,7 +66,7 @@ def lower(layer: nn.Module, precision: str, is_last: bool) -> nn.Module:
     if precision in MIXED:
         for parameter in layer.parameters():
             if not parameter.requires_grad and parameter.dim() > 1:
-                parameter.data = parameter.data.bfloat16()
+                parameter.data = parameter.data.to(low_dtype(precision))
     if precision != "fp8" or is_last:
         return layer
     if importlib.util.find_spec("torchao") is None:

@@ -16,21 +16,12 @@ from torch import Tensor, nn
 
 from profiles.workloads.forwards import replace_forward
 from profiles.workloads.randomness import silence
+from profiles.workloads.split_comparison import Compared, Failure, around, close, largest, summed_over
 from profiles.workloads.split_ranks import Ranks, run_as_rank
-from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Split
+from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, EXPERTS, ROWS, Split
 
-# In fp32, of the largest number of a tensor, and of the largest around it: what cancels out leaves rounding alone.
-ROUNDING, ROUNDING_AROUND = 5e-5, 2e-6
 # What parameters that are one number throughout are changed by: small beside what products of layers give.
 NOISE = 0.02
-
-
-class Failure(Exception):
-    """A split that is not right, at the linear of this path, or the parameter of this name."""
-
-    def __init__(self, *, path: str, why: str) -> None:
-        super().__init__(f"{path}: {why}")
-        self.path, self.why = path, why
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,7 +85,7 @@ class _One(Ranks):
         number = len(calls)
         calls.append(value.detach())
         wanted = self.whole.entered[path][number]
-        if value.shape != wanted.shape or not _close(value.detach(), wanted):
+        if value.shape != wanted.shape or not close(value.detach(), wanted):
             raise Failure(path=path, why="what it is given, or gives, is not the same on every rank")
 
         def note(gradient: Tensor) -> Tensor:
@@ -153,30 +144,10 @@ def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -
         return gave
 
     def size(gradient: Tensor) -> Tensor:
-        seen.given_back[path] = max(_largest([gradient]), seen.given_back.get(path, 0.0))
+        seen.given_back[path] = max(largest([gradient]), seen.given_back.get(path, 0.0))
         return gradient
 
     return call
-
-
-def _close(value: Tensor, wanted: Tensor, own: float = 0.0, least: float = 0.0) -> bool:
-    if not wanted.numel():
-        return True
-    largest = max(float(wanted.abs().max()), own)
-    return bool((value - wanted).abs().max() <= ROUNDING * largest + least)
-
-
-def _largest(tensors: list[Tensor]) -> float:
-    return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
-
-
-def _around(largest: Mapping[str, float]) -> dict[str, float]:
-    """By name of a gradient, below what a difference is rounding: as those of the module around it are."""
-    found: dict[str, float] = {}
-    for name, value in largest.items():
-        around = name.rpartition(".")[0]
-        found[around] = max(value, found.get(around, 0.0))
-    return {name: found[name.rpartition(".")[0]] * ROUNDING_AROUND for name in largest}
 
 
 def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -> frozenset[str]:
@@ -193,7 +164,7 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
         path: module.get_submodule(path).bias if style == ROWS else None for path, style in split.styles.items()
     }
     ones = [_One(rank, whole) for rank in range(split.degree)]
-    found = []
+    compared = Compared(gradients)
     for one in ones:
         try:
             with run_as_rank(module, split, one):
@@ -204,11 +175,11 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
             reached = len(one.seen.order)
             path = whole.order[reached] if reached < len(whole.order) else ""
             raise Failure(path=path, why=f"one rank of it fails: {error}") from error
-        if not _close(own, loss):
+        if not close(own, loss):
             raise Failure(path="", why="its loss is another")
-        found.append(parts)
+        compared.add(parts)
     _compare_calls(whole, ones, biases)
-    return _summed(split, gradients, found)
+    return summed_over(split, compared)
 
 
 def _pass(
@@ -230,37 +201,15 @@ def _compare_calls(whole: _Seen, ones: list[_One], biases: Mapping[str, Tensor |
             parts = [one.seen.added[path][number] for one in ones]
             bias = biases[path]
             total = sum(parts[1:], parts[0]) if bias is None else sum(parts[1:], parts[0]) + bias.detach()
-            if not _close(total, wanted, _largest(parts)):
+            if not close(total, wanted, largest(parts)):
                 raise Failure(path=path, why="what the ranks give does not add up to what it gives")
-    sizes = {path: _largest(list(calls.values())) for path, calls in whole.gradients.items()}
-    least = _around({path: max(size, whole.given_back.get(path, 0.0)) for path, size in sizes.items()})
+    sizes = {path: largest(list(calls.values())) for path, calls in whole.gradients.items()}
+    least = around({path: max(size, whole.given_back.get(path, 0.0)) for path, size in sizes.items()})
     for path, gradients in whole.gradients.items():
         for number, wanted in gradients.items():
             parts = [one.seen.gradients.get(path, {}).get(number, torch.zeros_like(wanted)) for one in ones]
-            if not _close(sum(parts[1:], parts[0]), wanted, _largest(parts), least[path]):
+            if not close(sum(parts[1:], parts[0]), wanted, largest(parts), least[path]):
                 raise Failure(path=path, why="gradients do not add up")
-
-
-def _summed(split: Split, whole: Mapping[str, Tensor], ranks: list[dict[str, Tensor]]) -> frozenset[str]:
-    found = set()
-    # By module: the gradient of a bias that changes nothing, as that of keys, is what rounding leaves of sums.
-    owners: dict[str, float] = {}
-    for name in whole:
-        owner = name.rpartition(".")[0]
-        owners[owner] = max(owners.get(owner, 0.0), _largest([own[name] for own in ranks]))
-    least = _around(owners)
-    for name, wanted in whole.items():
-        owner, _, last = name.rpartition(".")
-        parts, scale = [own[name] for own in ranks], owners[owner]
-        style = split.styles.get(owner)
-        is_apart = style in (COLUMNS, COLUMNS_INSIDE, EXPERTS) or (style == ROWS and last == "weight")
-        total = sum(parts[1:], parts[0])
-        is_same = not is_apart and max(_largest([part - wanted]) for part in parts) <= _largest([total - wanted])
-        if not all(_close(part, wanted, scale, least[owner]) for part in (parts if is_same else [total])):
-            raise Failure(path=name, why="its gradient is neither the same on all ranks nor a sum over them")
-        if not is_same and not is_apart:
-            found.add(name)
-    return frozenset(found)
 
 
 @contextmanager

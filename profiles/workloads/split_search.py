@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from profiles.errors import PlanError
+from profiles.workloads.split_comparison import Failure
 from profiles.workloads.split_finder import Block, Group, called_blocks, experts_of
 from profiles.workloads.split_flow import Arguments
 from profiles.workloads.split_numbers import Numbers, divided_numbers
-from profiles.workloads.split_proof import Failure, prove, with_numbers
+from profiles.workloads.split_proof import prove, with_numbers
 from profiles.workloads.tensor_splits import Split, joined
 
 

@@ -67,7 +67,8 @@ class StoredValues:
     def read(self, name: str, part: Part) -> Tensor:
         """A tensor, or a part of it; of the file no more than that is read, unless it is made of several.
 
-        Raises: InputError where it has another shape; ArtifactError where it cannot be read.
+        Raises: InputError where it has another shape, or transformers cannot make it; ArtifactError where it cannot be
+        read.
         """
         source, wanted = self._sources[name], self.shape(name)
         try:
@@ -83,13 +84,22 @@ class StoredValues:
 
     def _converted(self, name: str, source: _Source) -> Tensor:
         """What transformers makes of several tensors, such as those of the experts of a mixture."""
-        converter = copy.deepcopy(source.converter)
-        for key, pattern in source.keys:
-            converter.add_tensor(name, key, pattern, self._tensor(key))
-        found = converter.convert(name, model=self._module, config=getattr(self._module, "config", None))
-        value: Any = found[name]
-        tensor: Tensor = value[0] if isinstance(value, list) else value
-        return tensor
+        parts = [(key, pattern, self._tensor(key)) for key, pattern in source.keys]
+        try:
+            converter = copy.deepcopy(source.converter)
+            for key, pattern, part in parts:
+                converter.add_tensor(name, key, pattern, part)
+            found = converter.convert(name, model=self._module, config=getattr(self._module, "config", None))
+            value: Any = found[name]
+            tensor: Tensor = value[0] if isinstance(value, list) else value
+            return tensor
+        except Exception as error:
+            # Of a library's code on a foreign file, which fails in any way where pieces are missing or of other shapes.
+            raise InputError(
+                f"{self.folder}: {name} cannot be made of {shown(source.keys[0][0])} and what belongs to it "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]:.100}): give weights of the same "
+                "configuration"
+            ) from error
 
     def _checked(self, name: str, value: Tensor, wanted: tuple[int, ...]) -> Tensor:
         if tuple(value.shape) != wanted:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from profiles.errors import InputError
 from profiles.models.families import BlockPaths, Style
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.adapted import adapt
@@ -99,6 +100,7 @@ class Workload:
             with random_kept(), foreign_code(self.spec, f"{self.spec.title} cannot be built"):
                 begin_random(seed)
                 layers = list(self.whole())[start:stop]
+            self._check_values(layers)
             yield from layers
             return
         first: nn.Module | None = None
@@ -113,6 +115,18 @@ class Workload:
                 if position == stop - 1:
                     layer.get_submodule("projection").weight = first.get_parameter("tokens.weight")
             yield layer
+
+    def _check_values(self, layers: Iterable[nn.Module]) -> None:
+        """Check that a user's own code gave its weights values, unless it was asked for none."""
+        if torch.get_default_device().type == "meta":
+            return
+        for layer in layers:
+            for name, own in layer.named_parameters():
+                if own.is_meta:
+                    raise InputError(
+                        f"{self.spec.title} leaves {name} of a {type(layer).__name__} on the meta device: let its "
+                        "factory build it with weights"
+                    )
 
     def shares_ends(self, start: int, stop: int) -> bool:
         """Whether the first and the last of these layers share a weight."""

@@ -23,6 +23,7 @@ WORTH = (
     "right",
     "training memory",
 )
+RUNTIMES = ("compression", "runtime", "precision", "latency", "calls", "with copies", "loss", "right")
 RIGHT = (
     "compression",
     "parameters",
@@ -44,11 +45,40 @@ def render(files: Sequence[CompressionFile]) -> str:
         title=" and ".join(dict.fromkeys(file.model_name for file in files)),
         verdict=[worth(file, result) for file in files for result in file.results[1:]],
         notes=[note for file in files for note in file.notes],
-        tables=[
-            pair
-            for file in files
-            for pair in (("Size, speed, quality and memory", _worth(file)), ("How right it was", _right(file)))
-        ],
+        tables=[pair for file in files for pair in _tables(file)],
+    )
+
+
+def _tables(file: CompressionFile) -> list[tuple[str, Table]]:
+    tables = [("Size, speed, quality and memory", _worth(file)), ("How right it was", _right(file))]
+    if any(own.runtimes for own in file.results):
+        tables.append(("In other runtimes", _runtimes(file)))
+    return tables
+
+
+def _runtimes(file: CompressionFile) -> Table:
+    rows = [
+        (
+            own.recipe.name,
+            " ".join(filter(None, (one.runtime, one.version))),
+            one.precision,
+            f"{format_seconds(one.latency_seconds)} ±{one.spread_fraction / 2:.0%}",
+            str(one.num_timed),
+            "" if one.with_copies_seconds is None else format_seconds(one.with_copies_seconds),
+            "" if one.loss is None else f"{one.loss:.3f}",
+            "" if one.right_fraction is None else format_percent(one.right_fraction),
+        )
+        for own in file.results
+        for one in own.runtimes
+    ]
+    return Table(
+        caption=(
+            "The exported model, one sample: on one thread of the CPU, in turns with PyTorch on its device; of "
+            "TensorRT the median of the device's own times, and with what is copied there and back. Loss is on "
+            "held-out samples."
+        ),
+        header=RUNTIMES,
+        rows=tuple(rows),
     )
 
 

@@ -36,7 +36,6 @@ for body in json.load(sys.stdin):
         print(json.dumps(""))
     except Exception as error:
         print(json.dumps(f"{type(error).__name__}: {str(error)[:300]}"))
-print(json.dumps(sky.__version__))
 """
 
 
@@ -81,11 +80,14 @@ def kubeflow() -> tuple[int, int, str]:
     schema = version["schema"]["openAPIV3Schema"]
     # Kubernetes adds what a name and other data of an object may be.
     schema["properties"]["metadata"] = {"properties": {"name": {"type": "string", "maxLength": 63}}}
+    validator = jsonschema.Draft202012Validator(schema)
+
+    def objections(body: Any) -> list[str]:
+        return [*(error.message for error in validator.iter_errors(body)), *unknown_fields(body, schema)]
+
     bodies = emitted("kubeflow")
-    wrong = []
-    for body in bodies:
-        found = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(body)]
-        wrong += [*found, *unknown_fields(body, schema)][:1]
+    assert objections({**bodies[0], "spec": {**bodies[0]["spec"], "trainers": {}}}), "a broken one is accepted"
+    wrong = [found[0] for body in bodies if (found := objections(body))]
     return len(bodies) - len(wrong), len(bodies), wrong[0] if wrong else ""
 
 
@@ -94,9 +96,11 @@ def skypilot() -> tuple[int, int, str]:
     bodies = emitted("skypilot")
     python = os.environ.get("SKYPILOT_PYTHON", sys.executable)
     done = subprocess.run(
-        [python, "-P", "-c", SKYPILOT], input=json.dumps(bodies), capture_output=True, text=True, check=True, cwd="/"
-    )
-    *said, _ = [json.loads(line) for line in done.stdout.splitlines()]
+        [python, "-P", "-c", SKYPILOT], input=json.dumps([*bodies, {**bodies[0], "num_node": 2}]), capture_output=True,
+        text=True, check=True, cwd="/",
+    )  # fmt: skip
+    *said, broken = [json.loads(line) for line in done.stdout.splitlines()]
+    assert broken, "a broken one is accepted"
     wrong = [one for one in said if one]
     return len(bodies) - len(wrong), len(bodies), wrong[0] if wrong else ""
 

@@ -32,7 +32,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             CONFIG: f"# {job_files.written_by(stack)}\n{yaml.safe_dump(config(file, plan), sort_keys=False)}",
             ARGUMENTS: job_files.as_json(arguments(file, plan, stack)),
             job_files.MODEL_FILE: job_files.model_json(file, stack),
-            job_files.JOB_FILE: job_files.job_json(file, stack),
+            job_files.JOB_FILE: job_files.job_json(file, stack, attention=job_files.attention_word(file)),
             "job.py": job_files.script("job.py", stack),
             "train.py": job_files.script("train_accelerate.py", stack),
         },

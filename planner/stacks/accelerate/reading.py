@@ -104,6 +104,7 @@ def job_of(config: Settings | None, arguments: Settings | None, given: Given, as
         num_devices=axes.num_devices,
         global_batch_size=batch.samples,
         sequence_length=job_files.known_length(settings.path, given),
+        attention_kernel=job_files.attention_of(given),
         cells=_cells(facts, arguments),
         unpriced=unpriced,
         unread=(*(config.unread if config else ()), *(arguments.unread if arguments else ())),

@@ -30,7 +30,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
         files={
             CONFIG: job_files.as_json(config(file, plan, stack)),
             job_files.MODEL_FILE: job_files.model_json(file, stack),
-            job_files.JOB_FILE: job_files.job_json(file, stack),
+            job_files.JOB_FILE: job_files.job_json(file, stack, attention=job_files.attention_word(file)),
             "job.py": job_files.script("job.py", stack),
             "train.py": job_files.script("train_deepspeed.py", stack),
         },

@@ -88,6 +88,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
         num_devices=devices,
         global_batch_size=batch.samples,
         sequence_length=job_files.known_length(path, given),
+        attention_kernel=job_files.attention_of(given),
         cells=_cells(settings),
         unpriced=settings.take_known(UNPRICED),
         unread=settings.unread,

@@ -37,7 +37,7 @@ UNPRICED = (
     "dataloader_drop_last", "data_efficiency.*", "flops_profiler.*", "tensorboard.*", "wandb.*", "csv_monitor.*",
     "comet.*", "comms_logger.*", "autotuning.*", "aio.*", "checkpoint.*", "timers.*", "monitor_config.*",
     "managed_gradient_accumulation", "use_data_before_expert_parallelism", "datastates.*", "hybrid_engine.*",
-    "vocabulary_size", "check_overflow", "_written_by",
+    "vocabulary_size", "check_overflow",
     "bf16.*", "bfloat16.*", "fp16.*",
     "pipeline.partition", "pipeline.seed_layers", "pipeline.activation_checkpoint_interval",
     "pipeline.pipe_partitioned", "pipeline.grad_partitioned",

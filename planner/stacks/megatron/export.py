@@ -41,7 +41,7 @@ TRAINING: Settings = {
     "distributed-timeout-minutes": 60,
 }
 MOCK: Settings = {"mock-data": True, "tokenizer-type": "NullTokenizer"}
-USER_DATA = "DATA=--data-path /path/to/dataset_text_document --tokenizer-type HuggingFaceTokenizer ..."
+USER_DATA = "DATA='--data-path /data/my_text_document --tokenizer-type HuggingFaceTokenizer ...'"
 
 
 def exporter(stack: str) -> Callable[[PlanFile, Candidate], Handover]:

@@ -74,7 +74,7 @@ UNPRICED_STARTS = _names("""
     standalone-embedding output-logit
 """)
 # Those of the table that are written, or looked at where others are, and that nothing is priced by.
-UNPRICED = ("mtp-num-layers", "use-precision-aware-optimizer", "no-gradient-accumulation-fusion")
+UNPRICED = ("mtp-num-layers", "use-precision-aware-optimizer")
 
 
 def is_neutral(name: str) -> bool:

@@ -127,10 +127,10 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
     ends = [int(told.is_on(f"account-for-{end}-in-pipeline-split")) for end in ("embedding", "loss")]
     each = told.size("num-layers-per-virtual-pipeline-stage")
     if each and not told.is_on("virtual-pipeline-model-parallel-size"):
-        virtual, left = divmod(num_layers + sum(ends), pipeline * each)
-        if left or not virtual:
+        virtual, rest = divmod(num_layers + sum(ends), pipeline * each)
+        if rest or not virtual:
             raise told.refuse(
-                f"{num_layers} layers are no whole number of stages of {each} on each of {pipeline} ranks",
+                f"{num_layers} layers on {pipeline} ranks cannot be cut into stages of {each}",
                 *("num-layers", "pipeline-model-parallel-size", "num-layers-per-virtual-pipeline-stage"),
             )
     if first or last:
@@ -192,6 +192,9 @@ def _read_sharding(told: Told, found: ReadLayout) -> None:
         stage = 3
         if told.is_on("torch-fsdp2-no-reshard-after-forward"):
             found.cells["reshard_after_forward"] = "no"
+    elif told.is_on("no-gradient-accumulation-fusion"):
+        # What shards weights has to do without.
+        told.unpriced.append(told.said["no-gradient-accumulation-fusion"].text)
     if replicas == 1:
         # Nothing is shared out, whatever is said.
         stage = 0

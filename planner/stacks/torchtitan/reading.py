@@ -11,7 +11,8 @@ from planner.plans import Plan, Recompute
 from planner.schedules.registry import NONE
 from planner.stacks import job_files
 from planner.stacks.handover import Given, StackJob
-from planner.stacks.said import Settings, from_flags, from_python, from_toml
+from planner.stacks.said import Settings, from_toml
+from planner.stacks.said_code import from_flags, from_python
 from planner.stacks.torchtitan.batches import batch_of
 from planner.stacks.torchtitan.words import (
     FIRST_FEWER,
