@@ -15,6 +15,7 @@ from planner.space.explore import Place, Space, explore
 from planner.space.layouts import Options
 from planner.space.to_plans import plan_of
 from planner.stacks.abilities import known_of, refusal
+from planner.stacks.layout_rules import Known
 from profiles.errors import InputError
 from profiles.machines.stacks import THIS_PROGRAM, load_stack, stack_names
 from tests.test_space import make
@@ -61,6 +62,16 @@ def test_an_axis_that_a_stack_lacks_is_refused_by_name(name: str, degree: str) -
     )  # fmt: skip
     if not getattr(stack.runs, degree):
         assert f"{name} has no {degree} parallel" in refusal(stack, plan, 10)
+
+
+@pytest.mark.parametrize("name", ["megatron-core", "megatron-lm"])
+def test_experts_of_megatron_ask_for_split_sequences(name: str) -> None:
+    """As its MoELayer raises while it trains by tensor parallelism without sequence parallelism."""
+    stack = load_stack(name)
+    whole = Plan(tensor_parallel=2, vocab_parallel=True, precision="bf16")
+    assert refusal(stack, whole, 10) == ""
+    assert "experts" in refusal(stack, whole, 10, Known(num_experts=8))
+    assert refusal(stack, replace(whole, sequence_parallel=True), 10, Known(num_experts=8)) == ""
 
 
 def test_nobody_has_tried_what_other_stacks_run() -> None:

@@ -368,3 +368,39 @@ def test_a_damaged_value_ends_in_a_job_or_a_sentence(name: str, value: str, data
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert job.plan.num_devices == job.num_devices
+
+
+TOKENS = """from torchtitan.config import ParallelismConfig, TrainingConfig
+
+CONFIG = Trainer.Config(
+    training=TrainingConfig({training}),
+    parallelism=ParallelismConfig(pipeline_parallel_degree={stages}, num_pp_microbatches=4),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("training", "stages", "micro", "count"),
+    [
+        ("num_tokens_per_microbatch_per_dp_rank=512, max_context_length=128", 2, 4, 4),
+        ("num_tokens_per_microbatch_per_dp_rank=512, max_context_length=128, num_tokens_per_train_step=16384", 2, 4, 8),
+        # Without a pipeline there are no micro-batches beside those that gradients are added up over.
+        ("num_tokens_per_microbatch_per_dp_rank=512, max_context_length=128", 1, 4, 1),
+        ("max_context_length=128", 1, 128, 1),
+    ],
+)
+def test_batches_in_tokens_are_those_of_torchtitans_trainer(
+    training: str, stages: int, micro: int, count: int, tmp_path: Path
+) -> None:
+    """Tokens of a step are those of a pass x passes of a pipeline x gradient accumulation x replicas."""
+    job = read(tmp_path, "a.py", TOKENS.format(training=training, stages=stages))
+    assert (job.plan.micro_batch_size, job.plan.num_microbatches, job.sequence_length) == (micro, count, 128)
+    assert not job.unread
+
+
+@pytest.mark.parametrize("batch", ["training.global_batch_size", "parallelism.data_parallel_shard_degree"])
+def test_a_word_where_a_number_belongs_is_refused(batch: str, tmp_path: Path) -> None:
+    section, name = batch.split(".")
+    text = f"[{section}]\n{name} = 'many'\n[experimental]\n"
+    with pytest.raises(InputError, match=f"line 2: {batch}"):
+        read(tmp_path, "a.toml", text)

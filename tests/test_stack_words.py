@@ -90,6 +90,20 @@ def test_batches_are_those_that_deepspeed_multiplies() -> None:
     assert content["pipeline"] == {"stages": 2}
 
 
+@pytest.mark.parametrize(("zero", "precision", "is_told"), [(0, "bf16", True), (1, "bf16", False), (0, "fp16", False)])
+def test_states_that_deepspeeds_pipelines_shard_anyway_are_told_of(
+    zero: int, precision: str, is_told: bool, tmp_path: Path
+) -> None:
+    """BF16_Optimizer, which pipelines in bf16 have without ZeRO, cuts its groups by the data-parallel ranks."""
+    plan = replace(ONE["deepspeed"], zero_stage=zero, precision=precision)
+    handover = hand_over("deepspeed", plan)
+    write(handover, tmp_path)
+    path = tmp_path / MAIN["deepspeed"]
+    job = registry.read(path, path.read_text(encoding="utf-8"), Given())
+    for words in (handover.notes, job.assumed):
+        assert any("BF16_Optimizer" in word for word in words) == is_told
+
+
 def test_degrees_of_accelerate_make_its_processes() -> None:
     content = yaml.safe_load(hand_over("accelerate", ONE["accelerate"]).files["accelerate.yaml"])
     product = 1

@@ -99,6 +99,11 @@ def _copies_heads(runs: Abilities, own: Degrees) -> Flags:
     return np.asarray(is_copied & (not runs.copies_heads))
 
 
+def _routes_whole(runs: Abilities, own: Degrees) -> Flags:
+    is_whole = (own.tensor > 1) & ~np.asarray(own.sequence_parallel, dtype=bool)
+    return np.asarray(is_whole & (own.known.num_experts > 0) & (not runs.routes_whole_sequences))
+
+
 def _ties_stages(runs: Abilities, own: Degrees) -> Flags:
     return np.asarray((own.pipeline > 1) & own.known.is_tied & (not runs.ties_stages))
 
@@ -164,6 +169,7 @@ RULES: tuple[Rule, ...] = (
     *(_whole_apart(axis) for axis in ("tensor", "context", "expert", "pipeline")),
     ("ZeRO stage 3 over some of the replicas", _in_part),
     ("optimizer states offloaded at this stage of ZeRO", _offloads_whole),
+    ("experts beside tensor parallel without sequence parallel", _routes_whole),
     ("pipelines of models whose embedding is their head", _ties_stages),
     ("more tensor-parallel ranks than heads of keys", _copies_heads),
     ("samples of such a length cut into so many pieces", _cuts_samples),

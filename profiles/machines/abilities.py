@@ -22,8 +22,9 @@ class Abilities:
     `zero_beside`: axes that stages above 1 go with, `whole_beside`: that stage 0 goes with where there are replicas.
     `shards_in_part`: ZeRO 3 over fewer ranks than all replicas, of the data axis alone.
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each;
-    `copies_heads`: whether over more ranks than a model has heads of keys. `context_pieces`: how many pieces of a
-    sample a context-parallel rank has, all as long. `ties_stages`: pipelines of models whose embedding is their head.
+    `routes_whole_sequences`: whether a mixture of experts does without the former; `copies_heads`: whether over more
+    ranks than a model has heads of keys. `context_pieces`: how many pieces of a sample a context-parallel rank has, all
+    as long. `ties_stages`: pipelines of models whose embedding is their head.
     `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
     neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
     schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
@@ -46,6 +47,7 @@ class Abilities:
     shards_in_part: bool = False
     sequence_parallel: tuple[bool, ...] = (False, True)
     vocab_parallel: tuple[bool, ...] = (True,)
+    routes_whole_sequences: bool = True
     copies_heads: bool = True
     context_pieces: int = 1
     ties_stages: bool = True

@@ -7,7 +7,7 @@ from typing import Any
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.stacks import job_files
-from planner.stacks.deepspeed.words import STACK, WORDS
+from planner.stacks.deepspeed.words import SHARDED, STACK, WORDS, shards_anyway
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.words import Facts, written
@@ -84,4 +84,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["the first start compiles operators: set TORCH_EXTENSIONS_DIR to a folder that stays"]
     if plan.offload == "optimizer":
         notes.append("offloaded states need the host memory that the plan says, pinned (ulimit -l)")
+    if shards_anyway(plan):
+        notes.append(SHARDED)
     return tuple(notes)

@@ -15,6 +15,7 @@ from planner.stacks.deepspeed.words import (
     MICRO,
     OFFLOAD,
     OFFLOAD_WEIGHTS,
+    SHARDED,
     STACK,
     STAGE,
     STAGES,
@@ -22,6 +23,7 @@ from planner.stacks.deepspeed.words import (
     UNPRICED,
     WORDS,
     check_offload,
+    shards_anyway,
 )
 from planner.stacks.handover import Given, StackJob
 from planner.stacks.said import Settings, from_yaml
@@ -76,6 +78,8 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     batch = batch_of(facts, settings, (BATCH, MICRO, STEPS), data, given, assumed)
     axes = replace(axes, data_parallel=data, micro_batch_size=batch.micro, num_microbatches=batch.count)
     plan = _plan(axes, facts, settings, job_files.blocks_of(workload), assumed)
+    if shards_anyway(plan):
+        assumed.append(f"{SHARDED}, which is not priced")
     assumed.append(f"the file names no version: read as {job_files.version_of(load_stack(STACK))}")
     return StackJob(
         stack=STACK,

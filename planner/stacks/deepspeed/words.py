@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.plans import Plan
 from planner.stacks.said import Settings
 from planner.stacks.words import Word, flag, number
 from profiles.errors import InputError
@@ -73,6 +74,14 @@ REMOVED = (
     "zero_optimization.mics_shard_size", "zero_optimization.mics_hierarchical_params_gather",
     "zero_optimization.zeropp_loco_param",
 )  # fmt: skip
+
+SHARDED = "stage 0 in bf16: its pipelines shard the states over replicas all the same (BF16_Optimizer)"
+
+
+def shards_anyway(plan: Plan) -> bool:
+    """Whether DeepSpeed shards the states of a plan that does not say so."""
+    is_piped = plan.pipeline_parallel > 1 and plan.data_parallel > 1
+    return is_piped and plan.zero_stage == 0 and plan.precision == "bf16"
 
 
 def check(settings: Settings) -> None:

@@ -73,6 +73,8 @@ UNPRICED_STARTS = _names("""
     use-flashinfer packing- dataloader-seq use-packed multi-token freeze no-async-tensor async-tensor
     standalone-embedding output-logit
 """)
+# Those of the table that are written, or looked at where others are, and that nothing is priced by.
+UNPRICED = ("mtp-num-layers", "use-precision-aware-optimizer")
 
 
 def is_neutral(name: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.plans import Plan, recomputable_layers
 from planner.schedules.registry import NONE, USUAL, USUAL_OF_SEVERAL
+from planner.schedules.steps import Shape, round_length
 from planner.space.to_plans import bounds_of
 from planner.stacks.megatron.say_layout import DATA_INSIDE, DATA_OUTSIDE
 from planner.stacks.megatron.told import Told
@@ -65,11 +66,19 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
     tensor, pipeline, context = _degrees(told)
     if devices % (tensor * pipeline * context):
         raise told.refuse(
-            f"{devices} devices are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}",
+            f"{devices} devices are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
+            "correct them, or give --gpus",
             *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size", "world-size"),
         )
     data = devices // (tensor * pipeline * context)
     expert = (told.size("expert-model-parallel-size") or 1) if has_experts else 1
+    split = _expert_tensor(told, tensor) if has_experts else 1
+    if has_experts and devices % (expert * split * pipeline):
+        raise told.refuse(
+            f"{devices} devices are no multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
+            "correct them, or give --gpus",
+            *("expert-model-parallel-size", "expert-tensor-parallel-size", "pipeline-model-parallel-size"),
+        )
     micro = told.size("micro-batch-size") or 1
     samples = told.size("global-batch-size") or micro * data
     if samples % (micro * data):
@@ -86,9 +95,10 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
         stage_bounds=bounds_of(counts), virtual_stages=virtual,
         schedule=NONE if pipeline == 1 else USUAL_OF_SEVERAL if virtual > 1 else USUAL,
     )  # fmt: skip
+    _read_rounds(told, plan)
     found = ReadLayout(_recomputed(told, plan, num_layers + 2), samples)
     if has_experts:
-        found.cells["etp"] = str(_expert_tensor(told, tensor))
+        found.cells["etp"] = str(split)
     _read_sharding(told, found)
     _read_modules(told, found)
     try:
@@ -187,6 +197,9 @@ def _read_sharding(told: Told, found: ReadLayout) -> None:
         stage = 3
         if told.is_on("torch-fsdp2-no-reshard-after-forward"):
             found.cells["reshard_after_forward"] = "no"
+    elif told.is_on("no-gradient-accumulation-fusion"):
+        # What shards weights has to do without.
+        told.unpriced.append(told.said["no-gradient-accumulation-fusion"].text)
     if replicas == 1:
         # Nothing is shared out, whatever is said.
         stage = 0
@@ -201,6 +214,15 @@ def _read_sharding(told: Told, found: ReadLayout) -> None:
         shard = replicas // copies
         found.cells["dp_shard"] = str(shard)
     found.plan = replace(plan, zero_stage=stage, shard_degree=shard if shard and plan.data_parallel % shard == 0 else 0)
+
+
+def _read_rounds(told: Told, plan: Plan) -> None:
+    """Tell of rounds of an interleaved schedule that are longer or shorter than its price has them."""
+    name = "microbatch-group-size-per-virtual-pipeline-stage"
+    if plan.virtual_stages > 1 and told.is_on(name):
+        shape = Shape(plan.schedule, plan.pipeline_parallel, plan.virtual_stages, plan.num_microbatches)
+        if told.size(name) != round_length(shape):
+            told.unpriced.append(told.said[name].text)
 
 
 def _recomputed(told: Told, plan: Plan, num_layers: int) -> Plan:
@@ -220,6 +242,10 @@ def _recomputed(told: Told, plan: Plan, num_layers: int) -> Plan:
         return replace(plan, recompute="selective")
     if granularity != "full":
         raise told.refuse("it should be full or selective", "recompute-granularity")
+    if method is None and not told.is_on("checkpoint-activations"):
+        raise told.refuse("say too by --recompute-method which layers, uniform or block", "recompute-granularity")
+    if method == "uniform" and (count or 1) > 1:
+        told.unpriced.append(f"{told.said['recompute-num-layers'].text} (layers together, priced one by one)")
     if method != "block" or count is None:
         return replace(plan, recompute="full")
     present = [len(recomputable_layers(plan, stage, num_layers)) for stage in range(plan.num_stages)]

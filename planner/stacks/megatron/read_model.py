@@ -80,8 +80,12 @@ def _given(told: Told, workload: WorkloadSpec) -> ReadModel:
 
 def _config(told: Told, found: ReadModel, layers: int, hidden: int, heads: int, sequence_length: int) -> dict[str, Any]:
     gated = told.is_on("swiglu") or told.is_on("quick-geglu")
-    ffn = told.size("ffn-hidden-size") or (int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden)
+    # Of gates Megatron narrows SwiGLU's alone.
+    narrow = int(4 * hidden * 2 / 3 / 64) * 64 if told.is_on("swiglu") else 4 * hidden
+    ffn = told.size("ffn-hidden-size") or narrow
     groups = told.size("num-query-groups") if told.is_on("group-query-attention") else heads
+    if not told.is_on("group-query-attention") and told.size("num-query-groups") not in (1, heads):
+        found.assumed.append(f"{told.said['num-query-groups'].text} counts with --group-query-attention alone")
     positions = told.size("max-position-embeddings") or sequence_length
     vocabulary = _vocabulary(told, found)
     tied = not told.is_on("untie-embeddings-and-output-weights")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from planner.stacks.handover import Given, StackJob
@@ -16,6 +17,8 @@ from planner.stacks.megatron.words import SAME, WORDS
 from profiles.errors import InputError
 
 LONGEST = 300_000
+# What trains the models that are priced.
+PROGRAM = "pretrain_gpt.py"
 # Two of these are no chance.
 MARKS = re.compile(r"--(?:tensor-model-parallel-size|pipeline-model-parallel-size|micro-batch-size|num-attention-heads"
                    r"|hidden-size|num-layers)\b")  # fmt: skip
@@ -50,7 +53,12 @@ def read_scripts(path: Path, text: str, given: Given) -> StackJob:
     words = [(word.text, f"line {word.line}", word.is_open) for word in command[start:]]
     said, lost = of_words(words)
     devices, whence = _devices(script, command[:start], header)
-    return read_job(where, said, given, devices=devices, whence=whence, unread=(*script.skipped, *lost))
+    job = read_job(where, said, given, devices=devices, whence=whence, unread=(*script.skipped, *lost))
+    program = command[start - 1].text.rpartition("/")[2] if start in programs else PROGRAM
+    if program != PROGRAM:
+        assumed = f"line {command[start - 1].line}: {program}: its language model alone, as {PROGRAM} trains it"
+        job = replace(job, assumed=(*job.assumed, assumed))
+    return job
 
 
 def _launch(where: str, script: Script) -> list[Text]:

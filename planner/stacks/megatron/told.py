@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.stacks.megatron.neutral import is_neutral, is_unpriced
+from planner.stacks.megatron.neutral import UNPRICED, is_neutral, is_unpriced
 from planner.stacks.megatron.words import SAME, WORDS, Word
 from profiles.errors import InputError
 
@@ -58,6 +58,7 @@ class Told:
         self.unpriced: list[str] = []
         for one in said:
             self._add(one)
+        self.unpriced += [self.said[name].text for name in UNPRICED if self.is_on(name)]
         for group in () if accepted else EXCLUSIVE:
             self._exclude([self.said[name] for name in group if self.is_on(name)])
 

@@ -13,15 +13,13 @@ from planner.stacks import job_files
 from planner.stacks.handover import Given, StackJob
 from planner.stacks.said import Settings, from_toml
 from planner.stacks.said_code import from_flags, from_python
+from planner.stacks.torchtitan.batches import batch_of
 from planner.stacks.torchtitan.words import (
     FIRST_FEWER,
     FLAVORS,
-    GLOBAL,
     LAST_FEWER,
     LAYERS_PER_STAGE,
-    LOCAL,
     MODULES,
-    PIECE,
     RECOMPUTE_OPTION,
     SHARDS,
     SPLITS,
@@ -44,7 +42,7 @@ SIGNS = {
     ".sh": ("--parallelism.", "--training.", "torchtitan"),
 }
 # What torchtitan takes where nothing is said.
-USUAL_LOCAL, USUAL_LENGTH = 8, 2048
+USUAL_LENGTH = 2048
 USUAL_FEWER = 1
 BLOCK = re.compile(r"layers\.(\d+)")
 
@@ -78,7 +76,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str], version: str = 
     devices = _devices(facts, settings, given)
     axes = _axes(facts, settings, devices)
     bounds = _bounds(facts, settings, blocks, axes)
-    micro, count, passes = _batch(facts, settings, axes, given, assumed)
+    micro, count, passes = batch_of(facts, settings, axes, length, given, assumed)
     if not version:
         assumed.append(f"the file names no version: read as {job_files.version_of(load_stack(STACK))}")
     low = _is_low(facts, settings)
@@ -96,6 +94,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str], version: str = 
             zero_stage=_zero(facts, axes),
             recompute=cast(Recompute, _recompute(facts, settings, assumed)),
             compiled=bool(facts.get("compiled")),
+            offload=facts.get("offload") or "none",
             precision="fp8" if low else facts.get("precision", "bf16"),
         ),
         num_devices=devices,
@@ -234,32 +233,6 @@ def _schedule(facts: Facts, chunks: int) -> str:
     return str(facts.get("schedule") or ("1f1b" if chunks == 1 else "interleaved-1f1b"))
 
 
-def _batch(facts: Facts, settings: Settings, axes: Plan, given: Given, assumed: list[str]) -> tuple[int, int, int]:
-    """Samples of a micro-batch, how many a replica has, and how many times a step its pipeline runs.
-
-    Raises: InputError where they do not go together.
-    """
-    local = facts.get("local_batch")
-    if local is None:
-        local = USUAL_LOCAL
-        assumed.append(f"local batches of {local}: torchtitan's own, unless a function that is called says another")
-    samples = facts.get("samples", -1)
-    asked = given.global_batch_size
-    if samples > 0 and asked not in (0, samples):
-        raise settings.contradiction((GLOBAL,), f"--global-batch {asked} contradicts it, leave one of the two out")
-    samples = samples if samples > 0 else asked or local * axes.data_parallel
-    passes, left = divmod(samples, local * axes.data_parallel)
-    if left or not passes:
-        text = f"{samples} samples are no multiple of {local} on {axes.data_parallel} replicas"
-        raise settings.contradiction((LOCAL, GLOBAL), f"{text}: correct one of them, or --gpus")
-    if axes.pipeline_parallel == 1:
-        return local, passes, 1
-    piece = facts.get("piece", 1)
-    if not piece or local % piece:
-        raise settings.contradiction((LOCAL, PIECE), "the first is no multiple of the second")
-    return piece, local // piece * passes, passes
-
-
 def _recompute(facts: Facts, settings: Settings, assumed: list[str]) -> str:
     option = settings.take(RECOMPUTE_OPTION)
     if facts.get("recompute") == "selective" and option not in (None, "op"):
@@ -284,6 +257,9 @@ def _is_low(facts: Facts, settings: Settings) -> bool:
 
 def _cells(facts: Facts, settings: Settings, passes: int) -> dict[str, str]:
     cells = {"pipeline_passes_per_step": str(passes)} if passes > 1 else {}
+    if facts.get("offload"):
+        # Weights and gradients go there with the states.
+        cells["parameter_offload"] = "yes"
     if facts.get("dtype") == "bf16":
         # Weights, gradients and moments are all as wide as what computes.
         cells |= {"master_weights": "no", "gradient_dtype": "bf16"}

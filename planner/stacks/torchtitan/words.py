@@ -9,6 +9,9 @@ from planner.stacks.words import Word, flag, number
 
 STACK = "torchtitan"
 LOCAL, GLOBAL, LENGTH = "training.local_batch_size", "training.global_batch_size", "training.seq_len"
+# As versions after 0.3.0 state batches.
+TOKENS, STEP_TOKENS = "training.num_tokens_per_microbatch_per_dp_rank", "training.num_tokens_per_train_step"
+MAX_LENGTH, PIECES = "training.max_context_length", "parallelism.num_pp_microbatches"
 SHARDS, REPLICAS = "parallelism.data_parallel_shard_degree", "parallelism.data_parallel_replicate_degree"
 STAGES, SCHEDULE = "parallelism.pipeline_parallel_degree", "parallelism.pipeline_parallel_schedule"
 PIECE = "parallelism.pipeline_parallel_microbatch_size"
@@ -26,11 +29,17 @@ SCHEDULES = {
 }  # fmt: skip
 WORDS = (
     number(LOCAL, "local_batch"),
-    number(GLOBAL, "samples", -1),
+    # -1 leaves both to the other settings.
+    number(GLOBAL, "samples", least=-1),
     number(LENGTH, "sequence_length"),
+    number(TOKENS, "tokens", is_old=True),
+    number(STEP_TOKENS, "step_tokens", least=-1, is_old=True),
+    number(MAX_LENGTH, "sequence_length", is_old=True),
+    number(PIECES, "pieces", is_old=True),
+    flag("training.enable_cpu_offload", "offload", "optimizer", is_old=True),
     Word(key="training.mixed_precision_param", fact="precision", words={"fp32": "float32", "bf16": "bfloat16"}),
     number(REPLICAS, "replicas"),
-    number(SHARDS, "shards", -1),
+    number(SHARDS, "shards", least=-1),
     number("parallelism.tensor_parallel_degree", "tensor_parallel"),
     Word(key="parallelism.enable_sequence_parallel", fact="sequence_parallel", words={True: True, False: False}),
     flag("parallelism.disable_loss_parallel", "whole_loss", is_old=True),
