@@ -26,11 +26,11 @@ SCHEDULES = {
 }  # fmt: skip
 WORDS = (
     number(LOCAL, "local_batch"),
-    Word(key=GLOBAL, fact="samples"),
+    number(GLOBAL, "samples", -1),
     number(LENGTH, "sequence_length"),
     Word(key="training.mixed_precision_param", fact="precision", words={"fp32": "float32", "bf16": "bfloat16"}),
     number(REPLICAS, "replicas"),
-    Word(key=SHARDS, fact="shards"),
+    number(SHARDS, "shards", -1),
     number("parallelism.tensor_parallel_degree", "tensor_parallel"),
     Word(key="parallelism.enable_sequence_parallel", fact="sequence_parallel", words={True: True, False: False}),
     flag("parallelism.disable_loss_parallel", "whole_loss", is_old=True),
