@@ -103,7 +103,7 @@ def test_whole_numbers_and_others_are_told_apart():
     assert types == [torch.int64, torch.float32] * 2
 
 
-@pytest.mark.parametrize("name", ["t5", "convnext"])
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "convnext"])
 def test_with_blocks_out_between_the_first_and_the_last_a_profile_is_that_of_the_whole(name, monkeypatch):
     own = next(own for own in ARCHITECTURES if own.name == name)
     deeper = {"t5": {"num_layers": 6, "num_decoder_layers": 7}, "convnext": {"depths": [2, 2, 8, 2]}}[name]
