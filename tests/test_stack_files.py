@@ -13,6 +13,7 @@ from planner.stacks import registry
 from planner.stacks.handover import Given
 from planner.stacks.said import from_toml, from_yaml
 from planner.stacks.said_code import from_flags, from_python
+from planner.stacks.secrets import is_secret
 from profiles.errors import InputError
 from profiles.library import load_sizes
 from profiles.units import GIB
@@ -404,3 +405,25 @@ def test_a_word_where_a_number_belongs_is_refused(batch: str, tmp_path: Path) ->
     text = f"[{section}]\n{name} = 'many'\n[experimental]\n"
     with pytest.raises(InputError, match=f"line 2: {batch}"):
         read(tmp_path, "a.toml", text)
+
+
+MEGATRON_WITH_KEYS = """[ -f x ] && export WANDB_API_KEY='hf_abc123'
+python pretrain_gpt.py --num-layers 4 --hidden-size 64 --num-attention-heads 4 --hf-token hf_abc123
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("training_arguments.json", '{"per_device_train_batch_size": 1, "bf16": true, "hub_token": "hf_abc123"}'),
+        ("ds.json", ZERO3.replace('"my_own_key": {"a": 1}', '"comet": {"api_key": "hf_abc123"}')),
+        ("a.sh", "export HF_TOKEN=hf_abc123\ntorchrun -m torchtitan.train --training.local_batch_size 1"),
+        ("b.sh", MEGATRON_WITH_KEYS),
+    ],
+)
+def test_secrets_are_neither_shown_nor_stored(name: str, text: str, tmp_path: Path) -> None:
+    job = read(tmp_path, name, text)
+    told = [*job.unread, *job.unpriced, *job.assumed]
+    assert any("(hidden)" in word for word in told)
+    assert not any("hf_abc123" in word for word in told)
+    assert not is_secret("training.num_tokens_per_train_step")

@@ -50,7 +50,6 @@ def place_of(at: Setting, plan: Plan) -> tuple[Space, Place, list[str]]:
     if reason:
         raise PlanError(f"plan {plan.id}: {reason}")
     schedules = (plan.schedule,) if plan.schedule != NONE else ()
-    schedules = (plan.schedule,) if plan.schedule != NONE else ()
     short = -at.model.num_layers % plan.pipeline_parallel
     for missing in (short, 0) if short else (0,):
         own = space_of(at, _layout(plan, missing), replace(Options(), schedules=schedules))

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from planner.stacks.secrets import HIDDEN, is_secret
 from profiles.errors import InputError
 from profiles.inputs.foreign import shown
 
@@ -33,7 +34,7 @@ class Setting:
     line: int
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.key}: {shown(self.value)}"
+        return f"line {self.line}: {self.key}: {HIDDEN if is_secret(self.key) else shown(self.value)}"
 
 
 def as_it_is(settings: Iterable[Setting]) -> Iterable[Setting]:

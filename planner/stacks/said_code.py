@@ -13,7 +13,7 @@ from planner.stacks.said import Rename, Setting, Settings, as_it_is, plain_value
 from profiles.errors import InputError
 
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
-ASSIGNMENT = re.compile(r"(?:export\s+)?(\w+)=(.*)")
+ASSIGNMENT = re.compile(r"(\w+)=(.*)")
 
 
 def from_flags(path: Path, text: str, rename: Rename = as_it_is) -> Settings:
@@ -25,6 +25,7 @@ def from_flags(path: Path, text: str, rename: Rename = as_it_is) -> Settings:
     variables: dict[str, str] = {}
     settings: list[Setting] = []
     for number, words in _commands(text):
+        words = words[1:] if words[:1] == ["export"] else words
         assigned = ASSIGNMENT.fullmatch(words[0]) if words else None
         while assigned:
             variables[assigned[1]] = _filled(assigned[2], variables)

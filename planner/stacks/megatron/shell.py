@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from planner.stacks.megatron.shell_values import Text, Values
 from planner.stacks.megatron.shell_words import Cutter, Token
+from planner.stacks.secrets import without_secrets
 from profiles.errors import InputError
 
 ASSIGNED = re.compile(r"([A-Za-z_]\w*(?:\[\w+\])?)(\+?)=(.*)", re.DOTALL)
@@ -159,7 +160,8 @@ class _Reader:
         doubtful = unknown or any(frame.runs is None for frame in self.frames)
         written = " ".join(token.text + "(...)" * (token.kind == "array") for token in held)
         if doubtful and held[0].text not in QUIET and ("--" in written or ASSIGNED.match(written)):
-            self.script.skipped.append(f"line {held[0].line}: {' '.join(written.split())[:200]} (runs on a condition)")
+            command = without_secrets(" ".join(written.split()))[:200]
+            self.script.skipped.append(f"line {held[0].line}: {command} (runs on a condition)")
 
     def _simple(self, held: list[Token]) -> bool | None:
         """A command without parts; whether it succeeds, as far as that is known."""

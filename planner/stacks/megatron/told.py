@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from planner.stacks.megatron.neutral import UNPRICED, is_neutral, is_unpriced
 from planner.stacks.megatron.words import SAME, WORDS, Word
+from planner.stacks.secrets import HIDDEN, is_secret
 from profiles.errors import InputError
 
 NOTHING_WORDS = ("none", "null", "")
@@ -42,7 +43,8 @@ class Said:
     @property
     def text(self) -> str:
         """The setting with its place, as a user is shown it."""
-        return f"{self.place}: --{' '.join((self.name, *self.values))}"
+        values = (HIDDEN,) if self.values and is_secret(self.name) else self.values
+        return f"{self.place}: --{' '.join((self.name, *values))}"
 
 
 class Told:
