@@ -21,6 +21,7 @@ from profiles import artifacts
 from profiles.artifacts import dump, validate
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import write_text
+from profiles.machines.fingerprint import current_device_kind
 from profiles.ranks.launcher import launch
 from reports.command import app as compare_app
 from tests.plan_builders import LLAMA, make_plan_file
@@ -165,6 +166,25 @@ def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
     assert all(worth(content, own)[1].split(":")[0] in text for own in content.results[1:])
     mixed = RUNNER.invoke(compare_app, [str(output), str(plan)])
     assert isinstance(mixed.exception, InputError)
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+def test_exports_are_timed_and_sparse_ones_masked(tmp_path: Path) -> None:
+    plan, output, folder = tmp_path / "plan.json", tmp_path / "c.json", tmp_path / "out"
+    artifacts.write(plan, "plan", plan_file(("none", "sparse-2:4")))
+    steps = ["--compress", "--steps", "2", "--more-steps", "2", "--export", str(folder), "--runtimes", "onnxruntime"]
+    done = RUNNER.invoke(app, [str(plan), *steps, "-o", str(output)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    content = artifacts.read(output, "compression", CompressionFile)
+    for own in content.results:
+        assert {"PyTorch", "ONNX Runtime"} <= {one.runtime for one in own.runtimes}
+    whole = next(one for one in content.results[0].runtimes if one.runtime == "ONNX Runtime")
+    assert whole.loss == pytest.approx(content.results[0].loss, rel=1e-3)
+    assert whole.right_fraction == pytest.approx(content.results[0].right_fraction, abs=0.01)
+    assert (folder / "sparse-2-4.onnx").exists()
+    assert (folder / "sparse-2-4.prune.pt").exists()
+    assert any("2:4 zeros were not timed" in note for note in content.notes) or current_device_kind() == "cuda"
 
 
 def test_a_plan_without_recipes_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import InputError, PlanError, UnknownNameError
+from profiles.machines.fingerprint import current_fingerprint
 from profiles.models.profile import WorkloadSpec
 from profiles.models.sizes import sizes_of
 from profiles.ranks.cuda_setup import ALLOCATOR, EXPANDABLE
@@ -322,6 +323,8 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
     RUNNER.invoke(app, [str(path), "--emit", "torchrun", "--steps", "2", "--warmup", "0", "-o", str(job)])
     run = run_script(job.read_text(), tmp_path)
     assert [item.plan for item in run.runs] == [plan]
+    # The machine is told as it was before rank 0, which this was one process with, kept to one core.
+    assert run.environment.fingerprint == current_fingerprint("cpu").digest == run.machine_fingerprint
     # The plan that a TrainJob carries is the whole plan: the file beside it is not read.
     body = yaml.safe_load(emitted(path, "kubeflow", "--image", "ours:1", "--steps", "2", "--warmup", "0"))
     path.unlink()

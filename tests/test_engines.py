@@ -24,6 +24,7 @@ from executor.run.checks import facts_of_workload
 from executor.run.measurement import RunFile
 from executor.run.reference import Reference, alike
 from executor.run.runner import Runner
+from executor.run.turns import MOST_TOGETHER, groups_in_turns
 from planner.plans import Plan
 from profiles.errors import EnvironmentFailure, InputError, PlanError, UnknownNameError
 from profiles.models.adapters import adapters
@@ -64,6 +65,8 @@ FACTS = facts_of_workload(load_workload(LLAMA))
             "name the pipeline last",
         ),
         ("deepspeed", replace(DATA, replica_microbatches=(1, 2), num_microbatches=2), "leave it out"),
+        ("deepspeed", replace(DATA, precision="fp16"), "losses are not scaled for DeepSpeed, use bf16"),
+        ("horovod", replace(DATA, precision="fp16"), "losses are not scaled for Horovod, use bf16"),
         ("horovod", PIPELINE, "Horovod is data parallel alone"),
         ("horovod", replace(DATA, zero_stage=1), "use zero_stage=0"),
         ("horovod", replace(DATA, codec="powersgd-2"), "Horovod compresses to fp16 alone"),
@@ -183,6 +186,19 @@ def test_a_run_of_this_program_has_no_engine_in_its_name() -> None:
     run = simple_run(1.0, [1.0])
     assert run.is_own
     assert run.engine_words == ""
+
+
+def test_engines_of_one_plan_take_turns_however_many_plans_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executor.run.turns.dist.broadcast_object_list", lambda values: None)
+    file = make_plan_file(*(replace(DATA, zero_stage=stage) for stage in range(4)), PIPELINE, DATA)
+    runs = [(one, ENGINES[name]) for one in file.candidates for name in ("deepspeed", "trainwright")]
+    for kind in ("cpu", "cuda"):
+        groups = groups_in_turns(runs, kind)
+        assert [run for group in groups for run in group] == runs
+        assert len(groups) > 1
+        for group in groups:
+            assert len(group) <= (MOST_TOGETHER if kind == "cpu" else 2)
+            assert len(group) == 2 * len({one.rank for one, _ in group})
 
 
 class Counting:

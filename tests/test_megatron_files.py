@@ -363,7 +363,25 @@ def test_a_log_that_breaks_off_or_differs_from_what_the_user_says_is_refused() -
         read("train.log", twice)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--num-experts: 0",), ("--num-layers: 1e400",), ("--kv-channels: nan",),
+        ("--num-experts: 4", "--moe-layer-freq: ²"),
+        ("--num-experts: 4", "--moe-layer-freq: '[1]*999999'"),
+        ("--pipeline-model-parallel-layout: 'Et*99999|t*99999L'",),
+        ("--num-virtual-stages-per-pipeline-rank: 999999999999",), ("--padded-vocab-size: 1_000",),
+    ],
+)  # fmt: skip
+def test_odd_numbers_are_read_or_refused(more: tuple[str, ...]) -> None:
+    with suppress(InputError):
+        job = read("a.yaml", with_lines(ARGUMENTS, *more))
+        assert job.plan.num_devices == 8
+
+
 def test_a_model_that_the_user_names_stands_in_for_sizes() -> None:
     beside = Given(num_devices=8, workload=read("a.yaml", ARGUMENTS).workload)
     bare = "".join(line + "\n" for line in ARGUMENTS.splitlines() if "hidden-size" not in line and "heads" not in line)
     assert read("a.yaml", bare, beside).workload == beside.workload
+    with pytest.raises(InputError, match=r"line 2: --num-layers 13: --model .* has 12 layers"):
+        read("a.yaml", bare.replace("--num-layers: 12", "--num-layers: 13"), beside)

@@ -1,6 +1,7 @@
 """Files and logs of other software as people have them: what is read, listed, assumed, and what contradicts itself."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,6 +346,29 @@ def test_files_that_refer_to_themselves_end(tmp_path: Path) -> None:
     for text in ("a: &a\n  b: *a\n", many):
         with pytest.raises(InputError, match=r"nested too deep|more than|settings"):
             from_yaml(tmp_path / "x.yaml", text)
+
+
+DAMAGE = ("0", "-1", "1e400", "null", "[]", "{}", '"x"', "true", "99999999999999999999", "0.5", "[1, [2]]", "NaN")
+DOCUMENTS = {
+    "zero3.json": ZERO3, "default_config.yaml": FSDP1, "deepspeed.yaml": WITH_DEEPSPEED, "train.toml": TITAN_TOML,
+    "run.sh": TITAN_SH, "train.log": TITAN_LOG.format(version="0.3.0"),
+    "trainer_state.json": json.dumps(STATE, indent=1),
+    "out.log": PRINTED, "steps.jsonl": step_log(micro_batch_size=2, num_microbatches=4, precision="bfloat16"),
+}  # fmt: skip
+
+
+@given(name=st.sampled_from(sorted(DOCUMENTS)), value=st.sampled_from(DAMAGE), data=st.data())
+def test_a_damaged_value_ends_in_a_job_or_a_sentence(name: str, value: str, data: st.DataObject) -> None:
+    text = DOCUMENTS[name]
+    places = list(re.finditer(r'\b\d+\b|\btrue\b|\bfalse\b|"[a-z0-9]+"', text))
+    place = data.draw(st.sampled_from(places))
+    damaged = text[: place.start()] + value + text[place.end() :]
+    try:
+        job = registry.read(Path(name), damaged, KNOWN)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert job.plan.num_devices == job.num_devices
 
 
 TOKENS = """from torchtitan.config import ParallelismConfig, TrainingConfig

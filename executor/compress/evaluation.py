@@ -28,7 +28,9 @@ def num_zeros(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, workload: Workload, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
+def held_out(
+    model: Callable[[Tensor], Tensor], workload: Workload, batch: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
     """Mean loss over held-out samples, and the share of answers whose likeliest is right.
 
     Shapes: inputs (sample, ...), targets (sample, ...), one for each of the model's answers.

@@ -21,7 +21,7 @@ from planner.prediction import PlanFile
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
 from profiles.files import ensure_folder
-from profiles.machines.fingerprint import current_device_kind
+from profiles.machines.fingerprint import current_device_kind, current_fingerprint
 from profiles.machines.load import MachineLoad, causes, look_before
 from profiles.ranks.environment import check_room, in_job
 from profiles.workloads.int8_linears import can_quantise
@@ -158,7 +158,7 @@ def compression_file(job: CompressionJob, found: dict[str, Any]) -> CompressionF
         choices=job.choices,
         results=tuple(artifacts.validate(fields, CompressionResult, "the result") for fields in found["results"]),
         environment=environment(
-            job.order.device_kind,
+            current_fingerprint(job.order.device_kind),
             job.file.num_devices,
             job.started,
             job.oversubscribed,

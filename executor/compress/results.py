@@ -110,9 +110,13 @@ def with_times(files: Sequence[CompressionFile], words: Sequence[str]) -> list[C
     return found
 
 
+def _kind(own: RuntimeLatency) -> tuple[str, str]:
+    return own.runtime, own.precision
+
+
 def _with_runtime(file: CompressionFile, recipe: str, times: RuntimeLatency) -> CompressionFile:
     results = [
-        replace(own, runtimes=(*(other for other in own.runtimes if other.runtime != times.runtime), times))
+        replace(own, runtimes=(*(other for other in own.runtimes if _kind(other) != _kind(times)), times))
         if own.recipe.name == recipe
         else own
         for own in file.results

@@ -96,6 +96,13 @@ def onnxruntime_call(path: Path, tokens: Tensor) -> Callable[[], Any]:
     return lambda: session.run(None, feed)[0]
 
 
+def onnxruntime_model(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model as ONNX Runtime computes it, on the CPU: tensors in and out stand on `device`."""
+    session = onnxruntime_session(path)
+    name = session.get_inputs()[0].name
+    return lambda given: torch.from_numpy(session.run(None, {name: given.cpu().numpy()})[0]).to(device)
+
+
 def openvino_call(path: Path, tokens: Tensor) -> Callable[[], Any]:
     """One forward pass in OpenVINO, in fp32: left alone, it computes in bf16 where the CPU can."""
     import openvino

@@ -39,6 +39,8 @@ def _anyones(plan: Plan, model: ModelFacts, title: str) -> Iterator[str]:
         yield f"shard_degree={plan.shard_degree}: {title} shards over all replicas, use shard_degree=0"
     if plan.compiled:
         yield f"compiled: not tried with {title}, leave it out"
+    if plan.precision == "fp16":
+        yield f"precision=fp16: losses are not scaled for {title}, use bf16"
     if model.adapters.freezes:
         yield f"of a model with adapters: frozen weights were not tried with {title}, use --engine trainwright"
 

@@ -27,6 +27,7 @@ from profiles.errors import InputError
 from profiles.files import ensure_folder
 from profiles.machines.fingerprint import current_device_kind, current_fingerprint
 from profiles.machines.load import MachineLoad, look_before
+from profiles.machines.profile import Fingerprint
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.ranks.environment import check_room, is_main_process
 from profiles.ranks.rank import TIMEOUT_SECONDS
@@ -37,7 +38,7 @@ from profiles.workloads.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A checked order and what is to be said about it."""
+    """A checked order and what is to be said about it; `here` is this machine before a rank stays on one core of it."""
 
     file: PlanFile
     order: Order
@@ -45,6 +46,7 @@ class Job:
     oversubscribed: bool
     notes: tuple[str, ...]
     started: str
+    here: Fingerprint
     load_before: MachineLoad | None = None
     max_restarts: int = 0
     trusted: tuple[str, ...] = ()
@@ -141,6 +143,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
         oversubscribed=oversubscribed,
         notes=tuple(notes),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        here=current_fingerprint(device_kind),
         load_before=load_before,
         training=training,
     )

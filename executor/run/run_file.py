@@ -14,8 +14,8 @@ from executor.engines import engine
 from executor.run.measurement import Environment, Measurement, PlanRun, RunFile
 from executor.run.prepare import Job, is_baseline
 from profiles import artifacts
-from profiles.machines.fingerprint import current_fingerprint
 from profiles.machines.load import MachineLoad
+from profiles.machines.profile import Fingerprint
 
 
 def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
@@ -46,7 +46,7 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
         seed=job.order.seed,
         runs=tuple(runs),
         environment=environment(
-            job.order.device_kind,
+            job.here,
             job.file.num_devices,
             job.started,
             job.oversubscribed,
@@ -61,15 +61,14 @@ def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
 
 
 def environment(
-    device_kind: str,
+    here: Fingerprint,
     num_devices: int,
     started: str,
     oversubscribed: bool,
     data: str,
     load_before: MachineLoad | None = None,
 ) -> Environment:
-    """Where and how a run took place: here and now, but for what is given."""
-    here = current_fingerprint(device_kind)
+    """Where and how a run took place: now, but for what is given. `here` is the machine as it was before ranks."""
     return Environment(
         device=here.device,
         num_devices=num_devices,

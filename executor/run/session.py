@@ -239,6 +239,8 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
                 session.file, runner.plan, predictions[runner.plan.id], seconds, step=runner.num_steps_done,
                 loss=runner.latest_loss(), memory_bytes=runner.peak_bytes,
             ) | scale_values(runner.trainer.scale)  # fmt: skip
+            if not runner.engine.is_own:
+                values["plan"] = f"{runner.plan.id} by {runner.engine.name}"
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 

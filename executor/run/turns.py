@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import psutil
@@ -18,19 +19,21 @@ MOST_TOGETHER = 9
 def groups_in_turns(runs: Sequence[tuple[Candidate, Engine]], device_kind: str) -> list[list[tuple[Candidate, Engine]]]:
     """Plans that take turns: on CUDA one by one, on CPU as many as half of what is free can hold, and no crowd.
 
-    Neighbours in rank, whose order is what matters, take turns with each other.
+    Neighbours in rank, whose order is what matters, take turns with each other; the engines of one plan always do.
     """
     groups: list[list[tuple[Candidate, Engine]]] = []
     # All ranks must agree, so rank 0's view of the memory counts.
     room = [ROOM_FRACTION * float(psutil.virtual_memory().available)]
     dist.broadcast_object_list(room)
     held = 0.0
-    for candidate, used in runs:
+    for candidate, of_plan in itertools.groupby(runs, key=lambda run: run[0]):
+        same = list(of_plan)
         need = sum(candidate.prediction.stage_peak_bytes) or candidate.prediction.peak_bytes
-        need *= candidate.plan.num_devices / max(1, len(candidate.prediction.stage_peak_bytes))
-        if not groups or device_kind != "cpu" or held + need > room[0] or len(groups[-1]) == MOST_TOGETHER:
+        need *= candidate.plan.num_devices / max(1, len(candidate.prediction.stage_peak_bytes)) * len(same)
+        is_crowd = bool(groups) and len(groups[-1]) + len(same) > MOST_TOGETHER
+        if not groups or device_kind != "cpu" or held + need > room[0] or is_crowd:
             groups.append([])
             held = 0.0
-        groups[-1].append((candidate, used))
+        groups[-1] += same
         held += need
     return groups

@@ -21,8 +21,8 @@ class Word:
     """A setting and the fact that it states.
 
     `words`: the setting's values by those of the fact; empty where both are the same. `also`: what else the setting may
-    be, by the fact's value for it, in reading alone. `kind`: what the value has to be, where it is written as it is;
-    `least`: of whole numbers. `is_old`: read where it is found, and never written.
+    be, by the fact's value for it, in reading alone. `kind`: what the value has to be, where it is written as it is.
+    A whole number is `least` or more. `is_old`: read where it is found, and never written.
     """
 
     key: str
@@ -30,7 +30,7 @@ class Word:
     words: Mapping[Any, Any] = field(default_factory=lambda: NOTHING)
     also: Mapping[Any, Any] = field(default_factory=lambda: NOTHING)
     kind: type = object
-    least: int = 0
+    least: int = 1
     is_old: bool = False
 
 
@@ -39,7 +39,7 @@ def flag(key: str, fact: str, value: Any = True, *, is_old: bool = False) -> Wor
     return Word(key=key, fact=fact, words={value: True}, also={False: None}, is_old=is_old)
 
 
-def number(key: str, fact: str, *, least: int = 0, is_old: bool = False) -> Word:
+def number(key: str, fact: str, least: int = 1, *, is_old: bool = False) -> Word:
     """A setting that is a whole number, the fact's own."""
     return Word(key=key, fact=fact, kind=int, least=least, is_old=is_old)
 
@@ -81,11 +81,12 @@ def read_facts(table: Sequence[Word], settings: Settings, assumed: list[str]) ->
 
 def _meant(word: Word, settings: Settings, value: Any) -> Any:
     if not word.words and not word.also:
-        is_wrong_number = word.kind is int and (
-            isinstance(value, bool) or (isinstance(value, int) and value < word.least)
-        )
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        is_wrong_number = word.kind is int and not (is_number and value >= word.least)
         if is_wrong_number or not isinstance(value, word.kind):
-            raise settings.contradiction((word.key,), f"no {'whole number' if word.kind is int else 'such value'}")
+            raise settings.contradiction(
+                (word.key,), f"no {f'whole number from {word.least}' if word.kind is int else 'such value'}"
+            )
         return value
     key = value.lower() if isinstance(value, str) else value
     for meant, spelled in word.words.items():

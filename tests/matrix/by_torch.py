@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-from profiles.tracing.known_values import KnownValues
+from profiles.tracing.known_values import KnownValues, NumbersOf
 from profiles.tracing.module_copies import fake_like, forget_cached, replace_tensors, without_weights
 from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real
 from profiles.workloads.task import Task
@@ -105,7 +105,7 @@ def counted(task: Task, samples: int, size: int) -> int:
         known.tell(made, leaf)
         return made
 
-    with fake, seen_as_real(), matched_in_order():
+    with fake, seen_as_real(), matched_in_order(), NumbersOf(known):
         replace_tensors(module, fake_like)
         batch = tree_map(faked, task.example(samples, size))
         with _Known(known), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:

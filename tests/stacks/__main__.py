@@ -19,7 +19,6 @@ COUNT = "200"
 HEADER = ("stack", "version", "tried", "accepted", "engine", "seconds", "")
 # What each says in its last lines.
 ACCEPTED = re.compile(r"(\d+) of (\d+) accepted(.*)")
-OUTCOME = re.compile(r"megatron-\w+: +(\d+) (accepted)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,8 @@ class Line:
         own = ("-", "-", found) if self.check.is_engine else (str(self.tried), str(self.accepted), "-")
         if self.is_skipped:
             own = ("-", "-", "-")
-        return (self.check.stack, self.check.version, *own, f"{self.seconds:.0f}", self.words)
+        name = f"{self.check.stack} engine" if self.check.is_engine else self.check.stack
+        return (name, self.check.version, *own, f"{self.seconds:.0f}", self.words)
 
 
 def checks(count: str) -> list[Check]:
@@ -115,9 +115,6 @@ def tried(check: Check) -> Line:
     for text in done.stdout.splitlines():
         if match := ACCEPTED.search(text):
             line.accepted, line.tried, line.words = int(match[1]), int(match[2]), match[3].strip(" ,")
-        elif match := OUTCOME.match(text):
-            line.tried += int(match[1])
-            line.accepted += int(match[1]) if match[2] else 0
     if line.is_failed:
         line.said = (done.stdout + done.stderr).splitlines()[-12:]
     return line

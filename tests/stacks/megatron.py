@@ -157,10 +157,11 @@ def main() -> int:
     for stack in sys.argv[2:] or LAYERS:
         started = time.monotonic()
         outcomes, trips = try_all(stack, count, megatron)
-        for what, counts in (("", outcomes), ("read back: ", trips)):
-            for one, number in counts.most_common():
-                print(f"{stack}: {number:4d} {what}{one}")
-        print(f"{stack}: {time.monotonic() - started:.0f} s")
+        for one, number in (*outcomes.most_common(), *trips.most_common()):
+            print(f"  {number:4d} {one}")
+        accepted = f"{outcomes['accepted']} of {outcomes.total()} accepted"
+        seconds = f"{time.monotonic() - started:.0f} s"
+        print(f"{stack}: {accepted}, {trips['same']} read back the same, {seconds}")
         failed |= outcomes["accepted"] != outcomes.total() or trips["same"] != trips.total()
     megatron.close()
     return int(failed or not broken)

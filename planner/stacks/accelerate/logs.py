@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -79,19 +80,19 @@ def _number(value: Any) -> Any:
 
 
 def _whole(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and value > 0 else 0
+    return int(value) if isinstance(value, int | float) and 0 < value < math.inf else 0
 
 
 def _job(path: Path, entries: list[dict[str, Any]], given: Given, micro: int, last: int) -> StackJob:
     nothing: dict[str, Any] = {}
     end = next((entry for entry in reversed(entries) if "train_runtime" in entry), nothing)
     rate, samples_rate = (end.get(f"train_{what}_per_second") for what in ("steps", "samples"))
-    if not isinstance(rate, int | float) or rate <= 0:
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise InputError(
             f"{path}: it does not say how many steps a second it made: give the log of a training that ended"
         )
     given, assumed = job_files.beside(path, given)
-    by_rates = samples_rate / rate if isinstance(samples_rate, int | float) else 0.0
+    by_rates = samples_rate / rate if isinstance(samples_rate, int | float) and samples_rate < math.inf else 0.0
     config, arguments = (_beside(path, name, assumed) for name in (CONFIG, ARGUMENTS))
     if arguments is None:
         stated = [Setting("per_device_train_batch_size", micro, 1)] if micro else []

@@ -35,7 +35,7 @@ YAML_WORDS = (
     number(f"{AXES}cp_size", "context_parallel"),
     number(f"{AXES}tp_size", "tensor_parallel", is_old=True),
     number(f"{AXES}sp_size", "ulysses", is_old=True),
-    Word(key="deepspeed_config.zero_stage", fact="zero_stage", kind=int, is_old=True),
+    number("deepspeed_config.zero_stage", "zero_stage", 0, is_old=True),
     number("deepspeed_config.gradient_accumulation_steps", "num_microbatches", is_old=True),
     Word(
         key="deepspeed_config.offload_optimizer_device", fact="offload",

@@ -128,6 +128,6 @@ def _cells(settings: Settings) -> dict[str, str]:
     cells: dict[str, str] = {}
     for key, (column, words) in CELLS.items():
         value = settings.take(key)
-        if value in words:
+        if isinstance(value, str | bool) and value in words:
             cells[column] = words[value]
     return cells

@@ -18,16 +18,16 @@ WORDS = (
     number(BATCH, "samples"),
     number(MICRO, "micro_batch_size"),
     number(STEPS, "num_microbatches"),
-    number(STAGE, "zero_stage"),
+    number(STAGE, "zero_stage", 0),
     Word(key=OFFLOAD, fact="offload", words={"optimizer": "cpu"}, also={"none": None, "nvme": "optimizer"}),
     flag("zero_optimization.cpu_offload", "offload", "optimizer", is_old=True),
     flag("bf16.enabled", "bf16", "bf16"),
     flag("bfloat16.enabled", "bf16", "bf16", is_old=True),
     flag("fp16.enabled", "fp16", "fp16"),
     number(STAGES, "stages"),
-    number("tensor_parallel.autotp_size", "tensor_parallel", is_old=True),
+    number("tensor_parallel.autotp_size", "tensor_parallel", 0, is_old=True),
     number("sequence_parallel_size", "context_parallel", is_old=True),
-    number(CHECKPOINTS, "recomputed"),
+    number(CHECKPOINTS, "recomputed", 0),
 )
 # Sections and keys that DeepSpeed reads, and that change no price here.
 UNPRICED = (

@@ -84,6 +84,8 @@ def _devices(told: Told, given: Given, devices: int, whence: str, assumed: list[
     if given.num_devices and told.size("world-size") and given.num_devices != told.size("world-size"):
         raise told.refuse(f"--gpus {given.num_devices} contradicts it: leave one out", "world-size")
     if given.num_devices:
+        if devices not in (0, given.num_devices):
+            assumed.append(f"{given.num_devices} devices: --gpus, and not {devices} {whence}")
         return given.num_devices
     if own:
         if whence and not told.size("world-size"):

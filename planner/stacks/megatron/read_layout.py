@@ -16,7 +16,7 @@ from planner.stacks.megatron.words import SHARDING_OPTIMIZERS, WORDS
 from profiles.errors import PlanError
 
 USUAL_DEVICES, MOST_TRIED = 8, 64
-GROUPED, REPEATED = re.compile(r"\(([^()]+)\)\*(\d+)"), re.compile(r"(.)\*(\d+)")
+GROUPED, REPEATED = re.compile(r"\(([^()]+)\)\*(\d{1,6})"), re.compile(r"(.)\*(\d{1,6})")
 LONGEST_STAGES = 20000
 # Modules that are computed again, by the names that tables of runs have.
 MODULES = {
@@ -133,6 +133,11 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
                 f"{num_layers} layers on {pipeline} ranks cannot be cut into stages of {each}",
                 *("num-layers", "pipeline-model-parallel-size", "num-layers-per-virtual-pipeline-stage"),
             )
+    if pipeline * virtual > num_layers + sum(ends):
+        raise told.refuse(
+            f"{num_layers} layers are fewer than {pipeline} x {virtual} stages",
+            *("num-layers", "pipeline-model-parallel-size", "num-virtual-stages-per-pipeline-rank"),
+        )
     if first or last:
         return _uneven(told, num_layers, pipeline, virtual, first, last), virtual
     stages = pipeline * virtual

@@ -14,8 +14,9 @@ from planner.stacks.megatron.told import Said
 from profiles.errors import InputError
 from profiles.units import MIB
 
-BEGINS = re.compile(r"-{8,} arguments -{8,}")
-ENDS = re.compile(r"-{8,} end of arguments -{5,}")
+BEGINS = re.compile(r"-{8} arguments -{8}")
+ENDS = re.compile(r"-{8} end of arguments -{8}")
+LONGEST_LINE = 10_000
 # Ranks may be named in front, as srun and torchrun do.
 ARGUMENT = re.compile(r"^(?:.*?\s)?([A-Za-z_]\w*) \.{2,} (.*)$")
 SHORT_ARGUMENT = re.compile(r"^(?:.*?\s)?([A-Za-z_]\w{46,}) \.* ?(.*)$")
@@ -50,7 +51,7 @@ def _arguments(where: str, lines: list[str]) -> Iterator[Said]:
             inside, ended = False, True
         elif BEGINS.search(line):
             inside = True
-        elif inside:
+        elif inside and len(line) <= LONGEST_LINE:
             found = ARGUMENT.match(line) or SHORT_ARGUMENT.match(line)
             if found:
                 name, value = found.group(1), found.group(2).strip()

@@ -10,6 +10,7 @@ from typing import Any
 from planner.stacks.handover import Given
 from planner.stacks.megatron.told import Told
 from profiles.errors import ArtifactError
+from profiles.inputs import limits
 from profiles.models.hf_config import checked
 from profiles.models.profile import WorkloadSpec
 
@@ -18,8 +19,8 @@ USUAL_VOCABULARY = 50257
 VOCABULARIES = {"gpt2bpetokenizer": 50257, "llama2tokenizer": 32000, "tiktokenizer": 131072, "gptsentencepiece": 256000}
 PADDED_TO = 128
 # One run of a pattern of layers: [0]*3, or [1,0,0]*4, or the number alone.
-RUN = re.compile(r"\[([\d,\s]+)\](?:\*(\d+))?|\(([^()]*)\)(?:\*(\d+))?")
-LONGEST_PATTERN = 4096
+RUN = re.compile(r"\[([01](?:,[01])*)\](?:\*(\d{1,6}))?|\(([^()]*)\)(?:\*(\d{1,6}))?")
+LONGEST_PATTERN, LONGEST_NUMBER = 4096, 9
 
 
 @dataclass(slots=True)
@@ -39,13 +40,13 @@ def read_model(told: Told, given: Given, sequence_length: int) -> ReadModel:
     Raises: InputError for a model that is none of a known family.
     """
     if given.workload is not None:
-        sizes = getattr(checked(given.workload.name, given.workload.config), "sizes", {})
-        return ReadModel(given.workload, int(sizes["num_layers"]), bool(sizes.get("num_experts")))
+        return _given(told, given.workload)
     if told.is_on("hybrid-layer-pattern"):
         raise told.refuse("layers with a state in place of attention (Mamba) are not priced", "hybrid-layer-pattern")
     if told.is_on("encoder-num-layers") and told.is_on("decoder-num-layers"):
         raise told.refuse("an encoder beside a decoder (T5) is not priced", "encoder-num-layers", "decoder-num-layers")
-    found = ReadModel(WorkloadSpec(kind="transformers", name="megatron"), 0, told.is_on("num-experts"))
+    experts = bool(told.size("num-experts"))
+    found = ReadModel(WorkloadSpec(kind="transformers", name="megatron"), 0, has_experts=experts)
     layers = told.size("num-layers") or told.size("encoder-num-layers")
     hidden, heads = told.size("hidden-size"), told.size("num-attention-heads")
     if not (layers and hidden and heads):
@@ -55,6 +56,8 @@ def read_model(told: Told, given: Given, sequence_length: int) -> ReadModel:
             if not size
         ]
         raise told.refuse(f"it has no {' and no '.join(missing)}: name the model beside it, with --model")
+    if layers > limits.LAYERS:
+        raise told.refuse(f"the most layers that are priced are {limits.LAYERS}", "num-layers")
     found.num_layers = layers
     config = _config(told, found, layers, hidden, heads, sequence_length)
     name = f"{config['model_type']}-{layers}x{hidden}"
@@ -64,6 +67,15 @@ def read_model(told: Told, given: Given, sequence_length: int) -> ReadModel:
         raise told.refuse(f"these sizes are no model: {error}", "hidden-size", "num-attention-heads") from None
     found.workload = WorkloadSpec(kind="transformers", name=name, config=config)
     return found
+
+
+def _given(told: Told, workload: WorkloadSpec) -> ReadModel:
+    """The model that the user names, which has as many layers as the file, if that says."""
+    sizes = getattr(checked(workload.name, workload.config), "sizes", {})
+    layers, own = int(sizes.get("num_layers", 0)), told.size("num-layers")
+    if own not in (None, layers):
+        raise told.refuse(f"--model {workload.name} has {layers} layers: leave one out", "num-layers")
+    return ReadModel(workload, layers, has_experts=bool(sizes.get("num_experts")))
 
 
 def _config(told: Told, found: ReadModel, layers: int, hidden: int, heads: int, sequence_length: int) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def _config(told: Told, found: ReadModel, layers: int, hidden: int, heads: int, 
 def _family(told: Told) -> str:
     if told.is_on("multi-latent-attention"):
         return "deepseek_v3"
-    if told.is_on("num-experts"):
+    if told.size("num-experts"):
         own = told.size("moe-ffn-hidden-size")
         is_alike = own in (None, told.size("ffn-hidden-size")) and told.word("moe-layer-freq") == "1"
         return "mixtral" if is_alike and not told.is_on("qk-layernorm") else "qwen3_moe"
@@ -191,7 +203,7 @@ def read_pattern(told: Told, layers: int) -> list[int]:
     Raises: InputError for what is neither, or has another number of layers.
     """
     text = (told.word("moe-layer-freq") or "1").replace(" ", "").replace("'", "")
-    if text.isdigit():
+    if text.isdecimal() and len(text) < LONGEST_NUMBER:
         return [int(layer % max(1, int(text)) == 0) for layer in range(layers)]
     marks = _unrolled(text, 0)
     if marks is None or len(marks) != layers or not set(marks) <= {0, 1}:
@@ -208,7 +220,7 @@ def _unrolled(text: str, depth: int) -> list[int] | None:
         if run is None or depth > 4:
             return None
         numbers, times, inner, inner_times = run.groups()
-        own = [int(one) for one in numbers.split(",") if one] if numbers else _unrolled(inner, depth + 1)
+        own = [int(one) for one in numbers.split(",")] if numbers else _unrolled(inner, depth + 1)
         count = int(times or inner_times or 1)
         if own is None or len(marks) + len(own) * count > LONGEST_PATTERN:
             return None

@@ -16,12 +16,13 @@ from planner.stacks.megatron.told import of_words
 from planner.stacks.megatron.words import SAME, WORDS
 from profiles.errors import InputError
 
-LONGEST = 1_000_000
+LONGEST = 300_000
 # What trains the models that are priced.
 PROGRAM = "pretrain_gpt.py"
 # Two of these are no chance.
 MARKS = re.compile(r"--(?:tensor-model-parallel-size|pipeline-model-parallel-size|micro-batch-size|num-attention-heads"
                    r"|hidden-size|num-layers)\b")  # fmt: skip
+WHOLE = re.compile(r"[0-9]{1,7}")
 HEADER = re.compile(r"^#SBATCH\s+(.*)$", re.MULTILINE)
 NODES = ("nnodes", "nodes", "num-nodes", "N")
 PER_NODE = ("nproc-per-node", "gpus-per-node", "ntasks-per-node", "num-gpus")
@@ -122,20 +123,19 @@ def _set_by_slurm(header: dict[str, str]) -> dict[str, str]:
         own |= {"SLURM_NNODES": str(nodes), "SLURM_JOB_NUM_NODES": str(nodes)}
     if per_node:
         own |= {"SLURM_GPUS_ON_NODE": str(per_node), "SLURM_GPUS_PER_NODE": str(per_node)}
-    if nodes and header.get("ntasks-per-node", "").isdigit():
-        own |= {"SLURM_NTASKS": str(nodes * int(header["ntasks-per-node"]))}
-        own |= {"SLURM_NTASKS_PER_NODE": header["ntasks-per-node"]}
+    if nodes and (tasks := _number(header, ("ntasks-per-node",))):
+        own |= {"SLURM_NTASKS": str(nodes * tasks), "SLURM_NTASKS_PER_NODE": str(tasks)}
     return own
 
 
 def _number(options: dict[str, str], names: Sequence[str]) -> int:
-    return next((int(options[name]) for name in names if options.get(name, "").isdigit()), 0)
+    return next((int(options[name]) for name in names if WHOLE.fullmatch(options.get(name, ""))), 0)
 
 
 def _gpus(options: dict[str, str]) -> int:
     """GPUs of a node, as --gres=gpu:8 or --gpus-per-node=h100:8 say."""
     for name in ("gres", "gpus-per-node"):
-        found = re.search(r"(?:^|:)(\d+)$", options.get(name, "").split("(")[0])
+        found = re.search(r"(?:^|:)(\d{1,5})$", options.get(name, "").split("(")[0])
         if found:
             return int(found.group(1))
     return 0
@@ -156,6 +156,6 @@ def _devices(script: Script, launcher: Sequence[Text], header: dict[str, str]) -
     if gpus:
         return gpus * (nodes or 1), f"as its #SBATCH lines ask for, {nodes or 1} x {gpus}"
     world = script.values.known.get("WORLD_SIZE")
-    if isinstance(world, Text) and world.text.isdigit():
+    if isinstance(world, Text) and WHOLE.fullmatch(world.text):
         return int(world.text), f"as line {world.line} has it, WORLD_SIZE"
     return 0, ""

@@ -16,10 +16,8 @@ from planner.stacks.megatron.words import ATTRIBUTES, SAME, WORDS
 from profiles.errors import ArtifactError, InputError
 
 ARGUMENTS = "MODEL_ARGS"
-NESTED = ("language_model", "model_parallel")
 # Megatron's tests say in their folders' names what they run on: 1 node with 8 GPUs.
-NODES = re.compile(r"_(\d+)N(\d+)G\b")
-DEEPEST = 8
+NODES = re.compile(r"_(\d{1,5})N(\d{1,3})G\b")
 
 
 def is_yaml(path: Path, text: str) -> bool:
@@ -27,8 +25,8 @@ def is_yaml(path: Path, text: str) -> bool:
     if path.suffix.lower() not in (".yaml", ".yml"):
         return False
     return bool(re.search(rf"^{ARGUMENTS}:", text, re.MULTILINE)) or bool(
-        re.search(r"^\s*(tensor_model_parallel_size|num_attention_heads):", text, re.MULTILINE)
-        and re.search(r"^\s*micro_batch_size:", text, re.MULTILINE)
+        re.search(r"^[ \t]*(tensor_model_parallel_size|num_attention_heads):", text, re.MULTILINE)
+        and re.search(r"^[ \t]*micro_batch_size:", text, re.MULTILINE)
     )
 
 
@@ -54,7 +52,7 @@ def _settings(path: Path, root: yaml.MappingNode) -> Iterator[Said]:
     own = _entries(root)
     arguments = own.get(ARGUMENTS)
     if arguments is None:
-        yield from _attributes(root, 0)
+        yield from _attributes(root, set())
         return
     if not isinstance(arguments, yaml.MappingNode):
         raise InputError(f"{path}: {ARGUMENTS} should be a mapping of arguments")
@@ -68,13 +66,14 @@ def _entries(node: yaml.MappingNode) -> Mapping[str, yaml.Node]:
     return {str(key.value): value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
 
 
-def _attributes(node: yaml.MappingNode, depth: int) -> Iterator[Said]:
-    """Settings by the names of Megatron's attributes, in groups."""
+def _attributes(node: yaml.MappingNode, seen: set[int]) -> Iterator[Said]:
+    """Settings by the names of Megatron's attributes, in groups, each of which counts once."""
+    seen.add(id(node))
     for key, value in node.value:
         name = str(getattr(key, "value", ""))
         if isinstance(value, yaml.MappingNode):
-            if depth < DEEPEST:
-                yield from _attributes(value, depth + 1)
+            if id(value) not in seen:
+                yield from _attributes(value, seen)
             continue
         yield from of_attribute(name, _texts(value), f"line {key.start_mark.line + 1}")
 

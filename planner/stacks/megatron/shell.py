@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from planner.stacks.megatron.shell_values import Text, Values
 from planner.stacks.megatron.shell_words import Cutter, Token
 from planner.stacks.secrets import without_secrets
+from profiles.errors import InputError
 
 ASSIGNED = re.compile(r"([A-Za-z_]\w*(?:\[\w+\])?)(\+?)=(.*)", re.DOTALL)
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
@@ -49,7 +50,10 @@ def read_script(where: str, text: str, usual: dict[str, str] | None = None) -> S
     reader = _Reader(where)
     for name, value in (usual or {}).items():
         reader.script.values.set(name, Text(value, (0,) * len(value)))
-    reader.run(list(Cutter(where, text).tokens()))
+    try:
+        reader.run(list(Cutter(where, text).tokens()))
+    except RecursionError:
+        raise InputError(f"{where}: brackets within brackets, more than can be read") from None
     return reader.script
 
 

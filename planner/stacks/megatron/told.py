@@ -133,7 +133,7 @@ class Told:
         value = self.number(name)
         if value is None:
             return None
-        if value != int(value) or value < 0:
+        if not math.isfinite(value) or value != int(value) or value < 0:
             raise self.refuse(f"{name} should be a whole number", name)
         return int(value)
 

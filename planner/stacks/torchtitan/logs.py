@@ -35,8 +35,8 @@ TITLE = "torchtitan's log"
 # Logs that were copied from a screen have lost the escape.
 COLOR = re.compile(r"\x1b?\[\d[\d;]*m")
 STEP = re.compile(
-    r"step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>[\d.]+|nan)\s+(?:grad_norm:\s*\S+\s+)?memory:\s*(?P<gib>[\d.]+)GiB\S*\s+"
-    r"(?:tps|wps):\s*(?P<tps>[\d,]+)"
+    r"step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>\d+(?:\.\d+)?|nan)\s+(?:grad_norm:\s*\S+\s+)?memory:\s*(?P<gib>\d+(?:\.\d+)?)GiB\S*\s+"
+    r"(?:tps|wps):\s*(?P<tps>\d[\d,]*)"
 )
 MESH = re.compile(
     r"device mesh with parallelism: pp=(\d+), dp_replicate=(\d+), dp_shard=(-?\d+), cp=(\d+), tp=(\d+)(?:, ep=(\d+))?"
