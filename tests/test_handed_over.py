@@ -17,7 +17,7 @@ from planner.command import app
 from planner.prediction import PlanFile
 from planner.published.predict import forecast
 from planner.stacks.handover import Given, StackJob
-from planner.stacks.judge import priced
+from planner.stacks.judge import judged, priced
 from planner.stacks.registry import exporters, read
 from planner.stacks.rows import cells_of
 from planner.stacks.write import hand_over
@@ -109,6 +109,25 @@ def test_a_user_of_megatron_learns_what_to_change(tmp_path: Path) -> None:
     assert "no plan of megatron-core is predicted to be faster" in again
 
 
+def test_what_is_not_sent_beside_compute_takes_longer(tmp_path: Path) -> None:
+    """A script without Megatron's overlap of gradients is priced without it, and told to have it."""
+    path, seconds = tmp_path / "a.sh", {}
+    sizes = "--num-layers 24 --hidden-size 4096 --num-attention-heads 32 --seq-length 2048 --vocab-size 50257"
+    for more in ("", "--overlap-grad-reduce"):
+        path.write_text(
+            f"torchrun --nnodes 8 --nproc-per-node 8 pretrain_gpt.py {sizes} --max-position-embeddings 2048 --bf16 "
+            f"--use-distributed-optimizer --micro-batch-size 1 --global-batch-size 64 {more}\n",
+            encoding="utf-8",
+        )
+        job = read(path, path.read_text(encoding="utf-8"), Given())
+        found = judged(job, path, Request(model="", num_devices=0, device="h100-sxm"))
+        assert found.answers.read is not None
+        seconds[more] = found.answers.read.step_seconds
+        if not more:
+            assert "+ --overlap-grad-reduce" in found.answers.read.changes
+    assert seconds[""] > 1.01 * seconds["--overlap-grad-reduce"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -120,7 +139,6 @@ def test_a_user_of_megatron_learns_what_to_change(tmp_path: Path) -> None:
             "--recompute-granularity selective --recompute-modules mlp",
             "recompute_modules: mlp, priced as core-attention",
         ),
-        ("", "overlap_grad: no, priced as yes"),
         ("--num-experts 8 --swiglu --moe-shared-expert-intermediate-size 4096", "shared_expert_ffn_size: 4096"),
         ("--num-experts 8 --swiglu", "etp: 2, priced as 1"),
         ("--overlap-grad-reduce", ""),

@@ -41,11 +41,12 @@ class Setting:
     """One question. `global_batch_size` is in samples of `sequence_length` tokens; rates are per device.
 
     `network_latency_seconds` is of a hop between fast domains. With `overlaps_tensor` tensor-parallel messages go
-    beside compute where sequences are split; with `free_exchange` gradients are sent for nothing, as no codec can.
-    `source` knows the kernels and links of a machine that was measured, or of a traced model on a data sheet; None are
-    published laws and the model's sizes. `learned` is what runs taught of the hardware, None what published ones did.
-    `measured` are the machine and the model's layers on it where it was measured, and `corrections` what plans that ran
-    there taught.
+    beside compute where sequences are split, with `gradients_beside` and `parameters_beside` sums of gradients and
+    gathered weights, which the stack decides where they are None; with `free_exchange` gradients are sent for nothing,
+    as no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model on a data
+    sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None what
+    published ones did. `measured` are the machine and the model's layers on it where it was measured, and `corrections`
+    what plans that ran there taught.
     """
 
     model: ModelSizes
@@ -62,6 +63,8 @@ class Setting:
     sequence_length: int
     compiled: bool = False
     overlaps_tensor: bool = False
+    gradients_beside: bool | None = None
+    parameters_beside: bool | None = None
     codec: str = "none"
     network_latency_seconds: float
     free_exchange: bool = False
@@ -155,7 +158,7 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "overlap_grad": overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),
         "network_latency_seconds": at.network_latency_seconds,
         **_codec_columns(at, columns.get("zero_stage", np.zeros(count))),
-        "overlap_param": at.stack.habits.overlaps_parameters,
+        "overlap_param": overlaps_parameters(at),
         "vocabulary_split": columns.get("tensor", 1.0),
     }
     values: dict[str, Any] = {
@@ -178,8 +181,14 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
 
 def overlaps_gradients(at: Setting, zero_stage: Array) -> Flags:
     """Whether gradients are sent beside the backward pass: not in one message of all, nor by FSDP2 without streams."""
+    asked = at.stack.habits.overlaps_gradients if at.gradients_beside is None else at.gradients_beside
     overlaps = at.stack.time.overlaps_shards | (zero_stage < min(FSDP_STAGES))
-    return np.asarray(overlaps & find_codec(at.codec).is_bucketed)
+    return np.asarray(asked & overlaps & find_codec(at.codec).is_bucketed)
+
+
+def overlaps_parameters(at: Setting) -> bool:
+    """Whether weights are gathered beside the forward pass."""
+    return at.stack.habits.overlaps_parameters if at.parameters_beside is None else at.parameters_beside
 
 
 def _codec_columns(at: Setting, zero_stage: Array) -> dict[str, float | Array]:

@@ -58,7 +58,8 @@ class StackJob:
     (planner/published/columns.py) that neither model nor plan say: gradient_dtype, fp8_recipe, moe_dispatcher, ...
     `unread`: settings that were not understood, each with its place, as `line 12: --new-flag 3`; `unpriced`: those that
     are known and change no price here (file names, logging) are in neither. `assumed`: what was filled in, and why.
-    `steps` and `peak_bytes` are what a log measured.
+    `steps` and `peak_bytes` are what a log measured. `words`: settings of layout and software that are not as usual, by
+    name, in the words that plans are written down with; empty where the reader does not tell.
     """
 
     stack: str
@@ -75,6 +76,7 @@ class StackJob:
     unread: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     peak_bytes: float | None = None
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from planner.space.one_plan import place_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.stacks.abilities import known_of, refusal
-from planner.stacks.handover import StackJob
+from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.priced_as import left_out
-from planner.stacks.registry import exporters
+from planner.stacks.registry import exporters, readers
 from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
 from profiles.errors import InputError, NoFeasiblePlanError
@@ -32,7 +31,6 @@ from profiles.models.sizes import sizes_of
 from profiles.units import format_bytes, format_percent, format_seconds
 
 YOURS = "your job"
-WORDS = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +75,19 @@ def priced(job: StackJob, asked: Request) -> Priced:
     Raises: InputError where its plan is not legal, or the model has sizes that are not known here.
     """
     settings, _ = settings_of(replace(request_of(job, asked), simulate=True))
-    at = replace(settings[0], compiled=job.plan.compiled)
+    at = replace(
+        settings[0],
+        compiled=job.plan.compiled,
+        gradients_beside=_said(job, "overlap_grad"),
+        parameters_beside=_said(job, "overlap_param"),
+    )
     space, place, priced_as = place_of(at, job.plan)
     return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=(*priced_as, *left_out(job, at)))
+
+
+def _said(job: StackJob, column: str) -> bool | None:
+    """Yes or no as the job's file says, None where it does not."""
+    return job.cells[column] == "yes" if column in job.cells else None
 
 
 def judged(job: StackJob, source: Path, asked: Request, on_progress: OnProgress = silent) -> PlanFile:
@@ -169,19 +177,34 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
     if write is None:
         return
     try:
-        before, after = write(found, mine).files, write(found, best).files
+        before, after = write(found, mine), write(found, best)
     except InputError as error:
         yield f"not written down: {error}"
         return
-    seen = set()
-    for name in after:
-        old, new = (files.get(name, "").splitlines() for files in (before, after))
-        for line in _different(old, new):
-            # The same setting may stand in a script and in a file of arguments.
-            words = line[0], *(word for word in WORDS.findall(line) if word not in ("export", "true"))
-            if words not in seen:
-                yield line
-            seen.add(words)
+    if job.words:
+        yield from _changed(before.environment, after.environment, "export {}={}")
+        yield from _changed(job.words, _words_of(after, job), "{} {}")
+        return
+    for name, text in after.files.items():
+        yield from _different(before.files.get(name, "").splitlines(), text.splitlines())
+
+
+def _words_of(handover: Handover, job: StackJob) -> Mapping[str, str]:
+    """A plan's settings as its own software's reader tells them."""
+    given = Given(num_devices=job.num_devices)
+    for name, text in handover.files.items():
+        for reader in readers():
+            if reader.recognises(Path(name), text):
+                return reader.read(Path(name), text, given).words
+    return {}
+
+
+def _changed(old: Mapping[str, str], new: Mapping[str, str], form: str) -> Iterator[str]:
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name):
+            for sign, words in (("-", old), ("+", new)):
+                if name in words:
+                    yield f"{sign} {form.format(name, words[name])}".rstrip()
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:

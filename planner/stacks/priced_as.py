@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from planner.cost.hardware import ELEMENT_BYTES
-from planner.space.question import Setting, overlaps_gradients
+from planner.space.question import Setting, overlaps_gradients, overlaps_parameters
 from planner.stacks.handover import StackJob
 from planner.stacks.rows import cells_of, flag
 
@@ -45,9 +45,7 @@ def _priced(job: StackJob, at: Setting) -> dict[str, str]:
         **cells_of(replace(job, cells={}), Path()),
         "overlap_grad": flag(overlaps),
         # Whole weights are gathered by nobody.
-        "overlap_param": flag(stack.habits.overlaps_parameters)
-        if plan.zero_stage
-        else job.cells.get("overlap_param", ""),
+        "overlap_param": flag(overlaps_parameters(at)) if plan.zero_stage else job.cells.get("overlap_param", ""),
         "overlap_pp": flag(plan.schedule in stack.habits.hides_messages_of),
         "gradient_dtype": "fp32" if stack.time.gradient_message_bytes == ELEMENT_BYTES["fp32"] else "bf16",
         "fp8_recipe": stack.time.fp8_recipe,

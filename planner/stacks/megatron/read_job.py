@@ -62,6 +62,7 @@ def read_job(
         unread=(*unread, *told.unread),
         unpriced=tuple(told.unpriced),
         assumed=(*assumed, *model.assumed, "version: the file does not say; its arguments are read as those of 0.20.0"),
+        words=told.chosen,
         steps=steps,
         peak_bytes=peak_bytes,
     )

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.stacks.megatron.neutral import UNPRICED, is_neutral, is_unpriced
-from planner.stacks.megatron.words import SAME, WORDS, Word
+from planner.stacks.megatron.words import LAYOUT, SAME, SOFTWARE, WORDS, Word
 from planner.stacks.secrets import HIDDEN, is_secret
 from profiles.errors import InputError
 
 NOTHING_WORDS = ("none", "null", "")
 ON_WORDS, OFF_WORDS = ("true", "1", "yes"), ("false", "0", "no")
+# What follows from others, or does nothing any more.
+FOLLOWING = ("world-size", "data-parallel-size", "use-mcore-models", "ckpt-format")
 # Two of a group cannot be meant at once.
 EXCLUSIVE = (
     ("bf16", "fp16"),
@@ -96,6 +98,17 @@ class Told:
         if WORDS[name].kind == "switch":
             return not value or value in ON_WORDS
         return value not in (*NOTHING_WORDS, "false")
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What is said of layout and software and is not as usual, by argument; of a switch that is on nothing more."""
+        result = {}
+        for word in (*LAYOUT, *SOFTWARE):
+            if word.name in self.said and self.is_on(word.name) and word.name not in FOLLOWING:
+                text = "" if word.kind == "switch" else " ".join(self.said[word.name].values)
+                if text.lower() != str(word.usual).lower():
+                    result[f"--{word.name}"] = text
+        return result
 
     def word(self, name: str) -> str | None:
         """A setting's words as one text; what is usual where it is not there."""
