@@ -7,14 +7,16 @@ from typing import Any
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.stacks import job_files
-from planner.stacks.deepspeed.words import SHARDED, STACK, WORDS, shards_anyway
+from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, WORDS, shards_anyway
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.words import Facts, written
+from profiles.codecs.codec import FSDP_STAGES
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
 
 CONFIG = "ds_config.json"
+OVERLAPPING_BUCKET = 250_000_000
 
 
 def export(file: PlanFile, candidate: Candidate) -> Handover:
@@ -41,17 +43,22 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
 
 def config(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
     """DeepSpeed's configuration of a plan."""
+    words = written(WORDS, facts_of(file, plan, stack))
+    if words.get(OVERLAP):
+        # Two buckets of half the usual size, for the memory that the plan says.
+        words[BUCKET] = OVERLAPPING_BUCKET
     return {
         "_written_by": job_files.written_by(stack),
-        **nested(written(WORDS, facts_of(file, plan))),
+        **nested(words),
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
         "gradient_clipping": 1.0,
     }
 
 
-def facts_of(file: PlanFile, plan: Plan) -> Facts:
-    """What DeepSpeed is told of a plan."""
+def facts_of(file: PlanFile, plan: Plan, stack: Stack) -> Facts:
+    """What DeepSpeed is told of a plan; of messages what the plan was priced with."""
     is_piped = plan.pipeline_parallel > 1
+    overlaps = stack.habits.overlaps_gradients and (stack.time.overlaps_shards or plan.zero_stage < min(FSDP_STAGES))
     # What is offloaded has to be sharded, be it over one rank.
     stage = max(plan.zero_stage, 1) if plan.offload == "optimizer" else plan.zero_stage
     return {
@@ -59,6 +66,7 @@ def facts_of(file: PlanFile, plan: Plan) -> Facts:
         "micro_batch_size": plan.micro_batch_size,
         "num_microbatches": plan.num_microbatches,
         "zero_stage": stage,
+        "overlaps": overlaps if plan.zero_stage and not is_piped else None,
         "offload": plan.offload,
         "bf16": plan.precision,
         "fp16": plan.precision,
@@ -84,6 +92,12 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["the first start compiles operators: set TORCH_EXTENSIONS_DIR to a folder that stays"]
     if plan.offload == "optimizer":
         notes.append("offloaded states need the host memory that the plan says, pinned (ulimit -l)")
+    if plan.data_parallel > 1 and (not plan.zero_stage or plan.pipeline_parallel > 1):
+        notes.append(
+            "priced with gradients sent beside the backward pass: without ZeRO, and in pipelines, they are not"
+        )
+    if plan.zero_stage == max(FSDP_STAGES):
+        notes.append("overlap_comm is off, as it was priced: try true")
     if shards_anyway(plan):
         notes.append(SHARDED)
     return tuple(notes)

@@ -26,17 +26,19 @@ from planner.stacks.deepspeed.words import (
     shards_anyway,
 )
 from planner.stacks.handover import Given, StackJob
+from planner.stacks.rows import flag
 from planner.stacks.said import Settings, from_yaml
 from planner.stacks.words import Facts, read_facts
 from profiles.machines.stacks import load_stack
 
 TITLE = "DeepSpeed's configuration (JSON)"
+# The stage of ZeRO at which messages overlap unless the file says otherwise.
+OVERLAPS_AT = 3
 SIGNS = ("zero_optimization", MICRO, BATCH)
 # Settings beside plans that have a column in a table of runs, by the word that the column has for their values.
 CELLS: dict[str, tuple[str, dict[object, str]]] = {
     "data_types.grad_accum_dtype": ("gradient_dtype", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}),
     "communication_data_type": ("gradient_dtype", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}),
-    "zero_optimization.overlap_comm": ("overlap_grad", {True: "yes", False: "no"}),
     OFFLOAD_WEIGHTS: ("parameter_offload", {"cpu": "yes", "nvme": "yes", "none": "no"}),
 }
 
@@ -89,7 +91,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
         global_batch_size=batch.samples,
         sequence_length=job_files.known_length(path, given),
         attention_kernel=job_files.attention_of(given),
-        cells=_cells(settings),
+        cells=_cells(settings) | _overlap(facts, plan),
         unpriced=settings.take_known(UNPRICED),
         unread=settings.unread,
         assumed=tuple(assumed),
@@ -131,3 +133,10 @@ def _cells(settings: Settings) -> dict[str, str]:
         if isinstance(value, str | bool) and value in words:
             cells[column] = words[value]
     return cells
+
+
+def _overlap(facts: Facts, plan: Plan) -> dict[str, str]:
+    """Whether gradients are sent beside the backward pass: as the file says, else as usual, at stage 3 alone."""
+    if not plan.zero_stage or plan.pipeline_parallel > 1:
+        return {}
+    return {"overlap_grad": flag(facts.get("overlaps", plan.zero_stage == OVERLAPS_AT))}

@@ -11,6 +11,7 @@ STACK = "deepspeed"
 STAGE = "zero_optimization.stage"
 OFFLOAD = "zero_optimization.offload_optimizer.device"
 OFFLOAD_WEIGHTS = "zero_optimization.offload_param.device"
+OVERLAP, BUCKET = "zero_optimization.overlap_comm", "zero_optimization.reduce_bucket_size"
 BATCH, MICRO, STEPS = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 STAGES = "pipeline.stages"
 CHECKPOINTS = "activation_checkpointing.number_checkpoints"
@@ -20,6 +21,7 @@ WORDS = (
     number(STEPS, "num_microbatches"),
     number(STAGE, "zero_stage", 0),
     Word(key=OFFLOAD, fact="offload", words={"optimizer": "cpu"}, also={"none": None, "nvme": "optimizer"}),
+    Word(key=OVERLAP, fact="overlaps", words={True: True, False: False}),
     flag("zero_optimization.cpu_offload", "offload", "optimizer", is_old=True),
     flag("bf16.enabled", "bf16", "bf16"),
     flag("bfloat16.enabled", "bf16", "bf16", is_old=True),
