@@ -86,7 +86,7 @@ def test_help_does_not_load_torch() -> None:
             stages("interleaved-1f1b", 2, recompute="full", recompute_layers=(1, 1, 2, 0)),
             r"plan recompute_layers=\(1, 1, 2, 0\): stage 2 has 1 layers that can be recomputed",
         ),
-        (Plan(data_parallel=2, precision="fp4"), "plan precision=fp4: the executor knows fp32, tf32, bf16, fp8"),
+        (Plan(data_parallel=2, precision="fp4"), "plan precision=fp4: the executor knows fp32, tf32, bf16, fp16, fp8"),
         (Plan(tensor_parallel=2, precision="fp8"), "plan precision=fp8 with tensor_parallel=2"),
         (stages("zbv", 2, precision="fp8"), "plan precision=fp8 with schedule=zbv"),
         (Plan(tensor_parallel=2, codec="bf16"), "plan codec=bf16 with data_parallel=1"),

@@ -29,6 +29,7 @@ from profiles.models.profile import SCALED
 from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import Rank, heart, is_lost_peer, is_of_messages, job_store
 from profiles.units import format_bytes
+from profiles.workloads.fake_tensors import FakeTensor
 from profiles.workloads.foreign_code import EXHAUSTED
 
 TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -249,7 +250,8 @@ def _write_snapshot(rank: Rank) -> Path:
 
 
 def _largest_tensors(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
-    by_storage = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors if not tensor.is_meta}
+    real = (each for each in tensors if not (each.is_meta or issubclass(type(each), FakeTensor)))
+    by_storage = {tensor.untyped_storage().data_ptr(): tensor for tensor in real}
     largest = sorted(by_storage.values(), key=lambda tensor: -tensor.untyped_storage().nbytes())[:NUM_LISTED]
     return [
         {"bytes": tensor.untyped_storage().nbytes(), "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
