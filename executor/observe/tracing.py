@@ -34,6 +34,11 @@ EXCHANGE_PARTS = {"tensor": "tensor_comm", "context": "context_comm", "expert": 
 SHARDED = ("FSDP::all_gather", "FSDP::post_backward_reduce")
 
 
+# gloo's threads tell the profiler that a message has ended after they have handed it over: what comes when the profiler
+# is gone would be written into memory that is no longer its own.
+LATE_SECONDS = 0.1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiled:
     """One step under torch's profiler, marked by name, with the clock that actions are noted by at the mark's ends."""
@@ -51,6 +56,8 @@ def profiled(step: Callable[[], StepTrace], device: torch.device) -> Profiled:
         start = time.perf_counter()
         trace = step()
         stop = time.perf_counter()
+        if device.type == "cpu":
+            time.sleep(LATE_SECONDS)
     return Profiled(profiler=profiler, trace=trace, start_seconds=start, stop_seconds=stop)
 
 
