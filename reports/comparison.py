@@ -16,8 +16,8 @@ import numpy as np
 from executor.run.measurement import PlanRun, RunFile
 from planner.parts import PART_NAMES
 from planner.plans import Plan
+from planner.timeline import bubble_fraction
 from profiles.errors import ArtifactError
-from reports.timeline import bubble_fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

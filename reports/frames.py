@@ -11,15 +11,12 @@ from dataclasses import asdict
 
 import pandas
 
+from planner.pages.styles import MEASURED_PEAK, NOT_SPLIT
 from planner.parts import PART_NAMES
-from planner.prediction import KINDS, Span
+from planner.prediction import KINDS
+from planner.timeline import MEASURED, PREDICTED
 from profiles.units import format_bytes, format_percent, format_seconds
 from reports.comparison import Row, kind_of_plan
-from reports.timeline import kind_of_action
-
-PREDICTED, MEASURED = "predicted", "measured"
-NOT_SPLIT = "not_split"
-MEASURED_PEAK = "measured_peak"
 
 
 def labels_of(rows: Sequence[Row]) -> list[str]:
@@ -98,24 +95,6 @@ def _stack(
     rest = rest if rest > 1e-3 * total else 0.0
     pairs = [*zip(layers, values, strict=True), (NOT_SPLIT, rest)]
     return [{"label": label, "side": side, "layer": layer, "value": value} for layer, value in pairs]
-
-
-def spans(predicted: Sequence[Span], measured: Sequence[Span]) -> pandas.DataFrame:
-    """One record per span: side, stage, kind, action, micro-batch, start and stop in seconds."""
-    records = [
-        {
-            "side": side,
-            "stage": span.stage,
-            "kind": kind_of_action(span.action),
-            "action": span.action,
-            "microbatch": span.microbatch,
-            "start_seconds": span.start_seconds,
-            "stop_seconds": span.stop_seconds,
-        }
-        for side, side_spans in ((PREDICTED, predicted), (MEASURED, measured))
-        for span in side_spans
-    ]
-    return pandas.DataFrame(records)
 
 
 def assumptions(rows: Sequence[Row]) -> list[tuple[str, int]]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from planner.pages.styles import KIND_STYLES, PART_STYLES
 from planner.parts import PART_NAMES
 from planner.prediction import KINDS, Span
+from planner.timeline import SPAN_KINDS, bubble_fraction, busy_seconds, kind_of_action
+from profiles.pages.html import Table
 from profiles.units import format_bytes, format_percent, format_seconds
 from reports.calibration import Calibration
 from reports.comparison import Row
 from reports.frames import byte_text, labels_of
-from reports.pages.figures import KIND_STYLES, PART_STYLES
-from reports.timeline import SPAN_KINDS, bubble_fraction, busy_seconds, kind_of_action
 
 UNOBSERVED = "not observable"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A caption, the names of the columns, and rows of text; the first column is the row's name."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def span_text(start_seconds: float, stop_seconds: float) -> str:

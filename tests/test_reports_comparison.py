@@ -12,12 +12,12 @@ from scipy import stats
 
 from executor.run.measurement import LossCheck, PlanRun, RunFile
 from planner.plans import Plan
+from planner.timeline import bubble_fraction, busy_seconds
 from profiles.errors import ArtifactError
 from reports.cases import cases_of
 from reports.comparison import Row, Source, kind_of_plan, rows_of
 from reports.report import build
 from reports.summary import summarise, verdict
-from reports.timeline import bubble_fraction, busy_seconds
 from tests.report_builders import (
     beside,
     demo_run_file,

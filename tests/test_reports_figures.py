@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.pages.gantt import gantt, spans_table
 from planner.parts import PART_NAMES
 from planner.prediction import KINDS
+from planner.timeline import bubble_fraction
 from reports import frames
 from reports.comparison import Source, rows_of
 from reports.pages import figures
-from reports.pages.gantt import gantt
-from reports.timeline import bubble_fraction
 from tests.report_builders import demo_run_file, measurement, prediction, run_file, simple_run
 
 ROWS = rows_of(Source(name="run.json", file=demo_run_file()))
@@ -127,7 +127,7 @@ def test_text_from_files_is_escaped_on_hover():
 def test_timeline_draws_every_span_on_one_axis():
     row = next(row for row in ROWS if row.run.plan.schedule == "1f1b")
     spans = (*row.run.prediction.spans, *row.run.measurement.spans)
-    frame = frames.spans(row.run.prediction.spans, row.run.measurement.spans)
+    frame = spans_table(row.run.prediction.spans, row.run.measurement.spans)
     bubbles = {"predicted": bubble_fraction(row.run.prediction.spans), "measured": None}
     figure = gantt(frame, "Timeline", bubbles)
     assert sum(len(trace.x) for trace in figure.data) == len(spans)
@@ -141,7 +141,7 @@ def test_timeline_draws_every_span_on_one_axis():
 
 def test_what_can_run_beside_compute_has_its_own_lane():
     row = ROWS[0]
-    figure = gantt(frames.spans(row.run.prediction.spans, ()), "Timeline", {})
+    figure = gantt(spans_table(row.run.prediction.spans, ()), "Timeline", {})
     lanes = {trace.name: trace.y[0] for trace in figure.data}
     assert set(lanes) == {"forward", "backward", "communication", "codec", "optimizer"}
     assert lanes["communication"] == lanes["codec"] > lanes["forward"] == lanes["optimizer"]
@@ -149,7 +149,7 @@ def test_what_can_run_beside_compute_has_its_own_lane():
 
 def test_timeline_says_where_a_side_is_missing():
     row = next(row for row in ROWS if row.run.prediction.spans)
-    figure = gantt(frames.spans(row.run.prediction.spans, ()), "Timeline", {"predicted": 0.1})
+    figure = gantt(spans_table(row.run.prediction.spans, ()), "Timeline", {"predicted": 0.1})
     assert "no timeline recorded" in figure.layout.annotations[1].text
 
 
@@ -159,7 +159,7 @@ def test_every_figure_has_a_title_and_units():
         figures.scatter(frames.points(ROWS)),
         figures.parts_bars(frames.parts(ROWS)),
         figures.memory_bars(frames.memory(ROWS)),
-        gantt(frames.spans(row.run.prediction.spans, row.run.measurement.spans), "Timeline", {}),
+        gantt(spans_table(row.run.prediction.spans, row.run.measurement.spans), "Timeline", {}),
     ]
     for figure in drawn:
         assert figure.layout.title.text

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from executor.compress.results import CompressionFile, CompressionResult
 from executor.compress.verdict import worth
 from planner.compression.recipes import CompressionChoice
+from profiles.pages.html import Table
+from profiles.pages.tables_page import tables_page
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
-from reports.pages.tables_page import tables_page
-from reports.tables import Table
 
 WORTH = (
     "compression",

@@ -1,117 +1,21 @@
-"""The figures of the report: tables of reports.frames in, Plotly figures out.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers, and stand on light and dark paper; backgrounds are
-transparent and text is mid-grey, which the page replaces by its own colour.
-"""
+"""The figures of the report: tables of reports.frames in, Plotly figures out."""
 
 from __future__ import annotations
 
 import html
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pandas
 import plotly.graph_objects as go
 
-from planner.parts import PARTS
-from profiles.units import GIB, KIB, MIB
-from reports.frames import MEASURED, MEASURED_PEAK, NOT_SPLIT, PREDICTED
+from planner.pages.styles import KIND_STYLES, PART_STYLES
+from planner.timeline import MEASURED, PREDICTED
+from profiles.pages.figures import PLAN_MARKERS, TEXT, Style, axis, base_layout, byte_unit, time_unit
 
-FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-TEXT: Final = "#737373"
-GRID: Final = "rgba(128,128,128,0.25)"
 BANDS: Final = (0.20, 0.10, 0.05)
-
-
-class Style(NamedTuple):
-    """Name in words, fill colour and pattern of one layer of a stack."""
-
-    name: str
-    colour: str
-    pattern: str = ""
-
-
-# Colour and pattern of each part of a step.
-PART_FILLS: Final = {
-    "compute": ("#0072B2", ""),
-    "recompute": ("#56B4E9", ""),
-    "bubble": ("#BDBDBD", "."),
-    "tensor_comm": ("#D55E00", ""),
-    "context_comm": ("#F0B08A", "/"),
-    "expert_comm": ("#A33F00", "\\"),
-    "data_comm": ("#E69F00", "/"),
-    "pipeline_comm": ("#C9B400", "\\"),
-    "codec": ("#CC79A7", ""),
-    "offload": ("#117733", "x"),
-    "optimizer": ("#009E73", ""),
-    "host": ("#7B4FA3", ""),
-    "stragglers": ("#8C8C8C", "/"),
-}
-PART_STYLES: Final[dict[str, Style]] = {
-    **{part.name: Style(part.title, *PART_FILLS[part.name]) for part in PARTS},
-    NOT_SPLIT: Style("not split further", "#9E9E9E", "x"),
-}
-KIND_STYLES: Final[dict[str, Style]] = {
-    "parameters": Style("parameters", "#0072B2"),
-    "gradients": Style("gradients", "#E69F00"),
-    "optimizer": Style("optimizer state", "#009E73"),
-    "activations": Style("activations", "#D55E00"),
-    "buffers": Style("buffers", "#CC79A7"),
-    "slack": Style("slack", "#BDBDBD", "."),
-    NOT_SPLIT: Style("not split further", "#9E9E9E", "x"),
-    MEASURED_PEAK: Style("measured peak", "#7B4FA3"),
-}
-PLAN_MARKERS: Final = (
-    ("#0072B2", "circle"),
-    ("#D55E00", "square"),
-    ("#009E73", "diamond"),
-    ("#CC79A7", "triangle-up"),
-    ("#E69F00", "cross"),
-    ("#56B4E9", "x"),
-    ("#7B4FA3", "star"),
-)
-
-
 # Neighbouring ranks often lie close together; their numbers are put on different sides.
 LABEL_PLACES: Final = ("bottom left", "top right", "bottom right", "top left")
-
-
-def time_unit(largest_seconds: float) -> tuple[float, str]:
-    """Seconds per unit and the unit's name, so that the largest value reads well."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if largest_seconds >= scale:
-            return scale, unit
-    return 1e-9, "ns"
-
-
-def byte_unit(largest_bytes: float) -> tuple[float, str]:
-    """Bytes per unit and the unit's name, so that the largest value reads well."""
-    for scale, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if largest_bytes >= scale:
-            return scale, unit
-    return 1.0, "B"
-
-
-def base_layout(title: str, height: int) -> dict[str, object]:
-    """The layout that all figures share."""
-    return {
-        "title": {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 15}},
-        "template": "none",
-        "height": height,
-        "font": {"family": FONT, "size": 12, "color": TEXT},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 10, "r": 28, "t": 64, "b": 10},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        "hoverlabel": {"align": "left"},
-    }
-
-
-def axis(title: str, **options: object) -> dict[str, object]:
-    """An axis with its title and unit."""
-    shared = {"title": {"text": title}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
-    return {**shared, **options}
 
 
 def scatter(points: pandas.DataFrame) -> go.Figure:

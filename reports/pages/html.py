@@ -1,53 +1,27 @@
-"""The page: one file that shows the whole report offline, with Plotly embedded once and figures as JSON.
-
-The page's policy forbids every outside load. All text is escaped by Jinja2; JSON is made safe to stand in a script.
-"""
+"""The page: one file that shows the whole report offline."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
+from planner.pages.gantt import gantt, spans_table
+from planner.timeline import MEASURED, PREDICTED, bubble_fraction
 from profiles.machines.load import MachineLoad, busiest, causes
+from profiles.pages.html import Picture, environment, json_script, picture, plotly_script
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
 from reports import frames, tables
 from reports.comparison import Row, Source, kind_of_plan
 from reports.pages import figures
-from reports.pages.gantt import gantt
 from reports.report import Report
 from reports.summary import Summary, verdict
-from reports.tables import Table
-from reports.timeline import bubble_fraction
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A figure of the page, its heading, and its table."""
-
-    key: str
-    title: str
-    figure_json: Markup
-    height: int
-    table: Table
 
 
 def render(report: Report) -> str:
     """The whole page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    pages = environment("reports")
+    pages.filters |= {
         "seconds": format_seconds,
         "bytes": format_bytes,
         "memory": frames.byte_text,
@@ -55,17 +29,15 @@ def render(report: Report) -> str:
         "count": format_count,
     }
     timelines = [_timeline(index, row, label) for index, row, label in _rows_with_spans(report.rows)]
-    return environment.get_template("report.html").render(
+    return pages.get_template("report.html").render(
         report=report,
         title=" and ".join(dict.fromkeys(source.file.model_name for source in report.sources)),
         verdicts=[(case, verdict(case)) for case in report.cases],
         tiles=tiles(report.summary),
-        rows=[
-            (row, kind_of_plan(row.run.plan), _script_free_json(asdict(row.run.plan), indent=1)) for row in report.rows
-        ],
-        scatter=_picture("scatter", figures.scatter(frames.points(report.rows)), tables.points_table(report.rows)),
-        parts=_picture("parts", figures.parts_bars(frames.parts(report.rows)), tables.parts_table(report.rows)),
-        memory=_picture(
+        rows=[(row, kind_of_plan(row.run.plan), json.dumps(asdict(row.run.plan), indent=1)) for row in report.rows],
+        scatter=picture("scatter", figures.scatter(frames.points(report.rows)), tables.points_table(report.rows)),
+        parts=picture("parts", figures.parts_bars(frames.parts(report.rows)), tables.parts_table(report.rows)),
+        memory=picture(
             "memory",
             figures.memory_bars(frames.memory(report.rows), report.limit_bytes),
             tables.memory_table(report.rows),
@@ -76,8 +48,8 @@ def render(report: Report) -> str:
         ],
         environments=[(source, environment_facts(source)) for source in report.sources],
         assumptions=frames.assumptions(report.rows),
-        data=Markup(_script_free_json(report.to_json())),
-        plotly=Markup(get_plotlyjs()),
+        data=json_script(report.to_json()),
+        plotly=plotly_script(),
     )
 
 
@@ -118,25 +90,9 @@ def _rows_with_spans(rows: Sequence[Row]) -> list[tuple[int, Row, str]]:
 
 def _timeline(index: int, row: Row, label: str) -> Picture:
     predicted, measured = row.run.prediction.spans, row.run.measurement.spans
-    bubbles = {frames.PREDICTED: bubble_fraction(predicted), frames.MEASURED: bubble_fraction(measured)}
-    figure = gantt(frames.spans(predicted, measured), f"Timeline of {label}", bubbles)
-    return _picture(f"timeline-{index}", figure, tables.timeline_table(row))
-
-
-def _picture(key: str, figure: go.Figure, table: Table) -> Picture:
-    # The heading stands in the page, where it wraps on narrow screens.
-    title, height = str(figure.layout.title.text), int(figure.layout.height)
-    figure.update_layout(title_text=None, margin_t=figure.layout.margin.t - 28)
-    return Picture(key=key, title=title, figure_json=_safe(figure.to_json()), height=height, table=table)
-
-
-def _script_free_json(value: Any, indent: int | None = None) -> str:
-    return str(_safe(json.dumps(value, allow_nan=False))) if indent is None else json.dumps(value, indent=indent)
-
-
-def _safe(text: str) -> Markup:
-    # A browser ends a script at the first "</", wherever it stands; in JSON these characters can be written as escapes.
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    bubbles = {PREDICTED: bubble_fraction(predicted), MEASURED: bubble_fraction(measured)}
+    figure = gantt(spans_table(predicted, measured), f"Timeline of {label}", bubbles)
+    return picture(f"timeline-{index}", figure, tables.timeline_table(row))
 
 
 def environment_facts(source: Source) -> list[tuple[str, str]]:

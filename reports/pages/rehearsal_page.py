@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from executor.rehearse.result import PlanRehearsal, RehearsalFile, differences
 from executor.rehearse.show import rows, verdict
+from profiles.pages.html import Table
+from profiles.pages.tables_page import tables_page
 from profiles.units import format_seconds
-from reports.pages.tables_page import tables_page
-from reports.tables import Table
 
 HEADER = ("rank", "per step", "expected", "rehearsed", "off")
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
+from planner.pages.styles import PART_STYLES
+from profiles.pages.figures import GRID, PLAN_MARKERS, TEXT, Style, axis, base_layout, time_unit
 from profiles.units import GIB, format_bytes, format_percent, format_seconds
-from reports.pages.figures import GRID, PART_STYLES, PLAN_MARKERS, TEXT, Style, axis, base_layout, time_unit
 from reports.published.rows import PublishedRun
 
 # Above this many runs a figure shows no mark per run where a summary says the same.

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
+from planner.pages.styles import PART_STYLES
+from profiles.pages.html import Table, environment, picture, plotly_script
 from profiles.units import format_bytes, format_percent, format_seconds
-from reports.pages.figures import PART_STYLES
-from reports.pages.html import Picture
 from reports.published import figures
 from reports.published.rows import PublishedRun
 from reports.published.summary import Errors, PublishedSummary, verdict
-from reports.tables import Table
 
 MAX_ROWS, MAX_TYPICAL, NUM_WORST = 300, 12, 4
 NO_TABLE = Table(caption="", header=(), rows=())
@@ -28,14 +22,8 @@ FAMILY_HEADER = (
 
 def render(runs: Sequence[PublishedRun], summary: PublishedSummary, title: str, notes: Sequence[str] = ()) -> str:
     """The whole page as HTML text; `notes` say how the table was read."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    pages = environment("reports")
+    pages.filters |= {
         "seconds": _or_dash(format_seconds),
         "bytes": _or_dash(format_bytes),
         "percent": _or_dash(lambda value: format_percent(value, signed=True)),
@@ -46,20 +34,20 @@ def render(runs: Sequence[PublishedRun], summary: PublishedSummary, title: str, 
     has_times = any(run.error_fraction is not None for run in runs)
     has_errors = any(run.is_judged for run in runs)
     has_memory = any(run.memory_error_fraction is not None for run in runs)
-    page = environment.get_template("published.html").render(
+    page = pages.get_template("published.html").render(
         title=title,
         notes=notes,
         verdict=verdict(summary),
         tiles=tiles(summary),
         summary=summary,
         families=families_table(summary),
-        times=_picture("times", figures.times(runs, families)) if has_times else None,
-        errors=_picture("errors", figures.errors(runs, families)) if has_errors else None,
-        parts=_picture("parts", figures.parts(chosen), parts_table(chosen)) if chosen else None,
-        memory=_picture("memory", figures.memory(runs, families)) if has_memory else None,
+        times=picture("times", figures.times(runs, families), NO_TABLE) if has_times else None,
+        errors=picture("errors", figures.errors(runs, families), NO_TABLE) if has_errors else None,
+        parts=picture("parts", figures.parts(chosen), parts_table(chosen)) if chosen else None,
+        memory=picture("memory", figures.memory(runs, families), NO_TABLE) if has_memory else None,
         runs=shown,
         num_hidden=len(runs) - len(shown),
-        plotly=Markup(get_plotlyjs()),
+        plotly=plotly_script(),
     )
     return page.lstrip()
 
@@ -157,15 +145,3 @@ def parts_table(runs: Sequence[PublishedRun]) -> Table:
             for run in runs
         ),
     )  # fmt: skip
-
-
-def _picture(key: str, figure: go.Figure, table: Table = NO_TABLE) -> Picture:
-    # The heading stands in the page, where it wraps on narrow screens.
-    title, height = str(figure.layout.title.text), int(figure.layout.height)
-    figure.update_layout(title_text=None, margin_t=figure.layout.margin.t - 28)
-    return Picture(key=key, title=title, figure_json=_safe(str(figure.to_json())), height=height, table=table)
-
-
-def _safe(text: str) -> Markup:
-    # A browser ends a script at the first "</", wherever it stands; in JSON these characters can be written as escapes.
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

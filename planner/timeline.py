@@ -7,6 +7,7 @@ from typing import Literal
 
 from planner.prediction import Span
 
+PREDICTED, MEASURED = "predicted", "measured"
 SpanKind = Literal["forward", "backward", "communication", "codec", "optimizer"]
 SPAN_KINDS: tuple[SpanKind, ...] = ("forward", "backward", "communication", "codec", "optimizer")
 KINDS_BY_ACTION: dict[str, SpanKind] = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from reports.tables import Table
+from profiles.pages.html import Table, environment
 
 
 def tables_page(
@@ -17,14 +15,9 @@ def tables_page(
     tables: Sequence[tuple[str, Table]],
 ) -> str:
     """The whole page as HTML text: toned sentences, notes, and tables under headings."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("tables.html").render(
-        kicker=kicker, title=title, verdict=verdict, notes=notes, tables=tables
+    page = (
+        environment()
+        .get_template("tables.html")
+        .render(kicker=kicker, title=title, verdict=verdict, notes=notes, tables=tables)
     )
     return page.lstrip()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Final
 
 import pandas
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from planner.prediction import Span
+from planner.timeline import MEASURED, PREDICTED, SPAN_KINDS, kind_of_action
+from profiles.pages.figures import axis, base_layout, time_unit
 from profiles.units import format_percent
-from reports.frames import MEASURED, PREDICTED
-from reports.pages.figures import axis, base_layout, time_unit
-from reports.timeline import SPAN_KINDS
 
 HUES: Final = {
     "forward": (0, 114, 178),
@@ -24,6 +25,24 @@ HUES: Final = {
 # These can run beside a stage's compute, so they have a lane of their own below it.
 SIDE_LANE: Final = ("communication", "codec")
 MAX_LABELLED_SPANS: Final = 240
+
+
+def spans_table(predicted: Sequence[Span], measured: Sequence[Span]) -> pandas.DataFrame:
+    """One record per span: side, stage, kind, action, micro-batch, start and stop in seconds."""
+    records = [
+        {
+            "side": side,
+            "stage": span.stage,
+            "kind": kind_of_action(span.action),
+            "action": span.action,
+            "microbatch": span.microbatch,
+            "start_seconds": span.start_seconds,
+            "stop_seconds": span.stop_seconds,
+        }
+        for side, side_spans in ((PREDICTED, predicted), (MEASURED, measured))
+        for span in side_spans
+    ]
+    return pandas.DataFrame(records)
 
 
 def gantt(spans: pandas.DataFrame, title: str, bubbles: dict[str, float | None]) -> go.Figure:

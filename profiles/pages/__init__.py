@@ -1,0 +1,1 @@
+"""Pages that work offline: what those of all commands share, and pages of tables alone."""

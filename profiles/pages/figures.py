@@ -1,0 +1,72 @@
+"""What all figures share: colours, axes, units, a layout that reads on light and on dark paper.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers, and stand on light and dark paper; backgrounds are
+transparent and text is mid-grey, which the page replaces by its own colour.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from profiles.units import GIB, KIB, MIB
+
+FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+TEXT: Final = "#737373"
+GRID: Final = "rgba(128,128,128,0.25)"
+
+
+class Style(NamedTuple):
+    """Name in words, fill colour and pattern of one layer of a stack."""
+
+    name: str
+    colour: str
+    pattern: str = ""
+
+
+PLAN_MARKERS: Final = (
+    ("#0072B2", "circle"),
+    ("#D55E00", "square"),
+    ("#009E73", "diamond"),
+    ("#CC79A7", "triangle-up"),
+    ("#E69F00", "cross"),
+    ("#56B4E9", "x"),
+    ("#7B4FA3", "star"),
+)
+
+
+def time_unit(largest_seconds: float) -> tuple[float, str]:
+    """Seconds per unit and the unit's name, so that the largest value reads well."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if largest_seconds >= scale:
+            return scale, unit
+    return 1e-9, "ns"
+
+
+def byte_unit(largest_bytes: float) -> tuple[float, str]:
+    """Bytes per unit and the unit's name, so that the largest value reads well."""
+    for scale, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if largest_bytes >= scale:
+            return scale, unit
+    return 1.0, "B"
+
+
+def base_layout(title: str, height: int) -> dict[str, object]:
+    """The layout that all figures share."""
+    return {
+        "title": {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 15}},
+        "template": "none",
+        "height": height,
+        "font": {"family": FONT, "size": 12, "color": TEXT},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 10, "r": 28, "t": 64, "b": 10},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+        "hoverlabel": {"align": "left"},
+    }
+
+
+def axis(title: str, **options: object) -> dict[str, object]:
+    """An axis with its title and unit."""
+    shared = {"title": {"text": title}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
+    return {**shared, **options}
