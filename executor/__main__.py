@@ -1,6 +1,6 @@
 """`python -m executor` is `execute`."""
 
-from executor.command import main
+from profiles.terminal.entries import execute
 
 if __name__ == "__main__":
-    main()
+    execute()

@@ -1,6 +1,6 @@
 """`python -m planner` is `plan`."""
 
-from planner.command import main
+from profiles.terminal.entries import plan
 
 if __name__ == "__main__":
-    main()
+    plan()

@@ -1,6 +1,6 @@
 """`python -m profiles` is `profile`."""
 
-from profiles.command import main
+from profiles.terminal.entries import profile
 
 if __name__ == "__main__":
-    main()
+    profile()

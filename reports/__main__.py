@@ -1,6 +1,6 @@
 """`python -m reports` is `compare`."""
 
-from reports.command import main
+from profiles.terminal.entries import compare
 
 if __name__ == "__main__":
-    main()
+    compare()

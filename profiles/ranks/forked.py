@@ -123,7 +123,7 @@ def _is_a_command() -> bool:
     """Whether this process is one of our commands, rather than something that has called it."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", "") or Path(getattr(main, "__file__", None) or "").name
-    return name in ("executor.__main__", "execute")
+    return name in ("executor.__main__", "execute", "trainwright")
 
 
 class Server:
