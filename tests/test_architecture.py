@@ -115,11 +115,12 @@ def test_text_files_have_an_encoding_of_ours_and_not_of_the_locale(path):
         assert not is_text, f"{path}:{node.lineno} {ast.unparse(node)}"
 
 
-def test_every_folder_has_a_sign_and_a_line_in_the_readme():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## Words")[0]
+def test_every_folder_has_a_sign_and_a_line_on_the_page_of_its_package():
+    tables = {name: (ROOT / name / "README.md").read_text(encoding="utf-8").split("## Folders")[1] for name in ORDER}
     for folder in {path.parent for path in FILES} - {ROOT / name for name in ORDER}:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
-        assert f"{folder.name}/ " in tree or f"{folder.name}/," in tree, f"README's tree lacks {folder}"
+        package = folder.relative_to(ROOT).parts[0]
+        assert f"`{folder.name}/`" in tables[package], f"{package}/README.md has no line for {folder}"
 
 
 def run_python(code: str) -> str:
