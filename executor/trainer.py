@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from executor.axes.optimizer import build_optimizer, is_updated, make_states, states_by_parameter
+from executor.engines import Training
 from executor.observe.events import OPTIMIZER, StepTrace
 from executor.rank_model import RankModel
 
@@ -54,3 +55,10 @@ class Trainer(RankModel):
     def updates(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter, rather than receiving it."""
         return is_updated(self.optimizer, parameter)
+
+
+def trainer_for(training: Training) -> Trainer:
+    """This program's trainer, as other engines give theirs."""
+    return Trainer(
+        training.plan, training.workload, training.rank, training.seed, training.mesh, is_silent=training.is_silent
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from executor.command import app
-from executor.engines import ENGINES, engine, engines_of
+from executor.engines import ENGINES, Training, engine, engines_of
 from executor.legality import choose
 from executor.mesh import Coordinates, Meshes
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, StepTrace
@@ -28,7 +28,7 @@ from executor.run.turns import MOST_TOGETHER, groups_in_turns
 from planner.plans import Plan
 from profiles.errors import EnvironmentFailure, InputError, PlanError, UnknownNameError
 from profiles.models.adapters import adapters
-from profiles.ranks.rank import Rank, join_group
+from profiles.ranks.rank import join_group
 from profiles.workloads.loading import load_workload
 from reports.comparison import Source, rows_of
 from reports.learning import steps_of
@@ -206,10 +206,10 @@ class Counting:
 
     made: ClassVar[list["Counting"]] = []
 
-    def __init__(self, plan: Plan, workload: object, rank: Rank, seed: int, mesh: object, *, is_silent: bool = False):
-        self.plan, self.place, self.num_steps = plan, Coordinates(), 0
+    def __init__(self, training: Training) -> None:
+        self.plan, self.place, self.num_steps = training.plan, Coordinates(), 0
         self.measures_norm, self.gradient_norm, self.held_tensors = False, 0.0, []
-        self.measured, self.recorder = [], Recorder(device=rank.device)
+        self.measured, self.recorder = [], Recorder(device=training.rank.device)
         self.made.append(self)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, StepTrace]:

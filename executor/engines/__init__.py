@@ -61,20 +61,26 @@ class Trains(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a trainer is built for: a plan of a workload on one rank, and the seed of its weights.
+
+    `mesh` has the plan's axes, None where it has one device. A silent one draws no random numbers.
+    """
+
+    plan: Plan
+    workload: Workload
+    rank: Rank
+    seed: int
+    mesh: DeviceMesh | None
+    is_silent: bool = False
+
+
 class MakesTrainer(Protocol):
     """What an engine's module gives under the name that the engine says."""
 
-    def __call__(
-        self,
-        plan: Plan,
-        workload: Workload,
-        rank: Rank,
-        seed: int,
-        mesh: DeviceMesh | None,
-        *,
-        is_silent: bool = False,
-    ) -> Trains:
-        """Build this rank's part of a model; a silent one draws no random numbers."""
+    def __call__(self, training: Training) -> Trains:
+        """Build this rank's part of a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +142,7 @@ ENGINES = {
             name=THIS_PROGRAM,
             title="Trainwright",
             stacks=(THIS_PROGRAM,),
-            trainer="executor.trainer:Trainer",
+            trainer="executor.trainer:trainer_for",
             refusal=refusal,
         ),
         Engine(

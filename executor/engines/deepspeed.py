@@ -2,7 +2,7 @@
 
 Model: layers, data, AdamW with its rate, and the order of ranks are those of `executor.trainer`. Sharding, averaging,
 the pipeline's messages and 16-bit weights with a copy in 32 bits are DeepSpeed's. It takes its defaults from its
-configuration: `gradient_clipping` is written down as 0, since 0.19 clips to 1 where it is left out.
+configuration, whose words are those of exported plans.
 Ignores: buffers that are not averaged, such as statistics of batch norms: each replica keeps its own.
 """
 
@@ -24,39 +24,33 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.pipe import schedule
 from deepspeed.utils import groups, logger
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.optimizer import LEARNING_RATE
+from executor.engines import Training
 from executor.engines.watched import WatchedAdamW
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, StepTrace
 from executor.rank_model import RankModel
 from planner.plans import Plan
+from planner.stacks.deepspeed.words import UNCLIPPED, WORDS, facts_of
+from planner.stacks.said import nested
+from planner.stacks.words import written
 from profiles.ranks.devices import BACKENDS
 from profiles.ranks.rank import Rank, unpinned
 from profiles.workloads.randomness import begin_random, random_kept
-from profiles.workloads.workload import Workload
 
 
 class DeepSpeedTrainer(RankModel):
     """This rank's part of a plan in the hands of DeepSpeed, whose groups are its own: `mesh` is not used."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        workload: Workload,
-        rank: Rank,
-        seed: int,
-        mesh: DeviceMesh | None,
-        *,
-        is_silent: bool = False,
-    ) -> None:
+    def __init__(self, training: Training) -> None:
+        plan = training.plan
         # In 16 bits all weights are, rather than what autocast would convert.
         computed = replace(plan, precision="fp32") if plan.precision == "bf16" else plan
-        super().__init__(computed, workload, rank, seed, None, is_silent=is_silent)
+        super().__init__(computed, training.workload, training.rank, training.seed, None, is_silent=training.is_silent)
         self.plan, self.measures_norm, self.gradient_norm = plan, False, 0.0
         self.axes: Any = None
         with _quiet(), unpinned(), self._own_axes():
-            _join(rank)
+            _join(training.rank)
             self.whole = self._whole()
             trained = [parameter for parameter in self.whole.parameters() if parameter.requires_grad]
             self.optimizer = WatchedAdamW(trained, lr=0.0, fused=True)
@@ -176,19 +170,12 @@ class DeepSpeedTrainer(RankModel):
 
 def configuration(plan: Plan) -> dict[str, Any]:
     """The plan in DeepSpeed's words; nothing is left to a default that changes what is computed."""
-    zero: dict[str, Any] = {"stage": plan.zero_stage}
-    if plan.offload == "optimizer":
-        zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.num_microbatches,
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
+        **nested(written(WORDS, facts_of(plan))),
+        **UNCLIPPED,
         # The optimizer is torch's own, which is in none of its lists, on a CPU too.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": plan.precision == "bf16"},
         "steps_per_print": None,
     }
 

@@ -19,18 +19,16 @@ from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 from horovod.runner.gloo_run import create_slot_env_vars
 from horovod.runner.http.http_server import RendezvousServer
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from executor.axes.optimizer import LEARNING_RATE
+from executor.engines import Training
 from executor.engines.watched import WatchedAdamW
 from executor.observe.events import BACKWARD, FORWARD, OPTIMIZER, StepTrace
 from executor.rank_model import RankModel
-from planner.plans import Plan
 from profiles.errors import EnvironmentFailure
 from profiles.ranks.environment import LOOPBACK
 from profiles.ranks.rank import Rank, unpinned
 from profiles.workloads.randomness import begin_random, random_kept
-from profiles.workloads.workload import Workload
 
 COMPRESSIONS = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}
 
@@ -38,17 +36,9 @@ COMPRESSIONS = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}
 class HorovodTrainer(RankModel):
     """This rank's replica of a plan, whose gradients Horovod averages: `mesh` is not used."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        workload: Workload,
-        rank: Rank,
-        seed: int,
-        mesh: DeviceMesh | None,
-        *,
-        is_silent: bool = False,
-    ) -> None:
-        super().__init__(plan, workload, rank, seed, None, is_silent=is_silent)
+    def __init__(self, training: Training) -> None:
+        plan, rank = training.plan, training.rank
+        super().__init__(plan, training.workload, rank, training.seed, None, is_silent=training.is_silent)
         self.measures_norm, self.gradient_norm = False, 0.0
         (self.module,) = self.modules.values()
         with unpinned():

@@ -39,8 +39,8 @@ def _anyones(plan: Plan, model: ModelFacts, title: str) -> Iterator[str]:
         yield f"shard_degree={plan.shard_degree}: {title} shards over all replicas, use shard_degree=0"
     if plan.compiled:
         yield f"compiled: not tried with {title}, leave it out"
-    if plan.precision == "fp16":
-        yield f"precision=fp16: losses are not scaled for {title}, use bf16"
+    if plan.precision == SCALED:
+        yield f"precision={SCALED}: losses are not scaled for {title}, use bf16"
     if model.adapters.freezes:
         yield f"of a model with adapters: frozen weights were not tried with {title}, use --engine trainwright"
 
@@ -78,8 +78,6 @@ def _of_horovod(plan: Plan) -> Iterator[str]:
         yield f"pipeline_parallel={plan.pipeline_parallel}: Horovod is data parallel alone, use data_parallel"
     if plan.zero_stage:
         yield f"zero_stage={plan.zero_stage}: Horovod shards nothing, use zero_stage=0"
-    if plan.precision == SCALED:
-        yield f"precision={plan.precision}: scaled losses were not tried with Horovod, use bf16 or fp32"
     if plan.codec not in ("none", "fp16"):
         yield f"codec={plan.codec}: Horovod compresses to fp16 alone, use that or none"
     if plan.offload != "none":

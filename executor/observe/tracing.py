@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from executor.observe.events import EXCHANGES, StepTrace
+from executor.observe.gloo_threads import wait_until_idle
 from planner.plans import Plan
 from planner.simulate.perfetto import STREAMS, named
 from profiles.codecs.codec import ALL_REDUCE
@@ -32,11 +33,6 @@ EXCHANGE_PARTS = {"tensor": "tensor_comm", "context": "context_comm", "expert": 
 # As FSDP2 calls in a profile what it does around its messages, the waiting for them and the copying included. Not
 # documented; where the names change, FSDP's part is seen as nothing, which a test would tell.
 SHARDED = ("FSDP::all_gather", "FSDP::post_backward_reduce")
-
-
-# gloo's threads tell the profiler that a message has ended after they have handed it over: what comes when the profiler
-# is gone would be written into memory that is no longer its own.
-LATE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +55,7 @@ def profiled(step: Callable[[], StepTrace], device: torch.device) -> Profiled:
             trace = step()
             stop = time.perf_counter()
         if device.type == "cpu":
-            time.sleep(LATE_SECONDS)
+            wait_until_idle()
     return Profiled(profiler=profiler, trace=trace, start_seconds=start, stop_seconds=stop)
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from executor.axes.loss_scale import scale_of
-from executor.engines import ENGINES, Engine, Trains
+from executor.engines import ENGINES, Engine, Training, Trains
 from executor.mesh import Meshes, groups_of
 from executor.observe.attention import AttentionWatch, is_worth_watching
 from executor.observe.device_memory import DeviceMemory, device_memory
@@ -208,7 +208,7 @@ class Runner:
 
     def _built(self, *, is_silent: bool = False) -> Trains:
         make = self.engine.maker()
-        return make(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent=is_silent)
+        return make(Training(self.plan, self.workload, self.rank, self.samples.seed, self.mesh, is_silent))
 
     def _go_on(self, path: Path) -> None:
         """Restore a checkpoint."""

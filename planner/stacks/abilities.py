@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from planner.plans import AXES, Plan
+from planner.prediction import PlanFile
 from planner.schedules.registry import NONE, torch_names
 from planner.stacks.layout_rules import RULES, UNKNOWN, Degrees, Known, spelled
 from profiles.errors import InputError
 from profiles.machines.abilities import Abilities
 from profiles.machines.stacks import Stack
+from profiles.models.sizes import sizes_of
 from profiles.models.transformer import Array, Flags, Transformer
 
 NEEDING, LACKING = "need ", ", which {} lacks"
@@ -104,6 +106,15 @@ def lacking_family(stack: Stack, family: str) -> str:
     if stack.runs is None or not stack.runs.families or family in stack.runs.families:
         return ""
     return f"{stack.name} has no models of type {family or 'your own'}: it has {', '.join(stack.runs.families)}"
+
+
+def refusal_of(stack: Stack, plan: Plan, file: PlanFile) -> str:
+    """Why a stack cannot run a plan of a file's model, whose family it may lack, or ""."""
+    known = UNKNOWN
+    if file.workload.reads_text:
+        known = known_of(sizes_of(file.model_name, file.workload.config).transformer, file.sequence_length)
+    family = str(file.workload.config.get("model_type", ""))
+    return lacking_family(stack, family) or refusal(stack, plan, file.num_layers, known)
 
 
 def refusal(stack: Stack, plan: Plan, num_layers: int, known: Known = UNKNOWN) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
-from planner.stacks.abilities import known_of, lacking_family, refusal
+from planner.stacks.abilities import refusal_of
 from planner.stacks.handover import Given
-from planner.stacks.layout_rules import UNKNOWN
 from profiles.errors import InputError, PlanError
 from profiles.inputs.foreign import read_json
 from profiles.machines.stacks import Stack, load_stack
@@ -67,11 +66,7 @@ def stack_of(name: str, file: PlanFile, candidate: Candidate) -> Stack:
     Raises: PlanError where it has no word for something in the plan, or the model is none that a script can build.
     """
     stack, plan = load_stack(name), candidate.plan
-    known = UNKNOWN
-    if file.workload.reads_text:
-        known = known_of(sizes_of(file.model_name, file.workload.config).transformer, file.sequence_length)
-    family = lacking_family(stack, str(file.workload.config.get("model_type", "")))
-    if why := family or refusal(stack, plan, file.num_layers, known):
+    if why := refusal_of(stack, plan, file):
         raise PlanError(f"plan {plan.id} cannot be written for {name}: {why}: choose another plan, or another software")
     task_of(file.workload)
     if file.workload.adapters.freezes:

@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.answers import Answers, ReadJob
+from planner.answers import ReadJob
 from planner.ask import answer_to
 from planner.parts import PART_TITLES
-from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile, Prediction
 from planner.request import Request
 from planner.settings import settings_of
+from planner.space.answers import why_not_run
 from planner.space.beside import Questions
 from planner.space.files import plan_file, planned_for
 from planner.space.one_plan import place_of
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.stacks.abilities import known_of, refusal
 from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.priced_as import left_out
 from planner.stacks.registry import exporters, readers
@@ -120,17 +119,12 @@ def _beside(own: Priced, better: PlanFile | None) -> tuple[Candidate, ...]:
             return (*others[:number], mine, *others[number + 1 :])
     best = others[0].prediction if others else own.prediction
     words = verdict(own.at.memory_bytes, best, own.prediction, own.job.plan, is_best=False)
-    can_run = not _refusal(own.at, own.job.plan)
+    can_run = not why_not_run(own.at, own.job.plan)
     rank = max((each.rank for each in others), default=0) + 1
     mine = Candidate(
         rank=rank, plan=own.job.plan, prediction=own.prediction, verdict=f"{words} [{YOURS}]", executable=can_run
     )
     return (*others, mine)
-
-
-def _refusal(at: Setting, plan: Plan) -> str:
-    model = at.model.transformer
-    return refusal(at.stack, plan, model.num_positions, known_of(model, at.sequence_length))
 
 
 def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJob:
@@ -153,7 +147,7 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
         better=best.plan.id if is_better else "",
         gain_fraction=gain if is_better else 0.0,
         changes=tuple(_changes(job, found, mine, best)) if is_better else (),
-        refusal=_refusal(own.at, job.plan),
+        refusal=why_not_run(own.at, job.plan),
         unread=job.unread,
         unpriced=job.unpriced,
         assumed=(*job.assumed, *own.priced_as),
@@ -211,13 +205,3 @@ def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
     for line in difflib.unified_diff(old, new, n=0, lineterm=""):
         if line[:1] in "+-" and line[:3] not in ("+++", "---") and not line[1:].lstrip().startswith("#"):
             yield f"{line[0]} {line[1:].strip()}"
-
-
-def without_search(job: StackJob, source: Path, asked: Request) -> PlanFile:
-    """The job alone as a plan file, nothing searched beside it.
-
-    Raises: InputError as `priced`.
-    """
-    own = priced(job, asked)
-    file = replace(_alone(own, ""), notes=(), candidates=_beside(own, None), answers=Answers())
-    return replace(file, answers=Answers(read=_read(own, source, file, file.candidates[0])))

@@ -6,15 +6,13 @@ import shlex
 from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
-from planner.stacks.abilities import known_of, lacking_family, refusal
+from planner.stacks.abilities import refusal_of
 from planner.stacks.handover import Handover
-from planner.stacks.layout_rules import UNKNOWN
 from planner.stacks.registry import export
 from profiles import artifacts
 from profiles.errors import PlanError
 from profiles.files import ensure_folder, write_text
-from profiles.machines.stacks import Stack, load_stack, stack_names
-from profiles.models.sizes import sizes_of
+from profiles.machines.stacks import load_stack, stack_names
 
 LAUNCH = "launch.sh"
 
@@ -25,7 +23,7 @@ def hand_over(stack: str, file: PlanFile, candidate: Candidate, folder: Path) ->
     Raises: PlanError for a plan that the software cannot run; UnknownNameError; EnvironmentFailure.
     """
     if stack in stack_names():
-        reason = _refusal(load_stack(stack), file, candidate)
+        reason = refusal_of(load_stack(stack), candidate.plan, file)
         if reason:
             raise PlanError(
                 f"plan {candidate.plan.id}: {reason}: plan again with --stack {stack}, which offers what it can run"
@@ -41,14 +39,6 @@ def hand_over(stack: str, file: PlanFile, candidate: Candidate, folder: Path) ->
         write_text(folder / name, text)
         paths.append(folder / name)
     return handover, paths
-
-
-def _refusal(stack: Stack, file: PlanFile, candidate: Candidate) -> str:
-    known = UNKNOWN
-    if file.workload.reads_text:
-        known = known_of(sizes_of(file.workload.name, file.workload.config).transformer, file.sequence_length)
-    family = str(file.workload.config.get("model_type", ""))
-    return lacking_family(stack, family) or refusal(stack, candidate.plan, file.num_layers, known)
 
 
 def _launch(handover: Handover, candidate: Candidate) -> str:

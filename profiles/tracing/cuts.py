@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from profiles.errors import PlanError
 from profiles.tracing.atoms import Call, Walk, watching
-from profiles.tracing.storages import storage_of
+from profiles.workloads.fake_tensors import storage_of
 
 # A tensor by what made it, and its place in what that gave.
 Key: TypeAlias = tuple[str, int, int]

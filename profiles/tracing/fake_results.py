@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiles.tracing.storages import storage_of
-from profiles.workloads.fake_tensors import FakeTensor, without_modes
+from profiles.workloads.fake_tensors import FakeTensor, FakeTensorMode, fake_of, schema_of, storage_of, without_modes
 
 # What kernels are given beside tensors, by which calls are told apart.
 PLAIN = (
@@ -52,7 +51,7 @@ class _Kind:
 class KnownResults:
     """The results of calls under one mode of fake tensors."""
 
-    def __init__(self, fake: Any) -> None:
+    def __init__(self, fake: FakeTensorMode) -> None:
         self._fake = fake
         self._results: dict[object, tuple[type, tuple[_Made | None, ...]] | None] = {}
         self._kinds: dict[Any, _Kind | None] = {}
@@ -94,8 +93,7 @@ class KnownResults:
             plain = torch.empty_strided(look.shape, look.stride, dtype=look.dtype, device="meta")
             if look.source >= 0:
                 plain.set_(given[look.source].untyped_storage(), look.offset, look.shape, look.stride)
-            made: Tensor = FakeTensor(self._fake, plain, CPU)
-            return made
+            return fake_of(self._fake, plain, CPU)
 
     def _noted(self, result: Any, given: Sequence[Tensor]) -> tuple[type, tuple[_Made | None, ...]] | None:
         """How a result can be made again; None where it cannot."""
@@ -130,7 +128,7 @@ def _look(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int, torch.
 
 def _kind_of(func: Any) -> _Kind | None:
     """What a schema tells; None where shapes and types of what a kernel is given do not tell what it gives."""
-    schema = func._schema
+    schema = schema_of(func)
     if torch.Tag.dynamic_output_shape in func.tags:
         return None
     aliases = [one.alias_info for one in schema.returns]

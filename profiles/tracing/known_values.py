@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from profiles.tracing.fake_results import KnownResults
-from profiles.tracing.storages import storage_of, tensors_in
-from profiles.workloads.fake_tensors import FakeTensor, unset_fake_temporarily
+from profiles.tracing.storages import tensors_in
+from profiles.workloads.fake_tensors import FakeTensor, storage_of, unset_fake_temporarily
 
 # Elements of a tensor whose values are kept.
 MOST = 2**22

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiles.models.operators import ATTENTION_FLOPS, Kind, Phase
 from profiles.tracing.kernel_kinds import classify
-from profiles.tracing.storages import UNNUMBERED, Storages, size_of, storage_of, tensors_in
+from profiles.tracing.storages import UNNUMBERED, Storages, size_of, tensors_in
+from profiles.workloads.fake_tensors import storage_of
 from profiles.workloads.repeats import watched_by
 
 DTYPES = {

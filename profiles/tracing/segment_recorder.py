@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from profiles.tracing.known_values import KnownValues
 from profiles.tracing.operator_recorder import Recorder
-from profiles.tracing.storages import size_of, storage_of
+from profiles.tracing.storages import size_of
+from profiles.workloads.fake_tensors import storage_of
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from profiles.tracing.cuts import Cuts
 from profiles.tracing.operator_recorder import RecordedOperator, Recording
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.stage_cuts import SeenCuts, seen_cuts
-from profiles.tracing.storages import storage_of
+from profiles.workloads.fake_tensors import storage_of
 
 # What segments before and behind all blocks are called; a module without blocks is one segment.
 FIRST, LAST, ALL = "first", "last", "model"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiles.workloads.fake_tensors import storage_of
+
 UNNUMBERED = -1
 # Where storages are counted that no segment saved.
 FREE = -1
@@ -106,11 +108,6 @@ class Storages:
         if account is not None:
             self._members[account].discard(number)
             self._sums[account] -= self.bytes_of(number)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """A number that names the tensor's storage while it lives."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def tensors_in(values: Any) -> list[Tensor]:

@@ -1,4 +1,7 @@
-"""Tensors that have shapes and types alone: torch's own, at a private path that is named here and nowhere else."""
+"""What tracing needs of torch at private paths, named here and nowhere else: tensors of shapes and types alone.
+
+Each name has a test in tests/test_fake_tensors.py, which fails when torch moves it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ from unittest import mock
 
 import numpy
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "fake_of",
     "matched_in_order",
+    "schema_of",
     "seen_as_real",
+    "storage_of",
     "told_by_the_error",
     "unset_fake_temporarily",
     "without_modes",
@@ -33,6 +40,22 @@ LIBRARY, QUESTION = "transformers.utils.import_utils", "is_fake_tensor"
 def without_modes() -> Any:
     """What is entered where kernels run past every mode of dispatch."""
     return torch._C._DisableTorchDispatch()
+
+
+def fake_of(mode: FakeTensorMode, plain: Tensor, device: torch.device) -> Tensor:
+    """A tensor on meta as a fake one of a mode that says it is on a device; entered `without_modes`."""
+    made: Tensor = FakeTensor(mode, plain, device)
+    return made
+
+
+def schema_of(kernel: Any) -> Any:
+    """What a kernel declares of what it is given and gives."""
+    return kernel._schema
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that names the tensor's storage while it lives."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager

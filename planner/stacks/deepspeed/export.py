@@ -7,7 +7,7 @@ from typing import Any
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.stacks import job_files
-from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, WORDS, shards_anyway
+from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, WORDS, facts_of, shards_anyway
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.words import Facts, written
@@ -43,7 +43,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
 
 def config(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
     """DeepSpeed's configuration of a plan."""
-    words = written(WORDS, facts_of(file, plan, stack))
+    words = written(WORDS, _facts(file, plan, stack))
     if words.get(OVERLAP):
         # Two buckets of half the usual size, for the memory that the plan says.
         words[BUCKET] = OVERLAPPING_BUCKET
@@ -55,21 +55,13 @@ def config(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
     }
 
 
-def facts_of(file: PlanFile, plan: Plan, stack: Stack) -> Facts:
-    """What DeepSpeed is told of a plan; of messages what the plan was priced with."""
+def _facts(file: PlanFile, plan: Plan, stack: Stack) -> Facts:
+    """What DeepSpeed is told of a plan and of the script's model; of messages what the plan was priced with."""
     is_piped = plan.pipeline_parallel > 1
     overlaps = stack.habits.overlaps_gradients and (stack.time.overlaps_shards or plan.zero_stage < min(FSDP_STAGES))
-    # What is offloaded has to be sharded, be it over one rank.
-    stage = max(plan.zero_stage, 1) if plan.offload == "optimizer" else plan.zero_stage
     return {
-        "samples": plan.global_batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "num_microbatches": plan.num_microbatches,
-        "zero_stage": stage,
+        **facts_of(plan),
         "overlaps": overlaps if plan.zero_stage and not is_piped else None,
-        "offload": plan.offload,
-        "bf16": plan.precision,
-        "fp16": plan.precision,
         "stages": plan.pipeline_parallel if is_piped else None,
         "recomputed": job_files.blocks_of(file.workload) if plan.recompute == "full" else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.plans import Plan
 from planner.stacks.said import Settings
-from planner.stacks.words import Word, flag, number
+from planner.stacks.words import Facts, Word, flag, number
 from profiles.errors import InputError
 
 STACK = "deepspeed"
@@ -31,6 +31,8 @@ WORDS = (
     number("sequence_parallel_size", "context_parallel", is_old=True),
     number(CHECKPOINTS, "recomputed", 0),
 )
+# A plan clips nothing, and 0.19 clips to 1 where this is left out.
+UNCLIPPED = {"gradient_clipping": 0.0}
 # Sections and keys that DeepSpeed reads, and that change no price here.
 UNPRICED = (
     "optimizer.*", "scheduler.*", "gradient_clipping", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
@@ -78,6 +80,20 @@ REMOVED = (
 )  # fmt: skip
 
 SHARDED = "stage 0 in bf16: its pipelines shard the states over replicas all the same (BF16_Optimizer)"
+
+
+def facts_of(plan: Plan) -> Facts:
+    """What DeepSpeed is told of a plan, whoever builds its model: nothing of stages, messages or recomputation."""
+    return {
+        "samples": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "num_microbatches": plan.num_microbatches,
+        # What is offloaded has to be sharded, be it over one rank.
+        "zero_stage": max(plan.zero_stage, 1) if plan.offload == "optimizer" else plan.zero_stage,
+        "offload": plan.offload,
+        "bf16": plan.precision,
+        "fp16": plan.precision,
+    }
 
 
 def shards_anyway(plan: Plan) -> bool:
