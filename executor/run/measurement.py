@@ -89,7 +89,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where and how a run took place; `load_before` is what the machine did just before, None where nobody looked."""
+    """Where and how a run took place; `load_before` is what the machine did just before, None where nobody looked.
+
+    `trainwright` is this program's version, "" in files that are older than the field.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -106,6 +109,7 @@ class Environment:
     command: str
     data: str
     load_before: MachineLoad | None = None
+    trainwright: str = ""
 
     def why_not_judged(self, load: MachineLoad | None) -> str:
         """What makes times say little that were taken here, under this load; "" where they are judged."""

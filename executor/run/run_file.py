@@ -16,6 +16,7 @@ from executor.run.prepare import Job, is_baseline
 from profiles import artifacts
 from profiles.machines.load import MachineLoad
 from profiles.machines.profile import Fingerprint
+from profiles.version import version as own_version
 
 
 def run_file(job: Job, measurements: list[dict[str, Any]]) -> RunFile:
@@ -83,6 +84,7 @@ def environment(
         command=shlex.join(["execute", *sys.argv[1:]]),
         data=data,
         load_before=load_before,
+        trainwright=own_version(),
     )
 
 
