@@ -11,7 +11,7 @@ from profiles.inputs import bounds
 from profiles.inputs.foreign import real_path
 from profiles.terminal import completion, console
 from profiles.version import VersionOption
-from reports.reading import check_outputs, in_folders, kind_of, read_sources, refuse
+from reports.reading import check_outputs, in_folders, kind_of, read_groups, refuse, sides_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 # Options that are not read for what is compared.
 IGNORED = {
-    "table": ("machine", "learn", "trt_times"),
-    "rehearsal": ("machine", "tolerance", "device", "cluster", "learn", "trt_times"),
-    "compression": ("machine", "tolerance", "device", "cluster", "learn"),
+    "table": ("machine", "learn", "trt_times", "changes"),
+    "rehearsal": ("machine", "tolerance", "device", "cluster", "learn", "trt_times", "changes"),
+    "compression": ("machine", "tolerance", "device", "cluster", "learn", "changes"),
     "run": ("device", "cluster", "trt_times"),
 }
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -38,8 +38,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN.JSON|RUNS.CSV|LOG",
-            help="What `execute` wrote (runs, folders of them, rehearsals, compressions), tables of others' runs, or "
-            "logs of other software.",
+            help="What `execute` wrote (runs, folders of them, rehearsals, compressions), pages of runs that this "
+            "command wrote, tables of others' runs, or logs of other software.",
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
@@ -83,9 +83,19 @@ def compare(
             metavar="[RECIPE=]FILE", help="Compressions: what trtexec --exportTimes wrote elsewhere; may be repeated."
         ),
     ] = None,
+    changes: Annotated[
+        bool | None,
+        typer.Option(
+            "--changes/--no-changes",
+            help="Runs: what changed from the first to the second that is given [where both have a model in common].",
+        ),
+    ] = None,
     version: VersionOption = False,
 ) -> None:
     """Compare predictions with measurements; with -o as one HTML file that works offline.
+
+    Of two runs, or folders or pages of runs, it also says what changed from the first to the second, and what came of
+    it; of runs at several times, how errors went.
 
     A table (.csv) has a header, and a run per line that was measured elsewhere. Each run is predicted from the columns
     of its configuration alone, and compared where the table says what was measured.
@@ -94,10 +104,11 @@ def compare(
 
     from profiles.library import read_machine
     from profiles.terminal.options import refuse_ignored
+    from reports.changes_terminal import show_over_time
     from reports.report import build
     from reports.terminal import show
 
-    runs = in_folders(runs)
+    given, runs = runs, in_folders(runs)
     check_outputs({"-o": output, "--learn": learn}, [*runs, *([machine] if machine else [])])
     kind = kind_of(runs)
     refuse_ignored(context, IGNORED[kind], f"{kind}s")
@@ -107,8 +118,9 @@ def compare(
     if kind != "run":
         compare_pages(kind, runs, output, json_output, trt_times or ())
         return
-    sources = read_sources(runs)
-    report = build(sources, read_machine(machine) if machine else None)
+    groups = read_groups([in_folders([path]) for path in given])
+    sources = [source for group in groups for source in group]
+    report = build(sources, read_machine(machine) if machine else None, sides_of(given, groups, changes))
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text
@@ -116,6 +128,7 @@ def compare(
 
         write_text(output, render(report))
     show(report, screen)
+    show_over_time(report, screen)
     if output is not None:
         screen.print(f"report: {output}")
     lesson = {"lesson": write_lesson(sources, learn, screen)} if learn is not None else {}

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiles.errors import InputError
+from profiles.errors import ArtifactError, InputError
+from profiles.inputs import foreign
 from profiles.inputs.foreign import real_path
 
 if TYPE_CHECKING:
+    from executor.run.measurement import RunFile
+    from reports.changes import Side
     from reports.comparison import Source
+
+# Where a page keeps the runs that it was made of.
+RUNS_IN_PAGE = re.compile(r'<script type="application/json" id="runs">(.*?)</script>', re.DOTALL)
+PAGE_ADVICE = "give a page that `compare RUN.JSON -o PAGE.html` wrote, or the run files"
 
 
 def in_folders(paths: Sequence[Path]) -> list[Path]:
@@ -32,9 +40,7 @@ def kind_of(paths: Sequence[Path]) -> str:
 
     Raises: InputError where they are not all of one kind.
     """
-    from profiles.artifacts import artifact_kind
-
-    kinds = ["table" if path.suffix.lower() == ".csv" else artifact_kind(path) or _of_others(path) for path in paths]
+    kinds = [_kind_of(path) for path in paths]
     for kind in ("table", "rehearsal", "compression"):
         if kind in kinds:
             refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they say different things")
@@ -42,33 +48,91 @@ def kind_of(paths: Sequence[Path]) -> str:
     return "run"
 
 
-def _of_others(path: Path) -> str | None:
+def _kind_of(path: Path) -> str | None:
     """A log of other software counts as a table of one run."""
+    from profiles.artifacts import artifact_kind
     from reports.published.jobs import is_job
 
-    return "table" if is_job(path) else None
+    if path.suffix.lower() == ".csv":
+        return "table"
+    if is_page(path):
+        return "run"
+    return artifact_kind(path) or ("table" if is_job(path) else None)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page, by its name."""
+    return path.suffix.lower() in (".html", ".htm")
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """The run files, each under its shortest distinct name.
+    """The run files, each under its shortest distinct name; a page that shows runs stands for those.
 
     Raises: ArtifactError where a file is missing, damaged or no run; InputError where one is given twice.
     """
-    from executor.run.measurement import RunFile
-    from profiles import artifacts
+    return [source for group in read_groups([[path] for path in paths]) for source in group]
+
+
+def read_groups(groups: Sequence[Sequence[Path]]) -> list[list[Source]]:
+    """The run files of groups, as `read_sources` reads them.
+
+    Raises: ArtifactError, InputError.
+    """
     from reports.comparison import Source
 
-    resolved = [real_path(path) for path in paths]
+    resolved = [real_path(path) for paths in groups for path in paths]
     for path in resolved:
         if resolved.count(path) > 1:
             raise InputError(f"{path} is given twice; give each run once")
-    names = [path.name for path in paths]
+    names = [path.name for paths in groups for path in paths]
     are_distinct = len(set(names)) == len(names)
-    files = [artifacts.read(path, "run", RunFile) for path in paths]
-    for file in files:
-        file.workload.check()
-    shown = (path.name if are_distinct else str(path) for path in paths)
-    return [Source(name=name, file=file) for name, file in zip(shown, files, strict=True)]
+    found = []
+    for paths in groups:
+        group: list[Source] = []
+        for path in paths:
+            name = path.name if are_distinct else str(path)
+            group += [Source(name=f"{name}: {own}" if own else name, file=file) for own, file in _files_of(path)]
+        found.append(group)
+    for group in found:
+        for source in group:
+            source.file.workload.check()
+    return found
+
+
+def _files_of(path: Path) -> list[tuple[str, RunFile]]:
+    """The run file, or of a page those that it was made of, each with the name that it has there."""
+    from executor.run.measurement import RunFile
+    from profiles import artifacts
+
+    if not is_page(path):
+        return [("", artifacts.read(path, "run", RunFile))]
+    match = RUNS_IN_PAGE.search(foreign.read_text(path, PAGE_ADVICE))
+    kept = foreign.parse_json(match[1], path, PAGE_ADVICE) if match else None
+    if not isinstance(kept, list) or not kept or not all(isinstance(one, dict) and "file" in one for one in kept):
+        raise ArtifactError(f"{path} holds no runs: {PAGE_ADVICE}")
+    return [(str(one.get("name", "")), artifacts.parse(one["file"], "run", RunFile, str(path))) for one in kept]
+
+
+def sides_of(
+    given: Sequence[Path], groups: Sequence[Sequence[Source]], is_asked: bool | None
+) -> tuple[Side, Side] | None:
+    """What is given as before and after, each a run, a page or a folder of runs; None of more than two or of one.
+
+    `groups` are the runs of what is given, in its order. Where nobody asked, two that have no model in common are none.
+    Raises: InputError where it is asked for and there are not two.
+    """
+    from reports.changes import Side, are_alike
+    from reports.history import in_order
+
+    if len(given) != 2 or is_asked is False:
+        refuse(bool(is_asked), "--changes is told of two: compare BEFORE AFTER --changes")
+        return None
+    are_distinct = given[0].name != given[1].name
+    before, after = (
+        Side(name=path.name if are_distinct else str(path), sources=in_order(group))
+        for path, group in zip(given, groups, strict=True)
+    )
+    return (before, after) if is_asked or are_alike(before, after) else None
 
 
 def refuse(is_wrong: bool, sentence: str) -> None:

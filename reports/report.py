@@ -10,13 +10,19 @@ from executor.run.measurement import busy_words
 from profiles.machines.profile import MachineProfile
 from reports.calibration import Calibration, calibrate
 from reports.cases import Case, cases_of
+from reports.changes import Changes, Side, changes_of
+from reports.changes_words import findings
 from reports.comparison import Row, Source
+from reports.history import History, history_of
 from reports.summary import Summary, case_to_json, summarise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Run files, compared. `limit_bytes` is what one rank may use, None where no machine profile was given."""
+    """Run files, compared. `limit_bytes` is what one rank may use, None where no machine profile was given.
+
+    `changes` lie between two sides, None where there are none; `history` is None of runs at one time.
+    """
 
     sources: tuple[Source, ...]
     cases: tuple[Case, ...]
@@ -24,6 +30,8 @@ class Report:
     calibrations: tuple[Calibration, ...]
     limit_bytes: float | None
     warnings: tuple[str, ...]
+    changes: Changes | None = None
+    history: History | None = None
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -40,11 +48,23 @@ class Report:
             "rows": [row.to_json() for row in self.rows],
             "summary": {**asdict(self.summary), "cases": cases, "warnings": list(self.warnings)},
             "calibration": {"machines": machines},
+            **self._over_time(),
         }
 
+    def _over_time(self) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if self.changes is not None:
+            sentences = [asdict(finding) for finding in findings(self.changes)]
+            told["changes"] = {**self.changes.to_json(), "findings": sentences}
+        if self.history is not None:
+            told["history"] = self.history.to_json()
+        return told
 
-def build(sources: Sequence[Source], machine: MachineProfile | None = None) -> Report:
-    """Compare run files, with the memory limit of `machine` where it is given.
+
+def build(
+    sources: Sequence[Source], machine: MachineProfile | None = None, sides: tuple[Side, Side] | None = None
+) -> Report:
+    """Compare run files, with the memory limit of `machine` and what changed between `sides` where they are given.
 
     Raises: ArtifactError where a file holds no runs or a plan no usable steps.
     """
@@ -56,6 +76,8 @@ def build(sources: Sequence[Source], machine: MachineProfile | None = None) -> R
         calibrations=_calibrations(sources, cases),
         limit_bytes=machine.memory_bytes if machine else None,
         warnings=tuple(_warnings(sources, machine)),
+        changes=None if sides is None else changes_of(*sides),
+        history=history_of(sources),
     )
 
 

@@ -50,7 +50,14 @@ def read_json(path: Path, wanted: str) -> Any:
     Raises: ArtifactError where it cannot be read, is not JSON or is nested too deep, names a key twice, or has a number
     that does not exist.
     """
-    text = read_text(path, wanted)
+    return parse_json(read_text(path, wanted), path, wanted)
+
+
+def parse_json(text: str, path: Path, wanted: str) -> Any:
+    """The content of a JSON text that stands in a file.
+
+    Raises: ArtifactError as `read_json`.
+    """
     try:
         content = json.loads(text, object_pairs_hook=_without_twins)
     except RecursionError:
