@@ -51,17 +51,21 @@ def apply(
 ) -> AppliedPlan:
     """Carry out a plan on `model`, which is changed in place, in a job that torchrun or srun started.
 
-    `plan` is a plan file (its best plan that can be run), or one plan. Every rank gives the same module with the same
-    weights. `loss(module, batch)` is a scalar; else what the module returns as `loss`, or first. `example` is a batch
-    of one replica, which stages and splits need beforehand, and modules that leave parameters without a gradient.
-    `device` is where the rank computes, its GPU unless told. `seed` is what random numbers of a step begin with.
-    The process group is joined unless there is one.
+    Every rank gives the same module with the same weights. The process group is joined unless there is one.
 
-    A module on the meta device is given the values of this rank alone, with no more than one block whole at a time:
-    of the safetensors in the folder `weights`, which is never downloaded, or of its own code, `_init_weights` or
-    `reset_parameters`, with random numbers by `seed` and position: the same on all ranks and layouts, others than of a
-    module that is built with weights. What the folder lacks is initialised, with a warning. A split over ranks is
-    first found and proven on the whole, in host memory.
+    * `plan`: a plan file, of which the best plan that can be run is taken, or one plan.
+    * `model`: the module as its author wrote it.
+    * `loss`: `loss(module, batch)`, a scalar; by default what the module returns as `loss`, or first.
+    * `example`: a batch of one replica, which stages, splits and modules that leave parameters without a gradient need.
+    * `weights`: for a module on the meta device, a local folder of safetensors; nothing is downloaded.
+    * `device`: where the rank computes; by default its GPU, or the CPU where there is none.
+    * `seed`: what random numbers of a step, and weights that are made here, begin with.
+    * `timeout_seconds`: how long ranks wait for each other before they give up.
+
+    A module on the meta device is given the values of this rank alone, with no more than one block whole at a time: of
+    `weights`, or of its own code, `_init_weights` or `reset_parameters`, with random numbers by `seed` and position.
+    These are the same on all ranks and layouts, and others than of a module that is built with weights. What the folder
+    lacks is initialised, with a warning. A split over ranks is first found and proven on the whole, in host memory.
 
     Raises: PlanError where the plan is of another model or cannot be carried out on a module as it is; InputError,
     ArtifactError, EnvironmentFailure.

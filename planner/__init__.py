@@ -14,51 +14,68 @@ __all__ = ["plan"]
 
 def plan(
     model: str | Path,
-    num_devices: int,
+    gpus: int,
     *,
+    global_batch: int | str | Sequence[int] | None = None,
+    sequence_length: int | None = None,
     machine: str | Path | None = None,
     learned: str | Path | None = None,
     device: str | None = None,
     cluster: str | None = None,
-    global_batches: Sequence[int] = (),
-    sequence_length: int | None = None,
     stack: str = "trainwright",
     attention_kernel: str | None = None,
-    tensor_overlap: bool | None = None,
-    precisions: Sequence[str] = (),
-    codecs: Sequence[str] | None = ("none",),
+    tp_overlap: bool | None = None,
+    precision: str | Sequence[str] | None = None,
+    codecs: str | Sequence[str] = "none",
     peft: str | None = None,
     quantised_base: str | None = None,
-    task: str | None = None,
-    weights: str | Path | None = None,
     top: int = 10,
     simulate: bool = False,
     all_file: str | Path | None = None,
-    trusted: Sequence[str] = (),
+    task: str | None = None,
+    weights: str | Path | None = None,
+    trust_module: str | Sequence[str] | None = None,
 ) -> Planned:
-    """Plan from a notebook or a program, as the command `plan` does.
+    """Plan from a notebook or a program, as the command `plan` does: options have its names, and its defaults.
 
-    `model` is an alias, or a config.json or its folder, which `trusted` modules of the user's may build. The machine is
-    the one measured here, unless a `machine` profile, a `device` or a `cluster` is named; a machine with a cluster has
-    the nodes and network of that one, and `learned` is what `compare --learn` wrote of it. Of several
-    `global_batches`, `precisions` and gradient `codecs` (None: the usual) the best is taken; without any, 8 samples
-    per device, and bf16, or fp32 on CPUs. `stack` is the software that will train, with its own `attention_kernel` and
-    `tensor_overlap` (messages beside compute) where these are None. `peft` trains adapters alone ("lora:16:q,v"), over
-    a `quantised_base`. `task` is what a model of any family is trained for, `weights` a local folder it starts from.
-    `top` layouts are kept; `simulate` adds what the executor cannot run; `all_file` gets every plan (.csv, .parquet).
+    The machine is the one measured here, unless a `machine`, a `device` or a `cluster` is named. What the command asks
+    besides (`--why-not`, `--sensitivity`, `--tokens`) are methods of the answer, and so is writing the plan file.
+
+    * `model`: a shipped alias such as "llama-3.1-8b", a config.json or its folder, or "package.module:factory".
+    * `gpus`: the number of devices; CPU ranks where the machine has no GPU.
+    * `global_batch`: samples per optimizer step, by default 8 per device; the best of (256, 512) or "256-512".
+    * `sequence_length`: tokens per sample; by default the model's longest, at most 4096.
+    * `machine`: the profile of a measured machine, as `profile machine -o` writes it.
+    * `learned`: what `compare --learn` wrote of that machine.
+    * `device`: a shipped device to plan for, such as "h100-sxm".
+    * `cluster`: a shipped cluster, such as "dgx-h100"; with `machine`, its nodes and network.
+    * `stack`: the software that will train on a shipped device, such as "megatron-core".
+    * `attention_kernel`: "unfused", "flash2", "flash3" or "cudnn"; by default the stack's.
+    * `tp_overlap`: whether tensor-parallel messages run beside compute; by default as the stack does.
+    * `precision`: "bf16", or several of which the best is taken; by default bf16, or fp32 on CPUs.
+    * `codecs`: lossy gradients to consider, such as "none,bf16"; "auto" for the usual ones.
+    * `peft`: train adapters alone: "lora:16", "lora:16:q,v" or "lora:8:all".
+    * `quantised_base`: the format of frozen weights beside adapters: "nf4", "nf4-dq", "int4" or "int8".
+    * `top`: how many ideas of a layout are kept.
+    * `simulate`: whether to offer what the executor cannot run as well.
+    * `all_file`: a file for every plan, .csv or .parquet.
+    * `task`: what the model is trained for, such as "question-answering", where its configuration does not say it.
+    * `weights`: a local folder of safetensors that training starts from.
+    * `trust_module`: modules of yours that a model's file may import.
+
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
-    from planner.notebook import planned
-    from planner.request import Request
+    from planner.notebook import planned, samples_of, words_of
+    from planner.request import Request, codecs_asked
     from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
     request = Request(
-        model=str(model), num_devices=num_devices, machine=machine, learned=None if learned is None else Path(learned),
-        device=device, cluster=cluster, global_batches=tuple(global_batches), sequence_length=sequence_length,
-        stack=stack, attention_kernel=attention_kernel, tensor_overlap=tensor_overlap, precisions=tuple(precisions),
-        codecs=None if codecs is None else tuple(codecs), top=top, simulate=simulate,
-        all_file=None if all_file is None else Path(all_file), trusted=tuple(trusted),
+        model=str(model), num_devices=gpus, machine=machine, learned=None if learned is None else Path(learned),
+        device=device, cluster=cluster, global_batches=samples_of(global_batch), sequence_length=sequence_length,
+        stack=stack, attention_kernel=attention_kernel, tensor_overlap=tp_overlap, precisions=words_of(precision),
+        codecs=codecs_asked(",".join(words_of(codecs))), top=top, simulate=simulate,
+        all_file=None if all_file is None else Path(all_file), trusted=words_of(trust_module),
         adapters=parse_adapters(peft, quantised_base), asked=Asked(task=task or "", weights=str(weights or "")),
     )  # fmt: skip
     return planned(request)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from planner.prediction import PlanFile
     from planner.space.questions import Reliability
 
+# What `--codecs auto` stands for; planner/request has it as names, and is loaded only where something is planned.
 AUTO, CODECS = "auto", "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -78,11 +79,9 @@ def plan(
         ),
     ] = None,
     codecs: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Lossy gradients to consider [none]; auto: {CODECS}.", autocompletion=completion.complete_codecs
-        ),
-    ] = None,
+        str,
+        typer.Option(help=f"Lossy gradients to consider; auto: {CODECS}.", autocompletion=completion.complete_codecs),
+    ] = "none",
     peft: Annotated[
         str | None,
         typer.Option(metavar="lora:RANK[:LINEARS]", help="Train adapters alone: lora:16, lora:16:q,v, lora:8:all."),
@@ -164,7 +163,7 @@ def plan(
         listing.explain(list_kind, out, json_output)
         return
     from planner.ask import ask, parse_batches, parse_count
-    from planner.request import Request, codecs_of
+    from planner.request import Request, codecs_asked
     from planner.space.beside import Questions
     from profiles.library import Asked
 
@@ -176,7 +175,7 @@ def plan(
         global_batches=() if global_batch is None else parse_batches(global_batch), sequence_length=sequence_length,
         stack=stack if "stack" in given else export or stack, attention_kernel=attention_kernel,
         tensor_overlap=tp_overlap, precisions=_words(precision),
-        codecs=None if codecs == AUTO else codecs_of("none" if codecs is None else codecs), top=top,
+        codecs=codecs_asked(codecs), top=top,
         simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
         adapters=parse_adapters(peft, quantised_base),
         asked=Asked(task=task or "", weights=str(weights or "")),

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.answers import Change, Cost, WhyNot
-from planner.ask import answer_to
+from planner.ask import answer_to, parse_batches
 from planner.prediction import Candidate, PlanFile
 from planner.request import Request
 from planner.space.answers import Answer
 from planner.space.questions import Reliability, cost_of, sensitivity, why_not
 from planner.terminal import show_answers
 from profiles import artifacts
+from profiles.inputs import limits
 from profiles.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -80,6 +81,25 @@ class Planned:
             f"<table><caption>{html.escape(title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
             f"</table><ul>{notes}</ul>"
         )
+
+
+def samples_of(asked: int | str | Sequence[int] | None) -> tuple[int, ...]:
+    """Global batches, given as one, as several, or as the command line says them.
+
+    Raises: InputError where it is none of these.
+    """
+    if isinstance(asked, str):
+        return parse_batches(asked)
+    several = () if asked is None else (asked,) if isinstance(asked, int) else tuple(asked)
+    for samples in several:
+        limits.check("--global-batch", samples, 1, limits.SAMPLES)
+    return several
+
+
+def words_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names, given one by one or in a text with commas between them; each once."""
+    names = () if asked is None else asked.split(",") if isinstance(asked, str) else asked
+    return tuple(dict.fromkeys(name.strip() for name in names))
 
 
 def planned(request: Request) -> Planned:

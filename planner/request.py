@@ -19,7 +19,7 @@ from profiles.models.profile import ModelProfile
 from profiles.models.sizes import ModelSizes
 
 # Tried where none is named; on a measured machine, those that it was measured for.
-USUAL_CODECS = ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
+AUTO, USUAL_CODECS = "auto", ("none", "bf16", "int8", "topk-1", "powersgd-1", "powersgd-4")
 # Of a model of the user's that says nothing of how long its samples are.
 TRACED_SEQUENCE_LENGTH = 512
 
@@ -140,10 +140,12 @@ def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usua
     return size, batches
 
 
-def codecs_of(text: str) -> tuple[str, ...]:
-    """The codecs that an option names; gradients as they are among them.
+def codecs_asked(text: str) -> tuple[str, ...] | None:
+    """The codecs that an option names, gradients as they are among them; None for the usual ones, `auto`.
 
     Raises: UnknownNameError.
     """
+    if text == AUTO:
+        return None
     names = tuple(codec(name.strip()).name for name in text.split(","))
     return names if "none" in names else ("none", *names)

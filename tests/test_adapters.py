@@ -208,7 +208,7 @@ def test_options_that_are_none(peft, base, words):
 
 
 def planned(peft="lora:16", base=None, **changes):
-    fields = {"device": "h100-sxm", "global_batches": (16,), "sequence_length": 2048, "top": 3} | changes
+    fields = {"device": "h100-sxm", "global_batch": 16, "sequence_length": 2048, "top": 3} | changes
     return plan("llama-3.2-1b", 2, peft=peft, quantised_base=base, **fields)
 
 
@@ -239,9 +239,9 @@ def test_plans_say_what_is_trained_and_need_less_than_whole_ones():
         ("mixtral-8x7b", {"peft": "lora:8:all"}, "routed experts"),
         ("gpt2-small", {"peft": "lora:8:gate"}, "no linear called gate"),
         ("llama-3.1-8b", {"peft": "lora:8", "quantised_base": "nf4"}, "--simulate"),
-        ("llama-3.1-8b", {"peft": "lora:8", "codecs": None}, "--codecs"),
-        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precisions": ["fp8"]}, "16 bits"),
-        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precisions": ["tf32"]}, "16 bits"),
+        ("llama-3.1-8b", {"peft": "lora:8", "codecs": "auto"}, "--codecs"),
+        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precision": "fp8"}, "16 bits"),
+        ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precision": ["tf32"]}, "16 bits"),
         ("a.b:c", {"peft": "lora:8"}, "which linears of a.b:c"),
     ],
 )  # fmt: skip

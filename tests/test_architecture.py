@@ -84,8 +84,9 @@ def test_files_and_functions_fit_in_the_head(path):
     assert text.count("\n") <= MAX_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            # A command's options are its signature: they are read as a list, not as logic.
-            start = node.body[0].lineno if path.name == "command.py" else node.lineno
+            # Options, as a signature and as a docstring that says a line of each, are read as a list, not as logic.
+            has_list = "\n* `" in (ast.get_docstring(node) or "")
+            start = node.body[1 if has_list else 0].lineno if has_list or path.name == "command.py" else node.lineno
             length = (node.end_lineno or 0) - start + 1
             assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno} {node.name} has {length} lines"
 

@@ -139,8 +139,8 @@ def test_fp16_is_priced_as_bf16_with_one_more_pass_over_gradients(tmp_path: Path
     found = {}
     for precision in ("bf16", "fp16"):
         planned = planner.plan(
-            "llama-26m", 2, machine=tmp_path / "machine.json", global_batches=(8,), sequence_length=64,
-            precisions=(precision,), codecs=("none",),
+            "llama-26m", 2, machine=tmp_path / "machine.json", global_batch=8, sequence_length=64,
+            precision=precision,
         )  # fmt: skip
         found[precision] = {
             replace(one.plan, precision="fp16"): one.prediction for one in planned.file.candidates if one.executable
@@ -158,7 +158,7 @@ def test_fp16_is_priced_as_bf16_with_one_more_pass_over_gradients(tmp_path: Path
 
 
 def test_devices_without_bf16_are_planned_for_in_fp16_and_the_plan_runs() -> None:
-    planned = planner.plan("gpt2-small", 4, device="v100-sxm-32gb", global_batches=(32,), sequence_length=1024)
+    planned = planner.plan("gpt2-small", 4, device="v100-sxm-32gb", global_batch=32, sequence_length=1024)
     assert planned.best.plan.precision == "fp16"
     assert planned.best.executable
 

@@ -42,7 +42,7 @@ def ask(tmp_path):
 
     def asked(own: MachineProfile, num_devices: int = 2, **choices: object) -> Planned:
         artifacts.write(tmp_path / "machine.json", "machine-profile", own)
-        choices = {"global_batches": (8,), "sequence_length": SEQUENCE, **choices}
+        choices = {"global_batch": 8, "sequence_length": SEQUENCE, **choices}
         return planner.plan("llama-26m", num_devices, machine=tmp_path / "machine.json", **choices)
 
     return asked
@@ -94,7 +94,7 @@ def test_a_step_rests_on_what_was_measured_at_its_size(ask):
 
 def test_a_network_that_was_not_measured_is_off_its_data_sheet(ask):
     near = replace(machine(), links=tuple(link for link in machine().links if link.span == "node"))
-    found = ask(near, 16, cluster="dgx-h100", global_batches=(16,))
+    found = ask(near, 16, cluster="dgx-h100", global_batch=16)
     assert "nodes and network of NVIDIA DGX H100, InfiniBand NDR: data sheet, not measured" in found.notes
     assert "measured with 2 ranks: what larger groups take is carried over from those" in found.notes
     said = [words for one in found.file.candidates for words in one.prediction.assumptions]
@@ -115,10 +115,10 @@ def test_ranks_beyond_those_measured_share_the_memory_of_their_host(ask):
 def test_usual_codecs_are_those_that_the_machine_was_measured_for(ask):
     general = machine(bandwidth=1e7)
     own = replace(general, kernels=(*(one for one in general.kernels if one.kind != "codec"), curve("codec", "bf16")))
-    said = " ".join(ask(own, codecs=None).notes)
+    said = " ".join(ask(own, codecs="auto").notes)
     assert "bf16" in said
     assert "powersgd" not in said
-    every = " ".join(ask(general, codecs=None).notes)
+    every = " ".join(ask(general, codecs="auto").notes)
     assert all(f"gradients in {name}" in every or f"lossy ({name})" in every for name in USUAL_CODECS if name != "none")
     with pytest.raises(InputError, match="was not measured for codec int8"):
         ask(own, codecs=("none", "int8"))
@@ -128,14 +128,14 @@ def test_gpus_compute_in_16_bits_unless_asked_otherwise(ask):
     own = machine(device_kind="cuda")
     assert ask(own).best.plan.precision == "bf16"
     assert ask(machine()).best.plan.precision == "fp32"
-    both = ask(own, precisions=("fp32", "bf16"), global_batches=(8, 16))
+    both = ask(own, precision=("fp32", "bf16"), global_batch=(8, 16))
     assert any("per token" in note for note in both.notes)
     with pytest.raises(InputError, match="has no measured rate for fp8"):
-        ask(own, precisions=("fp8",))
+        ask(own, precision=("fp8",))
     with pytest.raises(InputError, match="has no measured rate for fp16: profile it at that precision"):
-        ask(machine(), precisions=("fp16",))
+        ask(machine(), precision=("fp16",))
     with pytest.raises(InputError, match="unknown precision 'fp4'"):
-        ask(own, precisions=("fp4",))
+        ask(own, precision=("fp4",))
     with pytest.raises(InputError, match="llama-26m takes 1 to"):
         ask(own, sequence_length=10**6)
 
@@ -158,7 +158,7 @@ def test_a_gain_no_larger_than_steps_differ_is_said(ask):
 
 def test_lossy_gradients_that_gain_too_little_are_a_note():
     golden = Path(__file__).parent / "golden" / "llama-26m_epyc_2_2026-11-23.machine.json"
-    found = planner.plan("llama-26m", 2, machine=golden, global_batches=(8,), sequence_length=128, codecs=None)
+    found = planner.plan("llama-26m", 2, machine=golden, global_batch=8, sequence_length=128, codecs="auto")
     assert found.best.plan.codec == "none"
     said = [note for note in found.notes if note.startswith("gradients in ")]
     assert any("faster per token, too little for lossy gradients" in note for note in said)

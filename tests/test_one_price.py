@@ -42,7 +42,7 @@ def run(*arguments: object) -> tuple[str, str]:
 def asked(request, tmp_path) -> dict[str, object]:
     """What is asked, as `planner.plan` takes it."""
     count, where = request.param.split(" ", 1)
-    base = {"model": "llama-26m", "num_devices": int(count)}
+    base = {"model": "llama-26m", "gpus": int(count)}
     if where == "shipped":
         return base | {"device": "h100-sxm"}
     path, learned = tmp_path / "machine.json", tmp_path / "learned.json"
@@ -56,7 +56,7 @@ def asked(request, tmp_path) -> dict[str, object]:
 
 def options(asked: dict[str, object]) -> list[object]:
     """The same question as options of the command."""
-    names = {"model": "--model", "num_devices": "--gpus"}
+    names = {"model": "--model", "gpus": "--gpus"}
     words = [word for name, value in asked.items() for word in (names.get(name, f"--{name}"), value)]
     return [*words, "--global-batch", BATCH, "--sequence-length", SEQUENCE, "--codecs", "none", "--top", TOP]
 
@@ -67,7 +67,7 @@ def degrees(plan: Plan) -> str:
 
 
 def test_every_answer_has_the_same_price_of_a_plan(asked, tmp_path) -> None:
-    found = planner.plan(**asked, global_batches=(BATCH,), sequence_length=SEQUENCE, top=TOP)
+    found = planner.plan(**asked, global_batch=BATCH, sequence_length=SEQUENCE, top=TOP)
     best, steps = found.best, {one.plan.id: one.prediction.step_seconds for one in found.file.candidates}
     output, every = tmp_path / "plan.json", tmp_path / "all.csv"
     all_of_it = ("--why-not", degrees(best.plan), "--sensitivity", "--tokens", "1B", "--all", every)

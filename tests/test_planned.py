@@ -17,7 +17,7 @@ from tests.machine_builders import machine
 
 @pytest.fixture(scope="module")
 def found():
-    return planner.plan("llama-3.1-8b", 16, device="h100-sxm", global_batches=(64,), top=3)
+    return planner.plan("llama-3.1-8b", 16, device="h100-sxm", global_batch=64, top=3)
 
 
 def test_it_is_what_the_command_finds(found):
@@ -36,7 +36,7 @@ def test_it_is_what_the_command_finds(found):
 
 def test_a_measured_machine_is_planned_for_and_answers_too(tmp_path):
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
-    own = planner.plan("llama-26m", 2, machine=tmp_path / "machine.json", global_batches=(8,), sequence_length=64)
+    own = planner.plan("llama-26m", 2, machine=tmp_path / "machine.json", global_batch=8, sequence_length=64)
     assert (own.file.machine_origin, own.file.machine_device_kind) == ("measured", "cpu")
     assert any(note.startswith("planned for machine round (measured)") for note in own.notes)
     assert own.why_not("dp=2").step_seconds is not None
@@ -63,7 +63,7 @@ def test_files_may_be_named_by_strings(tmp_path):
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
     with pytest.raises(ArtifactError, match=r"missing\.json"):
         planner.plan("llama-26m", 2, machine=path, learned=str(tmp_path / "missing.json"))
-    planner.plan("llama-26m", 2, machine=path, global_batches=(8,), top=1, all_file=str(tmp_path / "all.csv"))
+    planner.plan("llama-26m", 2, machine=path, global_batch=8, top=1, all_file=str(tmp_path / "all.csv"))
     assert (tmp_path / "all.csv").stat().st_size > 0
 
 
