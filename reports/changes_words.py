@@ -160,8 +160,9 @@ def _steps(outcomes: Sequence[Outcome]) -> Finding:
         how = "more than its steps spread" if apart else "within the spread of its steps"
         text = f"A step of {one.after.label}: {before} {ARROW} {after} ({format_percent(middle, signed=True)}), {how}."
         return Finding(tone=_tone(middle, bool(apart and judged)), text=text + doubt)
-    longer = "longer" if middle > 0 else "less"
-    text = f"Steps take {format_percent(abs(middle))} {longer} in the median of {_count(counted)}; "
+    moved = format_percent(abs(middle))
+    how = "as long as before" if moved == format_percent(0.0) else f"{moved} {'longer' if middle > 0 else 'less'}"
+    text = f"Steps take {how} in the median of {_count(counted)}; "
     if not apart:
         return Finding(tone="plain", text=f"{text}none moved by more than its steps spread.{doubt}")
     most = max(apart, key=lambda outcome: abs(outcome.step_change_fraction))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from executor.run.measurement import RunFile
 from profiles.machines.load import MachineLoad, busiest, causes
@@ -14,6 +14,10 @@ from reports.comparison import Source
 NONE = "none"
 # Facts that some runs have and others rightly lack; of all others, one that is missing was not written down.
 MAY_LACK = ("learned", "configuration", "engine")
+
+
+# Facts by name: one text, or one of each run.
+Facts: TypeAlias = dict[str, str | Sequence[str]]
 
 
 class FactName(NamedTuple):
@@ -57,8 +61,8 @@ def value_words(values: Sequence[str]) -> str:
     return f"{len(values)}, from {values[0]} to {values[-1]}"
 
 
-def facts_of(source: Source) -> dict[FactName, str]:
-    """What the file says of its runs; what it does not say is left out."""
+def facts_of(source: Source) -> dict[FactName, tuple[str, ...]]:
+    """What the file says of its runs, sorted where these differ; what it does not say is left out."""
     file = source.file
     groups = {
         "versions": _versions(file),
@@ -66,25 +70,31 @@ def facts_of(source: Source) -> dict[FactName, str]:
         "job": _job(file),
         "prediction": _prediction(file),
     }
-    return {FactName(group, name): value for group, facts in groups.items() for name, value in facts.items() if value}
+    found = {}
+    for group, facts in groups.items():
+        for name, value in facts.items():
+            values = {value} if isinstance(value, str) else set(value)
+            if texts := tuple(sorted(filter(None, values))):
+                found[FactName(group, name)] = texts
+    return found
 
 
 def versions_of(source: Source) -> dict[str, str]:
     """The versions that a run took place with, by name."""
-    return {name: value for (group, name), value in facts_of(source).items() if group == "versions"}
+    return {name: ", ".join(values) for (group, name), values in facts_of(source).items() if group == "versions"}
 
 
 def _values(sources: Iterable[Source]) -> dict[FactName, tuple[str, ...]]:
     found: dict[FactName, dict[str, None]] = {}
     for source in sources:
-        for name, value in facts_of(source).items():
-            found.setdefault(name, {})[value] = None
+        for name, values in facts_of(source).items():
+            found.setdefault(name, {}).update(dict.fromkeys(values))
     return {name: tuple(values) for name, values in found.items()}
 
 
-def _versions(file: RunFile) -> dict[str, str]:
+def _versions(file: RunFile) -> Facts:
     environment = file.environment
-    engines = {f"engine {run.engine}": run.engine_version for run in file.runs if not run.is_own}
+    engines: Facts = {f"engine {run.engine}": run.engine_version for run in file.runs if not run.is_own}
     return {
         "Trainwright": environment.trainwright,
         "commit": environment.commit,
@@ -94,7 +104,7 @@ def _versions(file: RunFile) -> dict[str, str]:
     }
 
 
-def _machine(file: RunFile) -> dict[str, str]:
+def _machine(file: RunFile) -> Facts:
     environment = file.environment
     settings = {name: value for run in file.runs for name, value in run.measurement.settings.items()}
     return {
@@ -107,12 +117,12 @@ def _machine(file: RunFile) -> dict[str, str]:
         "backend": environment.backend,
         "load before the run": load_words([environment.load_before]),
         "load during timed steps": load_words([run.measurement.load for run in file.runs]),
-        "attention kernels": _joined(kernel for run in file.runs for kernel in run.measurement.attention),
+        "attention kernels": [kernel for run in file.runs for kernel in run.measurement.attention],
         **settings,
     }
 
 
-def _job(file: RunFile) -> dict[str, str]:
+def _job(file: RunFile) -> Facts:
     workload = file.workload
     return {
         "model": file.model_name,
@@ -126,20 +136,20 @@ def _job(file: RunFile) -> dict[str, str]:
         f"size of a sample in {file.size_unit}" if file.size_unit else "size of a sample": str(file.sequence_length),
         "seed": str(file.seed),
         "data": file.environment.data,
-        "warm-up steps": _joined(str(run.measurement.num_warmup_steps) for run in file.runs),
-        "timed steps": _joined(str(len(run.measurement.step_seconds)) for run in file.runs),
+        "warm-up steps": [str(run.measurement.num_warmup_steps) for run in file.runs],
+        "timed steps": [str(len(run.measurement.step_seconds)) for run in file.runs],
     }
 
 
-def _configuration(config: Mapping[str, object]) -> dict[str, str]:
+def _configuration(config: Mapping[str, object]) -> Facts:
     return {f"configuration {name}": str(value) for name, value in config.items()}
 
 
-def _prediction(file: RunFile) -> dict[str, str]:
+def _prediction(file: RunFile) -> Facts:
     learned = {f"learned multiple of {part}": f"{multiple:.3f}" for part, multiple in file.learned.items()}
     return {
         "software planned for": file.stack,
-        "method": _joined(run.prediction.method for run in file.runs),
+        "method": [run.prediction.method for run in file.runs],
         **learned,
     }
 
@@ -148,7 +158,3 @@ def load_words(loads: Sequence[MachineLoad | None]) -> str:
     """What else the machine did, at its busiest; "" where nobody looked."""
     worst = busiest(loads)
     return "" if worst is None else causes(worst) or "quiet"
-
-
-def _joined(values: Iterable[str]) -> str:
-    return ", ".join(sorted(set(values)))

@@ -158,8 +158,13 @@ def history_of(sources: Sequence[Source]) -> History | None:
 
     Raises: ArtifactError where a plan has no usable steps.
     """
-    moments, undated = [], []
+    moments, undated, seen = [], [], set()
     for source in sources:
+        # A page and the file that it was made of show the same run.
+        run = source.file.environment.started, tuple(run.measurement.step_seconds for run in source.file.runs)
+        if run in seen:
+            continue
+        seen.add(run)
         started = time_of(source.file.environment.started)
         if started is None:
             undated.append(source.name)

@@ -8,12 +8,13 @@ from dataclasses import asdict
 
 from planner.pages.gantt import gantt, spans_table
 from planner.timeline import MEASURED, PREDICTED, bubble_fraction
-from profiles.machines.load import MachineLoad, busiest, causes
 from profiles.pages.html import Picture, environment, json_script, picture, plotly_script
 from profiles.units import format_bytes, format_count, format_percent, format_seconds
 from reports import frames, tables
+from reports.changes_words import findings
 from reports.comparison import Row, Source, kind_of_plan
-from reports.pages import figures
+from reports.facts import load_words
+from reports.pages import figures, over_time
 from reports.report import Report
 from reports.summary import Summary, verdict
 
@@ -28,6 +29,7 @@ def render(report: Report) -> str:
         "percent": format_percent,
         "count": format_count,
     }
+    changes, history = report.changes, report.history
     timelines = [_timeline(index, row, label) for index, row, label in _rows_with_spans(report.rows)]
     return pages.get_template("report.html").render(
         report=report,
@@ -48,7 +50,12 @@ def render(report: Report) -> str:
         ],
         environments=[(source, environment_facts(source)) for source in report.sources],
         assumptions=frames.assumptions(report.rows),
+        change_findings=() if changes is None else findings(changes),
+        change_facts=None if changes is None else over_time.facts_table(changes),
+        change_outcomes=None if changes is None else over_time.outcomes_table(changes),
+        history=None if history is None else over_time.history_picture(history),
         data=json_script(report.to_json()),
+        runs=json_script(over_time.runs_in_page(report.sources)),
         plotly=plotly_script(),
     )
 
@@ -105,8 +112,9 @@ def environment_facts(source: Source) -> list[tuple[str, str]]:
         ("device", f"{environment.num_devices} x {environment.device}"),
         ("cores", str(environment.num_cores)),
         ("more ranks than cores", "yes, timings are not judged" if environment.oversubscribed else "no"),
-        ("machine before the run", _load_words([environment.load_before])),
-        ("machine during timed steps", _load_words([run.measurement.load for run in file.runs])),
+        ("machine before the run", load_words([environment.load_before]) or "unknown"),
+        ("machine during timed steps", load_words([run.measurement.load for run in file.runs]) or "unknown"),
+        ("Trainwright", environment.trainwright or "unknown"),
         ("torch, Python", f"{environment.torch}, {environment.python}"),
         ("backend", environment.backend),
         ("commit", environment.commit or "unknown"),
@@ -116,9 +124,3 @@ def environment_facts(source: Source) -> list[tuple[str, str]]:
         ("started", environment.started),
         ("command", environment.command),
     ]
-
-
-def _load_words(loads: Sequence[MachineLoad | None]) -> str:
-    """What else the machine did, at its busiest."""
-    worst = busiest(loads)
-    return "unknown" if worst is None else causes(worst) or "quiet"
