@@ -1,5 +1,8 @@
-"""Which links axes cross: the graph's answer against the rules by which steps are priced."""
+"""Which links axes cross: the answer against a graph of the machine, and the rules by which steps are priced."""
 
+import itertools
+
+import networkx as nx
 import numpy as np
 import pytest
 
@@ -13,6 +16,29 @@ from planner.space.topology import axis_links, first_group
 from profiles.library import load_sizes
 from profiles.machines.clusters import load_cluster
 from profiles.machines.devices import load_device
+
+NETWORK = "network"
+
+
+def machine_graph(at, ranks):
+    """Devices with the switches and the network that join them; edges have a capacity in bytes per second."""
+    graph = nx.Graph()
+    for rank in ranks:
+        graph.add_edge(rank, NETWORK, capacity=at.network_bytes_per_second)
+        if at.fast_domain > 1:
+            graph.add_edge(rank, ("switch", rank // at.fast_domain), capacity=at.fast_bytes_per_second)
+    return graph
+
+
+def by_graph(at, ranks):
+    """How many parts the ranks fall into without the network, and the narrowest edge on the ways from the first."""
+    graph = machine_graph(at, ranks)
+    apart = graph.copy()
+    apart.remove_node(NETWORK)
+    domains = nx.number_connected_components(apart)
+    ways = nx.single_source_shortest_path(graph if domains > 1 else apart, ranks[0])
+    edges = {edge for rank in ranks[1:] for edge in itertools.pairwise(ways[rank])}
+    return domains, min(graph.edges[edge]["capacity"] for edge in edges)
 
 
 @pytest.mark.parametrize(("cluster", "gpus"), [("dgx-h100", 64), ("gb200-nvl72", 144)])
@@ -33,6 +59,7 @@ def test_groups_span_the_fast_domains_that_steps_are_priced_for(cluster, gpus):
         plan = plan_of(space, place)
         for links in axis_links(plan, at):
             ranks = first_group(plan, links.axis)
+            assert (links.num_domains, links.bytes_per_second) == by_graph(at, ranks), (plan.id, links)
             stride, domain = ranks.step, at.fast_domain
             # Where strides and domains do not divide each other, groups differ and the rules speak of the worst.
             if domain % stride == 0 and (domain // stride) % len(ranks) * (len(ranks) % (domain // stride)) == 0:
