@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import get_type_hints
 
 import numpy as np
@@ -125,11 +126,17 @@ def memory_rules(jobs: Jobs) -> MemoryRules:
         **_of_loss(jobs, column, element),
     }
     own |= _as_told(jobs, own, column)
-    flags = {name for name, kind in get_type_hints(MemoryRules).items() if kind == Flags}
+    flags = _flags()
     for field in fields(MemoryRules):
         if field.name not in own:
             own[field.name] = column(field.name) > 0 if field.name in flags else column(field.name)
     return MemoryRules(**own)
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """Names of the rules that are yes or no."""
+    return frozenset(name for name, kind in get_type_hints(MemoryRules).items() if kind == Flags)
 
 
 def num_communicators(jobs: Jobs) -> Array:
