@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
@@ -89,9 +90,15 @@ def runs_here(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             shutil.copy(source, place)
     (folder / "out").mkdir(exist_ok=True)
     for command in commands_of(block):
-        code, text = outcome(command.words[0], *command.words[1:])
+        code, text = outcome_of(tuple(command.words), block.marks.get("given", ""))
         assert code == 0, f"{block.name}: {shlex.join(command.words)} ended with {code}: {text}"
         find_lines(block, command.output, text)
+
+
+@functools.cache
+def outcome_of(words: tuple[str, ...], given: str) -> tuple[int, str]:
+    """The code and the output of a command that was `given` some files; what several pages show is run once."""
+    return outcome(words[0], *words[1:])
 
 
 def given_files(block: Block) -> list[tuple[str, Path]]:
