@@ -67,7 +67,11 @@ class Planned:
         return sensitivity(self.answer)
 
     def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
-        """What training on so many tokens takes; `price` in dollars per device and hour."""
+        """What training on so many `tokens` takes at the best plan's predicted speed.
+
+        `price` is in dollars per device and hour, by default a dated range. `reliability` says how often devices fail,
+        and how long a checkpoint and a restart take.
+        """
         return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
 
     def _repr_html_(self) -> str:

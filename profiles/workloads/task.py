@@ -107,9 +107,15 @@ def user_task(
     *,
     name: str = "",
 ) -> Task:
-    """A task of a user's own: a module, or what builds it; the samples of a step; a batch of some; its loss.
+    """A task of a user's own: a module with its batches and its loss, which a factory gives to `plan --model`.
 
-    A module that is there is copied where it is trained, so that every plan starts from the same weights.
+    * `module`: the module, or a function without arguments that builds it. A module that is there is copied where it is
+      trained, so that every plan starts from the same weights.
+    * `batches`: `batches(step, count)` gives that many samples of a step, equal wherever it is called. A sample is a
+      dict of what the module's forward takes, labels among them.
+    * `collate`: `collate(samples)` makes one batch of some; by default equal tensors are stacked, the rest is in lists.
+    * `loss`: `loss(module, batch)` is the scalar that is trained; by default what the module returns as `loss`, or first.
+    * `name`: what files and tables call it; by default the name of the module's class, or of the function.
     """
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
     named = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "")
