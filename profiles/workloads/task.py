@@ -114,7 +114,7 @@ def user_task(
     * `batches`: `batches(step, count)` gives that many samples of a step, equal wherever it is called. A sample is a
       dict of what the module's forward takes, labels among them.
     * `collate`: `collate(samples)` makes one batch of some; by default equal tensors are stacked, the rest is in lists.
-    * `loss`: `loss(module, batch)` is the scalar that is trained; by default what the module returns as `loss`, or first.
+    * `loss`: `loss(module, batch)` is a scalar; by default what the module returns as `loss`, or first.
     * `name`: what files and tables call it; by default the name of the module's class, or of the function.
     """
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
