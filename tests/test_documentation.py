@@ -18,6 +18,7 @@ import planner
 from executor.applied import AppliedPlan
 from executor.train.settings import read_settings
 from planner.notebook import Planned
+from planner.schedules.registry import SCHEDULES, torch_names
 from profiles.machines.clusters import MixedCluster, find_cluster, load_pools
 from profiles.workloads.task import Task as TaskOfFactory
 from tests.commands import APPS
@@ -31,6 +32,7 @@ from tests.documented.commands import (
     options_of,
     runs_here,
 )  # fmt: skip
+from tests.documented.formulae import HELD, check_schedule, schedules
 from tests.documented.pages import LANGUAGES, PACKAGES, ROOT, Block, blocks, indented, pages, read
 from tests.documented.python_blocks import GIVEN, run_block
 from tests.reference import PUBLIC
@@ -118,6 +120,9 @@ def test_output_that_differs_is_told(shown, is_there):
 @pytest.mark.parametrize("block", params(of("python")))
 def test_python_of_pages_runs(block, tmp_path, monkeypatch):
     compile(block.text, block.name, "exec")
+    if "holds" in block.marks:
+        HELD[block.marks["holds"]](block)
+        return
     if "not run" in block.marks:
         return
     made = run_block(block, tmp_path, monkeypatch)
@@ -127,6 +132,16 @@ def test_python_of_pages_runs(block, tmp_path, monkeypatch):
         assert math.isfinite(float(made["loss"]))
         assert list((tmp_path / "weights").glob("*.safetensors"))
         assert made["job"].num_steps == len(made["loader"])
+
+
+def test_every_formula_is_on_the_page():
+    assert {block.marks["holds"] for block in of("python") if "holds" in block.marks} == set(HELD)
+    assert set(schedules()) == set(SCHEDULES) & set(torch_names())
+
+
+@pytest.mark.parametrize("name", schedules())
+def test_laws_of_schedules_are_those_of_the_page(name):
+    check_schedule(name, *schedules()[name])
 
 
 @pytest.mark.parametrize("block", of("toml"), ids=ids)

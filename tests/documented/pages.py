@@ -12,7 +12,7 @@ PACKAGES = {"profile": "profiles", "plan": "planner", "execute": "executor", "co
 # History says what was, in the words of then.
 FOLDERS, LEFT_OUT = (".", *PACKAGES.values(), "tests"), ("CHANGELOG.md",)
 LANGUAGES = ("console", "sh", "python", "toml", "yaml", "text")
-MARK = re.compile(r"<!-- (not run|slow|given|read as): (.+?) -->")
+MARK = re.compile(r"<!-- (not run|slow|given|read as|holds): (.+?) -->")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
