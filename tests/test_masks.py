@@ -74,6 +74,11 @@ def test_a_file_of_another_model_ends_in_a_sentence(tmp_path: Path) -> None:
     model, _ = sparse_model(LLAMA, two_of_four)
     write_pruned(nn.Linear(4, 4), tmp_path / "m.pt")
     (tmp_path / "text.pt").write_text("no", encoding="utf-8")
-    for name in ("m.pt", "text.pt", "none.pt"):
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:400])
+    (tmp_path / "empty.pt").touch()
+    contents = {"list": [1, 2], "number": 3, "keys": {1: torch.ones(2)}, "mask": {"final.weight_mask": 2, "a_mask": {}}}
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+    for name in ("m.pt", "text.pt", "none.pt", "cut.pt", "empty.pt", *(f"{name}.pt" for name in contents)):
         with pytest.raises(InputError, match="holds no pruned weights of this model"):
             prune_from(model, tmp_path / name)

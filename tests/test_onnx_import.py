@@ -81,6 +81,35 @@ def test_formulas(kind, shapes, attributes, expected):
     assert operator_flops(kind, shapes, outputs, attributes) == expected
 
 
+def test_an_equation_that_is_none_does_not_suit_it():
+    for equation in (2.5, 7, b"", b"\xff", "ij", "ijk,jk"):
+        with pytest.raises(ValueError, match=r"suit|argument|decode"):
+            operator_flops("Einsum", [(2, 3), (3, 4)], [(2, 4)], {"equation": equation})
+
+
+@pytest.mark.parametrize("name", ["functions", "rules"])
+def test_what_onnx_says_of_a_model_that_is_not_sound_is_told(name, tmp_path, monkeypatch):
+    """Each of its ways to fail; what it never raises is a mistake of ours, and stays one."""
+    where = {"functions": "onnx.inliner.inline_local_functions", "rules": "onnx.shape_inference.infer_node_outputs"}
+    functions = [own_function("F0")] if name == "functions" else []
+    path = save(tmp_path, CALL if functions else PRODUCT, [] if functions else [stored()], functions=functions)
+    kinds = [onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, UnicodeError, IndexError]
+    for kind in kinds:
+        monkeypatch.setattr(where[name], failing(kind))
+        with pytest.raises(InputError, match="not so"):
+            profile_of(path, None, ())
+    monkeypatch.setattr(where[name], failing(ArithmeticError))
+    with pytest.raises(ArithmeticError):
+        profile_of(path, None, ())
+
+
+def failing(kind):
+    def fail(*given, **named):
+        raise kind("not so")
+
+    return fail
+
+
 def test_a_branch_is_taken_where_its_condition_is_known(tmp_path):
     branches = {
         f"{name}_branch": onnx.helper.make_graph([node(kind, "x w", name)], name, [], [value(name, None)])

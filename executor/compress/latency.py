@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from executor.compress.evaluation import NUM_CALLS, compiled_latencies, held_out, latencies
 from executor.compress.export_onnx import export_onnx
 from executor.compress.masks import semi_structured, write_pruned
-from executor.compress.rounded_export import ABSENT, SCHEMES, can_round, export_rounded, modelopt_version
+from executor.compress.rounded_export import ABSENT, SCHEMES, can_round, export_rounded, failures, modelopt_version
 from executor.compress.runtime_latency import RuntimeLatency
 from executor.compress.runtimes import RUNTIMES, TORCH, onnxruntime_model, runtime_latencies
 from executor.compress.tensorrt import installed_tensorrt, onnx_path, run_trtexec, trtexec_command
@@ -89,8 +89,8 @@ def _rounded(study: Study, model: nn.Module) -> list[RuntimeLatency]:
             export_rounded(model, samples, scheme, path)
             own = runtime_latencies(path, model, study.held_out[0][:1], [n for n in order.runtimes if n in JUDGES])
             found += [_judged(study, path, replace(one, precision=precision)) for one in own if one.runtime != TORCH]
-        except Exception as error:
-            # Libraries of others: what was trained is not thrown away for what they cannot do.
+        except failures() as error:
+            # What was trained is not thrown away for what they cannot do.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             study.notes.append(f"no {scheme} ONNX file that runs here: {lines[-1][:200]}")
             continue

@@ -6,6 +6,7 @@ The mask is True where a weight is not zero. What a pruned weight was before is 
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from profiles.errors import InputError
 from profiles.files import replacing
 
 ORIGINAL, MASK = "_orig", "_mask"
+# What a file that torch reads, and that holds something else, leads to.
+OF_ANOTHER_KIND = (TypeError, ValueError, AttributeError)
 # From where torch has kernels for two zeros of every four.
 LEAST_CAPABILITY = (8, 0)
 
@@ -56,7 +59,7 @@ def prune_from(model: nn.Module, path: Path) -> None:
             module_name, _, name = key.removesuffix(MASK).rpartition(".")
             prune.custom_from_mask(model.get_submodule(module_name), name, state[key])
         model.load_state_dict(state)
-    except Exception as error:
+    except (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, *OF_ANOTHER_KIND) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path} holds no pruned weights of this model ({reason}): give what --export wrote") from None
 

@@ -64,8 +64,10 @@ def _recurrent(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: At
 
 def _einsum(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes) -> float:
     """Two operands as one product; more are taken one after the other; one, or none summed over, multiply nothing."""
-    equation = attributes["equation"].decode() if isinstance(attributes["equation"], bytes) else attributes["equation"]
-    terms, _, result = equation.replace(" ", "").partition("->")
+    stated = attributes["equation"]
+    # A damaged file may have a number there, which is an equation of no operand.
+    equation = (stated.decode() if isinstance(stated, bytes) else str(stated)).replace(" ", "")
+    terms, _, result = equation.partition("->")
     labels = [_labels(term, len(shape)) for term, shape in zip(terms.split(","), inputs, strict=True)]
     sizes: dict[str, int] = {}
     for names, shape in zip(labels, inputs, strict=True):

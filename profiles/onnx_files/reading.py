@@ -85,12 +85,20 @@ def _inlined(model: Any, path: Path) -> Any:
         raise InputError(f"{path} has more than {MOST_NODES} operators: export it with its loops")
     try:
         return onnx.inliner.inline_local_functions(model)
-    except Exception as error:
+    except unsound() as error:
         raise InputError(f"{path}: its functions cannot be written out ({first_line(error)})") from None
 
 
 def _called(node: Any) -> tuple[str, str]:
     return node.domain, node.op_type
+
+
+def unsound() -> tuple[type[Exception], ...]:
+    """What onnx raises for a model that is not sound: its own, and what its C++ becomes in Python."""
+    from onnx.checker import ValidationError
+    from onnx.shape_inference import InferenceError
+
+    return ValidationError, InferenceError, RuntimeError, ValueError, TypeError, IndexError, OverflowError
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from profiles.errors import InputError
 from profiles.inputs.foreign import shown
 from profiles.onnx_files.binding import LARGEST, Bound
-from profiles.onnx_files.reading import first_line
+from profiles.onnx_files.reading import first_line, unsound
 from profiles.onnx_files.values import MOST_NUMBERS, Array, follow
 
 Shape = tuple[int, ...]
@@ -107,7 +107,7 @@ def infer(node: Any, tensors: Tensors, opsets: list[Any], where: str) -> None:
         except KeyError:
             # One of its inputs has no type: what the file says stands.
             pass
-        except Exception as error:
+        except unsound() as error:
             raise InputError(f"{where}: operator {shown(node.name or node.op_type)}: {first_line(error)}") from None
     for name in filter(None, node.output):
         own = _better(outputs.get(name), tensors.told.get(name))
