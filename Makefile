@@ -9,12 +9,14 @@ MODEL := llama-26m
 RANKS := 2
 BATCH := 8
 SEQUENCE := 128
-# Tests that start ranks or look at the machine would disturb each other: they run after all others, one at a time.
+# Tests that judge how long something takes, or look at the machine, run after all others, one at a time.
 WORKERS ?= 2
-ALONE := gloo or alone
+ALONE := $(shell grep -l --include='test_*.py' -r 'mark\.alone' tests)
 PYTEST := $(BIN)/python -m pytest -m
 # A file's tests stay together, as they share what its fixtures made.
 BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Hundreds of processes start, which would each compile what they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 # An environment with PyPI's build of torch for CUDA, several gigabytes: for a machine without a GPU too.
 CUDA_VENV ?= .venv-cuda
@@ -46,7 +48,7 @@ demo: install  ## Profile this machine, plan, execute the best plans and the bas
 		-o $(OUT)/machine.json
 	$(BIN)/plan --model $(MODEL) --gpus $(RANKS) --global-batch $(BATCH) --sequence-length $(SEQUENCE) \
 		--codecs auto --machine $(OUT)/machine.json -o $(OUT)/plan.json
-	$(BIN)/execute $(OUT)/plan.json --top 7 --with-baseline --steps 10 -o $(OUT)/run.json
+	$(BIN)/execute $(OUT)/plan.json --top 5 --with-baseline --steps 8 -o $(OUT)/run.json
 	$(BIN)/compare $(OUT)/run.json -o $(OUT)/report.html
 
 examples: install  ## Plan, execute and judge seven tasks on two ranks, from translation to segmentation.
@@ -57,13 +59,13 @@ examples: install  ## Plan, execute and judge seven tasks on two ranks, from tra
 
 test: SELECTED := not slow and not gpu
 test: install  ## Run the tests, those that allow it on WORKERS=2 processes.
-	$(PYTEST) "$(SELECTED) and not ($(ALONE))" $(BESIDE)
-	$(PYTEST) "$(SELECTED) and ($(ALONE))"
+	$(PYTEST) "$(SELECTED) and not alone" $(BESIDE)
+	$(PYTEST) "$(SELECTED) and alone" $(ALONE)
 
 test-all: SELECTED := not gpu
 test-all: install  ## Run the tests with those marked slow.
-	$(PYTEST) "$(SELECTED) and not ($(ALONE))" $(BESIDE)
-	$(PYTEST) "$(SELECTED) and ($(ALONE))"
+	$(PYTEST) "$(SELECTED) and not alone" $(BESIDE)
+	$(PYTEST) "$(SELECTED) and alone" $(ALONE)
 
 $(CUDA_VENV)/installed: pyproject.toml constraints.txt
 	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
@@ -75,8 +77,8 @@ $(CUDA_VENV)/installed: pyproject.toml constraints.txt
 test-cuda-build: SELECTED := not slow and not gpu
 test-cuda-build: $(CUDA_VENV)/installed  ## Run the tests on torch's build for CUDA, with no GPU shown to it.
 	$(CUDA_VENV)/bin/python -c "import torch; assert torch.version.cuda, f'torch {torch.__version__} is no build for CUDA'"
-	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and not ($(ALONE))" $(BESIDE) $(TESTS)
-	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and ($(ALONE))" $(TESTS)
+	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and not alone" $(BESIDE) $(TESTS)
+	CUDA_VISIBLE_DEVICES= $(CUDA_VENV)/bin/python -m pytest -m "$(SELECTED) and alone" $(or $(TESTS),$(ALONE))
 
 gpu: install  ## Use one GPU for twelve minutes: tests, profile, a model of 1B under many choices. GPU_OUT=DIR.
 	$(BIN)/python -m tests.gpu_session $(GPU_OUT)

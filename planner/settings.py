@@ -9,7 +9,6 @@ from dataclasses import replace
 from planner.adapting import refuse_adapters, trained_note
 from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes_asked, sizes_asked_of
 from planner.space.question import Setting, setting
-from planner.space.traced_setting import traced_setting
 from planner.stacks.abilities import check_setting
 from profiles.errors import InputError, UnknownNameError
 from profiles.laws.kernels import load_constants
@@ -113,6 +112,8 @@ def _traced(
     notes: list[str],
 ) -> list[Setting]:
     """Settings of a model that is known by its trace alone."""
+    from planner.space.traced_setting import traced_setting
+
     model = request.trace(precisions)
     sequence, batches = sizes_asked_of(request, model, notes, TRACED_SEQUENCE_LENGTH)
     return [

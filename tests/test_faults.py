@@ -40,6 +40,7 @@ def run_into(fault: str, plan: Plan = DATA, **fields: Any) -> Any:
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 @pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("plan", "rank", "waits"),
@@ -62,6 +63,7 @@ def test_a_rank_that_hangs_is_named_with_axis_and_step(
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 @pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_a_rank_that_never_comes_to_the_next_step_is_named() -> None:
@@ -70,6 +72,7 @@ def test_a_rank_that_never_comes_to_the_next_step_is_named() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 @pytest.mark.usefixtures("warm_ranks")
 def test_a_rank_that_is_stopped_is_named_as_such_and_ended() -> None:
     # Servers of ranks that still load, as this test is the first, are none of its time.

@@ -40,6 +40,7 @@ def median_seconds(path: Path) -> dict[str, float]:
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 def test_a_run_across_hosts_takes_as_long_as_its_bytes_do(hosts: Hosts, tmp_path: Path) -> None:
     plan, run = write_plan_file(tmp_path / "plan.json", DATA, BF16, STAGES), tmp_path / "run.json"
     hosts.throttle("20mbit")
@@ -85,6 +86,7 @@ def agree(runs: Sequence[PlanRun]) -> bool:
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 @pytest.mark.slow
 # Over the slowest, plain data parallel takes ten seconds a step.
 @pytest.mark.parametrize(("rate", "top", "steps"), [("", 9, 10), ("1gbit", 9, 10), ("100mbit", 3, 5)])

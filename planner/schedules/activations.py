@@ -7,12 +7,17 @@ go as torch.distributed.pipelining and fully_shard have it (read in their source
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from planner.cost.memory.stage_states import GATHERED_CHUNKS, GATHERED_LAYERS
 from planner.schedules.laws import WAITING_SHARE
 from planner.schedules.steps import B, F, I, Order, W
+
+# Of a backward pass without a layer.
+NO_MOMENT = {"activations": 0.0, "weights": 0.0, "casts": 0.0, "gradients": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Layer:
     finishing: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Chunk:
     """One stage of the model as a rank holds it, in bytes.
 
@@ -54,7 +59,7 @@ class Chunk:
     at_head: float
     embedding: float
 
-    @property
+    @cached_property
     def activations(self) -> float:
         """What a micro-batch leaves between its forward pass and its backward."""
         return sum(layer.kept for layer in self.layers)
@@ -62,6 +67,25 @@ class Chunk:
     def together(self, count: float) -> float:
         """Weights of `count` of the layers."""
         return self.weights * min(1.0, count / max(len(self.layers), 1))
+
+    def fullest_of_backward(self, is_whole: bool, opens: bool) -> dict[str, float]:
+        """What the fullest moment of a backward pass adds to what is there as it starts, by part.
+
+        All else lasts as long as the pass, so that this moment is the fullest of each such pass.
+        """
+        return max(self._moments(is_whole, opens), key=lambda parts: sum(parts.values()), default=NO_MOMENT)
+
+    def _moments(self, is_whole: bool, opens: bool) -> Iterator[dict[str, float]]:
+        """Layer by layer from the last: what those before it keep, and what those after it gave."""
+        freed, count = 0.0, len(self.layers)
+        for done, layer in enumerate(reversed(self.layers)):
+            weights = self.weights if is_whole else self.together(done + GATHERED_LAYERS)
+            made = self.gradients * done / count if opens else 0.0
+            # Copies of weights go with what their layers kept.
+            both = {"weights": weights, "casts": -self.casts * done / count}
+            yield {"activations": layer.backward - freed, **both, "gradients": made + layer.passing}
+            yield {"activations": -freed, **both, "gradients": made + layer.finishing}
+            freed += layer.kept
 
 
 @dataclass(slots=True)
@@ -80,6 +104,9 @@ class Rank:
     _open: set[int] = field(default_factory=set)
     # Stages that have done weight gradients apart.
     _lingering: set[int] = field(default_factory=set)
+    # What the fullest moment of a backward pass adds, by its stage, whether that is whole, and the first of its passes.
+    _fullest: dict[tuple[int, bool, bool], dict[str, float]] = field(default_factory=dict)
+    _most_bytes: float = -math.inf
 
     def go_through(self, order: Order) -> None:
         """All steps in turn."""
@@ -133,22 +160,16 @@ class Rank:
         (self._whole.add if chunk.stays_whole else self._whole.discard)(stage)
 
     def _backward(self, stage: int, waits: bool) -> None:
-        """Layer by layer from the last: what those before it keep, and what those after it gave."""
         chunk, others, opens = self.chunks[stage], self._weights(but=stage), stage not in self._open
         self._logits -= chunk.waiting
-        is_whole, count = stage in self._whole or chunk.stays_whole, len(chunk.layers)
+        is_whole = stage in self._whole or chunk.stays_whole
         if chunk.at_head:
             whole = chunk.weights if is_whole else chunk.together(1.0)
             self._note(weights=others + whole, logits=chunk.at_head)
-        freed = 0.0
-        for done, layer in enumerate(reversed(chunk.layers)):
-            own = others + (chunk.weights if is_whole else chunk.together(done + GATHERED_LAYERS))
-            made = chunk.gradients * done / count if opens else 0.0
-            # Copies of weights go with what their layers kept.
-            copies = -chunk.casts * done / count
-            self._note(activations=layer.backward - freed, weights=own, casts=copies, gradients=made + layer.passing)
-            self._note(activations=-freed, weights=own, casts=copies, gradients=made + layer.finishing)
-            freed += layer.kept
+        fullest = self._fullest.get((stage, is_whole, opens))
+        if fullest is None:
+            fullest = self._fullest[stage, is_whole, opens] = chunk.fullest_of_backward(is_whole, opens)
+        self._note(**fullest | {"weights": others + fullest["weights"]})
         self._open.add(stage)
         self._whole.add(stage)
         if waits:
@@ -185,16 +206,16 @@ class Rank:
         gradients: float = 0.0,
     ) -> None:
         """Remember a moment, by part, where it is the fullest so far."""
-        held = sum(self.chunks[stage].gradients for stage in self._open)
-        lingering = sum(self.chunks[stage].lingering for stage in self._lingering)
-        now = {
-            "activations": self._kept + activations,
-            "logits": self._logits + logits,
-            "gradients": held + self._shards + lingering + gradients,
-            "buffers": weights + self._casts + casts,
-        }
-        if not self.most or sum(now.values()) > self.most_bytes:
-            self.most = now
+        gradients += self._shards
+        for stage in self._open:
+            gradients += self.chunks[stage].gradients
+        for stage in self._lingering:
+            gradients += self.chunks[stage].lingering
+        activations, logits, buffers = self._kept + activations, self._logits + logits, weights + self._casts + casts
+        total = activations + logits + gradients + buffers
+        if total > self._most_bytes:
+            self._most_bytes = total
+            self.most = {"activations": activations, "logits": logits, "gradients": gradients, "buffers": buffers}
 
 
 def _coming(order: Order) -> list[tuple[int, ...]]:

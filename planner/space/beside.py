@@ -7,11 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.answers import Answers, SimulatedPlan
-from planner.simulate.perfetto import write_trace
-from planner.simulate.step import simulate
 from planner.space.answers import Answer
 from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
-from planner.space.to_events import step_work
 from planner.space.topology import axis_links
 from planner.terminal.progress import OnProgress, pieces, silent
 
@@ -53,6 +50,10 @@ def answers_to(answer: Answer, offers_all: bool, asked: Questions, on_progress: 
 
 def _simulated(answer: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:
     """The plans of the table by event simulation; the timeline of the best is written."""
+    from planner.simulate.perfetto import write_trace
+    from planner.simulate.step import simulate
+    from planner.space.to_events import step_work
+
     every = zip(answer.places, answer.file.candidates, strict=True)
     shown = [(place, candidate) for place, candidate in every if not candidate.folded_into]
     count = len(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Space:
     all of them offload is), with its micro-batch, schedule and recomputation in `nearest_place`. `unoffered` are the
     layouts that the stack has no words for, by what it lacks; their plans count as rejected. `placed` has the
     stage bounds of plans whose layers are not as evenly split as the layout has them; `held` what plans with their
-    bounds were found to hold, which spaces share that differ in `placed` or `best` alone.
+    bounds were found to hold, `replayed` what replay reads of any bounds; spaces that differ in these alone share both.
     """
 
     at: Setting
@@ -83,6 +84,7 @@ class Space:
     unoffered: Mapping[str, Layouts] = field(default_factory=dict)
     placed: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
     held: dict[tuple[Place, tuple[int, ...] | None], Memory] = field(default_factory=dict)
+    replayed: dict[Place, Any] = field(default_factory=dict)
     _known: dict[tuple[int, int], Variants] = field(default_factory=dict)
 
     def choices(self, layout: int) -> Variants:

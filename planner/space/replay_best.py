@@ -85,29 +85,64 @@ def retimed(space: Space, places: Sequence[Place]) -> dict[Place, Retimed]:
 
 def stage_seconds(space: Space, places: Sequence[Place]) -> list[tuple[Shape, PipelineSeconds]]:
     """The shape of each plan's pipeline, and one micro-batch on its stages. Shapes: (stage, 1)."""
-    passes = stage_passes(space, places)
+    plans = (plan_of(space, place) for place in places)
     return [
-        (shape_of(plan), _of_stages(space, plan, row, passes))
-        for row, plan in enumerate(plan_of(space, place) for place in places)
+        (shape_of(plan), _of_stages(space, plan, own.row, own.passes))
+        for plan, own in zip(plans, _whatever_bounds(space, places), strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WhateverBounds:
+    """A plan's passes, of which it is row `row`, and what the closed form says of its step and its pipeline."""
+
+    passes: StagePasses
+    row: int
+    total_seconds: float
+    pipelined_seconds: float
+
+
+def _whatever_bounds(space: Space, places: Sequence[Place]) -> list[_WhateverBounds]:
+    """What is the same of the plans at `places` wherever their stages begin; what was asked before is known."""
+    unknown = list(dict.fromkeys(place for place in places if place not in space.replayed))
+    if unknown:
+        passes, closed = stage_passes(space, unknown), _closed_form(space, unknown)
+        for row, place in enumerate(unknown):
+            total, pipelined = closed[place]
+            space.replayed[place] = _WhateverBounds(
+                passes=passes, row=row, total_seconds=total, pipelined_seconds=pipelined
+            )
+    return [space.replayed[place] for place in places]
+
+
+def _closed_form(space: Space, places: Sequence[Place]) -> dict[Place, tuple[float, float]]:
+    """Seconds of the step and of its pipeline by the closed form; layouts that are a block together are one."""
+    columns = space.layouts.pipeline, space.layouts.data, space.layouts.zero_stage, space.layouts.activation_offload
+    blocks: dict[tuple[int, ...], list[Place]] = {}
+    for place in places:
+        blocks.setdefault(tuple(int(column[place.layout]) for column in columns), []).append(place)
+    result = {}
+    for members in blocks.values():
+        layouts = list(dict.fromkeys(place.layout for place in members))
+        own = block(space.tables, np.array(layouts), space.choices(layouts[0]))
+        closed = step(own)
+        total, pipelined = (np.broadcast_to(each, own.shape) for each in (closed.total, closed.pipelined))
+        for place in members:
+            where = (layouts.index(place.layout), place.micro_batch, place.schedule, place.recompute)
+            result[place] = float(total[where]), float(pipelined[where] * straggling(space.tables))
+    return result
 
 
 def replay_offsets(space: Space, places: Sequence[Place], timed: Mapping[Place, Retimed] | None = None) -> Array:
     """Seconds to add to what the closed form says of the step of each plan. Shapes: (plan,)."""
     timed = retimed(space, places) if timed is None else timed
     result, share = np.zeros(len(places)), fullest_share(space, places)
-    for row, place in enumerate(places):
-        if place in timed:
-            own = block(space.tables, np.array([place.layout]), space.choices(place.layout))
-            where = (0, place.micro_batch, place.schedule, place.recompute)
-            closed = step(own)
-            total, pipelined = (
-                float(np.broadcast_to(seconds, own.shape)[where])
-                for seconds in (closed.total, closed.pipelined * straggling(space.tables))
-            )
-            # What is done once a step is the fullest stage's: its gradients, its parameters.
-            once = (total - pipelined) * (share[row] - 1)
-            result[row] = timed[place].makespan_seconds * straggling(space.tables) - pipelined + once
+    rows = [row for row, place in enumerate(places) if place in timed]
+    for row, own in zip(rows, _whatever_bounds(space, [places[row] for row in rows]), strict=True):
+        # What is done once a step is the fullest stage's: its gradients, its parameters.
+        once = (own.total_seconds - own.pipelined_seconds) * (share[row] - 1)
+        makespan = timed[places[row]].makespan_seconds * straggling(space.tables)
+        result[row] = makespan - own.pipelined_seconds + once
     return result
 
 
