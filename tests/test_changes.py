@@ -49,7 +49,10 @@ def test_nothing_changed_is_said_as_such(before):
     assert changes.is_nothing
     assert changes.facts == ()
     assert findings(changes)[0].text.startswith("Nothing changed but the time of the run")
-    assert "The same plan is predicted as before" in told(changes)
+    assert "predicted as before" not in told(changes)
+    slower = replace(before, runs=(simple_run(1.0, [2.0, 2.1, 2.2], plan=DATA),))
+    assert "Why steps take otherwise is not in the files" in told(between(before, slower))
+    assert "The same plan is predicted as before" in told(between(before, replace(before, seed=1)))
 
 
 @pytest.mark.parametrize(
