@@ -143,7 +143,7 @@ def _why_predicted_otherwise(changes: Changes) -> str:
         return "What was learned from earlier runs changed, and predictions with it."
     profile = (
         "another profile of the machine"
-        if changed & {"machine profile", "fingerprint of the profile"}
+        if changed & {"profile", "fingerprint of the profile"}
         else "a new profile"
     )
     if changed & {"commit", "Trainwright"}:

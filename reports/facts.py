@@ -108,7 +108,7 @@ def _machine(file: RunFile) -> Facts:
     environment = file.environment
     settings = {name: value for run in file.runs for name, value in run.measurement.settings.items()}
     return {
-        "machine profile": file.machine_name,
+        "profile": file.machine_name,
         "fingerprint of the profile": file.machine_fingerprint,
         "device": environment.device,
         "cores": str(environment.num_cores),
