@@ -107,9 +107,13 @@ def user_task(
     *,
     name: str = "",
 ) -> Task:
-    """A task of a user's own: a module, or what builds it; the samples of a step; a batch of some; its loss.
+    """A task of a user's own: what is trained, on what, by which loss.
 
-    A module that is there is copied where it is trained, so that every plan starts from the same weights.
+    * `module`: what is trained, or what builds it; a module is copied, so that every plan starts from the same weights.
+    * `batches`: `batches(step, count)`, that many samples of a step.
+    * `collate`: `collate(samples)`, a batch of them; by default their tensors stacked, name by name.
+    * `loss`: `loss(module, batch)`, a scalar; by default what the module returns as `loss`, or first.
+    * `name`: what the task is called; by default as the module's class.
     """
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
     named = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "")
