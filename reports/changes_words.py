@@ -142,9 +142,7 @@ def _why_predicted_otherwise(changes: Changes) -> str:
     if any(name.startswith("learned") for name in changed):
         return "What was learned from earlier runs changed, and predictions with it."
     profile = (
-        "another profile of the machine"
-        if changed & {"profile", "fingerprint of the profile"}
-        else "a new profile"
+        "another profile of the machine" if changed & {"profile", "fingerprint of the profile"} else "a new profile"
     )
     if changed & {"commit", "Trainwright"}:
         return f"Behind it may be a law that changed between the versions, or {profile}."

@@ -182,6 +182,20 @@ def test_plans_of_one_side_alone_and_another_first_choice(before):
     assert (choice.before, choice.after) == (DATA.id, SHARDED.id)
 
 
+def test_an_engine_of_another_version_is_another_version_and_the_same_plan(before):
+    old, new = (
+        replace(before, stack="deepspeed", runs=(replace(before.runs[0], engine="deepspeed", engine_version=version),))
+        for version in ("0.19.8", "0.19.9")
+    )
+    changes = between(old, new)
+    assert facts(changes) == {("versions", "engine deepspeed"): (("0.19.8",), ("0.19.9",))}
+    assert changes.outcomes[0].words == ((), ())
+    # By another engine the plan was carried out otherwise: each alone, so they are held together.
+    other = between(before, new)
+    assert facts(other)["versions", "engine deepspeed"] == (("none",), ("0.19.9",))
+    assert len(other.outcomes) == 1
+
+
 def test_several_runs_of_a_side_are_pooled(before):
     def side(name: str, *steps: list[float]) -> Side:
         files = [run_file([simple_run(1.0, one, plan=DATA)]) for one in steps]
