@@ -20,11 +20,11 @@ def findings(changes: Changes) -> tuple[Finding, ...]:
     """All that there is to say, what differs first."""
     said = [_facts(changes), *_reversed(changes), *_plans(changes)]
     same = changes.same_plans
-    if same:
+    if same and not changes.is_nothing:
         said += _predictions(changes, same)
     if changes.outcomes:
         said += [_steps(changes.outcomes), *_memory(changes.outcomes), _errors(changes.outcomes)]
-        said += _losses(changes.outcomes)
+        said += [*_losses(changes.outcomes), *_unexplained(changes)]
     return tuple(said)
 
 
@@ -141,7 +141,9 @@ def _why_predicted_otherwise(changes: Changes) -> str:
     changed = {change.name for change in changes.facts}
     if any(name.startswith("learned") for name in changed):
         return "What was learned from earlier runs changed, and predictions with it."
-    profile = "another profile of the machine" if changed & {"profile", "profile's fingerprint"} else "a new profile"
+    profile = (
+        "another profile of the machine" if changed & {"profile", "fingerprint of the profile"} else "a new profile"
+    )
     if changed & {"commit", "Trainwright"}:
         return f"Behind it may be a law that changed between the versions, or {profile}."
     if changed & {"method", "software planned for"}:
@@ -210,3 +212,10 @@ def _losses(outcomes: Sequence[Outcome]) -> list[Finding]:
             words = f"Losses of {outcome.after.label}: {side_words(before, after)}."
             said.append(Finding(tone=tone, text=words))
     return said
+
+
+def _unexplained(changes: Changes) -> list[Finding]:
+    if not changes.is_nothing or not any(outcome.is_beyond_spread for outcome in changes.outcomes):
+        return []
+    text = "Why steps take otherwise is not in the files: look at what else ran there, and at its clocks."
+    return [Finding(tone="fair", text=text)]

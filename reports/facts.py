@@ -109,7 +109,7 @@ def _machine(file: RunFile) -> Facts:
     settings = {name: value for run in file.runs for name, value in run.measurement.settings.items()}
     return {
         "profile": file.machine_name,
-        "profile's fingerprint": file.machine_fingerprint,
+        "fingerprint of the profile": file.machine_fingerprint,
         "device": environment.device,
         "cores": str(environment.num_cores),
         "more ranks than cores": "yes" if environment.oversubscribed else "no",

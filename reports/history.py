@@ -94,17 +94,19 @@ class History:
         """The trend in one sentence."""
         trend = self.trend
         first, last = (self.moments[place].started.date().isoformat() for place in (0, -1))
-        when = f"on {first}" if first == last else f"from {first} to {last}"
+        when = f"on {first}" if first == last else f"{first} to {last}"
         if trend is None:
-            return f"Of {len(self.moments)} runs {when} fewer than two are judged, so errors have no trend."
-        first_error, last_error = format_percent(trend.first_fraction), format_percent(trend.last_fraction)
-        text = f"The median error went from {first_error} to {last_error} over {self._runs(trend.num_runs)} {when}"
-        if trend.direction == "unknown":
-            return f"{text}: too few to tell a trend from chance."
-        if trend.direction == "none":
-            return f"{text}: no more of a trend than chance makes."
+            return f"Of {len(self.moments)} runs, {when}, fewer than two are judged, so errors have no trend."
+        errors = f"{format_percent(trend.first_fraction)} to {format_percent(trend.last_fraction)}"
+        text = f"Over {self._runs(trend.num_runs)}, {when}, the median error went from {errors}"
         points = f"{abs(trend.slope_fraction) * 100:.2g} points"
-        return f"{text}: it {trend.direction}, by {points} a run."
+        told = {
+            "unknown": "too few to tell a trend",
+            "none": "no trend beyond chance",
+            "falls": f"it falls, by {points} a run",
+            "rises": f"it rises, by {points} a run",
+        }
+        return f"{text}: {told[trend.direction]}."
 
     def _runs(self, count: int) -> str:
         """So many runs, and of how many jobs and machines where these are several."""

@@ -156,7 +156,7 @@ class Outcome:
 
         Choices that an id does not tell, as where layers are cut, are words as well: `stage_bounds=0,4`.
         """
-        first, second = self.before.label.split(), self.after.label.split()
+        first, second = self.before.ran.plan_id.split(), self.after.ran.plan_id.split()
         dropped = [word for word in first if word not in second]
         added = [word for word in second if word not in first]
         if self.is_same_plan:

@@ -49,7 +49,10 @@ def test_nothing_changed_is_said_as_such(before):
     assert changes.is_nothing
     assert changes.facts == ()
     assert findings(changes)[0].text.startswith("Nothing changed but the time of the run")
-    assert "The same plan is predicted as before" in told(changes)
+    assert "predicted as before" not in told(changes)
+    slower = replace(before, runs=(simple_run(1.0, [2.0, 2.1, 2.2], plan=DATA),))
+    assert "Why steps take otherwise is not in the files" in told(between(before, slower))
+    assert "The same plan is predicted as before" in told(between(before, replace(before, seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,20 @@ def test_plans_of_one_side_alone_and_another_first_choice(before):
     assert changes.only_after == ()
     (choice,) = changes.first_choices
     assert (choice.before, choice.after) == (DATA.id, SHARDED.id)
+
+
+def test_an_engine_of_another_version_is_another_version_and_the_same_plan(before):
+    old, new = (
+        replace(before, stack="deepspeed", runs=(replace(before.runs[0], engine="deepspeed", engine_version=version),))
+        for version in ("0.19.8", "0.19.9")
+    )
+    changes = between(old, new)
+    assert facts(changes) == {("versions", "engine deepspeed"): (("0.19.8",), ("0.19.9",))}
+    assert changes.outcomes[0].words == ((), ())
+    # By another engine the plan was carried out otherwise: each alone, so they are held together.
+    other = between(before, new)
+    assert facts(other)["versions", "engine deepspeed"] == (("none",), ("0.19.9",))
+    assert len(other.outcomes) == 1
 
 
 def test_several_runs_of_a_side_are_pooled(before):

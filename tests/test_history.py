@@ -76,11 +76,15 @@ def test_versions_are_marked_where_they_change_and_what_is_not_known_changes_not
 @pytest.mark.parametrize(
     ("errors", "direction", "words"),
     [
-        ([0.10, 0.08], "unknown", "from 10.0 % to 8.0 % over 2 judged runs from 2026-11-01 to 2026-11-02: too few"),
+        (
+            [0.10, 0.08],
+            "unknown",
+            "Over 2 judged runs, 2026-11-01 to 2026-11-02, the median error went from 10.0 % to 8.0 %: too few",
+        ),
         ([0.10, 0.09, 0.07, 0.06, 0.05, 0.01], "falls", "it falls, by 1.5 points a run"),
         ([0.01, 0.05, 0.06, 0.07, 0.09, 0.10], "rises", "it rises, by 1.5 points a run"),
-        ([0.05, 0.09, 0.04, 0.10, 0.03, 0.06], "none", "no more of a trend than chance makes"),
-        ([0.05] * 6, "none", "no more of a trend than chance makes"),
+        ([0.05, 0.09, 0.04, 0.10, 0.03, 0.06], "none", "no trend beyond chance"),
+        ([0.05] * 6, "none", "no trend beyond chance"),
     ],
 )
 def test_the_trend_is_that_of_kendall_theil_and_sen(errors, direction, words):
@@ -120,7 +124,7 @@ def test_a_folder_of_runs_is_told_in_the_terminal_and_in_json(tmp_path, monkeypa
     assert compare(monkeypatch, tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert "The median error went from 1.0 % to 3.0 % over 3 judged runs" in " ".join(lines)
+    assert "Over 3 judged runs, 2026-11-01 to 2026-11-03, the median error went from 1.0 % to 3.0 %" in " ".join(lines)
     assert "2026-11-03 12:00  torch 2.12.0 -> 2.13.0" in lines
     assert compare(monkeypatch, tmp_path, "--json") == 0
     result = json.loads(capsys.readouterr().out)

@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_command(name):
     assert option.kind is option.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize("function", [planner.plan, executor.apply])
+@pytest.mark.parametrize("function", [planner.plan, executor.apply, executor.Task])
 def test_help_has_a_typed_option_and_a_line_of_each(function):
     parameters = inspect.signature(function).parameters
     described = re.findall(r"^\* `(\w+)`: \S.+$", inspect.getdoc(function) or "", flags=re.MULTILINE)
