@@ -26,7 +26,7 @@ PLANS ?= 200
 # What a borrowed GPU said.
 GPU_OUT ?= $(OUT)/gpu
 
-.PHONY: help install demo examples test test-all test-cuda-build gpu stacks lint matrix bench numbers numbers-tasks accuracy factors clean
+.PHONY: help install demo examples test test-all test-cuda-build gpu stacks lint matrix bench numbers numbers-tasks accuracy factors wheel clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -123,6 +123,9 @@ accuracy: install  ## Published runs of others, predicted from their configurati
 
 factors: install  ## List what published runs taught: every constant with its prior and what is left of it.
 	$(BIN)/python -m planner.published.calibrate --show
+
+wheel: install  ## Build what is installed elsewhere, dist/: the same bytes anywhere.
+	$(BIN)/python -m hatchling build -d dist
 
 clean:  ## Remove what the demo wrote.
 	rm -rf $(OUT)
