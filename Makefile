@@ -28,7 +28,7 @@ PLANS ?= 200
 # What a borrowed GPU said.
 GPU_OUT ?= $(OUT)/gpu
 
-.PHONY: help install demo examples test test-all test-cuda-build gpu stacks lint matrix bench numbers numbers-tasks accuracy factors docs clean
+.PHONY: help install demo examples test test-all test-cuda-build gpu stacks lint matrix bench numbers numbers-tasks accuracy factors docs wheel clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -129,6 +129,9 @@ factors: install  ## List what published runs taught: every constant with its pr
 docs: install  ## Write the reference of the Python packages, from their docstrings, to out/docs.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m tests.reference $(OUT)/docs
+
+wheel: install  ## Build what is installed elsewhere, dist/: the same bytes anywhere.
+	$(BIN)/python -m hatchling build -d dist
 
 clean:  ## Remove what the demo wrote.
 	rm -rf $(OUT)

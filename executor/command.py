@@ -188,8 +188,10 @@ def execute(
 def _ready_to_run(json_output: bool, output: Path | None) -> Console:
     """Where to write what is said, of a process from which ranks can be forked and that may write its result."""
     from profiles.files import ensure_writable
+    from profiles.ranks.environment import check_system
     from profiles.ranks.forked import restart_for_ranks
 
+    check_system()
     restart_for_ranks()
     if output is not None:
         ensure_writable(output)
@@ -233,6 +235,9 @@ def _rehearse(
     output: Path | None,
     trusted: tuple[str, ...],
 ) -> None:
+    from profiles.ranks.environment import check_system
+
+    check_system()
     from executor.rehearse.all_ranks import rehearse_file
     from executor.rehearse.show import show
     from profiles.artifacts import dump

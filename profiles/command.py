@@ -112,6 +112,9 @@ def machine(
     traceback: TracebackOption = False,
 ) -> None:
     """Measure this machine with all its ranks busy, and keep the profile for `plan`."""
+    from profiles.ranks.environment import check_system
+
+    check_system()
     from dataclasses import replace
 
     from profiles.artifacts import dump

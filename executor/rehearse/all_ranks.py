@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from planner.prediction import PlanFile, Prediction
 from planner.space.topology import first_group
 from profiles import artifacts
 from profiles.errors import EnvironmentFailure, InputError, PlanError
+from profiles.machines.cores import usable_cores
 from profiles.models.profile import ModelProfile, WorkloadSpec
 from profiles.ranks.processes import die_with_parent
 from profiles.tracing.trace import trace
@@ -119,7 +119,7 @@ def rehearse_all(
     """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    num_processes, results = len(os.sched_getaffinity(0)), []
+    num_processes, results = len(usable_cores()), []
     with _server(), context.Pool(num_processes, initializer=die_with_parent, maxtasksperchild=1) as pool:
         for index, result in enumerate(pool.imap(functools.partial(_rehearse_one, tuple(trusted)), jobs)):
             advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")

@@ -14,6 +14,7 @@ from planner.model_facts import ModelFacts
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from profiles.errors import EnvironmentFailure, InputError
+from profiles.machines.cores import usable_cores
 from profiles.ranks.cuda_setup import too_few_gpus
 from profiles.ranks.environment import ranks_per_host
 from profiles.workloads.foreign_code import foreign_code
@@ -108,7 +109,7 @@ def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool
         if reason := too_few_gpus(num_ranks, torch.cuda.device_count(), os.environ):
             raise EnvironmentFailure(f"the plan's {reason}")
         return False
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     if num_ranks > cores and not oversubscribe:
         raise EnvironmentFailure(
             f"the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import resource
 import socket
 import time
 from collections.abc import Iterable
@@ -71,18 +70,27 @@ def read_counters(cores: tuple[int, ...], root: Path = ROOT) -> Counters:
     busy, stolen = _core_seconds(cores, root)
     # Seconds run and waited, and how often it ran: never, where the kernel does not count them.
     waited = [int(word) for word in _read(root / "proc/thread-self/schedstat").split()]
-    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Counters(
         host=socket.gethostname(),
         cores=cores,
         seconds=time.monotonic(),
-        own_seconds=sum(usage.ru_utime + usage.ru_stime for usage in own),
+        own_seconds=_own_seconds(),
         waited_seconds=waited[1] * NANOSECONDS if len(waited) == 3 and waited[2] else None,
         busy_seconds=busy,
         stolen_seconds=stolen,
         throttled_seconds=_throttled_seconds(root),
         stalled_seconds=_stalled_seconds(root),
     )
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of the children that it has waited for; on Windows to a tick of its clock."""
+    try:
+        import resource
+    except ImportError:
+        return sum(os.times()[:4])
+    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def available_memory_fraction(root: Path = ROOT) -> float | None:

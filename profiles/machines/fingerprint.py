@@ -8,6 +8,7 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from profiles.machines.cores import usable_cores
 from profiles.machines.profile import Fingerprint
 from profiles.ranks.cuda_setup import device_kind, loaded_driver, torch_build
 
@@ -32,7 +33,7 @@ def current_fingerprint(kind: str) -> Fingerprint:
     name, topology = _gpus() if cuda else (_cpu_name(), ())
     return Fingerprint(
         device=name,
-        num_cores=len(os.sched_getaffinity(0)),
+        num_cores=len(usable_cores()),
         memory_bytes=psutil.virtual_memory().total,
         torch=_version("torch"),
         python=platform.python_version(),

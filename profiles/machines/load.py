@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from profiles.artifacts import STRICT
+from profiles.machines.cores import usable_cores
 from profiles.machines.counters import Counters, Watch, available_memory_fraction, read_counters
 from profiles.ranks.environment import in_job
 from profiles.units import format_percent
@@ -86,7 +86,7 @@ def look_before(num_ranks: int) -> tuple[MachineLoad | None, list[str]]:
     """
     if in_job():
         return None, []
-    cores = tuple(sorted(os.sched_getaffinity(0)))
+    cores = usable_cores()
     before = read_counters(cores)
     time.sleep(LOOK_SECONDS)
     # The ranks, which would wait, are not there yet.

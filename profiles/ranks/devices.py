@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from profiles.machines.cores import stay_on, usable_cores
 from profiles.ranks.cuda_setup import (
     adapters_near,
     attention_wanted,
@@ -52,7 +53,7 @@ def make_ready(device: torch.device) -> None:
         switch(name == wanted)
     torch.cuda.set_device(device)
     if address := _address(device):
-        os.sched_setaffinity(0, cores_near(address, sorted(os.sched_getaffinity(0))))
+        stay_on(cores_near(address, list(usable_cores())))
 
 
 def gpu_key(device: torch.device) -> str:
@@ -80,7 +81,7 @@ def gpu_settings(device: torch.device) -> dict[str, str]:
         "tf32 in convolutions": told(lambda: cudnn.allow_tf32),
         "cudnn.benchmark": cudnn.benchmark,
         "attention allowed": ", ".join(_attention_allowed()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(usable_cores()),
         "adapters near": ", ".join(adapters_near(_address(device))) or None,
     }
     return settings_told(os.environ, versions, switches)

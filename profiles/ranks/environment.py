@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
+from profiles.machines.cores import usable_cores
 from profiles.ranks.cuda_setup import loaded_driver, segments_environment, too_few_gpus
 
 DEFAULT_PORT = 29500
@@ -105,6 +107,20 @@ def _number(name: str) -> int:
     return int(text)
 
 
+def check_system() -> None:
+    """Check, before anything is loaded for it, that ranks can be started on this system.
+
+    Raises: EnvironmentFailure on Windows, that says what runs there.
+    """
+    from profiles.errors import EnvironmentFailure
+
+    if sys.platform == "win32":
+        raise EnvironmentFailure(
+            "ranks are started on Linux and macOS, not on Windows: run this under WSL 2; `plan`, `profile model` and "
+            "`compare` run here"
+        )
+
+
 def check_room(num_ranks: int, device_kind: str) -> None:
     """Check, before any is started, that this machine has room for its ranks of a job.
 
@@ -121,7 +137,7 @@ def check_room(num_ranks: int, device_kind: str) -> None:
         if reason := too_few_gpus(here, torch.cuda.device_count(), os.environ):
             raise EnvironmentFailure(reason)
         return
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    cores, memory = len(usable_cores()), psutil.virtual_memory().total
     most = min(cores * RANKS_PER_CORE, max(1, memory // RANK_BYTES))
     if here > most:
         raise EnvironmentFailure(

@@ -42,6 +42,7 @@ from profiles.ranks.heartbeats import FolderBoard, last_steps
 from profiles.ranks.leftovers import Reaper, swept
 from profiles.ranks.processes import LAUNCHER_VARIABLE
 from profiles.ranks.rank import FOLDER_VARIABLE, PROGRESS_FILE, Report, call_entry, result_path
+from profiles.ranks.signals import STOPPING
 from profiles.ranks.stores import one_host_environment, stay_on_this_host
 
 POLL_SECONDS = 0.1
@@ -182,9 +183,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals_given_back() -> Iterator[None]:
     """Put this process's signal handlers back, which the launcher takes for good."""
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    }
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPPING)}
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ import torch.distributed as dist
 
 from profiles.errors import EnvironmentFailure, LostPeer, RankFailure, TrainwrightError
 from profiles.files import write_text
+from profiles.machines.cores import stay_on, usable_cores
 from profiles.ranks.devices import BACKENDS, make_ready, own_device
 from profiles.ranks.heartbeats import Heart, words
 from profiles.ranks.processes import LAUNCHER_VARIABLE
@@ -156,24 +157,24 @@ def _leave_word(folder: Path, rank: int, error: BaseException) -> None:
 @functools.cache
 def own_cores() -> tuple[int, ...]:
     """The cores this process was given, as they were when first asked for, before any pinning."""
-    return tuple(sorted(os.sched_getaffinity(0)))
+    return usable_cores()
 
 
 def pin(local_rank: int) -> None:
     """Keep the calling thread on one core of the process's; ranks beyond the number of cores share them evenly."""
     cores = own_cores()
-    os.sched_setaffinity(0, {cores[local_rank % len(cores)]})
+    stay_on({cores[local_rank % len(cores)]})
 
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
     """While entered, threads that start (those of a new process group) may run on any core of the process's."""
-    cores, pinned = own_cores(), os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+    cores, pinned = own_cores(), usable_cores()
+    stay_on(cores)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, pinned)
+        stay_on(pinned)
 
 
 def job_store() -> Any:

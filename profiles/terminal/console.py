@@ -22,6 +22,7 @@ from rich.segment import Segment
 
 from profiles.errors import EnvironmentFailure, TrainwrightError
 from profiles.ranks.environment import in_job
+from profiles.ranks.signals import STOPPING
 from profiles.terminal.streams import standard_streams
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ INTERRUPTED = 128 + signal.SIGINT
 # Exit codes of commands that a signal ended, and how that is said.
 ENDED_BY: dict[int, str] = {
     INTERRUPTED: "interrupted",
-    **{128 + number: f"stopped by {number.name}" for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)},
+    **{128 + number: f"stopped by {number.name}" for number in STOPPING},
 }
 # Rich takes 80 columns where there is no terminal; a pipe or a file deserves whole lines.
 PIPE_COLUMNS = 160
