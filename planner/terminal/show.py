@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
-    from planner.terminal.show_answers import lines, notes
+    from planner.terminal.show_answers import lines, memory_words, notes
     from profiles.terminal.tables import print_table
     from profiles.units import format_batch, format_bytes, format_count
 
@@ -32,10 +32,10 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     if any(candidate.num_folded for candidate in result.candidates):
         out.print("like a plan: those that are no faster and differ in one choice alone; --json and -o have them all")
     out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
-    kinds = ", ".join(
-        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
-    )
-    out.print(f"memory of the best plan's fullest rank: {kinds}")
+    out.print(f"memory of the best plan's fullest rank: {memory_words(best.prediction)}")
+    outside = best.prediction.bytes_per_rank.get("outside", 0.0)
+    if outside > 0:
+        out.print(f"of it outside torch's allocator: {format_bytes(outside)}, the CUDA context and NCCL's communicators")
     rejected = "; ".join(_rejected(result))
     out.print(
         f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
-from planner.prediction import Candidate, PlanFile
+from planner.prediction import Candidate, PlanFile, Prediction
 from planner.terminal.handover import lines as read_lines
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
@@ -27,6 +27,12 @@ def like_it(candidate: Candidate) -> str:
     if not candidate.num_folded:
         return ""
     return f"; {candidate.num_folded} like it within {format_percent(candidate.folded_within_fraction)}"
+
+
+def memory_words(prediction: Prediction) -> str:
+    """What the fullest rank holds inside torch's allocator, by kind."""
+    held = {kind: value for kind, value in prediction.bytes_per_rank.items() if value > 0 and kind != "outside"}
+    return ", ".join(f"{kind} {format_bytes(value)}" for kind, value in held.items())
 
 
 def lines(file: PlanFile) -> Iterator[str]:

@@ -20,6 +20,8 @@ SAMPLES = 2**26
 COMPARED = 64
 # Tokens of a training: 10,000 times the longest published ones, of some 4e13 to 1e14.
 TOKENS = 1e18
+# Of a device's memory, what plans may leave free.
+HEADROOM = 0.9
 
 # Sizes of a model, each ten times or more the largest published.
 LAYERS = 5_000
