@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from planner.answers import Change, Cost, WhyNot
 from planner.ask import answer_to, parse_batches
 from planner.prediction import Candidate, PlanFile
+from planner.purchase.bill import cost_of
+from planner.purchase.terms import Reliability, Terms, usual_terms
 from planner.request import Request
 from planner.space.answers import Answer
-from planner.space.questions import Reliability, cost_of, sensitivity, why_not
+from planner.space.questions import sensitivity, why_not
 from planner.terminal import show_answers
 from profiles import artifacts
 from profiles.inputs import limits
@@ -66,9 +68,16 @@ class Planned:
         """What each unknown would cost, and whether it would change the winner."""
         return sensitivity(self.answer)
 
-    def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
-        """What training on so many tokens takes; `price` in dollars per device and hour."""
-        return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
+    def cost(
+        self,
+        tokens: float,
+        price: float | None = None,
+        reliability: Reliability | None = None,
+        terms: Terms | None = None,
+    ) -> Cost:
+        """What training on so many tokens takes; `price` in dollars per device and hour, or on `terms` of one's own."""
+        asked = terms or usual_terms(price, reliability)
+        return cost_of(self.answer.space.at, self.best.prediction, tokens, asked, cluster=self.file.cluster)
 
     def _repr_html_(self) -> str:
         shown = (candidate for candidate in self.file.candidates if not candidate.folded_into)

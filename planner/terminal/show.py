@@ -35,7 +35,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     out.print(f"memory of the best plan's fullest rank: {memory_words(best.prediction)}")
     outside = best.prediction.bytes_per_rank.get("outside", 0.0)
     if outside > 0:
-        out.print(f"of it outside torch's allocator: {format_bytes(outside)}, the CUDA context and NCCL's communicators")
+        out.print(f"outside torch's allocator: {format_bytes(outside)}, for the CUDA context and NCCL's communicators")
     rejected = "; ".join(_rejected(result))
     out.print(
         f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
