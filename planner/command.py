@@ -196,6 +196,7 @@ def plan(
         put_out(answer, out, rank if "rank" in given else None, export, output, json_output)
         return
     check_pools(given, cluster)
+    buying.check_prices_of(questions, device, cluster)
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
         result = (

@@ -98,7 +98,7 @@ class PurchaseAnswer:
     all rows. `deadline_days` is None where time is free.
     `rows` stand by kind and count where there are several counts, else fastest first. `cheapest`, `fastest` and
     `enough` are ranks of rows, 0 where there is none: the least money and the fewest days for the tokens, and of the
-    rows that are done by the deadline the cheapest, or the one of the fewest devices where not all prices are known.
+    rows that are done by the deadline the cheapest, or the one of the fewest devices where no price is known.
     `plans` hold each question's plan file, as `plan -o` would have written it alone.
     """
 

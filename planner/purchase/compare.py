@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from planner.ask import answer_to
 from planner.prediction import PlanFile
 from planner.purchase.answer import BILLION, Assumption, PurchaseAnswer, Row
-from planner.purchase.bill import cost_of
+from planner.purchase.bill import cost_of, price_of
 from planner.purchase.questions import Purchase, questions_of
 from planner.purchase.terms import (
     CHECKPOINT_SECONDS,
@@ -135,7 +135,8 @@ def _rows(one: _Asked, index: int, tokens: float, terms: Terms) -> Iterator[Row]
         peak_bytes=prediction.peak_bytes,
         memory_bytes=one.at.memory_bytes,
     )
-    for is_spot in (False, True) if terms.spot_prices is not None else (False,):
+    has_spot = price_of(one.at, terms, is_spot=True, cluster=row.cluster)[0] is not None
+    for is_spot in (False, True) if has_spot else (False,):
         try:
             cost = cost_of(one.at, prediction, tokens, terms, is_spot=is_spot, cluster=row.cluster)
         except InputError as error:
@@ -172,19 +173,26 @@ def _marks(rows: Sequence[Row]) -> dict[str, int]:
     billed = [(row, row.cost) for row in rows if row.cost is not None]
     priced = [row for row, _ in billed if row.dollars is not None]
     in_time = [row for row, cost in billed if cost.in_time]
-    is_priced = all(row.dollars is not None for row in in_time)
-    by_money: Callable[[Row], float] = lambda row: row.dollars or 0.0  # noqa: E731
-    enough = min(in_time, key=by_money if is_priced else lambda row: row.num_devices) if in_time else None
+    known = [row for row in in_time if row.dollars is not None]
+    enough = _least(known, lambda row: row.dollars or 0.0) or _least(in_time, lambda row: row.num_devices)
     return {
-        "cheapest": min(priced, key=by_money).rank if priced else 0,
-        "fastest": min(billed, key=lambda pair: pair[1].days)[0].rank if billed else 0,
-        "enough": enough.rank if enough else 0,
+        "cheapest": _least(priced, lambda row: row.dollars or 0.0),
+        "fastest": _least([row for row, _ in billed], lambda row: row.cost.days if row.cost else 0.0),
+        "enough": enough,
     }
 
 
+def _least(rows: Sequence[Row], key: Callable[[Row], float]) -> int:
+    """The rank of the row with the least of something; 0 where there are no rows."""
+    return min(rows, key=key).rank if rows else 0
+
+
 def _common(plans: Sequence[PlanFile]) -> list[str]:
-    """Notes that all plan files share, in the first one's order."""
-    return [note for note in plans[0].notes if all(note in file.notes for file in plans)]
+    """Notes that all plan files share, in the first one's order; that all rest on data sheets, whichever these are."""
+    shared = [note for note in plans[0].notes if all(note in file.notes for file in plans)]
+    if len({file.machine_name for file in plans}) > 1 and all(file.machine_origin == "datasheet" for file in plans):
+        shared.insert(0, "planned for data sheets and with what published runs taught: nothing of it is measured")
+    return shared
 
 
 def _assumptions(terms: Terms) -> Iterator[Assumption]:

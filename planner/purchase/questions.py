@@ -44,13 +44,21 @@ def places_of(device: str | None, cluster: str | None) -> tuple[Place, ...]:
 
     Raises: UnknownNameError; InputError for a cluster of two kinds of devices.
     """
-    devices = list(dict.fromkeys(find_device(name).name for name in _names("--device", device)))
-    clusters = list(dict.fromkeys(_names("--cluster", cluster)))
+    return places_among(_names("--device", device), _names("--cluster", cluster))
+
+
+def places_among(devices: Sequence[str], clusters: Sequence[str]) -> tuple[Place, ...]:
+    """Devices and clusters side by side, each once; one of each is one place, none is the measured machine.
+
+    Raises: UnknownNameError; InputError for a cluster of two kinds of devices.
+    """
+    devices = list(dict.fromkeys(find_device(name).name for name in devices))
+    clusters = list(dict.fromkeys(clusters))
     for name in clusters:
         if isinstance(find_cluster(name), MixedCluster):
             raise InputError(f"--cluster {name} has two kinds of devices: plan for it alone")
     if len(devices) <= 1 and len(clusters) <= 1:
-        return (Place(device=device, cluster=cluster),)
+        return (Place(device=next(iter(devices), None), cluster=next(iter(clusters), None)),)
     return (*(Place(device=name) for name in devices), *(Place(cluster=name) for name in clusters))
 
 

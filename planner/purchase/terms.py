@@ -100,6 +100,29 @@ def usual_terms(price: float | None = None, reliability: Reliability | None = No
     return Terms(energy=usual_energy(), prices=Prices(every=price), reliability=reliability or Reliability())
 
 
+def prices_of(price: float | Mapping[str, float] | None) -> Prices:
+    """Prices of all devices alike, or by name.
+
+    Raises: InputError for a price that is none; UnknownNameError.
+    """
+    given = {"": price} if isinstance(price, float | int) else price or {}
+    for value in given.values():
+        limits.check("price", value, 0, limits.PRICE)
+    return Prices(every=given.get(""), by_name={_known(name): value for name, value in given.items() if name})
+
+
+def reliability_of(
+    failure_hours: float | None, checkpoint_seconds: float | None, spot_node_hours: float | None
+) -> Reliability:
+    """What is given, and the usual for what is None."""
+    times = {
+        "failure_hours": failure_hours,
+        "checkpoint_seconds": checkpoint_seconds,
+        "spot_node_hours": spot_node_hours,
+    }
+    return Reliability(**{name: value for name, value in times.items() if value is not None})
+
+
 def parse_prices(option: str, text: str) -> Prices:
     """Prices from 2.5, or by device or cluster from h100-sxm=2.5,b200-sxm=4.9.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planner.answers import Answers, Cost, SimulatedPlan
 from planner.prediction import Prediction
-from planner.purchase.bill import cost_of
+from planner.purchase.bill import cost_of, price_of
 from planner.purchase.terms import Terms, usual_terms
 from planner.simulate.perfetto import write_trace
 from planner.simulate.step import simulate
@@ -69,7 +69,7 @@ def _costs(at: Setting, prediction: Prediction, asked: Questions, cluster: str) 
     if tokens is None:
         return {}
     result = {"cost": cost_of(at, prediction, tokens, terms, cluster=cluster)}
-    if terms.spot_prices is not None:
+    if price_of(at, terms, is_spot=True, cluster=cluster)[0] is not None:
         result["spot_cost"] = cost_of(at, prediction, tokens, terms, is_spot=True, cluster=cluster)
     return result
 

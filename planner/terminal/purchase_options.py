@@ -13,6 +13,7 @@ from profiles.inputs import bounds, limits
 
 if TYPE_CHECKING:
     from planner.purchase.terms import Terms
+    from planner.space.beside import Questions
 
 BUDGET = "tokens", "samples"
 # What says something about a training of so many tokens or samples alone.
@@ -20,7 +21,7 @@ OF_BUDGET = ("by", "days", "mtbf", "checkpoint_seconds", "keep_checkpoints", "sp
 # What says something about a comparison of devices as well.
 OF_BILL = ("price", "spot_price", "pue", "host_watts", "kwh_price", "grid_grams")
 # What is not asked of several counts or kinds of devices at once.
-OF_ONE_PLAN = ("why_not", "sensitivity", "trace", "all_file", "compress", "source")
+OF_ONE_PLAN = ("why_not", "sensitivity", "trace", "all_file", "compress")
 
 SamplesOption = Annotated[
     str | None, typer.Option(metavar="COUNT", help="Days and money for so many samples: 1.28M; of text, --tokens.")
@@ -101,19 +102,14 @@ def terms_of(params: Mapping[str, Any], today: date) -> Terms:
     from planner.purchase.terms import (
         CHECKPOINTS_KEPT,
         Prices,
-        Reliability,
         Terms,
         days_until,
         parse_prices,
+        reliability_of,
         usual_energy,
     )
 
     spot = params["spot_price"]
-    times = {
-        "failure_hours": params["mtbf"],
-        "checkpoint_seconds": params["checkpoint_seconds"],
-        "spot_node_hours": params["spot_hours"],
-    }
     return Terms(
         energy=usual_energy(
             host_watts=params["host_watts"],
@@ -123,10 +119,22 @@ def terms_of(params: Mapping[str, Any], today: date) -> Terms:
         ),
         prices=Prices() if params["price"] is None else parse_prices("--price", params["price"]),
         spot_prices=None if spot is None else parse_prices("--spot-price", spot),
-        reliability=Reliability(**{name: value for name, value in times.items() if value is not None}),
+        reliability=reliability_of(params["mtbf"], params["checkpoint_seconds"], params["spot_hours"]),
         deadline_days=params["days"] if params["by"] is None else days_until(params["by"], today),
         checkpoints_kept=params["keep_checkpoints"] or CHECKPOINTS_KEPT,
     )
+
+
+def check_prices_of(questions: Questions, device: str | None, cluster: str | None) -> None:
+    """Check that prices by name are of the device or the cluster that is planned for.
+
+    Raises: InputError.
+    """
+    from planner.purchase.questions import check_prices, places_of
+
+    terms = questions.terms
+    if terms is not None and (terms.prices.by_name or terms.spot_prices is not None):
+        check_prices(terms, places_of(device, cluster))
 
 
 def budget_of(params: Mapping[str, Any]) -> dict[str, float | None]:

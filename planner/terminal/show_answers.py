@@ -83,7 +83,7 @@ def _cost(cost: Cost) -> Iterator[str]:
     """What a training takes: time and money, energy with hosts and building, room for checkpoints, the deadline."""
     yield _time_and_money(cost)
     if cost.kwh > 0:
-        more = f"; {words}" if (words := energy_words(cost)) else ""
+        more = f", {words}" if (words := energy_words(cost)) else ""
         host = f"{three_digits(cost.host_watts)} W of its node beside each device, PUE {cost.pue:g}"
         yield f"with hosts and building: {format_count(cost.facility_kwh)} kWh ({host}){more}"
     held, stored = format_bytes(cost.checkpoint_bytes), format_bytes(cost.stored_bytes)

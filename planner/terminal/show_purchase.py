@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import format_bytes, format_count, format_percent, format_seconds, rate_of, three_digits
 
 if TYPE_CHECKING:
@@ -43,27 +44,27 @@ def _table(answer: PurchaseAnswer) -> Table:
     from profiles.terminal.tables import plain_table
 
     table = plain_table()
+    has_counts = len({row.num_devices for row in answer.rows}) > 1
     counted, _ = rate_of(0.0, answer.sequence_length, answer.size_unit)
+    names = ("step", counted, *(("per device",) if has_counts else ()))
     bill = ("days", "cost", "MWh") if answer.is_budget else ("cost", "kWh")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("devices", no_wrap=True)
-    for name in ("step", counted, "per device", *bill):
+    for name in (*names, *bill):
         table.add_column(name, justify="right", no_wrap=True)
     for row in answer.rows:
-        rate = rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)[1]
-        done = (
-            ()
-            if row.step_seconds is None
-            else (_step(row), format_count(rate), f"{(row.efficiency_fraction or 0.0) * 100:.0f} %")
-        )
-        cells = [*done, *(() if row.cost is None else _bill(answer, row, row.cost))]
-        table.add_row(str(row.rank), row.title, *cells, *[""] * (len(bill) + 3 - len(cells)))
+        cells = [*_speed(answer, row)][: len(names)] if row.plan else ["no plan"]
+        cells += [] if row.cost is None else _bill(answer, row, row.cost)
+        table.add_row(str(row.rank), row.title, *cells, *[""] * (len(names) + len(bill) - len(cells)))
     return table
 
 
-def _step(row: Row) -> str:
+def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
+    """The step with its band, what is done per second, and by one device against the fewest."""
     step, low, high = row.step_seconds or 0.0, row.low_seconds or 0.0, row.high_seconds or 0.0
-    return f"{format_seconds(step)} ±{(high - low) / 2 / step:.0%}"
+    yield f"{format_seconds(step)} ±{(high - low) / 2 / step:.0%}"
+    yield format_count(rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)[1])
+    yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
 
 
 def _bill(answer: PurchaseAnswer, row: Row, cost: Cost) -> Iterator[str]:
@@ -101,7 +102,9 @@ def _lines(answer: PurchaseAnswer) -> Iterator[str]:
     for row in answer.rows:
         if row.plan and not row.is_spot:
             held = f"{format_bytes(row.peak_bytes or 0.0)} of {format_bytes(row.memory_bytes or 0.0)}"
-            yield f"  {row.rank}: {row.plan}, {held}, MFU {format_percent(row.mfu or 0.0)}"
+            is_planned_only = answer.stack == THIS_PROGRAM and not answer.best(row.rank).executable
+            words = " (simulate only)" if is_planned_only else ""
+            yield f"  {row.rank}: {row.plan}, {held}, MFU {format_percent(row.mfu or 0.0)}{words}"
     for row in answer.rows:
         if row.refusal:
             yield f"  {row.rank}: {row.refusal}"
@@ -158,7 +161,7 @@ def _storage(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     often = (f"{rank}: {format_hours(cost.interval_seconds)}" for rank, cost in costs)
     trains = (f"{rank}: {format_percent(cost.goodput_fraction)}" for rank, cost in costs)
     yield f"time between checkpoints that wastes least: {', '.join(often)}"
-    yield f"of the time, failures and checkpoints aside, trains: {', '.join(trains)}"
+    yield f"share of the time that trains, between failures and checkpoints: {', '.join(trains)}"
 
 
 def format_hours(seconds: float) -> str:
@@ -173,13 +176,13 @@ def _energy(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     if cost.kwh <= 0:
         return
     yield f"energy is of devices at rated power, of the rest of their nodes, and of the building (PUE {cost.pue:g})"
-    for row in answer.rows:
-        if row.cost is not None and (words := energy_words(row.cost)):
-            yield f"  {row.rank}: {words}"
+    words = ((row.rank, energy_words(row.cost)) for row in answer.rows if row.cost is not None)
+    if said := "; ".join(f"{rank}: {each}" for rank, each in words if each):
+        yield f"of the energy: {said}"
 
 
 def energy_words(cost: Cost) -> str:
     """What the energy costs and emits; "" where nobody asked."""
-    dollars = "" if cost.energy_dollars is None else f"${format_count(cost.energy_dollars)} for energy"
+    dollars = "" if cost.energy_dollars is None else f"${format_count(cost.energy_dollars)}"
     emitted = "" if cost.co2_kg is None else f"{format_count(cost.co2_kg / 1000)} t of CO2"
     return ", ".join(words for words in (dollars, emitted) if words)
