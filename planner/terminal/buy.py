@@ -63,6 +63,7 @@ def put_out(
     Raises: InputError for a row that is not there, or has no plan; PlanError for one that the software cannot run.
     """
     from planner.terminal.handover import write_export
+    from planner.terminal.show import next_step
     from planner.terminal.show_purchase import show_purchase
     from profiles.artifacts import dump
 
@@ -79,4 +80,4 @@ def put_out(
     if export is not None:
         write_export(export, file, 1, output, out)
     else:
-        out.print(f"plan of row {rank} written to {output}; run it with: execute {output}")
+        out.print(f"plan of row {rank} written to {output}; {next_step(file, output)}")

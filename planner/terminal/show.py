@@ -45,7 +45,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     for line in lines(result):
         out.print(line)
     if output is not None:
-        out.print(f"written to {output}; {_next_step(result, output)}")
+        out.print(f"written to {output}; {next_step(result, output)}")
 
 
 def _rejected(result: PlanFile) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _plans(result: PlanFile) -> Table:
     return table
 
 
-def _next_step(result: PlanFile, output: Path) -> str:
+def next_step(result: PlanFile, output: Path) -> str:
     """What can be done with the plan file: `execute` runs its best plan that is not simulate only."""
     from profiles.machines.stacks import THIS_PROGRAM
 
