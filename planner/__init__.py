@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from planner.notebook import Planned
+    from planner.purchase.answer import PurchaseAnswer
 
-__all__ = ["plan"]
+__all__ = ["buy", "plan"]
 
 
 def plan(
@@ -29,6 +30,7 @@ def plan(
     codecs: str | Sequence[str] = "none",
     peft: str | None = None,
     quantised_base: str | None = None,
+    headroom: str | None = None,
     top: int = 10,
     simulate: bool = False,
     all_file: str | Path | None = None,
@@ -56,6 +58,7 @@ def plan(
     * `codecs`: lossy gradients to consider, such as "none,bf16"; "auto" for the usual ones.
     * `peft`: train adapters alone: "lora:16", "lora:16:q,v" or "lora:8:all".
     * `quantised_base`: the format of frozen weights beside adapters: "nf4", "nf4-dq", "int4" or "int8".
+    * `headroom`: the share of memory that plans must leave free, such as "5%".
     * `top`: how many ideas of a layout are kept.
     * `simulate`: whether to offer what the executor cannot run as well.
     * `all_file`: a file for every plan, .csv or .parquet.
@@ -67,6 +70,7 @@ def plan(
     """
     from planner.notebook import planned, samples_of, words_of
     from planner.request import Request, codecs_asked
+    from planner.terminal.purchase_options import parse_headroom
     from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
@@ -77,5 +81,84 @@ def plan(
         codecs=codecs_asked(",".join(words_of(codecs))), top=top, simulate=simulate,
         all_file=None if all_file is None else Path(all_file), trusted=words_of(trust_module),
         adapters=parse_adapters(peft, quantised_base), asked=Asked(task=task or "", weights=str(weights or "")),
+        headroom_fraction=parse_headroom(headroom),
     )  # fmt: skip
     return planned(request)
+
+
+def buy(
+    model: str | Path,
+    gpus: int | str | Sequence[int],
+    *,
+    device: str | Sequence[str] | None = None,
+    cluster: str | Sequence[str] | None = None,
+    machine: str | Path | None = None,
+    global_batch: int | None = None,
+    sequence_length: int | None = None,
+    stack: str = "trainwright",
+    precision: str | Sequence[str] | None = None,
+    peft: str | None = None,
+    quantised_base: str | None = None,
+    headroom: str | None = None,
+    simulate: bool = False,
+    trust_module: str | Sequence[str] | None = None,
+    tokens: float | str | None = None,
+    samples: float | str | None = None,
+    days: float | None = None,
+    price: float | str | Mapping[str, float] | None = None,
+    spot_price: float | str | Mapping[str, float] | None = None,
+    spot_hours: float | None = None,
+    mtbf: float | None = None,
+    checkpoint_seconds: float | None = None,
+    keep_checkpoints: int = 2,
+    pue: float | None = None,
+    host_watts: float | None = None,
+    kwh_price: float | None = None,
+    grid_grams: float | None = None,
+) -> PurchaseAnswer:
+    """Compare counts and kinds of devices, as the command `plan` does where several are named.
+
+    Each count is planned for on each device and cluster, with the same batch; `to_frame()` of the answer has a row for
+    each. Options have the command's names; those that `plan` has are as there.
+
+    * `gpus`: counts of devices, such as (64, 256), or "64-1024", which doubles.
+    * `device`, `cluster`: one or several, with commas between or in a list; with neither, the measured `machine`.
+    * `global_batch`: the same for all; by default 8 samples for each of the most devices.
+    * `tokens`, `samples`: what a training goes through, such as "1T"; without either, money is of an amount to compare.
+    * `days`: what the training may take.
+    * `price`, `spot_price`: dollars per device and hour, for all or by name: {"h100-sxm": 2.5}; by default those of the
+      catalogue, which has none of spot devices.
+    * `spot_hours`: hours until a node of spot devices is taken back; by default 24.
+    * `mtbf`: hours of one device between failures; by default 50,700.
+    * `checkpoint_seconds`: how long a checkpoint holds training up; by default 30.
+    * `keep_checkpoints`: how many are stored at once.
+    * `pue`: the building's power over its computers'; by default the catalogue's.
+    * `host_watts`: watts of a node beside each device; by default the catalogue's share of the device's.
+    * `kwh_price`, `grid_grams`: dollars and grams of CO2 per kWh; without them neither is told.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits anywhere.
+    """
+    from planner.notebook import count_of, counts_of, samples_of, words_of
+    from planner.purchase.compare import compare
+    from planner.purchase.questions import Purchase, places_among
+    from planner.purchase.terms import Terms, prices_of, reliability_of, usual_energy
+    from planner.request import Request
+    from planner.terminal.purchase_options import parse_headroom
+    from profiles.models.adapters import parse_adapters
+
+    request = Request(
+        model=str(model), num_devices=1, machine=machine, sequence_length=sequence_length, stack=stack,
+        global_batches=samples_of(global_batch), top=1, simulate=simulate, precisions=words_of(precision),
+        adapters=parse_adapters(peft, quantised_base), trusted=words_of(trust_module),
+        headroom_fraction=parse_headroom(headroom),
+    )  # fmt: skip
+    terms = Terms(
+        energy=usual_energy(host_watts, pue, kwh_price, grid_grams), prices=prices_of("price", price),
+        spot_prices=None if spot_price is None else prices_of("spot_price", spot_price), deadline_days=days,
+        reliability=reliability_of(mtbf, checkpoint_seconds, spot_hours), checkpoints_kept=keep_checkpoints,
+    )  # fmt: skip
+    purchase = Purchase(
+        request=request, num_devices=counts_of(gpus), places=places_among(words_of(device), words_of(cluster)),
+        terms=terms, tokens=count_of(tokens), samples=count_of(samples),
+    )  # fmt: skip
+    return compare(purchase)

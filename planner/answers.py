@@ -48,7 +48,12 @@ class Cost:
     """What a number of tokens takes: days, device-hours, energy, and dollars from lowest to highest price.
 
     Days and all that follows include `goodput_fraction`, the share of the time that a job trains between failures, of
-    which `num_failures` are expected, with a checkpoint every `interval_seconds`.
+    which `num_failures` are expected, with a checkpoint every `interval_seconds`. `low_days` to `high_days` are those
+    of the step's band. `is_spot` devices may be taken back, which counts as a failure.
+    `kwh` is of the devices at their rated power, `facility_kwh` of their hosts too (`host_watts` with each device) and
+    of the building (`pue` times its nodes); `energy_dollars` and `co2_kg` are of the latter, None where nobody asked.
+    `price_per_hour` is of a device. A checkpoint has `checkpoint_bytes`; `stored_bytes` hold `checkpoints_kept`.
+    `deadline_days` is what the training may take, None where nobody said.
     """
 
     __pydantic_config__ = STRICT
@@ -62,6 +67,24 @@ class Cost:
     interval_seconds: float
     dollars: tuple[float, float] | None
     price_date: str = ""
+    price_per_hour: tuple[float, float] | None = None
+    low_days: float = 0.0
+    high_days: float = 0.0
+    is_spot: bool = False
+    facility_kwh: float = 0.0
+    host_watts: float = 0.0
+    pue: float = 1.0
+    energy_dollars: float | None = None
+    co2_kg: float | None = None
+    checkpoint_bytes: float = 0.0
+    checkpoints_kept: int = 0
+    stored_bytes: float = 0.0
+    deadline_days: float | None = None
+
+    @property
+    def in_time(self) -> bool | None:
+        """Whether the training is done by the deadline; None where there is none."""
+        return None if self.deadline_days is None else self.days <= self.deadline_days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +210,7 @@ class Answers:
     nearest_miss: NearestMiss | None = None
     pools: tuple[PoolAlone, ...] = ()
     cost: Cost | None = None
+    spot_cost: Cost | None = None
     why_not: WhyNot | None = None
     simulated: tuple[SimulatedPlan, ...] = ()
     timeline: str = ""

@@ -28,7 +28,7 @@ from profiles.machines.clusters import MixedCluster, load_pools
 from profiles.units import format_percent
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
-BATCHES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
+RANGE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
 # Of the time of a search with questions that take long.
 SEARCH_SHARE = 0.8
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -157,7 +157,7 @@ def answer_to(
     result = answer(space, request.top, request.simulate, notes)
     if request.codecs == ("none",) and not request.adapters.freezes:
         result = replace(result, file=_with_codec_note(result.file))
-    answers = answers_to(result, request.simulate, questions, answering)
+    answers = answers_to(result, request.simulate, questions, answering, request.cluster or "")
     return replace(result, file=replace(result.file, answers=answers, cluster=request.cluster or ""))
 
 
@@ -183,16 +183,16 @@ def options_of(request: Request, at: Setting) -> Options:
     )
 
 
-def parse_count(text: str) -> float:
+def parse_count(text: str, option: str = "--tokens") -> float:
     """A number such as 300B or 1.5T.
 
     Raises: InputError where it is none.
     """
     match = COUNT.fullmatch(text.strip())
     if match is None or not float(match.group(1)):
-        raise InputError(f"--tokens {text}: give a number such as 300B or 1T")
+        raise InputError(f"{option} {text}: give a number such as 300B or 1T")
     count = float(match.group(1)) * SCALES[match.group(2).lower()]
-    limits.check("--tokens", count, 1, limits.TOKENS)
+    limits.check(option, count, 1, limits.TOKENS)
     return count
 
 
@@ -201,13 +201,28 @@ def parse_batches(text: str) -> tuple[int, ...]:
 
     Raises: InputError where it is none of these.
     """
-    match = BATCHES.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"--global-batch {text}: give samples such as 512, several such as 256,512, or 256-1024")
+    return _doublings(
+        "--global-batch", text, limits.SAMPLES, "samples such as 512, several such as 256,512, or 256-1024"
+    )
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Counts of devices from 64, 64,256 or 64-1024, which doubles as long as it can.
+
+    Raises: InputError where it is none of these.
+    """
+    return _doublings("--gpus", text, limits.DEVICES, "devices such as 64, several such as 64,256, or 64-1024")
+
+
+def _doublings(option: str, text: str, most: int, wanted: str) -> tuple[int, ...]:
+    match = RANGE.fullmatch(text.strip())
+    ends = (match["first"], match["last"] or "1") if match else ("",)
+    if match is None or not all(map(limits.is_whole, ends)):
+        raise InputError(f"{option} {text}: give {wanted}")
     if match["last"] is None:
-        return whole_numbers("--global-batch", text, 1, limits.SAMPLES)
-    first, last = int(match["first"]), int(match["last"])
-    limits.check("--global-batch", last, 1, limits.SAMPLES)
+        return whole_numbers(option, text, 1, most)
+    first, last = map(int, ends)
+    limits.check(option, last, 1, most)
     if not 0 < first <= last:
-        raise InputError(f"--global-batch {text}: the first must be at least 1 and no more than the last")
+        raise InputError(f"{option} {text}: the first must be at least 1 and no more than the last")
     return tuple(first * 2**power for power in range((last // first).bit_length()))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner.terminal import listing
+from planner.terminal import purchase_options as buying
 from profiles.inputs import bounds
 from profiles.terminal import completion, console
 from profiles.version import VersionOption
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from planner.ask import Compression
     from planner.prediction import PlanFile
-    from planner.space.questions import Reliability
+    from planner.request import Request
 
 # What `--codecs auto` stands for; planner/request has it as names, and is loaded only where something is planned.
 AUTO, CODECS = "auto", "none,bf16,int8,topk-1,powersgd-1,powersgd-4"
@@ -37,8 +40,8 @@ def plan(
         ),
     ] = None,
     gpus: Annotated[
-        int | None,
-        typer.Option(callback=bounds.DEVICES, help="Number of devices; CPU ranks where the machine has no GPU."),
+        str | None,
+        typer.Option(help="Devices, CPU ranks without GPUs: 64, or to compare 64,256 or 64-1024 (doubling)."),
     ] = None,
     global_batch: Annotated[
         str | None,
@@ -54,12 +57,15 @@ def plan(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Shipped device to plan for, such as h100-sxm.", autocompletion=completion.complete_device),
+        typer.Option(
+            help="Shipped device to plan for, or to compare h100-sxm,b200-sxm.",
+            autocompletion=completion.complete_devices,
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Shipped cluster to plan for, such as dgx-h100; with --machine, its nodes.",
+            help="Shipped cluster to plan for, or several; with --machine, its nodes.",
             autocompletion=completion.complete_cluster,
         ),
     ] = None,
@@ -106,16 +112,22 @@ def plan(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="What each unknown would cost, and what would change the winner.")
     ] = False,
-    tokens: Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")] = None,
-    price: Annotated[float | None, typer.Option(callback=bounds.PRICE, help="Dollars per device and hour.")] = None,
-    mtbf: Annotated[
-        float | None,
-        typer.Option(callback=bounds.FAILURE_HOURS, help="Hours of one device between failures [50,700]."),
-    ] = None,
-    checkpoint_seconds: Annotated[
-        float | None,
-        typer.Option(callback=bounds.CHECKPOINT_SECONDS, help="How long a checkpoint holds training up [30]."),
-    ] = None,
+    tokens: buying.TokensOption = None,
+    samples: buying.SamplesOption = None,
+    epochs: buying.EpochsOption = None,
+    days: buying.DaysOption = None,
+    by: buying.ByOption = None,
+    price: buying.PriceOption = None,
+    spot_price: buying.SpotPriceOption = None,
+    spot_hours: buying.SpotHoursOption = None,
+    mtbf: buying.MtbfOption = None,
+    checkpoint_seconds: buying.CheckpointSecondsOption = None,
+    keep_checkpoints: buying.KeepCheckpointsOption = None,
+    pue: buying.PueOption = None,
+    host_watts: buying.HostWattsOption = None,
+    kwh_price: buying.KwhPriceOption = None,
+    grid_grams: buying.GridGramsOption = None,
+    headroom: buying.HeadroomOption = None,
     all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
@@ -136,7 +148,9 @@ def plan(
     export: Annotated[
         str | None, typer.Option(metavar="STACK", help="Write the plan down for other software, into the folder -o.")
     ] = None,
-    rank: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Which plan of the table is written down.")] = 1,
+    rank: Annotated[
+        int, typer.Option(callback=bounds.SHOWN, help="Which plan, or row of a comparison, is written down.")
+    ] = 1,
     legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
@@ -150,10 +164,10 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
+    from planner.terminal.buy import is_purchase, put_out, read_or_compare
     from planner.terminal.handover import read_job, write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
     from profiles.files import ensure_writable
-    from profiles.models.adapters import parse_adapters
     from profiles.terminal.options import check_options, given_options
 
     check_options(context, NEEDS, TAKES)
@@ -162,29 +176,27 @@ def plan(
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.ask import ask, parse_batches, parse_count
-    from planner.request import Request, codecs_asked
+    from planner.ask import ask, parse_counts
     from planner.space.beside import Questions
-    from profiles.library import Asked
 
-    _check_together(context.params)
+    counts = () if gpus is None else parse_counts(gpus)
+    purchases = is_purchase(counts, device, cluster, source)
+    _check_together(context.params, given, purchases)
     for path in filter(None, (None if export else output, trace)):
         ensure_writable(path)
-    request = Request(
-        model=model or "", num_devices=gpus or 0, machine=machine, learned=learned, device=device, cluster=cluster,
-        global_batches=() if global_batch is None else parse_batches(global_batch), sequence_length=sequence_length,
-        stack=stack if "stack" in given else export or stack, attention_kernel=attention_kernel,
-        tensor_overlap=tp_overlap, precisions=_words(precision),
-        codecs=codecs_asked(codecs), top=top,
-        simulate=simulate, all_file=all_file, trusted=tuple(trust_module or ()),
-        adapters=parse_adapters(peft, quantised_base),
-        asked=Asked(task=task or "", weights=str(weights or "")),
-    )  # fmt: skip
-    check_pools(given, cluster)
+    request = _request(context.params, given, counts[0] if counts else 0)
     questions = Questions(
-        why_not=why_not, sensitivity=sensitivity, tokens=None if tokens is None else parse_count(tokens),
-        price=price, trace_file=trace, reliability=_reliability(mtbf, checkpoint_seconds),
+        why_not=why_not, sensitivity=sensitivity, trace_file=trace, **buying.budget_of(context.params),
+        terms=buying.terms_of(context.params, date.today()),
     )  # fmt: skip
+    if purchases:
+        request = request if "top" in given else replace(request, top=1)
+        with console.progress(out, "planning") as on_progress:
+            answer = read_or_compare(request, counts, questions, source, on_progress)
+        put_out(answer, out, rank if "rank" in given else None, export, output, json_output)
+        return
+    check_pools(given, cluster)
+    buying.check_prices_of(questions, device, cluster)
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
         result = (
@@ -197,18 +209,46 @@ def plan(
         write_export(export, result, rank, output, out)
 
 
-def _check_together(given: Mapping[str, Any]) -> None:
+def _request(params: Mapping[str, Any], given: Mapping[str, str], num_devices: int) -> Request:
+    """What is asked of the planner, as options say it.
+
+    Raises: InputError, UnknownNameError.
+    """
+    from planner.ask import parse_batches
+    from planner.request import Request, codecs_asked
+    from profiles.library import Asked
+    from profiles.models.adapters import parse_adapters
+
+    batch, codecs, export, stack = (params[name] for name in ("global_batch", "codecs", "export", "stack"))
+    return Request(
+        model=params["model"] or "", num_devices=num_devices, machine=params["machine"], learned=params["learned"],
+        device=params["device"], cluster=params["cluster"],
+        global_batches=() if batch is None else parse_batches(batch), sequence_length=params["sequence_length"],
+        stack=stack if "stack" in given else export or stack, attention_kernel=params["attention_kernel"],
+        tensor_overlap=params["tp_overlap"], precisions=_words(params["precision"]),
+        codecs=codecs_asked(codecs), top=params["top"],
+        simulate=params["simulate"], all_file=params["all_file"], trusted=tuple(params["trust_module"] or ()),
+        adapters=parse_adapters(params["peft"], params["quantised_base"]),
+        asked=Asked(task=params["task"] or "", weights=str(params["weights"] or "")),
+        headroom_fraction=buying.parse_headroom(params["headroom"]),
+    )  # fmt: skip
+
+
+def _check_together(params: Mapping[str, Any], given: Mapping[str, str], purchases: bool) -> None:
     """Check what parameters must be there, or may not be together.
 
     Raises: InputError.
     """
     from profiles.errors import InputError
 
-    if given["source"] is None and (given["model"] is None or given["gpus"] is None):
+    buying.check_bill(given, purchases)
+    if "rank" in given and not purchases and params["export"] is None:
+        raise InputError("--rank says nothing without --export: give both or neither")
+    if params["source"] is None and (params["model"] is None or params["gpus"] is None):
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
-    if given["peft"] is not None and given["compress"] is not None:
+    if params["peft"] is not None and params["compress"] is not None:
         raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
-    if given["codecs"] == AUTO and given["all_file"] is not None:
+    if params["codecs"] == AUTO and params["all_file"] is not None:
         raise InputError("--all writes the plans of one setting: name one of --codecs")
 
 
@@ -241,13 +281,6 @@ def _compression(recipes_text: str, target: str | None) -> Compression:
 
 def _words(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(dict.fromkeys(word.strip() for word in text.split(",")))
-
-
-def _reliability(failure_hours: float | None, checkpoint_seconds: float | None) -> Reliability:
-    from planner.space.questions import Reliability
-
-    given = {"failure_hours": failure_hours, "checkpoint_seconds": checkpoint_seconds}
-    return Reliability(**{name: value for name, value in given.items() if value is not None})
 
 
 def main() -> None:

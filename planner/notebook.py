@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from planner.answers import Change, Cost, WhyNot
 from planner.ask import answer_to, parse_batches
 from planner.prediction import Candidate, PlanFile
+from planner.purchase.bill import cost_of
+from planner.purchase.terms import Reliability, Terms, usual_terms
 from planner.request import Request
 from planner.space.answers import Answer
-from planner.space.questions import Reliability, cost_of, sensitivity, why_not
+from planner.space.questions import sensitivity, why_not
 from planner.terminal import show_answers
 from profiles import artifacts
 from profiles.inputs import limits
@@ -66,13 +68,20 @@ class Planned:
         """What each unknown would cost, and whether it would change the winner."""
         return sensitivity(self.answer)
 
-    def cost(self, tokens: float, price: float | None = None, reliability: Reliability | None = None) -> Cost:
+    def cost(
+        self,
+        tokens: float,
+        price: float | None = None,
+        reliability: Reliability | None = None,
+        terms: Terms | None = None,
+    ) -> Cost:
         """What training on so many `tokens` takes at the best plan's predicted speed.
 
         `price` is in dollars per device and hour, by default a dated range. `reliability` says how often devices fail,
-        and how long a checkpoint and a restart take.
+        and how long a checkpoint and a restart take; `terms` say both, and more.
         """
-        return cost_of(self.answer.space.at, self.best.prediction, tokens, price, reliability)
+        asked = terms or usual_terms(price, reliability)
+        return cost_of(self.answer.space.at, self.best.prediction, tokens, asked, cluster=self.file.cluster)
 
     def _repr_html_(self) -> str:
         shown = (candidate for candidate in self.file.candidates if not candidate.folded_into)

@@ -28,8 +28,9 @@ from profiles.inputs.ranges import (
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.profile import WorkloadSpec
 
-# Bytes of the fullest rank by kind; they add up to the peak.
-KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack")
+# Bytes of the fullest rank by kind; they add up to the peak. `slack` is what torch's allocator holds and does not hand
+# out, `outside` what stands outside of it: the device's context with its kernels, and communicators (NCCL).
+KINDS: tuple[str, ...] = ("parameters", "gradients", "optimizer", "activations", "buffers", "slack", "outside")
 
 # Spans of more steps than this are neither read nor drawn.
 MAX_SPANS = 4096

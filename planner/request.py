@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from planner.plans import DEFAULT_SAMPLES_PER_DEVICE, DEFAULT_SEQUENCE_LENGTH
@@ -32,7 +32,9 @@ class Request:
     user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
     `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
     runs on it taught; `asked` is a task of the model's, `adapters` say what of it is trained. `attention_kernel` and
-    `tensor_overlap` are those of the stack where None. `codecs` of None are USUAL_CODECS.
+    `tensor_overlap` are those of the stack where None. `codecs` of None are USUAL_CODECS. `headroom_fraction` of each
+    device's memory is left free. `traces` are those made before, by what they are of: requests that differ in devices
+    share them.
     """
 
     model: str | ModelSizes
@@ -54,6 +56,8 @@ class Request:
     all_file: Path | None = None
     trusted: tuple[str, ...] = ()
     asked: Asked = NOTHING
+    headroom_fraction: float = 0.0
+    traces: dict[tuple[object, ...], ModelProfile] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_measured(self) -> bool:
@@ -88,6 +92,13 @@ class Request:
 
         Raises: UnknownNameError, InputError.
         """
+        name = self.model if isinstance(self.model, str) else self.model.name
+        key = name, tuple(precisions), device_kind, self.adapters, self.asked, self.trusted
+        if key not in self.traces:
+            self.traces[key] = self._trace(precisions, device_kind)
+        return self.traces[key]
+
+    def _trace(self, precisions: Sequence[str], device_kind: str) -> ModelProfile:
         if self.adapters.freezes and (sizes := self.sizes()) is not None:
             return trace_sizes(replace(sizes, profile=None), precisions, self.trusted)
         if isinstance(self.model, str):

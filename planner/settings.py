@@ -11,10 +11,12 @@ from planner.request import TRACED_SEQUENCE_LENGTH, USUAL_CODECS, Request, sizes
 from planner.space.question import Setting, setting
 from planner.stacks.abilities import check_setting
 from profiles.errors import InputError, UnknownNameError
+from profiles.inputs import limits
 from profiles.laws.kernels import load_constants
 from profiles.machines.clusters import Cluster, MixedCluster
 from profiles.machines.devices import Device, find_device
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
+from profiles.units import format_bytes, format_percent
 
 
 def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
@@ -32,11 +34,25 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     cluster = request.find_cluster()
     if isinstance(cluster, MixedCluster):
         raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
-    if not request.is_measured:
-        return _shipped(request, cluster)
-    from planner.measured_settings import measured_settings
+    if request.is_measured:
+        from planner.measured_settings import measured_settings
 
-    return measured_settings(request, cluster)
+        settings, notes = measured_settings(request, cluster)
+    else:
+        settings, notes = _shipped(request, cluster)
+    return _with_headroom(settings, request.headroom_fraction, notes), notes
+
+
+def _with_headroom(settings: list[Setting], fraction: float, notes: list[str]) -> list[Setting]:
+    """The settings with a share of memory left free, of which a note tells."""
+    limits.check("--headroom", fraction, 0, limits.HEADROOM)
+    if not fraction:
+        return settings
+    settings = [replace(at, headroom_fraction=fraction) for at in settings]
+    room, whole = settings[0].memory_bytes, settings[0].memory_bytes / (1 - fraction)
+    left = format_percent(fraction)
+    notes.append(f"{left} of memory is left free: plans have {format_bytes(room)} of {format_bytes(whole)}")
+    return settings
 
 
 def _refuse_kernels(request: Request, why: str) -> None:

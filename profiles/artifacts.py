@@ -30,6 +30,7 @@ ARTIFACTS = {
     "onnx-profile": "profile model FILE.onnx -o FILE",
     "machine-profile": "profile machine ... -o FILE",
     "plan": "plan ... -o FILE",
+    "purchase": "plan --gpus 64,128 ... -o FILE",
     "run": "execute ... -o FILE",
     "rehearsal": "execute --rehearse ... -o FILE",
     "compression": "execute --compress ... -o FILE",

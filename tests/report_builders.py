@@ -250,7 +250,8 @@ def demo_run_file(seed: int = 0) -> RunFile:
             "optimizer": 194.0 / plan.pipeline_parallel / plan.tensor_parallel,
             "activations": 300.0 if plan.recompute == "full" else 900.0,
             "buffers": 50.0,
-            "slack": 40.0,
+            "slack": 30.0,
+            "outside": 10.0,
         }
         peak = sum(memory.values()) * MIB * noise.uniform(0.9, 1.1)
         runs.append(

@@ -8,6 +8,7 @@ import pytest
 import planner
 from planner.ask import Request, ask
 from planner.prediction import PlanFile
+from planner.purchase.terms import usual_terms
 from planner.space.beside import Questions
 from profiles import artifacts
 from profiles.errors import ArtifactError, InputError
@@ -23,7 +24,7 @@ def found():
 def test_it_is_what_the_command_finds(found):
     asked = ask(
         Request(model=load_sizes("llama-3.1-8b"), num_devices=16, device="h100-sxm", global_batches=(64,), top=3),
-        Questions(why_not="tp=2", tokens=1e12, price=2.0, sensitivity=True),
+        Questions(why_not="tp=2", tokens=1e12, terms=usual_terms(2.0), sensitivity=True),
     )
     assert found.best == asked.candidates[0]
     assert found.notes == asked.notes

@@ -8,13 +8,14 @@ import pytest
 from planner.ask import Request, ask, parse_batches
 from planner.cost.factors import load_learned
 from planner.cost.measured.on_sheet import sheet_law
+from planner.purchase.bill import cost_of
+from planner.purchase.terms import Reliability, usual_terms
 from planner.schedules.registry import has
 from planner.space.beside import Questions
 from planner.space.compare_questions import try_settings
 from planner.space.layouts import Options
 from planner.space.predictions import predictions
 from planner.space.question import Setting
-from planner.space.questions import Reliability, cost_of
 from planner.space.to_plans import best_places
 from profiles.errors import InputError
 from profiles.library import load_sizes
@@ -113,14 +114,14 @@ def test_failures_cost_more_the_more_devices_there_are() -> None:
     prediction = found.candidates[0].prediction
     days = []
     for count in (8, 1024, 16384):
-        cost = cost_of(make(num_devices=count), prediction, 1e12, 2.0)
+        cost = cost_of(make(num_devices=count), prediction, 1e12, usual_terms(2.0))
         ideal = 1e12 / prediction.tokens_per_second / 86400
         assert cost.days == pytest.approx(ideal / cost.goodput_fraction)
         days.append(cost.days)
     assert days == sorted(days)
     # 16,384 devices at the published rate fail about every three hours.
     assert 0.85 < cost.goodput_fraction < 0.97
-    never = cost_of(make(), prediction, 1e12, 2.0, Reliability(failure_hours=1e9))
+    never = cost_of(make(), prediction, 1e12, usual_terms(2.0, Reliability(failure_hours=1e9)))
     assert never.goodput_fraction > 0.999
 
 

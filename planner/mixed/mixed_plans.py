@@ -12,6 +12,7 @@ from planner.cost.factors import Learned
 from planner.cost.job import Jobs
 from planner.cost.layers import Pass
 from planner.cost.memory.footprint import Footprint
+from planner.cost.software_memory import memory_rules
 from planner.mixed.mixture import Mixture, Rows
 from planner.mixed.replayed_stages import Timed, layers_of
 from planner.mixed.replicas import Shared
@@ -49,17 +50,18 @@ def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learn
     dealt, row = timed.dealt, timed.row
     fullest = int(dealt.allocated_bytes[row].argmax())
     busiest = dealt.passes[dealt.pool_of(int(dealt.stage_seconds[row].argmax()))]
+    jobs, spans = busiest.ingredients.jobs.take(np.array([row])), spans_of(timed.shape, timed.stages)
     memory = Memory(
         parts=bytes_by_part(dealt, row, fullest),
         stages=tuple(map(float, dealt.allocated_bytes[row])),
         device=float(dealt.device_bytes[row]),
+        outside=float(memory_rules(jobs).context_bytes[0]),
     )
     edge = dealt.second * asked.num_devices // plan.pipeline_parallel
     words = (
         f"stages 0 to {dealt.second - 1} stand on {asked.first.at.device.title} (ranks 0 to {edge - 1}), "
         f"the others on {asked.second.at.device.title}: start the nodes in this order"
     )
-    jobs, spans = busiest.ingredients.jobs.take(np.array([row])), spans_of(timed.shape, timed.stages)
     return _prediction(asked, jobs, learned, step, _parts_of_stages(timed, step), memory, words, spans)
 
 
@@ -113,6 +115,7 @@ def _predict_replicas(shared: Shared, row: int, step: float, learned: Learned) -
         parts={name: float(values[row]) for name, values in held.parts.items()},
         stages=tuple(float(value) for value in stages[np.isfinite(stages)]),
         device=float(held.device_bytes[row]),
+        outside=float(held.context_bytes[row]),
     )
     words = (
         f"replicas on {asked.first.at.device.title} (ranks 0 to {asked.first.num_devices - 1}) take {counts[0]} "

@@ -38,6 +38,7 @@ KIND_STYLES: Final[dict[str, Style]] = {
     "activations": Style("activations", "#D55E00"),
     "buffers": Style("buffers", "#CC79A7"),
     "slack": Style("slack", "#BDBDBD", "."),
+    "outside": Style("outside torch", "#8C8C8C", "/"),
     NOT_SPLIT: Style("not split further", "#9E9E9E", "x"),
     MEASURED_PEAK: Style("measured peak", "#7B4FA3"),
 }

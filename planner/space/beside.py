@@ -6,29 +6,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.answers import Answers, SimulatedPlan
+from planner.answers import Answers, Cost, SimulatedPlan
+from planner.prediction import Prediction
+from planner.purchase.bill import cost_of, price_of
+from planner.purchase.terms import Terms, usual_terms
 from planner.space.answers import Answer
-from planner.space.questions import Reliability, cost_of, pareto, sensitivity, why_not
+from planner.space.question import Setting
+from planner.space.questions import pareto, sensitivity, why_not
 from planner.space.topology import axis_links
 from planner.terminal.progress import OnProgress, pieces, silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """What is asked about a search; `price` is in dollars per device and hour, `why_not` degrees as tp=8,pp=4."""
+    """What is asked about a search: `why_not` are degrees as tp=8,pp=4.
+
+    What a training takes is asked of `tokens`, or of `samples` whatever their size, on `terms`, or the usual ones.
+    """
 
     why_not: str | None = None
     sensitivity: bool = False
     tokens: float | None = None
-    price: float | None = None
-    reliability: Reliability = Reliability()
+    samples: float | None = None
+    terms: Terms | None = None
     trace_file: Path | None = None
 
 
-def answers_to(answer: Answer, offers_all: bool, asked: Questions, on_progress: OnProgress = silent) -> Answers:
+def answers_to(
+    answer: Answer, offers_all: bool, asked: Questions, on_progress: OnProgress = silent, cluster: str = ""
+) -> Answers:
     """Links of the best plan and time against memory, which every search says, and what was asked.
 
-    `offers_all` tells that plans which the executor cannot run are offered too.
+    `offers_all` tells that plans which the executor cannot run are offered too; `cluster` is the one asked about.
     Raises: InputError for degrees or times that cannot be; EnvironmentFailure where the timeline cannot be written.
     """
     best, at = answer.file.candidates[0], answer.space.at
@@ -38,14 +47,28 @@ def answers_to(answer: Answer, offers_all: bool, asked: Questions, on_progress: 
         answer.file.answers,
         links=tuple(axis_links(best.plan, at)),
         pareto=front if len(front) > 1 else (),
-        cost=None
-        if asked.tokens is None
-        else cost_of(at, best.prediction, asked.tokens, asked.price, asked.reliability),
+        **_costs(at, best.prediction, asked, cluster),
         why_not=None if asked.why_not is None else why_not(answer, asked.why_not),
         simulated=() if asked.trace_file is None else tuple(_simulated(answer, asked.trace_file, playing)),
         timeline="" if asked.trace_file is None else str(asked.trace_file),
         sensitivity=tuple(sensitivity(answer, changing)) if asked.sensitivity else (),
     )
+
+
+def tokens_of(at: Setting, asked: Questions) -> float | None:
+    """The tokens that are asked about, those of the samples where they are counted; None where neither is."""
+    return asked.tokens if asked.samples is None else asked.samples * at.sequence_length
+
+
+def _costs(at: Setting, prediction: Prediction, asked: Questions, cluster: str) -> dict[str, Cost]:
+    """What a training takes, and on spot devices where they are asked about."""
+    tokens, terms = tokens_of(at, asked), asked.terms or usual_terms()
+    if tokens is None:
+        return {}
+    result = {"cost": cost_of(at, prediction, tokens, terms, cluster=cluster)}
+    if price_of(at, terms, is_spot=True, cluster=cluster)[0] is not None:
+        result["spot_cost"] = cost_of(at, prediction, tokens, terms, is_spot=True, cluster=cluster)
+    return result
 
 
 def _simulated(answer: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:

@@ -49,12 +49,14 @@ class Place:
 class Memory:
     """Bytes of the fullest rank by part, as planner/cost/memory/peak has it; of each stage; as the driver shows.
 
-    `offloaded` are activations on the host.
+    `outside` is what stands outside torch's allocator there, context and communicators; `offloaded` are activations on
+    the host.
     """
 
     parts: dict[str, float]
     stages: tuple[float, ...]
     device: float
+    outside: float = 0.0
     offloaded: float = 0.0
 
 

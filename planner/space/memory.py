@@ -47,7 +47,15 @@ def _memories(space: Space, places: Sequence[Place]) -> list[Memory]:
             own, numbers = {name: float(values[index]) for name, values in parts.items()}, stages[index]
             device = float(most.device_bytes[index]) if place in space.placed else closed_bytes(space, place)
         known = tuple(map(float, numbers[np.isfinite(numbers)]))
-        result.append(Memory(parts=own, stages=known, device=device, offloaded=float(offloaded[index])))
+        result.append(
+            Memory(
+                parts=own,
+                stages=known,
+                device=device,
+                outside=float(most.context_bytes[index]),
+                offloaded=float(offloaded[index]),
+            )
+        )
     return result
 
 

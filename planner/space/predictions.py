@@ -135,6 +135,7 @@ def prediction_of(
     kinds = dict.fromkeys(KINDS, 0.0)
     for name, value in memory.parts.items():
         kinds[KIND_OF.get(name, name)] += value
+    kinds["outside"] = memory.outside
     kinds["slack"] += memory.device - sum(kinds.values())
     return Prediction(
         step_seconds=step_seconds,

@@ -46,7 +46,8 @@ class Setting:
     as no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model on a data
     sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None what
     published ones did. `measured` are the machine and the model's layers on it where it was measured, and `corrections`
-    what plans that ran there taught.
+    what plans that ran there taught. `headroom_fraction` of a device's memory is left free: plans are as on a device of
+    that much less.
     """
 
     model: ModelSizes
@@ -72,6 +73,7 @@ class Setting:
     learned: Learned | None = None
     measured: OnMachine | None = None
     corrections: Corrections | None = None
+    headroom_fraction: float = 0.0
 
     @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
@@ -85,8 +87,8 @@ class Setting:
 
     @property
     def memory_bytes(self) -> float:
-        """What the driver lets a process use."""
-        return self.device.memory_gib * GIB
+        """What the driver lets a process use, less what plans must leave free."""
+        return self.device.memory_gib * GIB * (1 - self.headroom_fraction)
 
     @property
     def host_memory_bytes(self) -> float:

@@ -1,16 +1,14 @@
-"""Questions about a search: why not that plan, what would change the winner, what it costs, what memory it needs."""
+"""Questions about a search: why not that plan, what would change the winner, what memory it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from planner.answers import Change, Cost, ParetoPlan, WhyNot
+from planner.answers import Change, ParetoPlan, WhyNot
 from planner.cost.factors import Factors
-from planner.goodput import goodput
-from planner.prediction import Prediction
 from planner.space.answers import Answer, why_not_run
 from planner.space.explore import Place, Space, tables_of
 from planner.space.layouts import Layouts, illegal_degrees
@@ -25,7 +23,6 @@ from profiles.errors import InputError
 from profiles.inputs import limits
 from profiles.machines.profile import MachineProfile
 from profiles.models.transformer import Array, Flags
-from profiles.units import format_seconds
 
 # What --why-not may fix, and the columns of the layouts that hold it.
 DEGREES = {
@@ -33,13 +30,6 @@ DEGREES = {
     "shard": "shard", "sp": "sequence_parallel",
 }  # fmt: skip
 DEGREE_RANGES = {"zero": (0, 3), "sp": (0, 1)}
-SECONDS_PER_DAY, SECONDS_PER_HOUR, JOULES_PER_KWH = 86400.0, 3600.0, 3.6e6
-# 419 unexpected interruptions in 54 days on 16,384 GPUs. Source: Grattafiori et al., The Llama 3 Herd of Models, 2024
-# (arXiv 2407.21783), section 3.3.4. How long a checkpoint and a restart hold a job up is assumed.
-DEVICE_FAILURE_HOURS = 54 * 24 * 16384 / 419
-CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
-# What trains less than this share of its time comes to no end.
-LEAST_GOODPUT = 1e-3
 # Plans whose order is asked about under another machine; of the degrees asked about, those followed step by step.
 CONTENDERS, MOST_FOLLOWED = 300, 40
 # Factors that are seconds of messages.
@@ -217,52 +207,6 @@ def _other_messages(at: Setting, machine: MachineProfile, factors: Factors) -> I
         yield f"messages that take {word} as long", at, replace(factors, **sent)
     if at.num_devices > at.devices_per_node and not any(link.span == "network" for link in machine.links):
         yield from ((what, other, factors) for what, other in _other_links(at) if "network" in what)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reliability:
-    """How often one device fails, in hours of it, and how long a checkpoint and a restart hold the job up."""
-
-    failure_hours: float = DEVICE_FAILURE_HOURS
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    restart_seconds: float = RESTART_SECONDS
-
-
-def cost_of(
-    at: Setting, prediction: Prediction, tokens: float, price: float | None, reliability: Reliability | None = None
-) -> Cost:
-    """What training on `tokens` takes at a plan's predicted speed; `price` is in dollars per device and hour.
-
-    Raises: InputError where a time of `reliability` is not positive, or the job would hardly train at all.
-    """
-    reliability = reliability or Reliability()
-    expected = goodput(
-        device_failure_seconds=reliability.failure_hours * SECONDS_PER_HOUR,
-        num_devices=at.num_devices,
-        checkpoint_seconds=reliability.checkpoint_seconds,
-        restart_seconds=reliability.restart_seconds,
-    )
-    trains = float(expected.goodput_fraction)
-    if trains < LEAST_GOODPUT:
-        failure, checkpoint = float(expected.job_failure_seconds), reliability.checkpoint_seconds
-        raise InputError(
-            f"with a failure every {format_seconds(failure)} and {format_seconds(checkpoint)} for a checkpoint the job "
-            f"would train less than {LEAST_GOODPUT:.1%} of the time: see --mtbf, --checkpoint-seconds and --gpus"
-        )
-    seconds = tokens / prediction.tokens_per_second / trains
-    hours = seconds / SECONDS_PER_HOUR * at.num_devices
-    prices = (price, price) if price is not None else at.device.price_per_hour
-    return Cost(
-        tokens=tokens,
-        days=seconds / SECONDS_PER_DAY,
-        device_hours=hours,
-        goodput_fraction=trains,
-        num_failures=seconds / float(expected.job_failure_seconds),
-        interval_seconds=float(expected.interval_seconds),
-        kwh=seconds * at.num_devices * at.device.power_watts / JOULES_PER_KWH,
-        dollars=None if prices is None else (hours * prices[0], hours * prices[1]),
-        price_date="" if price is not None else f"price of {at.device.price_date}" if at.device.price_date else "",
-    )
 
 
 def pareto(space: Space, simulate: bool, most: int = 6) -> tuple[ParetoPlan, ...]:

@@ -8,12 +8,9 @@ from profiles.errors import InputError
 
 # The option that each of these says something about.
 NEEDS = {
-    "price": ("tokens", ""),
-    "mtbf": ("tokens", ""),
-    "checkpoint_seconds": ("tokens", ""),
     "target": ("compress", ""),
     "export": ("output", ""),
-    "rank": ("export", ""),
+    "rank": ("output", ""),
 }
 # What is read where the command explains itself instead of planning.
 TAKES = {
@@ -26,7 +23,7 @@ TAKES = {
     ),
 }  # fmt: skip
 # What is not answered across two kinds of devices, beside what planner/ask refuses there.
-OF_ONE_KIND = ("codecs", "compress", "attention_kernel", "tp_overlap", "peft", "quantised_base")
+OF_ONE_KIND = ("samples", "headroom", "codecs", "compress", "attention_kernel", "tp_overlap", "peft", "quantised_base")
 
 
 def check_pools(given: Mapping[str, str], cluster: str | None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show(result: PlanFile, out: Console, output: Path | None) -> None:
     """Print the table of plans with what goes before and after it."""
-    from planner.terminal.show_answers import lines, notes
+    from planner.terminal.show_answers import lines, memory_words, notes
     from profiles.terminal.tables import print_table
     from profiles.units import format_batch, format_bytes, format_count
 
@@ -32,10 +32,10 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     if any(candidate.num_folded for candidate in result.candidates):
         out.print("like a plan: those that are no faster and differ in one choice alone; --json and -o have them all")
     out.print(f"MFU of {best.prediction.mfu_denominator}; {'; '.join(best.prediction.assumptions)}")
-    kinds = ", ".join(
-        f"{kind} {format_bytes(held)}" for kind, held in best.prediction.bytes_per_rank.items() if held > 0
-    )
-    out.print(f"memory of the best plan's fullest rank: {kinds}")
+    out.print(f"memory of the best plan's fullest rank: {memory_words(best.prediction)}")
+    outside = best.prediction.bytes_per_rank.get("outside", 0.0)
+    if outside > 0:
+        out.print(f"outside torch's allocator: {format_bytes(outside)}, for the CUDA context and NCCL's communicators")
     rejected = "; ".join(_rejected(result))
     out.print(
         f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
@@ -45,7 +45,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
     for line in lines(result):
         out.print(line)
     if output is not None:
-        out.print(f"written to {output}; {_next_step(result, output)}")
+        out.print(f"written to {output}; {next_step(result, output)}")
 
 
 def _rejected(result: PlanFile) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _plans(result: PlanFile) -> Table:
     return table
 
 
-def _next_step(result: PlanFile, output: Path) -> str:
+def next_step(result: PlanFile, output: Path) -> str:
     """What can be done with the plan file: `execute` runs its best plan that is not simulate only."""
     from profiles.machines.stacks import THIS_PROGRAM
 

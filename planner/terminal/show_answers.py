@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
-from planner.prediction import Candidate, PlanFile
+from planner.prediction import Candidate, PlanFile, Prediction
 from planner.terminal.handover import lines as read_lines
+from planner.terminal.show_purchase import energy_words, format_hours, money
 from profiles.machines.stacks import THIS_PROGRAM
-from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds
+from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds, three_digits
 
 # Parts whose difference is less than this share of the best plan's step are not worth a line.
 WORTH_A_LINE_FRACTION = 0.001
@@ -29,6 +30,12 @@ def like_it(candidate: Candidate) -> str:
     return f"; {candidate.num_folded} like it within {format_percent(candidate.folded_within_fraction)}"
 
 
+def memory_words(prediction: Prediction) -> str:
+    """What the fullest rank holds inside torch's allocator, by kind."""
+    held = {kind: value for kind, value in prediction.bytes_per_rank.items() if value > 0 and kind != "outside"}
+    return ", ".join(f"{kind} {format_bytes(value)}" for kind, value in held.items())
+
+
 def lines(file: PlanFile) -> Iterator[str]:
     """What is said after the table."""
     answers = file.answers
@@ -39,7 +46,9 @@ def lines(file: PlanFile) -> Iterator[str]:
         for plan in answers.pareto:
             yield f"  {format_seconds(plan.step_seconds)}, {format_bytes(plan.device_bytes)}: {plan.plan}"
     if answers.cost is not None:
-        yield _cost(answers.cost)
+        yield from _cost(answers.cost)
+    if answers.spot_cost is not None:
+        yield from _spot(answers.spot_cost)
     if answers.why_not is not None:
         yield from _why_not(answers.why_not, file)
     if answers.simulated:
@@ -70,7 +79,32 @@ def _links(links: AxisLinks) -> str:
     return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
 
 
-def _cost(cost: Cost) -> str:
+def _cost(cost: Cost) -> Iterator[str]:
+    """What a training takes: time and money, energy with hosts and building, room for checkpoints, the deadline."""
+    yield _time_and_money(cost)
+    if cost.kwh > 0:
+        more = f", {words}" if (words := energy_words(cost)) else ""
+        host = f"{three_digits(cost.host_watts)} W of its node beside each device, PUE {cost.pue:g}"
+        yield f"with hosts and building: {format_count(cost.facility_kwh)} kWh ({host}){more}"
+    held, stored = format_bytes(cost.checkpoint_bytes), format_bytes(cost.stored_bytes)
+    yield f"a checkpoint: {held} of weights and moments; {cost.checkpoints_kept} kept: {stored}"
+    if cost.deadline_days is not None:
+        what = "enough" if cost.in_time else "too late"
+        span = f"{three_digits(cost.low_days)} to {three_digits(cost.high_days)} by the band of its step"
+        yield f"for {three_digits(cost.deadline_days)} days: {what}; {three_digits(cost.days)} days, {span}"
+
+
+def _spot(cost: Cost) -> Iterator[str]:
+    """What the same takes of devices that may be taken back."""
+    amount = "no spot price is known" if cost.dollars is None else money(*cost.dollars)
+    trains, often = format_percent(cost.goodput_fraction), format_hours(cost.interval_seconds)
+    yield (
+        f"on spot devices: {cost.days:,.3g} days, {amount}; of the time {trains} trains, with "
+        f"{format_count(cost.num_failures)} interruptions and failures expected and a checkpoint every {often}"
+    )
+
+
+def _time_and_money(cost: Cost) -> str:
     words = f"{format_count(cost.tokens)} tokens: {cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours"
     if cost.kwh > 0:
         words = f"{words}, {format_count(cost.kwh)} kWh of the devices at their rated power"

@@ -47,7 +47,7 @@ RANKS = between(1, 1024)
 # Layouts of a table, or plans of a file: whoever wants more wants `--all`.
 SHOWN = between(1, 1000)
 # Dollars per device and hour.
-PRICE = between(0, 1e6)
+PRICE = between(0, limits.PRICE)
 # Hours of one device between failures: from one every few seconds to one in 100,000 years.
 FAILURE_HOURS = between(1e-3, 1e9)
 # Seconds that a checkpoint takes: from a millisecond to eleven days.

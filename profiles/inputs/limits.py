@@ -20,6 +20,12 @@ SAMPLES = 2**26
 COMPARED = 64
 # Tokens of a training: 10,000 times the longest published ones, of some 4e13 to 1e14.
 TOKENS = 1e18
+# Dollars per device and hour.
+PRICE = 1e6
+# Days until a training must end: a hundred years.
+DEADLINE_DAYS = 36_525
+# Of a device's memory, what plans may leave free.
+HEADROOM = 0.9
 
 # Sizes of a model, each ten times or more the largest published.
 LAYERS = 5_000

@@ -54,6 +54,7 @@ def _codecs() -> tuple[str, ...]:
 
 
 complete_device = completing(_devices)
+complete_devices = completing(_devices, several=True)
 complete_cluster = completing(_clusters, several=True)
 complete_stack = completing(_stacks)
 complete_model = completing(_models)

@@ -88,6 +88,18 @@ MODELS = {
     "a plan": ("plan.json", "plan"),
     "the folder itself": (".", "config.json"), "a file of text": ("text.txt", "text.txt"),
 }  # fmt: skip
+# Of a purchase: values that are refused, beside several counts.
+PURCHASES: tuple[tuple[str, Sequence[str]], ...] = (
+    ("--gpus", ("1,2,x", "1,,2", "1-", "-2", "2-1", "1;2", f"1,{HUGE}", LONG, "1-2-4", "0,1", "1.5,2", "1-\u00b2")),
+    ("--price", ("h1oo=2", "h100-sxm=", "=2", "h100-sxm=x", "h100-sxm=1,h100=2", "1,2", "h100-sxm=nan", "t4=1", "2:1",
+        f"h100-sxm={HUGE}", "x" * 10_000, "\x1b[31m=1")),
+    ("--spot-price", ("h1oo=2", "h100-sxm=-1", "t4=1", "")),
+    ("--device", ("h100-sxm,", ",", "h100-sxm,h1oo", ",h100-sxm", "h100-sxm;t4", "x," * 100)),
+    ("--cluster", ("dgx-h100,", "dgx-h100,nonsense", "dgx-h100,dgx-a100:4", "dgx-h100:1,dgx-a100:1,")),
+    ("--by", ("", "soon", "2020-01-01", "01.03.2027", "2027-02-30", "9999-12-31", LONG)),
+    ("--samples", ("", "x", "0", "-1", "nan", "1e6", f"{HUGE}T")),
+    ("--headroom", ("", "5", "0.05", "-1%", "100%", "nan%", "x%", "%", f"{HUGE}%")),
+)  # fmt: skip
 QUESTIONS = (
     ("--why-not", "tp=1"), ("--sensitivity",), ("--tokens", "1T"), ("--all", "all.csv"), ("--simulate",),
     ("--trace", "t.json"),
@@ -139,20 +151,25 @@ def _numbers() -> Iterator[Case]:
         for option in ("--gpus", "--sequence-length", "--top"):
             for value in NO_COUNT:
                 is_large = option == "--top" and value in (HUGE, "1000000000000000")
-                code = ACCEPTED_OR_REFUSED if is_large or value == "1e3" else BAD_INPUT
+                # Counts are compared.
+                is_list = option == "--gpus" and value == "1,2"
+                code = ACCEPTED_OR_REFUSED if is_large or value == "1e3" else GOOD if is_list else BAD_INPUT
                 yield _plan(
                     f"{where}{option} {_shown(value)}",
                     (*base, option, value),
                     code,
-                    "" if is_large else option,
+                    "" if is_large or is_list else option,
                     files=files,
                 )
         yield _plan(
             f"{where}--gpus 1000000000", (*base, "--gpus", "1000000000"), words="--gpus", files=files, seconds=10
         )
-    for option in ("--price", "--mtbf", "--checkpoint-seconds"):
-        for value in (*NO_AMOUNT, *(("0",) if option != "--price" else ())):
-            yield _plan(f"{option} {_shown(value)}", (*SHIPPED, "--tokens", "1T", option, value), words=option)
+    for option in ("--price", "--mtbf", "--checkpoint-seconds", "--days", "--pue", "--host-watts", "--kwh-price",
+                   "--grid-grams", "--keep-checkpoints", "--spot-hours"):  # fmt: skip
+        may_be_none = option in ("--price", "--host-watts", "--kwh-price", "--grid-grams")
+        needed = ("--spot-price", "1") if option == "--spot-hours" else ()
+        for value in (*NO_AMOUNT, *(() if may_be_none else ("0",))):
+            yield _plan(f"{option} {_shown(value)}", (*SHIPPED, "--tokens", "1T", *needed, option, value), words=option)
     yield _plan("--price 0", (*SHIPPED, "--tokens", "1T", "--price", "0"), ACCEPTED_OR_REFUSED)
     for option, value in (("--price", "2.5"), ("--mtbf", "50700"), ("--checkpoint-seconds", "30")):
         yield _plan(f"{option} {value} as it should be", (*SHIPPED, "--tokens", "1T", option, value), GOOD)
@@ -184,6 +201,39 @@ def _texts() -> Iterator[Case]:
         left = [word for index, word in enumerate(SHIPPED) if option not in SHIPPED[max(0, index - 1) : index + 1]]
         yield _plan(f"without {option}", (*left, *value), words=option)
     yield _plan("without anything", (), (GOOD, BAD_INPUT), "--model|Usage")
+
+
+def _purchases() -> Iterator[Case]:
+    for option, values in PURCHASES:
+        for value in values:
+            together = {"--by": ("--tokens", "1T"), "--cluster": ()}.get(option, ())
+            base = [word for word in SHIPPED if option != "--cluster" or word not in ("--device", "h100-sxm")]
+            yield _plan(
+                f"of a purchase, {option} {_shown(value)}",
+                (*base, "--gpus", "1,2", *together, option, value),
+                words=option.strip("-") if option in ("--device", "--cluster") else f"{option}|device",
+            )
+    for options, words in (
+        (("--why-not", "tp=1"), "--why-not"),
+        (("--sensitivity",), "--sensitivity"),
+        (("--compress", "none"), "--compress"),
+        (("--global-batch", "1,2"), "--global-batch"),
+        (("--days", "9"), "--days|--tokens"),
+        (("--samples", "1M", "--tokens", "1T"), "--tokens"),
+        (("--epochs", "2"), "--epochs"),
+        (("--tokens", "1T", "--days", "9", "--by", "2999-01-01"), "--by"),
+        (("--rank", "9", "-o", "plan.json"), "--rank"),
+        (("--rank", "1"), "--rank"),
+    ):
+        yield _plan(f"of a purchase, {' '.join(options)}", (*SHIPPED, "--gpus", "1,2", *options), words=words)
+    yield _plan(
+        "of a purchase that fits nowhere",
+        (*SHIPPED, "--gpus", "1,2", "--model", "llama-3.1-70b"),
+        NO_PLAN,
+        "none of the 2",
+    )
+    damaged = {"file.json": '{"artifact": "purchase", "schema": 1, "rows": 3}'}
+    yield _plan("a purchase that is none", ("--from", "file.json"), words="file.json", files=damaged)
 
 
 def _together() -> Iterator[Case]:
@@ -234,4 +284,4 @@ def _together() -> Iterator[Case]:
     )
 
 
-CASES = (*_numbers(), *_texts(), *_together())
+CASES = (*_numbers(), *_texts(), *_purchases(), *_together())

@@ -27,15 +27,16 @@ class Footprint:
 
     `parts` sum to `allocated_bytes`, what the allocator's peak counter shows; `reserved_bytes` is the most that the
     caching allocator of any rank holds; `device_bytes` adds context and communicators: what the driver shows,
-    no more than the device has where all that is needed fits. `offloaded_bytes` are activations of the stage that has
-    most of them on the host. `stage` is the pipeline stage with the peak and `moment` when it comes; stages that a job
-    does not have are nan.
+    no more than the device has where all that is needed fits. `context_bytes` are those two. `offloaded_bytes` are
+    activations of the stage that has most of them on the host. `stage` is the pipeline stage with the peak and `moment`
+    when it comes; stages that a job does not have are nan.
     """
 
     parts: dict[str, Array]
     allocated_bytes: Array
     reserved_bytes: Array
     device_bytes: Array
+    context_bytes: Array
     offloaded_bytes: Array
     stage: Array
     moment: Names
@@ -75,6 +76,7 @@ def footprint(jobs: Jobs, contents: Callable[[StageMemory, int], StageContent] |
         allocated_bytes=total,
         reserved_bytes=reserved,
         device_bytes=reserved + context,
+        context_bytes=context,
         offloaded_bytes=offloaded,
         stage=where,
         moment=np.array(MOMENTS)[moment],

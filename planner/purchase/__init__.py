@@ -1,0 +1,1 @@
+"""What somebody needs who buys or rents devices: counts and kinds side by side, money, days, energy and storage."""

@@ -1,0 +1,188 @@
+"""A purchase as people read it: one line for each count and kind of devices, then what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from profiles.machines.stacks import THIS_PROGRAM
+from profiles.units import format_bytes, format_count, format_percent, format_seconds, rate_of, three_digits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from planner.answers import Cost
+    from planner.purchase.answer import PurchaseAnswer, Row
+
+MARK = " *"
+KWH_PER_MWH = 1000.0
+
+
+def show_purchase(answer: PurchaseAnswer, out: Console, output: Path | None) -> None:
+    """Print the table of rows, with what goes before and after it."""
+    from profiles.terminal.tables import print_table
+    from profiles.units import format_batch
+
+    batches = ", ".join(
+        format_batch(batch, answer.sequence_length, answer.size_unit) for batch in answer.global_batch_sizes
+    )
+    parameters = format_count(answer.num_parameters)
+    out.print(f"{answer.model_name} ({parameters} parameters), global batch {batches}, with {answer.stack}")
+    for note in answer.notes:
+        out.print(f"note: {note}")
+    print_table(_table(answer), out, named_by=1)
+    for line in _lines(answer):
+        out.print(line)
+    if output is not None:
+        out.print(f"written to {output}; a row's plan, to execute: plan --from {output} --rank ROW -o plan.json")
+
+
+def _table(answer: PurchaseAnswer) -> Table:
+    from profiles.terminal.tables import plain_table
+
+    table = plain_table()
+    has_counts = len({row.num_devices for row in answer.rows}) > 1
+    counted, _ = rate_of(0.0, answer.sequence_length, answer.size_unit)
+    names = ("step", counted, *(("per device",) if has_counts else ()))
+    bill = ("days", "cost", "MWh") if answer.is_budget else ("cost", "kWh")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("devices", no_wrap=True)
+    for name in (*names, *bill):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in answer.rows:
+        cells = [*_speed(answer, row)][: len(names)] if row.plan else ["no plan"]
+        cells += [] if row.cost is None else _bill(answer, row, row.cost)
+        table.add_row(str(row.rank), row.title, *cells, *[""] * (len(names) + len(bill) - len(cells)))
+    return table
+
+
+def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
+    """The step with its band, what is done per second, and by one device against the fewest."""
+    step, low, high = row.step_seconds or 0.0, row.low_seconds or 0.0, row.high_seconds or 0.0
+    yield f"{format_seconds(step)} ±{(high - low) / 2 / step:.0%}"
+    yield format_count(rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)[1])
+    yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
+
+
+def _bill(answer: PurchaseAnswer, row: Row, cost: Cost) -> Iterator[str]:
+    """Days, money and energy, the fewest and the least of them marked."""
+    is_fastest, is_cheapest = row.rank == answer.fastest, row.rank == answer.cheapest
+    if answer.is_budget:
+        yield three_digits(cost.days) + (MARK if is_fastest else "")
+    yield ("?" if cost.dollars is None else money(*cost.dollars)) + (MARK if is_cheapest else "")
+    if cost.kwh > 0:
+        yield format_count(cost.facility_kwh / (KWH_PER_MWH if answer.is_budget else 1.0))
+
+
+def money(low: float, high: float) -> str:
+    """Dollars, or a range of them at one scale: `$792 k`, `$0.79-3.98 M`."""
+    if low == high:
+        return f"${format_count(high)}"
+    number, _, unit = format_count(high).partition(" ")
+    scale = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[unit]
+    return f"${three_digits(round(low / scale, 2))}-{number}{' ' if unit else ''}{unit}"
+
+
+def amount(answer: PurchaseAnswer) -> str:
+    """What bills are of."""
+    if answer.samples:
+        return f"{format_count(answer.samples)} samples"
+    counted, count = rate_of(answer.tokens, answer.sequence_length, answer.size_unit)
+    return f"{format_count(count)} {'tokens' if counted == 'tok/s' else counted.removesuffix('/s')}"
+
+
+def _lines(answer: PurchaseAnswer) -> Iterator[str]:
+    """What is said below the table."""
+    yield from _marks(answer)
+    yield from _deadline(answer)
+    yield "best plans:"
+    for row in answer.rows:
+        if row.plan and not row.is_spot:
+            held = f"{format_bytes(row.peak_bytes or 0.0)} of {format_bytes(row.memory_bytes or 0.0)}"
+            is_planned_only = answer.stack == THIS_PROGRAM and not answer.best(row.rank).executable
+            words = " (simulate only)" if is_planned_only else ""
+            yield f"  {row.rank}: {row.plan}, {held}, MFU {format_percent(row.mfu or 0.0)}{words}"
+    for row in answer.rows:
+        if row.refusal:
+            yield f"  {row.rank}: {row.refusal}"
+    first = next((row for row in answer.rows if row.cost is not None), None)
+    if first is not None and first.cost is not None:
+        yield from _storage(answer, first.cost)
+        yield from _energy(answer, first.cost)
+    if answer.assumptions:
+        assumed = "; ".join(f"{one.what} {one.value}" for one in answer.assumptions)
+        yield f"assumed, with sources in --json and -o: {assumed}"
+
+
+def _marks(answer: PurchaseAnswer) -> Iterator[str]:
+    """What marks mean, and which prices money is of."""
+    what = "days, money and energy" if answer.is_budget else "money and energy"
+    marked = "fewest days and least money" if answer.is_budget else "least money"
+    yield f"{what} are of {amount(answer)}, failures included; * {marked}"
+    if not answer.is_budget and answer.fastest:
+        yield f"fastest: {answer.fastest} ({answer.row(answer.fastest).title})"
+    dates = dict.fromkeys(row.cost.price_date for row in answer.rows if row.cost and row.cost.price_date)
+    if dates:
+        yield f"ranges of money: {', '.join(dates)} off the catalogue, compared by their middles; --price gives yours"
+    unknown = [str(row.rank) for row in answer.rows if row.cost and row.cost.dollars is None]
+    if unknown:
+        yield f"no price is known of {', '.join(unknown)}: give --price"
+
+
+def _deadline(answer: PurchaseAnswer) -> Iterator[str]:
+    """Which rows are done in time, and how sure that is."""
+    if answer.deadline_days is None:
+        return
+    by = f"{three_digits(answer.deadline_days)} days"
+    done = [row for row in answer.rows if row.cost is not None and row.cost.in_time]
+    if not done:
+        fastest = answer.row(answer.fastest).cost if answer.fastest else None
+        if fastest is not None:
+            times = three_digits(fastest.days / answer.deadline_days)
+            yield f"none is done in {by}: the fastest would take {times} times as long"
+        return
+    yield f"done in {by}: {', '.join(str(row.rank) for row in done)}"
+    row = answer.row(answer.enough)
+    if row.cost is not None:
+        why = "the cheapest of them" if row.dollars is not None else "of the fewest devices"
+        sure = "" if row.cost.high_days <= answer.deadline_days else ", so it may be late"
+        span = f"{three_digits(row.cost.low_days)} to {three_digits(row.cost.high_days)} by the band of its step"
+        yield f"enough: {row.rank} ({row.title}), {why}: {three_digits(row.cost.days)} days, {span}{sure}"
+
+
+def _storage(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
+    """What checkpoints take, and how often they are."""
+    held, stored = format_bytes(cost.checkpoint_bytes), format_bytes(cost.stored_bytes)
+    yield f"a checkpoint: {held} of weights and moments; {cost.checkpoints_kept} kept: {stored}"
+    costs = [(row.rank, row.cost) for row in answer.rows if row.cost is not None]
+    often = (f"{rank}: {format_hours(cost.interval_seconds)}" for rank, cost in costs)
+    trains = (f"{rank}: {format_percent(cost.goodput_fraction)}" for rank, cost in costs)
+    yield f"time between checkpoints that wastes least: {', '.join(often)}"
+    yield f"share of the time that trains, between failures and checkpoints: {', '.join(trains)}"
+
+
+def format_hours(seconds: float) -> str:
+    """A span of time between checkpoints: `3.6 h`, `12 min`."""
+    if seconds >= 3600:
+        return f"{three_digits(seconds / 3600)} h"
+    return f"{three_digits(seconds / 60)} min" if seconds >= 60 else format_seconds(seconds)
+
+
+def _energy(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
+    """What is drawn, and what that costs and emits where it was asked."""
+    if cost.kwh <= 0:
+        return
+    yield f"energy is of devices at rated power, of the rest of their nodes, and of the building (PUE {cost.pue:g})"
+    words = ((row.rank, energy_words(row.cost)) for row in answer.rows if row.cost is not None)
+    if said := "; ".join(f"{rank}: {each}" for rank, each in words if each):
+        yield f"of the energy: {said}"
+
+
+def energy_words(cost: Cost) -> str:
+    """What the energy costs and emits; "" where nobody asked."""
+    dollars = "" if cost.energy_dollars is None else f"${format_count(cost.energy_dollars)}"
+    emitted = "" if cost.co2_kg is None else f"{format_count(cost.co2_kg / 1000)} t of CO2"
+    return ", ".join(words for words in (dollars, emitted) if words)
