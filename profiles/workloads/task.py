@@ -107,15 +107,13 @@ def user_task(
     *,
     name: str = "",
 ) -> Task:
-    """A task of a user's own: a module with its batches and its loss, which a factory gives to `plan --model`.
+    """A task of a user's own: what is trained, on what, by which loss.
 
-    * `module`: the module, or a function without arguments that builds it. A module that is there is copied where it is
-      trained, so that every plan starts from the same weights.
-    * `batches`: `batches(step, count)` gives that many samples of a step, equal wherever it is called. A sample is a
-      dict of what the module's forward takes, labels among them.
-    * `collate`: `collate(samples)` makes one batch of some; by default equal tensors are stacked, the rest is in lists.
-    * `loss`: `loss(module, batch)` is a scalar; by default what the module returns as `loss`, or first.
-    * `name`: what files and tables call it; by default the name of the module's class, or of the function.
+    * `module`: what is trained, or what builds it; a module is copied, so that every plan starts from the same weights.
+    * `batches`: `batches(step, count)`, that many samples of a step.
+    * `collate`: `collate(samples)`, a batch of them; by default their tensors stacked, name by name.
+    * `loss`: `loss(module, batch)`, a scalar; by default what the module returns as `loss`, or first.
+    * `name`: what the task is called; by default as the module's class.
     """
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
     named = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "")
