@@ -117,6 +117,8 @@ def test_output_that_differs_is_told(shown, is_there):
             find_lines(BLOCKS[0], shown, "a\nb\nc\n")
 
 
+# Other libraries may warn in them as they like.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("block", params(of("python")))
 def test_python_of_pages_runs(block, tmp_path, monkeypatch):
     compile(block.text, block.name, "exec")
