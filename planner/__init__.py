@@ -69,8 +69,7 @@ def plan(
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     from planner.notebook import planned, samples_of, words_of
-    from planner.request import Request, codecs_asked
-    from planner.terminal.purchase_options import parse_headroom
+    from planner.request import Request, codecs_asked, parse_headroom
     from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
@@ -142,8 +141,7 @@ def buy(
     from planner.purchase.compare import compare
     from planner.purchase.questions import Purchase, places_among
     from planner.purchase.terms import Terms, prices_of, reliability_of, usual_energy
-    from planner.request import Request
-    from planner.terminal.purchase_options import parse_headroom
+    from planner.request import Request, parse_headroom
     from profiles.models.adapters import parse_adapters
 
     request = Request(
