@@ -69,8 +69,7 @@ def plan(
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     from planner.notebook import planned, samples_of, words_of
-    from planner.request import Request, codecs_asked
-    from planner.terminal.purchase_options import parse_headroom
+    from planner.request import Request, codecs_asked, parse_headroom
     from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
@@ -110,7 +109,7 @@ def buy(
     spot_hours: float | None = None,
     mtbf: float | None = None,
     checkpoint_seconds: float | None = None,
-    keep_checkpoints: int = 2,
+    keep_checkpoints: int | None = None,
     pue: float | None = None,
     host_watts: float | None = None,
     kwh_price: float | None = None,
@@ -118,32 +117,44 @@ def buy(
 ) -> PurchaseAnswer:
     """Compare counts and kinds of devices, as the command `plan` does where several are named.
 
-    Each count is planned for on each device and cluster, with the same batch; `to_frame()` of the answer has a row for
-    each. Options have the command's names; those that `plan` has are as there.
+    Each count is planned for on each device and cluster, with the same batch. `to_frame()` of the answer has a row for
+    each, `plan_of(rank)` the plan file of a row, and `save(path)` writes it all. Options have the command's names.
 
+    * `model`: a shipped alias such as "llama-3.1-8b", a config.json or its folder, or "package.module:factory".
     * `gpus`: counts of devices, such as (64, 256), or "64-1024", which doubles.
-    * `device`, `cluster`: one or several, with commas between or in a list; with neither, the measured `machine`.
-    * `global_batch`: the same for all; by default 8 samples for each of the most devices.
-    * `tokens`, `samples`: what a training goes through, such as "1T"; without either, money is of an amount to compare.
+    * `device`: shipped devices, in a list or with commas between: "h100-sxm,b200-sxm".
+    * `cluster`: shipped clusters, alike; with neither, the measured machine.
+    * `machine`: the profile of a measured machine, as `profile machine -o` writes it.
+    * `global_batch`: samples per optimizer step, the same for all; by default 8 for each of the most devices.
+    * `sequence_length`: tokens per sample; by default the model's longest, at most 4096.
+    * `stack`: the software that will train on shipped devices, such as "megatron-core".
+    * `precision`: "bf16", or several of which the best is taken; by default bf16, or fp32 on CPUs.
+    * `peft`: train adapters alone: "lora:16", "lora:16:q,v" or "lora:8:all".
+    * `quantised_base`: the format of frozen weights beside adapters: "nf4", "nf4-dq", "int4" or "int8".
+    * `headroom`: the share of memory that plans must leave free, such as "5%".
+    * `simulate`: whether to offer what the executor cannot run as well.
+    * `trust_module`: modules of yours that a model's file may import.
+    * `tokens`: what a training goes through, such as "1T"; without it, money is of a billion, to compare by.
+    * `samples`: the same in samples, of models that count no tokens.
     * `days`: what the training may take.
-    * `price`, `spot_price`: dollars per device and hour, for all or by name: {"h100-sxm": 2.5}; by default those of the
-      catalogue, which has none of spot devices.
+    * `price`: dollars per device and hour, for all or by name: {"h100-sxm": 2.5}; by default the catalogue's range.
+    * `spot_price`: the same of devices that may be taken back, of which the catalogue knows nothing.
     * `spot_hours`: hours until a node of spot devices is taken back; by default 24.
     * `mtbf`: hours of one device between failures; by default 50,700.
     * `checkpoint_seconds`: how long a checkpoint holds training up; by default 30.
-    * `keep_checkpoints`: how many are stored at once.
-    * `pue`: the building's power over its computers'; by default the catalogue's.
+    * `keep_checkpoints`: how many are stored at once; by default 2.
+    * `pue`: power of the building over its computers'; by default the catalogue's.
     * `host_watts`: watts of a node beside each device; by default the catalogue's share of the device's.
-    * `kwh_price`, `grid_grams`: dollars and grams of CO2 per kWh; without them neither is told.
+    * `kwh_price`: dollars per kWh, where you pay for it.
+    * `grid_grams`: grams of CO2 per kWh where the devices stand.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits anywhere.
     """
     from planner.notebook import count_of, counts_of, samples_of, words_of
     from planner.purchase.compare import compare
     from planner.purchase.questions import Purchase, places_among
-    from planner.purchase.terms import Terms, prices_of, reliability_of, usual_energy
-    from planner.request import Request
-    from planner.terminal.purchase_options import parse_headroom
+    from planner.purchase.terms import CHECKPOINTS_KEPT, Terms, prices_of, reliability_of, usual_energy
+    from planner.request import Request, parse_headroom
     from profiles.models.adapters import parse_adapters
 
     request = Request(
@@ -155,7 +166,8 @@ def buy(
     terms = Terms(
         energy=usual_energy(host_watts, pue, kwh_price, grid_grams), prices=prices_of("price", price),
         spot_prices=None if spot_price is None else prices_of("spot_price", spot_price), deadline_days=days,
-        reliability=reliability_of(mtbf, checkpoint_seconds, spot_hours), checkpoints_kept=keep_checkpoints,
+        reliability=reliability_of(mtbf, checkpoint_seconds, spot_hours),
+        checkpoints_kept=keep_checkpoints or CHECKPOINTS_KEPT,
     )  # fmt: skip
     purchase = Purchase(
         request=request, num_devices=counts_of(gpus), places=places_among(words_of(device), words_of(cluster)),

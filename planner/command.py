@@ -215,7 +215,7 @@ def _request(params: Mapping[str, Any], given: Mapping[str, str], num_devices: i
     Raises: InputError, UnknownNameError.
     """
     from planner.ask import parse_batches
-    from planner.request import Request, codecs_asked
+    from planner.request import Request, codecs_asked, parse_headroom
     from profiles.library import Asked
     from profiles.models.adapters import parse_adapters
 
@@ -230,7 +230,7 @@ def _request(params: Mapping[str, Any], given: Mapping[str, str], num_devices: i
         simulate=params["simulate"], all_file=params["all_file"], trusted=tuple(params["trust_module"] or ()),
         adapters=parse_adapters(params["peft"], params["quantised_base"]),
         asked=Asked(task=params["task"] or "", weights=str(params["weights"] or "")),
-        headroom_fraction=buying.parse_headroom(params["headroom"]),
+        headroom_fraction=parse_headroom(params["headroom"]),
     )  # fmt: skip
 
 

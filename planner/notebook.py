@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.answers import Change, Cost, WhyNot
-from planner.ask import answer_to, parse_batches
+from planner.ask import answer_to, parse_batches, parse_count, parse_counts
 from planner.prediction import Candidate, PlanFile
 from planner.purchase.bill import cost_of
 from planner.purchase.terms import Reliability, Terms, usual_terms
@@ -107,6 +107,24 @@ def samples_of(asked: int | str | Sequence[int] | None) -> tuple[int, ...]:
     for samples in several:
         limits.check("--global-batch", samples, 1, limits.SAMPLES)
     return several
+
+
+def counts_of(asked: int | str | Sequence[int]) -> tuple[int, ...]:
+    """Counts of devices, given as one, as several, or as the command line says them; ascending, each once.
+
+    Raises: InputError where it is none of these.
+    """
+    return parse_counts(
+        asked if isinstance(asked, str) else ",".join(map(str, (asked,) if isinstance(asked, int) else asked))
+    )
+
+
+def count_of(asked: float | str | None) -> float | None:
+    """A number of tokens or samples, also in a text as 1T; None of None.
+
+    Raises: InputError where it is none.
+    """
+    return parse_count(asked) if isinstance(asked, str) else asked
 
 
 def words_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:

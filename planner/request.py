@@ -160,3 +160,20 @@ def codecs_asked(text: str) -> tuple[str, ...] | None:
         return None
     names = tuple(codec(name.strip()).name for name in text.split(","))
     return names if "none" in names else ("none", *names)
+
+
+def parse_headroom(text: str | None) -> float:
+    """The share of memory that `5%` leaves free; 0 of None.
+
+    Raises: InputError where it is no percentage.
+    """
+    if text is None:
+        return 0.0
+    number = text.strip().removesuffix("%").strip()
+    try:
+        percent = float(number)
+    except ValueError:
+        percent = float("nan")
+    if not text.strip().endswith("%") or not 0 <= percent <= 100 * limits.HEADROOM:
+        raise InputError(f"--headroom {text}: give a share of memory such as 5%, at most {limits.HEADROOM:.0%}")
+    return percent / 100

@@ -20,8 +20,7 @@ from planner.purchase.bill import checkpoint_bytes, cost_of
 from planner.purchase.compare import compare
 from planner.purchase.questions import Place, Purchase, batches_of, places_of
 from planner.purchase.terms import Prices, Reliability, Terms, days_until, parse_prices, usual_energy, usual_terms
-from planner.request import Request
-from planner.terminal.purchase_options import parse_headroom
+from planner.request import Request, parse_headroom
 from planner.terminal.show_purchase import money, show_purchase
 from profiles import artifacts
 from profiles.errors import InputError, NoFeasiblePlanError, UnknownNameError
@@ -207,12 +206,10 @@ def test_each_question_is_asked_once_and_the_model_is_read_once(monkeypatch, tmp
 def test_a_measured_machine_is_compared_with_itself(tmp_path):
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine())
     own = planner.buy(
-        "llama-26m", (1, 2), machine=tmp_path / "machine.json", global_batch=8, sequence_length=64, price=0.1
+        "llama-26m", "1-2", machine=tmp_path / "machine.json", global_batch=8, sequence_length=64, price=0.1
     )
     assert [row.num_devices for row in own.rows] == [1, 2]
-    alone = planner.plan(
-        "llama-26m", 2, machine=tmp_path / "machine.json", global_batches=(8,), sequence_length=64, top=1
-    )
+    alone = planner.plan("llama-26m", 2, machine=tmp_path / "machine.json", global_batch=8, sequence_length=64, top=1)
     assert own.best(2).prediction.step_seconds == alone.best.prediction.step_seconds
     assert own.row(2).cost.kwh == 0
     assert own.tokens == 1e9

@@ -22,28 +22,32 @@ METHODS = {
 }  # fmt: skip
 OF_COMMAND_ALONE = {
     "list_kind", "legend", "json_output", "version", "install_completion", "show_completion", "source", "export",
-    "rank", "trace", "compress", "target", "traceback",
+    "rank", "trace", "compress", "target", "traceback", "epochs", "by",
 }  # fmt: skip
 COMMAND = {str(option.name): option for option in typer.main.get_command(app).params}
 OPTIONS = inspect.signature(planner.plan).parameters
+# What compares counts and kinds of devices, with the command's names too.
+BUYING = inspect.signature(planner.buy).parameters
 
 
 def test_every_option_of_the_command_is_one_of_python_or_said_not_to_be():
-    known = {*OPTIONS, *METHODS, *OF_COMMAND_ALONE}
+    known = {*OPTIONS, *METHODS, *OF_COMMAND_ALONE, *BUYING}
     assert set(COMMAND) - known == set()
-    assert set(OPTIONS) <= set(COMMAND)
+    assert {*OPTIONS, *BUYING} <= set(COMMAND)
     for name in METHODS.values():
         assert callable(getattr(Planned, name))
 
 
-@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.default is not option.empty])
+@pytest.mark.parametrize(
+    "name", [name for name, option in {**OPTIONS, **BUYING}.items() if option.default is not option.empty]
+)
 def test_defaults_are_those_of_the_command(name):
-    option = OPTIONS[name]
-    assert option.default == COMMAND[name].default
-    assert option.kind is option.KEYWORD_ONLY
+    for option in (of[name] for of in (OPTIONS, BUYING) if name in of):
+        assert option.default == COMMAND[name].default
+        assert option.kind is option.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize("function", [planner.plan, executor.apply, executor.Task])
+@pytest.mark.parametrize("function", [planner.plan, planner.buy, executor.apply, executor.Task])
 def test_help_has_a_typed_option_and_a_line_of_each(function):
     parameters = inspect.signature(function).parameters
     described = re.findall(r"^\* `(\w+)`: \S.+$", inspect.getdoc(function) or "", flags=re.MULTILINE)
@@ -84,6 +88,7 @@ def test_names_may_be_a_text_or_several():
 def test_editors_see_the_signature_without_running_anything():
     """What a static reader finds is what runs."""
     tree = ast.parse(Path(planner.__file__).read_text())
-    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
-    assert names == list(OPTIONS)
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert set(functions) == set(planner.__all__) == {"plan", "buy"}
+    for name, parameters in (("plan", OPTIONS), ("buy", BUYING)):
+        assert [one.arg for one in (*functions[name].args, *functions[name].kwonlyargs)] == list(parameters)

@@ -100,14 +100,16 @@ def usual_terms(price: float | None = None, reliability: Reliability | None = No
     return Terms(energy=usual_energy(), prices=Prices(every=price), reliability=reliability or Reliability())
 
 
-def prices_of(price: float | Mapping[str, float] | None) -> Prices:
-    """Prices of all devices alike, or by name.
+def prices_of(option: str, price: float | str | Mapping[str, float] | None) -> Prices:
+    """Prices of all devices alike, or by name, or as the command line says them.
 
     Raises: InputError for a price that is none; UnknownNameError.
     """
+    if isinstance(price, str):
+        return parse_prices(option, price)
     given = {"": price} if isinstance(price, float | int) else price or {}
     for value in given.values():
-        limits.check("price", value, 0, limits.PRICE)
+        limits.check(option, value, 0, limits.PRICE)
     return Prices(every=given.get(""), by_name={_known(name): value for name, value in given.items() if name})
 
 

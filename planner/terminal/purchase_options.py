@@ -149,20 +149,3 @@ def budget_of(params: Mapping[str, Any]) -> dict[str, float | None]:
         "tokens": None if tokens is None else parse_count(tokens),
         "samples": None if samples is None else parse_count(samples, "--samples") * (params["epochs"] or 1),
     }
-
-
-def parse_headroom(text: str | None) -> float:
-    """The share of memory that `5%` leaves free; 0 of None.
-
-    Raises: InputError where it is no percentage.
-    """
-    if text is None:
-        return 0.0
-    number = text.strip().removesuffix("%").strip()
-    try:
-        percent = float(number)
-    except ValueError:
-        percent = float("nan")
-    if not text.strip().endswith("%") or not 0 <= percent <= 100 * limits.HEADROOM:
-        raise InputError(f"--headroom {text}: give a share of memory such as 5%, at most {limits.HEADROOM:.0%}")
-    return percent / 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from profiles.machines.stacks import THIS_PROGRAM
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from planner.purchase.answer import PurchaseAnswer, Row
 
 MARK = " *"
-KWH_PER_MWH = 1000.0
+# Units of a column: it has the largest of which its largest number is one or more.
+TIMES = (("days", 1.0), ("hours", 24.0))
+ENERGIES = (("GWh", 1e-6), ("MWh", 1e-3), ("kWh", 1.0))
 
 
 def show_purchase(answer: PurchaseAnswer, out: Console, output: Path | None) -> None:
@@ -37,7 +39,7 @@ def show_purchase(answer: PurchaseAnswer, out: Console, output: Path | None) -> 
     for line in _lines(answer):
         out.print(line)
     if output is not None:
-        out.print(f"written to {output}; a row's plan, to execute: plan --from {output} --rank ROW -o plan.json")
+        out.print(f"written to {output}; the plan of a row: plan --from {output} --rank ROW -o plan.json")
 
 
 def _table(answer: PurchaseAnswer) -> Table:
@@ -47,14 +49,17 @@ def _table(answer: PurchaseAnswer) -> Table:
     has_counts = len({row.num_devices for row in answer.rows}) > 1
     counted, _ = rate_of(0.0, answer.sequence_length, answer.size_unit)
     names = ("step", counted, *(("per device",) if has_counts else ()))
-    bill = ("days", "cost", "MWh") if answer.is_budget else ("cost", "kWh")
+    costs = [row.cost for row in answer.rows if row.cost is not None]
+    times = _unit(TIMES, [cost.days for cost in costs])
+    energy = _unit(ENERGIES, [cost.facility_kwh for cost in costs])
+    bill = (*((times[0],) if answer.is_budget else ()), "cost", energy[0])
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("devices", no_wrap=True)
     for name in (*names, *bill):
         table.add_column(name, justify="right", no_wrap=True)
     for row in answer.rows:
         cells = [*_speed(answer, row)][: len(names)] if row.plan else ["no plan"]
-        cells += [] if row.cost is None else _bill(answer, row, row.cost)
+        cells += [] if row.cost is None else _bill(answer, row, row.cost, times[1], energy[1])
         table.add_row(str(row.rank), row.title, *cells, *[""] * (len(names) + len(bill) - len(cells)))
     return table
 
@@ -67,14 +72,20 @@ def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
     yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
 
 
-def _bill(answer: PurchaseAnswer, row: Row, cost: Cost) -> Iterator[str]:
-    """Days, money and energy, the fewest and the least of them marked."""
+def _unit(units: Sequence[tuple[str, float]], values: Sequence[float]) -> tuple[str, float]:
+    """The unit of a column of values, and what they are multiplied by."""
+    most = max(values, default=0.0)
+    return next((unit for unit in units if most * unit[1] >= 1), units[-1])
+
+
+def _bill(answer: PurchaseAnswer, row: Row, cost: Cost, time: float, energy: float) -> Iterator[str]:
+    """Time, money and energy in their columns' units, the fewest days and the least money marked."""
     is_fastest, is_cheapest = row.rank == answer.fastest, row.rank == answer.cheapest
     if answer.is_budget:
-        yield three_digits(cost.days) + (MARK if is_fastest else "")
+        yield three_digits(cost.days * time) + (MARK if is_fastest else "")
     yield ("?" if cost.dollars is None else money(*cost.dollars)) + (MARK if is_cheapest else "")
     if cost.kwh > 0:
-        yield format_count(cost.facility_kwh / (KWH_PER_MWH if answer.is_budget else 1.0))
+        yield three_digits(cost.facility_kwh * energy)
 
 
 def money(low: float, high: float) -> str:
