@@ -94,7 +94,7 @@ def execute(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Write a job file: torchrun, slurm, slurm-profile, slurm-all, kubeflow or skypilot.",
+            help="Write a job file: torchrun, slurm, slurm-profile, slurm-all, kubeflow, skypilot or ray.",
             autocompletion=completing(_job_kinds),
         ),
     ] = None,

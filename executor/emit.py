@@ -1,4 +1,4 @@
-"""A plan as a job file for whoever starts the ranks: torchrun on every host, Slurm, Kubeflow, SkyPilot.
+"""A plan as a job file for whoever starts the ranks: torchrun on every host, Slurm, Kubeflow, SkyPilot, Ray Train.
 
 Ranks are numbered node by node, as the plan's axes want them: neighbours on inner axes share a node. No file names this
 program on an index or in a registry, where anybody may take its name: it comes from where the user says. Torch-free.
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from executor.jobs.job import USES_INSTALLED, Job, JobOptions, about, on_one_line, source_of, words_of_options
+from executor.jobs.ray_train import ray_train
 from executor.jobs.slurm import slurm, slurm_all, slurm_profile
 from planner.prediction import Candidate, PlanFile
 from profiles.artifacts import dump
@@ -49,8 +50,8 @@ def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, option
         raise UnknownNameError("job file", kind, list(KINDS))
     if options.install is not None and kind not in ("skypilot", "kubeflow"):
         raise InputError(f"--install: a job of {kind} runs what is installed on its nodes; install it there, once")
-    if options.image is not None and kind == "torchrun":
-        raise InputError("--image: torchrun starts no container; start the script in one")
+    if options.image is not None and kind in ("torchrun", "ray"):
+        raise InputError(f"--image: {kind} starts no container; start the script in one")
     if options.sbatch and not kind.startswith("slurm"):
         raise InputError(f"--sbatch says nothing of a job of {kind}: give it with --emit slurm")
     ranks_per_node = options.gpus_per_node
@@ -188,6 +189,7 @@ KINDS: dict[str, Callable[[Job], str]] = {
     "slurm-all": slurm_all,
     "kubeflow": _kubeflow,
     "skypilot": _skypilot,
+    "ray": ray_train,
 }
 
 __all__ = ["KINDS", "JobOptions", "emit", "words_of_options"]

@@ -180,6 +180,7 @@ def options_of(request: Request, at: Setting) -> Options:
         offload=Options().offload if request.simulate else runs.offload if runs else ("none",),
         vocab_parallel=tuple(int(is_on) for is_on in runs.vocab_parallel) if runs else usual,
         as_stack_runs=runs is not None,
+        short_pipelines=runs is not None and runs.short_pipelines,
     )
 
 

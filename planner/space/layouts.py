@@ -30,7 +30,7 @@ class Options:
     """What the search may choose from, beside the degrees. None of `shard_degrees` given means all that divide.
 
     `vocab_parallel` is whether tensor-parallel ranks also split embedding and head, or both ways. `as_stack_runs`:
-    nothing that the stack has no words for.
+    nothing that the stack has no words for. `short_pipelines`: also 1F1B of fewer micro-batches than stages.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -41,6 +41,7 @@ class Options:
     shard_degrees: tuple[int, ...] = ()
     vocab_parallel: tuple[int, ...] = (1,)
     as_stack_runs: bool = False
+    short_pipelines: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

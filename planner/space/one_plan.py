@@ -52,7 +52,8 @@ def place_of(at: Setting, plan: Plan) -> tuple[Space, Place, list[str]]:
     schedules = (plan.schedule,) if plan.schedule != NONE else ()
     short = -at.model.num_layers % plan.pipeline_parallel
     for missing in (short, 0) if short else (0,):
-        own = space_of(at, _layout(plan, missing), replace(Options(), schedules=schedules))
+        options = Options(schedules=schedules, short_pipelines=bool(at.stack.runs and at.stack.runs.short_pipelines))
+        own = space_of(at, _layout(plan, missing), options)
         choices = own.choices(0)
         place = Place(0, _micro_batch(choices, plan), _schedule(choices, plan), _recompute(choices, plan))
         if plan_of(own, place).stage_bounds == plan.stage_bounds:

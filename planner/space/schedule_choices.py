@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.axes.pipeline import held_microbatches, idle_terms
-from planner.schedules.registry import NONE, has, schedule, schedule_of
+from planner.schedules.registry import NONE, USUAL, has, schedule, schedule_of
 from planner.space.layouts import Options, divisors
 from planner.space.question import Setting
 from planner.stacks.abilities import lacking_recompute, needs
@@ -74,7 +74,8 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
     for column, (name, chunks) in enumerate(named):
         degree, parts = np.full(len(micro), float(pipeline)), np.full(len(micro), float(chunks))
         rules = schedule_of(name)
-        legal[:, column] = rules.counts.allow(degree, parts, count)[:, None]
+        if name != USUAL or not options.short_pipelines:
+            legal[:, column] = rules.counts.allow(degree, parts, count)[:, None]
         illegal[rules.counts.others] += int((~legal[:, column]).sum())
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.where(degree > 1, 2 * count * parts, 0.0)

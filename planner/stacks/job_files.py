@@ -47,7 +47,7 @@ ATTENTION = {
 }  # fmt: skip
 PORT = 29500
 ADD_DATA = "batches are made up: put your data where job.py says so"
-ADD_OPTIMIZER = "learning rate and weight decay are placeholders: set your own"
+ADD_OPTIMIZER = "learning rate and weight decay are placeholders, and a plan clips no gradients: set your own"
 
 
 def written_by(stack: Stack) -> str:

@@ -27,7 +27,8 @@ class Abilities:
     as long. `ties_stages`: pipelines of models whose embedding is their head.
     `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
     neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
-    schedules of which stand beside this. `recompute`: its methods; `partial_recompute`: of how many layers.
+    schedules of which stand beside this; `short_pipelines`: 1F1B of fewer micro-batches than stages. `recompute`: its
+    methods; `partial_recompute`: of how many layers.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `offload_zero_stages`: that states of several
     replicas are offloaded at. `compiles`: whether compiled layers are an option. `families`: the model types that it
     has, empty for any.
@@ -54,6 +55,7 @@ class Abilities:
     orders: tuple[str, ...] = ("tcdp",)
     narrow_orders: tuple[str, ...] = ()
     uneven_stages: Uneven = "no"
+    short_pipelines: bool = False
     recompute: tuple[str, ...] = ("none", "full")
     partial_recompute: Partial = "no"
     precisions: tuple[str, ...] = ("fp32", "bf16")

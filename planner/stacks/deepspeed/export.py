@@ -7,7 +7,7 @@ from typing import Any
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.stacks import job_files
-from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, WORDS, facts_of, shards_anyway
+from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, UNCLIPPED, WORDS, facts_of, shards_anyway
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.words import Facts, written
@@ -51,7 +51,7 @@ def config(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
         "_written_by": job_files.written_by(stack),
         **nested(words),
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
-        "gradient_clipping": 1.0,
+        **UNCLIPPED,
     }
 
 
