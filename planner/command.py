@@ -121,6 +121,9 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page that works offline.")
+    ] = None,
     list_kind: Annotated[
         str | None,
         typer.Option(
@@ -151,8 +154,9 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
-    from planner.terminal.handover import read_job, write_export
+    from planner.terminal.handover import page_of, read_job, write_export, write_page
     from planner.terminal.options import NEEDS, TAKES, check_pools
+    from planner.terminal.progress import pieces
     from profiles.files import ensure_writable
     from profiles.models.adapters import parse_adapters
     from profiles.terminal.options import check_options, given_options
@@ -163,13 +167,14 @@ def plan(
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.ask import ask, parse_batches, parse_count
+    from planner.ask import Asked as Found
+    from planner.ask import ask_whole, parse_batches, parse_count
     from planner.request import Request, codecs_of
     from planner.space.beside import Questions
     from profiles.library import Asked
 
     _check_together(context.params)
-    for path in filter(None, (None if export else output, trace)):
+    for path in filter(None, (None if export else output, trace, page)):
         ensure_writable(path)
     request = Request(
         model=model or "", num_devices=gpus or 0, machine=machine, learned=learned, device=device, cluster=cluster,
@@ -188,12 +193,17 @@ def plan(
     )  # fmt: skip
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
-        result = (
-            ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"), compression)
+        planning, drawing = pieces(on_progress, (3.0, 0.0 if page is None else 2.0))
+        found = (
+            ask_whole(request, questions, planning, lambda words: out.print(f"note: {words}"), compression)
             if source is None
-            else read_job(source, request, on_progress)
+            else Found(file=read_job(source, request, planning))
         )
+        html = None if page is None else page_of(found, simulate, drawing)
+    result = found.file
     _put_out(result, out, None if export else output, json_output)
+    if page is not None and html is not None:
+        write_page(page, html, out)
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
 
