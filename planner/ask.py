@@ -35,6 +35,14 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A plan file, and the answer of the search that it was made from; None where there was more than one."""
+
+    file: PlanFile
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
     """What models are compressed by, and what share of the whole model's they may have by name."""
 
@@ -53,21 +61,35 @@ def ask(
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
+    return ask_whole(request, questions, on_progress, on_note, compression).file
+
+
+def ask_whole(
+    request: Request,
+    questions: Questions,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = unheard,
+    compression: Compression | None = None,
+) -> Asked:
+    """The same, with the search behind it, which answers further questions.
+
+    Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
+    """
     cluster = request.find_cluster()
     if isinstance(cluster, MixedCluster):
         _refuse_for_pools(request, questions)
-        return mixed(request, cluster, on_progress)
+        return Asked(file=mixed(request, cluster, on_progress))
     if questions.why_not is not None:
         # Before a long search.
         parse_wanted(questions.why_not)
     planning, compressing = pieces(on_progress, (1.0, 1.0) if compression else (1.0, 0.0))
     found = answer_to(request, questions, planning, on_note)
     if compression is None:
-        return found.file
+        return Asked(file=found.file, answer=found)
     from planner.compression.prices import compression_choices
 
     choices = compression_choices(found.space.at, compression.recipes, compression.targets, compressing)
-    return replace(found.file, compression=choices)
+    return Asked(file=replace(found.file, compression=choices), answer=found)
 
 
 def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = silent) -> PlanFile:

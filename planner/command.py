@@ -132,6 +132,9 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page that works offline.")
+    ] = None,
     list_kind: Annotated[
         str | None,
         typer.Option(
@@ -165,8 +168,9 @@ def plan(
     The best plan comes first; every other line says what it loses to the best.
     """
     from planner.terminal.buy import is_purchase, put_out, read_or_compare
-    from planner.terminal.handover import read_job, write_export
+    from planner.terminal.handover import page_of, read_job, write_export, write_page
     from planner.terminal.options import NEEDS, TAKES, check_pools
+    from planner.terminal.progress import pieces
     from profiles.files import ensure_writable
     from profiles.terminal.options import check_options, given_options
 
@@ -176,13 +180,14 @@ def plan(
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.ask import ask, parse_counts
+    from planner.ask import Asked as Found
+    from planner.ask import ask_whole, parse_counts
     from planner.space.beside import Questions
 
     counts = () if gpus is None else parse_counts(gpus)
     purchases = is_purchase(counts, device, cluster, source)
     _check_together(context.params, given, purchases)
-    for path in filter(None, (None if export else output, trace)):
+    for path in filter(None, (None if export else output, trace, page)):
         ensure_writable(path)
     request = _request(context.params, given, counts[0] if counts else 0)
     questions = Questions(
@@ -199,12 +204,17 @@ def plan(
     buying.check_prices_of(questions, device, cluster)
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
-        result = (
-            ask(request, questions, on_progress, lambda words: out.print(f"note: {words}"), compression)
+        planning, drawing = pieces(on_progress, (3.0, 0.0 if page is None else 2.0))
+        found = (
+            ask_whole(request, questions, planning, lambda words: out.print(f"note: {words}"), compression)
             if source is None
-            else read_job(source, request, on_progress)
+            else Found(file=read_job(source, request, planning))
         )
+        html = None if page is None else page_of(found, simulate, drawing)
+    result = found.file
     _put_out(result, out, None if export else output, json_output)
+    if page is not None and html is not None:
+        write_page(page, html, out)
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +24,39 @@ from profiles.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
 
+    from planner.pages.content import Content
+
+# Of a page in a notebook, in pixels.
+FRAME_HEIGHT = 800
 COLUMNS = ("plan", "step", "tokens/s", "MFU", "memory", "why")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page as HTML text, which a notebook shows in a frame of its own."""
+
+    html: str
+
+    def __str__(self) -> str:
+        return self.html
+
+    def _repr_html_(self) -> str:
+        size = f'width="100%" height="{FRAME_HEIGHT}"'
+        return f'<iframe title="plan" sandbox="allow-scripts" {size} srcdoc="{html.escape(self.html)}"></iframe>'
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A ranked table of plans that answers further questions; `file` is what `plan -o` writes."""
+    """A ranked table of plans that answers further questions; `file` is what `plan -o` writes.
+
+    `offers_all` tells that plans which the executor cannot run are offered too.
+    """
 
     file: PlanFile
     answer: Answer
+    offers_all: bool = False
 
     @property
     def best(self) -> Candidate:
@@ -82,6 +106,33 @@ class Planned:
         """
         asked = terms or usual_terms(price, reliability)
         return cost_of(self.answer.space.at, self.best.prediction, tokens, asked, cluster=self.file.cluster)
+
+    def page(self, path: str | Path | None = None) -> Page:
+        """All that is known of the plans as one HTML page, as `plan --page` writes it; shown inline in a notebook.
+
+        Raises: EnvironmentFailure where `path` cannot be written.
+        """
+        from planner.pages.page import render
+        from profiles.files import write_text
+
+        page = Page(html=render(self._content))
+        if path is not None:
+            write_text(Path(path), page.html)
+        return page
+
+    def scatter(self) -> go.Figure:
+        """Time against memory of all plans as a Plotly figure."""
+        from planner.pages.plan_rows import records
+        from planner.pages.plans_figures import scatter
+
+        return scatter(records(self._content), self.answer.space.at.memory_bytes)
+
+    @cached_property
+    def _content(self) -> Content:
+        """What the page and the figure show."""
+        from planner.pages.content import content_of
+
+        return content_of(self.answer, self.offers_all, file=self.file)
 
     def _repr_html_(self) -> str:
         shown = (candidate for candidate in self.file.candidates if not candidate.folded_into)
@@ -139,7 +190,7 @@ def planned(request: Request) -> Planned:
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits.
     """
     found = answer_to(request)
-    return Planned(file=found.file, answer=found)
+    return Planned(file=found.file, answer=found, offers_all=request.simulate)
 
 
 def _row(candidate: Candidate) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The pipeline timeline: predicted above measured on one time axis, a row per stage, idle time as gaps."""
+"""The pipeline timeline: one side, or predicted above measured on one time axis; a row per stage, idle time as gaps."""
 
 from __future__ import annotations
 
@@ -45,19 +45,25 @@ def spans_table(predicted: Sequence[Span], measured: Sequence[Span]) -> pandas.D
     return pandas.DataFrame(records)
 
 
-def gantt(spans: pandas.DataFrame, title: str, bubbles: dict[str, float | None]) -> go.Figure:
-    """The timeline of one plan; `bubbles` are the idle fractions of the predicted and the measured side."""
+def gantt(
+    spans: pandas.DataFrame,
+    title: str,
+    bubbles: dict[str, float | None],
+    sides: Sequence[str] = (PREDICTED, MEASURED),
+    row_name: str = "stage",
+) -> go.Figure:
+    """The timeline of one plan by its `sides`, of which `bubbles` are the idle fractions; a row is a `row_name`."""
     scale, unit = time_unit(float(spans["stop_seconds"].max()))
     stages = sorted(set(spans["stage"]))
     figure = make_subplots(
-        rows=2,
+        rows=len(sides),
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.3 / (1 + len(stages)),
-        subplot_titles=[_heading(side, spans, bubbles) for side in (PREDICTED, MEASURED)],
+        subplot_titles=[_heading(side, spans, bubbles) for side in sides],
     )
     seen: set[str] = set()
-    for row, side in enumerate((PREDICTED, MEASURED), start=1):
+    for row, side in enumerate(sides, start=1):
         for kind in SPAN_KINDS:
             group = spans[(spans["side"] == side) & (spans["kind"] == kind)]
             if len(group):
@@ -65,12 +71,12 @@ def gantt(spans: pandas.DataFrame, title: str, bubbles: dict[str, float | None])
                 seen.add(kind)
     # The headings of the two halves start where the bars do.
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    figure.update_layout(base_layout(title, 190 + 2 * (46 + 44 * len(stages))), barmode="overlay", bargap=0)
+    figure.update_layout(base_layout(title, 190 + len(sides) * (46 + 44 * len(stages))), barmode="overlay", bargap=0)
     figure.update_layout(margin={"t": 92}, legend={"y": 1 + 0.3 / (1 + len(stages))})
     stop = float(spans["stop_seconds"].max()) / scale
     figure.update_xaxes(axis("", range=[min(0.0, float(spans["start_seconds"].min()) / scale), 1.01 * stop]))
-    figure.update_xaxes(title_text=f"time since the step began ({unit})", row=2, col=1)
-    ticks = {"tickvals": stages, "ticktext": [f"stage {stage} " for stage in stages]}
+    figure.update_xaxes(title_text=f"time since the step began ({unit})", row=len(sides), col=1)
+    ticks = {"tickvals": stages, "ticktext": [f"{row_name} {stage} " for stage in stages]}
     figure.update_yaxes(axis("", range=[stages[-1] + 0.6, stages[0] - 0.6], showgrid=False, **ticks))
     return figure
 

@@ -19,7 +19,7 @@ TAKES = {
     # A file says itself what trains, with what and how.
     "source": (
         "model", "gpus", "global_batch", "sequence_length", "device", "cluster", "attention_kernel", "tp_overlap",
-        "top", "json_output", "output", "export", "rank", "trust_module", "traceback",
+        "top", "json_output", "output", "page", "export", "rank", "trust_module", "traceback",
     ),
 }  # fmt: skip
 # What is not answered across two kinds of devices, beside what planner/ask refuses there.
