@@ -1,6 +1,10 @@
-"""The house rules hold: import direction, where torch may be loaded, and the size of files and functions."""
+"""The house rules hold: import direction, where torch may be loaded, and the size of files and functions.
+
+A rule is one test of all files, which are read once, and names every line that breaks it.
+"""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +26,12 @@ TORCH_FREE_IN_EXECUTOR = {
 }  # fmt: skip
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """What stands in a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(tree: ast.AST, *, top_level_only: bool) -> list[str]:
     """Names of imported modules; a TYPE_CHECKING block is no import."""
     names = []
@@ -41,13 +51,15 @@ def imports(tree: ast.AST, *, top_level_only: bool) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_package_imports_only_from_packages_to_its_left(path):
-    own = ORDER.index(path.relative_to(ROOT).parts[0])
-    for name in imports(ast.parse(path.read_text()), top_level_only=False):
-        package = name.split(".")[0]
-        assert package not in ORDER or ORDER.index(package) <= own, f"{path} imports {name}"
-        assert package != "tests"
+def test_a_package_imports_only_from_packages_to_its_left():
+    wrong = []
+    for path in FILES:
+        own = ORDER.index(path.relative_to(ROOT).parts[0])
+        for name in imports(tree_of(path), top_level_only=False):
+            package = name.split(".")[0]
+            if package == "tests" or (package in ORDER and ORDER.index(package) > own):
+                wrong.append(f"{path} imports {name}")
+    assert not wrong
 
 
 def module_name(path: Path) -> str:
@@ -59,60 +71,72 @@ def test_no_file_imports_itself_through_others():
     names = {module_name(path) for path in FILES}
     graph = nx.DiGraph()
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 whole = {f"{node.module}.{alias.name}" for alias in node.names} & names
                 graph.add_edges_from((module_name(path), name) for name in whole or {node.module} & names)
     assert [circle for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_torch_is_loaded_only_where_modules_run(path):
-    package, within = path.relative_to(ROOT).parts[0], path.relative_to(ROOT / path.relative_to(ROOT).parts[0])
-    everywhere = package in ("planner", "reports")
-    if package == "executor" and within.as_posix() not in TORCH_FREE_IN_EXECUTOR:
-        return
-    if f"{package}/{within.parent.as_posix()}" in TORCH_FOLDERS:
-        return
-    found = imports(ast.parse(path.read_text()), top_level_only=not everywhere)
-    assert not [n for n in found if n.split(".")[0] in ("torch", "transformers")], path
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_fit_in_the_head(path):
-    text = path.read_text()
-    assert text.count("\n") <= MAX_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            # Options, as a signature and as a docstring that says a line of each, are read as a list, not as logic.
-            has_list = "\n* `" in (ast.get_docstring(node) or "")
-            start = node.body[1 if has_list else 0].lineno if has_list or path.name == "command.py" else node.lineno
-            length = (node.end_lineno or 0) - start + 1
-            assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno} {node.name} has {length} lines"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_functions_and_modules_say_what_they_do(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), path
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_text_files_have_an_encoding_of_ours_and_not_of_the_locale(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+def test_torch_is_loaded_only_where_modules_run():
+    wrong = []
+    for path in FILES:
+        package, within = path.relative_to(ROOT).parts[0], path.relative_to(ROOT / path.relative_to(ROOT).parts[0])
+        everywhere = package in ("planner", "reports")
+        runs = package == "executor" and within.as_posix() not in TORCH_FREE_IN_EXECUTOR
+        if runs or f"{package}/{within.parent.as_posix()}" in TORCH_FOLDERS:
             continue
-        called = ast.unparse(node.func)
-        if called == "foreign.read_text":  # which has an encoding of its own
-            continue
-        modes = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-        is_binary = any("b" in mode for mode in modes)
-        is_opened = called == "open" or (called.endswith((".open", ".fdopen")) and called != "os.open")
-        is_text = called.endswith((".read_text", ".write_text")) or (is_opened and not is_binary)
-        assert not is_text, f"{path}:{node.lineno} {ast.unparse(node)}"
+        found = imports(tree_of(path), top_level_only=not everywhere)
+        wrong += [f"{path} imports {n}" for n in found if n.split(".")[0] in ("torch", "transformers")]
+    assert not wrong
+
+
+def test_files_and_functions_fit_in_the_head():
+    wrong = []
+    for path in FILES:
+        count = path.read_text(encoding="utf-8").count("\n")
+        if count > MAX_FILE_LINES:
+            wrong.append(f"{path} has {count} lines")
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                # Options, as a signature and as a docstring that says a line of each, are a list, not logic.
+                has_list = "\n* `" in (ast.get_docstring(node) or "")
+                is_list = has_list or path.name == "command.py"
+                start = node.body[1 if has_list else 0].lineno if is_list else node.lineno
+                length = (node.end_lineno or 0) - start + 1
+                if length > MAX_FUNCTION_LINES:
+                    wrong.append(f"{path}:{node.lineno} {node.name} has {length} lines")
+    assert not wrong
+
+
+def test_public_functions_and_modules_say_what_they_do():
+    wrong = []
+    for path in FILES:
+        tree = tree_of(path)
+        if not ast.get_docstring(tree):
+            wrong.append(str(path))
+        for node in tree.body:
+            is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if is_public and not ast.get_docstring(node):
+                wrong.append(f"{path}:{node.lineno} {node.name}")
+    assert not wrong
+
+
+def test_text_files_have_an_encoding_of_ours_and_not_of_the_locale():
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+                continue
+            called = ast.unparse(node.func)
+            if called == "foreign.read_text":  # which has an encoding of its own
+                continue
+            modes = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            is_binary = any("b" in mode for mode in modes)
+            is_opened = called == "open" or (called.endswith((".open", ".fdopen")) and called != "os.open")
+            if called.endswith((".read_text", ".write_text")) or (is_opened and not is_binary):
+                wrong.append(f"{path}:{node.lineno} {ast.unparse(node)}")
+    assert not wrong
 
 
 def test_every_folder_has_a_sign_and_a_line_on_the_page_of_its_package():

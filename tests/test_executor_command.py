@@ -201,6 +201,7 @@ def test_plans_that_ran_on_a_busy_machine_are_told() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.alone
 def test_runs_measures_and_writes(tmp_path: Path) -> None:
     plan, run = tmp_path / "plan.json", tmp_path / "run.json"
     write_plan_file(plan, STAGES, SPLIT, CONTEXT, DATA, baseline=3)
