@@ -117,8 +117,7 @@ def machine(
     check_system()
     from dataclasses import replace
 
-    from profiles.artifacts import dump
-    from profiles.files import ensure_writable, write_text
+    from profiles.files import ensure_writable
     from profiles.library import stored_machine_path
     from profiles.machines.fingerprint import current_device_kind
     from profiles.machines.load import look_before
@@ -156,14 +155,22 @@ def machine(
         )
     if measured is None:
         return
-    measured = replace(measured, load_before=load_before)
+    _keep(replace(measured, load_before=load_before), output, json_output)
+
+
+def _keep(measured: MachineProfile, output: Path | None, json_output: bool) -> None:
+    """Write a machine's profile where `plan` looks for it, and show it."""
+    from profiles.artifacts import dump
+    from profiles.files import write_text
+    from profiles.library import stored_machine_path
+
     text = dump("machine-profile", measured)
     write_text(stored_machine_path(), text)
     if output is not None:
         write_text(output, text)
     if json_output:
         console.print_json(text)
-    _show_machine(measured, out, output or stored_machine_path())
+    _show_machine(measured, console.console(json_output), output or stored_machine_path())
 
 
 def _precisions(text: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from planner.cost.layers import SHARDED
 from planner.space.best import Best, fastest, ranked
 from planner.space.block import Tables, block, step_seconds
 from planner.space.block_memory import device_bytes, host_bytes
-from planner.space.layouts import Ints, Layouts, Options, divisors, legal_layouts
+from planner.space.layouts import Ints, Layouts, Options, legal_layouts
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
@@ -105,7 +105,7 @@ def choices_of(at: Setting, options: Options, layouts: Layouts, layout: int) -> 
 
 def tables_of(at: Setting, layouts: Layouts, learned: Learned) -> Tables:
     """Everything that the layouts share, priced once."""
-    sizes = _micro_batches(at, layouts)
+    sizes = layouts.micro_batches(at.global_batch_size)
     return Tables(
         at=at,
         layers=layer_table(at, layouts, sizes, learned),
@@ -197,7 +197,7 @@ def _layouts(at: Setting, options: Options) -> tuple[Layouts, dict[str, Layouts]
     if not len(layouts):
         counts = "; ".join(f"{count} x {reason}" for reason, count in broken.most_common())
         raise NoFeasiblePlanError(f"no layout of {at.model.name} on {at.num_devices} devices is legal: {counts}")
-    if len(layouts) * len(_micro_batches(at, layouts)) > MOST_ENTRIES:
+    if len(layouts) * len(layouts.micro_batches(at.global_batch_size)) > MOST_ENTRIES:
         raise _too_many(at)
     return layouts, unoffered, broken
 
@@ -275,10 +275,6 @@ def _too_many(at: Setting) -> InputError:
         f"--gpus {at.num_devices} with --global-batch {at.global_batch_size} and {at.model.num_layers} layers has more "
         f"than {MOST_PLANS:,} plans, too many to be priced: give numbers with fewer divisors"
     )
-
-
-def _micro_batches(at: Setting, layouts: Layouts) -> list[int]:
-    return sorted({size for data in set(layouts.data.tolist()) for size in divisors(at.global_batch_size // data)})
 
 
 def _groups(layouts: Layouts) -> list[Ints]:

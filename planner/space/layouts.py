@@ -78,6 +78,11 @@ class Layouts:
         """The layouts at `index`."""
         return Layouts(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
+    def micro_batches(self, global_batch_size: int) -> list[int]:
+        """The sizes of a micro-batch that any of the layouts allows, ascending."""
+        local = {global_batch_size // data for data in set(self.data.tolist())}
+        return sorted({size for samples in local for size in divisors(samples)})
+
 
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""

@@ -80,8 +80,7 @@ def variants(at: Setting, options: Options, pipeline: int, data: int, stage_laye
         filling, rounds = idle_terms(degree, parts, count)
         steady = np.where(degree > 1, 2 * count * parts, 0.0)
         beside = steady if hides_messages(at, name) else np.zeros(len(micro))
-        places = fullest_stages(at, pipeline, stage_layers, chunks)
-        places = (*places, last_full_stage(at, pipeline))
+        places = (*fullest_stages(at, pipeline, stage_layers, chunks), last_full_stage(at, pipeline))
         held = [held_microbatches(name, degree, parts, count, np.full(len(micro), stage)) for stage in places]
         messages = 2 * (degree - 1) + steady - beside
         terms[:, :, column] = filling, rounds, messages, beside, rules.open_chunks(degree, parts, count), *held
