@@ -40,6 +40,8 @@ def other_plans(answer: Answer, offers_all: bool, most: int) -> list[Candidate]:
             num_passes += longer
     room = space.at.memory_bytes
     fitting = [place for place, held in zip(places, memories(space, places), strict=True) if held.device <= room]
+    if not fitting:
+        return []
     found = sorted(zip(predictions(space, fitting), fitting, strict=True), key=lambda pair: pair[0].step_seconds)
     result = []
     for number, (own, place) in enumerate(found, start=len(answer.file.candidates) + 1):
