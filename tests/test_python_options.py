@@ -18,7 +18,7 @@ from profiles.errors import InputError
 # about files that the method writes, or about jobs of other software.
 METHODS = {
     "why_not": "why_not", "sensitivity": "sensitivity", "tokens": "cost", "price": "cost", "mtbf": "cost",
-    "checkpoint_seconds": "cost", "output": "save",
+    "checkpoint_seconds": "cost", "output": "save", "page": "page",
 }  # fmt: skip
 OF_COMMAND_ALONE = {
     "list_kind", "legend", "json_output", "version", "install_completion", "show_completion", "source", "export",
