@@ -24,6 +24,7 @@ from profiles.workloads.task import Task as TaskOfFactory
 from tests.commands import APPS
 from tests.documented import words
 from tests.documented.commands import (
+    UMBRELLA,
     check_words,
     click_command,
     commands_of,
@@ -80,7 +81,7 @@ def test_commands_take_what_pages_give_them(block, monkeypatch):
     assert found, block.name
     for command in found:
         first, *rest = command.words
-        if first in APPS:
+        if first in (UMBRELLA, *APPS):
             check_words(command.words)
         elif first == "make":
             assert set(rest) <= TARGETS, block.name
@@ -234,7 +235,7 @@ def test_files_that_blocks_are_given_exist():
 
 
 def test_every_argument_of_the_public_functions_is_explained():
-    functions = [planner.plan, executor.apply, executor.Task]
+    functions = [planner.plan, planner.buy, executor.apply, executor.Task]
     for kind in (AppliedPlan, Planned):
         functions += [own for name, own in vars(kind).items() if inspect.isfunction(own) and not name.startswith("_")]
     for function in functions:

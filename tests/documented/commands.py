@@ -20,7 +20,7 @@ from profiles.terminal.options import check_options
 from tests.commands import APPS, outcome
 from tests.documented.pages import ROOT, Block
 
-COLUMNS = 100
+COLUMNS, UMBRELLA = 100, "trainwright"
 ELLIPSIS = "..."
 TABLES = {"plan": (of_plan.NEEDS, of_plan.TAKES), "execute": (of_execute.NEEDS, of_execute.TAKES)}
 # Of a table that a page compares, so many.
@@ -51,6 +51,8 @@ def commands_of(block: Block) -> list[Command]:
 
 def click_command(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words call, a command of `profile` for one, and the words that are left for it."""
+    # `trainwright` leads to all four.
+    words = words[1:] if words[0] == UMBRELLA else words
     command, rest = typer.main.get_command(APPS[words[0]]), words[1:]
     if hasattr(command, "commands"):
         command, rest = command.commands[rest[0]], rest[1:]
