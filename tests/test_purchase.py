@@ -17,7 +17,7 @@ from planner.prediction import PlanFile
 from planner.purchase import answer as answers
 from planner.purchase.answer import PurchaseAnswer, read_purchase
 from planner.purchase.bill import checkpoint_bytes, cost_of
-from planner.purchase.compare import compare
+from planner.purchase.compare import compare, marks
 from planner.purchase.questions import Place, Purchase, batches_of, places_of
 from planner.purchase.terms import Prices, Reliability, Terms, days_until, parse_prices, usual_energy, usual_terms
 from planner.request import Request, parse_headroom
@@ -129,6 +129,25 @@ def test_without_prices_enough_is_the_fewest_devices():
     in_time = [row for row in own.rows if row.cost.days <= 5]
     assert len(in_time) == 2
     assert (own.cheapest, own.enough) == (0, in_time[0].rank)
+
+
+def test_rows_without_a_price_are_not_the_cheapest(found):
+    """Of the rows that are in time, the cheapest whose price is known; where none is, that of the fewest devices."""
+    in_time = [row for row in found.rows if row.cost and row.cost.in_time]
+    unknown = {
+        row.rank: dataclasses.replace(row, cost=dataclasses.replace(row.cost, dollars=None)) for row in in_time[:2]
+    }
+    rows = [unknown.get(row.rank, row) for row in found.rows]
+    known = [row for row in in_time if row.rank not in unknown]
+    assert marks(rows)["enough"] == min(known, key=lambda row: row.dollars).rank
+    assert marks(rows)["cheapest"] not in unknown
+    late = [row for row in found.rows if row.cost and not row.cost.in_time]
+    assert marks(late) == {
+        "enough": 0,
+        "cheapest": min(late, key=lambda row: row.dollars).rank,
+        "fastest": min(late, key=lambda row: row.cost.days).rank,
+    }
+    assert marks([]) == {"enough": 0, "cheapest": 0, "fastest": 0}
 
 
 def test_efficiency_is_throughput_per_device_over_that_of_the_fewest(found):

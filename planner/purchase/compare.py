@@ -73,7 +73,7 @@ def compare(purchase: Purchase, on_progress: OnProgress = silent) -> PurchaseAns
         samples=purchase.samples or 0.0,
         deadline_days=purchase.terms.deadline_days,
         rows=tuple(rows),
-        **_marks(rows),
+        **marks(rows),
         assumptions=tuple(_assumptions(purchase.terms)),
         notes=(*notes, *_common(plans)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -168,7 +168,7 @@ def _sorted(rows: Sequence[Row], has_counts: bool) -> list[Row]:
     return [replace(row, rank=rank) for rank, row in enumerate(ordered, 1)]
 
 
-def _marks(rows: Sequence[Row]) -> dict[str, int]:
+def marks(rows: Sequence[Row]) -> dict[str, int]:
     """Ranks of the cheapest and the fastest row, and of the cheapest that is done in time."""
     billed = [(row, row.cost) for row in rows if row.cost is not None]
     priced = [row for row, _ in billed if row.dollars is not None]

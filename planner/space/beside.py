@@ -43,11 +43,13 @@ def answers_to(
     best, at = answer.file.candidates[0], answer.space.at
     playing, changing = pieces(on_progress, (1.0, 1.0))
     front = pareto(answer.space, offers_all)
+    cost, spot_cost = _costs(at, best.prediction, asked, cluster)
     return replace(
         answer.file.answers,
         links=tuple(axis_links(best.plan, at)),
         pareto=front if len(front) > 1 else (),
-        **_costs(at, best.prediction, asked, cluster),
+        cost=cost,
+        spot_cost=spot_cost,
         why_not=None if asked.why_not is None else why_not(answer, asked.why_not),
         simulated=() if asked.trace_file is None else tuple(_simulated(answer, asked.trace_file, playing)),
         timeline="" if asked.trace_file is None else str(asked.trace_file),
@@ -60,15 +62,15 @@ def tokens_of(at: Setting, asked: Questions) -> float | None:
     return asked.tokens if asked.samples is None else asked.samples * at.sequence_length
 
 
-def _costs(at: Setting, prediction: Prediction, asked: Questions, cluster: str) -> dict[str, Cost]:
+def _costs(at: Setting, prediction: Prediction, asked: Questions, cluster: str) -> tuple[Cost | None, Cost | None]:
     """What a training takes, and on spot devices where they are asked about."""
     tokens, terms = tokens_of(at, asked), asked.terms or usual_terms()
     if tokens is None:
-        return {}
-    result = {"cost": cost_of(at, prediction, tokens, terms, cluster=cluster)}
-    if price_of(at, terms, is_spot=True, cluster=cluster)[0] is not None:
-        result["spot_cost"] = cost_of(at, prediction, tokens, terms, is_spot=True, cluster=cluster)
-    return result
+        return None, None
+    cost = cost_of(at, prediction, tokens, terms, cluster=cluster)
+    if price_of(at, terms, is_spot=True, cluster=cluster)[0] is None:
+        return cost, None
+    return cost, cost_of(at, prediction, tokens, terms, is_spot=True, cluster=cluster)
 
 
 def _simulated(answer: Answer, path: Path, on_progress: OnProgress) -> Iterator[SimulatedPlan]:

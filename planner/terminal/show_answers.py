@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
 from planner.prediction import Candidate, PlanFile, Prediction
 from planner.terminal.handover import lines as read_lines
-from planner.terminal.show_purchase import energy_words, format_hours, money
+from planner.terminal.show_purchase import count_words, energy_words, format_hours, money
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds, three_digits
 
@@ -46,7 +46,7 @@ def lines(file: PlanFile) -> Iterator[str]:
         for plan in answers.pareto:
             yield f"  {format_seconds(plan.step_seconds)}, {format_bytes(plan.device_bytes)}: {plan.plan}"
     if answers.cost is not None:
-        yield from _cost(answers.cost)
+        yield from _cost(answers.cost, count_words(answers.cost.tokens, file.sequence_length, file.size_unit))
     if answers.spot_cost is not None:
         yield from _spot(answers.spot_cost)
     if answers.why_not is not None:
@@ -79,9 +79,9 @@ def _links(links: AxisLinks) -> str:
     return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
 
 
-def _cost(cost: Cost) -> Iterator[str]:
+def _cost(cost: Cost, amount: str) -> Iterator[str]:
     """What a training takes: time and money, energy with hosts and building, room for checkpoints, the deadline."""
-    yield _time_and_money(cost)
+    yield f"{amount}: {_time_and_money(cost)}"
     if cost.kwh > 0:
         more = f", {words}" if (words := energy_words(cost)) else ""
         host = f"{three_digits(cost.host_watts)} W of its node beside each device, PUE {cost.pue:g}"
@@ -105,7 +105,7 @@ def _spot(cost: Cost) -> Iterator[str]:
 
 
 def _time_and_money(cost: Cost) -> str:
-    words = f"{format_count(cost.tokens)} tokens: {cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours"
+    words = f"{cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours"
     if cost.kwh > 0:
         words = f"{words}, {format_count(cost.kwh)} kWh of the devices at their rated power"
     failures = (

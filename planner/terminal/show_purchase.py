@@ -101,7 +101,12 @@ def amount(answer: PurchaseAnswer) -> str:
     """What bills are of."""
     if answer.samples:
         return f"{format_count(answer.samples)} samples"
-    counted, count = rate_of(answer.tokens, answer.sequence_length, answer.size_unit)
+    return count_words(answer.tokens, answer.sequence_length, answer.size_unit)
+
+
+def count_words(tokens: float, size: int, unit: str) -> str:
+    """So many tokens, or samples of a model that counts none."""
+    counted, count = rate_of(tokens, size, unit)
     return f"{format_count(count)} {'tokens' if counted == 'tok/s' else counted.removesuffix('/s')}"
 
 
