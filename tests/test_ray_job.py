@@ -18,7 +18,7 @@ from profiles.errors import InputError
 from profiles.ranks.environment import TORCHRUN, allocator_environment
 from tests.plan_builders import LLAMA, write_plan_file
 
-# What Ray 2.56 has under these names, which the program may use and nothing else.
+# What Ray 2.60 has under these names, which the program may use and nothing else.
 FIELDS = {
     "ScalingConfig": {"num_workers", "use_gpu", "resources_per_worker", "placement_strategy"},
     "RunConfig": {"name", "failure_config"},

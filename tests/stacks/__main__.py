@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from tests.stacks import ray_runs
 from tests.stacks.clusters import missing
 
 COUNT = "200"
@@ -43,6 +44,8 @@ class Check:
         lacks += [f"{name} is not set" for name in self.variables if name not in os.environ]
         if self.module.endswith("clusters"):
             lacks += [why] if (why := missing(self.stack)) else []
+        if self.module.endswith("ray_runs"):
+            lacks += [why] if (why := ray_runs.missing()) else []
         if importlib.util.find_spec(self.module) is None:
             lacks.append(f"{self.module} is not there")
         return ", ".join(lacks)
@@ -97,6 +100,7 @@ def checks(count: str) -> list[Check]:
         for name in ("megatron-lm", "megatron-core")
     ]
     found += [Check(stack=name, module="tests.stacks.clusters", words=(name,)) for name in ("kubeflow", "skypilot")]
+    found.append(Check(stack="ray", module="tests.stacks.ray_runs", versions=("ray",)))
     return found + [
         Check(stack=name, module="tests.stacks.engines", words=(name,), needs=(name,), versions=(name,), is_engine=True)
         for name in ("deepspeed", "horovod")
