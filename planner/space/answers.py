@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +31,10 @@ from profiles.models.families import BUILT_FAMILIES
 from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
+# What is the same of variants of a layout.
+Degrees = tuple[int, ...]
+# Plans whose memory is worked out together.
+AT_ONCE = 6
 # Plans among which a usual one that can be run is looked for.
 MOST_LOOKED_AT = 300
 
@@ -92,18 +98,30 @@ def runnable_places(space: Space, simulate: bool, top: int) -> Iterator[Place]:
     Layouts that differ in schedule, sequence parallelism or the order of their axes count as one. Left out as well is
     what fits by the closed form and not step by step.
     """
-    seen: set[tuple[int, ...]] = set()
+    seen: set[Degrees] = set()
+    coming: deque[tuple[Place, Degrees]] = deque()
+    rest = _runnable(space, simulate, seen)
+    while len(seen) < top:
+        if not coming:
+            coming.extend(itertools.islice(rest, AT_ONCE))
+            # What several hold is worked out at once, of each layout's fastest alone.
+            memories(space, list({key: place for place, key in reversed(coming)}.values()))
+        if not coming:
+            return
+        place, key = coming.popleft()
+        if key not in seen and memories(space, [place])[0].device <= space.at.memory_bytes:
+            seen.add(key)
+            yield place
+
+
+def _runnable(space: Space, simulate: bool, seen: Collection[Degrees]) -> Iterator[tuple[Place, Degrees]]:
+    """Plans in order with what is the same of a layout's variants; none of layouts that are `seen` by then."""
     own = space.layouts
     columns = (own.tensor, own.context, own.expert, own.pipeline, own.data, own.zero_stage, own.shard)
     for place in (place_at(space, row) for row in range(len(space.best))):
         key = tuple(int(column[place.layout]) for column in columns)
-        if len(seen) == top:
-            return
-        if key in seen or not (simulate or not why_not_run(space.at, plan_of(space, place))):
-            continue
-        if memories(space, [place])[0].device <= space.at.memory_bytes:
-            seen.add(key)
-            yield place
+        if key not in seen and (simulate or not why_not_run(space.at, plan_of(space, place))):
+            yield place, key
 
 
 def _baselines(space: Space) -> list[tuple[str, Flags]]:

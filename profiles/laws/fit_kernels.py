@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from profiles.files import write_text
-from profiles.laws.kernel_tables import DEVICES, Row, errors, kind_of, read_table
+from profiles.laws.kernel_tables import DEVICES, Row, errors, errors_of, kind_of, read_table
 from profiles.laws.kernels import NUMBERS, PATH, Array, KernelConstants
 
 # Devices that a generation is fitted to; the others of the tables only judge the law.
@@ -107,6 +107,7 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
     expected = np.clip(start if expected is None else expected, low, high)
     forward, backward, power, block = ASSUMED[generation]
     watts, best, low_best, held = BOARDS[generation]
+    of_rows = errors_of(rows)
 
     def build(x: Array) -> KernelConstants:
         return KernelConstants(
@@ -124,7 +125,7 @@ def fit(generation: str, rows: list[Row], expected: Array | None = None) -> Kern
         )
 
     def residuals(x: Array) -> Array:
-        return np.concatenate([errors(rows, {generation: build(x)}), PRIOR_WEIGHT * (x - expected) / (high - low)])
+        return np.concatenate([of_rows({generation: build(x)}), PRIOR_WEIGHT * (x - expected) / (high - low)])
 
     found = least_squares(
         residuals, np.clip(expected, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=high - low,

@@ -9,6 +9,7 @@ are repositories and threads on github.com.
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from profiles.laws.attention import PRODUCTS, attention_seconds
 from profiles.laws.kernels import Array, KernelConstants, Silicon, grouped_matmul_seconds, matmul_seconds
 
 Row = dict[str, str]
+Constants = dict[str, KernelConstants]
+Errors = Callable[[Constants | None], Array]
 MEASURED = CATALOG / "measured"
 # Device of a table: generation, peak and best measured TFLOP/s, memory GB/s, multiprocessors, bytes of an operand,
 # watts over the 16-bit peak.
@@ -57,15 +60,27 @@ def silicon_of(rows: list[Row]) -> Silicon:
     )
 
 
-def errors(rows: list[Row], constants: dict[str, KernelConstants] | None = None) -> Array:
+def errors(rows: list[Row], constants: Constants | None = None) -> Array:
     """Logarithm of predicted over measured seconds of every row, in order."""
-    result = np.zeros(len(rows))
+    return errors_of(rows)(constants)
+
+
+def errors_of(rows: list[Row]) -> Errors:
+    """The same of any constants: a fit asks for hundreds, and the rows are read once."""
     kinds = [kind_of(row) for row in rows]
+    parts: list[tuple[list[int], Errors]] = []
     for kind in dict.fromkeys(kinds):
         where = [i for i, one in enumerate(kinds) if one == kind]
         chosen = [rows[i] for i in where]
-        result[where] = (_attention_errors if "phase" in chosen[0] else _matmul_errors)(chosen, *kind, constants)
-    return result
+        parts.append((where, (_attention_errors if "phase" in chosen[0] else _matmul_errors)(chosen, *kind)))
+
+    def of(constants: Constants | None) -> Array:
+        result = np.zeros(len(rows))
+        for where, part in parts:
+            result[where] = part(constants)
+        return result
+
+    return of
 
 
 def kind_of(row: Row) -> tuple[str, str]:
@@ -77,22 +92,33 @@ def _numbers(rows: list[Row], *names: str) -> tuple[Array, ...]:
     return tuple(np.array([float(row[name]) for row in rows]) for name in names)
 
 
-def _matmul_errors(rows: list[Row], op: str, layout: str, constants: dict[str, KernelConstants] | None) -> Array:
+def _matmul_errors(rows: list[Row], op: str, layout: str) -> Errors:
     batch, m, n, k, moved, rate = _numbers(rows, "batch", "m", "n", "k", "result_bytes", "tflops")
     silicon = silicon_of(rows)
-    if op == "matmul":
-        seconds = matmul_seconds(m, n, k, layout, silicon, batch, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
-    else:
-        seconds = grouped_matmul_seconds(batch, m, n, k, layout, silicon, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
-    return np.asarray(np.log(seconds * rate * 1e12 / (2 * batch * m * n * k)))
+
+    def of(constants: Constants | None) -> Array:
+        if op == "matmul":
+            seconds = matmul_seconds(m, n, k, layout, silicon, batch, result_bytes=moved, constants=constants)  # type: ignore[arg-type]
+        else:
+            seconds = grouped_matmul_seconds(
+                batch, m, n, k, layout, silicon, result_bytes=moved, constants=constants,  # type: ignore[arg-type]
+            )  # fmt: skip
+        return np.asarray(np.log(seconds * rate * 1e12 / (2 * batch * m * n * k)))
+
+    return of
 
 
-def _attention_errors(rows: list[Row], phase: str, kernel: str, constants: dict[str, KernelConstants] | None) -> Array:
+def _attention_errors(rows: list[Row], phase: str, kernel: str) -> Errors:
     b, s, h, kv, dqk, dv, causal, rate = _numbers(
         rows, "batch", "seq_len", "heads", "kv_heads", "qk_head_dim", "v_head_dim", "causal", "tflops"
     )
-    seconds = attention_seconds(
-        phase, kernel, b, h, s, s, dqk, dv, silicon_of(rows), kv_heads=kv, causal=causal > 0, constants=constants,  # type: ignore[arg-type]
-    )  # fmt: skip
-    # The tables count the whole square even under a mask.
-    return np.asarray(np.log(seconds * rate * 1e12 / (b * h * s * s * PRODUCTS[phase] * (dqk + dv))))  # type: ignore[index]
+    silicon = silicon_of(rows)
+
+    def of(constants: Constants | None) -> Array:
+        seconds = attention_seconds(
+            phase, kernel, b, h, s, s, dqk, dv, silicon, kv_heads=kv, causal=causal > 0, constants=constants,  # type: ignore[arg-type]
+        )  # fmt: skip
+        # The tables count the whole square even under a mask.
+        return np.asarray(np.log(seconds * rate * 1e12 / (b * h * s * s * PRODUCTS[phase] * (dqk + dv))))  # type: ignore[index]
+
+    return of
