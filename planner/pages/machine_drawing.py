@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import networkx
 import plotly.graph_objects as go
 
 from planner.pages.styles import PART_STYLES
 from planner.plans import Plan
 from planner.space.question import Setting
-from planner.space.topology import NETWORK, axis_links, first_group, machine_graph
+from planner.space.topology import axis_links, first_group
 from profiles.pages.figures import axis, base_layout
 from profiles.units import GB, three_digits
 
@@ -110,10 +109,9 @@ def _devices(domain: int, size: int, count: int, groups: Sequence[range]) -> tup
 
 
 def _joined(at: Setting, drawn: set[int]) -> frozenset[tuple[int, int]]:
-    inside = machine_graph(at, drawn)
-    inside.remove_node(NETWORK)
-    together = [[node for node in part if node in drawn] for part in networkx.connected_components(inside)]
-    return frozenset((one, other) for part in together for one in part for other in part)
+    """Devices of one fast domain; all others reach each other through the network."""
+    size = max(at.fast_domain, 1)
+    return frozenset((one, other) for one in drawn for other in drawn if one // size == other // size)
 
 
 def drawing_figure(drawing: Drawing) -> go.Figure:
