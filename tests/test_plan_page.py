@@ -20,6 +20,7 @@ from planner.pages.page import render
 from planner.pages.plan_rows import on_front, records
 from planner.pages.plans_figures import scatter
 from planner.plans import Plan
+from planner.purchase.terms import usual_terms
 from planner.request import Request
 from planner.space.beside import Questions
 from planner.space.questions import sensitivity
@@ -34,7 +35,7 @@ QUESTION = Request(model="llama-3.1-8b", num_devices=16, device="h100-sxm", glob
 
 @pytest.fixture(scope="module")
 def planned() -> Planned:
-    found = answer_to(QUESTION, Questions(tokens=1e12, price=2.0))
+    found = answer_to(QUESTION, Questions(tokens=1e12, terms=usual_terms(2.0)))
     return Planned(file=found.file, answer=found)
 
 

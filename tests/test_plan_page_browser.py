@@ -9,6 +9,7 @@ import pytest
 from planner.ask import answer_to
 from planner.pages.content import content_of
 from planner.pages.page import render
+from planner.purchase.terms import usual_terms
 from planner.request import Request
 from planner.space.beside import Questions
 from tests.browser import CHROMIUM, Browser
@@ -29,7 +30,7 @@ def pages(tmp_path_factory) -> tuple[Path, Path]:
     """A page, and the same with a script in every text that is not ours."""
     folder = tmp_path_factory.mktemp("pages")
     question = Request(model="llama-3.1-8b", num_devices=16, device="h100-sxm", global_batches=(64,), top=4)
-    known = content_of(answer_to(question, Questions(tokens=1e12, price=2.0)), offers_all=False)
+    known = content_of(answer_to(question, Questions(tokens=1e12, terms=usual_terms(2.0))), offers_all=False)
     paths = folder / "plan.html", folder / "evil.html"
     for path, content in zip(paths, (known, evil(known)), strict=True):
         path.write_text(render(content), encoding="utf-8")

@@ -37,7 +37,10 @@ def _verdict(content: Content) -> Iterator[tuple[str, str]]:
     words = f"is the best of {file.num_legal:,} legal plans: {step} a step, {speed}, {held} on the fullest device."
     yield "good", f"{best.plan.id} {words}"
     if file.answers.cost is not None:
-        yield "", f"{cost_words(file.answers.cost)}.".replace("..", ".")
+        cost = file.answers.cost
+        tone, late = ("", "") if cost.in_time in (None, True) else ("bad", ": too late")
+        until = "" if cost.deadline_days is None else f", for {three_digits(cost.deadline_days)} days{late}"
+        yield tone, f"{cost_words(cost)}{until}."
     batch = format_batch(file.global_batch_size, file.sequence_length, file.size_unit)
     parameters = format_count(file.num_parameters)
     where = "the software it is for" if file.stack != THIS_PROGRAM else "execute"
