@@ -167,10 +167,10 @@ def plan(
 
     The best plan comes first; every other line says what it loses to the best.
     """
+    from planner.terminal.answering import job_with_page, plans_with_page
     from planner.terminal.buy import is_purchase, put_out, read_or_compare
-    from planner.terminal.handover import page_of, read_job, write_export, write_page
+    from planner.terminal.handover import write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
-    from planner.terminal.progress import pieces
     from profiles.files import ensure_writable
     from profiles.terminal.options import check_options, given_options
 
@@ -180,8 +180,7 @@ def plan(
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.ask import Asked as Found
-    from planner.ask import ask_whole, parse_counts
+    from planner.ask import parse_counts
     from planner.space.beside import Questions
 
     counts = () if gpus is None else parse_counts(gpus)
@@ -204,17 +203,12 @@ def plan(
     buying.check_prices_of(questions, device, cluster)
     compression = None if compress is None else _compression(compress, target)
     with console.progress(out, "planning") as on_progress:
-        planning, drawing = pieces(on_progress, (3.0, 0.0 if page is None else 2.0))
-        found = (
-            ask_whole(request, questions, planning, lambda words: out.print(f"note: {words}"), compression)
+        result = (
+            plans_with_page(request, questions, compression, page, on_progress, lambda told: out.print(f"note: {told}"))
             if source is None
-            else Found(file=read_job(source, request, planning))
+            else job_with_page(source, request, page, on_progress)
         )
-        html = None if page is None else page_of(found, simulate, drawing)
-    result = found.file
-    _put_out(result, out, None if export else output, json_output)
-    if page is not None and html is not None:
-        write_page(page, html, out)
+    _put_out(result, out, None if export else output, json_output, page)
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
 
@@ -262,8 +256,8 @@ def _check_together(params: Mapping[str, Any], given: Mapping[str, str], purchas
         raise InputError("--all writes the plans of one setting: name one of --codecs")
 
 
-def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool) -> None:
-    """Write and show the answer."""
+def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool, page: Path | None) -> None:
+    """Write and show the answer, and say where its page is."""
     from planner.terminal.show import show
     from profiles.artifacts import dump
     from profiles.files import write_text
@@ -275,6 +269,8 @@ def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: b
         if json_output:
             console.print_json(text)
     show(result, out, output)
+    if page is not None:
+        out.print(f"page: {page}")
 
 
 def _compression(recipes_text: str, target: str | None) -> Compression:

@@ -25,7 +25,6 @@ KIND_COLOURS: Final = {
     "buffers": "#CC79A7",
     "allocator's holes": "#9E9E9E",
     "outside torch": "#6F7A87",
-    "holes and outside torch": "#9E9E9E",
 }
 FASTER, SLOWER = "#0072B2", "#D55E00"
 FRAME: Final = "rgba(128,128,128,0.08)"
@@ -85,16 +84,16 @@ def treemap(held: Sequence[HeldBytes], memory_bytes: float | None) -> go.Figure:
     sums = {kind: total_bytes([one for one in held if one.kind == kind]) for kind in kinds}
     ids, labels, parents, values, colours = ["peak"], ["peak"], [""], [whole], [FRAME]
     for kind in kinds:
-        ids.append(kind)
-        labels.append(kind)
+        ids.append(html.escape(kind))
+        labels.append(html.escape(kind))
         parents.append("peak")
         values.append(sums[kind])
         colours.append(KIND_COLOURS.get(kind, "#9E9E9E"))
     for one in held:
         if one.layers:
-            ids.append(f"{one.kind}/{one.layers}")
+            ids.append(html.escape(f"{one.kind}/{one.layers}"))
             labels.append(html.escape(one.layers))
-            parents.append(one.kind)
+            parents.append(html.escape(one.kind))
             values.append(one.num_bytes)
             colours.append(KIND_COLOURS.get(one.kind, "#9E9E9E"))
     figure = go.Figure(
@@ -187,13 +186,16 @@ def tornado(changes: Sequence[Change]) -> go.Figure:
         ]
         shapes = ["" if change.is_same else "/" for _, change in bars]
         pattern = {"shape": shapes, "fillmode": "overlay", "fgopacity": 0.6, "fgcolor": "#ffffff"}
+        # A mark of the legend is never hatched.
+        figure.add_trace(go.Bar(x=[None], y=[None], name=f"{name} than predicted", marker={"color": colour}))
         figure.add_trace(
             go.Bar(
                 x=[100 * change.change_fraction for _, change in bars],
                 y=[2 * place + 1 for place, _ in bars],
                 orientation="h",
                 width=0.95,
-                name=f"{name} than predicted",
+                name=name,
+                showlegend=False,
                 marker={"color": colour, "pattern": pattern},
                 text=[_said(change) for _, change in bars],
                 textposition="outside",

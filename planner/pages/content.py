@@ -29,11 +29,15 @@ MOST_SIMULATED, MOST_DRAWN = 20_000, 3_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """The spans of the best plan's step, up to `drawn_until_seconds` of `step_seconds`; `refusal` says why none."""
+    """The spans of the best plan's step, up to `drawn_until_seconds` of `step_seconds`, by what `origin` says.
+
+    `refusal` says why there are none.
+    """
 
     spans: tuple[Span, ...] = ()
     step_seconds: float = 0.0
     drawn_until_seconds: float = 0.0
+    origin: str = "played event by event"
     refusal: str = ""
 
     @property
@@ -41,7 +45,7 @@ class Timeline:
         """How much of the step is drawn."""
         if self.refusal:
             return self.refusal
-        whole = f"One step of the best plan, played event by event: {format_seconds(self.step_seconds)}."
+        whole = f"One step of the best plan, {self.origin}: {format_seconds(self.step_seconds)}."
         if self.drawn_until_seconds >= self.step_seconds:
             return whole
         share = format_percent(self.drawn_until_seconds / self.step_seconds)
@@ -86,7 +90,9 @@ def content_of_file(file: PlanFile) -> Content:
     return Content(
         file=file,
         memory=held_by_kind(best.bytes_per_rank),
-        timeline=Timeline(spans=spans, step_seconds=stop, drawn_until_seconds=stop, refusal=refusal),
+        timeline=Timeline(
+            spans=spans, step_seconds=stop, drawn_until_seconds=stop, origin="by its schedule", refusal=refusal
+        ),
         changes=file.answers.sensitivity,
     )
 

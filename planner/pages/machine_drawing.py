@@ -109,6 +109,7 @@ def _devices(domain: int, size: int, count: int, groups: Sequence[range]) -> tup
 
 
 def _joined(at: Setting, drawn: set[int]) -> frozenset[tuple[int, int]]:
+    """Devices of one fast domain; all others reach each other through the network."""
     size = max(at.fast_domain, 1)
     return frozenset((one, other) for one in drawn for other in drawn if one // size == other // size)
 

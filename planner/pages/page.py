@@ -76,11 +76,16 @@ def _draws_device(rows: Sequence[dict[str, Any]], content: Content) -> bool:
 def _best(content: Content) -> dict[str, Any]:
     """What is drawn of the best plan, and what is said where nothing is."""
     timeline, rejected = content.timeline, content.file.rejected
-    memory = best_figures.treemap(content.memory, content.memory_bytes)
     return {
         "timeline": _timeline(content) if timeline.spans else None,
         "timeline_words": timeline.words,
-        "memory": picture("memory", memory, tables.memory_table(content.memory)),
+        "memory": picture(
+            "memory",
+            best_figures.treemap(content.memory, content.memory_bytes),
+            tables.memory_table(content.memory),
+        )
+        if content.memory
+        else None,
         "memory_words": memory_words(content),
         "links": picture("links", drawing_figure(content.drawing), tables.links_table(content.drawing))
         if content.drawing

@@ -37,11 +37,14 @@ def _verdict(content: Content) -> Iterator[tuple[str, str]]:
     words = f"is the best of {file.num_legal:,} legal plans: {step} a step, {speed}, {held} on the fullest device."
     yield "good", f"{best.plan.id} {words}"
     if file.answers.cost is not None:
-        yield "", f"{cost_words(file.answers.cost)}.".replace("..", ".")
+        cost = file.answers.cost
+        tone, late = ("", "") if cost.in_time in (None, True) else ("bad", ": too late")
+        until = "" if cost.deadline_days is None else f", for {three_digits(cost.deadline_days)} days{late}"
+        yield tone, f"{cost_words(cost)}{until}."
     batch = format_batch(file.global_batch_size, file.sequence_length, file.size_unit)
     parameters = format_count(file.num_parameters)
     where = "the software it is for" if file.stack != THIS_PROGRAM else "execute"
-    runs = f"{where} can run it" if best.executable else "it is simulate only: nobody has run such a plan with it"
+    runs = f"{where} can run it" if best.executable else f"{where} does not run such a plan: simulate only"
     yield "", f"{file.model_name} has {parameters} parameters; a step trains on {batch}; {runs}."
     far = next((text for text in prediction.assumptions if text.startswith("outside of what was measured")), "")
     if far:
@@ -92,6 +95,8 @@ def scatter_words(content: Content, is_drawn: bool) -> str:
 
 def memory_words(content: Content) -> str:
     """What the areas of the memory's figure mean."""
+    if not content.memory:
+        return "What fills the memory is not known for this plan."
     if any(one.layers for one in content.memory):
         return (
             "Areas add up to the predicted peak of the fullest rank. Buffers are what is whole for a moment only. "
@@ -106,7 +111,8 @@ def links_words(content: Content) -> str:
     if drawing is None:
         if content.file.num_devices == 1 or content.best.plan.num_devices == 1:
             return "One device does all: nothing crosses a link."
-        return "Which links the axes cross is not known for this plan."
+        known = "; ".join(map(show_answers.axis_words, content.file.answers.links))
+        return f"{known[:1].upper()}{known[1:]}." if known else "Which links the axes cross is not known for this plan."
     fast, network = (
         f"{three_digits(rate / GB)} GB/s" for rate in (drawing.fast_bytes_per_second, drawing.network_bytes_per_second)
     )

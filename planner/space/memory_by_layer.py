@@ -37,8 +37,8 @@ class HeldBytes:
 
 
 def held_by_kind(bytes_per_rank: dict[str, float]) -> tuple[HeldBytes, ...]:
-    """The same from a prediction alone, which knows no layers, and does not tell holes from what is outside torch."""
-    names = {**STATES, "slack": "holes and outside torch"}
+    """The same from a prediction alone, which knows no layers."""
+    names = {**STATES, "slack": "allocator's holes", "outside": "outside torch"}
     return tuple(
         HeldBytes(kind=names.get(kind, kind), layers="", num_bytes=held)
         for kind, held in bytes_per_rank.items()
@@ -113,10 +113,9 @@ def _others(
     yield HeldBytes(kind="activations", layers="logits and loss", num_bytes=parts["logits"])
     yield HeldBytes(kind="buffers", layers="messages, gathered weights, copies", num_bytes=parts["buffers"])
     yield HeldBytes(kind="buffers", layers="workspace of matrix products", num_bytes=parts["workspace"])
-    rest = memory.device - sum(parts.values())
-    outside = min(float(np.ravel(rules.context_bytes)[0]), max(rest, 0.0))
-    yield HeldBytes(kind="allocator's holes", layers="", num_bytes=rest - outside)
-    yield HeldBytes(kind="outside torch", layers="", num_bytes=outside)
+    holes = memory.device - sum(parts.values()) - memory.outside
+    yield HeldBytes(kind="allocator's holes", layers="", num_bytes=holes)
+    yield HeldBytes(kind="outside torch", layers="", num_bytes=memory.outside)
 
 
 def _divided(kind: str, total: float, sizes: dict[str, float], titles: dict[str, str]) -> Iterator[HeldBytes]:

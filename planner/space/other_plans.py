@@ -38,11 +38,12 @@ def other_plans(answer: Answer, offers_all: bool, most: int) -> list[Candidate]:
         if is_offered and num_passes + longer <= MOST_PASSES:
             places.append(place)
             num_passes += longer
+    if not places:
+        return []
     room = space.at.memory_bytes
     fitting = [place for place, held in zip(places, memories(space, places), strict=True) if held.device <= room]
-    if not fitting:
-        return []
-    found = sorted(zip(predictions(space, fitting), fitting, strict=True), key=lambda pair: pair[0].step_seconds)
+    predicted = predictions(space, fitting) if fitting else []
+    found = sorted(zip(predicted, fitting, strict=True), key=lambda pair: pair[0].step_seconds)
     result = []
     for number, (own, place) in enumerate(found, start=len(answer.file.candidates) + 1):
         plan = plan_of(space, place)

@@ -1,4 +1,4 @@
-"""What `plan` takes from elsewhere and hands over: jobs of other software read, plans written down for it, pages."""
+"""`plan --from FILE` and `--export STACK`: jobs of other software read, and plans written down for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.answers import ReadJob
-    from planner.ask import Asked
     from planner.prediction import Candidate, PlanFile
     from planner.request import Request
     from planner.terminal.progress import OnProgress
@@ -42,27 +41,6 @@ def read_job(source: Path, request: Request, on_progress: OnProgress) -> PlanFil
         workload=sizes.workload if sizes else None,
     )
     return judged(read(source, text, given), source, request, on_progress)
-
-
-def page_of(found: Asked, offers_all: bool, on_progress: OnProgress) -> str:
-    """The page of what was found: all of it where one search found it, else what the plan file tells."""
-    from planner.pages.content import content_of, content_of_file
-    from planner.pages.page import render
-
-    if found.answer is None:
-        return render(content_of_file(found.file))
-    return render(content_of(found.answer, offers_all, on_progress, found.file))
-
-
-def write_page(path: Path, page: str, out: Console) -> None:
-    """Write the page, whole or not at all, and say where it is.
-
-    Raises: EnvironmentFailure where it cannot be written.
-    """
-    from profiles.files import write_text
-
-    write_text(path, page)
-    out.print(f"page: {path}")
 
 
 def write_export(stack: str, file: PlanFile, rank: int, folder: Path, out: Console) -> None:

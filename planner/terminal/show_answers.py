@@ -40,7 +40,7 @@ def lines(file: PlanFile) -> Iterator[str]:
     """What is said after the table."""
     answers = file.answers
     if answers.links:
-        yield f"links of the best plan: {'; '.join(map(_links, answers.links))}"
+        yield f"links of the best plan: {'; '.join(map(axis_words, answers.links))}"
     if answers.pareto:
         yield "time against memory:"
         for plan in answers.pareto:
@@ -74,7 +74,8 @@ def _pool(alone: PoolAlone) -> str:
     return f"{words} would reach {format_percent(alone.share_fraction)} of the throughput ({alone.plan})"
 
 
-def _links(links: AxisLinks) -> str:
+def axis_words(links: AxisLinks) -> str:
+    """Where the ranks of an axis lie, and at which rate they are joined."""
     where = "inside one fast domain" if links.num_domains == 1 else f"across {links.num_domains} fast domains"
     return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
 
