@@ -14,6 +14,10 @@ settings.register_profile(
     "suite", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of torch that wait for one whose core another test has spin: a step of a small model takes 18 times the
+    # CPU. Ranks have one thread each anyway.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What commands keep from one to the next is no part of whoever runs the tests.
 os.environ.setdefault("TRAINWRIGHT_HOME", tempfile.mkdtemp(prefix="trainwright-tests-"))
 
