@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PLAN = ("--model", "gpt2-small", "--gpus", "2", "--device", "t4", "--global-batch", "8", "--top", "1")
+PLAN = ("--model", "gpt2-small", "--gpus", "2", "--device", "a100-sxm-80gb", "--global-batch", "8", "--top", "1")
 
 
 def run(folder: Path, binaries: Path, command: str, *arguments: str) -> str:
