@@ -62,7 +62,7 @@ def memory_scale(rows: Sequence[dict[str, Any]]) -> tuple[float, str]:
 
 def is_near(rows: Sequence[dict[str, Any]], memory_bytes: float) -> bool:
     """Whether what a device has can be drawn beside what plans take, and squeezes them not."""
-    held = [row["peak_bytes"] for row in rows]
+    held = [float(row["peak_bytes"]) for row in rows]
     return memory_bytes - max(held) <= max(max(held) - min(held), 0.2 * max(held))
 
 

@@ -14,11 +14,12 @@ from planner.cost.memory.stage_states import stage_states
 from planner.cost.software_memory import MemoryRules, memory_rules
 from planner.plans import Plan
 from planner.schedules.registry import stage_ranks
+from planner.schedules.steps import Ints
 from planner.space.explore import Memory, Place, Space
 from planner.space.memory import memories
 from planner.space.stage_passes import layers_between, shape_of, shared_of
 from planner.space.to_plans import jobs_at, plan_of
-from profiles.models.transformer import DENSE, ROUTED, Array
+from profiles.models.transformer import DENSE, ROUTED
 
 # Kinds in the order in which they are drawn. What lies outside of torch is the device's context and communicators.
 KINDS = ("weights", "gradients", "optimizer state", "activations", "buffers", "allocator's holes", "outside torch")
@@ -88,9 +89,7 @@ def _alone(content: StageContent) -> Iterator[tuple[str, StageContent]]:
     yield SHARED, replace(empty, shared=content.shared)
 
 
-def _states(
-    jobs: Jobs, rules: MemoryRules, content: StageContent, chosen: Array, memory: Memory
-) -> Iterator[HeldBytes]:
+def _states(jobs: Jobs, rules: MemoryRules, content: StageContent, chosen: Ints, memory: Memory) -> Iterator[HeldBytes]:
     """Weights, gradients and the optimizer's state, in the proportion of what each layer's take."""
     parameters = parameters_of(jobs, rules)
     by_layer = {name: stage_states(jobs, rules, parameters, own) for name, own in _alone(content)}
@@ -100,9 +99,7 @@ def _states(
         yield from _divided(kind, memory.parts[state], sizes, _titles(content, chosen))
 
 
-def _others(
-    jobs: Jobs, rules: MemoryRules, content: StageContent, chosen: Array, memory: Memory
-) -> Iterator[HeldBytes]:
+def _others(jobs: Jobs, rules: MemoryRules, content: StageContent, chosen: Ints, memory: Memory) -> Iterator[HeldBytes]:
     """Activations by what each kind of layer keeps, the logits, and all that belongs to no layer."""
     parts, titles = memory.parts, _titles(content, chosen)
     kept = {
@@ -128,7 +125,7 @@ def _divided(kind: str, total: float, sizes: dict[str, float], titles: dict[str,
         yield HeldBytes(kind=kind, layers=titles.get(name, name), num_bytes=total * share)
 
 
-def _titles(content: StageContent, chosen: Array) -> dict[str, str]:
+def _titles(content: StageContent, chosen: Ints) -> dict[str, str]:
     """Kinds of layers in words, with how many of them the rank has."""
     counts = {kind: int(np.sum(count[chosen])) for kind, count in content.layers.items()}
     return {kind: f"{count} {LAYER_TITLES.get(kind, f'x {kind}')}" for kind, count in counts.items()}
