@@ -23,9 +23,9 @@ SCALAR = (
 )  # fmt: skip
 WHOLE, FLAGS = torch.int64, torch.bool
 GIVEN = {
-    **{name: (NORMAL,) for name in UNARY},
+    **dict.fromkeys(UNARY, (NORMAL,)),
     **{name: (NORMAL, [2, 6, 8]) for name in BINARY},
-    **{name: (NORMAL, 2) for name in SCALAR},
+    **dict.fromkeys(SCALAR, (NORMAL, 2)),
     "bitwise_not": (([2, 6], FLAGS),),
     "bitwise_and.Tensor": (([2, 6], FLAGS), ([6], FLAGS)),
     "mm": ([4, 6], [6, 8]),
