@@ -1,6 +1,7 @@
 """Experts of a task's mixtures are shared out over ranks, which train as one process does, or refused by name."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,3 +211,14 @@ def test_a_module_without_mixtures_is_refused_before_ranks_start() -> None:
     with pytest.raises(PlanError, match=r"expert_parallel=2: GPT2LMHeadModel has no mixture of experts"):
         check_task(SHARED, subject("gpt2")[0], "cpu")
     assert check_task(SHARED, subject("gpt_oss")[0], "cpu") == []
+
+
+@pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
+@pytest.mark.slow
+def test_shared_experts_go_on_whole_and_whole_ones_shared(tmp_path: Path) -> None:
+    whole = replace(SHARED, expert_parallel=1, zero_stage=3)
+    pairs = [[asdict(SHARED), asdict(whole)], [asdict(whole), asdict(SHARED)]]
+    told = {"model": "gpt_oss", "pairs": pairs, "folder": str(tmp_path)}
+    for before, after in launch("tests.task_entries:save_and_go_on", told, 2, "cpu"):
+        assert after == pytest.approx(before, rel=1e-5)
