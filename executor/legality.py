@@ -60,6 +60,7 @@ def _hardly_known(file: PlanFile) -> ModelFacts:
         can_tensor_parallel=True,
         can_pipeline=True,
         is_transformer=False,
+        num_experts=None if file.workload.task else 0,
         is_task=bool(file.workload.task),
     )
 

@@ -158,7 +158,7 @@ def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
         yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
     if degree == 1:
         return
-    if not model.num_experts or model.num_experts % degree:
+    if model.num_experts is not None and (not model.num_experts or model.num_experts % degree):
         yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, which is no multiple"
     if plan.data_parallel % degree:
         yield (
@@ -282,6 +282,8 @@ def _task(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
         yield f"compiled: {model.name} is trained as it is, leave it out"
     if plan.pipeline_parallel > 1 and plan.tensor_parallel > 1:
         yield f"tensor_parallel={plan.tensor_parallel} with stages of {model.name}: not tried, use one of the two"
+    if plan.expert_parallel > 1 and plan.tensor_parallel * plan.pipeline_parallel > 1:
+        yield f"expert_parallel={plan.expert_parallel} with parts or stages of {model.name}: not tried, use one of them"
     if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
         yield (
             f"zero_stage={plan.zero_stage}, virtual_stages={plan.virtual_stages} and schedule={plan.schedule}: stages "

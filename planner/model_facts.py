@@ -17,6 +17,7 @@ class ModelFacts:
 
     `shared_weights` are names of those that several layers of a user's own share, where they are known. `is_task` tells
     whether it is a module that is trained as it is; `cutting` and `splitting` say how that is cut and split, if known.
+    `num_experts` is None where that is seen when it is built.
     """
 
     name: str
@@ -29,7 +30,7 @@ class ModelFacts:
     can_tensor_parallel: bool
     can_pipeline: bool
     is_transformer: bool
-    num_experts: int = 0
+    num_experts: int | None = 0
     adapters: Adapters = EVERYTHING
     shared_weights: tuple[str, ...] = ()
     is_task: bool = False

@@ -18,16 +18,27 @@ from executor.run.subject import workload_of_task
 from executor.trainer import Trainer
 from planner.plans import Plan
 from profiles.artifacts import validate
+from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank, join_group
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.task_loading import load_task
 from profiles.workloads.workload import Workload
 from tests.matrix.__main__ import OWN, models
-from tests.matrix.architectures import ARCHITECTURES
+from tests.matrix.architectures import ARCHITECTURES, MIXTURE
 
 SEED = 3
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
-MODELS = {spec.name: (spec, size) for spec, size in models()}
+# Mixtures beside those of the matrix: with biases, in a class of their own, with another head.
+MIXTURES = {
+    name: WorkloadSpec(kind="transformers", name=name, config={"architectures": [architecture], **config})
+    for name, architecture, config in (
+        ("olmoe", "OlmoeForCausalLM", {"model_type": "olmoe", "num_experts": 4, **MIXTURE}),
+        ("granitemoe", "GraniteMoeForCausalLM", {"model_type": "granitemoe", **MIXTURE}),
+        ("phimoe", "PhimoeForCausalLM", {"model_type": "phimoe", **MIXTURE}),
+        ("mixtral_classes", "MixtralForSequenceClassification", {"model_type": "mixtral", **MIXTURE}),
+    )
+}
+MODELS = {spec.name: (spec, size) for spec, size in models()} | {name: (own, 32) for name, own in MIXTURES.items()}
 
 
 def subject(name: str) -> tuple[Workload, TaskSamples]:

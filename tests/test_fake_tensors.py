@@ -11,6 +11,7 @@ from profiles.workloads.fake_tensors import (
     FakeTensor,
     FakeTensorMode,
     fake_of,
+    in_kernel_invocation_manager,
     schema_of,
     storage_of,
     told_by_the_error,
@@ -53,6 +54,15 @@ def test_a_fake_tensor_is_made_of_one_on_meta_and_computes_as_its_mode_does() ->
     with mode:
         twice = made @ made.T
     assert (type(twice), twice.shape, twice.device) == (FakeTensor, (2, 2), CPU)
+
+
+def test_a_kernel_that_is_asked_itself_gives_what_is_on_meta_and_no_mode_sees_it() -> None:
+    mode = FakeTensorMode()
+    value, other = mode.from_tensor(torch.ones(2, 3)), mode.from_tensor(torch.ones(3, 4))
+    with mode, Counting() as seen, in_kernel_invocation_manager(mode):
+        made = KERNELS.mm.default(value, other)
+    assert (type(made), made.device.type, made.shape, seen.count) == (torch.Tensor, "meta", (2, 4), 0)
+    assert value.device == CPU
 
 
 @pytest.mark.parametrize("is_fake", [False, True])

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from executor.fake_group import FakeTensor
 from executor.observe.events import EXCHANGES
-from profiles.workloads.experts import Compute, holds_experts, set_dispatch
+from profiles.workloads.experts import Compute, expert_parameters, set_dispatch
 
 # Where an expert's weights say over which ranks they are shared out, as a mesh of one axis. Their gradient is the sum
 # over those ranks' tokens, and DDP must leave it alone.
@@ -30,15 +30,14 @@ def place_experts(layer: nn.Module, mesh: DeviceMesh) -> None:
     """Keep this rank's share of the layer's experts, where it has any, and let tokens travel over `mesh`."""
     group = mesh.get_group()
     for module in layer.modules():
-        if not holds_experts(module):
-            continue
-        count = int(module.num_experts) // group.size()  # type: ignore[arg-type]
-        for name in ("gate_up_proj", "down_proj"):
-            whole = getattr(module, name)
-            own = nn.Parameter(whole.detach()[group.rank() * count : (group.rank() + 1) * count].clone())
+        parameters = expert_parameters(module)
+        for name, whole in parameters.items():
+            share = whole.detach().chunk(group.size())[group.rank()]
+            own = nn.Parameter(share.clone(), requires_grad=whole.requires_grad)
             setattr(own, MARK, mesh)
             setattr(module, name, own)
-        set_dispatch(module, functools.partial(_travel, group))
+        if parameters:
+            set_dispatch(module, functools.partial(_travel, group))
 
 
 def expert_names(module: nn.Module) -> list[str]:
@@ -64,7 +63,7 @@ def average_experts(parameters: Iterable[nn.Parameter], replicas: dist.ProcessGr
 
 
 def _experts_of(parameters: Iterable[nn.Parameter]) -> Iterator[nn.Parameter]:
-    return (parameter for parameter in parameters if hasattr(parameter, MARK))
+    return (parameter for parameter in parameters if hasattr(parameter, MARK) and parameter.requires_grad)
 
 
 def _travel(group: dist.ProcessGroup, compute: Compute, tokens: Tensor, counts: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,15 +16,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from executor.axes.experts import place_experts
 from executor.axes.part import Part
 from executor.axes.recompute import Recomputed
 from executor.axes.task_tensor import agreed, split_module
 from executor.fake_group import is_fake
+from executor.materialise import materialise
 from executor.micro_batches import on_device
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import InputError, PlanError
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.buffers import saved_buffers
+from profiles.workloads.expert_shares import prove_shares
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.meta_values import MetaValues, on_meta
 from profiles.workloads.precision import computing
@@ -100,7 +103,7 @@ def build_task_part(
     mesh: DeviceMesh | None = None,
     shards: bool = False,
 ) -> TaskPart:
-    """The module of a task on `device`, its blocks recomputed and its linears split as the plan says.
+    """The module of a task on `device`, its blocks recomputed, its linears split and its experts shared as planned.
 
     Where it is sharded next, stored weights are left for then, so that no rank holds all of them.
     Raises: InputError where its code fails; PlanError where the plan is of another module.
@@ -108,6 +111,8 @@ def build_task_part(
     module, values = (shards and _stored(spec, task, seed, device)) or _built(spec, task, seed, device)
     part = TaskPart(module if values is not None else module.to(device), task, plan.precision, device.type)
     part.values = values
+    if mesh is not None and plan.expert_parallel > 1:
+        _share_experts(part, plan, mesh["experts"])
     if mesh is not None and plan.tensor_parallel > 1:
         proven = module if values is None else values.whole()
         split = agreed(split_of_task(proven, task, plan.tensor_parallel), mesh["tensor"])
@@ -123,6 +128,16 @@ def build_task_part(
     for position in positions:
         recompute_block(part.blocks[position - 1])
     return part
+
+
+def _share_experts(part: TaskPart, plan: Plan, mesh: DeviceMesh) -> None:
+    """Keep this rank's experts of a module alone, where all of it is proven to give what the whole gives."""
+    if part.values is not None:
+        # The proof takes numbers, and shares of experts do not know their place in a folder's weights.
+        materialise(part, part.values)
+        part.values = None
+    prove_shares(part.module, on_batch(part.module, part.task), plan.expert_parallel)
+    place_experts(part.module, mesh)
 
 
 def _built(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues | None]:
@@ -173,6 +188,11 @@ def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:
 
     Raises: PlanError where there is none.
     """
+    return find_split(module, on_batch(module, task), degree)
+
+
+def on_batch(module: nn.Module, task: Task) -> Callable[[nn.Module], Tensor]:
+    """What gives the loss of a module on a small batch, the same one each time, where the module is."""
     device = next(module.parameters()).device
     batch = on_device(task.collate(task.batches(0, SAMPLES)), device)
 
@@ -180,7 +200,7 @@ def split_of_task(module: nn.Module, task: Task, degree: int) -> Split:
         with computing("fp32", device.type):
             return task.loss(module, batch)
 
-    return find_split(module, run, degree)
+    return run
 
 
 @contextlib.contextmanager

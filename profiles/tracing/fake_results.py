@@ -1,7 +1,7 @@
 """What kernels give for fake tensors, noted by the looks of what they are given, and made again from that.
 
 Torch's own rules for fake tensors take ten times as long as that, and blocks of a module that are alike run the same
-kernels on the same shapes.
+kernels on the same shapes. What is seen first is asked of the kernel itself where its rule for shapes says the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiles.tracing.kernel_rules import asked, is_asked
 from profiles.workloads.fake_tensors import FakeTensor, FakeTensorMode, fake_of, schema_of, storage_of, without_modes
 
 # What kernels are given beside tensors, by which calls are told apart.
@@ -41,11 +42,12 @@ class _Made:
 class _Kind:
     """What is known of a kernel: whether calls are told apart by where tensors lie in memory that they share.
 
-    `changes`: whether it changes the first of what it is given, and gives that.
+    `changes`: whether it changes the first of what it is given, and gives that; `is_asked`: whether its own rule tells.
     """
 
     is_placed: bool
     changes: bool
+    is_asked: bool = False
 
 
 class KnownResults:
@@ -76,7 +78,8 @@ class KnownResults:
             made = [None if look is None else self._made(look, tensors) for look in looks]
             return made[0] if of is FakeTensor else of(made)
         before = _look(args[0]) if kind.changes else None
-        result = func(*args, **kwargs)
+        result = asked(self._fake, func, args, kwargs) if kind.is_asked else None
+        result = func(*args, **kwargs) if result is None else result
         if kind.changes:
             self._results[key] = (FakeTensor, ()) if result is args[0] and _look(args[0]) == before else None
         else:
@@ -133,7 +136,7 @@ def _kind_of(func: Any) -> _Kind | None:
         return None
     aliases = [one.alias_info for one in schema.returns]
     if not schema.is_mutable:
-        return _Kind(is_placed=any(aliases), changes=False)
+        return _Kind(is_placed=any(aliases), changes=False, is_asked=is_asked(func))
     first, *rest = schema.arguments
     is_first = first.alias_info is not None and first.alias_info.is_write and all(aliases) and len(aliases) == 1
     others = any(one.alias_info is not None and one.alias_info.is_write for one in rest)

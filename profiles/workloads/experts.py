@@ -19,6 +19,7 @@ from profiles.workloads.repeats import is_watched, once_for_all
 
 # The name under which transformers finds `experts`.
 EXPERTS = "trainwright"
+WEIGHT_DIMS = 3  # of a weight that has those of every expert
 # Rows by expert, how many each has, and what the experts make of them. Shapes: (row, hidden) both ways.
 Compute = Callable[[Tensor, list[int]], Tensor]
 
@@ -51,9 +52,26 @@ def set_dispatch(module: nn.Module, dispatch: Callable[[Compute, Tensor, list[in
     module.__dict__["dispatch"] = dispatch
 
 
+def expert_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A mixture's own parameters that have those of every expert along their first dimension; none of other modules.
+
+    Transformers keeps weights of all experts of a layer in two tensors of three dimensions, and biases in two of two.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    counts = [parameter.shape[0] for parameter in own.values() if parameter.dim() == WEIGHT_DIMS]
+    if len(counts) < len(("up", "down")) or len(set(counts)) > 1:
+        return {}
+    return {name: one for name, one in own.items() if one.dim() > 1 and one.shape[0] == counts[0]}
+
+
+def num_experts(module: nn.Module) -> int:
+    """How many experts a module holds the weights of; 0 of other modules."""
+    return next((len(own) for own in expert_parameters(module).values()), 0)
+
+
 def holds_experts(module: nn.Module) -> bool:
-    """Transformers keeps all experts of a layer in two tensors of three dimensions."""
-    return getattr(getattr(module, "gate_up_proj", None), "dim", lambda: 0)() == 3
+    """Whether a module is a mixture that has the weights of all of its experts in one."""
+    return bool(expert_parameters(module))
 
 
 def _counts(chosen: Tensor, num_experts: int) -> list[int]:
@@ -93,7 +111,9 @@ def _expert(
     if getattr(module, "is_transposed", False):
         up, down = up.t(), down.t()
     wide = nn.functional.linear(tokens, up, up_bias)
-    return nn.functional.linear(_gated(module, wide) if has_gate else module.act_fn(wide), down, down_bias)
+    made = nn.functional.linear(_gated(module, wide) if has_gate else module.act_fn(wide), down, down_bias)
+    normed: Tensor = module.post_expert_norm(made) if getattr(module, "has_post_expert_norm", False) else made
+    return normed
 
 
 def _gated(module: Any, wide: Tensor) -> Tensor:

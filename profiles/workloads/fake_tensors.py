@@ -17,12 +17,18 @@ from unittest import mock
 import numpy
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "fake_of",
+    "in_kernel_invocation_manager",
     "matched_in_order",
     "schema_of",
     "seen_as_real",

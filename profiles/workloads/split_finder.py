@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from profiles.workloads.experts import num_experts
 from profiles.workloads.repeated_blocks import repeated_blocks
 from profiles.workloads.split_flow import Arguments, Flow, look, sources
 from profiles.workloads.split_influence import Masks, are_apart, are_whole, filled, influence, shares
@@ -25,7 +26,6 @@ from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EX
 
 # A feature that feeds nothing, as that of a unit which is off for all samples, is looked for in at most so many passes.
 MOST_PASSES = 12
-OF_EXPERTS = 3  # dimensions of a weight that holds those of every expert
 # What transformers calls mixtures with whose experts may be computed anywhere.
 GIVEN = ("tokens", "the experts of each", "their weights")
 
@@ -169,16 +169,16 @@ def experts_of(module: nn.Module, degree: int) -> tuple[list[Group], list[str]]:
     found: list[Group] = []
     left: list[str] = []
     for path, part in module.named_modules():
-        counts = [own.shape[0] for own in part.parameters(recurse=False) if own.dim() == OF_EXPERTS]
-        if len(counts) < len(("up", "down")) or len(set(counts)) > 1 or counts[0] == 1:
+        count = num_experts(part)
+        if count < len(("one", "another")):
             continue
         if len(inspect.signature(part.forward).parameters) != len(GIVEN):
             left.append(f"{path} keeps its experts whole: it is not called with {', '.join(GIVEN)}")
             continue
-        if counts[0] % degree:
-            left.append(f"{path} keeps its experts whole: {counts[0]} are no multiple of {degree}")
+        if count % degree:
+            left.append(f"{path} keeps its experts whole: {count} are no multiple of {degree}")
             continue
-        split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(counts[0], degree)})
+        split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(count, degree)})
         found.append(Group(rows=path, unit=path, split=split))
     return found, left
 

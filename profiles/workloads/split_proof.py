@@ -159,7 +159,7 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
     named = {name: own for name, own in module.named_parameters() if own.requires_grad}
     whole = _Seen()
     with _whole_run(module, split, whole):
-        loss, gradients = _pass(module, named, run)
+        loss, gradients = loss_and_gradients(module, named, run)
     biases: dict[str, Any] = {
         path: module.get_submodule(path).bias if style == ROWS else None for path, style in split.styles.items()
     }
@@ -168,7 +168,7 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
     for one in ones:
         try:
             with run_as_rank(module, split, one):
-                own, parts = _pass(module, named, run)
+                own, parts = loss_and_gradients(module, named, run)
         except Failure:
             raise
         except Exception as error:
@@ -182,9 +182,10 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
     return summed_over(split, compared)
 
 
-def _pass(
+def loss_and_gradients(
     module: nn.Module, named: Mapping[str, Tensor], run: Callable[[nn.Module], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss that `run` gives of a module, and its gradients by name: zeros where the loss does not depend on it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss = run(module)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiles.workloads.experts import Compute, set_dispatch
+from profiles.workloads.experts import Compute, expert_parameters, set_dispatch
 from profiles.workloads.forwards import replace_forward
 from profiles.workloads.tensor_splits import CHOSEN, COLUMNS, COLUMNS_INSIDE, EXPERTS, ROWS, Pieces, Split
 
@@ -69,7 +69,7 @@ def run_as_rank(module: nn.Module, split: Split, ranks: Ranks) -> ExitStack:
 def split_dims(part: Any, style: str, is_transposed: bool) -> dict[str, int]:
     """Along which dimension each parameter of a module is split, of those that are."""
     if style == EXPERTS:
-        return {name: 0 for name, _ in part.named_parameters(recurse=False)}
+        return dict.fromkeys(expert_parameters(part), 0)
     if style == ROWS:
         return {"weight": int(not is_transposed)}
     dims = {"weight": int(is_transposed), "bias": 0} if style in (COLUMNS, COLUMNS_INSIDE) else {}
@@ -115,10 +115,10 @@ def _experts(
     split: Split, ranks: Ranks, path: str, part: Any, forward: Any, hidden: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
     pieces = split.pieces[path][ranks.rank]
-    parts = {name: ranks.part(own, 0, pieces) for name, own in part.named_parameters(recurse=False)}
+    parts = {name: ranks.part(own, 0, pieces) for name, own in expert_parameters(part).items()}
     set_dispatch(part, functools.partial(_own_experts, pieces[0]))
     try:
-        with _holding(part, parts):
+        with holding(part, parts):
             answers = forward(ranks.entered(path, hidden), index, ranks.entered(path, weights))
     finally:
         del part.__dict__["dispatch"]
@@ -145,12 +145,12 @@ def _with_parts(
     for name in names:
         (dim, pieces), own = split.parameters[name], name.rpartition(".")[2]
         parts[own] = taken(getattr(part, own), dim, pieces[ranks.rank])
-    with _holding(part, parts):
+    with holding(part, parts):
         return forward(*args, **kwargs)
 
 
 @contextmanager
-def _holding(part: nn.Module, parts: Mapping[str, Tensor]) -> Iterator[None]:
+def holding(part: nn.Module, parts: Mapping[str, Tensor]) -> Iterator[None]:
     """While entered, a module finds these under the names of its parameters, which stay registered."""
     part.__dict__.update(parts)
     try:
