@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parent.parent
+PLOTLY = "application/vnd.plotly.v1+json"
 NOTEBOOKS = sorted(ROOT.glob("planner/notebooks/*.ipynb"))
 
 
@@ -38,7 +40,7 @@ def outputs(folder) -> list[str]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("TRAINWRIGHT_HOME", str(folder / "home"))
         where = {"metadata": {"path": str(folder)}}
-        nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
     return [shown(cell) for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -46,13 +48,14 @@ def shown(cell) -> str:
     assert not any(output.get("name") == "stderr" for output in cell.outputs), cell.outputs
     data = [output.data for output in cell.outputs if "data" in output]
     texts = [output.text for output in cell.outputs if "text" in output]
-    return "".join([*texts, *(one.get("text/html", one.get("text/plain", "")) for one in data)])
+    pictures = [json.dumps(one[PLOTLY]) for one in data if PLOTLY in one]
+    return "".join([*texts, *pictures, *(one.get("text/html", one.get("text/plain", "")) for one in data)])
 
 
 def test_every_cell_shows_what_the_saved_plan_says(outputs, folder):
     file = artifacts.read(folder / "plan.json", "plan", PlanFile)
     best = file.candidates[0]
-    table, choice, parts, frame, why_not, sensitivity, cost, saved = outputs
+    table, choice, parts, frame, why_not, sensitivity, cost, scatter, page, saved = outputs
     assert f"<td>{best.plan.id}</td><td>{format_seconds(best.prediction.step_seconds)}</td>" in table
     assert choice.splitlines()[0] == best.plan.id
     assert f"{best.prediction.peak_bytes / 2**30:.1f} GiB" in choice
@@ -67,4 +70,7 @@ def test_every_cell_shows_what_the_saved_plan_says(outputs, folder):
     hours = 1e12 / best.prediction.tokens_per_second / 3600 * 16
     dollars = float(re.search(r"([\d,]+) dollars", cost).group(1).replace(",", ""))
     assert hours * 2.5 < dollars < 1.05 * hours * 2.5
+    assert best.plan.id in scatter
+    assert page.startswith("<iframe")
+    assert best.plan.id in (folder / "plan.html").read_text()
     assert saved == ""
