@@ -13,6 +13,7 @@ from planner.cost.ingredients import ingredients_of
 from planner.cost.job import Each, Jobs
 from planner.cost.memory.footprint import footprint
 from planner.published.learn import predict, total_seconds
+from planner.space.best import MEMORY_STEPS
 from planner.space.block import block, step_seconds
 from planner.space.block_memory import device_bytes
 from planner.space.explore import Space, explore
@@ -132,6 +133,28 @@ def test_what_has_no_room_is_not_timed_and_changes_nothing(config: str) -> None:
     assert first.rejected == second.rejected
     for field in fields(first.best):
         assert np.array_equal(getattr(first.best, field.name), getattr(second.best, field.name))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_no_plan_of_all_beats_those_that_no_other_beats(config: str) -> None:
+    """Against every plan of the search; plans whose memory is less than a step apart may stand for each other."""
+    at, every = make(config, num_devices=8), []
+    space = explore(at, Options(), seen=lambda *block: every.append((block[3].reshape(-1), block[4].reshape(-1))))
+    seconds, held = (np.concatenate(column) for column in zip(*every, strict=True))
+    fits = held <= at.memory_bytes
+    front = space.front
+    assert len(front) > 1
+    assert front.step_seconds[0] == space.best.step_seconds[0] == seconds[fits].min()
+    assert (np.diff(front.step_seconds) > 0).all()
+    assert (np.diff(front.device_bytes) < 0).all()
+    step = at.memory_bytes / MEMORY_STEPS
+    for time, held_bytes in zip(front.step_seconds, front.device_bytes, strict=True):
+        assert not ((seconds[fits] <= time) & (held[fits] < held_bytes - step)).any()
+        assert ((seconds == time) & (held == held_bytes)).any()
+    # Seconds of the fastest plan of the front that takes no more than each plan does, but for a step.
+    row = np.searchsorted(-front.device_bytes, -(held[fits] + step))
+    assert row.max() < len(front)
+    assert (front.step_seconds[row] <= seconds[fits]).all()
 
 
 def joined(jobs: list[Jobs]) -> Jobs:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from planner.cost.factors import Learned, load_learned
-from planner.cost.layers import SHARDED
-from planner.space.best import Best, fastest, ranked
+from planner.space.best import Best, Front, fastest, ranked
 from planner.space.block import Tables, block, step_seconds
 from planner.space.block_memory import device_bytes, host_bytes
-from planner.space.layouts import Ints, Layouts, Options, legal_layouts
+from planner.space.layouts import Ints, Layouts, Options, groups_of, legal_layouts
 from planner.space.question import Setting
 from planner.space.schedule_choices import Variants, variants
 from planner.space.tables import layer_table, layout_table, message_table
@@ -64,11 +63,12 @@ class Memory:
 class Space:
     """What a search saw; `generated` equals the accepted plans and all rejected ones.
 
-    `nearest` is, per layout, the fewest bytes that any of its plans takes (inf where states alone are too many, or what
-    all of them offload is), with its micro-batch, schedule and recomputation in `nearest_place`. `unoffered` are the
-    layouts that the stack has no words for, by what it lacks; their plans count as rejected. `placed` has the
-    stage bounds of plans whose layers are not as evenly split as the layout has them; `held` what plans with their
-    bounds were found to hold, `replayed` what replay reads of any bounds; spaces that differ in these alone share both.
+    `front` are the plans of all accepted ones that no other beats in both time and memory. `nearest` is, per layout,
+    the fewest bytes that any of its plans takes (inf where states alone are too many, or what all of them offload is),
+    with its micro-batch, schedule and recomputation in `nearest_place`. `unoffered` are the layouts that the stack has
+    no words for, by what it lacks; their plans count as rejected. `placed` has the stage bounds of plans whose layers
+    are not as evenly split as the layout has them; `held` what plans with their bounds were found to hold, `replayed`
+    what replay reads of any bounds; spaces that differ in these alone share both.
     """
 
     at: Setting
@@ -77,6 +77,7 @@ class Space:
     layouts: Layouts
     tables: Tables
     best: Best
+    front: Best
     generated: int
     accepted: int
     rejected: Counter[str]
@@ -151,31 +152,31 @@ def explore(
     rejected += num_unoffered
     accepted = done = 0
     blocks: list[tuple[Array | Ints, ...]] = []
+    front = Front(at.memory_bytes)
     nearest, places = np.full(len(layouts), np.inf), np.zeros((len(layouts), 3), dtype=np.int64)
     total, num_legal = sum(piece.num_plans for piece in own), sum(len(p.layouts) * p.num_legal for p in own)
     for piece in own:
         chosen, choices = piece.layouts, piece.choices
         held, num_over_host = _held(tables, piece)
         fits = held <= at.memory_bytes
-        num_fitting = int(fits.sum())
-        accepted += num_fitting
+        accepted += (num_fitting := int(fits.sum()))
         rejected[NO_ROOM_ON_HOST] += num_over_host
         rejected[NO_ROOM] += piece.num_legal * len(chosen) - num_fitting - num_over_host
-        fewest = held.reshape(len(chosen), -1).argmin(axis=1)
-        places[chosen] = np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
-        nearest[chosen] = held.reshape(len(chosen), -1)[np.arange(len(chosen)), fewest]
+        nearest[chosen], places[chosen] = _least(held)
         # Only what fits is worth its seconds, but for those who want to see all.
         timed = fits.any(axis=(1, 2, 3)) if seen is None else np.ones(len(chosen), dtype=bool)
         if timed.any():
             seconds = step_seconds(block(tables, chosen[timed], choices))
-            blocks.append(fastest(chosen[timed], np.where(fits[timed], seconds, np.inf), held[timed]))
+            usable = np.where(fits[timed], seconds, np.inf)
+            blocks.append(fastest(chosen[timed], usable, held[timed]))
+            front.see(chosen[timed], usable, held[timed])
             if seen is not None:
                 seen(num_legal, chosen, choices, seconds, held)
         done += piece.num_plans
         on_progress(done / total, f"{format_count(done)} of {format_count(total)} plans, {at.precision}")
     return Space(
         at=at, options=options, learned=learned, layouts=layouts, tables=tables, best=ranked(blocks),
-        generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
+        front=front.plans(), generated=generated, accepted=accepted, rejected=+rejected, broken=broken, nearest=nearest,
         nearest_place=places, unoffered=unoffered, _known=known,
     )  # fmt: skip
 
@@ -235,7 +236,7 @@ def _to_price(
     rejected: Counter[str] = Counter()
     generated, result = 0, []
     least, offloaded = _least_bytes(tables), tables.shared.offloaded_states
-    for alike in _groups(layouts):
+    for alike in groups_of(layouts):
         first = int(alike[0])
         key = int(layouts.pipeline[first]), int(layouts.data[first])
         if key not in known:
@@ -253,6 +254,13 @@ def _to_price(
         left = alike[~(held_back | too_many)]
         result += [_Piece(chosen, choices, num_legal) for chosen in _pieces(left, choices.num_plans)]
     return result, generated, rejected
+
+
+def _least(held: Array) -> tuple[Array, Ints]:
+    """The fewest bytes that any plan of each layout takes, and its micro-batch, schedule and recomputation."""
+    flat = held.reshape(len(held), -1)
+    fewest = flat.argmin(axis=1)
+    return flat[np.arange(len(held)), fewest], np.stack(np.unravel_index(fewest, held.shape[1:]), axis=1)
 
 
 def _held(tables: Tables, piece: _Piece) -> tuple[Array, int]:
@@ -275,15 +283,6 @@ def _too_many(at: Setting) -> InputError:
         f"--gpus {at.num_devices} with --global-batch {at.global_batch_size} and {at.model.num_layers} layers has more "
         f"than {MOST_PLANS:,} plans, too many to be priced: give numbers with fewer divisors"
     )
-
-
-def _groups(layouts: Layouts) -> list[Ints]:
-    """Layouts that share their variants and are alike in what blocks ask of the first of them."""
-    keys = np.stack([layouts.pipeline, layouts.data, layouts.zero_stage == SHARDED, layouts.activation_offload], axis=1)
-    _, inverse = np.unique(keys, axis=0, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    ends = np.flatnonzero(np.diff(inverse.reshape(-1)[order])) + 1
-    return np.split(order, ends)
 
 
 def _pieces(layouts: Ints, num_plans: int) -> list[Ints]:

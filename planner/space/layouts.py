@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.layers import SHARDED
 from planner.legality import FSDP_CODECS
 from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
@@ -234,3 +235,12 @@ def _ends(num_layers: int, pipeline: int) -> Iterator[tuple[int, int]]:
     even = -(-num_layers // pipeline)
     if pipeline > 1 and missing and (missing + 1) // 2 < even:
         yield missing // 2, missing - missing // 2
+
+
+def groups_of(layouts: Layouts) -> list[Ints]:
+    """Layouts that share their variants and are alike in what blocks ask of the first of them."""
+    keys = np.stack([layouts.pipeline, layouts.data, layouts.zero_stage == SHARDED, layouts.activation_offload], axis=1)
+    _, inverse = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    ends = np.flatnonzero(np.diff(inverse.reshape(-1)[order])) + 1
+    return np.split(order, ends)

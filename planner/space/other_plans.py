@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from planner.prediction import Candidate
 from planner.space.answers import Answer, is_executable, why_not_run
 from planner.space.explore import Place, Space
 from planner.space.memory import memories
 from planner.space.predictions import predictions
-from planner.space.to_plans import place_at, plan_of
+from planner.space.to_plans import place_at, place_in, plan_of
 from planner.verdict import verdict
 
 # Rows of a search that are looked at, the fastest first: a longer look finds only slower plans.
@@ -23,8 +21,8 @@ MOST_PASSES = 12_000
 def other_plans(answer: Answer, offers_all: bool, most: int) -> list[Candidate]:
     """At most `most` plans that fit and are not in the table, fastest first, ranked after those that are.
 
-    One of each layout, and those that no faster plan of the search undercuts in memory. Plans that the executor cannot
-    run are there where they are offered too.
+    Those that no other plan of the search beats in time and memory, and one of each layout. Plans that the executor
+    cannot run are there where they are offered too.
     """
     space, best = answer.space, answer.file.candidates[0]
     places: list[Place] = []
@@ -54,17 +52,15 @@ def other_plans(answer: Answer, offers_all: bool, most: int) -> list[Candidate]:
 
 
 def _places(space: Space) -> Iterator[Place]:
-    """Those that take the least memory among faster ones, then the fastest of every layout."""
-    best, own = space.best, space.layouts
-    count = min(MOST_LOOKED_AT, len(best))
-    lowest = np.minimum.accumulate(best.device_bytes[:count])
-    front = np.flatnonzero(np.concatenate([[count > 0], best.device_bytes[1:count] < lowest[:-1]]))
-    yield from (place_at(space, int(row)) for row in front)
+    """Those that no other beats in time and memory, then the fastest of every layout."""
+    own = space.layouts
+    front = [place_in(space.front, row) for row in range(len(space.front))]
+    yield from front
     seen: set[tuple[int, ...]] = set()
     columns = (own.tensor, own.context, own.expert, own.pipeline, own.data, own.zero_stage, own.shard)
-    for row in np.setdiff1d(np.arange(count), front):
-        place = place_at(space, int(row))
+    for row in range(min(MOST_LOOKED_AT, len(space.best))):
+        place = place_at(space, row)
         key = tuple(int(column[place.layout]) for column in columns)
-        if key not in seen:
+        if place not in front and key not in seen:
             seen.add(key)
             yield place

@@ -16,7 +16,7 @@ from planner.space.memory import memories
 from planner.space.predictions import predictions
 from planner.space.question import Setting
 from planner.space.replay_best import replay_offsets
-from planner.space.to_plans import best_places, closed_seconds, place_at, plan_of
+from planner.space.to_plans import best_places, closed_seconds, place_at, place_in, plan_of
 from planner.terminal.progress import OnProgress, silent
 from planner.verdict import verdict
 from profiles.errors import InputError
@@ -209,19 +209,24 @@ def _other_messages(at: Setting, machine: MachineProfile, factors: Factors) -> I
         yield from ((what, other, factors) for what, other in _other_links(at) if "network" in what)
 
 
-def pareto(space: Space, simulate: bool, most: int = 6) -> tuple[ParetoPlan, ...]:
-    """Plans that no other beats in both time and memory, fastest first."""
-    best = space.best
-    lowest: Array = np.minimum.accumulate(best.device_bytes)
-    front = np.flatnonzero(np.concatenate([[len(best) > 0], best.device_bytes[1:] < lowest[:-1]]))
-    result = []
-    held = np.inf
-    for row in front:
-        plan = plan_of(space, place_at(space, int(row)))
-        # A step down of less than 3 % is no choice.
-        if best.device_bytes[row] < 0.97 * held and (simulate or not why_not_run(space.at, plan)):
-            held = float(best.device_bytes[row])
-            result.append(ParetoPlan(plan=plan.id, step_seconds=float(best.step_seconds[row]), device_bytes=held))
-        if len(result) == most:
-            break
-    return tuple(result)
+def pareto(space: Space, simulate: bool, most: int = 8) -> tuple[ParetoPlan, ...]:
+    """At most `most` of the plans that no other beats in both time and memory, fastest first, down to the least."""
+    front = [
+        (place_in(space.front, row), float(space.front.step_seconds[row]), float(space.front.device_bytes[row]))
+        for row in range(len(space.front))
+    ]
+    offered = [one for one in front if simulate or not why_not_run(space.at, plan_of(space, one[0]))]
+    if not offered:
+        return ()
+    # Steps down of one size lead to the plan that takes least; one of less than 3 % is no choice.
+    step = min(0.97, (offered[-1][2] / offered[0][2]) ** (1 / (most - 1)))
+    chosen = offered[:1]
+    for one in offered[1:]:
+        if one[2] <= step * chosen[-1][2] * (1 + 1e-9):
+            chosen.append(one)
+    if len(chosen) < most and offered[-1][2] < 0.97 * chosen[-1][2]:
+        chosen.append(offered[-1])
+    return tuple(
+        ParetoPlan(plan=plan_of(space, place).id, step_seconds=seconds, device_bytes=held)
+        for place, seconds, held in chosen
+    )

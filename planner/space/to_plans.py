@@ -11,6 +11,7 @@ import numpy as np
 from planner.cost.job import Jobs
 from planner.plans import AXES, Plan, Recompute
 from planner.schedules.registry import schedule_of
+from planner.space.best import Best
 from planner.space.block import Tables, block, step_seconds
 from planner.space.explore import Place, Space
 from planner.space.layouts import Ints
@@ -29,9 +30,13 @@ def best_places(space: Space, count: int) -> list[Place]:
 
 
 def place_at(space: Space, row: int) -> Place:
-    """The plan that comes after `row` faster ones."""
-    best = space.best
-    return Place(*(int(column[row]) for column in (best.layout, best.micro_batch, best.schedule, best.recompute)))
+    """The plan that comes after `row` faster ones, each the best of its layout and schedule."""
+    return place_in(space.best, row)
+
+
+def place_in(plans: Best, row: int) -> Place:
+    """The plan in a row of those that a search kept."""
+    return Place(*(int(column[row]) for column in (plans.layout, plans.micro_batch, plans.schedule, plans.recompute)))
 
 
 def closed_seconds(space: Space, tables: Tables, place: Place, row: int) -> float:
