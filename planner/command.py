@@ -197,7 +197,7 @@ def plan(
         request = request if "top" in given else replace(request, top=1)
         with console.progress(out, "planning") as on_progress:
             answer = read_or_compare(request, counts, questions, source, on_progress)
-        put_out(answer, out, rank if "rank" in given else None, export, output, json_output)
+        put_out(answer, out, rank if "rank" in given else None, export, output, json_output, page)
         return
     check_pools(given, cluster)
     buying.check_prices_of(questions, device, cluster)

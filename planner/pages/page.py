@@ -27,7 +27,7 @@ from planner.pages.words import (
 from planner.prediction import Candidate
 from planner.timeline import PREDICTED, bubble_fraction
 from profiles.machines.stacks import THIS_PROGRAM
-from profiles.pages.figures import time_unit
+from profiles.pages.figures import money_unit, time_unit
 from profiles.pages.html import Picture, environment, json_script, picture, plotly_script
 
 # Plans whose steps are drawn part by part.
@@ -119,8 +119,7 @@ def _measures(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if "days" in rows[0]:
         found["days"] = {"key": "days", "over": 1.0, "title": "days for the tokens asked about", "label": "days"}
     if "dollars" in rows[0]:
-        large = max(row["dollars"] for row in rows)
-        over, name = (1e6, "million ") if large >= 1e6 else (1e3, "thousand ") if large >= 1e4 else (1.0, "")
+        over, name = money_unit(max(row["dollars"] for row in rows))
         title = f"money ({name}dollars, lowest price)" if rows[0]["dollars"] < rows[0]["most_dollars"] else (
             f"money ({name}dollars)"
         )  # fmt: skip

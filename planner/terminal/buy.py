@@ -56,9 +56,17 @@ def read_or_compare(
 
 
 def put_out(
-    answer: PurchaseAnswer, out: Console, rank: int | None, export: str | None, output: Path | None, json_output: bool
+    answer: PurchaseAnswer,
+    out: Console,
+    rank: int | None,
+    export: str | None,
+    output: Path | None,
+    json_output: bool,
+    page: Path | None,
 ) -> None:
     """Show the answer and write it, or with a `rank` the plan of that row, for `execute` or for the software `export`.
+
+    `page` is of the whole answer.
 
     Raises: InputError for a row that is not there, or has no plan; PlanError for one that the software cannot run.
     """
@@ -74,7 +82,14 @@ def put_out(
         write_text(output, text if file is None else dump("plan", file))
     if json_output:
         console.print_json(text)
+    if page is not None:
+        # Plotly is loaded only where something is drawn.
+        from planner.pages.purchase.page import write_page
+
+        write_page(page, answer)
     show_purchase(answer, out, output if is_whole else None)
+    if page is not None:
+        out.print(f"page: {page}")
     if file is None or output is None:
         return
     if export is not None:

@@ -21,7 +21,7 @@ OF_BUDGET = ("by", "days", "mtbf", "checkpoint_seconds", "keep_checkpoints", "sp
 # What says something about a comparison of devices as well.
 OF_BILL = ("price", "spot_price", "pue", "host_watts", "kwh_price", "grid_grams")
 # What is not asked of several counts or kinds of devices at once.
-OF_ONE_PLAN = ("why_not", "sensitivity", "trace", "page", "all_file", "compress")
+OF_ONE_PLAN = ("why_not", "sensitivity", "trace", "all_file", "compress")
 
 SamplesOption = Annotated[
     str | None, typer.Option(metavar="COUNT", help="Days and money for so many samples: 1.28M; of text, --tokens.")

@@ -50,8 +50,8 @@ def _table(answer: PurchaseAnswer) -> Table:
     counted, _ = rate_of(0.0, answer.sequence_length, answer.size_unit)
     names = ("step", counted, *(("per device",) if has_counts else ()))
     costs = [row.cost for row in answer.rows if row.cost is not None]
-    times = _unit(TIMES, [cost.days for cost in costs])
-    energy = _unit(ENERGIES, [cost.facility_kwh for cost in costs])
+    times = unit_of(TIMES, [cost.days for cost in costs])
+    energy = unit_of(ENERGIES, [cost.facility_kwh for cost in costs])
     bill = (*((times[0],) if answer.is_budget else ()), "cost", energy[0])
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("devices", no_wrap=True)
@@ -72,7 +72,7 @@ def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
     yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
 
 
-def _unit(units: Sequence[tuple[str, float]], values: Sequence[float]) -> tuple[str, float]:
+def unit_of(units: Sequence[tuple[str, float]], values: Sequence[float]) -> tuple[str, float]:
     """The unit of a column of values, and what they are multiplied by."""
     most = max(values, default=0.0)
     return next((unit for unit in units if most * unit[1] >= 1), units[-1])

@@ -50,6 +50,15 @@ def byte_unit(largest_bytes: float) -> tuple[float, str]:
     return 1.0, "B"
 
 
+def money_unit(largest_dollars: float) -> tuple[float, str]:
+    """Dollars per unit and the word before `dollars`, so that the largest amount reads well."""
+    # Up to ten thousand, thousands read as well as dollars do.
+    for least, scale, word in ((1e9, 1e9, "billion "), (1e6, 1e6, "million "), (1e4, 1e3, "thousand ")):
+        if largest_dollars >= least:
+            return scale, word
+    return 1.0, ""
+
+
 def base_layout(title: str, height: int) -> dict[str, object]:
     """The layout that all figures share."""
     return {

@@ -1,0 +1,155 @@
+"""The sentences of a purchase's page: the answer, and what is said where something is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planner.pages.purchase.points import is_curve, planned, priced
+from planner.purchase.answer import PurchaseAnswer, Row
+from planner.terminal.show_purchase import amount, money
+from profiles.units import format_bytes, format_count, format_percent, rate_of, three_digits
+
+
+def title(answer: PurchaseAnswer) -> str:
+    """What is compared, for the head of the page."""
+    counts = sorted({row.num_devices for row in answer.rows})
+    places = list(dict.fromkeys(row.place for row in answer.rows))
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    where = f"{', '.join(places[:-1])} or {places[-1]}" if len(places) > 1 else places[0]
+    return f"{answer.model_name} on {many} x {where}"
+
+
+def verdict(answer: PurchaseAnswer) -> list[tuple[str, str]]:
+    """The answer in toned sentences, the most important first."""
+    return list(_verdict(answer))
+
+
+def _verdict(answer: PurchaseAnswer) -> Iterator[tuple[str, str]]:
+    for names, rank in _marked(answer):
+        row = answer.row(rank)
+        yield "good", f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}."
+    if answer.deadline_days is not None:
+        yield _deadline(answer)
+    unknown = [row.title for row in answer.rows if row.cost is not None and row.cost.dollars is None]
+    if unknown:
+        yield "fair", f"No price is known of {_some(unknown)}: --price gives it."
+    refused = [row.title for row in answer.rows if row.refusal]
+    if refused:
+        yield "fair", f"No answer for {_some(refused)}: the reasons stand in the table."
+    basis = "" if answer.is_budget else ", an amount to compare by, as none was given"
+    yield "", f"Money, time and energy are of {amount(answer)}{basis}; failures are included."
+
+
+def _marked(answer: PurchaseAnswer) -> list[tuple[str, int]]:
+    if answer.cheapest and answer.cheapest == answer.fastest:
+        return [("Cheapest and fastest", answer.cheapest)]
+    return [(name, rank) for name, rank in (("Cheapest", answer.cheapest), ("Fastest", answer.fastest)) if rank]
+
+
+def _bill_words(answer: PurchaseAnswer, row: Row) -> str:
+    """What a row costs, how long it takes, and how fast it is."""
+    cost = row.cost
+    words = []
+    if cost is not None and cost.dollars is not None:
+        words.append(money(*cost.dollars))
+    if cost is not None and answer.is_budget:
+        words.append(days_words(cost.days))
+    name, own = rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)
+    return ", ".join((*words, f"{format_count(own)} {name}"))
+
+
+def days_words(days: float) -> str:
+    """A span of time, in hours where it is less than a day."""
+    return f"{three_digits(days)} days" if days >= 1 else f"{three_digits(24 * days)} hours"
+
+
+def _deadline(answer: PurchaseAnswer) -> tuple[str, str]:
+    """What is done by the deadline, and how sure that is."""
+    by = days_words(answer.deadline_days or 0.0)
+    if not answer.enough:
+        return "bad", f"No row is done in {by}."
+    row = answer.row(answer.enough)
+    cost = row.cost
+    why = "the cheapest row" if row.dollars is not None else "the row of the fewest devices"
+    words = f"Enough for {by}: row {row.rank}, {row.title}, {why} that is done in time"
+    if cost is None:
+        return "good", f"{words}."
+    span = f"{days_words(cost.days)}, {three_digits(cost.low_days)} to {three_digits(cost.high_days)} by its band"
+    is_sure = cost.high_days <= (answer.deadline_days or 0.0)
+    return ("good", f"{words}: {span}.") if is_sure else ("fair", f"{words}: {days_words(cost.days)}; {_late(answer)}.")
+
+
+def _late(answer: PurchaseAnswer) -> str:
+    cost = answer.row(answer.enough).cost
+    return "" if cost is None else f"it may be late, as its band reaches to {days_words(cost.high_days)}"
+
+
+def _some(titles: list[str], most: int = 4) -> str:
+    """Some titles, and how many more there are."""
+    more = f" and {len(titles) - most} more" if len(titles) > most else ""
+    return f"{', '.join(titles[:most])}{more}"
+
+
+def tiles(answer: PurchaseAnswer) -> list[tuple[str, str, str]]:
+    """The key numbers: name, value, and what it means."""
+    found = []
+    for name, rank in (("cheapest", answer.cheapest), ("fastest", answer.fastest), ("enough", answer.enough)):
+        row = answer.row(rank) if rank else None
+        if row is None or row.cost is None:
+            continue
+        dollars = "" if row.cost.dollars is None else money(*row.cost.dollars)
+        time = days_words(row.cost.days) if answer.is_budget else ""
+        value = time if name == "fastest" and time else dollars or time
+        other = dollars if value == time else time
+        found.append((name, value, ", ".join(filter(None, (row.title, other)))) if value else (name, row.title, ""))
+    cost = next((row.cost for row in answer.rows if row.cost is not None), None)
+    if cost is not None:
+        kept = f"{cost.checkpoints_kept} kept: {format_bytes(cost.stored_bytes)}"
+        found.append(("a checkpoint", format_bytes(cost.checkpoint_bytes), f"weights and moments; {kept}"))
+    return found
+
+
+def speed_words(answer: PurchaseAnswer) -> str:
+    """What the curve shows, or why there is none."""
+    if is_curve(answer):
+        return (
+            "Shaded is the band of about 90 % of each step. Dotted is perfect scaling from the fewest devices of a "
+            "kind that a plan fits."
+        )
+    if len(planned(answer)) > 1:
+        return "Thin bars are the band of about 90 %. Several counts, such as --gpus 64-1024, draw a curve."
+    return "One row alone has a plan, so that there is nothing to compare its speed with."
+
+
+def efficiency_words(answer: PurchaseAnswer) -> str:
+    """What the efficiency shows, or why it is not drawn."""
+    if not is_curve(answer):
+        return "How speed scales is not known from one count of each kind: --gpus 64-1024 asks about several."
+    worst = min(planned(answer), key=lambda row: row.efficiency_fraction or 0.0)
+    share = format_percent(worst.efficiency_fraction or 0.0)
+    return (
+        f"The least is {share}, of {worst.title}. More than 100 % can be: more devices leave each more memory, which "
+        "allows faster plans."
+    )
+
+
+def bill_words(answer: PurchaseAnswer) -> str:
+    """What money against time shows, or why it is not drawn."""
+    if not answer.is_budget:
+        return "How many days it takes is not known without an amount: give --tokens or --samples."
+    if not list(priced(answer)):
+        return "What the days cost is not known: give --price."
+    words = "Numbers are devices. Thin bars are the band of days; money grows with the days."
+    if any(low < high for low, high in (cost.dollars or (0.0, 0.0) for _, cost, _ in priced(answer))):
+        words = f"{words} Upright ones are the range of prices; rows are compared by their middles."
+    if any(row.is_spot for row, _, _ in priced(answer)):
+        words = f"{words} Open marks are spot devices."
+    if answer.deadline_days is not None:
+        words = f"{words} The dashed line is the deadline of {days_words(answer.deadline_days)}."
+    return words
+
+
+def rests(answer: PurchaseAnswer) -> list[str]:
+    """What the predictions rest on, each said once."""
+    said = (text for row in planned(answer) for text in answer.best(row.rank).prediction.assumptions)
+    return list(dict.fromkeys(said))
