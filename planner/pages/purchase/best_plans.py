@@ -19,6 +19,16 @@ from profiles.units import format_bytes, format_percent, format_seconds
 LEAST: Final = 1e-3
 
 
+def has_parts(answer: PurchaseAnswer) -> bool:
+    """Whether the parts of steps are known."""
+    return any(answer.best(row.rank).prediction.seconds for row in planned(answer))
+
+
+def has_kinds(answer: PurchaseAnswer) -> bool:
+    """Whether it is known what memory holds."""
+    return any(answer.best(row.rank).prediction.bytes_per_rank for row in planned(answer))
+
+
 def parts(answer: PurchaseAnswer) -> go.Figure:
     """Shares of the step by part: what grows as devices are added is what scaling is lost to."""
     values = {
@@ -51,7 +61,8 @@ def memory(answer: PurchaseAnswer) -> go.Figure:
             figure.add_shape(type="line", x0=has, x1=has, y0=2 * index + 0.4, y1=2 * index + 1.6,
                              line={"color": TEXT, "width": 2.5})  # fmt: skip
     figure.update_layout(title_text="Memory of the fullest device")
-    figure.update_xaxes(axis(f"memory ({unit})", rangemode="tozero"))
+    most = max(max(row.memory_bytes or 0.0, row.peak_bytes or 0.0) for row in rows)
+    figure.update_xaxes(axis(f"memory ({unit})", range=[0, 1.04 * most / over]))
     return figure
 
 

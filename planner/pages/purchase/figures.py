@@ -16,7 +16,6 @@ from planner.terminal.show_purchase import TIMES, money, unit_of
 from profiles.pages.figures import PLAN_MARKERS, TEXT, axis, base_layout, money_unit
 from profiles.units import format_count, format_percent, rate_of, three_digits
 
-FRONT_LINE: Final = "#0072B2"
 FRONT: Final = "no row beats these"
 PERFECT: Final = "perfect scaling"
 # Beyond so many, rows are not written beside their marks.
@@ -40,8 +39,7 @@ def scaling(answer: PurchaseAnswer) -> go.Figure:
         )
     # One name for all dotted lines.
     figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", name=PERFECT, line={"color": TEXT, "dash": "dot"}))
-    title = f"{counted} by the number of devices"
-    figure.update_layout(base_layout(title[:1].upper() + title[1:], 440), hovermode="closest")
+    figure.update_layout(base_layout("Speed by the number of devices", 440), hovermode="closest")
     ends = [value for row in planned(answer) for value in rate_band(answer, row)]
     ends += [value for kind in shown for value in perfect(answer, kind)]
     figure.update_xaxes(_counts_axis(answer))
@@ -60,7 +58,7 @@ def efficiency(answer: PurchaseAnswer) -> go.Figure:
     figure.add_hline(y=100, line={"color": TEXT, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(_counts_axis(answer))
     # From nothing on: what is lost is seen against the whole.
-    figure.update_yaxes(axis("% of the fewest's per device", range=[0, 108 * max(1.0, *shares)]))
+    figure.update_yaxes(axis("speed per device (%)", range=[0, 108 * max(1.0, *shares)]))
     return figure
 
 
@@ -87,7 +85,7 @@ def speeds(answer: PurchaseAnswer) -> go.Figure:
         )
         figure.add_annotation(text=html.escape(f"{row.rank}. {row.title}: {format_count(own)}"), x=0,
                               y=2 * index + 0.25, xanchor="left", showarrow=False)  # fmt: skip
-    figure.update_layout(base_layout(f"{counted} side by side", 90 + 50 * len(rows)), showlegend=False)
+    figure.update_layout(base_layout("Speed side by side", 90 + 50 * len(rows)), showlegend=False)
     figure.update_xaxes(axis(counted, rangemode="tozero"))
     figure.update_yaxes(axis("", range=[2 * len(rows) - 0.2, -0.3], visible=False))
     return figure
@@ -105,7 +103,7 @@ def bill(answer: PurchaseAnswer) -> go.Figure:
     figure.add_trace(
         go.Scatter(
             x=[days for days, _ in points], y=[dollars for _, dollars in points], mode="lines", name=FRONT,
-            line={"color": FRONT_LINE, "width": 2, "shape": "hv"}, hoverinfo="skip",
+            line={"color": TEXT, "width": 2, "shape": "hv"}, hoverinfo="skip",
         )
     )  # fmt: skip
     for kind in kinds(answer, with_spot=True):

@@ -16,7 +16,7 @@ from profiles.machines.stacks import THIS_PROGRAM
 from profiles.pages.html import Picture, environment, picture, plotly_script
 from profiles.units import format_bytes
 
-SORTED_BY = (("days", "days"), ("dollars", "money"), ("energy", "energy"), ("efficiency", "efficiency"))
+ORDERS = {"days": "fastest", "dollars": "cheapest", "energy": "least energy", "efficiency": "most efficient"}
 
 
 def write_page(path: Path, answer: PurchaseAnswer) -> None:
@@ -36,7 +36,7 @@ def render(answer: PurchaseAnswer) -> str:
         tiles=words.tiles(answer),
         notes=answer.notes,
         header=names,
-        orders=SORTED_BY,
+        orders=_orders(answer),
         rows=[_row(answer, row) for row in answer.rows],
         speed=_speed(answer),
         speed_words=words.speed_words(answer),
@@ -48,8 +48,12 @@ def render(answer: PurchaseAnswer) -> str:
         if answer.is_budget and list(priced(answer))
         else None,
         bill_words=words.bill_words(answer),
-        parts=picture("parts", best_plans.parts(answer), best_plans.parts_table(answer)),
-        memory=picture("memory", best_plans.memory(answer), best_plans.memory_table(answer)),
+        parts=picture("parts", best_plans.parts(answer), best_plans.parts_table(answer))
+        if best_plans.has_parts(answer)
+        else None,
+        memory=picture("memory", best_plans.memory(answer), best_plans.memory_table(answer))
+        if best_plans.has_kinds(answer)
+        else None,
         failures=tables.failures_table(answer),
         prices=tables.prices_table(answer),
         assumptions=tables.assumptions_table(answer),
@@ -58,6 +62,12 @@ def render(answer: PurchaseAnswer) -> str:
         plans=[_plan(answer, row) for row in planned(answer)],
         plotly=plotly_script(),
     ).lstrip()  # fmt: skip
+
+
+def _orders(answer: PurchaseAnswer) -> list[tuple[str, str]]:
+    """What rows can be put in order by: what differs between them."""
+    values = {name: {tables.sorting(row)[name] for row in answer.rows} - {None} for name in ORDERS}
+    return [(name, title) for name, title in ORDERS.items() if len(values[name]) > 1]
 
 
 def _speed(answer: PurchaseAnswer) -> Picture | None:

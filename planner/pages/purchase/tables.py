@@ -7,8 +7,9 @@ from typing import Any
 
 from planner.pages.plan_rows import band_words
 from planner.pages.purchase.points import front, kinds, perfect, planned, priced, rate, rate_band
+from planner.pages.purchase.words import place_words
 from planner.purchase.answer import PurchaseAnswer, Row
-from planner.terminal.show_purchase import ENERGIES, TIMES, energy_words, money, unit_of
+from planner.terminal.show_purchase import ENERGIES, TIMES, energy_words, format_hours, money, unit_of
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.pages.html import Table
 from profiles.units import (
@@ -26,8 +27,8 @@ def header(answer: PurchaseAnswer) -> list[str]:
     """The names of a row's cells beside its rank and its devices."""
     has_counts = len({row.num_devices for row in answer.rows}) > 1
     names = ["step", counted(answer), *(["per device"] if has_counts else []), "MFU"]
-    bill = [_time(answer)[0], "money", _energy(answer)[0]]
-    return names + (bill if answer.is_budget else bill[1:])
+    time, energy = [_time(answer)[0]] if answer.is_budget else [], [_energy(answer)[0]] if has_energy(answer) else []
+    return [*names, *time, "money", *energy]
 
 
 def cells(answer: PurchaseAnswer, row: Row) -> list[str]:
@@ -46,8 +47,10 @@ def cells(answer: PurchaseAnswer, row: Row) -> list[str]:
         return found + [""] * (len(header(answer)) - len(found))
     if answer.is_budget:
         found.append(three_digits(cost.days * _time(answer)[1]))
-    dollars = "not known" if cost.dollars is None else money(*cost.dollars)
-    return [*found, dollars, three_digits(cost.facility_kwh * _energy(answer)[1]) if cost.kwh > 0 else "not known"]
+    found.append("not known" if cost.dollars is None else money(*cost.dollars))
+    if has_energy(answer):
+        found.append(three_digits(cost.facility_kwh * _energy(answer)[1]) if cost.kwh > 0 else "not known")
+    return found
 
 
 def sorting(row: Row) -> dict[str, Any]:
@@ -70,6 +73,11 @@ def tags(answer: PurchaseAnswer, row: Row) -> list[str]:
 def counted(answer: PurchaseAnswer) -> str:
     """What is counted per second."""
     return rate_of(0.0, answer.sequence_length, answer.size_unit)[0]
+
+
+def has_energy(answer: PurchaseAnswer) -> bool:
+    """Whether it is known of some devices what they draw."""
+    return any(row.cost is not None and row.cost.kwh > 0 for row in answer.rows)
 
 
 def _time(answer: PurchaseAnswer) -> tuple[str, float]:
@@ -145,7 +153,7 @@ def failures_table(answer: PurchaseAnswer) -> Table | None:
             row.title,
             format_percent(row.cost.goodput_fraction),
             three_digits(row.cost.num_failures),
-            f"{three_digits(row.cost.interval_seconds / 3600)} h",
+            format_hours(row.cost.interval_seconds),
             format_bytes(row.cost.stored_bytes),
             *((energy_words(row.cost),) if asked else ()),
         )
@@ -154,10 +162,10 @@ def failures_table(answer: PurchaseAnswer) -> Table | None:
     )
     if not rows:
         return None
-    names = ("devices", "time that trains", "failures", "between checkpoints", "room for checkpoints")
+    names = ("devices", "time that trains", "failures", "a checkpoint every", "room for checkpoints")
     return Table(
         caption="What failures and checkpoints take",
-        header=(*names, *(("of the energy",) if asked else ())),
+        header=(*names, *(("energy",) if asked else ())),
         rows=rows,
     )
 
@@ -176,7 +184,7 @@ def _prices(answer: PurchaseAnswer) -> Iterator[tuple[str, str, str]]:
         cost = row.cost
         if cost is None:
             continue
-        name = f"{row.place} spot" if row.is_spot else row.place
+        name = place_words(row)
         if cost.price_per_hour is None:
             yield name, "not known", "none was given, and the catalogue has none"
         else:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from planner.pages.purchase.points import is_curve, planned, priced
 from planner.purchase.answer import PurchaseAnswer, Row
 from planner.terminal.show_purchase import amount, money
 from profiles.units import format_bytes, format_count, format_percent, rate_of, three_digits
+
+# Kinds of devices that the head of the page names.
+MOST_NAMED: Final = 3
+# What is written as more than 100 %.
+MORE_THAN_ALL: Final = 1.0005
 
 
 def title(answer: PurchaseAnswer) -> str:
@@ -16,6 +22,8 @@ def title(answer: PurchaseAnswer) -> str:
     places = list(dict.fromkeys(row.place for row in answer.rows))
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     where = f"{', '.join(places[:-1])} or {places[-1]}" if len(places) > 1 else places[0]
+    if len(places) > MOST_NAMED:
+        where = f"{len(places)} kinds of devices"
     return f"{answer.model_name} on {many} x {where}"
 
 
@@ -27,17 +35,19 @@ def verdict(answer: PurchaseAnswer) -> list[tuple[str, str]]:
 def _verdict(answer: PurchaseAnswer) -> Iterator[tuple[str, str]]:
     for names, rank in _marked(answer):
         row = answer.row(rank)
-        yield "good", f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}."
+        is_late = row.cost is not None and row.cost.in_time is False
+        tone, late = ("fair", ", which is too late") if is_late else ("good", "")
+        yield tone, f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}{late}."
     if answer.deadline_days is not None:
         yield _deadline(answer)
-    unknown = [row.title for row in answer.rows if row.cost is not None and row.cost.dollars is None]
+    unknown = dict.fromkeys(place_words(row) for row in answer.rows if row.cost and row.cost.dollars is None)
     if unknown:
-        yield "fair", f"No price is known of {_some(unknown)}: --price gives it."
+        yield "fair", f"No price is known of {_some(list(unknown))}: --price gives it."
     refused = [row.title for row in answer.rows if row.refusal]
     if refused:
         yield "fair", f"No answer for {_some(refused)}: the reasons stand in the table."
     basis = "" if answer.is_budget else ", an amount to compare by, as none was given"
-    yield "", f"Money, time and energy are of {amount(answer)}{basis}; failures are included."
+    yield "", f"Bills are of {amount(answer)}{basis}; failures are included."
 
 
 def _marked(answer: PurchaseAnswer) -> list[tuple[str, int]]:
@@ -54,8 +64,18 @@ def _bill_words(answer: PurchaseAnswer, row: Row) -> str:
         words.append(money(*cost.dollars))
     if cost is not None and answer.is_budget:
         words.append(days_words(cost.days))
+    return ", ".join((*words, rate_words(answer, row)))
+
+
+def rate_words(answer: PurchaseAnswer, row: Row) -> str:
+    """What a row does per second."""
     name, own = rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)
-    return ", ".join((*words, f"{format_count(own)} {name}"))
+    return f"{format_count(own)} {name}"
+
+
+def place_words(row: Row) -> str:
+    """The kind of a row's devices, and whether they may be taken back."""
+    return f"{row.place} spot" if row.is_spot else row.place
 
 
 def days_words(days: float) -> str:
@@ -99,9 +119,9 @@ def tiles(answer: PurchaseAnswer) -> list[tuple[str, str, str]]:
             continue
         dollars = "" if row.cost.dollars is None else money(*row.cost.dollars)
         time = days_words(row.cost.days) if answer.is_budget else ""
-        value = time if name == "fastest" and time else dollars or time
-        other = dollars if value == time else time
-        found.append((name, value, ", ".join(filter(None, (row.title, other)))) if value else (name, row.title, ""))
+        values = [dollars, time or rate_words(answer, row)]
+        values = [value for value in (values[::-1] if name == "fastest" else values) if value]
+        found.append((name, values[0], ", ".join((row.title, *values[1:]))))
     cost = next((row.cost for row in answer.rows if row.cost is not None), None)
     if cost is not None:
         kept = f"{cost.checkpoints_kept} kept: {format_bytes(cost.stored_bytes)}"
@@ -127,10 +147,10 @@ def efficiency_words(answer: PurchaseAnswer) -> str:
         return "How speed scales is not known from one count of each kind: --gpus 64-1024 asks about several."
     worst = min(planned(answer), key=lambda row: row.efficiency_fraction or 0.0)
     share = format_percent(worst.efficiency_fraction or 0.0)
-    return (
-        f"The least is {share}, of {worst.title}. More than 100 % can be: more devices leave each more memory, which "
-        "allows faster plans."
-    )
+    words = f"What a device does, against the fewest of its kind. The least is {share}, of {worst.title}."
+    if any((row.efficiency_fraction or 0.0) > MORE_THAN_ALL for row in planned(answer)):
+        return f"{words} More than 100 % can be: more devices leave each more memory, which allows faster plans."
+    return words
 
 
 def bill_words(answer: PurchaseAnswer) -> str:
