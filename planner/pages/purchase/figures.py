@@ -116,14 +116,9 @@ def bill(answer: PurchaseAnswer) -> go.Figure:
         _draw_deadline(figure, answer.deadline_days * over_days)
         ends.append(answer.deadline_days * over_days)
     figure.update_xaxes(axis(time, type="log", **log_ticks(min(ends), max(ends))))
-    figure.update_yaxes(axis(f"money ({name}dollars)", rangemode="tozero" if _is_wide(rows) else "normal"))
+    # From nothing on: a difference far inside the band is not drawn as a cliff.
+    figure.update_yaxes(axis(f"money ({name}dollars)", rangemode="tozero"))
     return figure
-
-
-def _is_wide(rows: Sequence[tuple[Row, Cost, float]]) -> bool:
-    """Whether amounts differ so much that an axis from nothing on shows it."""
-    dollars = [amount for _, _, amount in rows]
-    return min(dollars) < 0.5 * max(dollars)
 
 
 def _marks(

@@ -35,9 +35,8 @@ def verdict(answer: PurchaseAnswer) -> list[tuple[str, str]]:
 def _verdict(answer: PurchaseAnswer) -> Iterator[tuple[str, str]]:
     for names, rank in _marked(answer):
         row = answer.row(rank)
-        is_late = row.cost is not None and row.cost.in_time is False
-        tone, late = ("fair", ", which is too late") if is_late else ("good", "")
-        yield tone, f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}{late}."
+        tone = "fair" if row.cost is not None and row.cost.in_time is False else "good"
+        yield tone, f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}."
     if answer.deadline_days is not None:
         yield _deadline(answer)
     unknown = dict.fromkeys(place_words(row) for row in answer.rows if row.cost and row.cost.dollars is None)
@@ -63,7 +62,7 @@ def _bill_words(answer: PurchaseAnswer, row: Row) -> str:
     if cost is not None and cost.dollars is not None:
         words.append(money(*cost.dollars))
     if cost is not None and answer.is_budget:
-        words.append(days_words(cost.days))
+        words.append(f"{days_words(cost.days)}{' (too late)' if cost.in_time is False else ''}")
     return ", ".join((*words, rate_words(answer, row)))
 
 
