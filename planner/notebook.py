@@ -86,7 +86,7 @@ class Planned:
 
         Raises: InputError for names that are none.
         """
-        return why_not(self.answer, degrees)
+        return why_not(self.answer, degrees, self.offers_all)
 
     def sensitivity(self) -> list[Change]:
         """What each unknown would cost, and whether it would change the winner."""
