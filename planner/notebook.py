@@ -125,7 +125,7 @@ class Planned:
         from planner.pages.plan_rows import records
         from planner.pages.plans_figures import scatter
 
-        return scatter(records(self._content), self.answer.space.at.memory_bytes)
+        return scatter(records(self._content), self.answer.space.at.whole_memory_bytes)
 
     @cached_property
     def _content(self) -> Content:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.answers import Answers, AxisLinks, Change, PoolAlone, WhyNot
+from planner.parts import PART_TITLES
 from planner.prediction import Candidate, PlanFile, Prediction
 from planner.terminal.handover import lines as read_lines
 from planner.terminal.show_cost import cost_lines, spot_lines
@@ -51,19 +52,24 @@ def lines(file: PlanFile) -> Iterator[str]:
     if answers.spot_cost is not None:
         yield from spot_lines(answers.spot_cost)
     if answers.why_not is not None:
-        yield from _why_not(answers.why_not, file)
+        yield from why_not_lines(answers.why_not, file)
     if answers.simulated:
-        yield "by event simulation, with links shared and overlaps played out:"
-        for played in answers.simulated:
-            off = format_percent(played.off_fraction, signed=True)
-            yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
-        yield f"timeline of the best written to {answers.timeline}: open it at ui.perfetto.dev"
+        yield from simulated_lines(answers)
     if answers.sensitivity:
         yield "what the best plan would take, and what would change the winner:"
         yield from map(_change, answers.sensitivity)
         yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
     if answers.read is not None:
         yield from read_lines(answers.read, file.stack)
+
+
+def simulated_lines(answers: Answers) -> Iterator[str]:
+    """The plans of the table by event simulation."""
+    yield "by event simulation, with links shared and overlaps played out:"
+    for played in answers.simulated:
+        off = format_percent(played.off_fraction, signed=True)
+        yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
+    yield f"timeline of the best written to {answers.timeline}: open it at ui.perfetto.dev"
 
 
 def _pool(alone: PoolAlone) -> str:
@@ -81,7 +87,8 @@ def axis_words(links: AxisLinks) -> str:
     return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
 
 
-def _why_not(found: WhyNot, file: PlanFile) -> Iterator[str]:
+def why_not_lines(found: WhyNot, file: PlanFile) -> Iterator[str]:
+    """What becomes of the plans with the degrees that were asked about."""
     if not found.is_legal:
         yield f"{found.asked}: not legal; {found.rule}"
         return
@@ -104,7 +111,7 @@ def _why_not(found: WhyNot, file: PlanFile) -> Iterator[str]:
     for part in sorted(found.difference_seconds, key=lambda part: -abs(found.difference_seconds[part])):
         lost = found.difference_seconds[part]
         if abs(lost) > WORTH_A_LINE_FRACTION * file.candidates[0].prediction.step_seconds:
-            yield f"  {part}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
+            yield f"  {PART_TITLES.get(part, part)}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
 
 
 def _does_not_fit(found: WhyNot) -> str:
