@@ -52,8 +52,9 @@ class Cost:
     of the step's band. `is_spot` devices may be taken back, which counts as a failure.
     `kwh` is of the devices at their rated power, `facility_kwh` of their hosts too (`host_watts` with each device) and
     of the building (`pue` times its nodes); `energy_dollars` and `co2_kg` are of the latter, None where nobody asked.
-    `price_per_hour` is of a device. A checkpoint has `checkpoint_bytes`; `stored_bytes` hold `checkpoints_kept`.
-    `deadline_days` is what the training may take, None where nobody said.
+    `price_per_hour` is of a device; `dollars_by_band` are those of the step's band, at the lowest and highest price.
+    A checkpoint has `checkpoint_bytes`; `stored_bytes` hold `checkpoints_kept`.
+    `deadline_days` is what the training may take, None where nobody said; `deadline` the date where one was given.
     """
 
     __pydantic_config__ = STRICT
@@ -66,6 +67,7 @@ class Cost:
     num_failures: float
     interval_seconds: float
     dollars: tuple[float, float] | None
+    dollars_by_band: tuple[float, float] | None = None
     price_date: str = ""
     price_per_hour: tuple[float, float] | None = None
     low_days: float = 0.0
@@ -80,6 +82,7 @@ class Cost:
     checkpoints_kept: int = 0
     stored_bytes: float = 0.0
     deadline_days: float | None = None
+    deadline: str = ""
 
     @property
     def in_time(self) -> bool | None:

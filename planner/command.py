@@ -172,7 +172,7 @@ def plan(
     from planner.terminal.handover import write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
     from profiles.files import ensure_writable
-    from profiles.terminal.options import check_options, given_options
+    from profiles.terminal.options import check_options, command_line, given_options
 
     check_options(context, NEEDS, TAKES)
     given = given_options(context)
@@ -202,12 +202,14 @@ def plan(
     check_pools(given, cluster)
     buying.check_prices_of(questions, device, cluster)
     compression = None if compress is None else _compression(compress, target)
+    typed = command_line(context, "plan")
     with console.progress(out, "planning") as on_progress:
-        result = (
-            plans_with_page(request, questions, compression, page, on_progress, lambda told: out.print(f"note: {told}"))
-            if source is None
-            else job_with_page(source, request, page, on_progress)
-        )
+        if source is None:
+            result = plans_with_page(
+                request, questions, compression, page, on_progress, lambda told: out.print(f"note: {told}"), typed
+            )
+        else:
+            result = job_with_page(source, request, page, on_progress, typed)
     _put_out(result, out, None if export else output, json_output, page)
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)

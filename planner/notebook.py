@@ -86,7 +86,7 @@ class Planned:
 
         Raises: InputError for names that are none.
         """
-        return why_not(self.answer, degrees)
+        return why_not(self.answer, degrees, self.offers_all)
 
     def sensitivity(self) -> list[Change]:
         """What each unknown would cost, and whether it would change the winner."""
@@ -125,7 +125,7 @@ class Planned:
         from planner.pages.plan_rows import records
         from planner.pages.plans_figures import scatter
 
-        return scatter(records(self._content), self.answer.space.at.memory_bytes)
+        return scatter(records(self._content), self.answer.space.at.whole_memory_bytes)
 
     @cached_property
     def _content(self) -> Content:

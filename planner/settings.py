@@ -49,9 +49,9 @@ def _with_headroom(settings: list[Setting], fraction: float, notes: list[str]) -
     if not fraction:
         return settings
     settings = [replace(at, headroom_fraction=fraction) for at in settings]
-    room, whole = settings[0].memory_bytes, settings[0].memory_bytes / (1 - fraction)
+    room, whole = settings[0].memory_bytes, settings[0].whole_memory_bytes
     left = format_percent(fraction)
-    notes.append(f"{left} of memory is left free: plans have {format_bytes(room)} of {format_bytes(whole)}")
+    notes.append(f"at least {left} of memory is left free: plans have {format_bytes(room)} of {format_bytes(whole)}")
     return settings
 
 

@@ -37,6 +37,28 @@ def format_count(count: float) -> str:
     return three_digits(count)
 
 
+def format_hours(seconds: float) -> str:
+    """A span of up to some hours: `3.6 h`, `12 min`."""
+    if seconds >= 3600:
+        return f"{three_digits(seconds / 3600)} h"
+    return f"{three_digits(seconds / 60)} min" if seconds >= 60 else format_seconds(seconds)
+
+
+def format_days(days: float) -> str:
+    """A span that may be of days: `254 days`, `1,020 days`, and of less than one `3.6 h`."""
+    if days < 1:
+        return format_hours(days * 86400)
+    return f"{three_digits(days) if days < 1000 else format(round(days), ',')} days"
+
+
+def format_energy(kwh: float) -> str:
+    """Energy: `279 MWh`, `6.25 GWh`."""
+    for scale, unit in ((1e6, "GWh"), (1e3, "MWh")):
+        if kwh >= scale:
+            return f"{three_digits(kwh / scale)} {unit}"
+    return f"{three_digits(kwh)} kWh"
+
+
 def format_percent(fraction: float, signed: bool = False) -> str:
     """A fraction as percent with one decimal: `12.3 %`."""
     return f"{fraction * 100:+.1f} %" if signed else f"{fraction * 100:.1f} %"

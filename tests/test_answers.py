@@ -26,11 +26,11 @@ MIXTURE = (
     "2048", "--codecs", "none", "--top", "1",
 )  # fmt: skip
 NUMBER = re.compile(
-    r"(?P<number>[+-]?\$?\d[\d,]*(?:\.\d+)?)(?: ?(?P<unit>ms|us|ns|s|[KMGT]iB|GB/s|[kMBT]|%))?(?![\w.])"
+    r"(?P<number>[+-]?\$?\d[\d,]*(?:\.\d+)?)(?: ?(?P<unit>ms|us|ns|s|min|h|[kMG]Wh|[KMGT]iB|GB/s|[kMBT]|%))?(?![\w.])"
 )
 SCALES = {
     "s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "GB/s": 1e9,
-    "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "%": 0.01, None: 1,
+    "min": 60, "h": 3600, "kWh": 1, "MWh": 1e3, "GWh": 1e6, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "%": 0.01, None: 1,
 }  # fmt: skip
 
 
@@ -144,13 +144,38 @@ def test_what_breaks_a_rule_or_does_not_fit_is_answered_in_values():
 
 def test_a_faster_plan_that_cannot_be_run_is_said_to_be_faster():
     """Pipelines with experts that the executor does not run beat those that it does."""
-    data, text = plan(*MIXTURE, "--why-not", "ep=8,pp=4")
+    data, text = plan(*MIXTURE, "--why-not", "ep=8,pp=4,zero=2")
     found = data["answers"]["why_not"]
     assert found["refusal"]
     assert found["behind_fraction"] < -0.01
     assert "faster than the best plan, but simulate only" in text
     assert "as fast within" not in found["verdict"]
     assert "faster than the best" in found["verdict"]
+
+
+def test_degrees_are_answered_with_a_plan_that_can_be_run():
+    """Of those degrees a plan that is simulate only is faster than all that can be run."""
+    data, _ = plan(*MIXTURE, "--why-not", "ep=8,pp=4")
+    found, simulated = data["answers"]["why_not"], plan(*MIXTURE, "--why-not", "ep=8,pp=4", "--simulate")[0]
+    assert "refusal" not in found
+    assert simulated["answers"]["why_not"]["refusal"]
+    assert simulated["answers"]["why_not"]["step_seconds"] < found["step_seconds"]
+
+
+def test_no_winner_changes_for_nothing(asked):
+    data, _ = asked
+    best = data["candidates"][0]["plan"]
+    for change in data["answers"]["sensitivity"]:
+        assert change["is_same"] or change["gain"] >= 0.0005, best
+
+
+def test_ranges_are_those_of_the_steps_band(asked):
+    data, text = asked
+    own, cost = data["candidates"][0]["prediction"], data["answers"]["cost"]
+    ends = [cost["days"] * own[name] / own["step_seconds"] for name in ("low_seconds", "high_seconds")]
+    assert [cost["low_days"], cost["high_days"]] == pytest.approx(ends)
+    assert cost["dollars_by_band"] == pytest.approx([days * 24 * 16 * 2.5 for days in ends])
+    assert "by the step's band), $" in text
 
 
 def test_a_verdict_never_contradicts_its_numbers():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import re
+import shlex
 from collections import defaultdict
 from dataclasses import replace
+from datetime import date, timedelta
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from planner.ask import answer_to
 from planner.notebook import Planned
 from planner.pages import best_figures, content
+from planner.pages.asked import words_of_plans
 from planner.pages.content import Content, content_of, content_of_file
 from planner.pages.page import render
 from planner.pages.plan_rows import on_front, records
@@ -273,6 +277,39 @@ def test_the_command_writes_the_page_or_says_why_not(tmp_path):
     assert (code, "nothing was started" in words) == (5, True)
     code, words = outcome("plan", "--legend", "--page", tmp_path / "page.html")
     assert (code, "--page says nothing with --legend" in words) == (2, True)
+
+
+def test_the_page_says_what_was_asked_and_answered(tmp_path):
+    day = str(date.today() + timedelta(days=400))
+    asked = ("--model", "llama-3.2-1b", "--gpus", "4", "--device", "h100-sxm", "--global-batch", "64", "--top", "1",
+             "--tokens", "1T", "--price", "3.25", "--headroom", "10%", "--by", day,
+             "--why-not", "tp=2,pp=2")  # fmt: skip
+    code, _ = outcome("plan", *asked, "--page", tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(page.text).split())
+    assert code == 0
+    for words in (shlex.join(asked), "64 x 4096 tokens", "1 T tokens", "$3.25 per device-hour", "at least 10.0 %",
+                  f"by {day}, in 400 days", "PUE", "checkpoints kept", "by the step's band", "tp=2,pp=2: legal",
+                  "parameters as well (FSDP)"):  # fmt: skip
+        assert words in text, words
+
+
+def test_memory_is_of_the_whole_device(known):
+    found = answer_to(replace(QUESTION, headroom_fraction=0.1), Questions())
+    less = content_of(found, offers_all=False)
+    assert less.memory_bytes == known.memory_bytes
+    assert less.best.prediction.peak_bytes <= 0.9 * less.memory_bytes
+    (whole,) = {ground.value for ground in less.grounds if ground.what == "memory that a process may use"}
+    assert whole in {ground.value for ground in known.grounds}
+
+
+def test_the_legend_has_every_word_of_the_plans(known):
+    words = {word for own in known.plans for word in own.plan.id.split()}
+    legend = words_of_plans(known)
+    assert all(any(re.fullmatch(one.pattern, word) for one in legend) for word in words)
+    forms = {one.form for one in legend}
+    assert "ppN" in forms
+    assert "epN" not in forms
 
 
 def test_a_measured_machine_says_what_was_measured():

@@ -57,13 +57,16 @@ class Content:
     """A plan file and what its page says beside it; what is not known is empty, or None.
 
     `others` are plans beside those of the table, `memory` that of the best plan's fullest rank, `memory_bytes` what a
-    device has, `grounds` what the best plan's prediction rests on.
+    device has, of which `headroom_fraction` must stay free, `grounds` what the best plan's prediction rests on.
+    `command` is the command line.
     """
 
     file: PlanFile
     others: tuple[Candidate, ...] = ()
     memory: tuple[HeldBytes, ...] = ()
     memory_bytes: float | None = None
+    headroom_fraction: float = 0.0
+    command: str = ""
     timeline: Timeline = Timeline()
     drawing: Drawing | None = None
     changes: tuple[Change, ...] = ()
@@ -81,7 +84,7 @@ class Content:
         return self.file.candidates[0]
 
 
-def content_of_file(file: PlanFile) -> Content:
+def content_of_file(file: PlanFile, command: str = "") -> Content:
     """What a plan file alone can tell: of two kinds of devices, or of a job that was read."""
     best = file.candidates[0].prediction
     spans = best.spans
@@ -89,6 +92,7 @@ def content_of_file(file: PlanFile) -> Content:
     refusal = "" if spans else "No timeline: the plan has no pipeline, or too long a one to be looked at."
     return Content(
         file=file,
+        command=command,
         memory=held_by_kind(best.bytes_per_rank),
         timeline=Timeline(
             spans=spans, step_seconds=stop, drawn_until_seconds=stop, origin="by its schedule", refusal=refusal
@@ -98,7 +102,11 @@ def content_of_file(file: PlanFile) -> Content:
 
 
 def content_of(
-    answer: Answer, offers_all: bool, on_progress: OnProgress = silent, file: PlanFile | None = None
+    answer: Answer,
+    offers_all: bool,
+    on_progress: OnProgress = silent,
+    file: PlanFile | None = None,
+    command: str = "",
 ) -> Content:
     """All that a search can tell of its plans; `file` is what was made of its answer, where that is more."""
     space, place, file = answer.space, answer.places[0], file or answer.file
@@ -113,7 +121,9 @@ def content_of(
         file=file,
         others=tuple(others),
         memory=held_by_layer(space, place),
-        memory_bytes=space.at.memory_bytes,
+        memory_bytes=space.at.whole_memory_bytes,
+        headroom_fraction=space.at.headroom_fraction,
+        command=command,
         timeline=timeline,
         drawing=drawing_of(best.plan, space.at),
         changes=tuple(changes),

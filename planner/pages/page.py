@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from planner.pages import best_figures, tables
+from planner.pages import asked, best_figures, tables
 from planner.pages.content import Content
 from planner.pages.gantt import gantt, spans_table
 from planner.pages.machine_drawing import drawing_figure
@@ -61,7 +61,10 @@ def render(content: Content) -> str:
         grounds=tables.grounds_table(content.grounds) if content.grounds else None,
         resembling=tables.resembling_table(content.resembling) if content.resembling else None,
         rests_words=rests_words(content),
-        facts=tables.facts(content),
+        command=content.command,
+        facts=asked.facts(content),
+        answered=asked.answered(content),
+        legend=asked.words_of_plans(content),
         best_id=content.best.plan.id,
         best_json=_plan_json(content.best),
         data=json_script({"plans": rows, "measures": made, "bytes": memory_scale(rows)[0]}),

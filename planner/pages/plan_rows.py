@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from planner.answers import Cost
 from planner.pages.content import Content
 from planner.prediction import Candidate, Prediction
 from planner.terminal.show_answers import like_it
-from profiles.units import format_bytes, format_count, format_percent, format_seconds, rate_of, three_digits
+from planner.terminal.show_cost import dollars_words
+from profiles.units import format_bytes, format_count, format_days, format_percent, format_seconds, rate_of
 
 # What can be chosen by: the name in records, and what the reader sees.
 FILTERS: Final = {
@@ -120,7 +120,7 @@ def cells(content: Content, own: Candidate) -> list[str]:
     ]  # fmt: skip
     spent = money(content, prediction)
     if "days" in spent:
-        result.append(f"{three_digits(spent['days'])} d")
+        result.append(format_days(spent["days"]))
     if "dollars" in spent:
         result.append(dollars_words(spent["dollars"], spent["most_dollars"]))
     return result
@@ -131,21 +131,6 @@ def header(content: Content) -> list[str]:
     file, cost = content.file, content.file.answers.cost
     names = ["step", rate_of(0.0, file.sequence_length, file.size_unit)[0], "MFU", "memory"]
     if cost is not None:
-        names.append("days")
+        names.append("training")
         names += ["money"] if cost.dollars is not None else []
     return names
-
-
-def dollars_words(low: float, high: float) -> str:
-    """An amount, or a range of one."""
-    least, most = format_count(low), format_count(high)
-    return f"${least}" if least == most else f"${least} to ${most}"
-
-
-def cost_words(cost: Cost) -> str:
-    """What the tokens take with the best plan, for a sentence."""
-    words = f"{format_count(cost.tokens)} tokens take {three_digits(cost.days)} days"
-    if cost.dollars is not None:
-        dated = f", {cost.price_date}" if cost.price_date else ""
-        words = f"{words} and {dollars_words(*cost.dollars)} ({format_count(cost.device_hours)} device-hours{dated})"
-    return words

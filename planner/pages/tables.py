@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planner.answers import Change
-from planner.pages.content import Content
 from planner.pages.machine_drawing import Drawing
 from planner.pages.plan_rows import FILTERS
 from planner.pages.styles import PART_STYLES
@@ -171,21 +170,3 @@ def resembling_table(found: Resembling) -> Table:
             for own in found.traits
         ),
     )
-
-
-def facts(content: Content) -> list[tuple[str, str]]:
-    """What was asked: name and value."""
-    file = content.file
-    origin = {"datasheet": "data sheet, not measured"}.get(file.machine_origin, f"{file.machine_origin} profile")
-    found = [
-        ("machine", f"{file.num_devices} x {file.machine_name}, {origin}"),
-        ("cluster", file.cluster),
-        ("devices of a node", str(file.devices_per_node or "")),
-        ("software", " ".join(filter(None, (file.stack, file.stack_version)))),
-        ("attention kernel", file.attention_kernel),
-        ("precision", content.best.plan.precision),
-        ("learned from runs here", ", ".join(f"{part} x {value:.2f}" for part, value in file.learned.items())),
-        ("legal plans priced", f"{file.num_legal:,}"),
-        ("made", file.created),
-    ]
-    return [(name, value) for name, value in found if value]

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.pages.content import Content
-from planner.pages.plan_rows import band_words, cost_words, dollars_words
+from planner.pages.plan_rows import band_words
 from planner.parts import PART_TITLES
 from planner.stacks.abilities import lacked
 from planner.terminal import show_answers
+from planner.terminal.show_cost import (
+    deadline_words,
+    dollars_words,
+    money_words,
+    price_words,
+    span_words,
+    time_words,
+)
+from planner.terminal.show_purchase import count_words
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import (
     GB,
     format_batch,
     format_bytes,
     format_count,
+    format_days,
     format_percent,
     format_seconds,
     rate_of,
@@ -38,9 +48,10 @@ def _verdict(content: Content) -> Iterator[tuple[str, str]]:
     yield "good", f"{best.plan.id} {words}"
     if file.answers.cost is not None:
         cost = file.answers.cost
-        tone, late = ("", "") if cost.in_time in (None, True) else ("bad", ": too late")
-        until = "" if cost.deadline_days is None else f", for {three_digits(cost.deadline_days)} days{late}"
-        yield tone, f"{cost_words(cost)}{until}."
+        amount = count_words(cost.tokens, file.sequence_length, file.size_unit)
+        until = "" if cost.deadline_days is None else f"; {deadline_words(cost)}"
+        tone = "" if cost.in_time in (None, True) else "bad"
+        yield tone, f"{amount} take {time_words(cost)}, {money_words(cost)}{until}."
     batch = format_batch(file.global_batch_size, file.sequence_length, file.size_unit)
     parameters = format_count(file.num_parameters)
     where = "the software it is for" if file.stack != THIS_PROGRAM else "execute"
@@ -65,12 +76,16 @@ def tiles(content: Content) -> list[tuple[str, str, str]]:
     if content.memory_bytes is not None:
         left = content.memory_bytes - own.peak_bytes
         share = format_percent(left / content.memory_bytes)
-        found.append(("left free", format_bytes(left), f"{share} of the device's memory"))
+        asked = f", {format_percent(content.headroom_fraction)} must be" if content.headroom_fraction else ""
+        found.append(("left free", format_bytes(left), f"{share} of the device's memory{asked}"))
     cost = file.answers.cost
     if cost is not None:
-        found.append(("days", f"{cost.days:,.3g}", f"for {format_count(cost.tokens)} tokens, failures included"))
+        amount = count_words(cost.tokens, file.sequence_length, file.size_unit)
+        span = f"{span_words(cost)} by the step's band" if cost.high_days else "failures included"
+        found.append(("training", format_days(cost.days), f"{span}, for {amount}"))
         if cost.dollars is not None:
-            found.append(("money", dollars_words(*cost.dollars), f"{format_count(cost.device_hours)} device-hours"))
+            ends = f"{dollars_words(*cost.dollars_by_band)} by the step's band, " if cost.dollars_by_band else ""
+            found.append(("money", dollars_words(*cost.dollars), f"{ends}at {price_words(cost)}"))
     if own.seconds:
         lost = max(own.seconds, key=lambda part: own.seconds[part] if part != "compute" else -1.0)
         if own.seconds[lost] > 0:

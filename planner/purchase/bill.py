@@ -42,12 +42,13 @@ def cost_of(
     energy, watts = terms.energy, at.device.power_watts
     drawn = (watts + energy.host_watts_of(watts)) * energy.pue
     facility = seconds * at.num_devices * drawn / JOULES_PER_KWH
+    low, high = (end / prediction.step_seconds for end in (prediction.low_seconds, prediction.high_seconds))
     days, held = seconds / SECONDS_PER_DAY, checkpoint_bytes(at)
     return Cost(
         tokens=tokens,
         days=days,
-        low_days=days * prediction.low_seconds / prediction.step_seconds,
-        high_days=days * prediction.high_seconds / prediction.step_seconds,
+        low_days=days * low,
+        high_days=days * high,
         is_spot=is_spot,
         device_hours=hours,
         goodput_fraction=trains,
@@ -61,11 +62,13 @@ def cost_of(
         co2_kg=None if energy.grid_grams is None else facility * energy.grid_grams / GRAMS_PER_KG,
         price_per_hour=price,
         dollars=None if price is None else (hours * price[0], hours * price[1]),
+        dollars_by_band=None if price is None else (hours * low * price[0], hours * high * price[1]),
         price_date=price_date,
         checkpoint_bytes=held,
         checkpoints_kept=terms.checkpoints_kept,
         stored_bytes=held * terms.checkpoints_kept,
         deadline_days=terms.deadline_days,
+        deadline=terms.deadline,
     )
 
 

@@ -68,13 +68,17 @@ class Energy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """All of it; `spot_prices` is None where spot devices are not asked about, `deadline_days` where time is free."""
+    """All of it; `spot_prices` is None where spot devices are not asked about, `deadline_days` where time is free.
+
+    `deadline` is the date of it, where one was given.
+    """
 
     energy: Energy
     prices: Prices = Prices()
     spot_prices: Prices | None = None
     reliability: Reliability = Reliability()
     deadline_days: float | None = None
+    deadline: str = ""
     checkpoints_kept: int = CHECKPOINTS_KEPT
 
 

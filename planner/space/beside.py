@@ -50,7 +50,7 @@ def answers_to(
         pareto=front if len(front) > 1 else (),
         cost=cost,
         spot_cost=spot_cost,
-        why_not=None if asked.why_not is None else why_not(answer, asked.why_not),
+        why_not=None if asked.why_not is None else why_not(answer, asked.why_not, offers_all),
         simulated=() if asked.trace_file is None else tuple(_simulated(answer, asked.trace_file, playing)),
         timeline="" if asked.trace_file is None else str(asked.trace_file),
         sensitivity=tuple(sensitivity(answer, changing)) if asked.sensitivity else (),

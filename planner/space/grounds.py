@@ -51,8 +51,17 @@ def grounds(space: Space, place: Place, prediction: Prediction, cluster: str = "
     """What the prediction of the plan at `place` rests on; `cluster` is the one whose nodes and network it is for."""
     at = space.at
     if at.measured is not None:
-        return tuple(_of_machine(space, place, prediction))
-    return (*_of_sheet(at, cluster), *_of_runs(space, place, prediction))
+        return (*_of_machine(space, place, prediction), *_headroom(at))
+    return (*_of_sheet(at, cluster), *_headroom(at), *_of_runs(space, place, prediction))
+
+
+def _headroom(at: Setting) -> Iterator[Ground]:
+    """What of a device's memory plans may not take."""
+    if at.headroom_fraction:
+        left = f"{format_percent(at.headroom_fraction)}: plans have {three_digits(at.memory_bytes / GIB)} GiB"
+        yield Ground(
+            what="memory that is left free at least", value=left, origin=ASSUMED, source="as asked: --headroom"
+        )
 
 
 def _of_machine(space: Space, place: Place, prediction: Prediction) -> Iterator[Ground]:
@@ -77,7 +86,7 @@ def _of_machine(space: Space, place: Place, prediction: Prediction) -> Iterator[
         )
     peak = f"{three_digits(at.device.peak_tflops[at.precision])} TFLOP/s {at.precision}"
     yield Ground(what="peak that MFU is of", value=peak, origin=HERE, source=machine.peak_source)
-    memory = f"{three_digits(at.memory_bytes / GIB)} GiB"
+    memory = f"{three_digits(at.whole_memory_bytes / GIB)} GiB"
     yield Ground(what="memory of a rank", value=memory, origin=HERE, source=f"profile of {machine.name}")
     if at.corrections:
         taught = f"{at.corrections.num_plans} plans"
@@ -97,7 +106,7 @@ def _of_sheet(at: Setting, cluster: str) -> Iterator[Ground]:
     reached = device.achievable_tflops.get(at.precision)
     if reached:
         yield _from(device, "achievable", "best that a product was seen to reach", f"{three_digits(reached)} TFLOP/s")
-    yield _from(device, "memory", "memory that a process may use", f"{three_digits(at.memory_bytes / GIB)} GiB")
+    yield _from(device, "memory", "memory that a process may use", f"{three_digits(at.whole_memory_bytes / GIB)} GiB")
     yield _from(device, "memory", "memory bandwidth", f"{three_digits(device.memory_gb_per_second)} GB/s")
     if at.fast_domain > 1:
         fast = f"{three_digits(at.fast_bytes_per_second / GB)} GB/s per direction, {at.fast_domain} devices"

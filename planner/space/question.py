@@ -88,7 +88,12 @@ class Setting:
     @property
     def memory_bytes(self) -> float:
         """What the driver lets a process use, less what plans must leave free."""
-        return self.device.memory_gib * GIB * (1 - self.headroom_fraction)
+        return self.whole_memory_bytes * (1 - self.headroom_fraction)
+
+    @property
+    def whole_memory_bytes(self) -> float:
+        """What the driver lets a process use of a device."""
+        return self.device.memory_gib * GIB
 
     @property
     def host_memory_bytes(self) -> float:

@@ -31,7 +31,9 @@ DEGREES = {
 }  # fmt: skip
 DEGREE_RANGES = {"zero": (0, 3), "sp": (0, 1)}
 # Plans whose order is asked about under another machine; of the degrees asked about, those followed step by step.
-CONTENDERS, MOST_FOLLOWED = 300, 40
+CONTENDERS, MOST_FOLLOWED, MOST_LOOKED_AT = 300, 40, 300
+# A gain of less is none: its percent would be printed as 0.0.
+LEAST_GAIN = 0.0005
 # Factors that are seconds of messages.
 MESSAGES = ("tensor_comm", "data_comm", "expert_comm", "pipeline_comm", "context_comm")
 
@@ -52,9 +54,10 @@ def parse_wanted(text: str) -> dict[str, int]:
     return wanted
 
 
-def why_not(answer: Answer, text: str) -> WhyNot:
+def why_not(answer: Answer, text: str, offers_all: bool = False) -> WhyNot:
     """What becomes of the plans with the given degrees: whether they are legal, fit, run, and what they lose.
 
+    Of those that fit, one that can be run comes first unless plans that cannot are offered too (`offers_all`).
     Raises: InputError for unknown names.
     """
     space, wanted = answer.space, parse_wanted(text)
@@ -62,7 +65,7 @@ def why_not(answer: Answer, text: str) -> WhyNot:
     if not own.any():
         return WhyNot(asked=text, is_legal=False, rule=_rule(space, wanted))
     legal = WhyNot(asked=text, is_legal=True, num_layouts=int(own.sum()), memory_bytes=space.at.memory_bytes)
-    place, fits = _fastest(space, own)
+    place, fits = _fastest(space, own, offers_all)
     if place is None:
         # Of every one the states alone are too many.
         least = np.where(own, space.tables.shared.least_state_bytes, np.inf).min()
@@ -82,14 +85,15 @@ def why_not(answer: Answer, text: str) -> WhyNot:
     )
 
 
-def _fastest(space: Space, own: Flags) -> tuple[Place | None, bool]:
-    """The fastest plan of the layouts that fits, and whether one does; else the one of the fewest bytes.
+def _fastest(space: Space, own: Flags, offers_all: bool) -> tuple[Place | None, bool]:
+    """The fastest plan of the layouts that fits, runnable ones first, and whether one does; else that of fewest bytes.
 
     None where the states alone of every layout are too many.
     """
-    rows = np.flatnonzero(own[space.best.layout])[:MOST_FOLLOWED]
-    places = [place_at(space, int(row)) for row in rows]
-    for place in places:
+    found = [place_at(space, int(row)) for row in np.flatnonzero(own[space.best.layout])[:MOST_LOOKED_AT]]
+    places = found[:MOST_FOLLOWED]
+    can_run = [] if offers_all else [place for place in found if not why_not_run(space.at, plan_of(space, place))]
+    for place in (*can_run[:MOST_FOLLOWED], *places):
         # What fits by the closed form may not step by step.
         if memories(space, [place])[0].device <= space.at.memory_bytes:
             return place, True
@@ -151,6 +155,9 @@ def sensitivity(answer: Answer, on_progress: OnProgress = silent) -> list[Change
         priced = [closed_seconds(space, tables, place, int(row)) for place, row in zip(contenders, where, strict=True)]
         seconds = np.array(priced) * off
         winner = _winner(space, contenders, seconds)
+        # Two places may be one plan in words, as where orders of axes that have one rank differ.
+        if plan_of(space, contenders[winner]).id == plan_of(space, first).id:
+            winner = 0
         result.append(
             Change(
                 what=what,
@@ -168,7 +175,7 @@ def sensitivity(answer: Answer, on_progress: OnProgress = silent) -> list[Change
 def _winner(space: Space, contenders: Sequence[Place], seconds: Array) -> int:
     """The fastest contender that fits; the first, which is today's best, where others are only as fast."""
     for index in np.argsort(seconds, kind="stable"):
-        if seconds[index] >= seconds[0] * (1 - 1e-9):
+        if seconds[index] >= seconds[0] * (1 - LEAST_GAIN):
             break
         if memories(space, [contenders[index]])[0].device <= space.at.memory_bytes:
             return int(index)

@@ -121,6 +121,7 @@ def terms_of(params: Mapping[str, Any], today: date) -> Terms:
         spot_prices=None if spot is None else parse_prices("--spot-price", spot),
         reliability=reliability_of(params["mtbf"], params["checkpoint_seconds"], params["spot_hours"]),
         deadline_days=params["days"] if params["by"] is None else days_until(params["by"], today),
+        deadline=(params["by"] or "").strip(),
         checkpoints_kept=params["keep_checkpoints"] or CHECKPOINTS_KEPT,
     )
 

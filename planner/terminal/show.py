@@ -38,7 +38,7 @@ def show(result: PlanFile, out: Console, output: Path | None) -> None:
         out.print(f"outside torch's allocator: {format_bytes(outside)}, for the CUDA context and NCCL's communicators")
     rejected = "; ".join(_rejected(result))
     out.print(
-        f"{result.num_legal} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
+        f"{result.num_legal:,} legal plans priced" + (f"; not legal or not fitting: {rejected}" if rejected else "")
     )
     if result.compression:
         _show_compression(result, out)
@@ -55,10 +55,10 @@ def _rejected(result: PlanFile) -> Iterator[str]:
     lacking = {what: count for reason, count in result.rejected.items() if (what := lacked(reason, result.stack))}
     for reason, count in result.rejected.items():
         if not lacked(reason, result.stack):
-            yield f"{count} {reason}"
+            yield f"{count:,} {reason}"
     if lacking:
-        needs = ", ".join(f"{what} ({count})" for what, count in lacking.items())
-        yield f"{sum(lacking.values())} need what {result.stack} lacks: {needs}"
+        needs = ", ".join(f"{what} ({count:,})" for what, count in lacking.items())
+        yield f"{sum(lacking.values()):,} need what {result.stack} lacks: {needs}"
 
 
 def _plans(result: PlanFile) -> Table:
@@ -82,7 +82,7 @@ def _plans(result: PlanFile) -> Table:
         table.add_row(
             str(candidate.rank),
             candidate.plan.id,
-            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
+            f"{format_seconds(prediction.step_seconds)} ±{half * 100:.0f} %",
             format_count(rate_of(prediction.tokens_per_second, result.sequence_length, result.size_unit)[1]),
             format_percent(prediction.mfu),
             f"{prediction.peak_bytes / 2**30:.3g}",

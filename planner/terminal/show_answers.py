@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.answers import Answers, AxisLinks, Change, Cost, PoolAlone, WhyNot
+from planner.answers import Answers, AxisLinks, Change, PoolAlone, WhyNot
+from planner.parts import PART_TITLES
 from planner.prediction import Candidate, PlanFile, Prediction
 from planner.terminal.handover import lines as read_lines
-from planner.terminal.show_purchase import count_words, energy_words, format_hours, money
+from planner.terminal.show_cost import cost_lines, spot_lines
+from planner.terminal.show_purchase import count_words
 from profiles.machines.stacks import THIS_PROGRAM
-from profiles.units import GB, format_bytes, format_count, format_percent, format_seconds, three_digits
+from profiles.units import GB, format_bytes, format_percent, format_seconds
 
 # Parts whose difference is less than this share of the best plan's step are not worth a line.
 WORTH_A_LINE_FRACTION = 0.001
@@ -46,23 +48,28 @@ def lines(file: PlanFile) -> Iterator[str]:
         for plan in answers.pareto:
             yield f"  {format_seconds(plan.step_seconds)}, {format_bytes(plan.device_bytes)}: {plan.plan}"
     if answers.cost is not None:
-        yield from _cost(answers.cost, count_words(answers.cost.tokens, file.sequence_length, file.size_unit))
+        yield from cost_lines(answers.cost, count_words(answers.cost.tokens, file.sequence_length, file.size_unit))
     if answers.spot_cost is not None:
-        yield from _spot(answers.spot_cost)
+        yield from spot_lines(answers.spot_cost)
     if answers.why_not is not None:
-        yield from _why_not(answers.why_not, file)
+        yield from why_not_lines(answers.why_not, file)
     if answers.simulated:
-        yield "by event simulation, with links shared and overlaps played out:"
-        for played in answers.simulated:
-            off = format_percent(played.off_fraction, signed=True)
-            yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
-        yield f"timeline of the best written to {answers.timeline}: open it at ui.perfetto.dev"
+        yield from simulated_lines(answers)
     if answers.sensitivity:
         yield "what the best plan would take, and what would change the winner:"
         yield from map(_change, answers.sensitivity)
         yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
     if answers.read is not None:
         yield from read_lines(answers.read, file.stack)
+
+
+def simulated_lines(answers: Answers) -> Iterator[str]:
+    """The plans of the table by event simulation."""
+    yield "by event simulation, with links shared and overlaps played out:"
+    for played in answers.simulated:
+        off = format_percent(played.off_fraction, signed=True)
+        yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
+    yield f"timeline of the best written to {answers.timeline}: open it at ui.perfetto.dev"
 
 
 def _pool(alone: PoolAlone) -> str:
@@ -80,51 +87,12 @@ def axis_words(links: AxisLinks) -> str:
     return f"{links.axis} {links.degree} {where} ({links.bytes_per_second / GB:.4g} GB/s)"
 
 
-def _cost(cost: Cost, amount: str) -> Iterator[str]:
-    """What a training takes: time and money, energy with hosts and building, room for checkpoints, the deadline."""
-    yield f"{amount}: {_time_and_money(cost)}"
-    if cost.kwh > 0:
-        more = f", {words}" if (words := energy_words(cost)) else ""
-        host = f"{three_digits(cost.host_watts)} W of its node beside each device, PUE {cost.pue:g}"
-        yield f"with hosts and building: {format_count(cost.facility_kwh)} kWh ({host}){more}"
-    held, stored = format_bytes(cost.checkpoint_bytes), format_bytes(cost.stored_bytes)
-    yield f"a checkpoint: {held} of weights and moments; {cost.checkpoints_kept} kept: {stored}"
-    if cost.deadline_days is not None:
-        what = "enough" if cost.in_time else "too late"
-        span = f"{three_digits(cost.low_days)} to {three_digits(cost.high_days)} by the band of its step"
-        yield f"for {three_digits(cost.deadline_days)} days: {what}; {three_digits(cost.days)} days, {span}"
-
-
-def _spot(cost: Cost) -> Iterator[str]:
-    """What the same takes of devices that may be taken back."""
-    amount = "no spot price is known" if cost.dollars is None else money(*cost.dollars)
-    trains, often = format_percent(cost.goodput_fraction), format_hours(cost.interval_seconds)
-    yield (
-        f"on spot devices: {cost.days:,.3g} days, {amount}; of the time {trains} trains, with "
-        f"{format_count(cost.num_failures)} interruptions and failures expected and a checkpoint every {often}"
-    )
-
-
-def _time_and_money(cost: Cost) -> str:
-    words = f"{cost.days:,.3g} days, {format_count(cost.device_hours)} device-hours"
-    if cost.kwh > 0:
-        words = f"{words}, {format_count(cost.kwh)} kWh of the devices at their rated power"
-    failures = (
-        f"of the time {format_percent(cost.goodput_fraction)} trains, with {format_count(cost.num_failures)} failures "
-        f"expected and a checkpoint every {format_seconds(cost.interval_seconds)}"
-    )
-    if cost.dollars is None:
-        return f"{words}; no price is known: give --price; {failures}"
-    low, high = (format_count(value) for value in cost.dollars)
-    amount = f"${low}" if low == high else f"${low} to ${high}"
-    return f"{words}, {amount}" + (f" ({cost.price_date})" if cost.price_date else "") + f"; {failures}"
-
-
-def _why_not(found: WhyNot, file: PlanFile) -> Iterator[str]:
+def why_not_lines(found: WhyNot, file: PlanFile) -> Iterator[str]:
+    """What becomes of the plans with the degrees that were asked about."""
     if not found.is_legal:
         yield f"{found.asked}: not legal; {found.rule}"
         return
-    yield f"{found.asked}: legal, {found.num_layouts} layouts"
+    yield f"{found.asked}: legal, {found.num_layouts:,} layouts"
     if not found.fits:
         yield _does_not_fit(found)
         return
@@ -143,7 +111,7 @@ def _why_not(found: WhyNot, file: PlanFile) -> Iterator[str]:
     for part in sorted(found.difference_seconds, key=lambda part: -abs(found.difference_seconds[part])):
         lost = found.difference_seconds[part]
         if abs(lost) > WORTH_A_LINE_FRACTION * file.candidates[0].prediction.step_seconds:
-            yield f"  {part}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
+            yield f"  {PART_TITLES.get(part, part)}: {'+' if lost > 0 else '-'}{format_seconds(abs(lost))}"
 
 
 def _does_not_fit(found: WhyNot) -> str:

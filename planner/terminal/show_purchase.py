@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from profiles.machines.stacks import THIS_PROGRAM
-from profiles.units import format_bytes, format_count, format_percent, format_seconds, rate_of, three_digits
+from profiles.units import (
+    format_bytes,
+    format_count,
+    format_hours,
+    format_percent,
+    format_seconds,
+    rate_of,
+    three_digits,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,13 +186,6 @@ def _storage(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     trains = (f"{rank}: {format_percent(cost.goodput_fraction)}" for rank, cost in costs)
     yield f"time between checkpoints that wastes least: {', '.join(often)}"
     yield f"share of the time that trains, between failures and checkpoints: {', '.join(trains)}"
-
-
-def format_hours(seconds: float) -> str:
-    """A span of time between checkpoints: `3.6 h`, `12 min`."""
-    if seconds >= 3600:
-        return f"{three_digits(seconds / 3600)} h"
-    return f"{three_digits(seconds / 60)} min" if seconds >= 60 else format_seconds(seconds)
 
 
 def _energy(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,22 @@ def given_options(context: typer.Context) -> dict[str, str]:
         and getattr(context.get_parameter_source(str(one.name)), "name", "") == "COMMANDLINE"
         and context.params.get(str(one.name)) is not False
     }
+
+
+def command_line(context: typer.Context, name: str) -> str:
+    """The command as it may be typed again: its `name` and the options that were given, in their order."""
+    options = {str(one.name): one for one in context.command.params if one.param_type_name == "option"}
+    words = [name]
+    for key, value in context.params.items():
+        one, source = options.get(key), context.get_parameter_source(key)
+        if one is None or getattr(source, "name", "") != "COMMANDLINE":
+            continue
+        if isinstance(value, bool):
+            words += [max(one.opts if value else one.secondary_opts or one.opts, key=len)]
+            continue
+        for each in value if isinstance(value, list | tuple) else (value,):
+            words += [max(one.opts, key=len), str(each)]
+    return shlex.join(words)
 
 
 def check_options(
