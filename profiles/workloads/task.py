@@ -140,7 +140,8 @@ def _drawn(batches: Callable[[int, int], list[Sample]], are_dicts: bool, step: i
     elif len(samples) != count:
         found = f"{len(samples)} of them where {count} were asked for"
     elif are_dicts:
-        found = next((f"a list with {_kind(sample)} in it" for sample in samples if not isinstance(sample, Mapping)), "")
+        odd = [sample for sample in samples if not isinstance(sample, Mapping)]
+        found = f"a list with {_kind(odd[0])} in it" if odd else ""
     if found:
         raise InputError(
             f"batches(step, count) must return a list of count samples (dicts), and returned {found}: "
