@@ -218,9 +218,9 @@ def test_bubble_of_equal_stages_is_the_textbooks(schedule, num_stages, num_micro
     assert bubble_fraction(with_tail(spans, {"all_reduce": 1.0, "optimizer": 2.0})) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("schedule", "owners"), [("interleaved_1f1b", (0, 1, 0, 1)), ("zbv", (0, 1, 1, 0))])
+@pytest.mark.parametrize(("schedule", "owners"), [("interleaved-1f1b", (0, 1, 0, 1)), ("zbv", (0, 1, 1, 0))])
 def test_a_bubble_is_of_ranks_and_not_of_their_virtual_stages(schedule, owners):
-    plan = Plan(pipeline_parallel=2, schedule=schedule, stage_bounds=(0, 1, 2, 3))
+    plan = Plan(pipeline_parallel=2, schedule=schedule, virtual_stages=2, stage_bounds=(0, 1, 2, 3))
     # Each rank works 4 of 5 seconds, each of its two stages 2 of them.
     free, spans = [0.0, 1.0], []
     for stage, rank in enumerate(owners):
