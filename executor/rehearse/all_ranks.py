@@ -50,11 +50,17 @@ Job: TypeAlias = tuple[Plan, WorkloadSpec, int, int]
 
 
 def rehearse_file(
-    path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress, trusted: Sequence[str] = ()
+    path: Path,
+    top: int,
+    rank: int | None,
+    all_stages: bool,
+    advance: Progress,
+    trusted: Sequence[str] = (),
+    say: Callable[[str], object] = lambda words: None,
 ) -> RehearsalFile:
     """Rehearse the `top` best plans of a file: the rank that is given, one of every stage, or of the fullest.
 
-    A module of the user's that builds the model is imported where it is `trusted`.
+    A module of the user's that builds the model is imported where it is `trusted`. `say` is told what will take time.
 
     Raises: ArtifactError; InputError for a rank that is none; PlanError for what does not run.
     """
@@ -69,6 +75,9 @@ def rehearse_file(
         check_plan(candidate.plan, file, facts_of_workload(workload))
     wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
+    for candidate, ranks in wanted:
+        own = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {file.num_devices}"
+        say(f"rehearsing {own} of {candidate.plan.id}: takes seconds, of the largest models minutes")
     done = rehearse_all(jobs, advance, trusted)
     traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
     plans = []
