@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from executor.applied import AppliedPlan
 from executor.legality import check_plan, choose
 from executor.mesh import Meshes
-from executor.micro_batches import split_batch
+from executor.micro_batches import first_micro_batch, has_samples
 from executor.rank_model import RankModel
 from executor.run.checks import check_devices, check_precision, facts_of_workload
 from executor.run.subject import workload_of_task
@@ -56,7 +56,8 @@ def apply(
     * `plan`: a plan file, of which the best plan that can be run is taken, or one plan.
     * `model`: the module as its author wrote it.
     * `loss`: `loss(module, batch)`, a scalar; by default what the module returns as `loss`, or first.
-    * `example`: a batch of one replica, which stages, splits and modules that leave parameters without a gradient need.
+    * `example`: a batch, which stages, splits and modules that leave parameters without a gradient need; of as many
+      samples as there are: pipelines alone need those of a micro-batch at least.
     * `weights`: for a module on the meta device, a local folder of safetensors; nothing is downloaded.
     * `device`: where the rank computes; by default its GPU, or the CPU where there is none.
     * `seed`: what random numbers of a step, and weights that are made here, begin with.
@@ -103,7 +104,7 @@ def _task(
 ) -> Task:
     def batches(step: int, samples: int) -> list[Any]:
         # One "sample" is a whole micro-batch: a user's batch is cut, never put together.
-        return [] if example is None else split_batch(example, plan.micro_batch_size, plan.num_microbatches)[:1]
+        return [] if example is None else [first_micro_batch(example, plan.micro_batch_size, plan.num_microbatches)]
 
     return Task(
         name=type(model).__name__,
@@ -141,6 +142,11 @@ def _check(plan: Plan, file: PlanFile | None, workload: Workload, model: nn.Modu
     for degree, what in ((plan.pipeline_parallel, "what crosses the stages"), (plan.tensor_parallel, "what is split")):
         if degree > 1 and example is None:
             raise PlanError(f"plan {plan.id}: {what} of {name} is seen in a batch: give example=batch")
+    size, count = plan.micro_batch_size, plan.num_microbatches
+    if plan.pipeline_parallel > 1 and not has_samples(first_micro_batch(example, size, count), size):
+        raise InputError(
+            f"example=batch: what crosses the stages is seen in a micro-batch: give at least {size} samples"
+        )
 
 
 def _joined(plan: Plan, device: str | torch.device | None, timeout_seconds: float) -> tuple[Rank, bool]:

@@ -247,7 +247,7 @@ def _rehearse(
     if output is not None:
         ensure_writable(output)
     with console.progress(out, "rehearsing") as advance:
-        file = rehearse_file(plan, top, rank, all_stages, advance, trusted)
+        file = rehearse_file(plan, top, rank, all_stages, advance, trusted, out.print)
     text = dump("rehearsal", file)
     if output is not None:
         write_text(output, text)

@@ -29,6 +29,23 @@ def split_batch(batch: Any, size: int, count: int) -> list[Any]:
     return [_part(batch, whole, start, start + size) for start in range(0, whole, size)]
 
 
+def first_micro_batch(example: Any, size: int, count: int) -> Any:
+    """The first `size` samples of an example, which may have more or fewer than the `count` micro-batches of a step.
+
+    One with fewer, or whose parts do not tell how many it has, is given as it is.
+    """
+    found = _counts(example)
+    if size * count in found:
+        return split_batch(example, size, count)[0]
+    has = max(found, default=0)
+    return _part(example, has, 0, size) if len(found) == 1 and has > size else example
+
+
+def has_samples(batch: Any, size: int) -> bool:
+    """Whether a batch may have `size` samples."""
+    return size in _counts(batch)
+
+
 def on_device(value: Any, device: torch.device) -> Any:
     """A batch, or what is in one, with its tensors on `device`."""
     if isinstance(value, Tensor):

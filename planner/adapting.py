@@ -9,6 +9,7 @@ from planner.request import Request
 from profiles.errors import InputError
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.adapters import AS_IT_IS, NETWORK_TARGETS
+from profiles.models.families import BUILT_FAMILIES, VISION_FAMILIES
 from profiles.models.sizes import ModelSizes
 from profiles.units import format_count
 
@@ -23,7 +24,11 @@ def refuse_adapters(request: Request) -> None:
         return
     sizes, base = request.sizes(), f"--quantised-base {own.base}"
     if sizes is None:
-        raise InputError(f"--peft: which linears of {request.model} are which is not known: leave it out")
+        families = ", ".join(name for name in BUILT_FAMILIES if name not in VISION_FAMILIES)
+        raise InputError(
+            f"--peft: which linears of {request.model} are which is known where it is not run as its own class: of the "
+            f"families {families}, and with --simulate of all that are planned by their sizes; else leave it out"
+        )
     if request.codecs != ("none",):
         raise InputError("--codecs: adapters have few gradients, which are sent as they are: leave it out with --peft")
     model = sizes.transformer

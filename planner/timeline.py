@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from planner.plans import Plan, stages_of
 from planner.prediction import Span
 
 PREDICTED, MEASURED = "predicted", "measured"
@@ -26,23 +27,23 @@ def kind_of_action(action: str) -> SpanKind:
     return KINDS_BY_ACTION.get(action, "communication")
 
 
-def bubble_fraction(spans: Sequence[Span]) -> float | None:
-    """Share of the stages' time between the first forward and the last backward in which they do neither.
+def bubble_fraction(spans: Sequence[Span], plan: Plan | None = None) -> float | None:
+    """Share of the ranks' time between the first forward and the last backward in which they do neither.
 
-    None with fewer than two stages, where there is no pipeline.
+    A rank has the stages that `plan` gives it, or one. None with fewer than two ranks, where there is no pipeline.
     """
     compute = [span for span in spans if kind_of_action(span.action) in ("forward", "backward")]
-    stages = {span.stage for span in compute}
-    if len(stages) < 2:
+    owners = {} if plan is None else {s: rank for rank in range(plan.pipeline_parallel) for s in stages_of(plan, rank)}
+    by_rank: dict[int, list[tuple[float, float]]] = {}
+    for span in compute:
+        times = by_rank.setdefault(owners.get(span.stage, span.stage), [])
+        times.append((span.start_seconds, span.stop_seconds))
+    if len(by_rank) < 2:
         return None
     window = max(span.stop_seconds for span in compute) - min(span.start_seconds for span in compute)
     if window <= 0:
         return None
-    busy = sum(
-        busy_seconds((span.start_seconds, span.stop_seconds) for span in compute if span.stage == stage)
-        for stage in stages
-    )
-    return 1 - busy / (len(stages) * window)
+    return 1 - sum(map(busy_seconds, by_rank.values())) / (len(by_rank) * window)
 
 
 def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:

@@ -14,7 +14,6 @@ from profiles.artifacts import artifact_kind, read
 from profiles.catalog import CATALOG
 from profiles.errors import InputError, UnknownNameError
 from profiles.inputs.foreign import shown
-from profiles.machines.devices import device_names
 from profiles.machines.profile import MachineProfile
 from profiles.models.families import VISION_FAMILIES, is_own_module
 from profiles.models.hf_config import FAMILIES as SIZED_FAMILIES
@@ -268,7 +267,7 @@ def load_machine(machine: str | None, num_devices: int) -> tuple[MachineProfile,
     if not os.path.exists(stored):
         raise InputError(
             f"no machine is known here: run `profile machine --gpus {num_devices}`, give --machine FILE, "
-            f"or plan for a shipped device with --device ({', '.join(device_names())})"
+            "or plan for a shipped device with --device NAME (`plan --list devices` shows them)"
         )
     profile = read_machine(stored)
     return profile, f"this machine, {profile.name}, as measured {profile.created or 'before'}"

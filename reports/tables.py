@@ -89,10 +89,10 @@ def timeline_table(row: Row) -> Table:
     for side, spans in sides:
         for stage in sorted({span.stage for span in spans}):
             lines.append((f"{side}, stage {stage}", *(_busy(spans, stage, kind) for kind in SPAN_KINDS)))
-        bubble = bubble_fraction(spans)
+        bubble = bubble_fraction(spans, row.run.plan)
         lines.append((f"{side}, bubble", "" if bubble is None else format_percent(bubble), "", "", "", ""))
     return Table(
-        caption="Busy time of each stage, and the share of all stages' time spent idle (bubble)",
+        caption="Busy time of each stage, and the share of all ranks' time spent idle (bubble)",
         header=("side and stage", *SPAN_KINDS),
         rows=tuple(lines),
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import executor
-from executor.micro_batches import split_batch
+from executor.micro_batches import first_micro_batch, split_batch
 from planner.plans import Plan
 from profiles.errors import InputError, PlanError
 from profiles.ranks.launcher import launch
@@ -208,6 +208,7 @@ def test_batches_of_any_structure_are_cut() -> None:
 IN_SLURM = """
 import torch
 import executor
+from executor.micro_batches import first_micro_batch
 from planner.plans import Plan
 from tests.test_apply import Plain
 
@@ -257,3 +258,11 @@ def test_processes_of_srun_are_ranks() -> None:
         losses.append(float(loss.detach()))
     for own in said:
         assert [float(word) for word in own[2:]] == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(3, 3), (4, 4), (7, 4), (8, 4), (30, 4)])
+def test_an_example_may_have_any_number_of_samples(samples: int, taken: int) -> None:
+    example = {"x": torch.arange(samples * 2.0).view(samples, 2), "y": list(range(samples)), "scale": 2.0}
+    first = first_micro_batch(example, 4, 2)
+    assert torch.equal(first["x"], example["x"][:taken])
+    assert (first["y"], first["scale"]) == (list(range(taken)), 2.0)

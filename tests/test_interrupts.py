@@ -21,7 +21,9 @@ from profiles.terminal.console import Console
 from tests.plan_builders import write_plan_file
 
 
-def interrupted(folder: Path, arguments: list[str], is_time: Callable[[psutil.Process], bool]) -> str:
+def interrupted(
+    folder: Path, arguments: list[str], is_time: Callable[[psutil.Process], bool], number: int = signal.SIGINT
+) -> str:
     """What a command says on standard error that is interrupted once it is time; its files go to `folder`."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -34,12 +36,12 @@ def interrupted(folder: Path, arguments: list[str], is_time: Callable[[psutil.Pr
         assert time.monotonic() < deadline
         time.sleep(0.02)
     family = own.children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     begun = time.monotonic()
     _, errors = process.communicate(timeout=60)
     # Two seconds, on a machine that is busy with other tests too.
     assert time.monotonic() - begun < 20
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     return errors
@@ -55,6 +57,20 @@ def test_a_rehearsal_ends_while_its_server_loads(tmp_path: Path) -> None:
 
     errors = interrupted(folder, ["executor", str(plan), "--rehearse"], has_server)
     assert errors == "error: interrupted: nothing was written\n"
+    assert not list(folder.iterdir())
+    folder.rmdir()
+
+
+def test_a_rehearsal_ends_by_sigterm_while_ranks_are_rehearsed(tmp_path: Path) -> None:
+    plan = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4))
+    folder = Path(tempfile.mkdtemp())
+
+    def has_rank(process: psutil.Process) -> bool:
+        return any("forkserver" in " ".join(child.cmdline()) and child.children() for child in process.children())
+
+    # To the whole group, as `timeout` sends it.
+    errors = interrupted(folder, ["executor", str(plan), "--rehearse"], has_rank, signal.SIGTERM)
+    assert errors == "error: stopped by SIGTERM: nothing was written\n"
     assert not list(folder.iterdir())
     folder.rmdir()
 

@@ -273,7 +273,7 @@ def test_the_command_writes_what_compare_shows(plan_file: Path, tmp_path: Path) 
     file = artifacts.read(output, "rehearsal", RehearsalFile)
     (own,) = file.plans
     assert [rank.rehearsed.place["pipeline"] for rank in own.ranks] == [0, 1]
-    for words in ("pipeline send", "FLOPs", "peak memory", "expected", "rehearsed"):
+    for words in ("rehearsing ranks 0, 1 of 2 of", "pipeline send", "FLOPs", "peak memory", "expected", "rehearsed"):
         assert words in done.output
     shown = RUNNER.invoke(compare, [str(output), "-o", str(page), "--json"])
     assert shown.exit_code == 0, shown.output

@@ -12,6 +12,7 @@ from scipy import stats
 
 from executor.run.measurement import LossCheck, PlanRun, RunFile
 from planner.plans import Plan
+from planner.prediction import Span
 from planner.timeline import bubble_fraction, busy_seconds
 from profiles.errors import ArtifactError
 from reports.cases import cases_of
@@ -215,6 +216,21 @@ def test_bubble_of_equal_stages_is_the_textbooks(schedule, num_stages, num_micro
     assert bubble_fraction(spans) == pytest.approx(expected)
     # What follows the pipeline is no bubble.
     assert bubble_fraction(with_tail(spans, {"all_reduce": 1.0, "optimizer": 2.0})) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("schedule", "owners"), [("interleaved-1f1b", (0, 1, 0, 1)), ("zbv", (0, 1, 1, 0))])
+def test_a_bubble_is_of_ranks_and_not_of_their_virtual_stages(schedule, owners):
+    plan = Plan(pipeline_parallel=2, schedule=schedule, virtual_stages=2, stage_bounds=(0, 1, 2, 3))
+    # Each rank works 4 of 5 seconds, each of its two stages 2 of them.
+    free, spans = [0.0, 1.0], []
+    for stage, rank in enumerate(owners):
+        for action in "FB":
+            spans.append(
+                Span(stage=stage, action=action, microbatch=0, start_seconds=free[rank], stop_seconds=free[rank] + 1)
+            )
+            free[rank] += 1
+    assert bubble_fraction(spans, plan) == pytest.approx(1 - 4 / 5)
+    assert bubble_fraction(spans) == pytest.approx(1 - 2 / 5)
 
 
 def test_bubble_needs_a_pipeline():

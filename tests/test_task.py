@@ -82,6 +82,28 @@ def test_a_module_of_the_users_own_gives_its_loss_in_any_form():
         module_loss(Regression("none"), stack(batches(0, 3)))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"x": torch.ones(2, 3)}, "a dict of tensors: give one dict for each sample"),
+        (None, "nothing"),
+        (torch.ones(2, 3), "one Tensor"),
+        ([{"x": torch.ones(3)}] * 3, "3 of them where 2 were asked for"),
+        ([torch.ones(3), torch.ones(3)], "a list with one Tensor in it"),
+    ],
+)
+def test_batches_that_are_no_samples_are_said_in_a_sentence(given, words):
+    task = user_task(nn.Linear(3, 1), lambda step, count: given)
+    for draw in (task.batches, lambda step, count: task.example(count, 0)):
+        with pytest.raises(InputError, match=r"batches\(step, count\) must return a list of count samples.*" + words):
+            draw(0, 2)
+
+
+def test_samples_may_be_anything_that_the_users_collate_takes():
+    task = user_task(nn.Linear(3, 1), lambda step, count: ("a",) * count, lambda samples: {"x": "".join(samples)})
+    assert task.example(2, 0) == {"x": "aa"}
+
+
 def test_samples_and_batches_turn_into_each_other():
     batch = {"pixels": torch.rand(2, 3), "labels": [{"boxes": torch.rand(1, 4)}, {"boxes": torch.rand(2, 4)}]}
     again = stack(samples_of(batch))

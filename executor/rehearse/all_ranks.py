@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -35,20 +37,30 @@ from profiles.workloads.loading import load_workload
 
 # What takes seconds to import, loaded once by the server that every rehearsal's process is forked from.
 PRELOADED = [
+    # First: it tells libraries to be quiet.
+    "profiles.workloads.loading",
     "executor.rehearse.one_rank",
     "torch.testing._internal.distributed.fake_pg",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 ]
 Progress = Callable[[float, str], object]
+# A plan, what it trains, the length of its sequences, and the rank to rehearse.
+Job: TypeAlias = tuple[Plan, WorkloadSpec, int, int]
 
 
 def rehearse_file(
-    path: Path, top: int, rank: int | None, all_stages: bool, advance: Progress, trusted: Sequence[str] = ()
+    path: Path,
+    top: int,
+    rank: int | None,
+    all_stages: bool,
+    advance: Progress,
+    trusted: Sequence[str] = (),
+    say: Callable[[str], object] = lambda words: None,
 ) -> RehearsalFile:
     """Rehearse the `top` best plans of a file: the rank that is given, one of every stage, or of the fullest.
 
-    A module of the user's that builds the model is imported where it is `trusted`.
+    A module of the user's that builds the model is imported where it is `trusted`. `say` is told what will take time.
 
     Raises: ArtifactError; InputError for a rank that is none; PlanError for what does not run.
     """
@@ -63,6 +75,9 @@ def rehearse_file(
         check_plan(candidate.plan, file, facts_of_workload(workload))
     wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
+    for candidate, ranks in wanted:
+        own = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {file.num_devices}"
+        say(f"rehearsing {own} of {candidate.plan.id}: takes seconds, of the largest models minutes")
     done = rehearse_all(jobs, advance, trusted)
     traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
     plans = []
@@ -113,32 +128,70 @@ def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanF
     )
 
 
-def rehearse_all(
-    jobs: list[tuple[Plan, WorkloadSpec, int, int]], advance: Progress, trusted: Sequence[str] = ()
-) -> Iterator[Rehearsed]:
+def rehearse_all(jobs: list[Job], advance: Progress, trusted: Sequence[str] = ()) -> Iterator[Rehearsed]:
     """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    num_processes, results = len(usable_cores()), []
-    with _server(), context.Pool(num_processes, initializer=die_with_parent, maxtasksperchild=1) as pool:
-        for index, result in enumerate(pool.imap(functools.partial(_rehearse_one, tuple(trusted)), jobs)):
-            advance((index + 1) / len(jobs), f"{jobs[index][0].id}, rank {jobs[index][3]}")
-            results.append(result)
+    results = []
+    with ThreadPoolExecutor(len(usable_cores())) as threads, _server():
+        waiting = [threads.submit(_in_process, context, tuple(trusted), job) for job in jobs]
+        try:
+            for index, (plan, _, _, rank) in enumerate(jobs):
+                advance(index / len(jobs), f"{plan.id}, rank {rank}")
+                results.append(waiting[index].result())
+        except BaseException:
+            # Before the server ends, or they would start another.
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     return iter(results)
+
+
+def _in_process(context: Any, trusted: tuple[str, ...], job: Job) -> Rehearsed:
+    """One job, rehearsed by a process that takes no other.
+
+    A pool of multiprocessing waits at its end for a lock that whoever was killed may hold, and for ever.
+    """
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, trusted, job))
+    process.start()
+    sender.close()
+    try:
+        answer: Rehearsed | Exception = receiver.recv()
+    except EOFError:
+        process.join()
+        raise EnvironmentFailure(
+            f"the process that rehearsed rank {job[3]} of {job[0].id} was killed: is its memory exhausted?"
+        ) from None
+    finally:
+        receiver.close()
+    process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _answer(sender: Connection, trusted: tuple[str, ...], job: Job) -> None:
+    die_with_parent()
+    try:
+        answer: Rehearsed | Exception = _rehearse_one(trusted, job)
+    except Exception as error:
+        answer = error
+    sender.send(answer)
 
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
     """The server that processes are forked from; where the block fails, it ends at once, with what it has forked.
 
-    It lives on otherwise, for the next rehearsal. A Ctrl-C, which a terminal sends to all, is this process's to answer:
-    the server, loading, and processes that start would each say in a traceback what befell them.
+    It lives on otherwise, for the next rehearsal. A Ctrl-C, which a terminal sends to all, and a SIGTERM, as
+    `timeout` sends it, are this process's to answer: the server, loading, and processes that start would each say in a
+    traceback what befell them.
     """
     # Before the server, so that this is the one child that is new.
     resource_tracker.ensure_running()
     known = set(psutil.Process().children())
-    # What is started has the mask for good; here, an interrupt that comes meanwhile waits.
-    unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # What is started has the mask for good; here, a signal that comes meanwhile waits.
+    unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         try:
             forkserver.ensure_running()
@@ -155,10 +208,12 @@ def _server() -> Iterator[None]:
             for process in (server, *server.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            # It is gone then, and still for multiprocessing to collect, which starts another when it next needs one.
+            os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
         raise
 
 
-def _rehearse_one(trusted: tuple[str, ...], job: tuple[Plan, WorkloadSpec, int, int]) -> Rehearsed:
+def _rehearse_one(trusted: tuple[str, ...], job: Job) -> Rehearsed:
     plan, spec, sequence_length, rank = job
     # FSDP warns of whoever would write into a view that it returns; nobody does.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")

@@ -123,6 +123,9 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     for needed, layouts in space.unoffered.items():
         if _matching(layouts, wanted).any():
             return f"such plans {needed}; --simulate offers such plans too"
+    traced = at.model.profile
+    if wanted.get("ep", 1) > 1 and traced is not None and traced.workload.task:
+        return "experts of a task are not shared out in plans that are searched; `execute` obeys a plan that says so"
     reason = illegal_degrees(at, tensor, context, pipeline, wanted.get("dp", rest))
     return reason or "no layout has these degrees together"
 

@@ -95,6 +95,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises: ArtifactError where it is none.
     """
+    if path.suffix == ".py":
+        raise InputError(f"{path} is code: give its module and what makes the model there, as {path.stem}:factory")
     path = _config_file(path)
     config = read_json(path, WANTED)
     if not isinstance(config, dict) or "model_type" not in config:

@@ -78,8 +78,9 @@ def _with_values(subject: Subject) -> nn.Module:
     count = held if subject.left != ENDS and (is_remade(spec) or subject.is_real) else subject.num_parameters
     if count > MOST_TRIED:
         raise PlanError(
-            f"{spec.title}: how it is split over ranks is tried with weights, and {count / 1e6:.0f} million are too "
-            f"many for that (at most {MOST_TRIED / 1e6:.0f} million): use data_parallel"
+            f"{spec.title}: how it is split over ranks is tried with weights, of at most {MOST_TRIED / 1e6:.0f} "
+            f"million parameters, and it has {count / 1e6:.0f} million: "
+            "give data parallelism, with ZeRO 3 to share it out"
         )
     return subject.module if subject.is_real else real_of(subject).module
 

@@ -110,18 +110,49 @@ def user_task(
     """A task of a user's own: what is trained, on what, by which loss.
 
     * `module`: what is trained, or what builds it; a module is copied, so that every plan starts from the same weights.
-    * `batches`: `batches(step, count)`, that many samples of a step.
+    * `batches`: `batches(step, count)`, a list of that many samples of a step, each what `collate` takes one of.
     * `collate`: `collate(samples)`, a batch of them; by default their tensors stacked, name by name.
     * `loss`: `loss(module, batch)`, a scalar; by default what the module returns as `loss`, or first.
     * `name`: what the task is called; by default as the module's class.
     """
+    drawn = functools.partial(_drawn, batches, collate is stack)
     build = functools.partial(copy.deepcopy, module) if isinstance(module, nn.Module) else module
     named = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "")
     return Task(
         name=name or (named if named.isidentifier() else "module"),
         build=build,
-        example=lambda samples, size: collate(batches(0, samples)[:samples]),
-        batches=batches,
+        example=lambda samples, size: collate(drawn(0, samples)),
+        batches=drawn,
         collate=collate,
         loss=loss,
     )
+
+
+def _drawn(batches: Callable[[int, int], list[Sample]], are_dicts: bool, step: int, count: int) -> list[Sample]:
+    """The samples of a step as a user's function gives them.
+
+    Raises: InputError where these are no list of as many, or where one that is to be stacked is no dict.
+    """
+    samples = batches(step, count)
+    found = ""
+    if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
+        found = _kind(samples)
+    elif len(samples) != count:
+        found = f"{len(samples)} of them where {count} were asked for"
+    elif are_dicts:
+        odd = [sample for sample in samples if not isinstance(sample, Mapping)]
+        found = f"a list with {_kind(odd[0])} in it" if odd else ""
+    if found:
+        raise InputError(
+            f"batches(step, count) must return a list of count samples (dicts), and returned {found}: "
+            "give one dict for each sample, without a batch dimension; they are stacked afterwards"
+        )
+    return list(samples)
+
+
+def _kind(value: object) -> str:
+    """What a value is, with its article."""
+    if isinstance(value, Mapping):
+        of = " of tensors" if value and all(isinstance(part, Tensor) for part in value.values()) else ""
+        return f"a dict{of}"
+    return "nothing" if value is None else f"one {type(value).__name__}"

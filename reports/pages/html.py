@@ -97,7 +97,8 @@ def _rows_with_spans(rows: Sequence[Row]) -> list[tuple[int, Row, str]]:
 
 def _timeline(index: int, row: Row, label: str) -> Picture:
     predicted, measured = row.run.prediction.spans, row.run.measurement.spans
-    bubbles = {PREDICTED: bubble_fraction(predicted), MEASURED: bubble_fraction(measured)}
+    plan = row.run.plan
+    bubbles = {PREDICTED: bubble_fraction(predicted, plan), MEASURED: bubble_fraction(measured, plan)}
     figure = gantt(spans_table(predicted, measured), f"Timeline of {label}", bubbles)
     return picture(f"timeline-{index}", figure, tables.timeline_table(row))
 
