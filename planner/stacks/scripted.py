@@ -12,6 +12,7 @@ from planner.stacks import job_files
 from planner.stacks.batches import batch_of, devices_of, replicas_from
 from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.said import Settings, from_yaml, nested
+from planner.stacks.unsized import scaling_of, unsaid_notes
 from planner.stacks.words import Facts, Word, number, read_facts, written
 from profiles.errors import InputError, PlanError
 from profiles.machines.stacks import Stack, load_stack
@@ -75,6 +76,7 @@ def export_horovod(file: PlanFile, candidate: Candidate) -> Handover:
             "to build 0.28.1 for today's torch, set CMAKE_CXX_STANDARD 20 in CMakeLists.txt and torch/CMakeLists.txt",
             job_files.ADD_DATA,
             job_files.ADD_OPTIMIZER,
+            *unsaid_notes(file.workload),
             *more,
         ),
     )
@@ -107,8 +109,16 @@ def export_tensorflow(file: PlanFile, candidate: Candidate) -> Handover:
             "write the nodes' names where tf_config.N.json says worker-N",
             "batches are made up: put your data where train.py says so",
             job_files.ADD_OPTIMIZER,
+            *unsaid_notes(file.workload),
+            *_scaled_notes(file),
         ),
     )
+
+
+def _scaled_notes(file: PlanFile) -> tuple[str, ...]:
+    """What the script of TensorFlow leaves out of the model, which takes no time and matters for quality."""
+    kind = scaling_of(file.workload.config)
+    return () if kind == "default" else (f"rotary positions scaled by {kind} are left out of train.py: add them",)
 
 
 def recognises(path: Path, text: str) -> bool:

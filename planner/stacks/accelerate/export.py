@@ -12,6 +12,7 @@ from planner.stacks import job_files
 from planner.stacks.accelerate.words import ARGUMENT_WORDS, STACK, YAML_WORDS
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
+from planner.stacks.unsized import unsaid_notes
 from planner.stacks.words import Facts, written
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
@@ -37,7 +38,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             "train.py": job_files.script("train_accelerate.py", stack),
         },
         command=_launch(file),
-        notes=(job_files.ADD_DATA, job_files.ADD_OPTIMIZER, *_node_notes(file)),
+        notes=(job_files.ADD_DATA, job_files.ADD_OPTIMIZER, *unsaid_notes(file.workload), *_node_notes(file)),
     )
 
 

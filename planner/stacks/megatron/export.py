@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -14,6 +15,7 @@ from planner.stacks.megatron.say_layout import FSDP_STAGES, say_layout
 from planner.stacks.megatron.say_model import Settings, Value, say_model
 from planner.stacks.megatron.say_software import ENGINE, LOCAL, environment, say_software
 from planner.stacks.megatron.words import LAYOUT, SOFTWARE
+from planner.stacks.unsized import BASE, EPSILON, LLAMA3, rope_of, scaling_of, unsaid
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack, load_stack
 
@@ -40,6 +42,7 @@ TRAINING: Settings = {
     "log-throughput": True,
     "distributed-timeout-minutes": 60,
 }
+ARGUMENT_OF = {BASE: "rotary-base", EPSILON: "norm-epsilon"}
 MOCK: Settings = {"mock-data": True, "tokenizer-type": "NullTokenizer"}
 USER_DATA = "DATA='--data-path /data/my_text_document --tokenizer-type HuggingFaceTokenizer ...'"
 
@@ -169,8 +172,21 @@ def _notes(file: PlannedFor, plan: Plan, layers: str, nodes: int) -> list[str]:
         notes.append(f"zero_stage={plan.zero_stage} is Megatron-FSDP, whose checkpoints have a format of their own")
     if layers == LOCAL:
         notes.append("its own layers instead of TransformerEngine's, as they were planned for, need NVIDIA's apex")
-    scaling = file.workload.config.get("rope_scaling") or file.workload.config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return [*notes, *_unsized_notes(file.workload.config, unsaid(file.workload))]
+
+
+def _unsized_notes(config: Mapping[str, Any], missing: Sequence[str]) -> Iterator[str]:
+    """What is to be set of the model: it takes no time, but matters for quality."""
+    if missing:
+        words = " and ".join(f"--{ARGUMENT_OF[field]}" for field in missing)
+        yield f"the model's configuration lacks {' and '.join(missing)}: set {words} as it was published"
+    kind, rope = scaling_of(config), rope_of(config)
     if kind not in ("default", "llama3"):
-        notes.append(f"rotary positions scaled by {kind} are left out: they take no time, but matter for quality")
-    return notes
+        yield f"rotary positions scaled by {kind} are left out: they take no time, but matter for quality"
+    others = [
+        f"{name} {rope[name]:g}"
+        for name, usual in LLAMA3.items()
+        if kind == "llama3" and name in rope and rope[name] != usual
+    ]
+    if others:
+        yield f"Megatron's --use-rope-scaling has other numbers than the model's {', '.join(others)}"

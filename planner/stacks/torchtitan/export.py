@@ -10,6 +10,7 @@ from planner.stacks import job_files
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.torchtitan.words import STACK, WORDS
+from planner.stacks.unsized import unsaid_notes
 from planner.stacks.words import Facts, written
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
@@ -149,5 +150,6 @@ def _notes(file: PlanFile) -> tuple[str, ...]:
         "put a tokenizer of Hugging Face into ./tokenizer, and name your data set where it says c4",
         "the loss is plain, as it was priced: ChunkedLossWrapper takes less memory; CUDA graphs are off, likewise",
         job_files.ADD_OPTIMIZER,
+        *unsaid_notes(file.workload),
         *job_files.node_notes(file),
     )
