@@ -13,6 +13,7 @@ from profiles.terminal import console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from planner.prediction import PlanFile
     from planner.purchase.answer import PurchaseAnswer
     from planner.request import Request
     from planner.space.beside import Questions
@@ -78,6 +79,11 @@ def put_out(
     if file is None or output is None:
         return
     if export is not None:
-        write_export(export, file, 1, output, out)
+        write_export(export, _with_bill(answer, rank or 1, file), 1, output, out)
     else:
         out.print(f"plan of row {rank} written to {output}; {next_step(file, output)}")
+
+
+def _with_bill(answer: PurchaseAnswer, rank: int, file: PlanFile) -> PlanFile:
+    """A row's plan file with what was asked to be trained, from which its steps follow."""
+    return replace(file, answers=replace(file.answers, cost=answer.row(rank).cost)) if answer.is_budget else file

@@ -37,11 +37,12 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             "job.py": job_files.script("job.py", stack),
             "train.py": job_files.script("train_deepspeed.py", stack),
         },
-        command=job_files.torchrun(file, "train.py"),
+        command=job_files.torchrun(file, f"train.py{job_files.steps_words(file)}"),
         notes=(
             *_notes(plan),
             job_files.ADD_DATA,
             job_files.ADD_OPTIMIZER,
+            *job_files.steps_notes(file),
             *unsaid_notes(file.workload),
             *job_files.node_notes(file),
         ),
