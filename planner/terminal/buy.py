@@ -57,9 +57,10 @@ def read_or_compare(
 
 
 def put_out(
-    answer: PurchaseAnswer, out: Console, rank: int | None, export: str | None, output: Path | None, json_output: bool
-) -> None:
-    """Show the answer and write it, or with a `rank` the plan of that row, for `execute` or for the software `export`.
+    answer: PurchaseAnswer, out: Console, rank: int | None, export: str | None, output: Path | None, json_output: bool,
+    *, shows: bool = True,
+) -> None:  # fmt: skip
+    """Show the answer (`shows`) and write it, or with a `rank` the plan of that row, for `execute` or for `export`.
 
     Raises: InputError for a row that is not there, or has no plan; PlanError for one that the software cannot run.
     """
@@ -75,7 +76,8 @@ def put_out(
         write_text(output, text if file is None else dump("plan", file))
     if json_output:
         console.print_json(text)
-    show_purchase(answer, out, output if is_whole else None)
+    if shows:
+        show_purchase(answer, out, output if is_whole else None)
     if file is None or output is None:
         return
     if export is not None:
