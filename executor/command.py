@@ -215,7 +215,9 @@ def _emit(
         ensure_writable(output)
     file, candidate, unchecked = checked(plan, engines)
     check_trusted(file.workload, trusted, str(plan))
-    text = emit(kind, file, candidate, str(plan), options)
+    # A job may start in another folder; a container sees only what lies under the one that it starts in.
+    is_found_anywhere = kind.startswith("slurm") and options.image is None
+    text = emit(kind, file, candidate, str(plan.absolute().resolve() if is_found_anywhere else plan), options)
     if unchecked:
         note = f"note: {unchecked}, so what depends on its layers is checked where the job starts"
         console.console(json_output=True).print(note)

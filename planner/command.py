@@ -169,7 +169,7 @@ def plan(
     """
     from planner.terminal.answering import job_with_page, plans_with_page
     from planner.terminal.buy import is_purchase, put_out, read_or_compare
-    from planner.terminal.handover import write_export
+    from planner.terminal.handover import is_handed_on, write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
     from profiles.files import ensure_writable
     from profiles.terminal.options import check_options, command_line, given_options
@@ -197,7 +197,8 @@ def plan(
         request = request if "top" in given else replace(request, top=1)
         with console.progress(out, "planning") as on_progress:
             answer = read_or_compare(request, counts, questions, source, on_progress)
-        put_out(answer, out, rank if "rank" in given else None, export, output, json_output, page)
+        row, shows = rank if "rank" in given else None, not is_handed_on(export, source)
+        put_out(answer, out, row, export, output, json_output, page, shows=shows)
         return
     check_pools(given, cluster)
     buying.check_prices_of(questions, device, cluster)
@@ -210,7 +211,7 @@ def plan(
             )
         else:
             result = job_with_page(source, request, page, on_progress, typed)
-    _put_out(result, out, None if export else output, json_output, page)
+    _put_out(result, out, None if export else output, json_output, page, shows=not is_handed_on(export, source))
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
 
@@ -258,8 +259,10 @@ def _check_together(params: Mapping[str, Any], given: Mapping[str, str], purchas
         raise InputError("--all writes the plans of one setting: name one of --codecs")
 
 
-def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: bool, page: Path | None) -> None:
-    """Write and show the answer, and say where its page is."""
+def _put_out(
+    result: PlanFile, out: Console, output: Path | None, json_output: bool, page: Path | None, *, shows: bool
+) -> None:
+    """Write the answer and show it (`shows`), and say where its page is."""
     from planner.terminal.show import show
     from profiles.artifacts import dump
     from profiles.files import write_text
@@ -270,7 +273,8 @@ def _put_out(result: PlanFile, out: Console, output: Path | None, json_output: b
             write_text(output, text)
         if json_output:
             console.print_json(text)
-    show(result, out, output)
+    if shows:
+        show(result, out, output)
     if page is not None:
         out.print(f"page: {page}")
 

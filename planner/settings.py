@@ -66,7 +66,7 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
     device = find_device(request.device or (cluster.device if cluster else ""))
     if cluster and find_device(cluster.device) != device:
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
-    notes = planned_for(cluster.title if cluster else device.title, request.stack)
+    notes = planned_for(cluster.title if cluster else device.title, request.stack, adapts=request.adapters.freezes)
     model = request.sizes()
     precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
     for precision in precisions:
@@ -140,8 +140,8 @@ def _traced(
     ]
 
 
-def planned_for(where: str, stack: str) -> list[str]:
-    """Notes on the data sheets that are planned for.
+def planned_for(where: str, stack: str, *, adapts: bool = False) -> list[str]:
+    """Notes on the data sheets that are planned for, and on whether plans can be written down: not of what `adapts`.
 
     Raises: UnknownNameError for a stack that is not shipped.
     """
@@ -151,4 +151,7 @@ def planned_for(where: str, stack: str) -> list[str]:
         return words
     if runs is None:
         return [*words, f"these plans are for {stack}, and what it can run is not known here"]
-    return [*words, f"these plans are for {stack}, as {runs.version} can run them: --export writes them down for it"]
+    mine = f"these plans are for {stack}, as {runs.version} can run them"
+    if adapts:
+        return [*words, f"{mine}: --export refuses models with adapters, so write its job by hand"]
+    return [*words, f"{mine}: --export writes them down for it"]

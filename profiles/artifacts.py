@@ -90,7 +90,9 @@ def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
     if not isinstance(data, dict) or "artifact" not in data:
         raise ArtifactError(f"{where} was not written by this program: {_wanted(artifact)}")
     if data["artifact"] != artifact:
-        raise ArtifactError(f"{where} is a {data['artifact']} file, not a {artifact}: {_wanted(artifact)}")
+        raise ArtifactError(
+            f"{where} is a {data['artifact']} file, not a {artifact}: {_wanted(artifact, data['artifact'], where)}"
+        )
     if data.get("schema") != SCHEMA_VERSION:
         raise ArtifactError(
             f"{where} has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}: {_wanted(artifact)}"
@@ -153,5 +155,7 @@ def _over(of_other: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _wanted(artifact: str) -> str:
+def _wanted(artifact: str, given: str = "", where: str = "") -> str:
+    if (artifact, given) == ("plan", "purchase"):
+        return f"take the plan of one of its rows with `plan --from {where} --rank ROW -o plan.json`"
     return f"make one with `{ARTIFACTS[artifact]}`"

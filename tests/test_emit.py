@@ -275,6 +275,15 @@ def test_a_model_known_by_its_sizes_is_the_model_that_is_built(spec: WorkloadSpe
     assert facts_of_sizes(sizes_of(spec.name, spec.config)) == facts_of_workload(load_workload(spec))
 
 
+def test_a_slurm_job_finds_its_plan_from_any_folder(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan_file.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(plan_file.parent / "elsewhere")
+    text = emitted(Path("../plan.json"), "slurm", "--steps", "7")
+    assert f"-m executor {plan_file.resolve()} --steps 7" in text
+    assert "../" not in text
+    assert "# It measures 7 steps and ends. To train, write --train FILE.toml" in text
+
+
 def test_what_is_not_checked_is_said(tmp_path: Path) -> None:
     path = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2), spec=VIT, sequence=17)
     done = RUNNER.invoke(app, [str(path), "--emit", "slurm"])

@@ -142,6 +142,8 @@ def test_folders_are_tried_before_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentFailure, match="--oversubscribe"):
         check_devices(10_000, "cpu", oversubscribe=False)
+    with pytest.raises(EnvironmentFailure, match=r"^the plan was made for h100-sxm x 8; try it here with --rehearse"):
+        check_devices(10_000, "cpu", oversubscribe=False, made_for="h100-sxm x 8")
     assert check_devices(10_000, "cpu", oversubscribe=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(EnvironmentFailure, match="2 ranks need 2 GPUs, this machine has 1"):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,38 @@ def test_what_is_handed_over_is_as_it_was(stack: str, plan: Plan, spec) -> None:
     assert text == (GOLDEN / f"{stack}.sh").read_text(encoding="utf-8")
     assert out.version == load_stack(stack).runs.version
     assert out.command == "NODE_RANK=0 MASTER_ADDR=first-node bash launch.sh"
+
+
+# Of the published config.json of Llama 3.1, whatever its size.
+LLAMA31 = {
+    "rotary-base": 500000, "norm-epsilon": 1e-5, "use-rope-scaling": True, "rope-scaling-factor": 8.0,
+    "max-position-embeddings": 131072,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"])
+def test_positions_and_norms_are_the_models_own(name: str) -> None:
+    sizes = load_sizes(name)
+    out = hand_over("megatron-core", Plan(), spec=sizes.workload, num_layers=sizes.num_layers + 2)
+    arguments = yaml.safe_load(out.files["arguments.yaml"])["MODEL_ARGS"]
+    assert {key: arguments[f"--{key}"] for key in LLAMA31} == LLAMA31
+    assert not [note for note in out.notes if "rotary" in note or "lacks" in note]
+    job = registry.read(Path("launch.sh"), out.files["launch.sh"], Given(num_devices=1))
+    assert job.workload.config["rope_theta"] == 500000
+    assert job.workload.config["rope_scaling"]["factor"] == 8
+
+
+def test_what_a_configuration_lacks_is_left_to_the_user() -> None:
+    out = hand_over("megatron-core", PIPED, spec=LLAMA)
+    assert "--rotary-base" not in out.files["launch.sh"]
+    assert "--norm-epsilon" not in out.files["launch.sh"]
+    assert [note for note in out.notes if "set --rotary-base and --norm-epsilon" in note]
+    told = replace(LLAMA, config=LLAMA.config | {"rms_norm_eps": 1e-6, "rope_parameters": {
+        "rope_theta": 7e4, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 2.0}})  # fmt: skip
+    out = hand_over("megatron-core", PIPED, spec=told)
+    assert "--rotary-base 70000" in out.files["launch.sh"]
+    assert "--rope-scaling-factor 32" in out.files["launch.sh"]
+    assert [note for note in out.notes if "low_freq_factor 2" in note]
 
 
 def test_queues_are_set_for_what_runs_beside_compute() -> None:

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.answers import Cost
 from planner.plans import Plan
 from planner.stacks import registry
 from planner.stacks.handover import Given
@@ -209,3 +210,29 @@ def test_an_export_is_read_again_when_it_was_changed(tmp_path: Path) -> None:
 def test_scripts_are_shipped() -> None:
     content = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     assert content["tool"]["setuptools"]["package-data"]["planner.stacks"] == ["scripts/*.txt"]
+
+
+# Where each stack says how many steps are trained.
+STEPS = {
+    "megatron-core": ("launch.sh", "--train-iters {}"), "megatron-lm": ("launch.sh", "--train-iters {}"),
+    "accelerate": ("training_arguments.json", '"max_steps": {}'), "torchtitan": ("trainwright_plan.py", "steps={}"),
+    "deepspeed": ("", "--steps {}"), "horovod": ("", "--steps {}"), "tensorflow": ("", "--steps {}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", sorted(registry.exporters()))
+def test_steps_are_those_of_the_tokens_that_were_asked_for(stack: str) -> None:
+    file = make_plan_file(Plan(data_parallel=2, num_microbatches=3), stack=stack)
+    name, words = STEPS[stack]
+    few = registry.export(stack, file, file.candidates[0])
+    tokens = 7 * file.global_batch_size * file.sequence_length
+    for more, steps in ((0, 7), (1, 8)):
+        cost = Cost(
+            tokens=tokens + more, days=1, device_hours=1, kwh=1, goodput_fraction=1, num_failures=0, interval_seconds=1,
+            dollars=None,
+        )  # fmt: skip
+        asked = replace(file, answers=replace(file.answers, cost=cost))
+        out = registry.export(stack, asked, file.candidates[0])
+        assert words.format(steps) in (out.files[name] if name else out.command)
+        assert any(note.startswith(f"{steps} steps: ") for note in out.notes)
+    assert not any(" steps: " in note for note in few.notes)

@@ -41,8 +41,18 @@ def slurm(job: Job) -> str:
             _ranks(job),
             _preflight(job, [job.plan_path]),
             "# One task is one rank; the program reads its place from Slurm's variables.\n",
+            _what_it_does(job),
             _queued_again(job, _srun(job, command)) if keeps else f"{_srun(job, command)}\n",
         )
+    )
+
+
+def _what_it_does(job: Job) -> str:
+    """Whether the job trains: it measures a few steps unless the user writes otherwise."""
+    words = dict(zip(job.arguments, job.arguments[1:], strict=False))
+    return (
+        f"# It measures {words.get('--steps', 'some')} steps and ends. To train, write --train FILE.toml in place of "
+        "--steps, --warmup and --top.\n"
     )
 
 

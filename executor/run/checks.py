@@ -104,20 +104,24 @@ def check_precision(plan: Plan, device_kind: str) -> None:
         raise EnvironmentFailure(f"plan {plan.id}: {reason}")
 
 
-def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool) -> bool:
+def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool, made_for: str = "") -> bool:
     """Whether this host's ranks share cores; `oversubscribe` allows it, on CPU only.
+
+    `made_for` names what the plan is for where that is another machine, and is said first.
 
     Raises: EnvironmentFailure where there are fewer devices than ranks.
     """
     num_ranks = ranks_per_host(num_ranks)
+    elsewhere = f"the plan was made for {made_for}; try it here with --rehearse, or write a job for there with --emit: "
+    first = elsewhere if made_for else ""
     if device_kind == "cuda":
         if reason := too_few_gpus(num_ranks, torch.cuda.device_count(), os.environ):
-            raise EnvironmentFailure(f"the plan's {reason}")
+            raise EnvironmentFailure(f"{first}the plan's {reason}")
         return False
     cores = len(usable_cores())
     if num_ranks > cores and not oversubscribe:
         raise EnvironmentFailure(
-            f"the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "
+            f"{first}the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "
             "--oversubscribe to run it all the same (its times are then not judged)"
         )
     return num_ranks > cores

@@ -130,7 +130,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     else:
         check_training(training, file, plan, workload, options.seed, keeps=keeps)
     notes += _kept(options, plan, workload, end)
-    oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe)
+    oversubscribed = check_devices(file.num_devices, device_kind, options.oversubscribe, _elsewhere(file, device_kind))
     check_room(file.num_devices, device_kind)
     load_before, warnings = look_before(file.num_devices)
     notes += [*_machine_notes(file, device_kind, oversubscribed), *filter(None, [open_to()]), *warnings]
@@ -220,6 +220,12 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
 def _machine_notes(file: PlanFile, device_kind: str, oversubscribed: bool) -> list[str]:
     shared = [f"{file.num_devices} ranks share this machine's cores: step times are not judged"]
     return (shared if oversubscribed else []) + _planned_for(file, device_kind)
+
+
+def _elsewhere(file: PlanFile, device_kind: str) -> str:
+    """The devices that a plan was made for, "" where they may be this machine's."""
+    is_of_a_sheet = device_kind != file.machine_device_kind or not file.machine_fingerprint
+    return f"{file.machine_name} x {file.num_devices}" if is_of_a_sheet else ""
 
 
 def _planned_for(file: PlanFile, device_kind: str) -> list[str]:

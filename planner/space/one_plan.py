@@ -30,7 +30,7 @@ def space_of(at: Setting, layouts: Layouts, options: Options | None = None) -> S
     )  # fmt: skip
     return Space(
         at=at, options=options or Options(), learned=learned, layouts=layouts,
-        tables=tables_of(at, layouts, learned), best=best, generated=0, accepted=0, rejected=Counter(),
+        tables=tables_of(at, layouts, learned), best=best, front=best, generated=0, accepted=0, rejected=Counter(),
         broken=Counter(), nearest=nothing, nearest_place=numbers,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ ATTENTION = {
     "flash3": "flash_attention_3", "flex": "flex_attention",
 }  # fmt: skip
 PORT = 29500
+# Of a job that is only tried.
+USUAL_STEPS = 20
 ADD_DATA = "batches are made up: put your data where job.py says so"
 ADD_OPTIMIZER = "learning rate and weight decay are placeholders, and a plan clips no gradients: set your own"
 
@@ -161,6 +164,27 @@ def node_notes(file: PlanFile) -> tuple[str, ...]:
     return (
         (f"run the line on each of {nodes} nodes, with MASTER_ADDR set to the first one's name",) if nodes > 1 else ()
     )
+
+
+def steps_of(file: PlanFile, usual: int = USUAL_STEPS) -> int:
+    """Optimizer steps: those of the tokens or samples that were asked about, a few to look at where none were."""
+    if file.answers.cost is None:
+        return usual
+    return math.ceil(file.answers.cost.tokens / (file.global_batch_size * file.sequence_length))
+
+
+def steps_notes(file: PlanFile) -> tuple[str, ...]:
+    """Whence the number of steps is, where tokens or samples were asked about."""
+    if file.answers.cost is None:
+        return ()
+    tokens = file.answers.cost.tokens
+    each = f"{file.global_batch_size} samples of {file.sequence_length}"
+    return (f"{steps_of(file)} steps: {tokens:.4g} {file.size_unit or 'samples'} in steps of {each}",)
+
+
+def steps_words(file: PlanFile) -> str:
+    """What the launch line tells a script of ours, "" where that has its few usual steps."""
+    return "" if file.answers.cost is None else f" --steps {steps_of(file)}"
 
 
 def blocks_of(workload: WorkloadSpec) -> int:

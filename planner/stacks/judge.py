@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from planner.answers import ReadJob
 from planner.ask import answer_to
@@ -180,7 +182,11 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
         yield from _changed(job.words, _words_of(after, job), "{} {}")
         return
     for name, text in after.files.items():
-        yield from _different(before.files.get(name, "").splitlines(), text.splitlines())
+        old = before.files.get(name, "")
+        if name.endswith(".json") and old:
+            yield from _different_settings(json.loads(old), json.loads(text))
+        else:
+            yield from _different(old.splitlines(), text.splitlines())
 
 
 def _words_of(handover: Handover, job: StackJob) -> Mapping[str, str]:
@@ -199,6 +205,20 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str], form: str) -> Itera
             for sign, words in (("-", old), ("+", new)):
                 if name in words:
                     yield f"{sign} {form.format(name, words[name])}".rstrip()
+
+
+def _different_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of JSON that differ; what goes is a whole block, for the user's may have more in it."""
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) == new.get(name) or name.startswith("_"):
+            continue
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            yield from _different_settings(old[name], new[name])
+            continue
+        for sign, settings in (("-", old), ("+", new)):
+            if name in settings:
+                is_whole = sign == "-" and isinstance(settings[name], dict)
+                yield f'{sign} "{name}": {json.dumps(settings[name])}{", and all else in it" if is_whole else ""}'
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:

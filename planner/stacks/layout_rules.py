@@ -127,9 +127,12 @@ def _split(name: str, *, is_on: bool) -> Rule:
 
 
 def _in_part(runs: Abilities, own: Degrees) -> Flags:
+    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & (not runs.shards_in_part))
+
+
+def _in_part_of_context(runs: Abilities, own: Degrees) -> Flags:
     # Whose shards the context axis has beside the data axis, no plan says.
-    is_lacking = (not runs.shards_in_part) | (own.context > 1)
-    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & is_lacking)
+    return np.asarray((own.zero_stage == 3) & (own.shard < own.replicas) & (own.context > 1))
 
 
 def _uneven(runs: Abilities, own: Degrees) -> Flags:
@@ -168,6 +171,7 @@ RULES: tuple[Rule, ...] = (
     *(_apart(axis) for axis in ("tensor", "context", "expert")),
     *(_whole_apart(axis) for axis in ("tensor", "context", "expert", "pipeline")),
     ("ZeRO stage 3 over some of the replicas", _in_part),
+    ("ZeRO stage 3 over some of the replicas beside context parallel", _in_part_of_context),
     ("optimizer states offloaded at this stage of ZeRO", _offloads_whole),
     ("experts beside tensor parallel without sequence parallel", _routes_whole),
     ("pipelines of models whose embedding is their head", _ties_stages),

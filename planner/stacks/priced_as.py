@@ -22,6 +22,17 @@ USUAL = {
     "etp": "1", "optimizer": "adamw", "fused_loss": "no", "moe_dispatcher": "alltoall", "parameter_offload": "no",
     "master_weights": "yes", "reshard_after_forward": "yes", "pipeline_passes_per_step": "1",
 }  # fmt: skip
+# What is said, and what its price has in place of it, in a sentence.
+SENTENCES = {
+    ("overlap_grad", "yes"): "gradients are sent after the backward pass, where the file sends them beside it "
+    "(overlap_grad): the stack was not seen to hide them there, so the step may be shorter than predicted",
+    ("overlap_grad", "no"): "gradients are sent beside the backward pass, where the file sends them after it "
+    "(overlap_grad): the step may be longer than predicted",
+    ("overlap_param", "yes"): "weights are gathered before the forward pass, where the file gathers them beside it "
+    "(overlap_param): the step may be shorter than predicted",
+    ("overlap_param", "no"): "weights are gathered beside the forward pass, where the file gathers them before it "
+    "(overlap_param): the step may be longer than predicted",
+}
 
 
 def left_out(job: StackJob, at: Setting) -> Iterator[str]:
@@ -33,6 +44,9 @@ def left_out(job: StackJob, at: Setting) -> Iterator[str]:
             continue
         own = priced.get(name, "")
         if said == own or (name == "gradient_dtype" and ELEMENT_BYTES.get(said) == ELEMENT_BYTES.get(own)):
+            continue
+        if (name, said) in SENTENCES and own:
+            yield SENTENCES[name, said]
             continue
         yield f"{name}: {said}, priced as {own}" if own else f"{name}: {said}, which is left out of the price"
 

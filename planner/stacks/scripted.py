@@ -12,6 +12,7 @@ from planner.stacks import job_files
 from planner.stacks.batches import batch_of, devices_of, replicas_from
 from planner.stacks.handover import Given, Handover, StackJob
 from planner.stacks.said import Settings, from_yaml, nested
+from planner.stacks.unsized import scaling_of, unsaid_notes
 from planner.stacks.words import Facts, Word, number, read_facts, written
 from profiles.errors import InputError, PlanError
 from profiles.machines.stacks import Stack, load_stack
@@ -70,11 +71,13 @@ def export_horovod(file: PlanFile, candidate: Candidate) -> Handover:
             **_files(file, plan, stack, "train_horovod.py", attention=job_files.attention_word(file)),
             "job.py": job_files.script("job.py", stack),
         },
-        command=f"horovodrun -np {plan.num_devices}{hosts} python train.py",
+        command=f"horovodrun -np {plan.num_devices}{hosts} python train.py{job_files.steps_words(file)}",
         notes=(
             "to build 0.28.1 for today's torch, set CMAKE_CXX_STANDARD 20 in CMakeLists.txt and torch/CMakeLists.txt",
             job_files.ADD_DATA,
             job_files.ADD_OPTIMIZER,
+            *job_files.steps_notes(file),
+            *unsaid_notes(file.workload),
             *more,
         ),
     )
@@ -100,15 +103,24 @@ def export_tensorflow(file: PlanFile, candidate: Candidate) -> Handover:
         stack=stack.name,
         version=job_files.version_of(stack),
         files=_files(file, plan, stack, "train_tensorflow.py") | workers,
-        command='TF_CONFIG="$(cat tf_config.${NODE_RANK:-0}.json)" python train.py',
+        command=f'TF_CONFIG="$(cat tf_config.${{NODE_RANK:-0}}.json)" python train.py{job_files.steps_words(file)}',
         environment={"TF_GPU_ALLOCATOR": "cuda_malloc_async"},
         notes=(
             f"run the line on each of {nodes} nodes, NODE_RANK counted from 0; a worker has its node's {per_node} GPUs",
             "write the nodes' names where tf_config.N.json says worker-N",
             "batches are made up: put your data where train.py says so",
             job_files.ADD_OPTIMIZER,
+            *job_files.steps_notes(file),
+            *unsaid_notes(file.workload),
+            *_scaled_notes(file),
         ),
     )
+
+
+def _scaled_notes(file: PlanFile) -> tuple[str, ...]:
+    """What the script of TensorFlow leaves out of the model, which takes no time and matters for quality."""
+    kind = scaling_of(file.workload.config)
+    return () if kind == "default" else (f"rotary positions scaled by {kind} are left out of train.py: add them",)
 
 
 def recognises(path: Path, text: str) -> bool:

@@ -13,6 +13,7 @@ from profiles.terminal import console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from planner.prediction import PlanFile
     from planner.purchase.answer import PurchaseAnswer
     from planner.request import Request
     from planner.space.beside import Questions
@@ -63,8 +64,10 @@ def put_out(
     output: Path | None,
     json_output: bool,
     page: Path | None,
+    *,
+    shows: bool = True,
 ) -> None:
-    """Show the answer and write it, or with a `rank` the plan of that row, for `execute` or for the software `export`.
+    """Show the answer (`shows`) and write it, or with a `rank` the plan of that row, for `execute` or for `export`.
 
     `page` is of the whole answer.
 
@@ -87,12 +90,18 @@ def put_out(
         from planner.pages.purchase.page import write_page
 
         write_page(page, answer)
-    show_purchase(answer, out, output if is_whole else None)
+    if shows:
+        show_purchase(answer, out, output if is_whole else None)
     if page is not None:
         out.print(f"page: {page}")
     if file is None or output is None:
         return
     if export is not None:
-        write_export(export, file, 1, output, out)
+        write_export(export, _with_bill(answer, rank or 1, file), 1, output, out)
     else:
         out.print(f"plan of row {rank} written to {output}; {next_step(file, output)}")
+
+
+def _with_bill(answer: PurchaseAnswer, rank: int, file: PlanFile) -> PlanFile:
+    """A row's plan file with what was asked to be trained, from which its steps follow."""
+    return replace(file, answers=replace(file.answers, cost=answer.row(rank).cost)) if answer.is_budget else file

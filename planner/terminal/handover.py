@@ -56,8 +56,22 @@ def write_export(stack: str, file: PlanFile, rank: int, folder: Path, out: Conso
     out.print(f"plan {candidate.rank} ({candidate.plan.id}) written down for {software} in {folder}:")
     for path in paths:
         out.print(f"  {path.relative_to(folder)}")
-    for note in handover.notes:
+    for note in (*_priced_for(stack, file), *handover.notes):
         out.print(f"note: {note}")
+
+
+def _priced_for(stack: str, file: PlanFile) -> Iterator[str]:
+    """By whose prices the plan was chosen, where those are not of the software that it is written down for."""
+    if file.stack != stack:
+        yield f"it was priced for {file.stack}: `plan --stack {stack}` searches and prices for {stack}"
+
+
+def is_handed_on(export: str | None, source: Path | None) -> bool:
+    """Whether an answer of ours that was shown before is only written down for other software."""
+    from planner.purchase.answer import ARTIFACT
+    from profiles.artifacts import artifact_kind
+
+    return export is not None and source is not None and artifact_kind(source) in ("plan", ARTIFACT)
 
 
 def _of_rank(file: PlanFile, rank: int) -> Candidate:

@@ -12,6 +12,7 @@ from planner.stacks import job_files
 from planner.stacks.accelerate.words import ARGUMENT_WORDS, STACK, YAML_WORDS
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
+from planner.stacks.unsized import unsaid_notes
 from planner.stacks.words import Facts, written
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
@@ -37,7 +38,13 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             "train.py": job_files.script("train_accelerate.py", stack),
         },
         command=_launch(file),
-        notes=(job_files.ADD_DATA, job_files.ADD_OPTIMIZER, *_node_notes(file)),
+        notes=(
+            job_files.ADD_DATA,
+            job_files.ADD_OPTIMIZER,
+            *job_files.steps_notes(file),
+            *unsaid_notes(file.workload),
+            *_node_notes(file),
+        ),
     )
 
 
@@ -57,7 +64,7 @@ def arguments(file: PlanFile, plan: Plan, stack: Stack) -> dict[str, Any]:
         "run_name": job_files.written_by(stack),
         "output_dir": "out",
         **written(ARGUMENT_WORDS, facts_of(file, plan)),
-        "max_steps": 20,
+        "max_steps": job_files.steps_of(file),
         "learning_rate": 1e-4,
         "weight_decay": 0.1,
         "optim": "adamw_torch_fused",

@@ -10,6 +10,7 @@ from planner.stacks import job_files
 from planner.stacks.deepspeed.words import BUCKET, OVERLAP, SHARDED, STACK, UNCLIPPED, WORDS, facts_of, shards_anyway
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
+from planner.stacks.unsized import unsaid_notes
 from planner.stacks.words import Facts, written
 from profiles.codecs.codec import FSDP_STAGES
 from profiles.errors import PlanError
@@ -36,8 +37,15 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
             "job.py": job_files.script("job.py", stack),
             "train.py": job_files.script("train_deepspeed.py", stack),
         },
-        command=job_files.torchrun(file, "train.py"),
-        notes=(*_notes(plan), job_files.ADD_DATA, job_files.ADD_OPTIMIZER, *job_files.node_notes(file)),
+        command=job_files.torchrun(file, f"train.py{job_files.steps_words(file)}"),
+        notes=(
+            *_notes(plan),
+            job_files.ADD_DATA,
+            job_files.ADD_OPTIMIZER,
+            *job_files.steps_notes(file),
+            *unsaid_notes(file.workload),
+            *job_files.node_notes(file),
+        ),
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile, PlannedFor
 from planner.stacks.handover import Handover
+from planner.stacks.job_files import steps_notes, steps_of
 from planner.stacks.megatron.say_layout import FSDP_STAGES, say_layout
 from planner.stacks.megatron.say_model import Settings, Value, say_model
 from planner.stacks.megatron.say_software import ENGINE, LOCAL, environment, say_software
 from planner.stacks.megatron.words import LAYOUT, SOFTWARE
+from planner.stacks.unsized import BASE, EPSILON, LLAMA3, rope_of, scaling_of, unsaid
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack, load_stack
 
@@ -22,8 +25,9 @@ NODE = 8
 # Whose layers the stacks have, in Megatron's word.
 LAYERS = {"megatron-core": ENGINE, "megatron-lm": LOCAL}
 # What is neither model nor plan, by the usual of large models: the user's to change.
+USUAL_STEPS = 50
 TRAINING: Settings = {
-    "train-iters": 50,
+    "train-iters": USUAL_STEPS,
     "lr": 0.00015,
     "min-lr": 0.000015,
     "lr-decay-style": "cosine",
@@ -40,6 +44,7 @@ TRAINING: Settings = {
     "log-throughput": True,
     "distributed-timeout-minutes": 60,
 }
+ARGUMENT_OF = {BASE: "rotary-base", EPSILON: "norm-epsilon"}
 MOCK: Settings = {"mock-data": True, "tokenizer-type": "NullTokenizer"}
 USER_DATA = "DATA='--data-path /data/my_text_document --tokenizer-type HuggingFaceTokenizer ...'"
 
@@ -67,7 +72,7 @@ def settings_of(stack: Stack, layers: str, file: PlannedFor, plan: Plan) -> Sett
     return {**model, **sequence, **layout, **software}
 
 
-def export_to(stack: Stack, layers: str, file: PlannedFor, plan: Plan) -> Handover:
+def export_to(stack: Stack, layers: str, file: PlanFile, plan: Plan) -> Handover:
     """A plan as Megatron takes it.
 
     Raises: InputError, PlanError for what Megatron has no argument for.
@@ -75,10 +80,11 @@ def export_to(stack: Stack, layers: str, file: PlannedFor, plan: Plan) -> Handov
     settings = settings_of(stack, layers, file, plan)
     nodes, per_node = _nodes(file, plan)
     needed = environment(plan)
+    training = {**TRAINING, "train-iters": steps_of(file, USUAL_STEPS)}
     title = f"{plan.id} of {file.model_name} for {stack.title}"
     files = {
-        SCRIPT: _script(title, settings, needed, nodes, per_node),
-        ARGUMENTS: _yaml(title, settings, needed),
+        SCRIPT: _script(title, settings, training, needed, nodes, per_node),
+        ARGUMENTS: _yaml(title, {**settings, **training}, needed),
     }
     return Handover(
         stack=stack.name,
@@ -116,13 +122,15 @@ def _nodes(file: PlannedFor, plan: Plan) -> tuple[int, int]:
     return plan.num_devices // per_node, per_node
 
 
-def _script(title: str, settings: Settings, needed: dict[str, str], nodes: int, per_node: int) -> str:
+def _script(
+    title: str, settings: Settings, training: Settings, needed: dict[str, str], nodes: int, per_node: int
+) -> str:
     layout, software = ({word.name for word in words} for words in (LAYOUT, SOFTWARE))
     groups = {
         "MODEL": {name: value for name, value in settings.items() if name not in layout | software},
         "LAYOUT": {name: value for name, value in settings.items() if name in layout},
         "SOFTWARE": {name: value for name, value in settings.items() if name in software},
-        "TRAINING": TRAINING,
+        "TRAINING": training,
     }
     lines = [
         "#!/usr/bin/env bash",
@@ -152,16 +160,19 @@ def _script(title: str, settings: Settings, needed: dict[str, str], nodes: int, 
 
 def _yaml(title: str, settings: Settings, needed: dict[str, str]) -> str:
     """Arguments as Megatron's functional tests and Megatron-Bridge's translator read them."""
-    every = {**settings, **TRAINING, **MOCK}
+    every = {**settings, **MOCK}
     arguments = {f"--{name}": " ".join(value) if isinstance(value, tuple) else value for name, value in every.items()}
     text: str = yaml.safe_dump({"ENV_VARS": needed, "MODEL_ARGS": arguments}, sort_keys=False)
     return f"# Written by Trainwright: {title}.\n{text}"
 
 
-def _notes(file: PlannedFor, plan: Plan, layers: str, nodes: int) -> list[str]:
+def _notes(file: PlanFile, plan: Plan, layers: str, nodes: int) -> list[str]:
+    steps = steps_notes(file)
+    usual = "learning rate and warm-up" if steps else "learning rate, warm-up and number of steps"
     notes = [
         "data: mock data and no tokenizer unless the variable DATA says otherwise",
-        "learning rate, warm-up and number of steps are usual ones: set them",
+        f"{usual} are usual ones: set them",
+        *steps,
     ]
     if nodes > 1:
         notes.append(f"start {SCRIPT} on all {nodes} nodes, NODE_RANK from 0 to {nodes - 1}, MASTER_ADDR the first's")
@@ -169,8 +180,21 @@ def _notes(file: PlannedFor, plan: Plan, layers: str, nodes: int) -> list[str]:
         notes.append(f"zero_stage={plan.zero_stage} is Megatron-FSDP, whose checkpoints have a format of their own")
     if layers == LOCAL:
         notes.append("its own layers instead of TransformerEngine's, as they were planned for, need NVIDIA's apex")
-    scaling = file.workload.config.get("rope_scaling") or file.workload.config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return [*notes, *_unsized_notes(file.workload.config, unsaid(file.workload))]
+
+
+def _unsized_notes(config: Mapping[str, Any], missing: Sequence[str]) -> Iterator[str]:
+    """What is to be set of the model: it takes no time, but matters for quality."""
+    if missing:
+        words = " and ".join(f"--{ARGUMENT_OF[field]}" for field in missing)
+        yield f"the model's configuration lacks {' and '.join(missing)}: set {words} as it was published"
+    kind, rope = scaling_of(config), rope_of(config)
     if kind not in ("default", "llama3"):
-        notes.append(f"rotary positions scaled by {kind} are left out: they take no time, but matter for quality")
-    return notes
+        yield f"rotary positions scaled by {kind} are left out: they take no time, but matter for quality"
+    others = [
+        f"{name} {rope[name]:g}"
+        for name, usual in LLAMA3.items()
+        if kind == "llama3" and name in rope and rope[name] != usual
+    ]
+    if others:
+        yield f"Megatron's --use-rope-scaling has other numbers than the model's {', '.join(others)}"

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 from planner.stacks.megatron.words import of_meaning
+from planner.stacks.unsized import EPSILON, base_of, rope_of, scaling_of
 from profiles.errors import InputError
 from profiles.models.hf_config import checked
 from profiles.models.hf_records import Sizes, VitConfig
@@ -86,28 +87,26 @@ def _gated(workload: WorkloadSpec, sequence_length: int) -> Settings:
     _check_activation(config, "hidden_act", "silu", GATED_WORDS)
     settings: Settings = {
         "position-embedding-type": "rope",
-        "rotary-base": int(_rope(config).get("rope_theta", config.get("rope_theta", 10000))),
         "max-position-embeddings": max(int(config.get("max_position_embeddings") or 0), sequence_length),
         "normalization": "RMSNorm",
-        "norm-epsilon": float(config.get("rms_norm_eps", 1e-6)),
         "swiglu": True,
         "disable-bias-linear": True,
         "attention-dropout": float(config.get("attention_dropout") or 0.0),
         "hidden-dropout": 0.0,
     }
+    # Megatron's own usual numbers are another model's: what is not known is left to the user, with a note.
+    if (base := base_of(config)) is not None:
+        settings["rotary-base"] = int(base)
+    if config.get(EPSILON) is not None:
+        settings["norm-epsilon"] = float(config[EPSILON])
     if config["model_type"] == "qwen2" or config.get("attention_bias"):
         settings["add-qkv-bias"] = True
     # Queries and keys have norms of their own; in latent attention, what both are made of has.
     if config["model_type"] in ("qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"):
         settings["qk-layernorm"] = True
-    if _rope(config).get("rope_type") == "llama3":
-        settings |= {"use-rope-scaling": True, "rope-scaling-factor": float(_rope(config).get("factor", 8.0))}
+    if scaling_of(config) == "llama3":
+        settings |= {"use-rope-scaling": True, "rope-scaling-factor": float(rope_of(config).get("factor", 8.0))}
     return settings
-
-
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return told if isinstance(told, Mapping) else {}
 
 
 def _check_activation(config: Mapping[str, Any], field: str, usual: str, known: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from planner.stacks import job_files
 from planner.stacks.handover import Handover
 from planner.stacks.said import nested
 from planner.stacks.torchtitan.words import STACK, WORDS
+from planner.stacks.unsized import unsaid_notes
 from planner.stacks.words import Facts, written
 from profiles.errors import PlanError
 from profiles.machines.stacks import Stack
@@ -60,7 +61,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
 def function(file: PlanFile, plan: Plan, stack: Stack, command: str) -> str:
     """The config function of a plan, with the version that it is for."""
     settings = nested(written(WORDS, facts_of(file, plan)))
-    settings["training"] |= {"steps": 20, "disable_cuda_graphs": True}
+    settings["training"] |= {"steps": job_files.steps_of(file), "disable_cuda_graphs": True}
     lines = [HEAD.format(title=f"{job_files.written_by(stack)}: {plan.id}", command=command, function=FUNCTION)]
     lines.append(f"        model_spec=model_spec({_arguments(settings['model_spec'])}),\n")
     for section, name in CLASSES.items():
@@ -149,5 +150,7 @@ def _notes(file: PlanFile) -> tuple[str, ...]:
         "put a tokenizer of Hugging Face into ./tokenizer, and name your data set where it says c4",
         "the loss is plain, as it was priced: ChunkedLossWrapper takes less memory; CUDA graphs are off, likewise",
         job_files.ADD_OPTIMIZER,
+        *job_files.steps_notes(file),
+        *unsaid_notes(file.workload),
         *job_files.node_notes(file),
     )
