@@ -17,7 +17,7 @@ from planner.prediction import PlanFile
 from planner.purchase import answer as answers
 from planner.purchase.answer import PurchaseAnswer, read_purchase
 from planner.purchase.bill import checkpoint_bytes, cost_of
-from planner.purchase.compare import compare, marks
+from planner.purchase.compare import _software, compare, marks
 from planner.purchase.questions import Place, Purchase, batches_of, places_of
 from planner.purchase.terms import Prices, Reliability, Terms, days_until, parse_prices, usual_energy, usual_terms
 from planner.request import Request, parse_headroom
@@ -26,8 +26,10 @@ from profiles import artifacts
 from profiles.errors import InputError, NoFeasiblePlanError, UnknownNameError
 from profiles.library import load_sizes
 from profiles.machines.power import load_power
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.adapters import parse_adapters
 from profiles.terminal.console import Console
+from profiles.units import format_hours, three_digits
 from tests.machine_builders import machine
 
 MODEL, COUNTS, DEVICES, BATCH, SEQUENCE = "llama-3.2-1b", (4, 8, 16), ("h100-sxm", "a100-sxm-80gb", "t4"), 64, 2048
@@ -501,3 +503,22 @@ def test_samples_and_epochs_are_tokens_of_their_size(monkeypatch, capsys):
         for options in (("--samples", "1.5M", "--epochs", 4), ("--tokens", f"{6 * SEQUENCE}M"))
     ]
     assert told[0] == told[1]
+
+
+def test_the_terms_of_a_purchase_are_said(found):
+    file = io.StringIO()
+    show_purchase(dataclasses.replace(found, deadline="2027-03-01"), Console(file=file, width=200), None)
+    text = file.getvalue()
+    for row in found.rows:
+        if row.cost and row.cost.price_per_hour and row.cost.price_per_hour[0] == row.cost.price_per_hour[1]:
+            assert f"{row.place}{' spot' if row.is_spot else ''} ${three_digits(row.cost.price_per_hour[0])}" in text
+    assert "by 2027-03-01, in " in text
+    assert "executor" not in text, "seconds are of the stack that was named"
+    often = [row.cost.interval_seconds for row in found.rows if row.cost]
+    assert f"wastes least: {format_hours(min(often))} to {format_hours(max(often))};" in text
+
+
+def test_seconds_of_this_program_are_said_to_be(found):
+    (words,) = _software(dataclasses.replace(found.plans[0], stack=THIS_PROGRAM))
+    assert "--stack megatron-core prices that" in words
+    assert not list(_software(found.plans[0]))

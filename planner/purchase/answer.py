@@ -95,7 +95,7 @@ class PurchaseAnswer:
 
     `tokens` are what bills are of: a budget where `is_budget`, else an amount that was asked for by nobody, to compare
     by; `samples` where those were counted, else 0. `global_batch_sizes` are those that were asked about, the same for
-    all rows. `deadline_days` is None where time is free.
+    all rows. `deadline_days` is None where time is free, `deadline` the date where one was given.
     `rows` stand by kind and count where there are several counts, else fastest first. `cheapest`, `fastest` and
     `enough` are ranks of rows, 0 where there is none: the least money and the fewest days for the tokens, and of the
     rows that are done by the deadline the cheapest, or the one of the fewest devices where no price is known.
@@ -114,6 +114,7 @@ class PurchaseAnswer:
     is_budget: bool
     samples: Amount = 0.0
     deadline_days: Positive | None = None
+    deadline: str = ""
     rows: tuple[Row, ...]
     cheapest: Whole = 0
     fastest: Whole = 0

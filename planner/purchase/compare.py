@@ -23,7 +23,8 @@ from planner.space.question import Setting
 from planner.terminal.progress import OnProgress, pieces, silent
 from profiles.errors import InputError, NoFeasiblePlanError, TrainwrightError, UnknownNameError
 from profiles.machines.power import load_power
-from profiles.units import three_digits
+from profiles.machines.stacks import THIS_PROGRAM
+from profiles.units import format_percent, three_digits
 
 # Samples that bills are of where nobody says how many, of models that count no tokens.
 COMPARED_SAMPLES = 1e6
@@ -72,10 +73,11 @@ def compare(purchase: Purchase, on_progress: OnProgress = silent) -> PurchaseAns
         is_budget=purchase.tokens is not None or purchase.samples is not None,
         samples=purchase.samples or 0.0,
         deadline_days=purchase.terms.deadline_days,
+        deadline=purchase.terms.deadline,
         rows=tuple(rows),
         **marks(rows),
         assumptions=tuple(_assumptions(purchase.terms)),
-        notes=(*notes, *_common(plans)),
+        notes=(*notes, *_common(plans), *_left_free(purchase.request, plans), *_software(file)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         plans=plans,
     )
@@ -193,6 +195,21 @@ def _common(plans: Sequence[PlanFile]) -> list[str]:
     if len({file.machine_name for file in plans}) > 1 and all(file.machine_origin == "datasheet" for file in plans):
         shared.insert(0, "planned for data sheets and with what published runs taught: nothing of it is measured")
     return shared
+
+
+def _left_free(request: Request, plans: Sequence[PlanFile]) -> Iterator[str]:
+    """What of memory is left free, where kinds of devices with different memory each say so in their own words."""
+    if request.headroom_fraction and len({file.machine_name for file in plans}) > 1:
+        yield f"at least {format_percent(request.headroom_fraction)} of each device's memory is left free"
+
+
+def _software(file: PlanFile) -> Iterator[str]:
+    """That seconds are of this program's executor, which other software may beat on the same devices."""
+    if file.stack == THIS_PROGRAM and file.machine_origin == "datasheet":
+        yield (
+            "seconds are of plans that this program's executor runs; other software may be faster or slower: "
+            "--stack megatron-core prices that, --list stacks names all"
+        )
 
 
 def _assumptions(terms: Terms) -> Iterator[Assumption]:

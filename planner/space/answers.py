@@ -31,6 +31,8 @@ from profiles.models.families import BUILT_FAMILIES
 from profiles.models.transformer import Flags
 from profiles.units import format_bytes, format_percent
 
+# With less of its device free a plan is called tight.
+LEAST_FREE = 0.03
 # What is the same of variants of a layout.
 Degrees = tuple[int, ...]
 # Plans whose memory is worked out together.
@@ -88,7 +90,9 @@ def answer(space: Space, top: int, simulate: bool, notes: Sequence[str]) -> Answ
     can_run = partial(is_executable, space.at)
     candidates = ranked(plans, predictions(space, places), space.at.memory_bytes, can_run, ranks)
     candidates = folded(candidates, [likes.get(place) for place in places], ranks.values())
-    file = _file(space, candidates, ranks, (*notes, *_advice(space.at, candidates, ranks)))
+    file = _file(
+        space, candidates, ranks, (*notes, *_tight(space.at, candidates[0]), *_advice(space.at, candidates, ranks))
+    )
     return Answer(space=space, file=file, places=tuple(places), baselines=ranks)
 
 
@@ -154,6 +158,16 @@ def _best_where(space: Space, allowed: Flags) -> Place | None:
         return None
     layout = int(nearest.argmin())
     return Place(layout, *map(int, space.nearest_place[layout]))
+
+
+def _tight(at: Setting, best: Candidate) -> Iterator[str]:
+    """Whether the best plan nearly fills its device, so that a small error of the prediction makes it fail."""
+    left = 1 - best.prediction.peak_bytes / at.whole_memory_bytes
+    if left < LEAST_FREE:
+        yield (
+            f"tight: the best plan leaves {format_percent(left)} of memory free, and predictions of memory may be off "
+            "by more: --headroom 5% leaves room"
+        )
 
 
 def _advice(at: Setting, candidates: Sequence[Candidate], baselines: dict[str, int]) -> Iterator[str]:

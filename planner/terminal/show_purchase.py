@@ -9,6 +9,7 @@ from profiles.machines.stacks import THIS_PROGRAM
 from profiles.units import (
     format_bytes,
     format_count,
+    format_days,
     format_hours,
     format_percent,
     format_seconds,
@@ -75,7 +76,7 @@ def _table(answer: PurchaseAnswer) -> Table:
 def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
     """The step with its band, what is done per second, and by one device against the fewest."""
     step, low, high = row.step_seconds or 0.0, row.low_seconds or 0.0, row.high_seconds or 0.0
-    yield f"{format_seconds(step)} ±{(high - low) / 2 / step:.0%}"
+    yield f"{format_seconds(step)} ±{(high - low) / 2 / step * 100:.0f} %"
     yield format_count(rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)[1])
     yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
 
@@ -151,24 +152,35 @@ def _marks(answer: PurchaseAnswer) -> Iterator[str]:
     dates = dict.fromkeys(row.cost.price_date for row in answer.rows if row.cost and row.cost.price_date)
     if dates:
         yield f"ranges of money: {', '.join(dates)} off the catalogue, compared by their middles; --price gives yours"
+    given = {row.place + (" spot" if row.is_spot else ""): row.cost for row in answer.rows if row.cost}
+    prices = [f"{place} ${_price(cost)}" for place, cost in given.items() if cost.price_per_hour]
+    if prices:
+        yield f"prices per device-hour: {', '.join(prices)}"
     unknown = [str(row.rank) for row in answer.rows if row.cost and row.cost.dollars is None]
     if unknown:
         yield f"no price is known of {', '.join(unknown)}: give --price"
+
+
+def _price(cost: Cost) -> str:
+    """What a device-hour costs, or from where to where."""
+    low, high = map(three_digits, cost.price_per_hour or (0.0, 0.0))
+    return low if low == high else f"{low}-{high}"
 
 
 def _deadline(answer: PurchaseAnswer) -> Iterator[str]:
     """Which rows are done in time, and how sure that is."""
     if answer.deadline_days is None:
         return
-    by = f"{three_digits(answer.deadline_days)} days"
+    days = format_days(answer.deadline_days)
+    until = f"by {answer.deadline}, in {days}" if answer.deadline else f"in {days}"
     done = [row for row in answer.rows if row.cost is not None and row.cost.in_time]
     if not done:
         fastest = answer.row(answer.fastest).cost if answer.fastest else None
         if fastest is not None:
             times = three_digits(fastest.days / answer.deadline_days)
-            yield f"none is done in {by}: the fastest would take {times} times as long"
+            yield f"none is done {until}: the fastest would take {times} times as long"
         return
-    yield f"done in {by}: {', '.join(str(row.rank) for row in done)}"
+    yield f"done {until}: {', '.join(str(row.rank) for row in done)}"
     row = answer.row(answer.enough)
     if row.cost is not None:
         why = "the cheapest of them" if row.dollars is not None else "of the fewest devices"
@@ -181,11 +193,17 @@ def _storage(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     """What checkpoints take, and how often they are."""
     held, stored = format_bytes(cost.checkpoint_bytes), format_bytes(cost.stored_bytes)
     yield f"a checkpoint: {held} of weights and moments; {cost.checkpoints_kept} kept: {stored}"
-    costs = [(row.rank, row.cost) for row in answer.rows if row.cost is not None]
-    often = (f"{rank}: {format_hours(cost.interval_seconds)}" for rank, cost in costs)
-    trains = (f"{rank}: {format_percent(cost.goodput_fraction)}" for rank, cost in costs)
-    yield f"time between checkpoints that wastes least: {', '.join(often)}"
-    yield f"share of the time that trains, between failures and checkpoints: {', '.join(trains)}"
+    costs = [row.cost for row in answer.rows if row.cost is not None]
+    often = [format_hours(cost.interval_seconds) for cost in sorted(costs, key=lambda cost: cost.interval_seconds)]
+    trains = [format_percent(share) for share in sorted(cost.goodput_fraction for cost in costs)]
+    each = "; --json has each row's" if len(costs) > 1 else ""
+    yield f"time between checkpoints that wastes least: {_span(often)}{each}"
+    yield f"share of the time that trains, between failures and checkpoints: {_span(trains)}{each}"
+
+
+def _span(values: Sequence[str]) -> str:
+    """The first and the last of some values in order, or the one."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _energy(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
