@@ -5,7 +5,7 @@ import json
 import random
 import statistics
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from profiles import artifacts
 from profiles.errors import InputError, PlanError
 from profiles.library import load_model, load_sizes
 from profiles.machines.devices import load_device
+from profiles.models.adapters import adapters
 from profiles.models.profile import SCALED, WorkloadSpec
 from profiles.models.sizes import sizes_of
 from profiles.ranks.launcher import launch
@@ -124,6 +125,17 @@ SHARDED = Plan(data_parallel=4, micro_batch_size=2, num_microbatches=1, codec="b
 def test_compressed_gradients_are_rehearsed_and_expected() -> None:
     check_against_ranks([("llama", plan) for plan in CODED], 2)
     check_against_planner([(SPECS["llama"], plan, plan.num_devices - 1) for plan in (*CODED, SHARDED)], SEQUENCE)
+
+
+def test_adapters_are_built_beside_frozen_weights_of_sixteen_bits() -> None:
+    spec = replace(WIDE, adapters=adapters(4))
+    model = trace(load_workload(spec), ("bf16",))
+    plans = [
+        Plan(data_parallel=2, micro_batch_size=4, precision="bf16"),
+        Plan(data_parallel=2, micro_batch_size=4, zero_stage=3, precision="bf16"),
+    ]
+    for plan, own in zip(plans, rehearse([(plan, spec, SEQUENCE, 0) for plan in plans]), strict=True):
+        assert build_peak_bytes(plan, model, 0) == pytest.approx(own.build_peak_bytes, rel=0.1), plan.id
 
 
 @pytest.mark.gloo
