@@ -83,6 +83,12 @@ def choose(
     worst = file.candidates[chosen[-1]].rank
     left_out = [file.candidates[index] for index in best if file.candidates[index].rank < worst and index not in chosen]
     notes = [f"plan {candidate.plan.id} is planned only and left out" for candidate in left_out]
+    notes += [
+        f"plan {candidate.rank}, {candidate.plan.id}, is run too: the table of `plan` counts it as like "
+        f"{candidate.folded_into}"
+        for candidate in (file.candidates[index] for index in chosen)
+        if candidate.folded_into
+    ]
     if with_baseline:
         baseline = file.baseline
         if baseline < 0:

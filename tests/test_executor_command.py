@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 import executor.run.prepare
 from executor.command import app
+from executor.legality import choose
 from executor.run.checkpoint import Checkpoints
 from executor.run.checks import check_devices
 from executor.run.measurement import RunFile
@@ -25,6 +27,7 @@ from executor.run.prepare import RunOptions, prepare
 from executor.run.run_folder import KeptRun
 from executor.run.show import show
 from planner.plans import Plan
+from planner.prediction import PlanFile
 from planner.simulate.perfetto import STREAMS
 from profiles import artifacts
 from profiles.errors import ArtifactError, EnvironmentFailure, InputError, PlanError
@@ -150,6 +153,17 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         check_devices(2, "cuda", oversubscribe=True)
 
 
+def test_plans_that_the_table_hides_are_told_when_they_are_run(tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path / "plan.json", DATA, STAGES)
+    file = artifacts.read(path, "plan", PlanFile)
+    first, second, *others = sorted(file.candidates, key=lambda candidate: candidate.rank)
+    hidden = replace(file, candidates=(first, replace(second, folded_into=first.rank), *others))
+    assert choose(file, 2, with_baseline=False)[1] == choose(hidden, 1, with_baseline=False)[1] == []
+    (note,) = choose(hidden, 2, with_baseline=False)[1]
+    assert second.plan.id in note
+    assert note.endswith(f"counts it as like {first.rank}")
+
+
 def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
     path = write_plan_file(
         tmp_path / "plan.json", Plan(data_parallel=2, micro_batch_size=4, offload="optimizer"), DATA, STAGES
@@ -199,6 +213,8 @@ def test_plans_that_ran_on_a_busy_machine_are_told() -> None:
     show(run_file([beside(first, 0.97), *others]), 2, out, None)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert first.plan.id in text
+    # An error that is not judged stands in brackets, as in `compare`.
+    assert len(re.findall(r"\([+-][\d.]+ %\)", text)) == 1
     assert "note: 1 of 7 plans ran on a busy machine (at worst 0.97 of 2 cores taken by other processes)" in text
 
 

@@ -64,7 +64,8 @@ def run(job: Job, out: Console, verbose: bool, json_output: bool, output: Path |
         out.print(f"kept as {kept.write(text)}")
     if json_output:
         console.print_json(text)
-    show(result, job.file.num_devices, out, output)
+    # The job's own notes were said before the ranks started.
+    show(replace(result, notes=tuple(follow.notices)), job.file.num_devices, out, output)
     for failure in (follow.failure, sinks.failure):
         if failure is not None:
             raise failure

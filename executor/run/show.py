@@ -50,13 +50,15 @@ def _row(run: PlanRun, result: RunFile) -> tuple[str, ...]:
     middle = statistics.median(measured.step_seconds)
     check = measured.loss_check
     difference = check.largest_difference_fraction
+    error = format_percent(predicted.step_seconds / middle - 1, signed=True)
+    is_judged = not result.environment.why_not_judged(measured.load)
     by = f" by {run.engine_words}" if run.engine_words else ""
     return (
         str(run.rank),
         run.plan.id + (" (baseline)" if run.is_baseline else "") + by,
         format_seconds(predicted.step_seconds),
         f"{format_seconds(middle)} ±{_spread_fraction(measured.step_seconds):.0%}",
-        format_percent(predicted.step_seconds / middle - 1, signed=True),
+        error if is_judged else f"({error})",
         format_count(rate_of(measured.tokens_per_second, result.sequence_length, result.size_unit)[1]),
         f"{predicted.peak_bytes / 2**30:.3g}, {max(measured.peak_bytes) / 2**30:.3g}",
         check.status + ("" if difference is None else f" ({difference:.0e})"),
