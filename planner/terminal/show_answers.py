@@ -35,7 +35,14 @@ def like_it(candidate: Candidate) -> str:
 def memory_words(prediction: Prediction) -> str:
     """What the fullest rank holds inside torch's allocator, by kind."""
     held = {kind: value for kind, value in prediction.bytes_per_rank.items() if value > 0 and kind != "outside"}
-    return ", ".join(f"{kind} {format_bytes(value)}" for kind, value in held.items())
+    words = ", ".join(f"{kind} {format_bytes(value)}" for kind, value in held.items())
+    # The parts of traced layers come from another law than the whole, and may be more.
+    over = -prediction.bytes_per_rank.get("slack", 0.0)
+    return (
+        f"{words}; less {format_bytes(over)}, by which these parts are more than the predicted peak"
+        if over > 0
+        else words
+    )
 
 
 def lines(file: PlanFile) -> Iterator[str]:
