@@ -169,7 +169,7 @@ def plan(
     """
     from planner.terminal.answering import job_with_page, plans_with_page
     from planner.terminal.buy import is_purchase, put_out, read_or_compare
-    from planner.terminal.handover import is_handed_on, write_export
+    from planner.terminal.handover import is_shown, write_export
     from planner.terminal.options import NEEDS, TAKES, check_pools
     from profiles.files import ensure_writable
     from profiles.terminal.options import check_options, command_line, given_options
@@ -197,8 +197,7 @@ def plan(
         request = request if "top" in given else replace(request, top=1)
         with console.progress(out, "planning") as on_progress:
             answer = read_or_compare(request, counts, questions, source, on_progress)
-        row, shows = rank if "rank" in given else None, not is_handed_on(export, source)
-        put_out(answer, out, row, export, output, json_output, page, shows=shows)
+        put_out(answer, out, rank if "rank" in given else None, export, output, json_output, is_shown(export, source))
         return
     check_pools(given, cluster)
     buying.check_prices_of(questions, device, cluster)
@@ -211,7 +210,7 @@ def plan(
             )
         else:
             result = job_with_page(source, request, page, on_progress, typed)
-    _put_out(result, out, None if export else output, json_output, page, shows=not is_handed_on(export, source))
+    _put_out(result, out, None if export else output, json_output, page, shows=is_shown(export, source))
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
 

@@ -66,12 +66,12 @@ def _priced_for(stack: str, file: PlanFile) -> Iterator[str]:
         yield f"it was priced for {file.stack}: `plan --stack {stack}` searches and prices for {stack}"
 
 
-def is_handed_on(export: str | None, source: Path | None) -> bool:
-    """Whether an answer of ours that was shown before is only written down for other software."""
+def is_shown(export: str | None, source: Path | None) -> bool:
+    """Whether an answer is shown: not where one that was shown before is only written down for other software."""
     from planner.purchase.answer import ARTIFACT
     from profiles.artifacts import artifact_kind
 
-    return export is not None and source is not None and artifact_kind(source) in ("plan", ARTIFACT)
+    return export is None or source is None or artifact_kind(source) not in ("plan", ARTIFACT)
 
 
 def _of_rank(file: PlanFile, rank: int) -> Candidate:
