@@ -177,7 +177,7 @@ def _advice(at: Setting, candidates: Sequence[Candidate], baselines: dict[str, i
     """
     best = candidates[0].prediction
     half = (best.high_seconds - best.low_seconds) / 2 / best.step_seconds
-    within = f"inside the band of ±{half * 100:.0f} %"
+    within = f"inside the band of ±{half:.0%}"
     if at.measured is not None:
         half, within = REPEAT_FRACTION, "no more than steps of one plan differ"
     for name, index in baselines.items():

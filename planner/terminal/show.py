@@ -82,7 +82,7 @@ def _plans(result: PlanFile) -> Table:
         table.add_row(
             str(candidate.rank),
             candidate.plan.id,
-            f"{format_seconds(prediction.step_seconds)} ±{half * 100:.0f} %",
+            f"{format_seconds(prediction.step_seconds)} ±{half:.0%}",
             format_count(rate_of(prediction.tokens_per_second, result.sequence_length, result.size_unit)[1]),
             format_percent(prediction.mfu),
             f"{prediction.peak_bytes / 2**30:.3g}",

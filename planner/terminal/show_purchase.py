@@ -76,7 +76,7 @@ def _table(answer: PurchaseAnswer) -> Table:
 def _speed(answer: PurchaseAnswer, row: Row) -> Iterator[str]:
     """The step with its band, what is done per second, and by one device against the fewest."""
     step, low, high = row.step_seconds or 0.0, row.low_seconds or 0.0, row.high_seconds or 0.0
-    yield f"{format_seconds(step)} ±{(high - low) / 2 / step * 100:.0f} %"
+    yield f"{format_seconds(step)} ±{(high - low) / 2 / step:.0%}"
     yield format_count(rate_of(row.tokens_per_second or 0.0, answer.sequence_length, answer.size_unit)[1])
     yield f"{(row.efficiency_fraction or 0.0) * 100:.0f} %"
 
