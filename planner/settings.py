@@ -14,7 +14,7 @@ from profiles.errors import InputError, UnknownNameError
 from profiles.inputs import limits
 from profiles.laws.kernels import load_constants
 from profiles.machines.clusters import Cluster, MixedCluster
-from profiles.machines.devices import Device, find_device
+from profiles.machines.devices import Device, find_device, namesakes
 from profiles.machines.stacks import THIS_PROGRAM, load_stack
 from profiles.units import format_bytes, format_percent
 
@@ -67,6 +67,8 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
     if cluster and find_device(cluster.device) != device:
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
     notes = planned_for(cluster.title if cluster else device.title, request.stack, adapts=request.adapters.freezes)
+    if others := namesakes(request.device or device.name, device):
+        notes.append(f"--device {request.device} is taken as {device.name}; there is {', '.join(others)} too")
     model = request.sizes()
     precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
     for precision in precisions:

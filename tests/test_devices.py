@@ -9,7 +9,7 @@ from planner.space.layouts import Options
 from planner.space.question import setting
 from profiles.errors import UnknownNameError
 from profiles.library import load_sizes
-from profiles.machines.devices import Device, catalogue_names, device_names, find_device, load_device
+from profiles.machines.devices import Device, catalogue_names, device_names, find_device, load_device, namesakes
 
 # Under which key of `sources` the origin of each number stands.
 SOURCE_OF = {
@@ -243,3 +243,18 @@ def test_a_bridge_of_two_cards_is_no_link_of_the_node():
     at = setting(load_sizes("llama-3.1-8b"), load_device("h100-nvl"), 8, 64, 4096)
     assert at.fast_domain == 2
     assert at.devices_per_node == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("a100-80gb", ("a100-pcie-80gb",)),
+        ("H100", ("h100-nvl", "h100-pcie")),
+        ("a100-sxm-80gb", ()),
+        ("A100-SXM4", ()),
+        ("RTX 4090", ()),
+        ("B200", ()),
+    ],
+)
+def test_a_name_without_its_form_is_that_of_others_too(text: str, others: tuple[str, ...]) -> None:
+    assert namesakes(text, find_device(text)) == others

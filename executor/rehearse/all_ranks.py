@@ -76,8 +76,7 @@ def rehearse_file(
     wanted = [(c, _ranks(c.plan, c.prediction, file, rank, all_stages)) for c in candidates]
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
     for candidate, ranks in wanted:
-        own = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {file.num_devices}"
-        say(f"rehearsing {own} of {candidate.plan.id}: takes seconds, of the largest models minutes")
+        say(_beginning(candidate.plan, ranks, file.num_devices))
     done = rehearse_all(jobs, advance, trusted)
     traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
     plans = []
@@ -100,6 +99,12 @@ def rehearse_file(
         started=started,
         notes=tuple(notes),
     )
+
+
+def _beginning(plan: Plan, ranks: Sequence[int], num_ranks: int) -> str:
+    """What is said before ranks are rehearsed."""
+    own = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {num_ranks}"
+    return f"rehearsing {own} of {plan.id}: takes seconds, of the largest models minutes"
 
 
 def _ranks(plan: Plan, prediction: Prediction, file: PlanFile, rank: int | None, all_stages: bool) -> list[int]:

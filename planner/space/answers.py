@@ -219,8 +219,19 @@ def no_plan(space: Space) -> str:
                 f"{words}; more devices would do, or hosts of more than {format_bytes(at.host_memory_bytes)} for each"
             )
         alone = f"{format_bytes(least)} of {format_bytes(room)}"
-        return f"{words}; nearest: states alone take {alone}: more devices, or a smaller model"
-    return f"{words}; nearest: {plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over; more devices would do"
+        return f"{words}; nearest: states alone take {alone}: more devices, or a smaller model{_otherwise(space)}"
+    nearest = f"{plan_of(space, missed[0]).id}, {format_bytes(missed[1])} over"
+    return f"{words}; nearest: {nearest}; more devices would do{_otherwise(space)}"
+
+
+def _otherwise(space: Space) -> str:
+    """What else takes less memory than all that was tried, and has not been asked for."""
+    model, words = space.at.model, ""
+    if model.profile is None and not model.adapters.freezes:
+        words += ", or --peft lora:16 to train adapters alone"
+    if not np.any(space.tables.shared.jobs.optimizer_offload):
+        words += ", or --simulate to see what offload would do"
+    return words
 
 
 def _file(space: Space, candidates: Sequence[Candidate], baselines: dict[str, int], notes: Sequence[str]) -> PlanFile:

@@ -21,6 +21,8 @@ HOST_MEMORY_GB = 128.0
 HOST_MEMORY_GB_PER_SECOND = 200.0
 Generation = Literal["pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4"]
 VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
+# Forms that one device is sold in.
+FORMS = ("sxm", "pcie", "nvl")
 MEMORY_WORD = re.compile(r"(\d+(?:\.\d+)?)(?:gib|gb|g)")
 
 
@@ -115,6 +117,23 @@ def find_device(text: str, memory_gib: float | None = None) -> Device:
     if not candidates:
         raise UnknownNameError("device", text, catalogue_names())
     return min(candidates, key=lambda device: _memory_distance(device, wanted))
+
+
+def namesakes(text: str, device: Device) -> tuple[str, ...]:
+    """Names of other shipped devices that `text`, read as `device`, may mean as well; none where it is a whole name."""
+    forms = [form for form in FORMS if f"-{form}" in device.name]
+    if not forms or any(form in text.lower() for form in FORMS):
+        return ()
+    first = device.name.partition("-")[0]
+    _, _, stated = _read_spelling(text)
+    return tuple(
+        other.name
+        for other in _catalogue()
+        if other.name != device.name
+        and other.name.partition("-")[0] == first
+        and (stated is None or other.memory_label_gb == device.memory_label_gb)
+        and any(f"-{form}" in other.name and form not in forms for form in FORMS)
+    )
 
 
 def _memory_distance(device: Device, wanted: float | None) -> float:
