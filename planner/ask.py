@@ -249,3 +249,14 @@ def _doublings(option: str, text: str, most: int, wanted: str) -> tuple[int, ...
     if not 0 < first <= last:
         raise InputError(f"{option} {text}: the first must be at least 1 and no more than the last")
     return tuple(first * 2**power for power in range((last // first).bit_length()))
+
+
+def parse_compression(recipes_text: str, target: str | None) -> Compression:
+    """What models are to be compressed by, and how far.
+
+    Raises: UnknownNameError, InputError.
+    """
+    from planner.compression.prices import parse_targets
+    from planner.compression.recipes import recipes
+
+    return Compression(recipes=recipes(recipes_text), targets=parse_targets(target))

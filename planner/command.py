@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -20,7 +20,6 @@ from profiles.workloads.module_options import TaskOption, TracebackOption, Trust
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.ask import Compression
     from planner.prediction import PlanFile
     from planner.request import Request
 
@@ -180,7 +179,7 @@ def plan(
     if list_kind is not None or legend:
         listing.explain(list_kind, out, json_output)
         return
-    from planner.ask import parse_counts
+    from planner.ask import parse_compression, parse_counts
     from planner.space.beside import Questions
 
     counts = () if gpus is None else parse_counts(gpus)
@@ -197,22 +196,26 @@ def plan(
         request = request if "top" in given else replace(request, top=1)
         with console.progress(out, "planning") as on_progress:
             answer = read_or_compare(request, counts, questions, source, on_progress)
-        put_out(answer, out, rank if "rank" in given else None, export, output, json_output, is_shown(export, source))
+        row = rank if "rank" in given else None
+        put_out(answer, out, row, export, output, json_output, page, shows=is_shown(export, source))
         return
     check_pools(given, cluster)
     buying.check_prices_of(questions, device, cluster)
-    compression = None if compress is None else _compression(compress, target)
+    compression = None if compress is None else parse_compression(compress, target)
     typed = command_line(context, "plan")
     with console.progress(out, "planning") as on_progress:
         if source is None:
-            result = plans_with_page(
-                request, questions, compression, page, on_progress, lambda told: out.print(f"note: {told}"), typed
-            )
+            result = plans_with_page(request, questions, compression, page, on_progress, _noting(out), typed)
         else:
             result = job_with_page(source, request, page, on_progress, typed)
     _put_out(result, out, None if export else output, json_output, page, shows=is_shown(export, source))
     if export is not None and output is not None:
         write_export(export, result, rank, output, out)
+
+
+def _noting(out: Console) -> Callable[[str], None]:
+    """What prints a note at once."""
+    return lambda told: out.print(f"note: {told}")
 
 
 def _request(params: Mapping[str, Any], given: Mapping[str, str], num_devices: int) -> Request:
@@ -276,18 +279,6 @@ def _put_out(
         show(result, out, output)
     if page is not None:
         out.print(f"page: {page}")
-
-
-def _compression(recipes_text: str, target: str | None) -> Compression:
-    """What models are to be compressed by, and how far.
-
-    Raises: UnknownNameError, InputError.
-    """
-    from planner.ask import Compression
-    from planner.compression.prices import parse_targets
-    from planner.compression.recipes import recipes
-
-    return Compression(recipes=recipes(recipes_text), targets=parse_targets(target))
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ from planner.pages.plan_rows import band_words
 from planner.pages.purchase.points import front, kinds, perfect, planned, priced, rate, rate_band
 from planner.pages.purchase.words import place_words
 from planner.purchase.answer import PurchaseAnswer, Row
-from planner.terminal.show_purchase import ENERGIES, TIMES, energy_words, format_hours, money, unit_of
+from planner.terminal.show_purchase import ENERGIES, TIMES, energy_words, money, unit_of
 from profiles.machines.stacks import THIS_PROGRAM
 from profiles.pages.html import Table
 from profiles.units import (
     format_batch,
     format_bytes,
     format_count,
+    format_hours,
     format_percent,
     format_seconds,
     rate_of,
