@@ -239,6 +239,8 @@ def parse_counts(text: str) -> tuple[int, ...]:
 
 def _doublings(option: str, text: str, most: int, wanted: str) -> tuple[int, ...]:
     match = RANGE.fullmatch(text.strip())
+    if limits.is_whole(text.removeprefix("-")):
+        limits.check(option, int(text), 1, most)
     ends = (match["first"], match["last"] or "1") if match else ("",)
     if match is None or not all(map(limits.is_whole, ends)):
         raise InputError(f"{option} {text}: give {wanted}")

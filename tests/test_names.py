@@ -1,10 +1,8 @@
 """Names on command lines: the same ones in every command, listed, completed, and explained word by word."""
 
-import inspect
 import json
 import re
 import tomllib
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ import planner.command
 import profiles.command
 import reports.command
 from executor.emit import KINDS as JOB_KINDS
-from planner.ask import Request
 from planner.compression.recipes import KNOWN as RECIPES
 from planner.plans import AXES, RECOMPUTE_WORDS, Offload, Plan, Recompute
 from planner.schedules.registry import plan_names
@@ -262,21 +259,3 @@ def test_options_that_would_be_ignored_are_refused(arguments, words):
     error = invoke("plan", *arguments).exception
     assert isinstance(error, InputError), error
     assert words in str(error)
-
-
-def test_python_has_the_choices_of_a_request_as_typed_keywords():
-    choices = {
-        name: one for name, one in inspect.signature(planner.plan).parameters.items() if one.kind is one.KEYWORD_ONLY
-    }
-    asked = {field.name: field for field in fields(Request) if field.name not in ("model", "num_devices")}
-    # As a command has them; a request has records of them.
-    records = {"adapters": {"peft", "quantised_base"}, "asked": {"task", "weights"}}
-    assert set(choices) - set.union(*records.values()) == set(asked) - set(records)
-    assert set.union(*records.values()) < set(choices)
-    for name, one in choices.items():
-        assert one.annotation is not inspect.Parameter.empty
-        if name in asked:
-            assert one.default == asked[name].default
-            assert asked[name].default is not MISSING
-        else:
-            assert one.default is None

@@ -270,7 +270,7 @@ def test_a_notebook_has_the_page_and_the_figure(planned, tmp_path):
 def test_the_command_writes_the_page_or_says_why_not(tmp_path):
     asked = ("--model", "llama-3.2-1b", "--gpus", "2", "--device", "h100-sxm", "--top", "1")
     code, words = outcome("plan", *asked, "--page", tmp_path / "file" / "page.html")
-    assert (code, "page: " in words) == (0, True)
+    assert (code, "page:" in words) == (0, True)
     assert "llama-3.2-1b on 2 x h100-sxm" in (tmp_path / "file" / "page.html").read_text(encoding="utf-8")
     (tmp_path / "plain").write_text("", encoding="utf-8")
     code, words = outcome("plan", *asked, "--page", tmp_path / "plain" / "page.html")

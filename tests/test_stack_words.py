@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,11 +204,6 @@ def test_an_export_is_read_again_when_it_was_changed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="16 tokens, not"):
         registry.read(main, text, Given(sequence_length=32))
     assert job.sequence_length == 16
-
-
-def test_scripts_are_shipped() -> None:
-    content = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    assert content["tool"]["setuptools"]["package-data"]["planner.stacks"] == ["scripts/*.txt"]
 
 
 # Where each stack says how many steps are trained.
