@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,22 @@ def family_of(program: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_rank_and_no_folder_outlives_its_program(number: signal.Signals, tmp_path: Path) -> None:
-    with started("sleep", TMPDIR=str(tmp_path)) as program:
+def test_no_rank_and_no_folder_outlives_its_program(number: signal.Signals) -> None:
+    # Not pytest's: with that of a worker before it, a socket's path would be too long.
+    with tempfile.TemporaryDirectory(prefix="ended-") as folder, started("sleep", TMPDIR=folder) as program:
         family = family_of(psutil.Process(program.pid))
         program.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
-    assert [*tmp_path.glob("trainwright-*")] == []
+        assert [*Path(folder).glob("trainwright-*")] == []
+
+
+@pytest.mark.gloo
+def test_ranks_are_forked_where_the_folder_for_temporary_files_has_a_long_path(tmp_path: Path) -> None:
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    with started("sleep", TMPDIR=str(long)) as program:
+        assert family_of(psutil.Process(program.pid))
 
 
 def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:

@@ -29,6 +29,8 @@ from profiles.ranks.leftovers import swept
 
 CLIENT = Path(__file__).with_name("client.py")
 SUFFIX = ".socket"
+# What a socket's path leaves to the folder for temporary files, beside "/trainwright-ranks-12345678/0.socket".
+MOST_FOLDER_BYTES = 70
 # Which process was started again already: it is not once more where that was in vain, as /proc cannot be read.
 RESTARTED_VARIABLE = "TRAINWRIGHT_RESTARTED"
 
@@ -49,6 +51,11 @@ def restart_for_ranks() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+def _short_folder() -> str | None:
+    """Where sockets can be: their paths have at most 107 bytes, which a folder for temporary files may have used up."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= MOST_FOLDER_BYTES else "/tmp"
+
+
 @contextlib.contextmanager
 def rank_server(device_kind: str) -> Iterator[Path | None]:
     """The folder of a server that forks ranks from here while this is entered; None where they start themselves.
@@ -59,7 +66,7 @@ def rank_server(device_kind: str) -> Iterator[Path | None]:
         yield None
         return
     with (
-        tempfile.TemporaryDirectory(prefix="trainwright-ranks-") as name,
+        tempfile.TemporaryDirectory(prefix="trainwright-ranks-", dir=_short_folder()) as name,
         swept(Path(name)),
         socket.socket(socket.AF_UNIX) as listener,
     ):
