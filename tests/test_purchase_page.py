@@ -244,10 +244,10 @@ def test_the_command_writes_the_page_of_a_comparison_and_of_its_file(tmp_path):
              "--precision", "bf16")  # fmt: skip
     made, again = tmp_path / "buy.html", tmp_path / "again.html"
     code, words = outcome("plan", *asked, "--page", made, "-o", tmp_path / "buy.json")
-    assert (code, "page: " in words) == (0, True)
+    assert (code, "page:" in words) == (0, True)
     assert "llama-3.2-1b on 2 to 4 x h100-sxm" in made.read_text(encoding="utf-8")
     code, words = outcome("plan", "--from", tmp_path / "buy.json", "--page", again)
-    assert (code, "page: " in words) == (0, True)
+    assert (code, "page:" in words) == (0, True)
     assert again.read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
     (tmp_path / "plain").write_text("", encoding="utf-8")
     code, words = outcome("plan", *asked, "--page", tmp_path / "plain" / "page.html")
