@@ -118,3 +118,16 @@ class Browser:
         """Write the whole page as a PNG."""
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def check_drawn(browser: Browser, page: Path, width: int, *, dark: bool, plots: int) -> None:
+    """Check that a page draws all its figures, each with its table, and that nothing fails or is fetched."""
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.open(page, width, dark=dark)
+    assert browser.run('document.querySelectorAll(".plot").length') == plots
+    assert browser.run('document.querySelectorAll(".plot .main-svg").length') >= plots
+    assert browser.run('document.querySelectorAll("figure details table").length') == plots
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.errors == []
+    assert set(browser.requests) == {page.as_uri()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.browser import Browser
 from tests.warm_ranks import servers, starting_from
 
 settings.register_profile(
@@ -34,3 +35,10 @@ def warm_ranks(rank_servers: Path) -> Iterator[None]:
     """The ranks that a test starts are forked from servers that have loaded torch."""
     with starting_from(rank_servers):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser without a window."""
+    with Browser() as started:
+        yield started

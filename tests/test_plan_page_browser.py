@@ -12,7 +12,7 @@ from planner.pages.page import render
 from planner.purchase.terms import usual_terms
 from planner.request import Request
 from planner.space.beside import Questions
-from tests.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, Browser, check_drawn
 from tests.test_plan_page import evil
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -37,12 +37,6 @@ def pages(tmp_path_factory) -> tuple[Path, Path]:
     return paths
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as started:
-        yield started
-
-
 def choose(browser: Browser, name: str, value: object) -> None:
     browser.run(f"""(() => {{
       const field = document.querySelector('[data-filter="{name}"]');
@@ -52,14 +46,7 @@ def choose(browser: Browser, name: str, value: object) -> None:
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_the_page_draws_all_figures_without_errors_or_requests(browser, pages, width, dark):
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.open(pages[0], width, dark=dark)
-    plots = browser.run('document.querySelectorAll(".plot").length')
-    assert browser.run('document.querySelectorAll(".plot .main-svg").length') >= plots == 8
-    assert browser.run("document.documentElement.scrollWidth") == width
-    assert browser.errors == []
-    assert set(browser.requests) == {pages[0].as_uri()}
+    check_drawn(browser, pages[0], width, dark=dark, plots=8)
 
 
 def test_a_filter_leaves_the_same_plans_in_figures_and_table(browser, pages):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.pages.purchase.page import render
-from tests.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, check_drawn
 from tests.test_purchase_page import buy, evil
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -30,23 +30,9 @@ def pages(found, tmp_path_factory) -> tuple[Path, Path]:
     return paths
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as started:
-        yield started
-
-
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_the_page_draws_all_figures_without_errors_or_requests(browser, pages, width, dark):
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.open(pages[0], width, dark=dark)
-    plots = browser.run('document.querySelectorAll(".plot").length')
-    assert browser.run('document.querySelectorAll(".plot .main-svg").length') >= plots == 5
-    assert browser.run("document.documentElement.scrollWidth") == width
-    assert browser.run('document.querySelectorAll("figure details table").length') == plots
-    assert browser.errors == []
-    assert set(browser.requests) == {pages[0].as_uri()}
+    check_drawn(browser, pages[0], width, dark=dark, plots=5)
 
 
 def test_rows_are_put_in_order_by_keyboard(browser, pages, found):

@@ -14,7 +14,7 @@ from planner.pages.styles import PART_STYLES
 from planner.prediction import Candidate
 from planner.space.memory_by_layer import HeldBytes, total_bytes
 from planner.stacks.abilities import lacked
-from profiles.pages.figures import TEXT, axis, base_layout, time_unit
+from profiles.pages.figures import TEXT, axis, base_layout, stacked_bar, time_unit
 from profiles.units import format_bytes, format_percent, format_seconds
 
 KIND_COLOURS: Final = {
@@ -48,24 +48,11 @@ def parts_bars(plans: Sequence[Candidate]) -> go.Figure:
         # A part may be slightly below nothing where it is what is left.
         if max(values) * scale <= 1e-4 * largest:
             continue
-        figure.add_trace(
-            go.Bar(
-                x=values,
-                y=[2 * index + 1 for index in range(len(plans))],
-                orientation="h",
-                width=0.95,
-                name=style.name,
-                marker={
-                    "color": style.colour,
-                    "pattern": {"shape": style.pattern, "fillmode": "overlay", "fgopacity": 0.55, "size": 7},
-                },
-                hovertext=[
-                    f"{html.escape(own.plan.id)}<br>{style.name}: {format_seconds(value * scale)}"
-                    for own, value in zip(plans, values, strict=True)
-                ],
-                hoverinfo="text",
-            )
-        )
+        hovers = [
+            f"{html.escape(own.plan.id)}<br>{style.name}: {format_seconds(value * scale)}"
+            for own, value in zip(plans, values, strict=True)
+        ]
+        figure.add_trace(stacked_bar(style, values, [2 * index + 1 for index in range(len(plans))], hovers))
     for index, own in enumerate(plans):
         text = html.escape(f"{own.rank}. {own.plan.id}")
         figure.add_annotation(text=text, x=0, y=2 * index + 0.25, xanchor="left", showarrow=False, font={"size": 12})

@@ -6,7 +6,10 @@ transparent and text is mid-grey, which the page replaces by its own colour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+import plotly.graph_objects as go
 
 from profiles.units import GIB, KIB, MIB
 
@@ -79,3 +82,22 @@ def axis(title: str, **options: object) -> dict[str, object]:
     """An axis with its title and unit."""
     shared = {"title": {"text": title}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
     return {**shared, **options}
+
+
+def stacked_bar(
+    style: Style, values: Sequence[float], places: Sequence[float], hovers: Sequence[str], width: float = 0.95
+) -> go.Bar:
+    """One layer of stacked bars that lie: its values, where each bar is, and what is said of it."""
+    return go.Bar(
+        x=values,
+        y=places,
+        orientation="h",
+        width=width,
+        name=style.name,
+        marker={
+            "color": style.colour,
+            "pattern": {"shape": style.pattern, "fillmode": "overlay", "fgopacity": 0.55, "size": 7},
+        },
+        hovertext=hovers,
+        hoverinfo="text",
+    )

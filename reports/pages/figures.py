@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from planner.pages.styles import KIND_STYLES, PART_STYLES
 from planner.timeline import MEASURED, PREDICTED
-from profiles.pages.figures import PLAN_MARKERS, TEXT, Style, axis, base_layout, byte_unit, time_unit
+from profiles.pages.figures import PLAN_MARKERS, TEXT, Style, axis, base_layout, byte_unit, stacked_bar, time_unit
 
 BANDS: Final = (0.20, 0.10, 0.05)
 # Neighbouring ranks often lie close together; their numbers are put on different sides.
@@ -140,24 +140,12 @@ def _paired_stacks(
         if group.empty:
             continue
         values = (group["value"] / scale).tolist()
-        figure.add_trace(
-            go.Bar(
-                x=values,
-                y=[position[key] for key in zip(group["label"], group["side"], strict=True)],
-                orientation="h",
-                width=0.86,
-                name=style.name,
-                marker={
-                    "color": style.colour,
-                    "pattern": {"shape": style.pattern, "fillmode": "overlay", "fgopacity": 0.55, "size": 7},
-                },
-                hovertext=[
-                    f"{html.escape(label)}, {side}<br>{style.name}: {value:.4g} {unit}"
-                    for label, side, value in zip(group["label"], group["side"], values, strict=True)
-                ],
-                hoverinfo="text",
-            )
-        )
+        places = [position[key] for key in zip(group["label"], group["side"], strict=True)]
+        hovers = [
+            f"{html.escape(label)}, {side}<br>{style.name}: {value:.4g} {unit}"
+            for label, side, value in zip(group["label"], group["side"], values, strict=True)
+        ]
+        figure.add_trace(stacked_bar(style, values, places, hovers, width=0.86))
     totals = stacks.groupby(["label", "side"])["value"].sum() / scale
     figure.add_trace(_totals(totals, position, unit))
     for index, label in enumerate(labels):

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from planner.pages.purchase.points import planned
 from planner.pages.styles import KIND_STYLES, PART_STYLES
 from planner.purchase.answer import PurchaseAnswer, Row
-from profiles.pages.figures import TEXT, Style, axis, base_layout, byte_unit
+from profiles.pages.figures import TEXT, Style, axis, base_layout, byte_unit, stacked_bar
 from profiles.pages.html import Table
 from profiles.units import format_bytes, format_percent, format_seconds
 
@@ -80,24 +80,11 @@ def _stacked(
         own = [values[row.rank].get(name, 0.0) for row in rows]
         # What is left of a step may be slightly below nothing.
         if max(own) > LEAST * longest:
-            figure.add_trace(
-                go.Bar(
-                    x=own,
-                    y=[2 * index + 1 for index in range(len(rows))],
-                    orientation="h",
-                    width=0.95,
-                    name=style.name,
-                    marker={
-                        "color": style.colour,
-                        "pattern": {"shape": style.pattern, "fillmode": "overlay", "fgopacity": 0.55, "size": 7},
-                    },
-                    hovertext=[
-                        f"{html.escape(row.title)}<br>{style.name}: {said(row, value)}"
-                        for row, value in zip(rows, own, strict=True)
-                    ],
-                    hoverinfo="text",
-                )
-            )
+            hovers = [
+                f"{html.escape(row.title)}<br>{style.name}: {said(row, value)}"
+                for row, value in zip(rows, own, strict=True)
+            ]
+            figure.add_trace(stacked_bar(style, own, [2 * index + 1 for index in range(len(rows))], hovers))
     for index, row in enumerate(rows):
         figure.add_annotation(text=html.escape(f"{row.rank}. {row.title}"), x=0, y=2 * index + 0.25, xanchor="left",
                               showarrow=False)  # fmt: skip
