@@ -97,6 +97,8 @@ def test_no_rank_and_no_folder_outlives_its_program(number: signal.Signals) -> N
     with tempfile.TemporaryDirectory(prefix="ended-") as folder, started("sleep", TMPDIR=folder) as program:
         family = family_of(psutil.Process(program.pid))
         program.send_signal(number)
+        # It ends after those it waits for, and removes the folder last.
+        program.wait(timeout=20)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
         assert [*Path(folder).glob("trainwright-*")] == []

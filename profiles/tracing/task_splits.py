@@ -23,6 +23,7 @@ from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.probes import Probes, looks
 from profiles.tracing.segments import Run
 from profiles.tracing.task_runs import ENDS, Subject, is_remade, real_of
+from profiles.units import format_count
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import computing
 from profiles.workloads.split_search import find_split
@@ -78,9 +79,8 @@ def _with_values(subject: Subject) -> nn.Module:
     count = held if subject.left != ENDS and (is_remade(spec) or subject.is_real) else subject.num_parameters
     if count > MOST_TRIED:
         raise PlanError(
-            f"{spec.title}: how it is split over ranks is tried with weights, of at most {MOST_TRIED / 1e6:.0f} "
-            f"million parameters, and it has {count / 1e6:.0f} million: "
-            "give data parallelism, with ZeRO 3 to share it out"
+            f"{spec.title}: how it is split over ranks is tried with weights, of at most {format_count(MOST_TRIED)} "
+            f"parameters, and it has {format_count(count)}: give data parallelism, with ZeRO 3 to share it out"
         )
     return subject.module if subject.is_real else real_of(subject).module
 
