@@ -110,6 +110,7 @@ def test_ranks_are_forked_where_the_folder_for_temporary_files_has_a_long_path(t
     long.mkdir()
     with started("sleep", TMPDIR=str(long)) as program:
         assert family_of(psutil.Process(program.pid))
+        program.kill()
 
 
 def test_a_process_of_several_threads_or_started_otherwise_does_not_fork() -> None:
