@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from planner.plans import Plan
 from planner.prediction import Candidate, PlanFile
 from planner.space.explore import Space, explore
@@ -15,31 +17,37 @@ from tests.plan_finder import find
 
 RANKS = 2
 PRECISION = "fp32"
-OPTIONS = Options(offload=("none",), recompute=("none",), zero_stages=(0, 3))
 # Plans by what they are called, and their ZeRO stage.
 STAGES = {"dp2": 0, "zero3": 3}
 
 
-def plans_of(space: Space) -> list[Plan]:
-    """Both plans, all samples of a rank in one micro-batch."""
+def plans_of(space: Space, precision: str = PRECISION, stages: Iterable[int] = STAGES.values()) -> list[Plan]:
+    """A plan of each ZeRO stage, all samples of a rank in one micro-batch."""
     return [
         Plan(
             data_parallel=RANKS,
             micro_batch_size=space.at.global_batch_size // RANKS,
             zero_stage=stage,
-            precision=PRECISION,
+            precision=precision,
         )
-        for stage in STAGES.values()
+        for stage in stages
     ]
 
 
-def predicted(machine: MachineProfile, model: ModelProfile, batch: int) -> PlanFile:
-    """A plan file of both plans."""
-    at = measured_setting(machine, model, RANKS, batch, model.usual_size or 1, PRECISION)
-    space = explore(at, OPTIONS)
-    found = [find(space, plan) for plan in plans_of(space)]
+def predicted(
+    machine: MachineProfile,
+    model: ModelProfile,
+    batch: int,
+    precision: str = PRECISION,
+    stages: Sequence[int] = tuple(STAGES.values()),
+) -> PlanFile:
+    """A plan file of a plan of each ZeRO stage."""
+    at = measured_setting(machine, model, RANKS, batch, model.usual_size or 1, precision)
+    space = explore(at, Options(offload=("none",), recompute=("none",), zero_stages=tuple(stages)))
+    plans = plans_of(space, precision, stages)
+    found = [find(space, plan) for plan in plans]
     candidates = [
         Candidate(rank=1 + index, plan=plan, prediction=predictions(own, [place])[0], verdict="", executable=True)
-        for index, (plan, (own, place)) in enumerate(zip(plans_of(space), found, strict=True))
+        for index, (plan, (own, place)) in enumerate(zip(plans, found, strict=True))
     ]
     return plan_file(planned_for(at), candidates, num_legal=len(candidates), rejected={}, notes=())

@@ -134,6 +134,10 @@ def _law(stage: StageCosts) -> _Law:
         flying = np.where(stage.offloads, not_offloaded(stage.kept, stage.largest, flying), flying)
     waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
     absent = np.where(is_early, states.fresh, 0.0)
+    ending = together.ending
+    if np.any(together.last_ending < ending):
+        # Of one micro-batch the first backward pass is the last.
+        ending = np.where(is_early, together.last_ending, ending)
     full = (
         Moment(activations=stage.backward, logits=zero, buffers=together.backward),
         Moment(
@@ -150,9 +154,7 @@ def _law(stage: StageCosts) -> _Law:
     )
     return _Law(
         full=full,
-        ending=Moment(
-            activations=zero, logits=zero, buffers=together.ending + together.accumulated + stage.embedding_gradient
-        ),
+        ending=Moment(activations=zero, logits=zero, buffers=ending + together.accumulated + stage.embedding_gradient),
         update=states.scratch + states.step,
         casts=casts,
         flying=flying,

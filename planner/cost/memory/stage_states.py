@@ -27,7 +27,8 @@ class StageStates:
     """Bytes of a stage's states on one rank. Shapes: one entry per job.
 
     `gathered` is what sharded weights take while they are together, `at_forward`, `at_loss` and `at_head` at those
-    moments (a pass forward has sharded all layers again, and the last one is fetched), `whole` what all of them would;
+    moments (a pass forward has sharded all layers again, and the last one is fetched), `at_end` when the last backward
+    pass of a step has sharded all but the first ones again, `whole` what all of them would;
     `passing` are gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that
     a pipeline adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all
     these what chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what
@@ -42,6 +43,7 @@ class StageStates:
     at_forward: Array
     at_loss: Array
     at_head: Array
+    at_end: Array
     whole: Array
     passing: Array
     accumulated: Array
@@ -75,7 +77,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
     gradients = held(jobs.zero_stage >= 2, trained) * (rules.gradient_bytes + jobs.codec_state_bytes)
     # Gradients are whole from their product until they are reduced, at every ZeRO stage that shards them.
-    one = np.minimum(np.minimum(_largest(layer, stage), everything), _most_live(rules))
+    one = _several(rules, layer, stage, everything, 1.0)
     new = rules.gathered_gradient_bytes - np.where(adds_up, WHOLE_GRADIENT_BYTES, 0.0)
     passing = np.where(is_sharded, one * (new - _narrower_bytes(jobs)), 0.0)
     alone, fetched, gathered = (
@@ -93,6 +95,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         at_forward=np.where(rules.frees_by_moment, gathered, gathered + passing),
         at_loss=np.where(rules.frees_by_moment, alone, gathered + passing),
         at_head=np.where(rules.frees_by_moment, fetched, gathered + passing),
+        at_end=np.minimum(gathered, rules.gathered_bytes * _several(rules, layer, stage, everything, GATHERED_LAYERS)),
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
@@ -125,7 +128,7 @@ def held_beside(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: S
 class Together:
     """Bytes of sharded weights and gradients that are whole: moment by moment of a pass, and at its end; as broadcast.
 
-    `accumulated` are gradients that earlier passes left.
+    `last_ending` at the end of the last pass of a step. `accumulated` are gradients that earlier passes left.
     """
 
     forward: Array
@@ -133,6 +136,7 @@ class Together:
     head: Array
     backward: Array
     ending: Array
+    last_ending: Array
     accumulated: Array
 
 
@@ -140,7 +144,8 @@ def of_chunks(states: StageStates, chunks: Array, opened: Array) -> Together:
     """What a rank of `chunks`, of which `opened` are under way, has whole. Shapes: broadcast.
 
     Model: a pipeline of single chunks keeps what a backward pass gathered for the next one; of several, torch gathers
-    whole ones, and no more than three, and a chunk's gradients are sharded after its last backward pass.
+    whole ones, and no more than three, and a chunk's gradients are sharded after its last backward pass. Without a
+    pipeline the last backward pass of a step shards each layer again after it.
     """
     whole, passing, accumulated = states.whole, states.passing, states.accumulated
     several = (accumulated > 0) & (chunks > 1)
@@ -151,16 +156,19 @@ def of_chunks(states: StageStates, chunks: Array, opened: Array) -> Together:
             head=states.at_head,
             backward=states.gathered + passing,
             ending=np.maximum(whole, states.gathered) + passing,
+            last_ending=np.maximum(whole, states.at_end) + passing,
             accumulated=accumulated * opened / chunks if np.any(accumulated) else accumulated,
         )
     weights = np.where(several, whole * np.minimum(GATHERED_CHUNKS / chunks, 1.0), states.gathered)
     late = np.where(several, weights + states.reducing, np.maximum(whole, weights) + passing)
+    latest = np.where(several, late, np.maximum(whole, states.at_end) + passing)
     return Together(
         forward=np.where(several, weights, states.at_forward),
         loss=np.where(several, weights, states.at_loss),
         head=np.where(several, weights, states.at_head),
         backward=weights + passing,
         ending=late,
+        last_ending=latest,
         accumulated=accumulated * opened / chunks,
     )
 
@@ -228,9 +236,14 @@ def _weights_together(
 ) -> Array:
     """Bytes of `count` layers' gathered weights; of all that the stage has where they stay so after forward."""
     everything = sum(_parameters(jobs, layer, stage))
-    some = np.minimum(np.minimum(count * _largest(layer, stage), everything), _most_live(rules))
+    some = _several(rules, layer, stage, everything, count)
     weights = np.where(_stay_gathered(jobs), everything, some) * rules.gathered_bytes
     return np.where(_shards_weights(jobs, rules), weights, 0.0)
+
+
+def _several(rules: MemoryRules, layer: LayerParameters, stage: StageContent, everything: Array, count: float) -> Array:
+    """Parameters of `count` layers, at the most `everything` that the stage has."""
+    return np.minimum(np.minimum(count * _largest(layer, stage), everything), _most_live(rules))
 
 
 def _shards_weights(jobs: Jobs, rules: MemoryRules) -> Flags:

@@ -38,7 +38,8 @@ def traced_parameters(jobs: Jobs, model: TracedSizes) -> LayerParameters:
 def traced_memory(jobs: Jobs, rules: MemoryRules, model: TracedSizes, kind: str) -> LayerMemory:
     """Bytes that a layer keeps for its backward pass, and what that needs at its worst beside.
 
-    Model: copies of weights in 16 bits, which the trace has among them, count with the states, where they are held.
+    Model: copies of weights in 16 bits, which the trace has among them, count with the states where they are held;
+    elsewhere weights are in 16 bits as they are, or gathered so.
     A recomputed layer keeps its input, and lives through a whole forward and backward by itself.
     """
     layer, batch, tensor = model.layer(kind), jobs.micro_batch, jobs.tensor
@@ -50,7 +51,7 @@ def traced_memory(jobs: Jobs, rules: MemoryRules, model: TracedSizes, kind: str)
     if model.precision in MIXED:
         held = model.at(layer.num_parameters, batch, tensor)
         copies = LOW_BYTES * (held - model.at(layer.num_vector_parameters, batch, tensor))
-    whole = np.maximum(saved - np.where(rules.cast_bytes > 0, np.minimum(copies, saved), 0.0), 0.0)
+    whole = np.maximum(saved - copies, 0.0)
     again = (jobs.recompute == "full") & model.can_recompute(kind)
     kept = np.where(again, model.at(layer.input_bytes, batch, tensor), whole)
     beside = np.maximum(peak - saved, 0.0) + np.maximum(whole - kept, 0.0)
