@@ -9,10 +9,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.browser import Browser
+from tests.environment import TRACES_VARIABLE
 from tests.warm_ranks import servers, starting_from
 
 settings.register_profile(
-    "suite", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+    "suite",
+    deadline=None,
+    # Where a test does not say otherwise.
+    max_examples=40,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -21,6 +27,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What commands keep from one to the next is no part of whoever runs the tests.
 os.environ.setdefault("TRAINWRIGHT_HOME", tempfile.mkdtemp(prefix="trainwright-tests-"))
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Else it is that of all workers.
+    os.environ[TRACES_VARIABLE] = tempfile.mkdtemp(prefix="trainwright-traces-")
 
 
 @pytest.fixture(scope="session")

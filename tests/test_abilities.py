@@ -18,10 +18,18 @@ from planner.stacks.abilities import known_of, refusal
 from planner.stacks.layout_rules import Known
 from profiles.errors import InputError
 from profiles.machines.stacks import THIS_PROGRAM, load_stack, stack_names
+from tests.marks import slow
 from tests.test_space import make
 
 KNOWN = [name for name in stack_names() if load_stack(name).runs is not None]
 EVERYTHING = Options(offload=("none",), vocab_parallel=(0, 1))
+
+
+# A mixture has ten times the plans: of all stacks, one that shares out experts and one that does not.
+CASES = [
+    *(("uneven", name) for name in KNOWN),
+    *(("experts", name) if name in ("megatron-core", "deepspeed") else slow("experts", name) for name in KNOWN),
+]
 
 
 def every_plan(space: Space) -> list[Plan]:
@@ -33,8 +41,7 @@ def every_plan(space: Space) -> list[Plan]:
     return result
 
 
-@pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize("config", ["uneven", "experts"])
+@pytest.mark.parametrize(("config", "name"), CASES)
 def test_the_search_by_its_rules_is_the_whole_search_without_what_it_refuses(config: str, name: str) -> None:
     """The same plans come of a table of layouts and of asking for each plan; what is left out is counted."""
     stack = load_stack(name)

@@ -66,6 +66,7 @@ def case(
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_users_loop_trains_as_one_by_hand_and_goes_on_in_another_layout(tmp_path: Path) -> None:
     cases = []
     for number, layout in enumerate(LAYOUTS):
@@ -225,6 +226,7 @@ with executor.apply(Plan(micro_batch_size=2, data_parallel=2), Plain(), device="
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_processes_of_srun_are_ranks() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -80,18 +80,21 @@ def caught(faults: list[tuple[str, str]], folder: Path) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_faults_of_every_kind_are_caught(tmp_path: Path) -> None:
     caught(list(SAMPLE), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_every_fault_is_caught_in_fp32_and_in_16_bits(tmp_path: Path) -> None:
     caught(list(itertools.product(FAULTS, ("fp32", "bf16", "fp16"))), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_random_plans_pass() -> None:
     for num_ranks in (2, 4):
         for found in check_plans.check(list(itertools.islice(check_plans.plans(1, num_ranks), 10)), num_ranks):

@@ -9,6 +9,7 @@ STEPS = 80
 
 @pytest.mark.gloo
 @pytest.mark.usefixtures("warm_ranks")
+@pytest.mark.slow
 def test_codecs_train_a_real_model_as_well_as_they_say() -> None:
     names = ["none", "bf16 of shards", "int8", "powersgd-4", "topk-5", "topk-5 without feedback"]
     losses = launch("tests.compression_entries:train_with", {"codecs": names, "steps": STEPS}, 2, "cpu")

@@ -11,6 +11,7 @@ from profiles.tracing.fake_results import KnownResults
 from profiles.tracing.task_runs import ALL, ENDS, FIRST, _built, _fake, _real
 from profiles.workloads.fake_tensors import FakeTensor, FakeTensorMode
 from profiles.workloads.task_loading import load_task
+from tests.marks import slow
 from tests.matrix.architectures import ARCHITECTURES
 
 KERNELS = torch.ops.aten
@@ -103,10 +104,14 @@ def test_whole_numbers_and_others_are_told_apart():
     assert types == [torch.int64, torch.float32] * 2
 
 
-@pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "convnext"])
+@pytest.mark.parametrize("name", ["bert_qa", slow("t5"), slow("convnext")])
 def test_with_blocks_out_between_the_first_and_the_last_a_profile_is_that_of_the_whole(name, monkeypatch):
     own = next(own for own in ARCHITECTURES if own.name == name)
-    deeper = {"t5": {"num_layers": 6, "num_decoder_layers": 7}, "convnext": {"depths": [2, 2, 8, 2]}}[name]
+    deeper = {
+        "bert_qa": {"num_hidden_layers": 6},
+        "t5": {"num_layers": 6, "num_decoder_layers": 7},
+        "convnext": {"depths": [2, 2, 8, 2]},
+    }[name]
     spec = replace(own.spec, config=own.config | deeper)
     monkeypatch.setattr(task_trace, "split_layers", lambda subject, chosen, kinds, layers: (layers, Splitting()))
     task, used = load_task(spec), []

@@ -10,7 +10,7 @@ from tests import fault_trial_kinds as kinds
 from tests.fault_trial_forked import ALL_KINDS
 from tests.fault_trial_kinds import LeftOut, Outcome, Setting
 
-SHORT = (kinds.full_disk, kinds.damaged)
+SHORT = (kinds.full_disk,)
 LONG = [kind for _, kind in ALL_KINDS.values() if kind not in SHORT]
 
 

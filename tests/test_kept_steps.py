@@ -115,6 +115,7 @@ def test_a_loss_that_is_no_number_ends_every_rank() -> None:
 
 @pytest.mark.gloo
 @pytest.mark.usefixtures("warm_ranks")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps() -> None:
     for rank in grow(PLANS["dp2"], 300):
         assert grown_bytes(rank["memory"]) < 5 * MIB

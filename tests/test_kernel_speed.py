@@ -20,6 +20,7 @@ from profiles.laws.kernels import (
     matmul_seconds,
 )
 from profiles.laws.power import CLOCK_SHARE, powered_share
+from tests.marks import slow
 
 LAYOUTS = ("TN", "NN", "NT")
 KERNELS = ("unfused", "flash", "flash1", "flash2", "flash3", "flash4", "cudnn", "flex", "mem_efficient")
@@ -56,17 +57,22 @@ def held_out(generation):
         ("A100-PCIe-80GB", "group_matmul", 0.030, 0.045),
         ("A100-PCIe-80GB", "forward", 0.035, 0.045),
         ("A100-PCIe-80GB", "backward", 0.035, 0.055),
-        ("B200-SXM-180GB", "TN", 0.060, 0.105),
-        ("B200-SXM-180GB", "NN", 0.050, 0.095),
-        ("B200-SXM-180GB", "NT", 0.060, 0.100),
-        ("B200-SXM-180GB", "group_matmul", 0.080, 0.105),
-        ("B200-SXM-180GB", "forward", 0.105, 0.115),
-        ("B200-SXM-180GB", "backward", 0.040, 0.052),
-        ("H800-SXM", "TN", 0.095, 0.145),
-        ("H800-SXM", "group_matmul", 0.085, 0.085),
-        ("H100", "TN", 0.065, 0.080),
-        ("H200", "forward", 0.060, 0.060),
-        ("H200", "backward", 0.050, 0.060),
+        *(
+            slow(*values)
+            for values in (
+                ("B200-SXM-180GB", "TN", 0.060, 0.105),
+                ("B200-SXM-180GB", "NN", 0.050, 0.095),
+                ("B200-SXM-180GB", "NT", 0.060, 0.100),
+                ("B200-SXM-180GB", "group_matmul", 0.080, 0.105),
+                ("B200-SXM-180GB", "forward", 0.105, 0.115),
+                ("B200-SXM-180GB", "backward", 0.040, 0.052),
+                ("H800-SXM", "TN", 0.095, 0.145),
+                ("H800-SXM", "group_matmul", 0.085, 0.085),
+                ("H100", "TN", 0.065, 0.080),
+                ("H200", "forward", 0.060, 0.060),
+                ("H200", "backward", 0.050, 0.060),
+            )
+        ),
     ],
 )
 def test_it_predicts_weights_and_attentions_that_it_was_not_fitted_to(gpu, kind, median, mean):

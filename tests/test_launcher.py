@@ -42,6 +42,7 @@ def test_ranks_compute_together_and_report() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [

@@ -48,11 +48,13 @@ def check(columns: Mapping[str, Sequence[str]]) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_some_models_run_as_the_table_says() -> None:
     check(SAMPLE)
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_all_models_run_as_the_table_says() -> None:
     check({spec.name: COLUMNS for spec, _ in models()})
@@ -68,6 +70,7 @@ def test_the_recorded_table_has_as_many_equal_layouts_as_are_promised() -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.slow
 def test_what_differs_or_ends_a_rank_is_told_and_what_follows_runs() -> None:
     names = ("scaled", "fails", "gradient_scaled", "alike")

@@ -83,6 +83,7 @@ def bench():
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_two_ranks_measure_everything_and_the_file_reads_back(tiny, task):
     heard = []
     machine = measure_machine(

@@ -193,6 +193,7 @@ def by_hand(module: nn.Module, name: str) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_model_from_meta_trains_as_one_that_was_built_and_is_never_whole(tmp_path: Path) -> None:
     built = eager("llama")
     built.save_pretrained(tmp_path)
@@ -235,6 +236,8 @@ def test_frozen_weights_are_missing_but_not_what_is_computed(tmp_path: Path) -> 
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
+@pytest.mark.slow
 def test_stored_weights_of_a_task_are_never_whole_where_they_are_sharded(tmp_path: Path) -> None:
     built = eager("llama")
     built.save_pretrained(tmp_path)

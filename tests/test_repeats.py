@@ -10,6 +10,7 @@ from profiles.workloads import experts
 from profiles.workloads.loading import load_workload
 from profiles.workloads.repeats import once_for_all
 from profiles.workloads.task_loading import load_task
+from tests.marks import slow
 from tests.matrix.architectures import ARCHITECTURES
 from tests.plan_builders import MIXTRAL
 
@@ -34,7 +35,7 @@ def test_a_known_mixture_has_the_same_profile():
     assert once == each
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", pytest.param("deepseek_v2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [slow("gpt_oss"), slow("deepseek_v2")])
 def test_so_has_one_that_is_traced_whole(name):
     (model,) = (model for model in ARCHITECTURES if model.name == name)
     task = load_task(model.spec, size=model.size)

@@ -30,6 +30,7 @@ from profiles.codecs.codec import ALL_REDUCE
 from profiles.errors import EnvironmentFailure, PlanError
 from profiles.library import load_sizes
 from profiles.machines.devices import load_device
+from tests.marks import slow
 from tests.pipeline_builders import chunk_counts, even_seconds, is_possible, random_seconds, shapes
 
 GB = 1e9
@@ -301,7 +302,7 @@ def differences(devices, stack, **factors):
     return off, stages
 
 
-@pytest.mark.parametrize(("devices", "stack"), [(64, "trainwright"), (256, "megatron-core")])
+@pytest.mark.parametrize(("devices", "stack"), [slow(64, "trainwright"), (256, "megatron-core")])
 def test_simulated_plans_take_what_their_prediction_says(devices, stack):
     off, stages = differences(devices, stack)
     assert len(off) > 20

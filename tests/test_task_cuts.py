@@ -9,7 +9,6 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -35,17 +34,14 @@ from profiles.ranks.launcher import launch
 from profiles.tracing.task_trace import trace_task
 from profiles.workloads.task import Task
 from profiles.workloads.task_loading import load_task
+from tests.marks import slow
 from tests.matrix.architectures import ARCHITECTURES
 from tests.test_cuts import SPEC as TOY
 from tests.test_cuts import WIDTH, Chain, Skips, block, task_of
+from tests.traced import profile_of
 
 CPU = torch.device("cpu")
 MANY = 8
-
-
-def slow(*values: object) -> ParameterSet:
-    """A case that takes long to be traced."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Barred(Chain):
@@ -82,7 +78,7 @@ def case(name: str) -> tuple[WorkloadSpec, Task, ModelProfile]:
     (model,) = (model for model in ARCHITECTURES if model.name == name)
     task = load_task(model.spec, size=model.size)
     spec = WorkloadSpec(kind="transformers", name=name, config=model.config, task=task.name)
-    return spec, task, trace_task(spec, task, ("fp32",))
+    return spec, task, profile_of(spec, task)
 
 
 def stages_of(name: str, plan: Plan) -> list[TaskStage]:
@@ -241,6 +237,7 @@ def test_stages_begin_at_the_nearest_places(drawn: tuple[int, set[int]]) -> None
 
 
 @pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
 def test_planned_pipelines_train_as_one_process_does() -> None:
     cases = []
     for name in ("t5", "bert_qa"):

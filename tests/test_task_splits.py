@@ -37,6 +37,7 @@ from profiles.workloads.task_loading import load_task
 from profiles.workloads.tensor_splits import COLUMNS, COLUMNS_INSIDE, ROWS, Split
 from tests.matrix.architectures import ARCHITECTURES
 from tests.test_task_cuts import case, found
+from tests.traced import profile_of
 
 NAMES = ("bert_qa", "t5", "gpt2")
 SAMPLES = 4
@@ -50,7 +51,7 @@ def with_heads(name: str, heads: int) -> tuple[WorkloadSpec, Task, ModelProfile]
     spec = WorkloadSpec(kind="transformers", name=name, config=model.config | {"num_attention_heads": heads})
     task = load_task(spec, size=model.size)
     spec = replace(spec, task=task.name)
-    return spec, task, trace_task(spec, task, ("fp32",))
+    return spec, task, profile_of(spec, task)
 
 
 class Counted(Ranks):

@@ -127,6 +127,7 @@ def check_checkpoints(path: Path, model: str, pairs: list[tuple[Plan, Plan]], ra
 
 @pytest.mark.gloo
 @pytest.mark.usefixtures("warm_ranks")
+@pytest.mark.slow
 def test_a_split_task_goes_on_in_another_layout(tmp_path: Path) -> None:
     # Parts of queries, keys and values stand rank by rank in one weight, and apart in the checkpoint.
     split, sharded = plan(tensor_parallel=2), plan(zero_stage=3)

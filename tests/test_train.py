@@ -31,6 +31,7 @@ from profiles.ranks.launcher import launch
 from profiles.ranks.rank import Rank, own_cores, pin
 from profiles.workloads.loading import load_workload
 from profiles.workloads.vision import patches_of
+from tests.marks import slow
 from tests.plan_builders import GPT2, LLAMA, MIXTRAL, VIT, make_plan_file
 
 SEED, LENGTH, GLOBAL, STEPS, WARMUP, RATE, MOST = 3, 32, 8, 6, 2, 3e-3, 0.7
@@ -130,7 +131,7 @@ def case(name: str, layout: dict[str, Any], settings: dict[str, Any], folder: st
 
 @pytest.mark.gloo
 @pytest.mark.usefixtures("warm_ranks")
-@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("name", [name if name == "llama" else slow(name) for name in LAYOUTS])
 def test_a_training_is_what_plain_torch_makes_of_it_in_two_layouts(name: str, tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path / "tokens.bin")
     module = pretrained(name, tmp_path / "start")
