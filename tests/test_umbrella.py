@@ -172,5 +172,5 @@ def test_a_library_that_is_missing_is_named(site, tmp_path, argv, missing):
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
     said = run(argv, argv[0], path=[tmp_path, site], TRAINWRIGHT_HOME=str(tmp_path))
     assert (said.returncode, said.stdout) == (5, "")
-    wanted = f"error: the library `{missing}` is not installed: install it, or trainwright again with all that it needs\n"
+    wanted = f"error: the library `{missing}` is not installed: install it, or trainwright with all it needs\n"
     assert said.stderr == wanted

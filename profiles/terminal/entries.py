@@ -64,7 +64,7 @@ def _run(module: str, package: str) -> NoReturn:
         if missing.partition(".")[0] in PACKAGES:
             raise
         sys.stderr.write(
-            f"error: the library `{missing}` is not installed: install it, or {DISTRIBUTION} again with all that it needs\n"
+            f"error: the library `{missing}` is not installed: install it, or {DISTRIBUTION} with all it needs\n"
         )
         raise SystemExit(5) from None
     raise SystemExit  # which `main` has done before
