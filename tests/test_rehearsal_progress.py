@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 
 from executor.rehearse import progress
-from executor.rehearse.all_ranks import rehearse_all
 from executor.rehearse.progress import Watch, silent
-from planner.plans import Plan
-from tests.test_rehearsal import LLAMA, SEQUENCE
 
 
 def ledger(**flops: float) -> Any:
@@ -54,13 +51,3 @@ def test_it_is_told_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     with Watch(ledger(), 2, 1.0, lambda fraction, words: heard.set()).telling():
         assert heard.wait(10)
     assert threading.active_count() == before
-
-
-def test_all_ranks_tell_one_share_that_never_falls() -> None:
-    plan = Plan(data_parallel=2, micro_batch_size=2, zero_stage=3)
-    told: list[tuple[float, str]] = []
-    rehearse_all([(plan, LLAMA, SEQUENCE, rank) for rank in (0, 1)], lambda *words: told.append(words), (), [1.0, 1.0])
-    fractions = [fraction for fraction, _ in told]
-    assert fractions == sorted(fractions)
-    assert max(fractions) <= 1
-    assert {words for _, words in told} >= {"rank 0: starting", "rank 1: starting"}
