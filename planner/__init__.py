@@ -118,7 +118,8 @@ def buy(
     """Compare counts and kinds of devices, as the command `plan` does where several are named.
 
     Each count is planned for on each device and cluster, with the same batch. `to_frame()` of the answer has a row for
-    each, `plan_of(rank)` the plan file of a row, and `save(path)` writes it all. Options have the command's names.
+    each, `plan_of(rank)` the plan file of a row, `page()` draws it, and `save(path)` writes it all. Options have the
+    command's names.
 
     * `model`: a shipped alias such as "llama-3.1-8b", a config.json or its folder, or "package.module:factory".
     * `gpus`: counts of devices, such as (64, 256), or "64-1024", which doubles.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from planner.answers import Change, Cost, WhyNot
 from planner.ask import answer_to, parse_batches, parse_count, parse_counts
+from planner.pages.inline import Page
 from planner.prediction import Candidate, PlanFile
 from planner.purchase.bill import cost_of
 from planner.purchase.terms import Reliability, Terms, usual_terms
@@ -28,23 +29,7 @@ if TYPE_CHECKING:
 
     from planner.pages.content import Content
 
-# Of a page in a notebook, in pixels.
-FRAME_HEIGHT = 800
 COLUMNS = ("plan", "step", "tokens/s", "MFU", "memory", "why")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """A page as HTML text, which a notebook shows in a frame of its own."""
-
-    html: str
-
-    def __str__(self) -> str:
-        return self.html
-
-    def _repr_html_(self) -> str:
-        size = f'width="100%" height="{FRAME_HEIGHT}"'
-        return f'<iframe title="plan" sandbox="allow-scripts" {size} srcdoc="{html.escape(self.html)}"></iframe>'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +98,10 @@ class Planned:
         Raises: EnvironmentFailure where `path` cannot be written.
         """
         from planner.pages.page import render
-        from profiles.files import write_text
 
         page = Page(html=render(self._content))
         if path is not None:
-            write_text(Path(path), page.html)
+            page.save(path)
         return page
 
     def scatter(self) -> go.Figure:

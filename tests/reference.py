@@ -9,9 +9,10 @@ from pathlib import Path
 
 # What users import, with what it gives them; what these packages have besides is not promised.
 PUBLIC = (
-    "planner", "planner.notebook", "planner.answers", "planner.plans", "planner.prediction", "executor",
-    "executor.applied", "executor.measured_steps", "executor.run.measurement", "executor.train.settings",
-    "profiles.workloads.task", "profiles.machines.clusters", "profiles.errors",
+    "planner", "planner.notebook", "planner.purchase.answer", "planner.pages.inline", "planner.answers",
+    "planner.plans", "planner.prediction", "executor", "executor.applied", "executor.measured_steps",
+    "executor.run.measurement", "executor.train.settings", "profiles.workloads.task", "profiles.machines.clusters",
+    "profiles.errors",
 )  # fmt: skip
 
 

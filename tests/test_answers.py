@@ -19,6 +19,7 @@ from planner.terminal.show_answers import lines, notes
 from planner.verdict import verdict
 from profiles import artifacts
 from profiles.machines.devices import load_device
+from profiles.machines.stacks import THIS_PROGRAM, load_stack
 from tests.plan_builders import make_plan_file, make_prediction
 
 DENSE = ("--model", "llama-3.1-8b", "--gpus", "16", "--device", "h100-sxm", "--global-batch", "64", "--top", "3")
@@ -166,12 +167,18 @@ def test_degrees_are_answered_with_a_plan_that_can_be_run():
 def test_a_plan_that_nearly_fills_its_device_is_called_tight():
     small = ("--model", "llama-3.1-8b", "--gpus", "8", "--device", "h100-sxm", "--top", "1", "--global-batch")
     seen = set()
-    for batch, more in (("16", ()), ("64", ()), ("64", ("--headroom", "5%"))):
+    stack = load_stack(THIS_PROGRAM)
+    for batch, more in (("16", ()), ("64", ()), ("64", ("--headroom", f"{stack.memory.band:.0%}"))):
         data, text = plan(*small, batch, *more)
         left = 1 - data["candidates"][0]["prediction"]["peak_bytes"] / (load_device("h100-sxm").memory_gib * 2**30)
         said = re.search(r"tight: the best plan leaves (\d\.\d) % of memory free", text)
         assert bool(said) == (left < 0.03), batch
         assert said is None or float(said[1]) == pytest.approx(100 * left, abs=0.051)
+        band = re.search(r"its peak may be off by (\d\.\d) % \((.*?)\): --headroom (\d+)% leaves as much free", text)
+        assert (said is None) == (band is None)
+        if band is not None:
+            asked = [float(band[1]), float(band[3])]
+            assert [*asked, band[2]] == [100 * stack.memory.band] * 2 + [stack.sources["memory_band"]]
         seen.add(bool(said))
     assert seen == {True, False}
 

@@ -12,6 +12,8 @@ from planner.compression.forward import forward_seconds, job_of, learned_for, on
 from planner.compression.prices import compression_choices
 from planner.compression.recipes import CompressionChoice, recipes, smaller_weights
 from planner.compression.teacher import teacher_bytes, teacher_seconds
+from planner.pages.content import content_of_file
+from planner.pages.page import render
 from planner.plans import Plan
 from planner.prediction import PlanFile
 from planner.space.answers import answer
@@ -27,9 +29,11 @@ from profiles.library import load_model, load_sizes
 from profiles.machines.devices import find_device
 from profiles.machines.profile import LayerTiming
 from profiles.tracing.trace import trace
+from profiles.units import format_bytes, format_seconds
 from profiles.workloads.loading import load_workload
 from tests.machine_builders import curve, machine
-from tests.plan_builders import LLAMA
+from tests.plan_builders import LLAMA, make_plan_file
+from tests.test_reports_html import Page
 
 RUNNER = CliRunner()
 FLOPS, SEQUENCE, DEVICES, BATCH = 1e11, 128, 2, 8
@@ -245,3 +249,16 @@ def test_bad_wishes_are_said(arguments: tuple[str, ...], sentence: str) -> None:
     done = plan("--device", "h100-sxm", *arguments)
     assert isinstance(done.exception, InputError)  # type: ignore[attr-defined]
     assert sentence in str(done.exception)  # type: ignore[attr-defined]
+
+
+def test_they_stand_on_the_page_of_the_plans_with_what_they_miss(found: dict[str, CompressionChoice]) -> None:
+    file = make_plan_file(Plan(data_parallel=2, micro_batch_size=4), compression=tuple(found.values()))
+    text = [words for words in Page(render(content_of_file(file))).text if words.strip()]
+    table = text[text.index("Compressed models") : text.index("The step")]
+    for name, choice in found.items():
+        words = table[table.index(name) :][:7]
+        shown = [format_bytes(choice.stored_bytes), format_seconds(choice.step_seconds)]
+        assert (not choice.refusal) == (set(shown) < set(words)), name
+        assert (not choice.meets_targets) == ("misses a target" in words), name
+    assert {choice.meets_targets for choice in found.values()} == {True, False}
+    assert "Compressed models" not in Page(render(content_of_file(replace(file, compression=())))).text

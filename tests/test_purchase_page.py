@@ -252,3 +252,12 @@ def test_the_command_writes_the_page_of_a_comparison_and_of_its_file(tmp_path):
     (tmp_path / "plain").write_text("", encoding="utf-8")
     code, words = outcome("plan", *asked, "--page", tmp_path / "plain" / "page.html")
     assert (code, "nothing was started" in words) == (5, True)
+
+
+def test_from_python_the_page_is_the_commands_shown_in_a_frame(found, tmp_path):
+    shown = found.page(tmp_path / "buy.html")
+    assert (tmp_path / "buy.html").read_text(encoding="utf-8") == str(shown) == render(found)
+    frame = {name: value for tag, name, value in Page(shown._repr_html_()).attributes if tag == "iframe"}
+    # What is in the frame may draw, and reach neither the notebook nor anything else.
+    assert (frame["sandbox"], frame["title"]) == ("allow-scripts", "what to buy")
+    assert frame["srcdoc"] == str(shown)

@@ -268,6 +268,16 @@ def test_shapes_that_do_not_fit_together_are_found_before_a_cluster_does() -> No
         rehearse([(plan, LLAMA, SEQUENCE, 1)])
 
 
+def test_all_ranks_tell_one_share_that_never_falls() -> None:
+    plan = Plan(data_parallel=2, micro_batch_size=2, zero_stage=3)
+    told: list[tuple[float, str]] = []
+    rehearse_all([(plan, LLAMA, SEQUENCE, rank) for rank in (0, 1)], lambda *words: told.append(words), (), [1.0, 1.0])
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions)
+    assert max(fractions) <= 1
+    assert {words for _, words in told} >= {"rank 0: starting", "rank 1: starting"}
+
+
 @pytest.mark.parametrize(("plan", "words"), [(Plan(codec="powersgd-1"), "codec"), (Plan(compiled=True), "compiled")])
 def test_what_cannot_be_rehearsed_is_refused_by_name(plan: Plan, words: str) -> None:
     with pytest.raises(PlanError, match=words):

@@ -163,7 +163,14 @@ def test_a_command_that_lost_its_packages_ends_in_one_sentence(site, entry):
     assert said.stderr.count("\n") == 1
 
 
-def test_a_library_that_is_missing_is_named(site):
-    said = run(["plan", "--help"], "plan", path=[site], flags=["-S"])
-    assert said.returncode == 5
-    assert said.stderr == "error: the library `typer` is not installed: pip install trainwright brings it\n"
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [(["plan", "--help"], "typer"), (["execute", "none.json"], "torch"), (["profile", "model", "llama-26m"], "torch")],
+)
+def test_a_library_that_is_missing_is_named(site, tmp_path, argv, missing):
+    """Also one that a command loads late, after its options are read."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
+    said = run(argv, argv[0], path=[tmp_path, site], TRAINWRIGHT_HOME=str(tmp_path))
+    assert (said.returncode, said.stdout) == (5, "")
+    wanted = f"error: the library `{missing}` is not installed: install it, or trainwright with all it needs\n"
+    assert said.stderr == wanted

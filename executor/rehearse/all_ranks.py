@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +21,9 @@ from typing import Any, TypeAlias
 import psutil
 
 from executor.legality import check_plan, choose
+from executor.mesh import coordinates
 from executor.rehearse.one_rank import rehearse
+from executor.rehearse.progress import Progress, Told
 from executor.rehearse.result import PlanRehearsal, RankRehearsal, RehearsalFile, Rehearsed
 from executor.run.checks import facts_of_workload
 from planner.build_memory import build_peak_bytes
@@ -44,7 +48,6 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 ]
-Progress = Callable[[float, str], object]
 # A plan, what it trains, the length of its sequences, and the rank to rehearse.
 Job: TypeAlias = tuple[Plan, WorkloadSpec, int, int]
 
@@ -77,8 +80,8 @@ def rehearse_file(
     jobs = [(c.plan, file.workload, file.sequence_length, own) for c, ranks in wanted for own in ranks]
     for candidate, ranks in wanted:
         say(_beginning(candidate.plan, ranks, file.num_devices))
-    done = rehearse_all(jobs, advance, trusted)
     traced = {precision: trace(workload, (precision,)) for precision in {c.plan.precision for c in candidates}}
+    done = rehearse_all(jobs, advance, trusted, [_step_flops(job, traced) for job in jobs])
     plans = []
     for candidate, ranks in wanted:
         model = traced[candidate.plan.precision]
@@ -133,17 +136,40 @@ def _beside(plan: Plan, prediction: Prediction, model: ModelProfile, file: PlanF
     )
 
 
-def rehearse_all(jobs: list[Job], advance: Progress, trusted: Sequence[str] = ()) -> Iterator[Rehearsed]:
-    """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores."""
+def _step_flops(job: Job, traced: Mapping[str, ModelProfile]) -> float:
+    plan, _, sequence_length, rank = job
+    return volumes(plan, traced[plan.precision], sequence_length, coordinates(plan, rank).pipeline).flops
+
+
+def rehearse_all(
+    jobs: list[Job], advance: Progress, trusted: Sequence[str] = (), step_flops: Sequence[float] = ()
+) -> Iterator[Rehearsed]:
+    """Every job in a process of its own, which a server that has loaded torch forks; as many at once as cores.
+
+    `advance` hears from threads how far all are, where the FLOPs of each one's step are given.
+    """
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    flops = step_flops or [0.0] * len(jobs)
+    shares = [0.0] * len(jobs)
+    is_one_plan, in_turn = len({plan.id for plan, *_ in jobs}) == 1, threading.Lock()
+
+    def heard(index: int, fraction: float, words: str) -> None:
+        plan, *_, rank = jobs[index]
+        with in_turn:
+            shares[index] = fraction
+            advance(sum(shares) / len(jobs), f"{'' if is_one_plan else f'{plan.id}, '}rank {rank}: {words}")
+
     results = []
     with ThreadPoolExecutor(len(usable_cores())) as threads, _server():
-        waiting = [threads.submit(_in_process, context, tuple(trusted), job) for job in jobs]
+        waiting = [
+            threads.submit(_in_process, context, tuple(trusted), job, flops[index], functools.partial(heard, index))
+            for index, job in enumerate(jobs)
+        ]
         try:
-            for index, (plan, _, _, rank) in enumerate(jobs):
-                advance(index / len(jobs), f"{plan.id}, rank {rank}")
-                results.append(waiting[index].result())
+            for index, one in enumerate(waiting):
+                results.append(one.result())
+                shares[index] = 1.0
         except BaseException:
             # Before the server ends, or they would start another.
             threads.shutdown(wait=False, cancel_futures=True)
@@ -151,17 +177,23 @@ def rehearse_all(jobs: list[Job], advance: Progress, trusted: Sequence[str] = ()
     return iter(results)
 
 
-def _in_process(context: Any, trusted: tuple[str, ...], job: Job) -> Rehearsed:
+def _in_process(
+    context: Any, trusted: tuple[str, ...], job: Job, step_flops: float, on_progress: Progress
+) -> Rehearsed:
     """One job, rehearsed by a process that takes no other.
 
     A pool of multiprocessing waits at its end for a lock that whoever was killed may hold, and for ever.
     """
+    on_progress(0.0, "starting")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, trusted, job))
+    process = context.Process(target=_answer, args=(sender, trusted, job, step_flops))
     process.start()
     sender.close()
     try:
-        answer: Rehearsed | Exception = receiver.recv()
+        answer: Rehearsed | Exception | Told = receiver.recv()
+        while isinstance(answer, Told):
+            on_progress(answer.fraction, answer.words)
+            answer = receiver.recv()
     except EOFError:
         process.join()
         raise EnvironmentFailure(
@@ -175,10 +207,12 @@ def _in_process(context: Any, trusted: tuple[str, ...], job: Job) -> Rehearsed:
     return answer
 
 
-def _answer(sender: Connection, trusted: tuple[str, ...], job: Job) -> None:
+def _answer(sender: Connection, trusted: tuple[str, ...], job: Job, step_flops: float) -> None:
     die_with_parent()
     try:
-        answer: Rehearsed | Exception = _rehearse_one(trusted, job)
+        answer: Rehearsed | Exception = _rehearse_one(
+            trusted, job, step_flops, lambda fraction, words: sender.send(Told(fraction=fraction, words=words))
+        )
     except Exception as error:
         answer = error
     sender.send(answer)
@@ -218,8 +252,8 @@ def _server() -> Iterator[None]:
         raise
 
 
-def _rehearse_one(trusted: tuple[str, ...], job: Job) -> Rehearsed:
+def _rehearse_one(trusted: tuple[str, ...], job: Job, step_flops: float, on_progress: Progress) -> Rehearsed:
     plan, spec, sequence_length, rank = job
     # FSDP warns of whoever would write into a view that it returns; nobody does.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
-    return rehearse(plan, load_workload(spec, trusted), sequence_length, rank)
+    return rehearse(plan, load_workload(spec, trusted), sequence_length, rank, on_progress, step_flops)

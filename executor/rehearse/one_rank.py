@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from executor.fake_group import fake_mode, fake_rank, whole_shapes_apart
 from executor.mesh import Meshes, coordinates
 from executor.observe.counters import Ledger
+from executor.rehearse.progress import Progress, Watch, silent
 from executor.rehearse.result import Rehearsed
 from executor.run.going_on import TRACKED_STEPS
 from executor.trainer import Trainer
@@ -30,10 +31,18 @@ from profiles.workloads.precision import low_dtype
 from profiles.workloads.workload import Workload
 
 
-def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) -> Rehearsed:
+def rehearse(
+    plan: Plan,
+    workload: Workload,
+    sequence_length: int,
+    rank: int,
+    on_progress: Progress = silent,
+    step_flops: float = 0.0,
+) -> Rehearsed:
     """Build and step `rank` of the plan as a real run would, and count its last step.
 
     Once per process: DTensor remembers the process groups of a mesh, and all ranks of a plan have equal meshes.
+    `on_progress` hears from another thread how far it is, by the FLOPs that a step is expected to have.
     Raises: PlanError for what cannot be rehearsed, or what torch refuses, with its words; EnvironmentFailure in a
     process that is a rank already.
     """
@@ -45,8 +54,9 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     with fake_rank(rank, plan.num_devices) as own:
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
         ledger = Ledger(plan, mesh, mode)
+        watch = Watch(ledger, TRACKED_STEPS, step_flops, on_progress)
         edges, built = functools.partial(_edge, plan, workload, sequence_length), list[float]()
-        with mode, ledger, whole_shapes_apart():
+        with watch.telling(), mode, ledger, whole_shapes_apart():
             try:
                 with calling_foreign_code(workload.spec, f"{workload.spec.title} does not run in plan {plan.id}"):
                     trainer = Trainer(
@@ -54,7 +64,7 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
                     )
                     # Taken now: DDP over split parameters hides them from its first forward on.
                     parameters = list(trainer.parameters())
-                    _step(trainer, ledger, sequence_length)
+                    _step(trainer, ledger, sequence_length, watch)
             except TrainwrightError:
                 raise
             except (RuntimeError, ValueError, AssertionError) as error:
@@ -76,13 +86,15 @@ def rehearse(plan: Plan, workload: Workload, sequence_length: int, rank: int) ->
     return result
 
 
-def _step(trainer: Trainer, ledger: Ledger, sequence_length: int) -> None:
+def _step(trainer: Trainer, ledger: Ledger, sequence_length: int, watch: Watch) -> None:
     """The first steps, and one like all that follow, of which alone the ledger tells."""
     tokens = torch.empty(trainer.plan.global_batch_size, sequence_length, dtype=torch.int64)
     for _ in range(TRACKED_STEPS - 1):
+        watch.begin_step()
         trainer.step(tokens, tokens)
     gc.collect()
     ledger.clear()
+    watch.begin_step()
     trainer.step(tokens, tokens)
 
 

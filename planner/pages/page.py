@@ -58,6 +58,7 @@ def render(content: Content) -> str:
         parallel=picture("parallel", parallel(rows), tables.choices_table(rows)) if len(rows) > 1 else None,
         parts=picture("parts", best_figures.parts_bars(shown), tables.parts_table(shown)),
         **_best(content),
+        compression=tables.compression_table(file.compression) if file.compression else None,
         grounds=tables.grounds_table(content.grounds) if content.grounds else None,
         resembling=tables.resembling_table(content.resembling) if content.resembling else None,
         rests_words=rests_words(content),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planner.answers import Change
+from planner.compression.recipes import CompressionChoice
+from planner.compression.shown import FRONT, JUDGED_BY, MISSES, NUMBERS, QUALITY, cells, marked
 from planner.pages.machine_drawing import Drawing
 from planner.pages.plan_rows import FILTERS
 from planner.pages.styles import PART_STYLES
@@ -169,4 +171,13 @@ def resembling_table(found: Resembling) -> Table:
             (own.name, own.value, f"{own.num_runs:,}", format_percent(own.num_runs / max(found.num_runs, 1)))
             for own in found.traits
         ),
+    )
+
+
+def compression_table(choices: Sequence[CompressionChoice]) -> Table:
+    """Compressed models beside the model as it is."""
+    return Table(
+        caption=f"On the front: {FRONT}; {JUDGED_BY}",
+        header=("compression", *NUMBERS, QUALITY, "against others"),
+        rows=tuple((choice.recipe.name, *cells(choice), marked(choice, "on the front", MISSES)) for choice in choices),
     )

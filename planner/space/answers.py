@@ -162,11 +162,12 @@ def _best_where(space: Space, allowed: Flags) -> Place | None:
 
 def _tight(at: Setting, best: Candidate) -> Iterator[str]:
     """Whether the best plan nearly fills its device, so that a small error of the prediction makes it fail."""
-    left = 1 - best.prediction.peak_bytes / at.whole_memory_bytes
+    left, stack = 1 - best.prediction.peak_bytes / at.whole_memory_bytes, at.stack
     if left < LEAST_FREE:
+        band, source = f"{stack.memory.band:.0%}", stack.sources["memory_band"]
         yield (
-            f"tight: the best plan leaves {format_percent(left)} of memory free, and predictions of memory may be off "
-            "by more: --headroom 5% leaves room"
+            f"tight: the best plan leaves {format_percent(left)} of memory free, and its peak may be off by "
+            f"{format_percent(stack.memory.band)} ({source}): --headroom {band} leaves as much free"
         )
 
 

@@ -109,31 +109,16 @@ def next_step(result: PlanFile, output: Path) -> str:
 
 def _show_compression(result: PlanFile, out: Console) -> None:
     """Compressed models beside the model as it is; those that no other beats are marked."""
+    from planner.compression.shown import FRONT, JUDGED_BY, MISSES, NUMBERS, QUALITY, cells, marked
     from profiles.terminal.tables import plain_table, print_table
-    from profiles.units import format_bytes, format_count, format_seconds
 
     table = plain_table()
     table.add_column("", no_wrap=True)
     table.add_column("compression", no_wrap=True)
-    for name in ("parameters", "stored", "step", "latency"):
+    for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("quality risk, and what it does not give", min_width=24)
+    table.add_column(QUALITY, min_width=24)
     for choice in result.compression:
-        if choice.refusal:
-            table.add_row("", choice.recipe.name, "", "", "", "", f"refused: {choice.refusal}")
-            continue
-        latency = "?" if choice.latency_seconds is None else format_seconds(choice.latency_seconds)
-        table.add_row(
-            "*" if choice.on_front and choice.meets_targets else "" if choice.meets_targets else "-",
-            choice.recipe.name,
-            format_count(choice.num_parameters),
-            format_bytes(choice.stored_bytes),
-            format_seconds(choice.step_seconds),
-            latency,
-            "; ".join(words for words in (choice.risk, choice.note) if words),
-        )
+        table.add_row(marked(choice, "*", "-"), choice.recipe.name, *cells(choice))
     print_table(table, out, named_by=1)
-    out.print(
-        "* no other is at least as good in training step, stored bytes and latency of one sample; - misses a target; "
-        "quality is measured by: execute PLAN --compress"
-    )
+    out.print(f"* {FRONT}; - {MISSES}; {JUDGED_BY}")

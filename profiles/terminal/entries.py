@@ -57,12 +57,14 @@ def trainwright() -> NoReturn:
 def _run(module: str, package: str) -> NoReturn:
     check_packages(package)
     try:
-        main = importlib.import_module(module).main
+        importlib.import_module(module).main()
     except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        if missing in PACKAGES:
+        # What a command needs it may load late, and another release of a library may lack a part of it.
+        missing = str(error.name)
+        if missing.partition(".")[0] in PACKAGES:
             raise
-        sys.stderr.write(f"error: the library `{missing}` is not installed: pip install {DISTRIBUTION} brings it\n")
+        sys.stderr.write(
+            f"error: the library `{missing}` is not installed: install it, or {DISTRIBUTION} with all it needs\n"
+        )
         raise SystemExit(5) from None
-    main()
     raise SystemExit  # which `main` has done before
