@@ -98,7 +98,8 @@ class PlannedFor:
 
     `size_unit` is what the size of a sample counts; "" where samples have one size alone, which counts as one token.
     `stack_version`: what its words were tried with, "" where nobody has. `attention_kernel` and `overlaps_tensor`: what
-    it was priced with, "" where a machine or a trace has its own. `cluster`: a shipped one, or "".
+    it was priced with, "" where a machine or a trace has its own. `gradient_dtype`: of gradients as they are added up
+    and sent, "" as the software has it. `cluster`: a shipped one, or "".
     `learned` are the multiples of parts, taught by earlier runs, that predictions were made with.
     """
 
@@ -120,6 +121,7 @@ class PlannedFor:
     stack_version: str = ""
     attention_kernel: str = ""
     overlaps_tensor: bool = False
+    gradient_dtype: str = ""
     devices_per_node: Whole = 0
     cluster: str = ""
     learned: Multiples = field(default_factory=dict)

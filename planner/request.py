@@ -31,10 +31,10 @@ class Request:
     `model` is an alias or a path, or its sizes, of which a data sheet needs no more; `trusted` are modules of the
     user's that may build it. The machine is measured: `machine` is its profile, the one stored here where neither a
     `device` nor a `cluster` is named; with a `cluster`, nodes and network are that one's. `learned` is a file of what
-    runs on it taught; `asked` is a task of the model's, `adapters` say what of it is trained. `attention_kernel` and
-    `tensor_overlap` are those of the stack where None. `codecs` of None are USUAL_CODECS. `headroom_fraction` of each
-    device's memory is left free. `traces` are those made before, by what they are of: requests that differ in devices
-    share them.
+    runs on it taught; `asked` is a task of the model's, `adapters` say what of it is trained. `attention_kernel`,
+    `tensor_overlap` and `gradient_dtype` are those of the stack where None. `codecs` of None are USUAL_CODECS.
+    `headroom_fraction` of each device's memory is left free. `traces` are those made before, by what they are of:
+    requests that differ in devices share them.
     """
 
     model: str | ModelSizes
@@ -48,6 +48,7 @@ class Request:
     stack: str = THIS_PROGRAM
     attention_kernel: str | None = None
     tensor_overlap: bool | None = None
+    gradient_dtype: str | None = None
     precisions: tuple[str, ...] = ()
     codecs: tuple[str, ...] | None = ("none",)
     adapters: Adapters = EVERYTHING

@@ -102,7 +102,7 @@ def _check_stack(request: Request, settings: Sequence[Setting]) -> None:
 
 
 def with_kernels(at: Setting, request: Request) -> Setting:
-    """The setting with the attention kernel and the overlap that are asked for.
+    """The setting with the attention kernel, the overlap and the gradients that are asked for.
 
     Raises: InputError for a kernel that is not known, or an overlap that the stack does not have.
     """
@@ -112,7 +112,12 @@ def with_kernels(at: Setting, request: Request) -> Setting:
     if request.tensor_overlap and not at.stack.habits.can_overlap_tensor:
         raise InputError(f"--tp-overlap: {at.stack.name} sends tensor-parallel messages by themselves: leave it out")
     overlaps = at.overlaps_tensor if request.tensor_overlap is None else request.tensor_overlap
-    return replace(at, attention_kernel=request.attention_kernel or at.attention_kernel, overlaps_tensor=overlaps)
+    return replace(
+        at,
+        attention_kernel=request.attention_kernel or at.attention_kernel,
+        overlaps_tensor=overlaps,
+        gradient_dtype=request.gradient_dtype or "",
+    )
 
 
 def _kernels_of(at: Setting) -> str:

@@ -128,6 +128,41 @@ def test_what_is_not_sent_beside_compute_takes_longer(tmp_path: Path) -> None:
     assert seconds[""] > 1.01 * seconds["--overlap-grad-reduce"]
 
 
+def test_gradients_and_loss_are_priced_as_a_script_has_them_and_stay_so(tmp_path: Path) -> None:
+    """Gradients in bf16 take two bytes of a weight less, logits of a fused loss fewer than the plain one's eight."""
+    path, took = tmp_path / "a.sh", {}
+    sizes = "--num-layers 8 --hidden-size 2048 --num-attention-heads 16 --seq-length 8192 --vocab-size 128000 --bf16"
+    asked = Request(model="", num_devices=0, device="h100-sxm")
+    for more in ("", "--grad-reduce-in-bf16", "--cross-entropy-loss-fusion"):
+        path.write_text(
+            f"torchrun --nproc-per-node 8 pretrain_gpt.py {sizes} --max-position-embeddings 8192 --swiglu "
+            f"--use-distributed-optimizer --micro-batch-size 1 --global-batch-size 64 {more}\n",
+            encoding="utf-8",
+        )
+        job = read(path, path.read_text(encoding="utf-8"), Given())
+        took[more] = priced(job, asked)
+        assert not any("gradient_dtype" in words or "fused_loss" in words for words in took[more].priced_as)
+    usual, short, fused = (each.prediction for each in took.values())
+    weights = took[""].at.model.transformer.num_parameters[0]
+    assert usual.bytes_per_rank["gradients"] - short.bytes_per_rank["gradients"] == pytest.approx(2 * weights, rel=0.01)
+    assert short.step_seconds < usual.step_seconds == fused.step_seconds
+    assert 0 < usual.peak_bytes - fused.peak_bytes <= 6 * 1.1 * 8192 * 128000
+
+    # A model that sees images as well has its decoder's length beside the encoder's, and keeps both.
+    more = "--decoder-seq-length 8192 --grad-reduce-in-bf16 --cross"
+    text = path.read_text(encoding="utf-8").replace("--seq-length 8192", "--seq-length 576").replace("--cross", more)
+    job = read(path, text, Given())
+    assert job.sequence_length == 8192
+    found = judged(job, path, asked)
+    changes = found.answers.read.changes if found.answers.read else ()
+    assert changes
+    assert not any(word in line for line in changes for word in ("bf16", "loss-fusion", "seq-length"))
+    hand_over(job.stack, found, found.candidates[0], tmp_path / "best")
+    best = (tmp_path / "best" / "launch.sh").read_text(encoding="utf-8")
+    again = priced(read(Path("launch.sh"), best, Given()), asked).prediction
+    assert again.peak_bytes == pytest.approx(found.candidates[0].prediction.peak_bytes, rel=0.005)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

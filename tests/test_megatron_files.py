@@ -166,6 +166,25 @@ def test_a_launch_script_is_worked_out_without_being_run() -> None:
     assert any("version" in text for text in job.assumed)
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("pretrain_gpt.py", ""),
+        ("-m torch.distributed.run --nnodes 1 pretrain_gpt.py", ""),
+        ("examples/multimodal/train.py", "train.py: its language model alone, as pretrain_gpt.py trains it"),
+        ("-m examples.offline_inference", "examples.offline_inference: trains nothing: priced is a training"),
+        ("tools/run_text_generation_server.py", "run_text_generation_server.py: trains nothing"),
+    ],
+)
+def test_a_program_that_trains_another_model_or_none_is_named(program: str, words: str) -> None:
+    sizes = "--num-layers 8 --hidden-size 64 --num-attention-heads 8 --seq-length 64 --max-position-embeddings 64"
+    job = read("a.sh", f"torchrun --nproc-per-node 8 {program} {sizes} --vocab-size 64")
+    said = [text for text in job.assumed if "pretrain_gpt.py" in text]
+    assert [words in text for text in said] == ([True] if words else [])
+    assert job.num_devices == 8
+    assert not job.unread
+
+
 def test_nothing_of_a_script_is_executed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     evil = SCRIPT.replace("$(date +%s)", f"$(touch {mark})`touch {mark}`").replace("4 ))", f"4 + $(touch {mark}) ))")
@@ -276,6 +295,12 @@ def test_what_contradicts_is_named_with_its_lines(more: tuple[str, ...], words: 
 def test_devices_and_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(InputError, match=r"line 9: --tensor-model-parallel-size 2.*6 devices are no multiple"):
         read("model_config.yaml", ARGUMENTS, Given(num_devices=6))
+    script = "torchrun --nproc_per_node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 --num-attention-heads 8 "
+    sizes = "--seq-length 64 --max-position-embeddings 64 --vocab-size 64 --pipeline-model-parallel-size 16"
+    with pytest.raises(InputError, match=r"8 devices \(as line 1 starts them, 1 x 8\) are .* --gpus 16 or a mul"):
+        read("a.sh", script + sizes)
+    with pytest.raises(InputError, match=r"12 devices are no multiple"):
+        read("a.sh", script + sizes, Given(num_devices=12))
     with pytest.raises(InputError, match=r"line 8: --global-batch-size 32.*no whole number of micro-batches"):
         read("model_config.yaml", ARGUMENTS, Given(num_devices=12))
     cut = ARGUMENTS.replace("--num-layers", "--num-workers").replace("--num-attention-heads", "--seed")

@@ -35,6 +35,7 @@ def planned_for(at: Setting) -> PlannedFor:
         stack_version=at.stack.runs.version if at.stack.runs else "",
         attention_kernel=at.attention_kernel if at.source is None else "",
         overlaps_tensor=at.overlaps_tensor,
+        gradient_dtype=at.gradient_dtype,
         devices_per_node=at.devices_per_node,
         learned=dict(at.corrections.multiples) if at.corrections else {},
     )

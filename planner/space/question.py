@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import numpy as np
 
 from planner.cost.factors import Learned
+from planner.cost.hardware import ELEMENT_BYTES
 from planner.cost.job import COLUMNS, Each, Jobs, Names, Source
 from planner.schedules.registry import USUAL
 from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES
@@ -31,7 +32,7 @@ CODEC_PASSES = 3
 NOTHING = ("codec_state_bytes", "gradient_gather_fraction", "codec_decode_passes", "codec_message_bytes")
 # What plans leave to the device and to the stack.
 AS_USUAL = {
-    "board_power_watts": 0.0, "clock_mhz": 0.0, "gradient_bytes": 0.0, "parameter_bytes": 0.0, "guesses": 0.0,
+    "board_power_watts": 0.0, "clock_mhz": 0.0, "parameter_bytes": 0.0, "guesses": 0.0,
     "optimizer": "adamw",
 }  # fmt: skip
 
@@ -42,12 +43,13 @@ class Setting:
 
     `network_latency_seconds` is of a hop between fast domains. With `overlaps_tensor` tensor-parallel messages go
     beside compute where sequences are split, with `gradients_beside` and `parameters_beside` sums of gradients and
-    gathered weights, which the stack decides where they are None; with `free_exchange` gradients are sent for nothing,
-    as no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model on a data
-    sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None what
-    published ones did. `measured` are the machine and the model's layers on it where it was measured, and `corrections`
-    what plans that ran there taught. `headroom_fraction` of a device's memory is left free: plans are as on a device of
-    that much less.
+    gathered weights, which the stack decides where they are None, as it does where `gradient_dtype` (of gradients as
+    they are added up and sent) and `fused_loss` (yes, no, chunked) are ""; with `free_exchange` gradients are sent for
+    nothing, as no codec can. `source` knows the kernels and links of a machine that was measured, or of a traced model
+    on a data sheet; None are published laws and the model's sizes. `learned` is what runs taught of the hardware, None
+    what published ones did. `measured` are the machine and the model's layers on it where it was measured, and
+    `corrections` what plans that ran there taught. `headroom_fraction` of a device's memory is left free: plans are as
+    on a device of that much less.
     """
 
     model: ModelSizes
@@ -66,6 +68,8 @@ class Setting:
     overlaps_tensor: bool = False
     gradients_beside: bool | None = None
     parameters_beside: bool | None = None
+    gradient_dtype: str = ""
+    fused_loss: str = ""
     codec: str = "none"
     network_latency_seconds: float
     free_exchange: bool = False
@@ -160,6 +164,8 @@ def jobs_of(at: Setting, **columns: Any) -> Jobs:
         "recompute": "none",
         "precision": at.precision,
         "compiled": at.compiled,
+        "gradient_bytes": ELEMENT_BYTES[at.gradient_dtype] if at.gradient_dtype else 0.0,
+        "fused_loss": at.fused_loss,
         "overlap_tensor": at.overlaps_tensor & np.asarray(columns.get("sequence_parallel", False)),
         # A codec that makes one message of all gradients has nothing to overlap.
         "overlap_grad": overlaps_gradients(at, columns.get("zero_stage", np.zeros(count))),

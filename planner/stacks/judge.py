@@ -67,7 +67,14 @@ def request_of(job: StackJob, asked: Request) -> Request:
         codecs=(job.plan.codec,),
         attention_kernel=kernel,
         tensor_overlap=overlaps if has_tensor_overlap else None,
+        gradient_dtype=_gradients(job),
     )
+
+
+def _gradients(job: StackJob) -> str | None:
+    """What gradients are added up and sent in, where the file says so and a plan for its software can too."""
+    said, runs = job.cells.get("gradient_dtype"), load_stack(job.stack).runs
+    return said if runs and said in runs.gradient_dtypes and job.plan.precision != "fp32" else None
 
 
 def priced(job: StackJob, asked: Request) -> Priced:
@@ -81,6 +88,7 @@ def priced(job: StackJob, asked: Request) -> Priced:
         compiled=job.plan.compiled,
         gradients_beside=_said(job, "overlap_grad"),
         parameters_beside=_said(job, "overlap_param"),
+        fused_loss=job.cells.get("fused_loss", ""),
     )
     space, place, priced_as = place_of(at, job.plan)
     return Priced(at=at, job=job, prediction=predictions(space, [place])[0], priced_as=(*priced_as, *left_out(job, at)))
@@ -144,7 +152,7 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
         high_seconds=took.high_seconds,
         peak_bytes=took.peak_bytes,
         memory_bytes=own.at.memory_bytes,
-        limit=_limit(took, own.at.memory_bytes),
+        limit=_limit(took, own.at),
         measured_seconds=measured,
         better=best.plan.id if is_better else "",
         gain_fraction=gain if is_better else 0.0,
@@ -156,10 +164,14 @@ def _read(own: Priced, source: Path, found: PlanFile, mine: Candidate) -> ReadJo
     )
 
 
-def _limit(took: Prediction, memory_bytes: float) -> str:
+def _limit(took: Prediction, at: Setting) -> str:
     """What most of the time beside computing goes to, or how far the job is from fitting."""
     if not took.fits:
-        return f"it does not fit: {format_bytes(took.peak_bytes - memory_bytes)} over on its fullest rank"
+        over, band = took.peak_bytes - at.memory_bytes, at.stack.memory.band
+        if over < band * took.peak_bytes:
+            within = f"no more than memory is mispredicted by, {format_percent(band)}"
+            return f"it may not fit: {format_bytes(over)} over on its fullest rank, {within}"
+        return f"it does not fit: {format_bytes(over)} over on its fullest rank"
     others = {part: seconds for part, seconds in took.seconds.items() if part != "compute"}
     most = max(others, key=lambda part: others[part])
     share = format_percent(others[most] / took.step_seconds)

@@ -19,7 +19,7 @@ OF_REPLICAS = ("overlap_grad", "overlap_param", "gradient_dtype")
 NOT_ASKED = ("peak_mem_kind", "dp_shard")
 # What every plan is priced with.
 USUAL = {
-    "etp": "1", "optimizer": "adamw", "fused_loss": "no", "moe_dispatcher": "alltoall", "parameter_offload": "no",
+    "etp": "1", "optimizer": "adamw", "moe_dispatcher": "alltoall", "parameter_offload": "no",
     "master_weights": "yes", "reshard_after_forward": "yes", "pipeline_passes_per_step": "1",
 }  # fmt: skip
 # What is said, and what its price has in place of it, in a sentence.
@@ -54,6 +54,7 @@ def left_out(job: StackJob, at: Setting) -> Iterator[str]:
 def _priced(job: StackJob, at: Setting) -> dict[str, str]:
     plan, stack = job.plan, at.stack
     overlaps = bool(overlaps_gradients(at, np.array([plan.zero_stage]))[0])
+    sent = stack.time.gradient_message_bytes
     return {
         **USUAL,
         **cells_of(replace(job, cells={}), Path()),
@@ -61,7 +62,8 @@ def _priced(job: StackJob, at: Setting) -> dict[str, str]:
         # Whole weights are gathered by nobody.
         "overlap_param": flag(overlaps_parameters(at)) if plan.zero_stage else job.cells.get("overlap_param", ""),
         "overlap_pp": flag(plan.schedule in stack.habits.hides_messages_of),
-        "gradient_dtype": "fp32" if stack.time.gradient_message_bytes == ELEMENT_BYTES["fp32"] else "bf16",
+        "fused_loss": at.fused_loss or flag(stack.memory.loss_logit_bytes <= stack.memory.fused_logit_bytes),
+        "gradient_dtype": at.gradient_dtype or ("fp32" if sent == ELEMENT_BYTES["fp32"] else "bf16"),
         "fp8_recipe": stack.time.fp8_recipe,
         "fp8_param_gather": flag(stack.time.keeps_low_weights and plan.zero_stage > 0),
         "recompute_modules": "core-attention" if plan.recompute == "selective" else "",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.prediction import Candidate, PlanFile
-from planner.stacks import scripted, step_log
+from planner.stacks import job_files, scripted, step_log
 from planner.stacks.accelerate import logs as trainer
 from planner.stacks.accelerate import reading as accelerate
 from planner.stacks.accelerate.export import export as to_accelerate
@@ -18,6 +18,7 @@ from planner.stacks.megatron.export import LAYERS, exporter
 from planner.stacks.megatron.read_log import is_log, read_log
 from planner.stacks.megatron.read_scripts import is_script, read_scripts
 from planner.stacks.megatron.read_yaml import is_yaml, read_yaml
+from planner.stacks.said import Settings, from_yaml
 from planner.stacks.torchtitan import logs as titan_logs
 from planner.stacks.torchtitan import reading as torchtitan
 from planner.stacks.torchtitan.export import export as to_torchtitan
@@ -50,15 +51,25 @@ def exporters() -> dict[str, Export]:
     }
 
 
+def _by(job_of: Callable[[Settings, Given, list[str]], StackJob]) -> Callable[[Path, str, Given], StackJob]:
+    """What reads a file of settings alone, beside which there may be a job.json and a config.json."""
+
+    def read_settings(path: Path, text: str, given: Given) -> StackJob:
+        filled, taken = job_files.beside(path, given)
+        return job_of(from_yaml(path, text), filled, taken)
+
+    return read_settings
+
+
 def readers() -> tuple[Reader, ...]:
     """What reads files of other software, the surest first."""
     return (
         Reader(title=step_log.TITLE, recognises=step_log.recognises, read=step_log.read),
-        Reader(title=scripted.TITLE, recognises=scripted.recognises, read=scripted.read),
+        Reader(title=scripted.TITLE, recognises=scripted.recognises, read=_by(scripted.job_of)),
         Reader(title=trainer.STATE_TITLE, recognises=trainer.recognises_state, read=trainer.read_state),
         Reader(title=titan_logs.TITLE, recognises=titan_logs.recognises, read=titan_logs.read),
         Reader(title=trainer.TITLE, recognises=trainer.recognises, read=trainer.read),
-        Reader(title=deepspeed.TITLE, recognises=deepspeed.recognises, read=deepspeed.read),
+        Reader(title=deepspeed.TITLE, recognises=deepspeed.recognises, read=_by(deepspeed.job_of)),
         Reader(title=accelerate.YAML_TITLE, recognises=accelerate.recognises_yaml, read=accelerate.read_config),
         Reader(
             title=accelerate.ARGUMENTS_TITLE, recognises=accelerate.recognises_arguments, read=accelerate.read_arguments

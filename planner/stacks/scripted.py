@@ -11,7 +11,7 @@ from planner.prediction import Candidate, PlanFile
 from planner.stacks import job_files
 from planner.stacks.batches import batch_of, devices_of, replicas_from
 from planner.stacks.handover import Given, Handover, StackJob
-from planner.stacks.said import Settings, from_yaml, nested
+from planner.stacks.said import Settings, nested
 from planner.stacks.unsized import scaling_of, unsaid_notes
 from planner.stacks.words import Facts, Word, number, read_facts, written
 from profiles.errors import InputError, PlanError
@@ -128,19 +128,10 @@ def recognises(path: Path, text: str) -> bool:
     return path.name == job_files.JOB_FILE and any(f'"stack": "{name}"' in text for name in WORDS)
 
 
-def read(path: Path, text: str, given: Given) -> StackJob:
-    """The job of a job.json.
-
-    Raises: InputError where it contradicts itself, or does not say enough.
-    """
-    given, taken = job_files.beside(path, given)
-    return job_of(from_yaml(path, text), given, taken)
-
-
 def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     """The job that a job.json states.
 
-    Raises: InputError.
+    Raises: InputError where it contradicts itself, or does not say enough.
     """
     path, name = settings.path, str(settings.take("stack"))
     if name not in WORDS:

@@ -30,7 +30,8 @@ class Abilities:
     schedules of which stand beside this; `short_pipelines`: 1F1B of fewer micro-batches than stages. `recompute`: its
     methods; `partial_recompute`: of how many layers.
     `precisions`, `codecs`, `offload`: by the names that plans give them; `offload_zero_stages`: that states of several
-    replicas are offloaded at. `compiles`: whether compiled layers are an option. `families`: the model types that it
+    replicas are offloaded at; `gradient_dtypes`: that gradients are added up and sent in where a job says so, beside
+    the usual one. `compiles`: whether compiled layers are an option. `families`: the model types that it
     has, empty for any.
     """
 
@@ -60,6 +61,7 @@ class Abilities:
     partial_recompute: Partial = "no"
     precisions: tuple[str, ...] = ("fp32", "bf16")
     codecs: tuple[str, ...] = ("none",)
+    gradient_dtypes: tuple[str, ...] = ()
     offload: tuple[str, ...] = ("none",)
     offload_zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     compiles: bool = False

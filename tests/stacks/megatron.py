@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -44,11 +45,12 @@ class Megatron:
 
     def __init__(self) -> None:
         python, folder = os.environ["MEGATRON_PYTHON"], os.environ["MEGATRON_FOLDER"]
+        self.told = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [python, "-P", str(ANSWERS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.told,
             text=True,
             env={"PATH": os.environ["PATH"], "MEGATRON_FOLDER": folder, "HOME": os.environ.get("HOME", "/tmp")},
         )
@@ -60,7 +62,11 @@ class Megatron:
         assert self.process.stdout
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            self.told.seek(0)
+            raise RuntimeError(f"Megatron ended: {' '.join(self.told.read().splitlines()[-1:])}")
+        answer = json.loads(line)
         return str(answer["error"]), str(answer["shown"])
 
     def objection(self, words: list[str], environment: dict[str, str], devices: int) -> str:
@@ -72,6 +78,7 @@ class Megatron:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(30)
+        self.told.close()
 
 
 def searched(stack: str) -> Iterator[tuple[PlanFile, Candidate]]:

@@ -1,7 +1,8 @@
 """Runs beside Megatron-LM: whether its own parse_args, validate_args and configurations accept given arguments.
 
 Reads one JSON object per line (argv, environment, devices, capability) and answers each with one (error, "" if none).
-A GPU, TransformerEngine and process groups of many ranks are stood in for: only their answers are asked for.
+A GPU, TransformerEngine and process groups of many ranks are stood in for: only their answers are asked for. So is
+what Megatron imports of Python 3.12 where this one is older.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import types
+import typing
 from typing import Any
 
 ENGINE_VERSION = "2.14.0"
@@ -108,6 +110,9 @@ def accepts(asked: dict[str, Any]) -> tuple[str, str]:
 def main() -> None:
     """Answer line by line."""
     sys.path.insert(0, os.environ["MEGATRON_FOLDER"])
+    if sys.version_info < (3, 12):
+        # It marks a method and changes nothing.
+        typing.override = lambda method: method  # type: ignore[attr-defined]
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         error, shown = accepts(json.loads(line))

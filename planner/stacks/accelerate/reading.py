@@ -208,7 +208,7 @@ def _with_deepspeed(config: Settings, facts: Facts, given: Given, assumed: list[
     if named is not None:
         other = config.path.parent / Path(str(named)).name
         text = read_text(other, f"{config.path} names it: put it beside")
-        found = deepspeed.read(other, text, given)
+        found = deepspeed.job_of(from_yaml(other, text), given, [])
         return replace(
             found,
             assumed=(*assumed, *found.assumed),

@@ -27,7 +27,7 @@ from planner.stacks.deepspeed.words import (
 )
 from planner.stacks.handover import Given, StackJob
 from planner.stacks.rows import flag
-from planner.stacks.said import Settings, from_yaml
+from planner.stacks.said import Settings
 from planner.stacks.words import Facts, read_facts
 from profiles.machines.stacks import load_stack
 
@@ -48,19 +48,10 @@ def recognises(path: Path, text: str) -> bool:
     return path.suffix == ".json" and any(f'"{sign}"' in text for sign in SIGNS) and '"log_history"' not in text
 
 
-def read(path: Path, text: str, given: Given) -> StackJob:
-    """The job of a configuration.
-
-    Raises: InputError where it contradicts itself, or does not say enough.
-    """
-    given, taken = job_files.beside(path, given)
-    return job_of(from_yaml(path, text), given, taken)
-
-
 def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     """The job that settings of DeepSpeed state.
 
-    Raises: InputError.
+    Raises: InputError where they contradict each other, or do not say enough.
     """
     path = settings.path
     facts = read_facts(WORDS, settings, assumed)

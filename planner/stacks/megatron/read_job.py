@@ -46,7 +46,8 @@ def read_job(
         )
     if not told.is_on("micro-batch-size"):
         assumed.append("micro-batch-size: 1, the file does not say")
-    layout = read_layout(told, model.num_layers, num_devices, has_experts=model.has_experts)
+    started = "" if given.num_devices or told.size("world-size") else whence
+    layout = read_layout(told, model.num_layers, num_devices, has_experts=model.has_experts, whence=started)
     _read_precision(told, layout)
     _read_offload(told, layout)
     return StackJob(
@@ -146,8 +147,8 @@ def _cells(told: Told, layout: ReadLayout, *, has_experts: bool) -> dict[str, st
     elif told.is_on("accumulate-allreduce-grads-in-fp32") or told.is_on("bf16"):
         # In bf16 they are added up in 32 bits, whether it is said or not.
         cells["gradient_dtype"] = "fp32"
-    if told.is_on("cross-entropy-loss-fusion"):
-        cells["fused_loss"] = "yes"
+    if told.is_on("cross-entropy-loss-fusion") or not _is_old(told):
+        cells["fused_loss"] = YES[told.is_on("cross-entropy-loss-fusion")]
     optimizer = WORDS["optimizer"].ours.get(told.word("optimizer") or "")
     if optimizer is None:
         told.unread.append(told.said["optimizer"].text)

@@ -58,16 +58,17 @@ def _expert_tensor(told: Told, tensor: int) -> int:
     return told.size("expert-tensor-parallel-size") or tensor
 
 
-def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool) -> ReadLayout:
-    """The plan; `num_layers` are without embedding and head.
+def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool, whence: str = "") -> ReadLayout:
+    """The plan; `num_layers` are without embedding and head, `whence` tells in words where `devices` is from.
 
     Raises: InputError for degrees, stages and batches that do not go together, with the places that say so.
     """
     tensor, pipeline, context = _degrees(told)
+    started = f"{devices} devices ({whence})" if whence else f"{devices} devices"
     if devices % (tensor * pipeline * context):
         raise told.refuse(
-            f"{devices} devices are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
-            "correct them, or give --gpus",
+            f"{started} are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
+            f"correct them, or give --gpus {tensor * pipeline * context} or a multiple of it",
             *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size", "world-size"),
         )
     data = devices // (tensor * pipeline * context)
@@ -75,8 +76,8 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool)
     split = _expert_tensor(told, tensor) if has_experts else 1
     if has_experts and devices % (expert * split * pipeline):
         raise told.refuse(
-            f"{devices} devices are no multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
-            "correct them, or give --gpus",
+            f"{started} are no multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
+            f"correct them, or give --gpus {expert * split * pipeline} or a multiple of it",
             *("expert-model-parallel-size", "expert-tensor-parallel-size", "pipeline-model-parallel-size"),
         )
     micro = told.size("micro-batch-size") or 1

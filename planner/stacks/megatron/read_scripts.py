@@ -19,6 +19,8 @@ from profiles.errors import InputError
 LONGEST = 300_000
 # What trains the models that are priced.
 PROGRAM = "pretrain_gpt.py"
+# In names of programs that answer with a model and train none.
+ANSWERING = ("inference", "generation", "generate")
 # Two of these are no chance.
 MARKS = re.compile(r"--(?:tensor-model-parallel-size|pipeline-model-parallel-size|micro-batch-size|num-attention-heads"
                    r"|hidden-size|num-layers)\b")  # fmt: skip
@@ -47,7 +49,7 @@ def read_scripts(path: Path, text: str, given: Given) -> StackJob:
     header = _header(text)
     script = read_script(where, text, _set_by_slurm(header))
     command = _launch(where, script)
-    programs = [place + 1 for place, word in enumerate(command) if word.text.endswith(".py")]
+    programs = [place + 1 for place in range(len(command)) if _is_program(command, place)]
     first = next((place for place, word in enumerate(command) if _is_known(word.text)), 0)
     start = next((place for place in programs if place <= first), first)
     words = [(word.text, f"line {word.line}", word.is_open) for word in command[start:]]
@@ -56,9 +58,18 @@ def read_scripts(path: Path, text: str, given: Given) -> StackJob:
     job = read_job(where, said, given, devices=devices, whence=whence, unread=(*script.skipped, *lost))
     program = command[start - 1].text.rpartition("/")[2] if start in programs else PROGRAM
     if program != PROGRAM:
-        assumed = f"line {command[start - 1].line}: {program}: its language model alone, as {PROGRAM} trains it"
+        answers = any(sign in program for sign in ANSWERING)
+        how = "trains nothing: priced is a training of its model" if answers else "its language model alone"
+        assumed = f"line {command[start - 1].line}: {program}: {how}, as {PROGRAM} trains it"
         job = replace(job, assumed=(*job.assumed, assumed))
     return job
+
+
+def _is_program(command: Sequence[Text], place: int) -> bool:
+    """Whether a word names what ranks run: a file, or a module behind -m that starts no ranks itself."""
+    text = command[place].text
+    is_module = place > 0 and command[place - 1].text == "-m" and not text.startswith("torch.")
+    return text.endswith(".py") or is_module
 
 
 def _launch(where: str, script: Script) -> list[Text]:

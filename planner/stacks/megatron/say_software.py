@@ -29,7 +29,14 @@ def say_software(planned: PlannedFor, plan: Plan, stack: Stack, layers: str) -> 
     if local:
         # It is TransformerEngine that has these kernels.
         settings |= {"no-rope-fusion": True, "no-persist-layer-norm": True}
+    else:
+        # As its layers' memory is counted; its own layers are counted with a plain one.
+        settings["cross-entropy-loss-fusion"] = True
     settings |= _precision(plan, stack, local=local)
+    if planned.gradient_dtype:
+        if plan.precision == "fp32":
+            raise PlanError(f"Megatron sends no gradients in {planned.gradient_dtype} where weights are in fp32")
+        settings["grad-reduce-in-bf16"] = True
     settings |= _attention(planned, stack, local=local)
     if stack.habits.overlaps_gradients and plan.data_parallel * plan.context_parallel > 1:
         settings["overlap-grad-reduce"] = True

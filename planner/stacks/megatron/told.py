@@ -13,8 +13,10 @@ from profiles.errors import InputError
 
 NOTHING_WORDS = ("none", "null", "")
 ON_WORDS, OFF_WORDS = ("true", "1", "yes"), ("false", "0", "no")
-# What follows from others, or does nothing any more.
-FOLLOWING = ("world-size", "data-parallel-size", "use-mcore-models", "ckpt-format")
+# What follows from others, does nothing any more, or is the same whatever the layout.
+FOLLOWING = (
+    "world-size", "data-parallel-size", "use-mcore-models", "ckpt-format", "seq-length", "decoder-seq-length",
+)  # fmt: skip
 # Two of a group cannot be meant at once.
 EXCLUSIVE = (
     ("bf16", "fp16"),

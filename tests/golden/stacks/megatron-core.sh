@@ -46,6 +46,7 @@ SOFTWARE=(
   --recompute-method block
   --recompute-num-layers 1
   --transformer-impl transformer_engine
+  --cross-entropy-loss-fusion
   --bf16
   --attention-backend fused
   --overlap-grad-reduce
