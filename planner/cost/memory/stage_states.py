@@ -63,15 +63,14 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     are sharded over the ranks that hold the same ones. Tied weights stand on the first and on the last stage.
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
-    common, experts = _parameters(jobs, layer, stage)
-    group, expert_group = _shard_groups(jobs)
+    everything, (group, expert_group) = sum(_parameters(jobs, layer, stage)), _shard_groups(jobs)
     trained, weights = _trained(jobs, layer, stage), _weight_bytes(jobs, rules, layer, stage)
 
     def held(sharded: Flags, own: tuple[Array, Array]) -> Array:
         return own[0] / np.where(sharded, group, 1.0) + own[1] / np.where(sharded, expert_group, 1.0)
 
     updated = held(jobs.zero_stage >= 1, trained)
-    everything, is_sharded, is_alone = common + experts, _shards_weights(jobs, rules), jobs.data * jobs.context == 1
+    is_sharded, is_alone = _shards_weights(jobs, rules), jobs.data * jobs.context == 1
     head = np.where(stage.is_last & is_sharded & ~_stay_gathered(jobs), layer.vocabulary, 0.0)
     # Where whole gradients are added up, their shards are not there before the update.
     adds_up = rules.accumulates_whole & (jobs.pipeline > 1) & is_sharded
