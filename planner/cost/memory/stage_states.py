@@ -63,7 +63,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     are sharded over the ranks that hold the same ones. Tied weights stand on the first and on the last stage.
     Source: Rajbhandari et al. 2020 (arXiv 1910.02054).
     """
-    everything, (group, expert_group) = sum(_parameters(jobs, layer, stage)), _shard_groups(jobs)
+    everything, (group, expert_group) = np.add(*_parameters(jobs, layer, stage)), _shard_groups(jobs)
     trained, weights = _trained(jobs, layer, stage), _weight_bytes(jobs, rules, layer, stage)
 
     def held(sharded: Flags, own: tuple[Array, Array]) -> Array:
@@ -234,7 +234,7 @@ def _weights_together(
     jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: StageContent, count: float
 ) -> Array:
     """Bytes of `count` layers' gathered weights; of all that the stage has where they stay so after forward."""
-    everything = sum(_parameters(jobs, layer, stage))
+    everything = np.add(*_parameters(jobs, layer, stage))
     some = _several(rules, layer, stage, everything, count)
     weights = np.where(_stay_gathered(jobs), everything, some) * rules.gathered_bytes
     return np.where(_shards_weights(jobs, rules), weights, 0.0)
