@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planner.notebook import Planned
-    from planner.purchase.answer import PurchaseAnswer
+    from planner.notebook import Bought, Planned
 
 __all__ = ["buy", "plan"]
 
@@ -114,7 +113,7 @@ def buy(
     host_watts: float | None = None,
     kwh_price: float | None = None,
     grid_grams: float | None = None,
-) -> PurchaseAnswer:
+) -> Bought:
     """Compare counts and kinds of devices, as the command `plan` does where several are named.
 
     Each count is planned for on each device and cluster, with the same batch. `to_frame()` of the answer has a row for
@@ -151,7 +150,7 @@ def buy(
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits anywhere.
     """
-    from planner.notebook import count_of, counts_of, samples_of, words_of
+    from planner.notebook import bought, count_of, counts_of, samples_of, words_of
     from planner.purchase.compare import compare
     from planner.purchase.questions import Purchase, places_among
     from planner.purchase.terms import CHECKPOINTS_KEPT, Terms, prices_of, reliability_of, usual_energy
@@ -174,4 +173,4 @@ def buy(
         request=request, num_devices=counts_of(gpus), places=places_among(words_of(device), words_of(cluster)),
         terms=terms, tokens=count_of(tokens), samples=count_of(samples),
     )  # fmt: skip
-    return compare(purchase)
+    return bought(compare(purchase))

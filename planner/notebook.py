@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from planner.answers import Change, Cost, WhyNot
 from planner.ask import answer_to, parse_batches, parse_count, parse_counts
 from planner.pages.inline import Page
 from planner.prediction import Candidate, PlanFile
+from planner.purchase.answer import PurchaseAnswer
 from planner.purchase.bill import cost_of
 from planner.purchase.terms import Reliability, Terms, usual_terms
 from planner.request import Request
@@ -129,6 +130,29 @@ class Planned:
             f"<table><caption>{html.escape(title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
             f"</table><ul>{notes}</ul>"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought(PurchaseAnswer):
+    """What `planner.buy` answers: the comparison as `plan -o` writes it, which draws itself as well."""
+
+    def page(self, path: str | Path | None = None) -> Page:
+        """The comparison as one HTML page, as `plan --page` writes it; shown inline in a notebook.
+
+        Raises: EnvironmentFailure where `path` cannot be written.
+        """
+        # Plotly is loaded only where something is drawn.
+        from planner.pages.purchase.page import render
+
+        page = Page(html=render(self), title="what to buy")
+        if path is not None:
+            page.save(path)
+        return page
+
+
+def bought(answer: PurchaseAnswer) -> Bought:
+    """The answer, as what draws itself."""
+    return Bought(**{field.name: getattr(answer, field.name) for field in fields(answer)})
 
 
 def samples_of(asked: int | str | Sequence[int] | None) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.answers import Cost
+from planner.notebook import bought
 from planner.pages.purchase import best_plans, figures
 from planner.pages.purchase.page import render
 from planner.pages.purchase.points import front, kinds
@@ -255,7 +256,7 @@ def test_the_command_writes_the_page_of_a_comparison_and_of_its_file(tmp_path):
 
 
 def test_from_python_the_page_is_the_commands_shown_in_a_frame(found, tmp_path):
-    shown = found.page(tmp_path / "buy.html")
+    shown = bought(found).page(tmp_path / "buy.html")
     assert (tmp_path / "buy.html").read_text(encoding="utf-8") == str(shown) == render(found)
     frame = {name: value for tag, name, value in Page(shown._repr_html_()).attributes if tag == "iframe"}
     # What is in the frame may draw, and reach neither the notebook nor anything else.

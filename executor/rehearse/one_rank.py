@@ -46,10 +46,7 @@ def rehearse(
     Raises: PlanError for what cannot be rehearsed, or what torch refuses, with its words; EnvironmentFailure in a
     process that is a rank already.
     """
-    if codec(plan.codec).rank:
-        raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
-    if plan.compiled:
-        raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
+    _check(plan)
     started = time.perf_counter()
     with fake_rank(rank, plan.num_devices) as own:
         mesh, mode = Meshes("cpu").of(plan), fake_mode()
@@ -84,6 +81,13 @@ def rehearse(
         del trainer, parameters, moments
         gc.collect()
     return result
+
+
+def _check(plan: Plan) -> None:
+    if codec(plan.codec).rank:
+        raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
+    if plan.compiled:
+        raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
 
 
 def _step(trainer: Trainer, ledger: Ledger, sequence_length: int, watch: Watch) -> None:

@@ -178,6 +178,10 @@ def compression_table(choices: Sequence[CompressionChoice]) -> Table:
     """Compressed models beside the model as it is."""
     return Table(
         caption=f"On the front: {FRONT}; {JUDGED_BY}",
-        header=("compression", *NUMBERS, QUALITY, "against others"),
-        rows=tuple((choice.recipe.name, *cells(choice), marked(choice, "on the front", MISSES)) for choice in choices),
+        header=("compression", *NUMBERS, "against others", QUALITY),
+        rows=tuple(
+            (choice.recipe.name, *numbers, marked(choice, "on the front", MISSES), quality)
+            for choice in choices
+            for *numbers, quality in (cells(choice),)
+        ),
     )

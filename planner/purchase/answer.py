@@ -17,8 +17,6 @@ from profiles.inputs.ranges import Amount, Count, Devices, Fraction, Positive, T
 if TYPE_CHECKING:
     import pandas
 
-    from planner.pages.inline import Page
-
 ARTIFACT = "purchase"
 BILLION = 1e9
 
@@ -158,20 +156,6 @@ class PurchaseAnswer:
         Raises: EnvironmentFailure where it cannot be written.
         """
         artifacts.write(Path(path), ARTIFACT, self)
-
-    def page(self, path: str | Path | None = None) -> Page:
-        """The comparison as one HTML page, as `plan --page` writes it; shown inline in a notebook.
-
-        Raises: EnvironmentFailure where `path` cannot be written.
-        """
-        # Plotly is loaded only where something is drawn.
-        from planner.pages.inline import Page
-        from planner.pages.purchase.page import render
-
-        page = Page(html=render(self), title="what to buy")
-        if path is not None:
-            page.save(path)
-        return page
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per row: the plan's totals, and the bill with `cost_` before each of its names."""
