@@ -257,6 +257,8 @@ def _check_together(params: Mapping[str, Any], given: Mapping[str, str], purchas
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
     if params["peft"] is not None and params["compress"] is not None:
         raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
+    if "," in params["stack"]:
+        raise InputError(f"--stack {params['stack']}: software is not compared side by side: ask for one at a time")
     if params["codecs"] == AUTO and params["all_file"] is not None:
         raise InputError("--all writes the plans of one setting: name one of --codecs")
 

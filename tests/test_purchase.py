@@ -483,6 +483,11 @@ def test_the_command_writes_all_of_it_or_the_plan_of_one_row(monkeypatch, capsys
         ("--gpus 4 --device h100-sxm --epochs 3", 2, "--epochs says nothing without --samples"),
         ("--gpus 4 --device h100-sxm --tokens 1T --samples 1M", 2, "--tokens and --samples both say"),
         ("--gpus 4 --device h100-sxm --tokens 1T --days 9 --by 2999-01-01", 2, "--by and --days both say"),
+        (
+            "--gpus 4 --device h100-sxm --stack fsdp,torch",
+            2,
+            "software is not compared side by side: ask for one at a time",
+        ),
         ("--gpus 4 --device h100-sxm --rank 2 -o x.json", 2, "--rank says nothing without --export"),
         ("--gpus 4 --device h100-sxm --tokens 1T --spot-hours 9", 2, "--spot-hours says nothing without --spot-price"),
         ("--gpus 1-1048576 --device h100-sxm,t4,a10,l4", 2, "84 questions, at most 64"),
