@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.models.cutting import nearest
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import Polynomial, evaluate
-from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.profile import ModelProfile
 from profiles.models.transformer import Array, Flags, Transformer
 
 FLAGS = ("gated", "tied", "biases")

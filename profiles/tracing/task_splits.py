@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError, PlanError
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import evaluate
-from profiles.models.profile import LayerProfile
 from profiles.models.splitting import DEGREES, SIZES, Splitting, operators_over_degrees, over_degrees
 from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.probes import Probes, looks

@@ -16,8 +16,9 @@ import torch
 
 from profiles.errors import InputError
 from profiles.models.cutting import Cutting
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import evaluate
-from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
+from profiles.models.profile import USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached

@@ -26,8 +26,9 @@ from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Cod
 from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import PHASES, Phase, evaluate
-from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.profile import ModelProfile
 from profiles.models.transformer import Array
 
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
