@@ -20,7 +20,7 @@ from planner.cost.axes.groups import replica_seconds, replicas_inside
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
 from planner.cost.layers import exposed
-from planner.cost.measured.kernels import codec_seconds, num_buckets
+from planner.cost.measured.codecs import codec_seconds, num_buckets
 from planner.cost.measured.links import MeasuredLinks
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from planner.cost.axes.tensor import sum_bytes
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
+from planner.cost.measured.codecs import codec_seconds
 from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
 from planner.cost.measured.timed_layers import timed_over_summed
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
-from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
+from profiles.codecs.codec import FSDP_STAGES, codec
 from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
@@ -264,25 +265,3 @@ class TracedKernels:
             sizes,
             is_task=bool(layers.model.workload.task),
         )
-
-
-def codec_seconds(machine: MachineProfile, used: Codec, num_parameters: Array, num_ranks: Array) -> Array:
-    """Encoding and decoding gradients of so many parameters; nothing hides it, on the device that computes."""
-    if not used.lossy:
-        return np.zeros_like(num_parameters)
-    count = num_buckets(num_parameters, used.is_bucketed)
-    num_bytes = GRADIENT_BYTES * num_parameters / count
-
-    def seconds(name: str) -> Array:
-        return kernel_seconds(find_curve(machine, "codec", name, "fp32"), 0.0, num_bytes, [num_bytes])
-
-    of_one = seconds(used.name)
-    if used.gathered:
-        of_one = of_one + num_ranks * seconds(f"{used.name} decode")
-    return np.asarray(count * of_one)
-
-
-def num_buckets(num_parameters: Array, is_bucketed: bool) -> Array:
-    """How many messages DDP makes of the gradients of so many parameters."""
-    needed = np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES)
-    return np.maximum(1.0, needed) if is_bucketed else np.ones_like(num_parameters)
