@@ -17,6 +17,7 @@ from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
 from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import NUM_DIMS, evaluate
+from profiles.models.sharing import SHARES, Sharing
 from profiles.models.splitting import DEGREES, Splitting
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class ModelProfile:
     `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
     are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
     is the kind of device where its dropout is that of one: "cpu", "cuda", or "". `cutting` is how its forward pass is
-    cut into stages, `splitting` over how many tensor-parallel ranks it is split.
+    cut into stages, `splitting` over how many tensor-parallel ranks it is split, `sharing` over how many those
+    are that share its experts.
     """
 
     __pydantic_config__ = STRICT
@@ -120,6 +122,7 @@ class ModelProfile:
     traced_for: str = ""
     cutting: Cutting = Cutting()
     splitting: Splitting = Splitting()
+    sharing: Sharing = Sharing()
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -136,7 +139,8 @@ class ModelProfile:
         self._check_cutting()
         if not set(self.splitting.degrees) <= set(DEGREES):
             raise ArtifactError(f"model profile {self.name}: at splitting: degrees should be of {DEGREES}: trace again")
-        for layer in (layer for layers in self.layers.values() for layer in layers):
+        self._check_sharing()
+        for layer in self._every_layer():
             for index, operator in enumerate(layer.operators):
                 if len(operator.dims) != NUM_DIMS[operator.kind]:
                     raise ArtifactError(
@@ -147,6 +151,23 @@ class ModelProfile:
                     raise ArtifactError(
                         f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
                     )
+
+    def _every_layer(self) -> Iterator[LayerProfile]:
+        """All that it says of layers, as ranks that share experts have them too."""
+        for layers in (*self.layers.values(), *(one for own in self.sharing.layers.values() for one in own)):
+            yield from layers
+
+    def _check_sharing(self) -> None:
+        own, counts = self.sharing, {len(layers) for layers in self.layers.values()}
+        if not set(own.degrees) <= set(SHARES):
+            raise ArtifactError(f"model profile {self.name}: at sharing: degrees should be of {SHARES}: trace again")
+        if any(
+            len(shared) != len(own.degrees) or any(len(layers) not in counts for layers in shared)
+            for shared in own.layers.values()
+        ):
+            raise ArtifactError(
+                f"model profile {self.name}: at sharing: it should have every layer at each degree: trace again"
+            )
 
     def _check_cutting(self) -> None:
         cuts, where = self.cutting, f"model profile {self.name}: at cutting:"

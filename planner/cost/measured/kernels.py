@@ -7,7 +7,7 @@ sizes measured and corrects it in proportion at others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -54,12 +54,16 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedLayers:
-    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names."""
+    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names.
+
+    `shared` are the former as ranks have them that share experts, by how many those are.
+    """
 
     model: ModelProfile
     precision: str
     kinds: dict[str, LayerProfile]
     ends: dict[str, LayerProfile]
+    shared: dict[int, dict[str, LayerProfile]] = field(default_factory=dict)
 
 
 class Traced(Protocol):
@@ -172,13 +176,13 @@ class TracedKernels:
         kernel. DTensor's own work is added per split linear where there are several ranks.
         """
         jobs, host, layer = self.jobs, self.traced.host, self.traced.layers.kinds[kind]
-        own, ahead = (self._phase(layer, which, factors) for which in (phase, PHASES[0]))
+        own, ahead = (self._phase(kind, which, factors) for which in (phase, PHASES[0]))
         again, zero = np.zeros(len(jobs)), np.zeros(len(jobs))
         full = (jobs.recompute == "full") & jobs.model.can_recompute(kind)
         is_backward = phase != PHASES[0]
         if is_backward:
             again = np.where(full, ahead.total, np.where(jobs.recompute == "selective", ahead.attention, 0.0))
-        launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
+        launches = self._launches(kind, phase) + self._launches(kind, PHASES[0]) * full * is_backward
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
         linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * host.linear_seconds, 0.0)
         sums = self._num_sums(layer, phase) + (self._num_sums(layer, PHASES[0]) * full if is_backward else 0.0)
@@ -200,9 +204,22 @@ class TracedKernels:
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
-        layer = self.traced.layers.kinds[kind]
-        products = self._phase(layer, "backward", factors).products / 2
-        return np.asarray(products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul)
+        products = self._phase(kind, "backward", factors).products / 2
+        added = self._of_shares(kind, lambda layer: self._each(lambda sizes: self._accumulating(layer, sizes)))
+        return np.asarray(products + added * factors.matmul)
+
+    def _of_shares(self, kind: str, of_layer: Callable[[LayerProfile], Array]) -> Array:
+        """Something of a layer as it is, or where ranks share its experts as one of so many has it."""
+        layers, expert = self.traced.layers, self.jobs.expert
+        result = of_layer(layers.kinds[kind])
+        for degree, shared in layers.shared.items():
+            if (own := expert == degree).any():
+                result = np.where(own, of_layer(shared[kind]), result)
+        return result
+
+    def _launches(self, kind: str, phase: Phase) -> Array:
+        """Kernels in one direction."""
+        return self._of_shares(kind, lambda layer: np.full(len(self.jobs), float(len(layer.of_phase(phase)))))
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
         """Embedding or head, both directions; what is done about the vocabulary is split as that is."""
@@ -233,15 +250,17 @@ class TracedKernels:
         """Updating so many parameters."""
         return self.traced.optimizer(self.jobs, rules, factors, num_parameters)
 
-    def _phase(self, layer: LayerProfile, phase: Phase, factors: Factors) -> PhaseSeconds:
+    def _phase(self, kind: str, phase: Phase, factors: Factors) -> PhaseSeconds:
+        """The kernels of one direction, corrected as those of the layer with all of its experts are."""
         sizes, index = self._distinct
-        found = self._summed(layer, phase, sizes)
-        ratio = self._correction(layer, phase, sizes) * factors.matmul
-        return PhaseSeconds(
-            total=(found.total * ratio)[index],
-            products=(found.products * ratio)[index],
-            attention=(found.attention * ratio)[index],
-        )
+        ratio = (self._correction(self.traced.layers.kinds[kind], phase, sizes) * factors.matmul)[index]
+
+        def of_layer(layer: LayerProfile) -> Array:
+            own = self._summed(layer, phase, sizes)
+            return np.stack([own.total, own.products, own.attention])[:, index]
+
+        total, products, attention = self._of_shares(kind, of_layer) * ratio
+        return PhaseSeconds(total=total, products=products, attention=attention)
 
     def _summed(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> PhaseSeconds:
         """The kernels alone, with what adding gradients up takes."""
