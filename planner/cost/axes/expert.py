@@ -16,13 +16,13 @@ ONE_COPY = ("deepep", "hybrid")
 GATHERS = "allgather"
 
 
-def layer_seconds(jobs: Jobs, links: Links) -> dict[tuple[str, Phase], Array]:
+def layers_seconds(jobs: Jobs, links: Links) -> dict[tuple[str, Phase], Array]:
     """Seconds of what ranks that share a layer's experts send, by kind and direction, of the kinds that have some."""
     model = jobs.model
     if isinstance(model, TracedSizes):
         kinds = model.kinds if (jobs.expert > 1).any() else ()
         return {(kind, phase): _traced_seconds(jobs, links, model, kind, phase) for kind in kinds for phase in PHASES}
-    return dict.fromkeys(((ROUTED, phase) for phase in PHASES), _routed_seconds(jobs, links))
+    return dict.fromkeys(((ROUTED, phase) for phase in PHASES), layer_seconds(jobs, links))
 
 
 def _traced_seconds(jobs: Jobs, links: Links, model: TracedSizes, kind: str, phase: Phase) -> Array:
@@ -37,7 +37,7 @@ def _traced_seconds(jobs: Jobs, links: Links, model: TracedSizes, kind: str, pha
     return total
 
 
-def _routed_seconds(jobs: Jobs, links: Links) -> Array:
+def layer_seconds(jobs: Jobs, links: Links) -> Array:
     """Seconds of dispatching and combining in one layer, in one direction.
 
     Model: two all-to-alls of a copy of each token per expert it goes to, under balanced routing, or of one per rank
