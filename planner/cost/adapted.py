@@ -68,7 +68,7 @@ def routed_parameters(jobs: Jobs, kind: str) -> Array:
     """Parameters of all routed experts of a layer of a kind; those of a task only where ranks share them."""
     model = jobs.model
     if isinstance(model, TracedSizes):
-        return model.expert_parameters(kind, jobs.expert)
+        return model.routed_parameters(kind, jobs.expert)
     return model.parameters_of(kind)[1]
 
 

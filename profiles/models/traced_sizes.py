@@ -57,7 +57,7 @@ class TracedSizes(Transformer):
                 result = np.where(own, self.at(size(layer), batch, tensor), result)
         return result
 
-    def expert_parameters(self, kind: str, expert: Array) -> Array:
+    def routed_parameters(self, kind: str, expert: Array) -> Array:
         """Trained parameters of all experts of a layer, where `expert` ranks share them; else they are as others."""
         one = np.ones(len(expert))
         own = self.on_rank(lambda layer: layer.num_expert_parameters, kind, one, one, expert)
