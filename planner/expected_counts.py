@@ -18,8 +18,9 @@ from planner.schedules.steps import Shape
 from profiles.artifacts import STRICT
 from profiles.codecs.codec import codec
 from profiles.inputs.ranges import Amount
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import Polynomial, evaluate
-from profiles.models.profile import MIXED, SCALED, LayerProfile, ModelProfile
+from profiles.models.profile import MIXED, SCALED, ModelProfile
 
 # Bytes of an element; INT64 tells another rank how many rows to expect for each expert.
 FULL, HALF, INT64 = 4.0, 2.0, 8.0
@@ -59,10 +60,8 @@ def volumes(plan: Plan, model: ModelProfile, sequence_length: int, pipeline_rank
     for axis, collective, num_bytes in own.messages():
         if num_bytes:
             sent[axis, collective] = sent.get((axis, collective), 0.0) + num_bytes
-    traffic = tuple(
-        Traffic(axis=axis, collective=name, num_bytes=value) for (axis, name), value in sorted(sent.items())
-    )
-    return Volumes(flops=own.flops(), traffic=traffic)
+    traffic = (Traffic(axis=axis, collective=name, num_bytes=size) for (axis, name), size in sorted(sent.items()))
+    return Volumes(flops=own.flops(), traffic=tuple(traffic))
 
 
 class RankCounts:

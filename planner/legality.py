@@ -158,6 +158,10 @@ def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
         yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
     if degree == 1:
         return
+    if model.sharing.refusal:
+        yield f"expert_parallel={degree}: {model.sharing.refusal}"
+    if (known := model.sharing.degrees) and degree not in known:
+        yield f"expert_parallel={degree}: {model.name} was traced as {known} ranks share its experts, use one of these"
     if model.num_experts is not None and (not model.num_experts or model.num_experts % degree):
         yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, which is no multiple"
     if plan.data_parallel % degree:
@@ -248,10 +252,8 @@ def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[
 
 def _compile(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if plan.compiled and plan.rules.splits_backward:
-        yield (
-            f"compiled with schedule={plan.schedule}: torch cannot split a compiled backward pass, "
-            f"use {USUAL_OF_SEVERAL}"
-        )
+        words = f"torch cannot split a compiled backward pass, use {USUAL_OF_SEVERAL}"
+        yield f"compiled with schedule={plan.schedule}: {words}"
 
 
 def _adapters(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:

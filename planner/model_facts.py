@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.cutting import Cutting
 from profiles.models.profile import ModelProfile
+from profiles.models.sharing import Sharing
 from profiles.models.sizes import ModelSizes
 from profiles.models.splitting import Splitting
 
@@ -17,7 +18,8 @@ class ModelFacts:
 
     `shared_weights` are names of those that several layers of a user's own share, where they are known. `is_task` tells
     whether it is a module that is trained as it is; `cutting` and `splitting` say how that is cut and split, if known.
-    `num_experts` is None where that is seen when it is built.
+    `num_experts` is None where that is seen when it is built; `sharing` says over how many ranks a task's are shared
+    out, if known.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelFacts:
     is_task: bool = False
     cutting: Cutting = Cutting()
     splitting: Splitting = Splitting()
+    sharing: Sharing = Sharing()
 
 
 def facts_of(model: ModelProfile) -> ModelFacts:
@@ -51,11 +54,12 @@ def facts_of(model: ModelProfile) -> ModelFacts:
         can_tensor_parallel=model.can_tensor_parallel,
         can_pipeline=model.can_pipeline,
         is_transformer=model.workload.reads_text,
-        num_experts=model.num_experts,
+        num_experts=None if model.sharing.degrees or model.sharing.refusal else model.num_experts,
         adapters=model.workload.adapters,
         is_task=bool(model.workload.task),
         cutting=model.cutting,
         splitting=model.splitting,
+        sharing=model.sharing,
     )
 
 

@@ -110,7 +110,7 @@ def load_model(
     if added.structure != profile.structure:
         # Layers that are alike at some precisions are not at others: all are told apart at once.
         return _traced(model, profile.workload, trusted, (*profile.layers, *missing), asked.device_kind)
-    return replace(profile, layers=profile.layers | added.layers)
+    return replace(profile, layers=profile.layers | added.layers, sharing=profile.sharing.joined(added.sharing))
 
 
 def trace_sizes(sizes: ModelSizes, precisions: Sequence[str], trusted: Sequence[str] = ()) -> ModelProfile:

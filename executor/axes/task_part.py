@@ -26,6 +26,7 @@ from executor.micro_batches import on_device
 from planner.plans import Plan, recomputed_layers
 from profiles.errors import InputError, PlanError
 from profiles.models.profile import WorkloadSpec
+from profiles.tracing.task_shares import is_proven_apart, prove_on_copy
 from profiles.workloads.buffers import saved_buffers
 from profiles.workloads.expert_shares import prove_shares
 from profiles.workloads.foreign_code import foreign_code
@@ -109,10 +110,13 @@ def build_task_part(
     Raises: InputError where its code fails; PlanError where the plan is of another module.
     """
     module, values = (shards and _stored(spec, task, seed, device)) or _built(spec, task, seed, device)
-    part = TaskPart(module if values is not None else module.to(device), task, plan.precision, device.type)
+    # Of what is shared out where it was built, no more than a rank's experts goes to its device.
+    is_early = mesh is not None and plan.expert_parallel > 1 and is_proven_apart(module, spec)
+    part = TaskPart(module if values is not None or is_early else module.to(device), task, plan.precision, device.type)
     part.values = values
     if mesh is not None and plan.expert_parallel > 1:
-        _share_experts(part, plan, mesh["experts"])
+        _share_experts(part, spec, plan, mesh["experts"])
+        part.module.to(device)
     if mesh is not None and plan.tensor_parallel > 1:
         proven = module if values is None else values.whole()
         split = agreed(split_of_task(proven, task, plan.tensor_parallel), mesh["tensor"])
@@ -130,14 +134,25 @@ def build_task_part(
     return part
 
 
-def _share_experts(part: TaskPart, plan: Plan, mesh: DeviceMesh) -> None:
+def _share_experts(part: TaskPart, spec: WorkloadSpec, plan: Plan, mesh: DeviceMesh) -> None:
     """Keep this rank's experts of a module alone, where all of it is proven to give what the whole gives."""
     if part.values is not None:
         # The proof takes numbers, and shares of experts do not know their place in a folder's weights.
         materialise(part, part.values)
         part.values = None
-    prove_shares(part.module, on_batch(part.module, part.task), plan.expert_parallel)
+    prove_experts(part.module, spec, part.task, plan.expert_parallel)
     place_experts(part.module, mesh)
+
+
+def prove_experts(module: nn.Module, spec: WorkloadSpec, task: Task, degree: int) -> None:
+    """Check that shares of a module's experts give what the whole gives; of a large one on a small copy, as in a trace.
+
+    Raises: PlanError where they do not.
+    """
+    if is_proven_apart(module, spec):
+        prove_on_copy(spec, task, (degree,))
+    else:
+        prove_shares(module, on_batch(module, task), degree)
 
 
 def _built(spec: WorkloadSpec, task: Task, seed: int, device: torch.device) -> tuple[nn.Module, MetaValues | None]:

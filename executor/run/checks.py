@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from executor.axes.task_part import on_batch, seeded_module, split_of_task
+from executor.axes.task_part import prove_experts, seeded_module, split_of_task
 from executor.legality import check_text
 from executor.run.own_data import WAYS
 from planner.model_facts import ModelFacts
@@ -17,7 +17,6 @@ from profiles.errors import EnvironmentFailure, InputError
 from profiles.machines.cores import usable_cores
 from profiles.ranks.cuda_setup import too_few_gpus
 from profiles.ranks.environment import ranks_per_host
-from profiles.workloads.expert_shares import prove_shares
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import unavailable
 from profiles.workloads.trust import is_factory
@@ -55,7 +54,7 @@ def check_task(plan: Plan, workload: Workload, device_kind: str) -> list[str]:
     if plan.expert_parallel > 1 and device_kind == "cpu":
         module = seeded_module(workload.spec, workload.task, 0)
         with foreign_code(workload.spec, f"plan {plan.id} of {workload.spec.title}"):
-            prove_shares(module, on_batch(module, workload.task), plan.expert_parallel)
+            prove_experts(module, workload.spec, workload.task, plan.expert_parallel)
     if plan.tensor_parallel > 1 and device_kind == "cpu":
         # Elsewhere ranks find it, and refuse: here it would take as long as steps on a CPU do.
         module = seeded_module(workload.spec, workload.task, 0)

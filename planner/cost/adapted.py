@@ -59,10 +59,17 @@ def adapter_parameters(jobs: Jobs, kind: str) -> Array:
 
 def trained_parameters(jobs: Jobs, kind: str) -> tuple[Array, Array]:
     """Parameters of a layer of a kind that are trained: on one rank of the tensor axis, and all of routed experts."""
-    _, experts = jobs.model.parameters_of(kind)
-    frozen = is_frozen(jobs)
+    experts, frozen = routed_parameters(jobs, kind), is_frozen(jobs)
     own = np.where(frozen, adapter_parameters(jobs, kind), common_on_rank(jobs, kind) - _frozen_on_rank(jobs, kind))
     return own, np.where(frozen, 0.0, experts)
+
+
+def routed_parameters(jobs: Jobs, kind: str) -> Array:
+    """Parameters of all routed experts of a layer of a kind; those of a task only where ranks share them."""
+    model = jobs.model
+    if isinstance(model, TracedSizes):
+        return model.routed_parameters(kind, jobs.expert)
+    return model.parameters_of(kind)[1]
 
 
 def common_on_rank(jobs: Jobs, kind: str) -> Array:
@@ -71,9 +78,13 @@ def common_on_rank(jobs: Jobs, kind: str) -> Array:
     Model: all are split, but where a trace says what of a task's module is.
     """
     model = jobs.model
-    if isinstance(model, TracedSizes) and model.profile.splitting.degrees:
-        return model.at(model.layer(kind).num_parameters, np.ones(len(jobs)), jobs.tensor)
-    return np.asarray(model.parameters_of(kind)[0] / jobs.tensor)
+    if not isinstance(model, TracedSizes):
+        return np.asarray(model.parameters_of(kind)[0] / jobs.tensor)
+    if model.profile.splitting.degrees:
+        held = model.at(model.layer(kind).num_parameters, np.ones(len(jobs)), jobs.tensor)
+    else:
+        held = np.asarray(model.parameters_of(kind)[0] / jobs.tensor)
+    return held - routed_parameters(jobs, kind)
 
 
 def _frozen_on_rank(jobs: Jobs, kind: str) -> Array:

@@ -24,7 +24,8 @@ from profiles.units import GB
 class Ingredients:
     """Everything about jobs that no fitted factor changes. Shapes: one entry per job in every array.
 
-    `layer_sums` take the place of `half_layer` where layers of a task sum by themselves.
+    `layer_sums` take the place of `half_layer` where layers of a task sum by themselves. `expert_layers` are of layers
+    with experts.
     """
 
     jobs: Jobs
@@ -37,7 +38,7 @@ class Ingredients:
     half_layer: Array
     gather_again: Array
     layer_sums: dict[tuple[str, Phase], Array]
-    expert_layer: Array
+    expert_layers: dict[tuple[str, Phase], Array]
     context_layer: Array
     message: Array
     host_link_rate: Array
@@ -62,7 +63,7 @@ def ingredients_of(jobs: Jobs, constants: LinkConstants | None = None) -> Ingred
         half_layer=tensor.half_layer_seconds(jobs, links),
         gather_again=tensor.gather_seconds(jobs, links),
         layer_sums=tensor.layer_sums(jobs, links),
-        expert_layer=expert.layer_seconds(jobs, links),
+        expert_layers=expert.layers_seconds(jobs, links),
         context_layer=context.layer_seconds(jobs, links),
         message=pipeline.message_seconds(jobs, rules, links),
         host_link_rate=jobs.device.read(lambda device: device.host_gb_per_second * GB),

@@ -12,7 +12,7 @@ from planner.cost.hardware import memory_rate
 from planner.cost.ingredients import Ingredients
 from planner.cost.unit_costs import LayerKernels
 from profiles.models.operators import Phase
-from profiles.models.transformer import ROUTED, Array, Flags
+from profiles.models.transformer import Array, Flags
 
 # Embedding and head together, which belong to no layer.
 ROOT = "root"
@@ -95,13 +95,14 @@ def layer_work(made: Ingredients, factors: Factors, phase: Phase, kind: str) -> 
     kernels = made.kernels.layer(made.rules, factors, phase, kind)
     summed = _sums(made, phase, kind, kernels)
     sent = made.context_layer * factors.context_comm
-    routed = made.expert_layer * factors.expert_comm if kind == ROUTED else zero
+    routed = made.expert_layers.get((kind, phase), zero) * factors.expert_comm
     repeated = jobs.repeated
     is_exchange = exchanges_heads(jobs)
     if phase == "backward":
         # Round the ranks go keys and values, and their gradients as well.
         sent = sent * (np.where(is_exchange, 1.0, 2.0) + repeated)
-        routed = routed * (1.0 + repeated)
+        again = repeated * jobs.model.can_recompute(kind)
+        routed = routed + made.expert_layers.get((kind, "forward"), zero) * factors.expert_comm * again
         summed = summed + exposed(2 * made.gather_again, kernels.compute, factors)
         if np.any(made.rules.hides_input_gradients):
             summed = summed - _hidden_sums(made, factors, kind)

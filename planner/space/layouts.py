@@ -19,6 +19,7 @@ from planner.schedules.registry import SCHEDULES
 from planner.space.question import Setting
 from profiles.codecs.codec import codec
 from profiles.errors import InputError
+from profiles.machines.stacks import THIS_PROGRAM
 from profiles.models.splitting import Splitting
 
 Ints = NDArray[np.int64]
@@ -103,9 +104,13 @@ def legal_layouts(at: Setting, options: Options) -> tuple[Layouts, Counter[str]]
         if reason:
             broken[reason] += 1
             continue
+        tails = list(_variants(at, options, tensor, context, pipeline, data))
         for expert in _expert_degrees(at, data * context * tensor):
             head = (tensor, context, expert, pipeline, data)
-            rows += [_columns(head, tail) for tail in _variants(at, options, tensor, context, pipeline, data)]
+            rows += [_columns(head, tail) for tail in tails]
+        for expert in _task_degrees(at, tensor, context, pipeline, data):
+            head = (tensor, context, expert, pipeline, data)
+            rows += [_columns(head, tail) for tail in tails if _is_plain(tail)]
         if len(rows) > MOST_LAYOUTS:
             raise InputError(
                 f"--gpus {at.num_devices} has more than {MOST_LAYOUTS:,} layouts: give a number with fewer divisors"
@@ -119,6 +124,12 @@ def _columns(head: tuple[int, ...], tail: tuple[int, ...]) -> tuple[int, ...]:
     tensor, context, expert, pipeline, data = head
     sequence_parallel, vocab_parallel, *rest = tail
     return (tensor, sequence_parallel, vocab_parallel, context, expert, pipeline, data, *rest)
+
+
+def _is_plain(tail: tuple[int, ...]) -> bool:
+    """Whether a variant neither shards nor offloads anything."""
+    _, _, zero, _, optimizer, activations, *_ = tail
+    return not (zero or optimizer or activations)
 
 
 def _degrees(at: Setting) -> Iterator[tuple[int, int, int, int]]:
@@ -183,6 +194,17 @@ def _illegal_anyhow(at: Setting, tensor: int, context: int, pipeline: int, data:
 def _expert_degrees(at: Setting, ranks: int) -> Sequence[int]:
     experts = int(at.model.transformer.num_experts[0])
     return [1] if not experts else [degree for degree in divisors(experts) if ranks % degree == 0]
+
+
+def _task_degrees(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> Iterator[int]:
+    """Over how many ranks a task's experts are shared out, beside plain data parallelism alone, as the executor has it.
+
+    Other software has ways of its own, of which nothing is known here.
+    """
+    traced = at.model.profile
+    is_plain = tensor == context == pipeline == 1 and at.stack.name == THIS_PROGRAM and at.codec == "none"
+    if traced is not None and is_plain and at.precision != "fp8":
+        yield from (degree for degree in traced.sharing.at(at.precision) if data % degree == 0)
 
 
 def _variants(

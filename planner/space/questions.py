@@ -22,6 +22,7 @@ from planner.verdict import verdict
 from profiles.errors import InputError
 from profiles.inputs import limits
 from profiles.machines.profile import MachineProfile
+from profiles.models.sharing import Sharing
 from profiles.models.transformer import Array, Flags
 
 # What --why-not may fix, and the columns of the layouts that hold it.
@@ -125,9 +126,22 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
             return f"such plans {needed}; --simulate offers such plans too"
     traced = at.model.profile
     if wanted.get("ep", 1) > 1 and traced is not None and traced.workload.task:
-        return "experts of a task are not shared out in plans that are searched; `execute` obeys a plan that says so"
+        return _rule_of_experts(at, traced.sharing)
     reason = illegal_degrees(at, tensor, context, pipeline, wanted.get("dp", rest))
     return reason or "no layout has these degrees together"
+
+
+def _rule_of_experts(at: Setting, sharing: Sharing) -> str:
+    """The rule that degrees over which a task's experts are shared out break."""
+    if sharing.refusal:
+        return f"experts are not shared out: {sharing.refusal}"
+    if not (degrees := sharing.at(at.precision)):
+        return "the model has no experts that ranks could share out"
+    known = ", ".join(map(str, degrees))
+    return (
+        f"experts of a task are shared out over {known} ranks, which divide dp, beside plain data parallelism alone: "
+        "tp=1, cp=1, pp=1, zero=0, no codec"
+    )
 
 
 def sensitivity(answer: Answer, on_progress: OnProgress = silent) -> list[Change]:

@@ -75,7 +75,10 @@ def layers_of(sizes: ModelSizes, model: ModelProfile, precision: str) -> TracedL
     own, layers = sizes.transformer, list(model.each_layer(precision))
     if isinstance(own, TracedSizes):
         kinds = {kind: own.layer(kind) for kind in own.kinds}
-        return TracedLayers(model=model, precision=precision, kinds=kinds, ends={})
+        shared = {
+            degree: dict(zip(own.kinds, layers, strict=True)) for degree, layers in model.sharing.at(precision).items()
+        }
+        return TracedLayers(model=model, precision=precision, kinds=kinds, ends={}, shared=shared)
     kinds, position = {}, own.first_position
     for kind in own.kinds:
         count = int(own.num_of(kind)[0])

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from profiles.machines.profile import LayerTiming
 from profiles.measure.timing import Action, Bench
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import PHASES, evaluate
-from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.profile import ModelProfile
 from profiles.workloads.blocks import shrink_to_shard
 from profiles.workloads.foreign_code import calling_foreign_code
 from profiles.workloads.loading import load_workload

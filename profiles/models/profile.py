@@ -15,7 +15,9 @@ from profiles.models.adapters import EVERYTHING, Adapters
 from profiles.models.cutting import Cutting
 from profiles.models.families import VISION_FAMILIES
 from profiles.models.hf_config import check_given
-from profiles.models.operators import NUM_DIMS, Operator, Phase, Polynomial, add, constant, evaluate, multiply
+from profiles.models.layer_profile import LayerProfile
+from profiles.models.operators import NUM_DIMS, evaluate
+from profiles.models.sharing import SHARES, Sharing
 from profiles.models.splitting import DEGREES, Splitting
 
 if TYPE_CHECKING:
@@ -85,71 +87,14 @@ class WorkloadSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One tensor-parallel collective of a layer: its phase, kind, and the bytes of the tensor it works on."""
-
-    __pydantic_config__ = STRICT
-
-    phase: Phase
-    collective: str
-    num_bytes: Polynomial
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerProfile:
-    """One distinct layer at one precision.
-
-    `num_parameters` are per tensor-parallel shard, `num_expert_parameters` those among them of routed experts, which
-    ranks may share out, `num_frozen_parameters` those without gradients; `matrix_sides` sums rows and columns of its
-    matrices. `saved_bytes` stay between forward and backward of one micro-batch; `forward_peak_bytes` and
-    `backward_peak_bytes` are the most that lives beside what other layers saved.
-    """
-
-    __pydantic_config__ = STRICT
-
-    name: str
-    num_parameters: Polynomial
-    num_parameter_tensors: Whole
-    matrix_sides: Polynomial = ()
-    num_vector_parameters: Polynomial = ()
-    num_expert_parameters: Polynomial = ()
-    num_frozen_parameters: Polynomial = ()
-    num_parallel_linears: Whole = 0
-    operators: tuple[Operator, ...]
-    input_bytes: Polynomial
-    output_bytes: Polynomial
-    saved_bytes: Polynomial
-    forward_peak_bytes: Polynomial
-    backward_peak_bytes: Polynomial
-    messages: tuple[Message, ...] = ()
-
-    @property
-    def num_trained_parameters(self) -> Polynomial:
-        """Parameters that have gradients."""
-        return add(self.num_parameters, multiply(constant(-1), self.num_frozen_parameters))
-
-    def summed_bytes(self, again: bool) -> Polynomial:
-        """Bytes of all its messages; what is recomputed stops before its last sum."""
-        more = [message for message in self.messages if message.phase == "forward"][:-1] if again else []
-        return add(*(message.num_bytes for message in (*self.messages, *more)))
-
-    def of_phase(self, phase: Phase) -> tuple[Operator, ...]:
-        """The operators of one phase, in order."""
-        return tuple(op for op in self.operators if op.phase == phase)
-
-    def flops(self, phase: Phase) -> Polynomial:
-        """FLOPs of one phase of one micro-batch on one tensor-parallel shard."""
-        return add(*(op.flops for op in self.of_phase(phase)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """A traced model: its distinct layers at each precision, and the order in which they stand.
 
     `num_shared` parameters stand in more than one layer of a user's own, beyond the first. Of a task's module, samples
     are counted in `unit`, and `usual_size` of those is usual; `is_fixed` where they have one size alone. `traced_for`
     is the kind of device where its dropout is that of one: "cpu", "cuda", or "". `cutting` is how its forward pass is
-    cut into stages, `splitting` over how many tensor-parallel ranks it is split.
+    cut into stages, `splitting` over how many tensor-parallel ranks it is split, `sharing` over how many those
+    are that share its experts.
     """
 
     __pydantic_config__ = STRICT
@@ -177,6 +122,7 @@ class ModelProfile:
     traced_for: str = ""
     cutting: Cutting = Cutting()
     splitting: Splitting = Splitting()
+    sharing: Sharing = Sharing()
 
     def check(self) -> None:
         """Check what its parts say of each other, and its workload.
@@ -193,7 +139,8 @@ class ModelProfile:
         self._check_cutting()
         if not set(self.splitting.degrees) <= set(DEGREES):
             raise ArtifactError(f"model profile {self.name}: at splitting: degrees should be of {DEGREES}: trace again")
-        for layer in (layer for layers in self.layers.values() for layer in layers):
+        self._check_sharing()
+        for layer in self._every_layer():
             for index, operator in enumerate(layer.operators):
                 if len(operator.dims) != NUM_DIMS[operator.kind]:
                     raise ArtifactError(
@@ -204,6 +151,23 @@ class ModelProfile:
                     raise ArtifactError(
                         f"model profile {self.name}: at {layer.name}: operator {index} takes inputs of later ones"
                     )
+
+    def _every_layer(self) -> Iterator[LayerProfile]:
+        """All that it says of layers, as ranks that share experts have them too."""
+        for layers in (*self.layers.values(), *(one for own in self.sharing.layers.values() for one in own)):
+            yield from layers
+
+    def _check_sharing(self) -> None:
+        own, counts = self.sharing, {len(layers) for layers in self.layers.values()}
+        if not set(own.degrees) <= set(SHARES):
+            raise ArtifactError(f"model profile {self.name}: at sharing: degrees should be of {SHARES}: trace again")
+        if any(
+            len(shared) != len(own.degrees) or any(len(layers) not in counts for layers in shared)
+            for shared in own.layers.values()
+        ):
+            raise ArtifactError(
+                f"model profile {self.name}: at sharing: it should have every layer at each degree: trace again"
+            )
 
     def _check_cutting(self) -> None:
         cuts, where = self.cutting, f"model profile {self.name}: at cutting:"

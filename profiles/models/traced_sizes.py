@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiles.models.cutting import nearest
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import Polynomial, evaluate
-from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.profile import ModelProfile
 from profiles.models.transformer import Array, Flags, Transformer
 
 FLAGS = ("gated", "tied", "biases")
@@ -39,6 +41,27 @@ class TracedSizes(Transformer):
     def layer(self, kind: str) -> LayerProfile:
         """The layer that a kind is."""
         return self.layers[self.kinds.index(kind)]
+
+    def shared(self, kind: str) -> dict[int, LayerProfile]:
+        """The same as ranks have it that share experts, by how many those are."""
+        place = self.kinds.index(kind)
+        return {degree: layers[place] for degree, layers in self.profile.sharing.at(self.precision).items()}
+
+    def on_rank(
+        self, size: Callable[[LayerProfile], Polynomial], kind: str, batch: Array, tensor: Array, expert: Array
+    ) -> Array:
+        """A size of a layer on one of the ranks that split its linears or share its experts. Shapes: all alike."""
+        result = self.at(size(self.layer(kind)), batch, tensor)
+        for degree, layer in self.shared(kind).items():
+            if (own := expert == degree).any():
+                result = np.where(own, self.at(size(layer), batch, tensor), result)
+        return result
+
+    def routed_parameters(self, kind: str, expert: Array) -> Array:
+        """Trained parameters of all experts of a layer, where `expert` ranks share them; else they are as others."""
+        one = np.ones(len(expert))
+        own = self.on_rank(lambda layer: layer.num_expert_parameters, kind, one, one, expert)
+        return np.where(expert > 1, own * expert, 0.0)
 
     def at(self, polynomial: Polynomial, batch: Array, tensor: Array) -> Array:
         """A size of a layer. Shapes: broadcast."""
@@ -110,7 +133,7 @@ class TracedSizes(Transformer):
         return np.asarray(np.interp(position, places, counts))
 
     def parameters_of(self, kind: str) -> tuple[Array, Array]:
-        """Parameters of a layer of a kind: none is routed."""
+        """Parameters of a layer of a kind: none is routed, but where ranks share experts."""
         one = np.ones(len(self.num_layers))
         return self.at(self.layer(kind).num_parameters, one, one), 0 * one
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from profiles.models.layer_profile import LayerProfile, Message
 from profiles.models.operators import Operator, Phase, Polynomial, constant
 from profiles.models.polynomials import Grid
-from profiles.models.profile import LayerProfile, Message
 from profiles.tracing.operator_recorder import RecordedOperator
 from profiles.tracing.segments import Run, Segment
 

@@ -28,21 +28,22 @@ class OneRank(Ranks):
     def entered(self, path: str, value: Tensor) -> Tensor:
         """The value, whose gradients are summed where it has some."""
         if value.requires_grad:
-            self._note("backward", value)
+            self.note("backward", size_of(value))
         return value
 
     def added(self, path: str, value: Tensor, bias: Tensor | None) -> Tensor:
         """A value of the size of the sum over ranks."""
-        self._note("forward", value)
+        self.note("forward", size_of(value))
         return value.clone() if bias is None else value + bias
 
     def part(self, parameter: Tensor, dim: int, pieces: Pieces) -> Tensor:
         """The parameter, which is this rank's part already."""
         return parameter
 
-    def _note(self, phase: Phase, value: Tensor) -> None:
+    def note(self, phase: Phase, num_bytes: int) -> None:
+        """Note a message of the segment that runs."""
         assert self.recorder is not None
-        self.sent.append((self.recorder.segment, phase, size_of(value)))
+        self.sent.append((self.recorder.segment, phase, num_bytes))
 
 
 @contextmanager
@@ -54,13 +55,14 @@ def as_rank(module: nn.Module, split: Split | None, rank: OneRank, fake: Any) ->
                 for path, style in split.styles.items():
                     part, pieces = module.get_submodule(path), split.pieces[path][rank.rank]
                     for name, dim in split_dims(part, style, path in split.transposed).items():
-                        _hold(undo, part, name, dim, pieces)
+                        hold(undo, part, name, taken(getattr(part, name).detach(), dim, pieces))
             undo.enter_context(run_as_rank(module, split, rank))
         yield
 
 
-def _hold(undo: ExitStack, part: nn.Module, name: str, dim: int, pieces: Pieces) -> None:
+def hold(undo: ExitStack, part: nn.Module, name: str, value: Tensor) -> None:
+    """Let a module hold what a rank has of a parameter, until that is undone."""
     whole: nn.Parameter = getattr(part, name)
-    own = nn.Parameter(taken(whole.detach(), dim, pieces).clone(), requires_grad=whole.requires_grad)
+    own = nn.Parameter(value.clone(), requires_grad=whole.requires_grad)
     part.register_parameter(name, own)
     undo.callback(part.register_parameter, name, whole)

@@ -15,6 +15,7 @@ from profiles.tracing.cuts import Cuts
 from profiles.tracing.operator_recorder import RecordedOperator, Recording
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.stage_cuts import SeenCuts, seen_cuts
+from profiles.workloads.experts import expert_parameters
 from profiles.workloads.fake_tensors import storage_of
 
 # What segments before and behind all blocks are called; a module without blocks is one segment.
@@ -30,9 +31,9 @@ class Segment:
     """One segment of a run: its kernels in order, forward then backward, and what it keeps and needs.
 
     `saved` are bytes of each kernel's outputs that backward needs; paths are those within the block. Of its parameters
-    `frozen` are not trained. `peak_members` are the storages that lived when most did. `gives_what_it_takes`: whether
-    its block could run on what it gives, beside what other blocks take too. `messages` are what a rank of several sends
-    in which direction.
+    `frozen` are not trained; `experts` are trained ones of mixtures. `peak_members` are the storages that lived when
+    most did. `gives_what_it_takes`: whether its block could run on what it gives, beside what other blocks take too.
+    `messages` are what a rank of several sends in which direction.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Segment:
     output_bytes: int
     shapes: tuple[tuple[int, ...], ...]
     frozen: int
+    experts: int
     gives_what_it_takes: bool
     messages: tuple[tuple[Phase, int], ...] = ()
     carried_bytes: int = 0
@@ -110,6 +112,7 @@ def cut(
     """
     recording, cuts = recorder.recording, recorder.cuts.segments
     parameters = _parameters(recorder, module)
+    of_experts = {id(one) for part in module.modules() for one in expert_parameters(part).values()}
     saved: list[int] = [0] * len(cuts)
     for index, segment in recording.saved.items():
         saved[segment] += recording.bytes_of(index)
@@ -133,6 +136,7 @@ def cut(
                 output_bytes=own.output_bytes,
                 shapes=tuple(tuple(one.shape) for one in parameters[number]),
                 frozen=sum(one.numel() for one in parameters[number] if not one.requires_grad),
+                experts=sum(one.numel() for one in parameters[number] if id(one) in of_experts and one.requires_grad),
                 gives_what_it_takes=not Counter(own.gives) - Counter(own.takes),
                 messages=tuple((phase, num_bytes) for segment, phase, num_bytes in sent if segment == number),
                 carried_bytes=carried,

@@ -18,6 +18,7 @@ from profiles.models.profile import WorkloadSpec
 from profiles.tracing import cuts
 from profiles.tracing.atoms import atoms_of, watching
 from profiles.tracing.dropout import Dropout
+from profiles.tracing.expert_runs import as_sharer
 from profiles.tracing.fake_results import KnownResults
 from profiles.tracing.known_values import KnownValues, NumbersOf
 from profiles.tracing.module_copies import (
@@ -30,6 +31,7 @@ from profiles.tracing.module_copies import (
 from profiles.tracing.rank_runs import OneRank, as_rank
 from profiles.tracing.segment_recorder import SegmentRecorder
 from profiles.tracing.segments import Run, cut
+from profiles.workloads.experts import narrow_experts
 from profiles.workloads.fake_tensors import FakeTensorMode, matched_in_order, seen_as_real, told_by_the_error
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.precision import autocast
@@ -71,22 +73,24 @@ class Subject:
     fake: Any = None
     dropout: Dropout = field(default_factory=lambda: Dropout(fused=False))
     results: KnownResults | None = None
-    runs: dict[tuple[str, int, int, int], Run] = field(default_factory=dict)
+    runs: dict[tuple[str, int, int, int, int], Run] = field(default_factory=dict)
 
     @property
     def is_real(self) -> bool:
         """Whether its tensors have values."""
         return self.fake is None
 
-    def run(self, precision: str, samples: int, size: int, split: Split | None = None) -> Run:
-        """One forward and backward pass of a batch, cut at the blocks, as the first rank of a split; each is run once.
+    def run(self, precision: str, samples: int, size: int, split: Split | None = None, shares: int = 1) -> Run:
+        """One forward and backward pass of a batch, cut at the blocks; each is run once.
+
+        As the first rank of a split, or of those that share experts.
 
         Raises: InputError where the module or its loss fails.
         """
-        key = precision, samples, size, split.degree if split else 1
+        key = precision, samples, size, split.degree if split else 1, shares
         if key not in self.runs:
             rank = OneRank()
-            with as_rank(self.module, split, rank, self.fake):
+            with as_rank(self.module, split, rank, self.fake), as_sharer(self.module, shares, rank, self.fake):
                 with foreign_code(self.spec, f"{self.spec.title}: its module or its loss does not run"):
                     recorder, walk = self._recorded(self.task.example(samples, size), precision, rank)
                 # Out here, for a mistake in it is none of the module's.
@@ -146,6 +150,11 @@ def real_of(subject: Subject) -> Subject:
     return _built(_real, subject.spec, subject.task, subject.left)
 
 
+def narrow_of(spec: WorkloadSpec, task: Task, left: Left) -> Subject:
+    """A module that is given its weights when as much was taken out, its experts being narrow ones."""
+    return _built(functools.partial(_real, prepare=narrow_experts), spec, task, left)
+
+
 def is_remade(spec: WorkloadSpec) -> bool:
     """Whether a module is given its weights when blocks of it were taken out, rather than where it is built."""
     return spec.kind == "transformers" and not spec.weights
@@ -169,10 +178,13 @@ def _fake(spec: WorkloadSpec, task: Task, left: Left) -> Subject:
     )
 
 
-def _real(spec: WorkloadSpec, task: Task, left: Left) -> Subject:
+def _real(
+    spec: WorkloadSpec, task: Task, left: Left, prepare: Callable[[nn.Module], None] = lambda module: None
+) -> Subject:
     with without_weights() if is_remade(spec) else contextlib.nullcontext():
         module = task.build()
     count, (blocks, taken) = _trained(module), _blocks(module, left)
+    prepare(module)
     held = sum(parameter.numel() for parameter in module.parameters())
     if held > MOST_REAL:
         raise TooLarge(

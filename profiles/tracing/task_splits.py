@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError, PlanError
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import evaluate
-from profiles.models.profile import LayerProfile
 from profiles.models.splitting import DEGREES, SIZES, Splitting, operators_over_degrees, over_degrees
 from profiles.tracing.kinds_to_layers import layer_of
 from profiles.tracing.probes import Probes, looks
@@ -41,7 +41,7 @@ Layers = dict[str, tuple[LayerProfile, ...]]
 
 def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers: Layers) -> tuple[Layers, Splitting]:
     """Layers with their sizes at every degree, and those degrees; as they were, and why, where there are none."""
-    first, precision = [kinds.index(kind) for kind in range(max(kinds) + 1)], next(iter(layers))
+    precision = next(iter(layers))
     try:
         module = _with_values(subject)
         split = _split(subject, module, DEGREES[0])
@@ -49,7 +49,7 @@ def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers:
         made = {
             own: tuple(
                 _over_degrees(subject, layer, layer_of(layer.name, place, runs[own], chosen.grid))
-                for layer, place in zip(layers[own], _places(subject, kinds, first, runs[own]), strict=True)
+                for layer, place in zip(layers[own], places_of(subject, kinds, runs[own]), strict=True)
             )
             for own in layers
         }
@@ -101,8 +101,12 @@ def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
     return split
 
 
-def _places(subject: Subject, kinds: Sequence[int], first: list[int], runs: Sequence[Run]) -> list[int]:
-    """Where each kind stands first, of segments that are as many and alike on a rank, as they are alone."""
+def places_of(subject: Subject, kinds: Sequence[int], runs: Sequence[Run]) -> list[int]:
+    """Where each kind stands first, of segments that are as many and alike on a rank, as they are alone.
+
+    Raises: PlanError where they are not.
+    """
+    first = [kinds.index(kind) for kind in range(max(kinds) + 1)]
     for run in runs:
         keys = [segment.key for segment in run.segments]
         if len(keys) != len(kinds) or any(key != keys[first[kind]] for key, kind in zip(keys, kinds, strict=True)):

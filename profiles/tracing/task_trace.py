@@ -16,8 +16,9 @@ import torch
 
 from profiles.errors import InputError
 from profiles.models.cutting import Cutting
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import evaluate
-from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, ModelProfile, WorkloadSpec
+from profiles.models.profile import USUAL_PRECISIONS, ModelProfile, WorkloadSpec
 from profiles.tracing.dropout import Dropout
 from profiles.tracing.kinds_to_layers import layer_of, unique_names
 from profiles.tracing.module_copies import forget_cached
@@ -25,6 +26,7 @@ from profiles.tracing.probes import CURVED, STEPPED, STRAIGHT, Probes, looks, pr
 from profiles.tracing.segments import Run
 from profiles.tracing.stage_cuts import check_equal, cutting_of
 from profiles.tracing.task_runs import Subject, TooLarge, subjects
+from profiles.tracing.task_shares import share_layers
 from profiles.tracing.task_splits import split_layers
 from profiles.tracing.whole_check import check_against_whole, check_between
 from profiles.workloads.task import Task
@@ -100,7 +102,10 @@ def _traced(subject: Subject, precisions: Sequence[str]) -> ModelProfile:
     cutting = cutting_of(subject.spec.title, paths, subject.taken, seen, chosen.grid)
     profile = _profile(subject, _whole(subject, kinds, paths), layers, chosen.varies, cutting)
     layers, splitting = split_layers(subject, chosen, kinds, layers)
-    return replace(profile, layers=layers, splitting=splitting, can_tensor_parallel=bool(splitting.degrees))
+    sharing = share_layers(subject, chosen, kinds, tuple(layers))
+    return replace(
+        profile, layers=layers, splitting=splitting, sharing=sharing, can_tensor_parallel=bool(splitting.degrees)
+    )
 
 
 def _check_shortened(subject: Subject, precisions: Sequence[str]) -> None:

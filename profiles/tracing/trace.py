@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from profiles.errors import InputError
+from profiles.models.layer_profile import LayerProfile, Message
 from profiles.models.operators import PHASES, Phase, Polynomial, add, constant, multiply
 from profiles.models.polynomials import Size, fit
-from profiles.models.profile import USUAL_PRECISIONS, LayerProfile, Message, ModelProfile
+from profiles.models.profile import USUAL_PRECISIONS, ModelProfile
 from profiles.tracing.kinds_to_layers import operator_of, unique_names
 from profiles.tracing.operator_recorder import Recorder, Recording
 from profiles.workloads.blocks import shrink_to_shard

@@ -30,34 +30,50 @@ def mixtures_of(module: nn.Module) -> dict[str, int]:
     return {path: count for path, count in counts.items() if count > 1}
 
 
-def prove_shares(module: nn.Module, run: Callable[[nn.Module], Tensor], degree: int) -> tuple[str, ...]:
-    """Paths of the mixtures whose experts `degree` ranks may share, which then give what the module gives.
+def prove_shares(module: nn.Module, run: Callable[[nn.Module], Tensor], *degrees: int) -> tuple[str, ...]:
+    """Paths of the mixtures whose experts so many ranks may share, which then give what the module gives.
 
     `run` gives the loss of the module on a batch, the same one each time. The module is as before afterwards.
     Raises: PlanError that names the module which stands in the way.
     """
-    found, refused = mixtures_of(module), f"expert_parallel={degree}: "
-    if not found:
-        raise PlanError(f"{refused}{_why_none(module)}; use data_parallel")
-    for path, count in found.items():
-        if count % degree:
-            raise PlanError(f"{refused}{path} has {count} experts, which is no multiple")
+    found = mixtures_of(module)
+    for degree in degrees:
+        if not found:
+            raise PlanError(f"expert_parallel={degree}: {_why_none(module)}; use data_parallel")
+        for path, count in found.items():
+            if count % degree:
+                raise PlanError(f"expert_parallel={degree}: {path} has {count} experts, which is no multiple")
     named = {name: own for name, own in module.named_parameters() if own.requires_grad}
     with with_numbers(module):
-        loss, gradients = loss_and_gradients(module, named, run)
-        called = set[str]()
-        with _in_shares(module, found, degree, called):
-            try:
-                own, again = loss_and_gradients(module, named, run)
-            except Exception as error:  # the whole did not fail
-                raise PlanError(f"{refused}{_last(called, found)} fails in shares: {error}") from error
+        whole = loss_and_gradients(module, named, run)
+        for degree in degrees:
+            if wrong := _what_is_wrong(module, found, named, run, whole, degree):
+                raise PlanError(f"expert_parallel={degree}: {wrong}")
+    return tuple(found)
+
+
+def _what_is_wrong(
+    module: nn.Module,
+    found: Mapping[str, int],
+    named: Mapping[str, Tensor],
+    run: Callable[[nn.Module], Tensor],
+    whole: tuple[Tensor, Mapping[str, Tensor]],
+    degree: int,
+) -> str:
+    """What is other than of the whole where `degree` shares are computed in turn."""
+    called = set[str]()
+    with _in_shares(module, found, degree, called):
+        try:
+            loss, gradients = loss_and_gradients(module, named, run)
+        except Exception as error:  # the whole did not fail
+            return f"{_last(called, found)} fails in shares: {error}"
     for path in found:
         if path not in called:
-            raise PlanError(f"{refused}{path} computes its experts in code of its own, as a whole; use data_parallel")
-    wrong = _first_apart(gradients, again)
-    if wrong or not close(own, loss):
-        raise PlanError(f"{refused}shares of experts give another {wrong or 'loss'}; use data_parallel")
-    return tuple(found)
+            return f"{path} computes its experts in code of its own, as a whole; use data_parallel"
+    wrong = _first_apart(whole[1], gradients)
+    if wrong or not close(loss, whole[0]):
+        return f"shares of experts give another {wrong or 'loss'}; use data_parallel"
+    return ""
 
 
 def _why_none(module: nn.Module) -> str:

@@ -20,6 +20,7 @@ from profiles.workloads.repeats import is_watched, once_for_all
 # The name under which transformers finds `experts`.
 EXPERTS = "trainwright"
 WEIGHT_DIMS = 3  # of a weight that has those of every expert
+NARROW = 16  # numbers between the linears of an expert whose width does not matter
 # Rows by expert, how many each has, and what the experts make of them. Shapes: (row, hidden) both ways.
 Compute = Callable[[Tensor, list[int]], Tensor]
 
@@ -72,6 +73,22 @@ def num_experts(module: nn.Module) -> int:
 def holds_experts(module: nn.Module) -> bool:
     """Whether a module is a mixture that has the weights of all of its experts in one."""
     return bool(expert_parameters(module))
+
+
+def narrow_experts(module: nn.Module) -> None:
+    """Let all experts be a few numbers wide between their linears, in place; what computes them stays as it is."""
+    for part in module.modules():
+        own = expert_parameters(part)
+        # Where a class does not say how its weights lie, they are left alone.
+        if not own or not hasattr(part, "has_gate"):
+            continue
+        up, is_transposed = "gate_up_proj" if part.has_gate else "up_proj", getattr(part, "is_transposed", False)
+        widened = NARROW * (2 if part.has_gate else 1)
+        dims = ((up, 2 if is_transposed else 1, widened), (f"{up}_bias", 1, widened))
+        for name, dim, size in (*dims, ("down_proj", 1 if is_transposed else 2, NARROW)):
+            if name in own and own[name].shape[dim] > size:
+                narrow = own[name].detach().narrow(dim, 0, size).clone()
+                setattr(part, name, nn.Parameter(narrow, requires_grad=own[name].requires_grad))
 
 
 def _counts(chosen: Tensor, num_experts: int) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.adapted import adapter_parameters, common_on_rank, is_frozen, trained_parameters
+from planner.cost.adapted import adapter_parameters, common_on_rank, is_frozen, routed_parameters, trained_parameters
 from planner.cost.axes.groups import pipeline_stride, replica_seconds, seconds
 from planner.cost.axes.pipeline import StageCounts, stage_span
 from planner.cost.job import Jobs
@@ -15,7 +15,7 @@ from planner.cost.unit_costs import Links
 from profiles.codecs.codec import GRADIENT_BYTES
 from profiles.machines.devices import MICROSECOND
 from profiles.machines.profile import Collective
-from profiles.models.traced_sizes import TracedSizes
+from profiles.models.traced_sizes import TracedSizes, is_of_task
 from profiles.models.transformer import Array, Flags
 from profiles.units import MIB
 
@@ -89,14 +89,17 @@ def exchange(jobs: Jobs, rules: TimeRules, links: Links, held: StageParameters) 
     whole = np.isin(jobs.zero_stage, (0, 1)) & ((jobs.zero_stage == 0) | (rules.owners_send_weights > 0))
 
     def taken(collective: Collective, num_bytes: Array, split: bool = False) -> tuple[Array, Array]:
-        """Seconds of all messages and of the last, of so many bytes per parameter (of all ranks, where `split`)."""
+        """Seconds of all messages and of those behind the backward pass, of so many bytes per parameter.
+
+        Of all ranks, where `split`. A task's experts are averaged then, which DDP has no part in.
+        """
         total = last = np.zeros(len(jobs))
-        for parameters, size, stride in groups:
+        for number, (parameters, size, stride) in enumerate(groups):
             count = num_messages(jobs, rules, parameters, whole)
             amount = parameters * num_bytes * (size if split else 1.0) / np.maximum(count, 1.0)
             ranks = np.where(in_groups, np.minimum(size, jobs.shard), size) if collective == "all_gather" else size
             one = replica_seconds(jobs, links, collective, amount, ranks, stride) * (count > 0)
-            total, last = total + count * one, last + one
+            total, last = total + count * one, last + (count * one if number and is_of_task(jobs.model) else one)
         return total, last
 
     reduced, tail = taken("all_reduce", per_gradient)
@@ -269,7 +272,7 @@ def _units(jobs: Jobs, rules: TimeRules, kind: str) -> tuple[_Unit, _Unit]:
     Experts that are not split are sharded as all else is, in the same message.
     """
     model, of_experts = jobs.model, jobs.expert * jobs.expert_tensor
-    _, experts = model.parameters_of(kind)
+    experts = routed_parameters(jobs, kind)
     matrices = model.num_matrices(kind)
     of_each = np.where(experts > 0, model.num_experts / jobs.expert * np.where(model.gated, 3.0, 2.0), 0.0)
     held, together = experts / of_experts, of_experts == jobs.tensor

@@ -7,11 +7,34 @@ import numpy as np
 from planner.cost.axes.groups import members_inside, message_element_bytes, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.unit_costs import Links
-from profiles.models.transformer import Array
+from profiles.models.operators import PHASES, Phase
+from profiles.models.traced_sizes import TracedSizes
+from profiles.models.transformer import ROUTED, Array
 
 # Dispatchers that send a token once to every rank that wants it, and once through the cards to every fast domain.
 ONE_COPY = ("deepep", "hybrid")
 GATHERS = "allgather"
+
+
+def layers_seconds(jobs: Jobs, links: Links) -> dict[tuple[str, Phase], Array]:
+    """Seconds of what ranks that share a layer's experts send, by kind and direction, of the kinds that have some."""
+    model = jobs.model
+    if isinstance(model, TracedSizes):
+        kinds = model.kinds if (jobs.expert > 1).any() else ()
+        return {(kind, phase): _traced_seconds(jobs, links, model, kind, phase) for kind in kinds for phase in PHASES}
+    return dict.fromkeys(((ROUTED, phase) for phase in PHASES), layer_seconds(jobs, links))
+
+
+def _traced_seconds(jobs: Jobs, links: Links, model: TracedSizes, kind: str, phase: Phase) -> Array:
+    """Seconds of the all-to-alls of a layer of a task, each of the bytes that a rank was seen to send."""
+    total, one = np.zeros(len(jobs)), np.ones(len(jobs))
+    for degree, layer in model.shared(kind).items():
+        own = jobs.expert == degree
+        for message in layer.messages if own.any() else ():
+            if message.phase == phase:
+                sent = np.where(own, model.at(message.num_bytes, jobs.micro_batch, one), 0.0)
+                total = total + np.where(own, seconds(jobs, links, "all_to_all", sent, jobs.expert, one), 0.0)
+    return total
 
 
 def layer_seconds(jobs: Jobs, links: Links) -> Array:

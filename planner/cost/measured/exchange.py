@@ -20,12 +20,13 @@ from planner.cost.axes.groups import replica_seconds, replicas_inside
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
 from planner.cost.layers import exposed
-from planner.cost.measured.kernels import codec_seconds, num_buckets
+from planner.cost.measured.codecs import codec_seconds, num_buckets
 from planner.cost.measured.links import MeasuredLinks
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Links
 from profiles.codecs.codec import FSDP_STAGES, GRADIENT_BYTES, Codec, codec
 from profiles.machines.profile import Collective, ExchangeTiming, MachineProfile
+from profiles.models.traced_sizes import is_of_task
 from profiles.models.transformer import Array, Flags
 
 # Timings that spread more than this are left alone: 0.6 and 0.94 were seen where other work ran beside, 0.3 without.
@@ -65,7 +66,8 @@ class TimedExchanges:
         return Exchange(
             gradients=common.gradients + experts.gradients + tied_seconds(jobs, rules, links),
             parameters=common.parameters + experts.parameters,
-            tail=common.tail + experts.tail,
+            # DDP has no part in a task's experts: they are averaged behind the backward pass.
+            tail=common.tail + (experts.gradients if is_of_task(jobs.model) else experts.tail),
             late=common.late + experts.late,
         )
 

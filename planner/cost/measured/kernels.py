@@ -7,7 +7,7 @@ sizes measured and corrects it in proportion at others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from planner.cost.axes.tensor import sum_bytes
 from planner.cost.factors import Factors
 from planner.cost.job import Jobs
+from planner.cost.measured.codecs import codec_seconds
 from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
 from planner.cost.measured.timed_layers import timed_over_summed
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
-from profiles.codecs.codec import BUCKET_BYTES, FSDP_STAGES, GRADIENT_BYTES, Codec, codec
+from profiles.codecs.codec import FSDP_STAGES, codec
 from profiles.laws.curves import ADAMW_BYTES_PER_PARAMETER, kernel_seconds
 from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import PHASES, Phase, evaluate
-from profiles.models.profile import LayerProfile, ModelProfile
+from profiles.models.profile import ModelProfile
 from profiles.models.transformer import Array
 
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
@@ -52,12 +54,16 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedLayers:
-    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names."""
+    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names.
+
+    `shared` are the former as ranks have them that share experts, by how many those are.
+    """
 
     model: ModelProfile
     precision: str
     kinds: dict[str, LayerProfile]
     ends: dict[str, LayerProfile]
+    shared: dict[int, dict[str, LayerProfile]] = field(default_factory=dict)
 
 
 class Traced(Protocol):
@@ -170,13 +176,13 @@ class TracedKernels:
         kernel. DTensor's own work is added per split linear where there are several ranks.
         """
         jobs, host, layer = self.jobs, self.traced.host, self.traced.layers.kinds[kind]
-        own, ahead = (self._phase(layer, which, factors) for which in (phase, PHASES[0]))
+        own, ahead = (self._phase(kind, which, factors) for which in (phase, PHASES[0]))
         again, zero = np.zeros(len(jobs)), np.zeros(len(jobs))
         full = (jobs.recompute == "full") & jobs.model.can_recompute(kind)
         is_backward = phase != PHASES[0]
         if is_backward:
             again = np.where(full, ahead.total, np.where(jobs.recompute == "selective", ahead.attention, 0.0))
-        launches = len(layer.of_phase(phase)) + len(layer.of_phase(PHASES[0])) * full * is_backward
+        launches = self._launches(kind, phase) + self._launches(kind, PHASES[0]) * full * is_backward
         share = (1 - FORWARD_DISPATCH + FORWARD_DISPATCH * full) if is_backward else FORWARD_DISPATCH
         linears = np.where(jobs.tensor > 1, layer.num_parallel_linears * host.linear_seconds, 0.0)
         sums = self._num_sums(layer, phase) + (self._num_sums(layer, PHASES[0]) * full if is_backward else 0.0)
@@ -198,9 +204,22 @@ class TracedKernels:
 
     def weights(self, rules: TimeRules, factors: Factors, kind: str) -> Array:
         """The part of a layer's backward that makes weight gradients: one of two products each, and adding them up."""
-        layer = self.traced.layers.kinds[kind]
-        products = self._phase(layer, "backward", factors).products / 2
-        return np.asarray(products + self._each(lambda sizes: self._accumulating(layer, sizes)) * factors.matmul)
+        products = self._phase(kind, "backward", factors).products / 2
+        added = self._of_shares(kind, lambda layer: self._each(lambda sizes: self._accumulating(layer, sizes)))
+        return np.asarray(products + added * factors.matmul)
+
+    def _of_shares(self, kind: str, of_layer: Callable[[LayerProfile], Array]) -> Array:
+        """Something of a layer as it is, or where ranks share its experts as one of so many has it."""
+        layers, expert = self.traced.layers, self.jobs.expert
+        result = of_layer(layers.kinds[kind])
+        for degree, shared in layers.shared.items():
+            if (own := expert == degree).any():
+                result = np.where(own, of_layer(shared[kind]), result)
+        return result
+
+    def _launches(self, kind: str, phase: Phase) -> Array:
+        """Kernels in one direction."""
+        return self._of_shares(kind, lambda layer: np.full(len(self.jobs), float(len(layer.of_phase(phase)))))
 
     def end(self, rules: TimeRules, factors: Factors, part: str) -> Array:
         """Embedding or head, both directions; what is done about the vocabulary is split as that is."""
@@ -231,15 +250,17 @@ class TracedKernels:
         """Updating so many parameters."""
         return self.traced.optimizer(self.jobs, rules, factors, num_parameters)
 
-    def _phase(self, layer: LayerProfile, phase: Phase, factors: Factors) -> PhaseSeconds:
+    def _phase(self, kind: str, phase: Phase, factors: Factors) -> PhaseSeconds:
+        """The kernels of one direction, corrected as those of the layer with all of its experts are."""
         sizes, index = self._distinct
-        found = self._summed(layer, phase, sizes)
-        ratio = self._correction(layer, phase, sizes) * factors.matmul
-        return PhaseSeconds(
-            total=(found.total * ratio)[index],
-            products=(found.products * ratio)[index],
-            attention=(found.attention * ratio)[index],
-        )
+        ratio = (self._correction(self.traced.layers.kinds[kind], phase, sizes) * factors.matmul)[index]
+
+        def of_layer(layer: LayerProfile) -> Array:
+            own = self._summed(layer, phase, sizes)
+            return np.stack([own.total, own.products, own.attention])[:, index]
+
+        total, products, attention = self._of_shares(kind, of_layer) * ratio
+        return PhaseSeconds(total=total, products=products, attention=attention)
 
     def _summed(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> PhaseSeconds:
         """The kernels alone, with what adding gradients up takes."""
@@ -263,25 +284,3 @@ class TracedKernels:
             sizes,
             is_task=bool(layers.model.workload.task),
         )
-
-
-def codec_seconds(machine: MachineProfile, used: Codec, num_parameters: Array, num_ranks: Array) -> Array:
-    """Encoding and decoding gradients of so many parameters; nothing hides it, on the device that computes."""
-    if not used.lossy:
-        return np.zeros_like(num_parameters)
-    count = num_buckets(num_parameters, used.is_bucketed)
-    num_bytes = GRADIENT_BYTES * num_parameters / count
-
-    def seconds(name: str) -> Array:
-        return kernel_seconds(find_curve(machine, "codec", name, "fp32"), 0.0, num_bytes, [num_bytes])
-
-    of_one = seconds(used.name)
-    if used.gathered:
-        of_one = of_one + num_ranks * seconds(f"{used.name} decode")
-    return np.asarray(count * of_one)
-
-
-def num_buckets(num_parameters: Array, is_bucketed: bool) -> Array:
-    """How many messages DDP makes of the gradients of so many parameters."""
-    needed = np.ceil(GRADIENT_BYTES * num_parameters / BUCKET_BYTES)
-    return np.maximum(1.0, needed) if is_bucketed else np.ones_like(num_parameters)

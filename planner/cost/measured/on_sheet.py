@@ -21,7 +21,7 @@ from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
 from profiles.machines.devices import MICROSECOND, Device
 from profiles.machines.profile import LayerTiming
-from profiles.models.profile import LayerProfile
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.transformer import Array
 from profiles.units import GB
 

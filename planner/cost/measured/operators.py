@@ -10,8 +10,8 @@ import numpy as np
 from profiles.errors import InputError
 from profiles.laws.curves import kernel_seconds
 from profiles.machines.profile import KernelCurve, MachineProfile
+from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import Operator, Phase, Polynomial, evaluate
-from profiles.models.profile import LayerProfile
 from profiles.models.transformer import Array
 
 CONCRETE_KIND = {("attention", "forward"): "attention_forward", ("attention", "backward"): "attention_backward"}

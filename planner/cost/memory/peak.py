@@ -133,7 +133,9 @@ def _law(stage: StageCosts) -> _Law:
     if np.any(stage.offloads):
         flying = np.where(stage.offloads, not_offloaded(stage.kept, stage.largest, flying), flying)
     waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
-    absent = np.where(is_early, states.fresh, 0.0)
+    # Where gradients of a layer are larger than what it kept, the first layer's pass is the fullest.
+    later = stage.kept - stage.largest + states.arriving
+    absent = np.where(is_early, np.minimum(states.fresh, later), 0.0)
     ending = together.ending
     if np.any(together.last_ending < ending):
         # Of one micro-batch the first backward pass is the last.

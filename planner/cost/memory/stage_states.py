@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -31,9 +32,10 @@ class StageStates:
     pass of a step has sharded all but the first ones again, `whole` what all of them would;
     `passing` are gradients of the layer at work until they are sharded or added up, `accumulated` whole gradients that
     a pipeline adds up before it shards them, and `reducing` those of a layer while it does (`of_chunks` says of all
-    these what chunks change); `fresh` are gradients that are not there before the first backward pass; `step` what
-    updating takes, `scratch` the weight gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers,
-    recomputed ones left out, and `head_casts` the head's.
+    these what chunks change); `fresh` are gradients that are not there before the first backward pass, and `arriving`
+    those of one layer where they come layer by layer (else infinite); `step` what updating takes, `scratch` the weight
+    gradients' scratch, `casts` the 16-bit copies of one micro-batch's layers, recomputed ones left out, and
+    `head_casts` the head's.
     """
 
     parameters: Array
@@ -49,6 +51,7 @@ class StageStates:
     accumulated: Array
     reducing: Array
     fresh: Array
+    arriving: Array
     head_gathered: Array
     step: Array
     scratch: Array
@@ -84,8 +87,7 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
     )
     in_buckets = np.where(is_alone | is_sharded, 0.0, sum(trained) * rules.bucket_gradient_bytes)
     beside = in_buckets + jobs.codec_message_bytes * (1 + jobs.data * jobs.context)
-    # DDP's buckets hold them all the time, but where each has a copy there.
-    comes_late = (rules.frees_by_moment & (is_sharded | is_alone)) | rules.frees_gradients
+    fresh, arriving = _late_gradients(jobs, rules, layer, trained[1])
     return StageStates(
         parameters=held(is_sharded, weights),
         gradients=np.where(adds_up, 0.0, gradients) + beside,
@@ -98,7 +100,8 @@ def stage_states(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, stage: 
         whole=np.where(adds_up, everything * rules.gathered_bytes, 0.0),
         passing=passing,
         accumulated=np.where(adds_up, everything * WHOLE_GRADIENT_BYTES, 0.0),
-        fresh=np.where(comes_late & ~adds_up, gradients, 0.0),
+        fresh=np.where(adds_up, 0.0, np.minimum(fresh, gradients)),
+        arriving=arriving,
         reducing=np.where(adds_up, one * WHOLE_GRADIENT_BYTES, 0.0),
         head_gathered=head * rules.gathered_bytes,
         step=np.where(jobs.optimizer_offload, 0.0, updated * rules.step_bytes) + np.where(adds_up, gradients, 0.0),
@@ -251,6 +254,19 @@ def _shards_weights(jobs: Jobs, rules: MemoryRules) -> Flags:
 
 def _stay_gathered(jobs: Jobs) -> Flags:
     return np.asarray(~jobs.reshard_after_forward | (jobs.zero_stage < 3))
+
+
+def _late_gradients(jobs: Jobs, rules: MemoryRules, layer: LayerParameters, experts: Array) -> tuple[Array, Array]:
+    """Bytes of gradients that are not there before a backward pass, at most, and of those of one layer of experts.
+
+    Model: DDP's buckets hold them all the time, but where each has a copy there. Of a task's `experts` that ranks share
+    DDP has none: each layer's come as its backward pass does.
+    """
+    is_sharded, is_alone = _shards_weights(jobs, rules), jobs.data * jobs.context == 1
+    comes_late = (rules.frees_by_moment & (is_sharded | is_alone)) | rules.frees_gradients
+    beside_ddp = experts * rules.gradient_bytes * is_of_task(jobs.model)
+    most = reduce(np.maximum, (own.experts for own in layer.kinds.values()), np.zeros(len(jobs))) * rules.gradient_bytes
+    return np.where(comes_late, np.inf, beside_ddp), np.where(~comes_late & (beside_ddp > 0), most, np.inf)
 
 
 def _largest(layer: LayerParameters, stage: StageContent) -> Array:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 
+from planner.cost.adapted import routed_parameters
 from planner.cost.job import Jobs
 from planner.cost.memory.layer_parameters import KindParameters, LayerParameters
 from planner.cost.memory.saved_tensors import LayerMemory
@@ -24,11 +27,14 @@ def traced_parameters(jobs: Jobs, model: TracedSizes) -> LayerParameters:
     one, zero = np.ones(len(jobs)), np.zeros(len(jobs))
 
     def of_kind(kind: str) -> KindParameters:
-        layer = model.layer(kind)
-        held = model.at(layer.num_parameters, one, jobs.tensor)
-        matrices = held - model.at(layer.num_vector_parameters, one, jobs.tensor)
-        frozen = model.at(layer.num_frozen_parameters, one, jobs.tensor)
-        return KindParameters(common=held, experts=zero, matrices=matrices, adapters=zero, frozen=frozen)
+        held, vectors, frozen = (
+            model.on_rank(attrgetter(name), kind, one, jobs.tensor, jobs.expert)
+            for name in ("num_parameters", "num_vector_parameters", "num_frozen_parameters")
+        )
+        experts = routed_parameters(jobs, kind) / jobs.expert
+        return KindParameters(
+            common=held - experts, experts=experts, matrices=held - vectors, adapters=zero, frozen=frozen
+        )
 
     return LayerParameters(
         kinds={kind: of_kind(kind) for kind in model.kinds}, attention_matrices=zero, vocabulary=zero, positions=zero
@@ -42,18 +48,18 @@ def traced_memory(jobs: Jobs, rules: MemoryRules, model: TracedSizes, kind: str)
     elsewhere weights are in 16 bits as they are, or gathered so.
     A recomputed layer keeps its input, and lives through a whole forward and backward by itself.
     """
-    layer, batch, tensor = model.layer(kind), jobs.micro_batch, jobs.tensor
-    saved = model.at(layer.saved_bytes, batch, tensor)
-    peak = np.maximum(
-        model.at(layer.forward_peak_bytes, batch, tensor), model.at(layer.backward_peak_bytes, batch, tensor)
-    )
+
+    def of_layer(name: str) -> Array:
+        return model.on_rank(attrgetter(name), kind, jobs.micro_batch, jobs.tensor, jobs.expert)
+
+    saved = of_layer("saved_bytes")
+    peak = np.maximum(of_layer("forward_peak_bytes"), of_layer("backward_peak_bytes"))
     copies = np.zeros(len(jobs))
     if model.precision in MIXED:
-        held = model.at(layer.num_parameters, batch, tensor)
-        copies = LOW_BYTES * (held - model.at(layer.num_vector_parameters, batch, tensor))
+        copies = LOW_BYTES * (of_layer("num_parameters") - of_layer("num_vector_parameters"))
     whole = np.maximum(saved - copies, 0.0)
     again = (jobs.recompute == "full") & model.can_recompute(kind)
-    kept = np.where(again, model.at(layer.input_bytes, batch, tensor), whole)
+    kept = np.where(again, of_layer("input_bytes"), whole)
     beside = np.maximum(peak - saved, 0.0) + np.maximum(whole - kept, 0.0)
     return LayerMemory(kept=kept, backward=beside, attention=np.zeros(len(jobs)))
 
