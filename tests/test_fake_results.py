@@ -104,11 +104,11 @@ def test_whole_numbers_and_others_are_told_apart():
     assert types == [torch.int64, torch.float32] * 2
 
 
-@pytest.mark.parametrize("name", ["bert_qa", slow("t5"), slow("convnext")])
+# Not of all models: of linears with biases in 16 bits a whole trace ends with the copies of all blocks' biases.
+@pytest.mark.parametrize("name", [slow("t5"), slow("convnext")])
 def test_with_blocks_out_between_the_first_and_the_last_a_profile_is_that_of_the_whole(name, monkeypatch):
     own = next(own for own in ARCHITECTURES if own.name == name)
     deeper = {
-        "bert_qa": {"num_hidden_layers": 6},
         "t5": {"num_layers": 6, "num_decoder_layers": 7},
         "convnext": {"depths": [2, 2, 8, 2]},
     }[name]
