@@ -102,11 +102,14 @@ class _Law:
     """The terms of a stage's peak.
 
     `full`: moments with all activations; beside them, alike in all of those, `whole` gradients (less those `absent`)
-    and losses that are `waiting`. `flying`: micro-batches whose activations are on the device.
+    and losses that are `waiting`. `flying`: micro-batches whose activations are on the device. Where the first backward
+    pass is the last (`is_early`), weights that are `freed` are not there at its `ending`.
     """
 
     full: Sequence[Moment]
     ending: Moment
+    is_early: Flags
+    freed: Array
     update: Array
     casts: Array
     flying: Array
@@ -133,13 +136,12 @@ def _law(stage: StageCosts) -> _Law:
     if np.any(stage.offloads):
         flying = np.where(stage.offloads, not_offloaded(stage.kept, stage.largest, flying), flying)
     waiting = stage.num_logits * stage.waiting_logit * stage.num_waiting
-    # Where gradients of a layer are larger than what it kept, the first layer's pass is the fullest.
-    later = stage.kept - stage.largest + states.arriving
-    absent = np.where(is_early, np.minimum(states.fresh, later), 0.0)
-    ending = together.ending
-    if np.any(together.last_ending < ending):
-        # Of one micro-batch the first backward pass is the last.
-        ending = np.where(is_early, together.last_ending, ending)
+    fresh: Array = states.fresh
+    if np.any(np.isfinite(states.arriving)):
+        # Where gradients of a layer are larger than what it kept, the first layer's pass is the fullest.
+        fresh = np.minimum(fresh, stage.kept - stage.largest + states.arriving)
+    absent = np.where(is_early, fresh, 0.0)
+    left = together.ending + together.accumulated + stage.embedding_gradient
     full = (
         Moment(activations=stage.backward, logits=zero, buffers=together.backward),
         Moment(
@@ -156,7 +158,9 @@ def _law(stage: StageCosts) -> _Law:
     )
     return _Law(
         full=full,
-        ending=Moment(activations=zero, logits=zero, buffers=ending + together.accumulated + stage.embedding_gradient),
+        ending=Moment(activations=zero, logits=zero, buffers=left),
+        is_early=is_early,
+        freed=together.ending - together.last_ending,
         update=states.scratch + states.step,
         casts=casts,
         flying=flying,
@@ -192,7 +196,10 @@ def reserved_bytes(stage: StageCosts, beyond: Array) -> Array:
         held = (kept + law.casts) * law.flying
     else:
         held = kept * law.flying + law.casts * stage.in_flight
-    ending = law.ending.total - kept * np.minimum(law.flying, 1.0)
+    at_end = law.ending.total
+    if np.any(law.freed > 0):
+        at_end = np.where(law.is_early, at_end - law.freed, at_end)
+    ending = at_end - kept * np.minimum(law.flying, 1.0)
     most = held + np.maximum((law.whole + law.waiting) + full, ending)
     states = stage.states.parameters + stage.states.gradients + stage.states.optimizer
     fixed = states + stage.workspace + stage.buckets + stage.fixed_slack + beyond + stage.received
@@ -215,7 +222,8 @@ def peak_of(stage: StageCosts) -> Peak:
         for moment in law.full
     ]
     remaining = stage.kept * np.maximum(law.flying - 1, 0.0)
-    every.append(Moment(activations=remaining, logits=np.zeros(1), buffers=working + law.ending.buffers))
+    at_end = working + law.ending.buffers - np.where(law.is_early, law.freed, 0.0)
+    every.append(Moment(activations=remaining, logits=np.zeros(1), buffers=at_end))
     every.append(Moment(activations=np.zeros(1), logits=np.zeros(1), buffers=law.update))
     totals = np.stack(np.broadcast_arrays(*(moment.total for moment in every)))
     holes = np.stack(np.broadcast_arrays(*(moment.activations * stage.working_slack for moment in every)))
