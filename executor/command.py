@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from executor.options import NEEDS, RUN, TAKES
+from profiles import artifacts
 from profiles.inputs import bounds
 from profiles.terminal import console
 from profiles.terminal.completion import completing
@@ -139,6 +140,7 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     check_options(context, NEEDS, TAKES)
+    artifacts.check_kind(plan, "plan")
     trusted, engines = tuple(trust_module or ()), tuple(engine or ())
     if emit is not None:
         from executor.emit import JobOptions, words_of_options

@@ -85,8 +85,20 @@ def read(path: Path, artifact: str, kind: type[T]) -> T:
     return parse(foreign.read_json(path, _wanted(artifact)), artifact, kind, str(path))
 
 
+def check_kind(path: Path, artifact: str) -> None:
+    """Refuse a file that is no `artifact`, before libraries are loaded that carry it out.
+
+    Raises: ArtifactError where the file is missing, not JSON, of another kind or schema.
+    """
+    _fields(foreign.read_json(path, _wanted(artifact)), artifact, str(path))
+
+
 def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
     """Check parsed JSON `data` against `artifact` and `kind`; `where` names its origin in errors."""
+    return validate(_fields(data, artifact, where), kind, where)
+
+
+def _fields(data: Any, artifact: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict) or "artifact" not in data:
         raise ArtifactError(f"{where} was not written by this program: {_wanted(artifact)}")
     if data["artifact"] != artifact:
@@ -99,7 +111,7 @@ def parse(data: Any, artifact: str, kind: type[T], where: str) -> T:
         )
     fields = {key: value for key, value in data.items() if key not in ("artifact", "schema")}
     foreign.refuse_line_breaks(fields, where)
-    return validate(fields, kind, where)
+    return fields
 
 
 def validate(fields: Mapping[str, Any], kind: type[T], where: str) -> T:

@@ -65,6 +65,16 @@ def test_help_does_not_load_torch() -> None:
     assert app.info is not None
 
 
+def test_a_file_that_is_no_plan_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "no.json").write_text('{"artifact": "run", "schema": 1}')
+    for file, words in (("no.json", "is a run file, not a plan"), ("missing.json", "it does not exist")):
+        code = "import sys\nfrom executor.command import app\nfrom profiles.errors import ArtifactError\n"
+        code += f"try: app([{str(tmp_path / file)!r}], standalone_mode=False)\nexcept ArtifactError as error: "
+        code += f"assert {words!r} in str(error), error\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
