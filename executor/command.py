@@ -34,13 +34,18 @@ def _engine_names() -> tuple[str, ...]:
     return tuple(ENGINES)
 
 
+def _plan_file(path: Path) -> Path:
+    artifacts.check_kind(path, "plan")
+    return path
+
+
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def execute(
     context: typer.Context,
-    plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
+    plan: Annotated[Path, typer.Argument(callback=_plan_file, help="A plan file, as `plan -o` writes it.")],
     steps: Annotated[
         int, typer.Option(callback=bounds.STEPS, help="Timed steps per plan, those before a checkpoint included.")
     ] = 20,
@@ -140,7 +145,6 @@ def execute(
     is run: one rank of a job of any size goes through its program, and shapes, FLOPs, messages and memory are counted.
     """
     check_options(context, NEEDS, TAKES)
-    artifacts.check_kind(plan, "plan")
     trusted, engines = tuple(trust_module or ()), tuple(engine or ())
     if emit is not None:
         from executor.emit import JobOptions, words_of_options
