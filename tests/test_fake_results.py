@@ -57,6 +57,17 @@ def test_a_model_that_reads_positions_as_numbers_runs_without_values_as_it_does_
     assert told(_fake) == told(_real)
 
 
+def test_a_loss_over_lengths_runs_without_values_as_it_does_with_them():
+    def told(make):
+        own = subject_of(make, "wav2vec2", ALL)
+        segments = own.run("fp32", 2, own.task.size).segments
+        # Which samples are masked is drawn anew each time.
+        products = [[(op.signature, op.dims) for op in one.operators if op.flops] for one in segments]
+        return [(one.name, one.shapes, one.saved_bytes, own) for one, own in zip(segments, products, strict=True)]
+
+    assert told(_fake) == told(_real)
+
+
 @pytest.mark.parametrize(
     ("call", "shares"),
     [
