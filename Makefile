@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
-# The demo's job: big enough to be worth splitting, small enough for two cores.
+# The demo's job: big enough to be worth splitting, small enough for two cores and three minutes.
 MODEL := llama-26m
 RANKS := 2
-BATCH := 8
+BATCH := 4
 SEQUENCE := 128
 # Tests that judge how long something takes, or look at the machine, run after all others, one at a time.
 WORKERS ?= 2
@@ -45,7 +45,7 @@ install: $(VENV)/installed  ## Set up .venv.
 demo: install  ## Profile this machine, plan, execute the best plans and the baseline, compare.
 	mkdir -p $(OUT)
 	$(BIN)/profile machine --gpus $(RANKS) --model $(MODEL) --sequence-length $(SEQUENCE) --precision fp32 \
-		-o $(OUT)/machine.json
+		--micro-batches 1,2,4 -o $(OUT)/machine.json
 	$(BIN)/plan --model $(MODEL) --gpus $(RANKS) --global-batch $(BATCH) --sequence-length $(SEQUENCE) \
 		--codecs auto --machine $(OUT)/machine.json -o $(OUT)/plan.json
 	$(BIN)/execute $(OUT)/plan.json --top 5 --with-baseline --steps 8 -o $(OUT)/run.json
