@@ -34,18 +34,13 @@ def _engine_names() -> tuple[str, ...]:
     return tuple(ENGINES)
 
 
-def _plan_file(path: Path) -> Path:
-    artifacts.check_kind(path, "plan")
-    return path
-
-
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def execute(
     context: typer.Context,
-    plan: Annotated[Path, typer.Argument(callback=_plan_file, help="A plan file, as `plan -o` writes it.")],
+    plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
     steps: Annotated[
         int, typer.Option(callback=bounds.STEPS, help="Timed steps per plan, those before a checkpoint included.")
     ] = 20,
@@ -165,7 +160,7 @@ def execute(
     if rehearse:
         _rehearse(plan, top, rank, all_stages, json_output, output, trusted)
         return
-    out = _ready_to_run(json_output, output)
+    out = _ready_to_run(plan, json_output, output)
     from executor.run.check_command import run_checks
     from executor.run.checkpoint import checkpoints_of
     from executor.run.prepare import RunOptions, prepare
@@ -191,12 +186,14 @@ def execute(
         run(prepare(plan, options), out, verbose, json_output, output, runs)
 
 
-def _ready_to_run(json_output: bool, output: Path | None) -> Console:
+def _ready_to_run(plan: Path, json_output: bool, output: Path | None) -> Console:
     """Where to write what is said, of a process from which ranks can be forked and that may write its result."""
     from profiles.files import ensure_writable
     from profiles.ranks.environment import check_system
     from profiles.ranks.forked import restart_for_ranks
 
+    # Before libraries are loaded, which takes seconds.
+    artifacts.check_kind(plan, "plan")
     check_system()
     restart_for_ranks()
     if output is not None:
@@ -245,6 +242,7 @@ def _rehearse(
 ) -> None:
     from profiles.ranks.environment import check_system
 
+    artifacts.check_kind(plan, "plan")
     check_system()
     from executor.rehearse.all_ranks import rehearse_file
     from executor.rehearse.show import show
