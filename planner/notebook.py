@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 COLUMNS = ("plan", "step", "tokens/s", "MFU", "memory", "why")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Planned:
     """A ranked table of plans that answers further questions; `file` is what `plan -o` writes.
 
@@ -119,22 +119,35 @@ class Planned:
 
         return content_of(self.answer, self.offers_all, file=self.file)
 
+    def __repr__(self) -> str:
+        """A line: notebooks ask for it beside the table, and all fields of all plans would take half a minute."""
+        count, best = len(self.file.candidates), self.best
+        step = format_seconds(best.prediction.step_seconds)
+        return f"<{self._title}: {count} plans, best {best.plan.id}, {step} a step>"
+
+    @property
+    def _title(self) -> str:
+        return f"{self.file.model_name} on {self.file.num_devices} x {self.file.machine_name}"
+
     def _repr_html_(self) -> str:
         shown = (candidate for candidate in self.file.candidates if not candidate.folded_into)
         rows = "".join(_tr("td", _cells(candidate)) for candidate in shown)
         notes = "".join(
             f"<li>{html.escape(note)}</li>" for note in (*self.notes, *show_answers.notes(self.file.answers))
         )
-        title = f"{self.file.model_name} on {self.file.num_devices} x {self.file.machine_name}"
         return (
-            f"<table><caption>{html.escape(title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
+            f"<table><caption>{html.escape(self._title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
             f"</table><ul>{notes}</ul>"
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Bought(PurchaseAnswer):
     """What `planner.buy` answers: the comparison as `plan -o` writes it, which draws itself as well."""
+
+    def __repr__(self) -> str:
+        """A line: the fields hold every question's plan file."""
+        return f"<{self.model_name} on {', '.join(row.title for row in self.rows)}>"
 
     def page(self, path: str | Path | None = None) -> Page:
         """The comparison as one HTML page, as `plan --page` writes it; shown inline in a notebook.

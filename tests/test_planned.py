@@ -97,6 +97,16 @@ def test_the_html_is_well_formed_and_names_every_plan_that_is_shown(found):
         assert (f"<td>{candidate.plan.id}</td>" in text) != bool(candidate.folded_into)
 
 
+def test_as_text_it_is_a_line(found):
+    text = repr(found)
+    assert found.best.plan.id in text
+    assert "\n" not in text
+    assert len(text) < 200
+    page = found.page()
+    assert len(page.html) > 100_000
+    assert len(repr(page)) < 100
+
+
 def test_it_answers_and_saves(found, tmp_path):
     found.save(tmp_path / "plan.json")
     assert artifacts.read(tmp_path / "plan.json", "plan", PlanFile) == found.file

@@ -235,6 +235,7 @@ def test_a_measured_machine_is_compared_with_itself(tmp_path):
     assert own.row(2).cost.kwh == 0
     assert own.tokens == 1e9
     assert not own.is_budget
+    assert repr(own) == f"<llama-26m on {own.row(1).title}, {own.row(2).title}>"
 
 
 def test_what_fits_nowhere_is_an_error_and_what_fits_somewhere_is_none():

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiles.files import write_text
+from profiles.units import format_bytes
 
 # Of a page in a notebook, in pixels.
 FRAME_HEIGHT = 800
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Page:
     """A page as HTML text, which a notebook shows in a frame of its own, called `title`."""
 
     html: str
     title: str = "plan"
+
+    def __repr__(self) -> str:
+        return f"<page of {self.title!r}, {format_bytes(len(self.html.encode()))}>"
 
     def __str__(self) -> str:
         return self.html
