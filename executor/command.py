@@ -192,9 +192,9 @@ def _ready_to_run(plan: Path, json_output: bool, output: Path | None) -> Console
     from profiles.ranks.environment import check_system
     from profiles.ranks.forked import restart_for_ranks
 
+    check_system()
     # Before libraries are loaded, which takes seconds.
     artifacts.check_kind(plan, "plan")
-    check_system()
     restart_for_ranks()
     if output is not None:
         ensure_writable(output)
@@ -242,8 +242,8 @@ def _rehearse(
 ) -> None:
     from profiles.ranks.environment import check_system
 
-    artifacts.check_kind(plan, "plan")
     check_system()
+    artifacts.check_kind(plan, "plan")
     from executor.rehearse.all_ranks import rehearse_file
     from executor.rehearse.show import show
     from profiles.artifacts import dump

@@ -136,8 +136,8 @@ class Planned:
             f"<li>{html.escape(note)}</li>" for note in (*self.notes, *show_answers.notes(self.file.answers))
         )
         return (
-            f"<table><caption>{html.escape(self._title)}</caption><thead>{_tr('th', COLUMNS)}</thead><tbody>{rows}</tbody>"
-            f"</table><ul>{notes}</ul>"
+            f"<table><caption>{html.escape(self._title)}</caption><thead>{_tr('th', COLUMNS)}</thead>"
+            f"<tbody>{rows}</tbody></table><ul>{notes}</ul>"
         )
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from planner.plans import Plan
 from profiles.errors import UnknownNameError
 from profiles.terminal.entries import COMMANDS
 from profiles.terminal.umbrella import HELP, app
 from tests.commands import APPS
+from tests.plan_builders import write_plan_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = tuple(COMMANDS.values())
@@ -165,11 +167,13 @@ def test_a_command_that_lost_its_packages_ends_in_one_sentence(site, entry):
 
 @pytest.mark.parametrize(
     ("argv", "missing"),
-    [(["plan", "--help"], "typer"), (["execute", "none.json"], "torch"), (["profile", "model", "llama-26m"], "torch")],
+    [(["plan", "--help"], "typer"), (["execute", "plan.json"], "torch"), (["profile", "model", "llama-26m"], "torch")],
 )
 def test_a_library_that_is_missing_is_named(site, tmp_path, argv, missing):
     """Also one that a command loads late, after its options are read."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
+    plan = write_plan_file(tmp_path / "plan.json", Plan())
+    argv = [str(plan) if word == plan.name else word for word in argv]
     said = run(argv, argv[0], path=[tmp_path, site], TRAINWRIGHT_HOME=str(tmp_path))
     assert (said.returncode, said.stdout) == (5, "")
     wanted = f"error: the library `{missing}` is not installed: install it, or trainwright with all it needs\n"
