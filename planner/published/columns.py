@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 from planner.schedules.registry import published_names
@@ -18,6 +19,8 @@ NO_MAMBA = "layers with a state in place of attention (Mamba) are not priced"
 ONE_AT_A_TIME = "naive"
 
 
+# Tables have the same words in row after row.
+@lru_cache(4096)
 def spelled(text: str) -> str:
     """A word whatever its case, spaces, hyphens and underscores."""
     return "-".join(text.lower().replace("_", " ").replace("-", " ").split())

@@ -158,8 +158,9 @@ def links_without(left_out: frozenset[str]) -> LinkConstants:
     from profiles.laws.fit_collectives import fit, read_points
 
     points = read_points()
-    generation = [find_device(str(name).split()[0]).generation for name in points.hardware]
-    return fit(points, ~np.isin(generation, list(left_out)))
+    names, place = np.unique(points.hardware, return_inverse=True)
+    generations = [find_device(str(name).split()[0]).generation for name in names]
+    return fit(points, ~np.isin(generations, list(left_out))[place])
 
 
 def band_scales(found: LeftOut, runs: Runs, chosen: Flags | None = None) -> tuple[float, ...]:

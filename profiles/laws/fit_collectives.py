@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,9 +112,13 @@ SOURCE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Measured points, in columns; `weight` makes families equal, and tables within a family."""
+    """Measured points, in columns; `weight` makes families equal, and tables within a family.
+
+    `machine`: the place of `hardware` among `MACHINES`.
+    """
 
     hardware: NDArray[np.str_]
+    machine: NDArray[np.int64]
     family: NDArray[np.str_]
     collective: NDArray[np.str_]
     size: Array
@@ -142,6 +147,7 @@ def read_points() -> Points:
             weight[tables == table] = importance[tables == table] / importance[tables == table].sum() / len(own)
     return Points(
         hardware=np.array(names),
+        machine=np.array([list(MACHINES).index(name) for name in names]),
         family=families,
         collective=np.array(collectives),
         size=np.array(gpus, dtype=np.float64),
@@ -160,17 +166,22 @@ def _comparable(hardware: str, collective: str, gpus: int, nodes: int) -> bool:
     return collective != "send_receive" or nodes <= MESSAGE_NODES
 
 
-def fabric_of(hardware: NDArray[np.str_], law: LinkConstants) -> Fabric:
+def fabric_of(machine: NDArray[np.int64], law: LinkConstants) -> Fabric:
     """The links of each point's machine, off the data sheet."""
-    machines = [MACHINES[str(name)] for name in hardware]
+    latency = np.where(_column("infiniband")[machine], law.network_us, law.ethernet_us)
     return Fabric(
-        fast_bytes_per_second=np.array([one.fast for one in machines]) * GB,
-        p2p_bytes_per_second=np.array([one.pair for one in machines]) * GB,
-        network_bytes_per_second=np.array([one.card for one in machines]) * GB,
-        in_switch=np.array([one.in_switch for one in machines]),
-        network_latency_seconds=np.where([one.infiniband for one in machines], law.network_us, law.ethernet_us)
-        * MICROSECOND,
+        fast_bytes_per_second=_column("fast")[machine] * GB,
+        p2p_bytes_per_second=_column("pair")[machine] * GB,
+        network_bytes_per_second=_column("card")[machine] * GB,
+        in_switch=_column("in_switch")[machine],
+        network_latency_seconds=latency * MICROSECOND,
     )
+
+
+@cache
+def _column(field: str) -> NDArray[Any]:
+    """A field of every machine."""
+    return np.array([getattr(one, field) for one in MACHINES.values()])
 
 
 def errors(points: Points, constants: LinkConstants | None = None) -> Array:
@@ -178,13 +189,13 @@ def errors(points: Points, constants: LinkConstants | None = None) -> Array:
     law, result = constants or link_constants(), np.empty(len(points.seconds))
     for collective in COLLECTIVES:
         own = points.collective == collective
-        domains = np.array([MACHINES[str(name)].domain for name in points.hardware[own]], dtype=np.float64)
+        domains = _column("domain")[points.machine[own]]
         inside = np.minimum(points.size[own], np.where(domains > 0, domains, points.size[own] / points.nodes[own]))
         if collective == "send_receive":
             # Of nccl-tests' circle of neighbours the pair that spans two nodes is the slowest.
             inside = np.where(points.nodes[own] > 1, 1.0, 2.0)
         size = np.full(own.sum(), 2.0) if collective == "send_receive" else points.size[own]
-        fabric = fabric_of(points.hardware[own], law)
+        fabric = fabric_of(points.machine[own], law)
         predicted = collective_seconds(collective, points.num_bytes[own], size, inside, fabric, constants=law)
         result[own] = np.log(predicted / points.seconds[own])
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ DENSE, ROUTED = "dense", "moe"
 LAYER_KINDS = (DENSE, ROUTED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots: what the laws ask for over and over is computed once.
+@dataclass(frozen=True, kw_only=True)
 class Transformer:
     """Sizes of decoder-only transformers. Shapes: every field has one entry per model, as floats or flags.
 
@@ -70,12 +72,12 @@ class Transformer:
         """Whether there are layers with routed experts."""
         return self.num_experts > 0
 
-    @property
+    @cached_property
     def num_moe_layers(self) -> Array:
         """Layers with routed experts."""
         return np.where(self.is_moe, np.maximum(self.num_layers - self.num_dense_layers, 0), 0.0)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of layers that any of the models has; all layers of a kind are alike."""
         return tuple(kind for kind in LAYER_KINDS if np.any(self.num_of(kind) > 0))
@@ -186,7 +188,7 @@ class Transformer:
         whole = np.where(self.is_mla, 1.0 + (self.mla_q_lora > 0), 0.0)
         return self.column_linears(kind) + rows + whole
 
-    @property
+    @cached_property
     def attention_parameters(self) -> Array:
         """Weights and biases of one layer's attention, norms excluded."""
         total = np.zeros_like(self.hidden_size)
@@ -201,23 +203,23 @@ class Transformer:
             total = total + inputs * outputs + np.where(self.biases & (ffn_size > 0), outputs, 0.0)
         return total
 
-    @property
+    @cached_property
     def norm_parameters(self) -> Array:
         """Parameters of one layer's norms: two, of a weight each, and a bias where the model has biases."""
         latent = np.where(self.is_mla, self.mla_q_lora + self.mla_kv_lora, 0.0)
         return 2 * self.hidden_size * np.where(self.biases, 2.0, 1.0) + latent
 
-    @property
+    @cached_property
     def dense_layer_parameters(self) -> Array:
         """Parameters of a dense layer."""
         return self.attention_parameters + self.feed_forward_parameters(self.ffn_size) + self.norm_parameters
 
-    @property
+    @cached_property
     def expert_parameters(self) -> Array:
         """Parameters of all routed experts of one layer."""
         return self.num_experts * self.feed_forward_parameters(self.expert_ffn_size)
 
-    @property
+    @cached_property
     def moe_shared_parameters(self) -> Array:
         """Parameters of a mixture-of-experts layer that every token meets: attention, router, shared expert, norms."""
         router = self.num_experts * self.hidden_size
