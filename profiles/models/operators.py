@@ -7,6 +7,7 @@ one traced layer prices every micro-batch, sequence length and degree, one value
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -94,12 +95,23 @@ class Operator:
     def flops(self) -> Polynomial:
         """Multiply-adds of products, counted twice; 0 for memory-bound operators, as in FlopCounterMode."""
         if self.kind == "matmul":
-            return multiply(constant(2), *self.dims)
+            return _product(2.0, self.dims)
         if self.kind == "attention":
-            return multiply(constant(ATTENTION_FLOPS[self.phase]), *self.dims)
+            return _product(ATTENTION_FLOPS[self.phase], self.dims)
         return ()
 
     @property
     def moved_bytes(self) -> Polynomial:
         """Bytes read and written, each operand once."""
-        return add(self.read_bytes, self.written_bytes)
+        return _sum(self.read_bytes, self.written_bytes)
+
+
+# Layers are priced again and again, of the same few sizes.
+@lru_cache(2**14)
+def _product(value: float, dims: tuple[Polynomial, ...]) -> Polynomial:
+    return multiply(constant(value), *dims)
+
+
+@lru_cache(2**14)
+def _sum(one: Polynomial, other: Polynomial) -> Polynomial:
+    return add(one, other)

@@ -233,7 +233,7 @@ class TracedKernels:
         """One direction of an end: kernels on the vocabulary, and those on hidden states, which the sequence splits."""
         sizes, index = self._distinct
         whole = replace(sizes, spread=np.ones_like(sizes.spread))
-        ratio = self._correction(layer, phase, sizes)
+        _, ratio = self._at_distinct(layer, phase)
         least = VOCABULARY_BYTES * self.traced.layers.model.vocab_size
         beside = tuple(op for op in layer.operators if float(evaluate(op.moved_bytes, 1, 1, 1)) < least)
         hidden = replace(layer, operators=beside)
@@ -252,15 +252,28 @@ class TracedKernels:
 
     def _phase(self, kind: str, phase: Phase, factors: Factors) -> PhaseSeconds:
         """The kernels of one direction, corrected as those of the layer with all of its experts are."""
-        sizes, index = self._distinct
-        ratio = (self._correction(self.traced.layers.kinds[kind], phase, sizes) * factors.matmul)[index]
+        index = self._distinct[1]
+        _, correction = self._at_distinct(self.traced.layers.kinds[kind], phase)
+        ratio = (correction * factors.matmul)[index]
 
         def of_layer(layer: LayerProfile) -> Array:
-            own = self._summed(layer, phase, sizes)
+            own, _ = self._at_distinct(layer, phase)
             return np.stack([own.total, own.products, own.attention])[:, index]
 
         total, products, attention = self._of_shares(kind, of_layer) * ratio
         return PhaseSeconds(total=total, products=products, attention=attention)
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, Phase], tuple[PhaseSeconds, Array]]:
+        return {}
+
+    def _at_distinct(self, layer: LayerProfile, phase: Phase) -> tuple[PhaseSeconds, Array]:
+        """The kernels of one direction at the distinct sizes, and what corrects them: asked for again and again."""
+        key = id(layer), phase
+        if key not in self._known:
+            sizes, _ = self._distinct
+            self._known[key] = self._summed(layer, phase, sizes), self._correction(layer, phase, sizes)
+        return self._known[key]
 
     def _summed(self, layer: LayerProfile, phase: Phase, sizes: Sizes) -> PhaseSeconds:
         """The kernels alone, with what adding gradients up takes."""

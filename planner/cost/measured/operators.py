@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -90,8 +91,10 @@ def phase_seconds(law: Law, layer: LayerProfile, phase: Phase, sizes: Sizes) -> 
     for op in layer.of_phase(phase):
         groups.setdefault((CONCRETE_KIND.get((op.kind, phase), op.kind), _curve_name(op), op.dtype), []).append(op)
     sums = {"memory": np.zeros_like(sizes.batch), "matmul": np.zeros_like(sizes.batch), "attention": 0 * sizes.batch}
+    # Operators of a layer have few distinct sizes.
+    of_memory, of_attention, of_products = cache(sizes.of_memory), cache(sizes.of_attention), cache(sizes.at)
     for (kind, name, dtype), members in groups.items():
-        at = {"memory": sizes.of_memory, "attention": sizes.of_attention}.get(members[0].kind, sizes.at)
+        at = {"memory": of_memory, "attention": of_attention}.get(members[0].kind, of_products)
         flops = np.stack([at(op.flops) for op in members])
         moved = np.stack([at(op.moved_bytes) for op in members])
         columns = range(len(members[0].dims))
