@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from executor.rehearse import progress
+from executor.rehearse import all_ranks, progress
 from executor.rehearse.progress import Watch, silent
+from planner.plans import Plan
+from profiles.errors import PlanError
+from tests.plan_builders import LLAMA
 
 
 def ledger(**flops: float) -> Any:
@@ -51,3 +55,23 @@ def test_it_is_told_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     with Watch(ledger(), 2, 1.0, lambda fraction, words: heard.set()).telling():
         assert heard.wait(10)
     assert threading.active_count() == before
+
+
+class Sealed(Exception):
+    """An error that no other process can be given."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("it cannot be pickled")
+
+
+def test_an_error_that_cannot_be_handed_over_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise Sealed("the shapes differ")
+
+    monkeypatch.setattr(all_ranks, "_rehearse_one", fails)
+    monkeypatch.setattr(all_ranks, "die_with_parent", lambda: None)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    all_ranks._answer(sender, (), (Plan(data_parallel=2), LLAMA, 32, 1), 0.0)
+    told = receiver.recv()
+    assert isinstance(told, PlanError)
+    assert str(told) == f"{Plan(data_parallel=2).id} cannot run on rank 1: the shapes differ"

@@ -215,7 +215,10 @@ def _answer(sender: Connection, trusted: tuple[str, ...], job: Job, step_flops: 
         )
     except Exception as error:
         answer = error
-    sender.send(answer)
+    try:
+        sender.send(answer)
+    except Exception:  # an error of a library that cannot be handed to another process
+        sender.send(PlanError(f"{job[0].id} cannot run on rank {job[3]}: {answer}"))
 
 
 @contextlib.contextmanager
