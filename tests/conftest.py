@@ -1,6 +1,8 @@
 """One profile of hypothesis for the whole suite: no deadlines on shared machines, the same examples each time in CI."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +27,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of torch that wait for one whose core another test has spin: a step of a small model takes 18 times the
     # CPU. Ranks have one thread each anyway.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _folder_of_this_run(prefix: str) -> str:
+    """A temporary folder that goes with this process, but not with those that it forks."""
+    folder, process = tempfile.mkdtemp(prefix=prefix), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
 # What commands keep from one to the next is no part of whoever runs the tests.
-os.environ.setdefault("TRAINWRIGHT_HOME", tempfile.mkdtemp(prefix="trainwright-tests-"))
+if "TRAINWRIGHT_HOME" not in os.environ:
+    os.environ["TRAINWRIGHT_HOME"] = _folder_of_this_run("trainwright-tests-")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Else it is that of all workers.
-    os.environ[TRACES_VARIABLE] = tempfile.mkdtemp(prefix="trainwright-traces-")
+    os.environ[TRACES_VARIABLE] = _folder_of_this_run("trainwright-traces-")
 
 
 @pytest.fixture(scope="session")
