@@ -176,7 +176,7 @@ class AppliedPlan:
         """
         found = read_progress(path)
         if found.model != self._progress(0).model:
-            raise InputError(f"{path} is of another model: its parameters have other names")
+            raise InputError(f"{path} belongs to another model: its parameters have other names")
         restore(path, self)
         self.model.num_steps = found.step
         if self.scale is not None:
@@ -252,7 +252,7 @@ class AppliedPlan:
     @property
     def _own_optimizer(self) -> Optimizer:
         if self._optimizer is None:
-            raise InputError("there is no optimizer yet: call job.optimizer(torch.optim.AdamW, lr=...) first")
+            raise InputError("the job has no optimizer yet: call job.optimizer(torch.optim.AdamW, lr=...) first")
         return self._optimizer
 
     def _parts(self, batch: Any) -> Sequence[Any]:

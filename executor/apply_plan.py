@@ -141,11 +141,11 @@ def _check(plan: Plan, file: PlanFile | None, workload: Workload, model: nn.Modu
             raise PlanError(reason)
     for degree, what in ((plan.pipeline_parallel, "what crosses the stages"), (plan.tensor_parallel, "what is split")):
         if degree > 1 and example is None:
-            raise PlanError(f"plan {plan.id}: {what} of {name} is seen in a batch: give example=batch")
+            raise PlanError(f"plan {plan.id}: {what} of {name} can only be seen in a batch: give example=batch")
     size, count = plan.micro_batch_size, plan.num_microbatches
     if plan.pipeline_parallel > 1 and not has_samples(first_micro_batch(example, size, count), size):
         raise InputError(
-            f"example=batch: what crosses the stages is seen in a micro-batch: give at least {size} samples"
+            f"example=batch: the tensors between stages can only be seen in a micro-batch: give at least {size} samples"
         )
 
 

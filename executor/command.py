@@ -42,30 +42,33 @@ def execute(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan file, as `plan -o` writes it.")],
     steps: Annotated[
-        int, typer.Option(callback=bounds.STEPS, help="Timed steps per plan, those before a checkpoint included.")
+        int, typer.Option(callback=bounds.STEPS, help="Timed steps per plan, including those before a checkpoint.")
     ] = 20,
     warmup: Annotated[
-        int, typer.Option(callback=bounds.STEPS_OR_NONE, help="Untimed steps before them; at least 3 are taken.")
+        int,
+        typer.Option(callback=bounds.STEPS_OR_NONE, help="Untimed steps before the timed ones; at least 3 are run."),
     ] = 3,
     top: Annotated[
-        int, typer.Option(callback=bounds.SHOWN, help="How many of the file's best plans to run, in turns.")
+        int, typer.Option(callback=bounds.SHOWN, help="Number of the file's best plans to run, in turns.")
     ] = 1,
     with_baseline: Annotated[bool, typer.Option(help="Run plain data parallel as well, where it is legal.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Text, or images as .npz [Python's help topics; digits].")] = None,
-    seed: Annotated[int, typer.Option(callback=bounds.SEED, help="Of the weights and the order of the data.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Data to train on: text, or images as .npz [Python's help topics; digits].")
+    ] = None,
+    seed: Annotated[int, typer.Option(callback=bounds.SEED, help="Random seed of the weights and the data order.")] = 0,
     oversubscribe: Annotated[bool, typer.Option(help="Allow more CPU ranks than cores.")] = False,
     rehearse: Annotated[
-        bool, typer.Option(help="Run the program of one rank with nothing computed and nothing sent, and count.")
+        bool, typer.Option(help="Go through one rank's program without computing or sending, and count.")
     ] = False,
     rank: Annotated[
-        int | None, typer.Option(callback=bounds.RANK, help="Rehearse this rank [the fullest stage's first].")
+        int | None, typer.Option(callback=bounds.RANK, help="Rank to rehearse [the first of the fullest stage].")
     ] = None,
     all_stages: Annotated[bool, typer.Option(help="Rehearse the first rank of every pipeline stage.")] = False,
     engine: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="What runs the plans: trainwright, deepspeed, horovod; several run each in turns [trainwright].",
+            help="Engine: trainwright, deepspeed or horovod; repeat it to run several in turns [trainwright].",
             autocompletion=completing(_engine_names),
         ),
     ] = None,
@@ -74,21 +77,27 @@ def execute(
     ] = False,
     train: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="Train by the best plan: optimizer, schedule, data, evaluation."),
+        typer.Option(
+            metavar="FILE.toml",
+            help="Train by the best plan with these settings: optimizer, schedule, data, evaluation.",
+        ),
     ] = None,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Run the plan's compressed models: train, compress, train on, judge.")
+        bool,
+        typer.Option("--compress", help="Run the plan's compressed models: train, compress, train further, judge."),
     ] = False,
     more_steps: Annotated[
         int | None,
-        typer.Option(callback=bounds.STEPS_OR_NONE, help="Steps of each compressed model [as many as --steps]."),
+        typer.Option(
+            callback=bounds.STEPS_OR_NONE, help="Training steps of each compressed model [as many as --steps]."
+        ),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the compressed models here as ONNX, and time them.")
     ] = None,
     runtimes: Annotated[
         str | None,
-        typer.Option(help="Time exported models in these: onnxruntime, openvino, tensorrt [all that are here]."),
+        typer.Option(help="Runtimes to time exported models in: onnxruntime, openvino, tensorrt [all installed]."),
     ] = None,
     compiled: Annotated[bool, typer.Option(help="Time the compressed models under torch.compile too.")] = False,
     emit: Annotated[
@@ -100,16 +109,20 @@ def execute(
         ),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(callback=bounds.RANKS, help="Ranks of a node in a job file.")
+        int | None, typer.Option(callback=bounds.RANKS, help="Ranks per node in a job file.")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Container of yours for a job.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image for the job.")] = None,
     install: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="What a job installs this program from: a path, git+URL@COMMIT, NAME==1.0"),
+        typer.Option(
+            metavar="SOURCE", help="Where a job installs this program from: a path, git+URL@COMMIT, NAME==1.0."
+        ),
     ] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A setting of a Slurm job: account=ours, time=04:00:00; repeatable."),
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of a Slurm job: account=ours, time=04:00:00; may be repeated."
+        ),
     ] = None,
     runs: Annotated[
         Path | None,
@@ -117,9 +130,9 @@ def execute(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Save checkpoints here.")] = None,
     checkpoint_every: Annotated[int, typer.Option(callback=bounds.STEPS, help="Steps between checkpoints.")] = 10,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, of this layout or another.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume from the newest checkpoint, even of another layout.")] = False,
     max_restarts: Annotated[
-        int, typer.Option(callback=bounds.RESTARTS, help="Start the ranks again so often when one dies.")
+        int, typer.Option(callback=bounds.RESTARTS, help="Restart the ranks up to this many times if one dies.")
     ] = 0,
     trace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a profiled step of every rank here, for Perfetto.")
@@ -127,7 +140,7 @@ def execute(
     timeout: Annotated[
         float, typer.Option(callback=bounds.TIMEOUT, help="Seconds that a rank waits for another in a step.")
     ] = 600.0,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A log line per block of steps.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print a log line per block of steps.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the run file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the run file here.")] = None,
     trust_module: TrustOption = None,

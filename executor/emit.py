@@ -31,7 +31,7 @@ SKYPILOT_NAMES = {
     "v100-sxm-16gb": "V100", "v100-sxm-32gb": "V100-32GB", "l4": "L4", "l40s": "L40S", "a10g": "A10G", "a10": "A10",
 }  # fmt: skip
 LONGEST_NAME = 50
-MEETS_IN_A_FILE = "The ranks of one host meet in a file: nothing listens beyond loopback."
+MEETS_IN_A_FILE = "The ranks of one host meet through a file: nothing listens beyond loopback."
 LISTENS = "torchrun on node 0 listens there without a password: keep the nodes inside a network that you trust."
 TO_COMPLETE = """\
 # TO BE COMPLETED: install Trainwright here from where you have it (a path, a git URL with its commit), or write this
@@ -49,11 +49,11 @@ def emit(kind: str, file: PlanFile, candidate: Candidate, plan_path: str, option
     if kind not in KINDS:
         raise UnknownNameError("job file", kind, list(KINDS))
     if options.install is not None and kind not in ("skypilot", "kubeflow"):
-        raise InputError(f"--install: a job of {kind} runs what is installed on its nodes; install it there, once")
+        raise InputError(f"--install: a job of {kind} runs what is installed on its nodes: install it there once")
     if options.image is not None and kind in ("torchrun", "ray"):
-        raise InputError(f"--image: {kind} starts no container; start the script in one")
+        raise InputError(f"--image: {kind} starts no container: start the script in one")
     if options.sbatch and not kind.startswith("slurm"):
-        raise InputError(f"--sbatch says nothing of a job of {kind}: give it with --emit slurm")
+        raise InputError(f"--sbatch does not apply to --emit {kind}: give it with --emit slurm")
     ranks_per_node = options.gpus_per_node
     own = ranks_per_node or _usual(file)
     own = min(own, file.num_devices)
@@ -114,7 +114,7 @@ def _kubeflow(job: Job) -> str:
     """
     if not job.image:
         raise InputError(
-            "--emit kubeflow needs --image NAME: a container of yours that has this program, or torch and --install"
+            "--emit kubeflow needs --image NAME: a container image that has this program, or torch and --install"
         )
     # Timelines are long, and nothing that runs reads them.
     light = tuple(replace(own, prediction=replace(own.prediction, spans=())) for own in job.file.candidates)
@@ -154,7 +154,7 @@ def _skypilot(job: Job) -> str:
     if job.file.machine_device_kind == "cuda":
         if job.file.machine_name not in SKYPILOT_NAMES:
             known = ", ".join(sorted(SKYPILOT_NAMES))
-            raise InputError(f"SkyPilot's name of {job.file.machine_name} is not known here: known are {known}")
+            raise InputError(f"SkyPilot's name for {job.file.machine_name} is not known: known are {known}")
         body["resources"] = {"accelerators": f"{SKYPILOT_NAMES[job.file.machine_name]}:{job.ranks_per_node}"}
     if job.image:
         body.setdefault("resources", {})["image_id"] = f"docker:{job.image}"

@@ -40,7 +40,7 @@ def fake_rank(rank: int, num_ranks: int) -> Iterator[Rank]:
     Raises: EnvironmentFailure where this process is in a process group already, or this torch has no fake one.
     """
     if dist.is_initialized():
-        raise EnvironmentFailure("a rehearsal needs a process of its own: this one is a rank of a real job")
+        raise EnvironmentFailure("a rehearsal needs a separate process: this one is a rank of a real job")
     try:
         from torch.testing._internal.distributed.fake_pg import FakeStore
     except ImportError as error:

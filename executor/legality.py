@@ -33,7 +33,7 @@ def checked(path: Path, engines: Sequence[str] = ()) -> tuple[PlanFile, Candidat
     candidate, spec = file.candidates[best], file.workload
     if not spec.reads_text or spec.task:
         _check_by(engines, candidate.plan, file, _hardly_known(file))
-        return file, candidate, f"{spec.title} is not known by its sizes"
+        return file, candidate, f"the sizes of {spec.title} are not known"
     if spec.config.get("model_type") not in BUILT_FAMILIES:
         raise PlanError(f"the executor does not build models of the family {spec.config.get('model_type')}")
     sizes = sizes_of(spec.name, spec.config)
@@ -78,13 +78,13 @@ def choose(
     best = sorted(range(len(file.candidates)), key=lambda index: file.candidates[index].rank)
     runnable = [index for index in best if file.candidates[index].executable]
     if not runnable:
-        raise PlanError("no plan of this file can be run, all are planned only: plan again with fewer choices")
+        raise PlanError("no plan of this file can be run, all are simulate only: plan again with fewer choices")
     chosen = runnable[:top]
     worst = file.candidates[chosen[-1]].rank
     left_out = [file.candidates[index] for index in best if file.candidates[index].rank < worst and index not in chosen]
-    notes = [f"plan {candidate.plan.id} is planned only and left out" for candidate in left_out]
+    notes = [f"plan {candidate.plan.id} is simulate only and left out" for candidate in left_out]
     notes += [
-        f"plan {candidate.rank}, {candidate.plan.id}, is run too: the table of `plan` counts it as like "
+        f"plan {candidate.rank}, {candidate.plan.id}, is also run: the table of `plan` counts it as similar to "
         f"{candidate.folded_into}"
         for candidate in (file.candidates[index] for index in chosen)
         if candidate.folded_into
@@ -135,7 +135,7 @@ def check_text(file: PlanFile, name: str, vocab_size: int, longest: int, otherwi
     """
     if vocab_size < BYTE_VALUES:
         raise InputError(
-            f"{name} has a vocabulary of {vocab_size}: text is fed as bytes, which needs at least {BYTE_VALUES}"
+            f"{name} has a vocabulary of {vocab_size}: text is read as bytes, which needs at least {BYTE_VALUES}"
             f"{': ' if otherwise else ''}{otherwise}"
         )
     if longest and file.sequence_length > longest:

@@ -91,7 +91,7 @@ class MeasuredSteps:
             dist.all_gather_object(everyone, (own, peak))
         seconds = [max(step) for step in zip(*(each for each, _ in everyone), strict=False)]
         if not seconds:
-            raise InputError("no whole step was measured yet: a step lasts until the next one begins")
+            raise InputError("no complete step was measured yet: a step lasts until the next one begins")
         quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
         prediction = None if candidate is None else candidate.prediction
         return PredictedBesideMeasured(

@@ -139,7 +139,7 @@ def buy(
     * `days`: what the training may take.
     * `price`: dollars per device and hour, for all or by name: {"h100-sxm": 2.5}; by default the catalogue's range.
     * `spot_price`: the same of devices that may be taken back, of which the catalogue knows nothing.
-    * `spot_hours`: hours until a node of spot devices is taken back; by default 24.
+    * `spot_hours`: hours until a spot node is reclaimed; by default 24.
     * `mtbf`: hours of one device between failures; by default 50,700.
     * `checkpoint_seconds`: how long a checkpoint holds training up; by default 30.
     * `keep_checkpoints`: how many are stored at once; by default 2.

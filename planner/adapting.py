@@ -26,22 +26,22 @@ def refuse_adapters(request: Request) -> None:
     if sizes is None:
         families = ", ".join(name for name in BUILT_FAMILIES if name not in VISION_FAMILIES)
         raise InputError(
-            f"--peft: which linears of {request.model} are which is known where it is not run as its own class: of the "
-            f"families {families}, and with --simulate of all that are planned by their sizes; else leave it out"
+            f"--peft: the linears of {request.model} are known by name only if its class is built in: for the "
+            f"families {families}, or with --simulate for all that are planned by their sizes; else leave it out"
         )
     if request.codecs != ("none",):
-        raise InputError("--codecs: adapters have few gradients, which are sent as they are: leave it out with --peft")
+        raise InputError("--codecs: gradients of adapters are few and are sent uncompressed: leave it out with --peft")
     model = sizes.transformer
     if model.num_experts[0] and set(own.targets) & set(NETWORK_TARGETS):
         raise InputError("--peft: adapters of routed experts are not priced: name linears of attention, as in q,k,v,o")
     if not adapter_count(sizes):
         raise InputError(f"--peft: {sizes.name} has no linear called {', '.join(own.targets)}: name others, as in q,v")
     if own.base_bytes and request.is_measured:
-        raise InputError(f"{base}: a machine was not measured at widening it: leave it out, or plan for --device")
+        raise InputError(f"{base}: its conversion was not measured on this machine: leave it out, or give --device")
     if own.base_bytes and request.stack == THIS_PROGRAM and not request.simulate:
-        raise InputError(f"{base}: `execute` has frozen weights as wide as it computes: give --simulate, or a --stack")
+        raise InputError(f"{base}: `execute` keeps frozen weights in computing precision: give --simulate or --stack")
     if own.base_bytes and set(request.precisions) & {*LOW_PRECISIONS, *FULL_PRECISIONS}:
-        raise InputError(f"{base}: it is computed with in 16 bits: leave --precision out, or give bf16")
+        raise InputError(f"{base}: computation with it is in 16 bits: leave --precision out, or give bf16")
 
 
 def trained_note(sizes: ModelSizes) -> list[str]:
@@ -50,6 +50,6 @@ def trained_note(sizes: ModelSizes) -> list[str]:
     if not own.freezes:
         return []
     beside = f"{format_count(adapter_count(sizes))} parameters, adapters of rank {own.rank} beside "
-    base = "as wide as what is computed" if own.base == AS_IT_IS else f"stored in {own.base}"
+    base = "in the computing precision" if own.base == AS_IT_IS else f"stored in {own.base}"
     frozen = format_count(float(sizes.transformer.num_parameters[0]))
-    return [f"trained are {beside}{', '.join(own.targets)}; {frozen} are frozen, linears {base}"]
+    return [f"trained: {beside}{', '.join(own.targets)}; {frozen} frozen, linears {base}"]

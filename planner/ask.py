@@ -102,13 +102,13 @@ def mixed(request: Request, cluster: MixedCluster, on_progress: OnProgress = sil
 
     model, pools = request.sizes(), load_pools(cluster)
     if model is None:
-        raise InputError(f"model {request.model}: pools are planned for models of text, which are known by their sizes")
+        raise InputError(f"model {request.model}: two kinds of devices are planned for text models of known sizes only")
     if request.num_devices != cluster.num_devices:
         raise InputError(f"--gpus {request.num_devices}: the pools of {cluster.name} have {cluster.num_devices}")
     notes = planned_for(cluster.title, request.stack)
     sequence, batches = sizes_asked(request, model.name, model.longest_sequence, notes)
     if request.codecs != ("none",):
-        notes.append("gradients are sent as they are: codecs are not tried across two kinds of devices")
+        notes.append("gradients are sent uncompressed: codecs are not tried across two kinds of devices")
     precision = (request.precisions or ("bf16",))[0]
     together, *apart = pieces(on_progress, (1.0, *(1.0 for _ in pools)))
     found = mixed_answer(
@@ -150,7 +150,7 @@ def _refuse_for_pools(request: Request, questions: Questions) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise InputError(f"{name} is not answered for a cluster of two kinds of devices: ask about each pool alone")
+            raise InputError(f"{name} needs a cluster of one kind of device: ask about each pool by itself")
 
 
 def answer_to(
@@ -172,7 +172,7 @@ def answer_to(
         space, found = try_settings(settings, options, request.simulate, searching)
         notes += found
     elif len(settings) > 1:
-        raise InputError("--all writes the plans of one setting: give one precision, codec and global batch")
+        raise InputError("--all writes the plans of a single setting: give one precision, codec and global batch")
     else:
         space = in_order(write_all(settings[0], options, request.all_file, searching, on_note))
         notes.append(f"all {space.accepted + space.rejected[NO_ROOM]:,} legal plans written to {request.all_file}")

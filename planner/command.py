@@ -40,11 +40,11 @@ def plan(
     ] = None,
     gpus: Annotated[
         str | None,
-        typer.Option(help="Devices, CPU ranks without GPUs: 64, or to compare 64,256 or 64-1024 (doubling)."),
+        typer.Option(help="Devices (CPU ranks if there are no GPUs): 64; to compare: 64,256 or 64-1024 (doubling)."),
     ] = None,
     global_batch: Annotated[
         str | None,
-        typer.Option(help="Samples per optimizer step: 512, or to compare 256,512 or 256-1024 [8 per device]."),
+        typer.Option(help="Samples per optimizer step: 512; to compare: 256,512 or 256-1024 [8 per device]."),
     ] = None,
     sequence_length: Annotated[
         int | None,
@@ -52,47 +52,47 @@ def plan(
     ] = None,
     machine: Annotated[str | None, typer.Option(help="Machine profile to plan for [the one stored here].")] = None,
     learned: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `compare --learn` wrote of that machine.")
+        Path | None, typer.Option(metavar="FILE", help="Corrections for that machine, from `compare --learn`.")
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="Shipped device to plan for, or to compare h100-sxm,b200-sxm.",
+            help="Shipped device to plan for; to compare: h100-sxm,b200-sxm.",
             autocompletion=completion.complete_devices,
         ),
     ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Shipped cluster to plan for, or several; with --machine, its nodes.",
+            help="Cluster to plan for, or several; with --machine, its nodes and network.",
             autocompletion=completion.complete_cluster,
         ),
     ] = None,
     stack: Annotated[
-        str, typer.Option(help="Software that trains on a shipped device.", autocompletion=completion.complete_stack)
+        str, typer.Option(help="Training software, on shipped devices.", autocompletion=completion.complete_stack)
     ] = "trainwright",
     attention_kernel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Attention: unfused, flash2, flash3, cudnn [the stack's].")
+        str | None, typer.Option(metavar="NAME", help="Attention kernel: unfused, flash2, flash3, cudnn [the stack's].")
     ] = None,
     tp_overlap: Annotated[
-        bool | None, typer.Option("--tp-overlap/--no-tp-overlap", help="Tensor-parallel messages beside compute.")
+        bool | None, typer.Option("--tp-overlap/--no-tp-overlap", help="Overlap tensor-parallel messages with compute.")
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="One, or several to compare: bf16,fp8 [bf16 on GPUs].", autocompletion=listing.complete_precisions
+            help="Precision; several are compared: bf16,fp8 [bf16 on GPUs].", autocompletion=listing.complete_precisions
         ),
     ] = None,
     codecs: Annotated[
         str,
-        typer.Option(help=f"Lossy gradients to consider; auto: {CODECS}.", autocompletion=completion.complete_codecs),
+        typer.Option(help=f"Gradient codecs to consider; auto: {CODECS}.", autocompletion=completion.complete_codecs),
     ] = "none",
     peft: Annotated[
         str | None,
-        typer.Option(metavar="lora:RANK[:LINEARS]", help="Train adapters alone: lora:16, lora:16:q,v, lora:8:all."),
+        typer.Option(metavar="lora:RANK[:LINEARS]", help="Train adapters only: lora:16, lora:16:q,v, lora:8:all."),
     ] = None,
     quantised_base: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Frozen weights beside adapters in nf4, nf4-dq, int4 or int8.")
+        str | None, typer.Option(metavar="FORMAT", help="Format of the frozen weights: nf4, nf4-dq, int4 or int8.")
     ] = None,
     compress: Annotated[
         str | None,
@@ -103,13 +103,13 @@ def plan(
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="SHARES", help="What they may have, as size=0.5,latency=0.8,memory=1.")
+        str | None, typer.Option(metavar="SHARES", help="Limits of compressed models: size=0.5,latency=0.8,memory=1.")
     ] = None,
-    top: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Plans to show; like ones are written too.")] = 10,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Also what the executor cannot run.")] = False,
-    why_not: Annotated[str | None, typer.Option(help="Explain plans with these degrees: tp=8,pp=4.")] = None,
+    top: Annotated[int, typer.Option(callback=bounds.SHOWN, help="Plans to show; the file has similar ones too.")] = 10,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Include plans that the executor cannot run.")] = False,
+    why_not: Annotated[str | None, typer.Option(help="Explain how plans with these degrees fare: tp=8,pp=4.")] = None,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="What each unknown would cost, and what would change the winner.")
+        bool, typer.Option("--sensitivity", help="Show what each unknown costs, and which would change the winner.")
     ] = False,
     tokens: buying.TokensOption = None,
     samples: buying.SamplesOption = None,
@@ -127,12 +127,13 @@ def plan(
     kwh_price: buying.KwhPriceOption = None,
     grid_grams: buying.GridGramsOption = None,
     headroom: buying.HeadroomOption = None,
-    all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan: .csv or .parquet.")] = None,
+    all_file: Annotated[Path | None, typer.Option("--all", help="Write every plan (.csv or .parquet).")] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Simulate the table's plans by events; write the best's timeline (Perfetto).")
+        Path | None,
+        typer.Option(help="Simulate the table's plans by events; write the best one's timeline (Perfetto)."),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page that works offline.")
+        Path | None, typer.Option(metavar="FILE", help="Write all results as one HTML page that works offline.")
     ] = None,
     list_kind: Annotated[
         str | None,
@@ -145,15 +146,15 @@ def plan(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="A job of yours, in other software's words; or a plan file."),
+        typer.Option("--from", metavar="FILE", help="Read a plan file, or a job of other software."),
     ] = None,
     export: Annotated[
-        str | None, typer.Option(metavar="STACK", help="Write the plan down for other software, into the folder -o.")
+        str | None, typer.Option(metavar="STACK", help="Write the plan for other software, into the folder -o.")
     ] = None,
     rank: Annotated[
-        int, typer.Option(callback=bounds.SHOWN, help="Which plan, or row of a comparison, is written down.")
+        int, typer.Option(callback=bounds.SHOWN, help="Number of the plan, or of the comparison's row, to write.")
     ] = 1,
-    legend: Annotated[bool, typer.Option("--legend", help="Only say what the words of a plan mean.")] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Only explain the words in a plan's name.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the plan file on standard output.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan file here.")] = None,
     task: TaskOption = None,
@@ -252,15 +253,15 @@ def _check_together(params: Mapping[str, Any], given: Mapping[str, str], purchas
 
     buying.check_bill(given, purchases)
     if "rank" in given and not purchases and params["export"] is None:
-        raise InputError("--rank says nothing without --export: give both or neither")
+        raise InputError("--rank has no effect without --export: give both or neither")
     if params["source"] is None and (params["model"] is None or params["gpus"] is None):
         raise InputError("give --model and --gpus: what is trained, and on how many devices (plan --list models)")
     if params["peft"] is not None and params["compress"] is not None:
-        raise InputError("--compress: what adapters are beside is not compressed as well: leave one of the two out")
+        raise InputError("--compress cannot be combined with --peft: leave one of them out")
     if "," in params["stack"]:
-        raise InputError(f"--stack {params['stack']}: software is not compared side by side: ask for one at a time")
+        raise InputError(f"--stack {params['stack']}: stacks cannot be compared in one call: give one at a time")
     if params["codecs"] == AUTO and params["all_file"] is not None:
-        raise InputError("--all writes the plans of one setting: name one of --codecs")
+        raise InputError("--all writes the plans of a single setting: name one of --codecs")
 
 
 def _put_out(

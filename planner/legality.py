@@ -28,13 +28,13 @@ def refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
 
 def _names(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if plan.precision not in PRECISIONS:
-        yield f"precision={plan.precision}: the executor knows {', '.join(PRECISIONS)}"
+        yield f"precision={plan.precision}: the executor has {', '.join(PRECISIONS)}"
     if plan.zero_stage not in range(4):
-        yield f"zero_stage={plan.zero_stage}: there are stages 0 to 3"
+        yield f"zero_stage={plan.zero_stage}: must be 0 to 3"
     if plan.replica_microbatches:
-        yield f"replica_microbatches={plan.replica_microbatches}: planned only, leave it out"
+        yield f"replica_microbatches={plan.replica_microbatches}: can be planned but not run, leave it out"
     if plan.offload != "none":
-        yield f"offload={plan.offload}: planned only, use offload=none"
+        yield f"offload={plan.offload}: can be planned but not run, use offload=none"
 
 
 def _fp8(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _fp16(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
 def _data(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     replicas = plan.data_parallel * plan.context_parallel
     if codec(plan.codec).lossy and replicas == 1:
-        yield f"codec={plan.codec} with data_parallel=1: no gradients are sent that it could compress"
+        yield f"codec={plan.codec} with data_parallel=1: no gradients are sent, so there is nothing to compress"
     if codec(plan.codec).gathered and plan.tensor_parallel > 1:
         yield (
             f"codec={plan.codec} with tensor_parallel={plan.tensor_parallel}: its messages mix gradients that are "
@@ -100,7 +100,7 @@ def _tensor(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str
         if getattr(plan, name) and degree == 1:
             yield f"{name} with tensor_parallel=1: there is nothing to split, leave it out"
         if getattr(plan, name) and not model.is_transformer:
-            yield f"{name}: where {model.name} has its norms and vocabulary is not known, leave it out"
+            yield f"{name}: it is unknown where {model.name} has its norms and vocabulary, leave it out"
     if degree == 1:
         return
     known = model.splitting
@@ -110,7 +110,7 @@ def _tensor(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str
         yield f"tensor_parallel={degree}: {model.name} does not say how its linears are split, use data_parallel"
     if known.degrees and degree not in known.degrees:
         degrees = ", ".join(map(str, known.degrees))
-        yield f"tensor_parallel={degree}: {model.name} was traced as it is split over {degrees} ranks, use one of these"
+        yield f"tensor_parallel={degree}: {model.name} was traced for {degrees} ranks, use one of these"
     yield from _tensor_sizes(plan, model, sequence_length)
 
 
@@ -121,11 +121,11 @@ def _tensor_sizes(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterat
         return
     for what in ("num_heads", "num_kv_heads", "ffn_size"):
         if getattr(model, what) % degree:
-            yield f"tensor_parallel={degree}: {what}={getattr(model, what)} of {model.name} is no multiple"
+            yield f"tensor_parallel={degree}: {what}={getattr(model, what)} of {model.name} is not divisible by it"
     if plan.sequence_parallel and sequence_length % (degree * plan.context_parallel):
         yield f"sequence_parallel: {sequence_length} tokens cannot be cut into {degree * plan.context_parallel} pieces"
     if plan.vocab_parallel and model.vocab_size % degree:
-        yield f"vocab_parallel: a vocabulary of {model.vocab_size} is no multiple of tensor_parallel={degree}"
+        yield f"vocab_parallel: a vocabulary of {model.vocab_size} is not divisible by tensor_parallel={degree}"
     if plan.vocab_parallel and model.tied_embeddings:
         yield f"vocab_parallel: embedding and head of {model.name} share a weight, and are not split yet; leave it out"
 
@@ -135,15 +135,15 @@ def _context(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
     if degree == 1:
         return
     if not model.is_transformer:
-        yield f"context_parallel={degree}: where {model.name} has its attention is not known, use data_parallel"
+        yield f"context_parallel={degree}: it is unknown where {model.name} has its attention, use data_parallel"
     if sequence_length % degree:
         yield f"context_parallel={degree}: {sequence_length} tokens cannot be cut into as many pieces"
     for what in ("num_heads", "num_kv_heads"):
         own = getattr(model, what) // plan.tensor_parallel
         if own % degree:
             yield (
-                f"context_parallel={degree}: heads are exchanged for tokens, and {what}={getattr(model, what)} over "
-                f"tensor_parallel={plan.tensor_parallel} is no multiple"
+                f"context_parallel={degree}: heads are exchanged for tokens, but {what}={getattr(model, what)} / "
+                f"tensor_parallel={plan.tensor_parallel} is not a multiple of it"
             )
 
 
@@ -155,19 +155,19 @@ def _experts(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[st
     if model.num_experts and plan.rules.splits_backward:
         yield f"schedule={plan.schedule} with the experts of {model.name}: not tried, use {USUAL}"
     if model.num_experts and plan.compiled:
-        yield f"compiled with the experts of {model.name}: how many tokens each gets differs, leave it out"
+        yield f"compiled with the experts of {model.name}: the number of tokens that each gets varies, leave it out"
     if degree == 1:
         return
     if model.sharing.refusal:
         yield f"expert_parallel={degree}: {model.sharing.refusal}"
     if (known := model.sharing.degrees) and degree not in known:
-        yield f"expert_parallel={degree}: {model.name} was traced as {known} ranks share its experts, use one of these"
+        yield f"expert_parallel={degree}: {model.name} was traced for {known} ranks, use one of these"
     if model.num_experts is not None and (not model.num_experts or model.num_experts % degree):
-        yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, which is no multiple"
+        yield f"expert_parallel={degree}: {model.name} has {model.num_experts} experts, not a multiple of it"
     if plan.data_parallel % degree:
         yield (
-            f"expert_parallel={degree}: ranks that share experts lie on the data axis, and data_parallel="
-            f"{plan.data_parallel} is no multiple"
+            f"expert_parallel={degree}: ranks that share experts lie on the data axis, but data_parallel="
+            f"{plan.data_parallel} is not a multiple of it"
         )
     if plan.zero_stage or codec(plan.codec).lossy:
         yield (
@@ -186,7 +186,7 @@ def _pipeline(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[s
     if not model.can_pipeline and cuts.refusal:
         yield f"pipeline_parallel={stages}: {cuts.refusal}"
     elif not model.can_pipeline:
-        why = f"{model.shared_weights[0]} are one weight" if model.shared_weights else "tied weights, or a single layer"
+        why = f"{model.shared_weights[0]} are one weight" if model.shared_weights else "tied weights or a single layer"
         yield f"pipeline_parallel={stages}: {model.name} cannot be cut into stages ({why})"
     if cuts.positions and not set(plan.stage_bounds[1:]) <= set(cuts.positions):
         places = ", ".join(map(str, cuts.positions))
@@ -199,7 +199,7 @@ def _schedule(plan: Plan) -> Iterator[str]:
     """What a schedule asks for, and whether torch has it."""
     rules = plan.rules
     if not rules.torch_class:
-        yield f"schedule={plan.schedule}: planned only, no schedule of torch is like it, use {USUAL}"
+        yield f"schedule={plan.schedule}: can be planned but not run, as torch has no such schedule, use {USUAL}"
     if not rules.stages.allows(plan.virtual_stages):
         other = next(name for name in (USUAL, USUAL_OF_SEVERAL) if schedule(name).stages.allows(plan.virtual_stages))
         yield (
@@ -232,7 +232,7 @@ def _pipeline_and_data(plan: Plan) -> Iterator[str]:
 
 def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if plan.recompute == "selective" and not model.is_transformer:
-        yield f"recompute=selective: where {model.name} has its attention is not known, use recompute=full"
+        yield f"recompute=selective: it is unknown where {model.name} has its attention, use recompute=full"
     if plan.recompute == "full" and plan.rules.splits_backward:
         yield (
             f"recompute=full with schedule={plan.schedule}: torch recomputes a layer for every linear whose weight "
@@ -243,7 +243,7 @@ def _recompute(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[
     if plan.recompute == "none":
         yield f"recompute_layers={plan.recompute_layers} with recompute=none: leave them out"
     if len(plan.recompute_layers) != plan.num_stages:
-        yield f"recompute_layers={plan.recompute_layers}: must give one count per stage, {plan.num_stages}"
+        yield f"recompute_layers={plan.recompute_layers}: must give {plan.num_stages} counts, one per stage"
     for stage, count in enumerate(plan.recompute_layers):
         present = len(recomputable_layers(plan, stage, model.num_layers))
         if not 0 <= count <= present:
@@ -262,14 +262,14 @@ def _adapters(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[s
     if not own.freezes:
         return
     if own.base_bytes:
-        yield f"with a base in {own.base}: planned only, frozen weights are as wide as they compute; leave it out"
+        yield f"with a base in {own.base}: frozen weights keep the computing precision, leave it out"
     for axis, degree in (("tensor", plan.tensor_parallel), ("expert", plan.expert_parallel)):
         if degree > 1:
-            yield f"{axis}_parallel={degree} with adapters: planned only, use data_parallel"
+            yield f"{axis}_parallel={degree} with adapters: can be planned but not run, use data_parallel"
     if plan.rules.splits_backward:
-        yield f"schedule={plan.schedule} with adapters: frozen weights have no gradient to compute apart, use {USUAL}"
+        yield f"schedule={plan.schedule} with adapters: frozen weights have no weight gradient to delay, use {USUAL}"
     if plan.precision == "fp8":
-        yield "precision=fp8 with adapters: planned only, use bf16"
+        yield "precision=fp8 with adapters: can be planned but not run, use bf16"
     if codec(plan.codec).lossy:
         yield f"codec={plan.codec} with adapters: they have few gradients, use codec=none"
 
@@ -279,17 +279,17 @@ def _task(plan: Plan, model: ModelFacts, sequence_length: int) -> Iterator[str]:
     if not model.is_task:
         return
     if plan.precision == "fp8":
-        yield f"precision=fp8: {model.name} is trained as it is, use bf16"
+        yield f"precision=fp8: {model.name} is trained unchanged, use bf16"
     if plan.compiled:
-        yield f"compiled: {model.name} is trained as it is, leave it out"
+        yield f"compiled: {model.name} is trained unchanged, leave it out"
     if plan.pipeline_parallel > 1 and plan.tensor_parallel > 1:
-        yield f"tensor_parallel={plan.tensor_parallel} with stages of {model.name}: not tried, use one of the two"
+        yield f"tensor_parallel={plan.tensor_parallel} with a pipeline of {model.name}: not tried, use one of the two"
     if plan.expert_parallel > 1 and plan.tensor_parallel * plan.pipeline_parallel > 1:
-        yield f"expert_parallel={plan.expert_parallel} with parts or stages of {model.name}: not tried, use one of them"
+        yield f"expert_parallel={plan.expert_parallel} with tp or pp of {model.name}: not tried, use one of them"
     if plan.pipeline_parallel > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1 or plan.rules.splits_backward):
         yield (
-            f"zero_stage={plan.zero_stage}, virtual_stages={plan.virtual_stages} and schedule={plan.schedule}: stages "
-            f"of {model.name} are whole, one on each rank, and so are their backward passes: use zero_stage=0 or 1, "
+            f"zero_stage={plan.zero_stage}, virtual_stages={plan.virtual_stages} and schedule={plan.schedule}: "
+            f"{model.name} has one stage per rank and undivided backward passes: use zero_stage=0 or 1, "
             f"virtual_stages=1 and schedule={USUAL}"
         )
 

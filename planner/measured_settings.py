@@ -81,14 +81,14 @@ def _beyond_measured(machine: MachineProfile, num_devices: int, cluster: Cluster
         yield f"nodes and network of {cluster.title}: data sheet, not measured"
     if num_devices > machine.num_devices:
         what = "ranks" if machine.device_kind == "cpu" else "devices"
-        yield f"measured with {machine.num_devices} {what}: what larger groups take is carried over from those"
+        yield f"measured with {machine.num_devices} {what}: times of larger groups are extrapolated from those"
 
 
 def warnings(machine: MachineProfile, num_devices: int, ranks: int) -> list[str]:
     """What the reader must know before trusting a table of plans for `num_devices`, `ranks` of them on a host."""
     found = []
     if machine.device_kind == "cpu":
-        found.append(f"no GPU: {num_devices} devices are {num_devices} CPU ranks of one thread each")
+        found.append(f"no GPU: {num_devices} devices means {num_devices} CPU ranks of one thread each")
     if machine.load is not None and machine.load.is_busy:
         words = f"the machine was busy while it was profiled ({causes(machine.load)})"
         found.append(f"{words}, so predictions are off: run `profile machine` again when it is quiet")

@@ -141,13 +141,13 @@ def sizes_asked_of(request: Request, model: ModelProfile, notes: list[str], usua
     if not model.unit:
         if request.sequence_length not in (None, 1):
             asked = f"--sequence-length {request.sequence_length}"
-            raise InputError(f"{asked}: samples of {model.name} have one size, which counts as 1: leave it out")
+            raise InputError(f"{asked}: samples of {model.name} have a fixed size: leave it out")
         return 1, sizes_asked(replace(request, sequence_length=1), model.name, 0, notes)[1]
     size = request.sequence_length or model.usual_size
     if request.sequence_length is None:
         notes.append(f"size of samples assumed: {size} {model.unit}")
     if model.is_fixed and size != model.usual_size:
-        raise InputError(f"--sequence-length {size}: {model.name} was traced at {model.usual_size} {model.unit} alone")
+        raise InputError(f"--sequence-length {size}: {model.name} was traced at {model.usual_size} {model.unit} only")
     _, batches = sizes_asked(replace(request, sequence_length=size), model.name, model.max_sequence_length, notes)
     return size, batches
 

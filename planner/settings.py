@@ -27,13 +27,13 @@ def settings_of(request: Request) -> tuple[list[Setting], list[str]]:
     if request.machine is not None and request.device is not None:
         raise InputError("give either --machine FILE or --device NAME, not both")
     if request.is_measured:
-        _refuse_kernels(request, "a measured machine ran its own")
+        _refuse_kernels(request, "a measured machine has its own kernels")
     if not request.is_measured and request.learned is not None:
-        raise InputError("--learned FILE is of a measured machine: leave --device out, or give its --machine FILE")
+        raise InputError("--learned FILE belongs to a measured machine: leave --device out, or give its --machine FILE")
     refuse_adapters(request)
     cluster = request.find_cluster()
     if isinstance(cluster, MixedCluster):
-        raise InputError(f"--cluster {cluster.name} has two kinds of devices: the command `plan` plans for those")
+        raise InputError(f"--cluster {cluster.name} has two kinds of devices, which only the command `plan` plans for")
     if request.is_measured:
         from planner.measured_settings import measured_settings
 
@@ -68,7 +68,7 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
         raise InputError(f"--cluster {cluster.name} has {cluster.device}, not {request.device}: give one of the two")
     notes = planned_for(cluster.title if cluster else device.title, request.stack, adapts=request.adapters.freezes)
     if others := namesakes(request.device or device.name, device):
-        notes.append(f"--device {request.device} is taken as {device.name}; there is {', '.join(others)} too")
+        notes.append(f"--device {request.device} is read as {device.name}; also shipped: {', '.join(others)}")
     model = request.sizes()
     precisions = request.precisions or ("bf16" if "bf16" in device.peak_tflops else "fp16",)
     for precision in precisions:
@@ -77,7 +77,7 @@ def _shipped(request: Request, cluster: Cluster | None) -> tuple[list[Setting], 
             raise InputError(f"unknown precision '{precision}' on {device.title}: it has {known}")
     codecs = USUAL_CODECS if request.codecs is None else request.codecs
     if model is None:
-        _refuse_kernels(request, f"{request.model} was traced with its own")
+        _refuse_kernels(request, f"{request.model} was traced with its own kernels")
         settings = _traced(request, device, cluster, precisions, codecs, notes)
         _check_stack(request, settings)
         return settings, notes
@@ -110,7 +110,7 @@ def with_kernels(at: Setting, request: Request) -> Setting:
     if request.attention_kernel not in (None, *known):
         raise UnknownNameError("attention kernel", str(request.attention_kernel), known)
     if request.tensor_overlap and not at.stack.habits.can_overlap_tensor:
-        raise InputError(f"--tp-overlap: {at.stack.name} sends tensor-parallel messages by themselves: leave it out")
+        raise InputError(f"--tp-overlap: {at.stack.name} cannot overlap tensor-parallel messages: leave it out")
     overlaps = at.overlaps_tensor if request.tensor_overlap is None else request.tensor_overlap
     return replace(
         at,
@@ -122,7 +122,7 @@ def with_kernels(at: Setting, request: Request) -> Setting:
 
 def _kernels_of(at: Setting) -> str:
     """What is said of kernels and overlap."""
-    beside = ", tensor-parallel messages beside compute where sequences are split" if at.overlaps_tensor else ""
+    beside = ", tensor-parallel messages overlapped where sequences are split" if at.overlaps_tensor else ""
     return f"attention by {at.attention_kernel}{beside}"
 
 
@@ -153,12 +153,12 @@ def planned_for(where: str, stack: str, *, adapts: bool = False) -> list[str]:
     Raises: UnknownNameError for a stack that is not shipped.
     """
     runs = load_stack(stack).runs
-    words = [f"planned for {where} with {stack}: data sheet and published runs, not measured"]
+    words = [f"planned for {where} with {stack}, from its data sheet and published runs, not measured"]
     if stack == THIS_PROGRAM:
         return words
     if runs is None:
-        return [*words, f"these plans are for {stack}, and what it can run is not known here"]
-    mine = f"these plans are for {stack}, as {runs.version} can run them"
+        return [*words, f"these plans are for {stack}; which of them it can run is not known"]
+    mine = f"these plans are for {stack} {runs.version}"
     if adapts:
-        return [*words, f"{mine}: --export refuses models with adapters, so write its job by hand"]
-    return [*words, f"{mine}: --export writes them down for it"]
+        return [*words, f"{mine}; --export does not write models with adapters, so write the job by hand"]
+    return [*words, f"{mine}; --export writes one as a job for it"]

@@ -41,11 +41,11 @@ def model(
     ],
     sequence_length: Annotated[
         int | None,
-        typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown, 512 or what is usual."),
+        typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the table shown [512, or the task's usual]."),
     ] = None,
     dimension: Annotated[
         list[str] | None,
-        typer.Option(help="Of a .onnx file: the size of a named dimension, NAME=NUMBER; may be repeated."),
+        typer.Option(help="Size of a named dimension of a .onnx file, as NAME=NUMBER; may be repeated."),
     ] = None,
     task: TaskOption = None,
     weights: WeightsOption = None,
@@ -65,7 +65,7 @@ def model(
         ensure_writable(output)
     if is_onnx(model):
         if task or weights or trust_module:
-            raise InputError(f"{model}: --task, --weights and --trust-module say nothing of an ONNX file")
+            raise InputError(f"{model}: --task, --weights and --trust-module do not apply to an ONNX file")
         profile_onnx_file(model, sequence_length, dimension or (), json_output, output)
         return
     if dimension:
@@ -93,9 +93,9 @@ def machine(
         ),
     ] = None,
     sequence_length: Annotated[
-        int, typer.Option(callback=bounds.SEQUENCE, help="Sequence length of the model's shapes.")
+        int, typer.Option(callback=bounds.SEQUENCE, help="Sequence length to measure the model's shapes at.")
     ] = 128,
-    micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes of the model's shapes.")] = "1,2,4,8",
+    micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes to measure the model's shapes at.")] = "1,2,4,8",
     precision: Annotated[
         str,
         typer.Option(
@@ -104,7 +104,7 @@ def machine(
     ] = "fp32,bf16",
     task: TaskOption = None,
     oversubscription: Annotated[
-        bool, typer.Option(help="Measure twice as many ranks as cores too (15 s more).")
+        bool, typer.Option(help="Also measure with twice as many ranks as cores (15 s more).")
     ] = False,
     json_output: JsonOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the machine profile here too.")] = None,
@@ -199,7 +199,7 @@ def _models(
     from profiles.library import Asked, load_model
 
     if task and not names:
-        raise InputError("--task says nothing without --model")
+        raise InputError("--task has no effect without --model")
     asked = Asked(task=task, device_kind=device_kind)
     return [load_model(name, precisions, trusted, asked) for name in names]
 
@@ -285,7 +285,7 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
     print_table(table, out)
     if measured.load is not None and measured.load.is_busy:
         words = f"this machine was busy while it was measured ({causes(measured.load)})"
-        out.print(f"note: {words}: the profile is marked, take it again when the machine is quiet")
+        out.print(f"note: {words}: the profile is marked as such; measure again when the machine is quiet")
     out.print(f"written to {path}")
 
 

@@ -70,7 +70,7 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     with _told(path, "nothing was written"):
         is_written_through = _is_written_through(path)
     if is_written_through:
-        with _told(path, "not all of it was written"), _text_or_bytes(_opened(path), binary) as stream:
+        with _told(path, "the file is incomplete"), _text_or_bytes(_opened(path), binary) as stream:
             yield stream
         return
     with _told(path, "nothing was written"):

@@ -174,7 +174,7 @@ def _check_name(model: str) -> None:
     if not model:
         raise InputError(EMPTY)
     if is_onnx(model):
-        raise InputError(f"{shown(model)} is for inference: plan training from the config.json or module it is of")
+        raise InputError(f"{shown(model)} is for inference: plan training from its config.json or module")
 
 
 def load_spec(model: str) -> WorkloadSpec:

@@ -85,7 +85,7 @@ def show_history(history: History, console: Console) -> None:
     for mark in history.marks:
         console.print(f"{mark.started:%Y-%m-%d %H:%M}  {mark.words}")
     if history.undated:
-        console.print(f"without a time, left out: {', '.join(history.undated)}")
+        console.print(f"left out for lack of a date: {', '.join(history.undated)}")
 
 
 def _gibibytes(standing: Standing) -> str:

@@ -45,7 +45,7 @@ def _facts(changes: Changes) -> Finding:
     for change in changes.facts:
         groups.setdefault(change.group, []).append(change.name)
     words = "; ".join(f"{group} ({_listed(names)})" for group, names in groups.items())
-    known = f" Not written down by one of them: {_unrecorded(changes)}." if changes.unrecorded else ""
+    known = f" Not recorded by one of them: {_unrecorded(changes)}." if changes.unrecorded else ""
     if not words:
         return Finding(tone="plain", text=f"Versions, machine and job are the same.{known}")
     return Finding(tone="plain", text=f"Changed: {words}.{known}")
@@ -70,7 +70,7 @@ def _plans(changes: Changes) -> list[Finding]:
     said = []
     others = [outcome for outcome in changes.outcomes if not outcome.is_same_plan]
     if not changes.outcomes:
-        said.append(Finding(tone="fair", text="No plan ran the same job in both, so no times are held together."))
+        said.append(Finding(tone="fair", text="No plan ran the same job in both, so no times are compared."))
     for outcome in changes.outcomes:
         dropped, added = outcome.words
         if dropped or added:
@@ -121,13 +121,13 @@ def _predictions(changes: Changes, same: Sequence[Outcome]) -> list[Finding]:
         said.append(
             Finding(
                 tone="plain",
-                text=f"{subject} predicted otherwise: {by}. What moved most is {PART_TITLES[part]}{of}, "
+                text=f"{subject} predicted differently: {by}. What moved most is {PART_TITLES[part]}{of}, "
                 f"{before} {ARROW} {after}.",
             )
         )
     if heavier:
         middle = format_percent(median_of(heavier, _predicted_peak_change), signed=True)
-        text = f"{_share(heavier, same)} {_is(heavier)} predicted to take another peak of memory: {middle}."
+        text = f"{_share(heavier, same)} {_is(heavier)} predicted to have a different memory peak: {middle}."
         said.append(Finding(tone="plain", text=text))
     return [*said, Finding(tone="plain", text=_why_predicted_otherwise(changes))]
 
@@ -145,10 +145,10 @@ def _why_predicted_otherwise(changes: Changes) -> str:
         "another profile of the machine" if changed & {"profile", "fingerprint of the profile"} else "a new profile"
     )
     if changed & {"commit", "Trainwright"}:
-        return f"Behind it may be a law that changed between the versions, or {profile}."
+        return f"The cause may be a law that changed between the versions, or {profile}."
     if changed & {"method", "software planned for"}:
-        return "Behind it is another way of predicting, or software that was planned for."
-    return f"Both ran by the same version, so look at the machine first: {profile} would do this."
+        return "The cause is another way of predicting, or other software that was planned for."
+    return f"Both ran with the same version, so look at the machine first: {profile} would do this."
 
 
 def _steps(outcomes: Sequence[Outcome]) -> Finding:
@@ -186,9 +186,9 @@ def _memory(outcomes: Sequence[Outcome]) -> list[Finding]:
     most = max(known, key=lambda outcome: abs(outcome.memory_change_fraction or 0.0))
     change = most.memory_change_fraction or 0.0
     if abs(change) < TOLD_MEMORY_FRACTION:
-        return [Finding(tone="plain", text="Peaks of memory are the same within 1 %.")]
+        return [Finding(tone="plain", text="Memory peaks are the same within 1 %.")]
     before, after = (format_bytes(side.measured_peak_bytes or 0.0) for side in (most.before, most.after))
-    which = "The peak of" if len(known) == 1 else "Of all peaks of memory, the one that moved most is that of"
+    which = "The peak of" if len(known) == 1 else "Of all memory peaks, the one that moved most is that of"
     text = f"{which} {most.after.label}: {before} {ARROW} {after} ({format_percent(change, signed=True)})."
     return [Finding(tone="plain", text=text)]
 
@@ -217,5 +217,5 @@ def _losses(outcomes: Sequence[Outcome]) -> list[Finding]:
 def _unexplained(changes: Changes) -> list[Finding]:
     if not changes.is_nothing or not any(outcome.is_beyond_spread for outcome in changes.outcomes):
         return []
-    text = "Why steps take otherwise is not in the files: look at what else ran there, and at its clocks."
+    text = "The files do not say why step times differ: look at what else ran there, and at clock rates."
     return [Finding(tone="fair", text=text)]

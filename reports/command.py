@@ -43,12 +43,12 @@ def compare(
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the HTML report here.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable result on standard output.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(
             callback=bounds.TOLERANCE,
-            help="Exit with 4 where the median error of step times exceeds this fraction, as 0.15.",
+            help="Exit with 4 if the median error of step times exceeds this fraction, such as 0.15.",
         ),
     ] = None,
     machine: Annotated[
@@ -58,14 +58,14 @@ def compare(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Runs: learn by how much parts of a step are off here; written where it helps plans left out.",
+            help="Runs: learn how far each part of a step is off here; written if held-out plans improve.",
         ),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Table: the GPU of rows whose gpu_type is empty, as h100-sxm.",
+            help="Tables: GPU of rows whose gpu_type is empty, such as h100-sxm.",
             autocompletion=completion.complete_device,
         ),
     ] = None,
@@ -73,32 +73,33 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Table: the machine of rows whose hardware columns are empty.",
+            help="Tables: machine of rows whose hardware columns are empty.",
             autocompletion=completion.complete_cluster,
         ),
     ] = None,
     trt_times: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[RECIPE=]FILE", help="Compressions: what trtexec --exportTimes wrote elsewhere; may be repeated."
+            metavar="[RECIPE=]FILE",
+            help="Compressions: times that trtexec --exportTimes wrote elsewhere; may be repeated.",
         ),
     ] = None,
     changes: Annotated[
         bool | None,
         typer.Option(
             "--changes/--no-changes",
-            help="Runs: what changed from the first to the second that is given [where both have a model in common].",
+            help="Runs: show what changed from the first to the second [if they have a model in common].",
         ),
     ] = None,
     version: VersionOption = False,
 ) -> None:
     """Compare predictions with measurements; with -o as one HTML file that works offline.
 
-    Of two runs, or folders or pages of runs, it also says what changed from the first to the second, and what came of
-    it; of runs at several times, how errors went.
+    Of two runs, or two folders or pages of runs, it also says what changed from the first to the second, and with what
+    effect. Of runs made at several times it says how errors developed.
 
-    A table (.csv) has a header, and a run per line that was measured elsewhere. Each run is predicted from the columns
-    of its configuration alone, and compared where the table says what was measured.
+    A table (.csv) has a header, and one run per line that was measured elsewhere. Each run is predicted from the
+    columns of its configuration alone, and compared where the table says what was measured.
     """
     import json
 
@@ -151,7 +152,7 @@ def write_lesson(sources: Sequence[Source], path: Path, screen: Console) -> dict
     lesson = learn(sources)
     if lesson.corrections is not None:
         artifacts.write(path, "corrections", lesson.corrections)
-    kept = f"; {path} has what was learned before" if path.exists() else ""
+    kept = f"; {path} keeps what was learned before" if path.exists() else ""
     screen.print(f"{lesson.sentence}{f': {path}' if lesson.corrections else kept}")
     return asdict(lesson)
 
@@ -220,7 +221,7 @@ def compare_tables(
     summary = summarise(runs)
     error = summary.total.median_error_fraction
     if tolerance_fraction is not None:
-        refuse(error is None, "--tolerance cannot be checked: no row has a prediction and a step time fit to compare")
+        refuse(error is None, "--tolerance cannot be checked: no row has both a prediction and a usable step time")
     screen = console.console(json_output)
     if output is not None:
         from profiles.files import write_text

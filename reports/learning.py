@@ -101,7 +101,7 @@ def learn(sources: Sequence[Source]) -> Lesson:
     if not why and len(set(steps.file.tolist())) > 1:
         others = left_out_errors(steps, steps.file, chosen, before)
         if not is_fall(plain, others):
-            why = f"what one file teaches does not hold in others, {_from_to(plain, others)} with a file left out"
+            why = f"what one file teaches does not hold for others, {_from_to(plain, others)} with a file left out"
     if why:
         return Lesson(corrections=None, why_not=why)
     found = fit(steps, chosen, before)
@@ -248,5 +248,5 @@ def _machine(sources: Sequence[Source]) -> tuple[str, str]:
             )
     digests = Counter(source.file.machine_fingerprint for source in sources)
     if len(digests) > 1:
-        raise InputError(f"--learn takes runs of one machine, these are of {len(digests)}: {', '.join(digests)}")
+        raise InputError(f"--learn takes runs of one machine, but these are of {len(digests)}: {', '.join(digests)}")
     return sources[0].file.machine_name, sources[0].file.machine_fingerprint

@@ -43,7 +43,7 @@ def kind_of(paths: Sequence[Path]) -> str:
     kinds = [_kind_of(path) for path in paths]
     for kind in ("table", "rehearsal", "compression"):
         if kind in kinds:
-            refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they say different things")
+            refuse(len(set(kinds)) > 1, f"{kind}s and runs cannot be compared in one call: they hold different things")
             return kind
     return "run"
 
@@ -125,7 +125,7 @@ def sides_of(
     from reports.history import in_order
 
     if len(given) != 2 or is_asked is False:
-        refuse(bool(is_asked), "--changes is told of two: compare BEFORE AFTER --changes")
+        refuse(bool(is_asked), "--changes needs two inputs: compare BEFORE AFTER --changes")
         return None
     are_distinct = given[0].name != given[1].name
     before, after = (

@@ -108,5 +108,5 @@ def _warnings(sources: Sequence[Source], machine: MachineProfile | None) -> list
                 f"({file.environment.fingerprint})."
             )
         if machine and machine.fingerprint and machine.fingerprint.digest != file.environment.fingerprint:
-            warnings.append(f"{source.name} did not run on the machine {machine.name} whose memory limit is drawn.")
+            warnings.append(f"{source.name} did not run on machine {machine.name}, whose memory limit is drawn.")
     return warnings

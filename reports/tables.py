@@ -46,7 +46,7 @@ def parts_table(rows: Sequence[Row]) -> Table:
     present = [part for part in PART_NAMES if any(any(row.part_seconds(part)) for row in rows)]
     return Table(
         caption="Predicted / measured seconds by part; in brackets predicted minus measured. Recomputation that "
-        "was not observed by itself is compared within compute.",
+        "was not observed separately is compared within compute.",
         header=("plan", *(PART_STYLES[part].name for part in present)),
         rows=tuple(
             (label, *(_part_cell(row, part) for part in present))
@@ -111,7 +111,7 @@ def _busy(spans: Sequence[Span], stage: int, kind: str) -> str:
 def calibration_table(calibration: Calibration) -> Table:
     """The correction of each part."""
     return Table(
-        caption=f"Corrections learnt on {calibration.machine_name}",
+        caption=f"Corrections learned on {calibration.machine_name}",
         header=("part", "multiply by", "runs", "spread of the runs", "bounded"),
         rows=tuple(
             (
@@ -131,12 +131,12 @@ def calibration_sentence(calibration: Calibration) -> str:
     name, after_step = calibration.machine_name, calibration.error_fraction_after_step_factor
     after_parts = calibration.error_fraction_after_part_factors
     if after_step is None or after_parts is None:
-        return f"One run on {name}: too few to tell whether a correction would help others."
+        return f"One run on {name} is too few to tell whether a correction would help others."
     before = format_percent(calibration.error_fraction_before)
-    helps = "would help" if calibration.is_helpful else "would not help; the errors have no common cause"
+    helps = "would help" if calibration.is_helpful else "would not help: the errors have no common cause"
     return (
-        f"On {name}, {calibration.num_runs} runs had a median error of {before}. Each run corrected by what the others "
-        f"teach would have {format_percent(after_step)} with one factor for the whole step "
+        f"On {name}, {calibration.num_runs} runs had a median error of {before}. With each run corrected by what the "
+        f"others teach it would be {format_percent(after_step)} with one factor for the whole step "
         f"({calibration.step_factor:.3f} over all runs) and {format_percent(after_parts)} with a factor for each part. "
         f"A correction {helps}."
     )

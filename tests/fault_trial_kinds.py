@@ -248,7 +248,7 @@ def damaged(setting: Setting) -> Outcome:
         _spoil(setting, folder)
     if both:
         sentence = ended({**payload, "checkpoints": {**payload["checkpoints"], "resume": True}})
-        is_true = sentence.startswith(f"no checkpoint in {payload['checkpoints']['folder']} is whole")
+        is_true = sentence.startswith(f"no checkpoint in {payload['checkpoints']['folder']} is complete")
         return Outcome(said=is_true, sentence=sentence)
     notices: list[str] = []
     asked = {**payload, "checkpoints": {**payload["checkpoints"], "resume": True}}
@@ -291,7 +291,7 @@ def two_runs(setting: Setting) -> Outcome:
         process.kill()
     assert process.returncode == 0, errors
     result = json.loads(first.with_suffix(".result").read_text())
-    owner = re.search(r"belongs to another run that goes on \(process (\d+) on \S+, since \S+\)", sentence)
+    owner = re.search(r"belongs to another run that is still going \(process (\d+) on \S+, since \S+\)", sentence)
     return setting.judged(DATA, result, sentence, owner is not None and int(owner[1]) == rank_of(payload, 0))
 
 

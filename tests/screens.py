@@ -44,7 +44,7 @@ RECIPES = ("none", "distil-layers-50-hidden", "prune-heads-50", "int8-dynamic")
 def long_prediction() -> Prediction:
     return replace(
         make_prediction(), step_seconds=104.0, low_seconds=84.0, high_seconds=124.0, peak_bytes=76.1 * 2**30,
-        tokens_per_second=47_500.0, mfu=0.361, assumptions=("kernels as published runs taught",),
+        tokens_per_second=47_500.0, mfu=0.361, assumptions=("kernels learned from published runs",),
     )  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def test_plans_say_what_is_trained_and_need_less_than_whole_ones():
         ("llama-3.1-8b", {"peft": "lora:8", "codecs": "auto"}, "--codecs"),
         ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precision": "fp8"}, "16 bits"),
         ("gpt2-small", {"peft": "lora", "quantised_base": "nf4", "simulate": True, "precision": ["tf32"]}, "16 bits"),
-        ("a.b:c", {"peft": "lora:8"}, "which linears of a.b:c"),
+        ("a.b:c", {"peft": "lora:8"}, "linears of a.b:c"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_a_sentence(model, fields, words):

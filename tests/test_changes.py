@@ -51,7 +51,7 @@ def test_nothing_changed_is_said_as_such(before):
     assert findings(changes)[0].text.startswith("Nothing changed but the time of the run")
     assert "predicted as before" not in told(changes)
     slower = replace(before, runs=(simple_run(1.0, [2.0, 2.1, 2.2], plan=DATA),))
-    assert "Why steps take otherwise is not in the files" in told(between(before, slower))
+    assert "The files do not say why step times differ" in told(between(before, slower))
     assert "The same plan is predicted as before" in told(between(before, replace(before, seed=1)))
 
 
@@ -144,9 +144,9 @@ def test_another_prediction_of_the_same_plan_names_the_part_that_moved(before):
     assert outcome.is_memory_predicted_alike
     assert not changes.is_nothing
     text = told(changes)
-    assert "predicted otherwise: +8.3 %" in text
+    assert "predicted differently: +8.3 %" in text
     assert "exposed gradient exchange, 200 ms -> 300 ms" in text
-    assert "Both ran by the same version, so look at the machine first" in text
+    assert "Both ran with the same version, so look at the machine first" in text
     learned = between(replace(before, runs=(old,)), replace(before, runs=(new,), learned={"data_comm": 1.5}))
     assert facts(learned) == {("prediction", "learned multiple of data_comm"): (("none",), ("1.500",))}
     assert "What was learned from earlier runs changed" in told(learned)

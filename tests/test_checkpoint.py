@@ -140,7 +140,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
     assert process.returncode == 0, errors
     first, before, losses = losses_of(broken)
     # Told when it happens and with the result, and kept.
-    notice = f"a rank died and all were started again (restart 1), going on from {saved / f'step-{first:08d}'}"
+    notice = f"a rank died and all were restarted (restart 1), going on from {saved / f'step-{first:08d}'}"
     assert " ".join(said.split()).count(f"note: {notice}") == 2
     assert artifacts.read(broken, "run", RunFile).notes[-1] == notice
     assert first > 0

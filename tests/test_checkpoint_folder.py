@@ -117,7 +117,7 @@ def test_a_loop_goes_on_from_the_one_before(saved: Path) -> None:
 def test_where_none_is_whole_it_is_said(saved: Path) -> None:
     for folder in saved.glob("step-*"):
         (folder / "progress.json").unlink()
-    with pytest.raises(ArtifactError, match=r"no checkpoint in \S+ is whole \(step-00000002: .*; step-00000001: "):
+    with pytest.raises(ArtifactError, match=r"no checkpoint in \S+ is complete \(step-00000002: .*; step-00000001: "):
         trained().load(saved)
 
 
@@ -134,7 +134,7 @@ def check_that_it_is_full(folder: Path, words: str) -> None:
     with pytest.raises(EnvironmentFailure, match=words) as caught:
         job.save(folder)
     assert caught.value.exit_code == 5
-    assert "step-00000002 is whole" in str(caught.value)
+    assert "step-00000002 is complete" in str(caught.value)
     assert latest(folder) == folder / "step-00000002"
     assert not damage(folder / "step-00000002")
     assert not [*folder.glob(".step*")]
@@ -192,7 +192,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_folder_has_one_owner_until_that_is_gone(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     part = tmp_path / ".step-00000001.part"
     part.mkdir()
-    words = rf"{tmp_path} belongs to another run that goes on \(process {other.pid} on \S+, since \S+\): wait for"
+    words = rf"{tmp_path} belongs to another run that is still going \(process {other.pid} on \S+, since \S+\): wait"
     for take in (owner.own, owner.check_free):
         with pytest.raises(EnvironmentFailure, match=words):
             take(tmp_path)

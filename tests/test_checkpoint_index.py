@@ -69,7 +69,7 @@ def test_a_pickle_in_the_place_of_dcps_index_is_not_read(saved: Path, tmp_path: 
     load_whole(saved, model())
     assert not (tmp_path / "ran").exists()
     (saved / INDEX).unlink()
-    with pytest.raises(ArtifactError, match="it does not exist; the folder is no checkpoint of"):
+    with pytest.raises(ArtifactError, match="it does not exist; the folder is not a checkpoint of"):
         load_whole(saved, model())
     assert not (tmp_path / "ran").exists()
     # Whoever does unpickle it runs it.
@@ -105,7 +105,7 @@ def test_a_pickle_in_the_place_of_a_tensor_is_not_run(saved: Path, tmp_path: Pat
         (lambda t: t["model.0.weight"].update(dtype="torch.quint8"), "a dtype torch.quint8 is never saved"),
         (lambda t: t["model.0.weight"].update(colour="blue"), "colour"),
         (lambda t: t["model.0.weight"].update(shape=[4, "3"]), "shape"),
-        (lambda t: t.pop("model.1.bias"), "has no model.1.bias: it was saved of another model"),
+        (lambda t: t.pop("model.1.bias"), "has no model.1.bias: it was saved from another model"),
         (lambda t: t["model.1.bias"].update(shape=[1], pieces=t["model.1.bias"]["pieces"][:0]), "pieces are missing"),
     ],
 )
@@ -148,6 +148,6 @@ def test_a_foreign_folder_is_refused_before_a_rank_starts(tmp_path: Path) -> Non
     own = progress_of(plan, load_workload(LLAMA), 0, 5)
     (step / "progress.json").write_text(json.dumps({name: getattr(own, name) for name in own.__slots__}))
     (step / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-    with pytest.raises(ArtifactError, match="is no checkpoint of this program"):
+    with pytest.raises(ArtifactError, match="is not a checkpoint of this program"):
         prepare(path, RunOptions(checkpoints=Checkpoints(folder=str(folder), every=10, resume=True)))
     assert not (tmp_path / "ran").exists()

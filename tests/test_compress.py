@@ -148,7 +148,7 @@ def test_latencies_under_torch_compile() -> None:
 def test_the_commands_run_and_show_it(tmp_path: Path) -> None:
     plan, output, page = tmp_path / "plan.json", tmp_path / "c.json", tmp_path / "c.html"
     file = plan_file(("none", "prune-ffn-50", "int8-dynamic"))
-    refused = replace(choice("prune-heads-50"), refusal="of 1 groups of heads none can be removed")
+    refused = replace(choice("prune-heads-50"), refusal="none of the 1 groups of heads can be removed")
     write_text(plan, dump("plan", replace(file, compression=(*file.compression, refused))))
     done = RUNNER.invoke(app, [str(plan), "--compress", "--steps", "3", "--more-steps", "2", "-o", str(output)])
     assert done.exit_code == 0, (done.output, done.exception)

@@ -94,7 +94,7 @@ def test_a_job_with_checkpoints_is_queued_again_and_goes_on(plan_file: Path) -> 
     found = directives(text)
     assert (found["account"], found["time"], found["requeue"], found["open-mode"]) == ("ours", "04:00:00", "", "append")
     assert re.fullmatch(r"TERM@\d+", found["signal"])
-    assert "Left to the cluster's usual: partition" in text
+    assert "Left to the cluster's defaults: partition" in text
     assert "--checkpoint saved" in text
     assert "--resume" in text
     without = emitted(plan_file, "slurm")
@@ -349,20 +349,20 @@ def test_what_is_emitted_runs(tmp_path: Path) -> None:
     [
         (["pbs"], UnknownNameError, "slurm"),
         (["slurm", "--gpus-per-node", "5"], InputError, "give a divisor"),
-        (["slurm", "--max-restarts", "1"], InputError, "without --checkpoint it would begin anew"),
+        (["slurm", "--max-restarts", "1"], InputError, "without --checkpoint it would start from step 0"),
         (["kubeflow"], InputError, "needs --image"),
         (["torchrun", "--image", "ours:1"], InputError, "torchrun starts no container"),
         (["slurm", "--image", "ours:1 --evil"], InputError, "without spaces"),
         (["kubeflow", "--image", "ours:1", "--sbatch", "time=1"], InputError, "give it with --emit slurm"),
-        (["slurm-all", "--checkpoint", "saved"], InputError, "goes on from no checkpoint"),
-        (["slurm-profile", "--steps", "3"], InputError, "--steps says nothing of a job that measures a machine"),
-        (["slurm", "--sbatch", "time"], InputError, "give NAME=VALUE as sbatch has it"),
+        (["slurm-all", "--checkpoint", "saved"], InputError, "cannot resume from a checkpoint"),
+        (["slurm-profile", "--steps", "3"], InputError, "--steps does not apply to a job that measures a machine"),
+        (["slurm", "--sbatch", "time"], InputError, "give NAME=VALUE with an option of sbatch"),
         (["slurm", "--sbatch", "comment=a\n#SBATCH --wrap=evil"], InputError, "give NAME=VALUE"),
         (["slurm", "--sbatch", "nodes=3"], InputError, "the plan and --gpus-per-node decide that"),
         (["slurm", "--sbatch", "time=1", "--sbatch", "time=2"], InputError, "given as 1 and as 2: give one"),
         (["torchrun", "--install", "./here"], InputError, "runs what is installed on its nodes"),
-        (["skypilot", "--install", "trainwright"], InputError, "anybody may have that name on an index"),
-        (["skypilot", "--install", "git+https://host/ours@main"], InputError, "add its commit"),
+        (["skypilot", "--install", "trainwright"], InputError, "anybody may own that name on an index"),
+        (["skypilot", "--install", "git+https://host/ours@main"], InputError, "add a commit"),
         (["skypilot", "--install", "--index-url=https://host"], InputError, "give a path"),
     ],
 )
@@ -376,7 +376,7 @@ def test_what_cannot_be_is_refused(plan_file: Path, arguments: list[str], error:
 def test_what_is_said_of_a_job_file_needs_one(plan_file: Path, option: tuple[str, str]) -> None:
     done = RUNNER.invoke(app, [str(plan_file), *option])
     assert isinstance(done.exception, InputError)
-    assert f"{option[0]} says nothing without --emit" in str(done.exception)
+    assert f"{option[0]} has no effect without --emit" in str(done.exception)
 
 
 def test_a_plan_that_cannot_run_is_not_emitted(tmp_path: Path) -> None:

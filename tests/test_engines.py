@@ -52,13 +52,13 @@ FACTS = facts_of_workload(load_workload(LLAMA))
         ),
         ("deepspeed", replace(DATA, data_parallel=1, context_parallel=2), "context_parallel=2"),
         ("deepspeed", replace(DATA, data_parallel=4, zero_stage=3, shard_degree=2), "use shard_degree=0"),
-        ("deepspeed", replace(DATA, codec="bf16"), "codec=bf16: DeepSpeed sends gradients as they are, use none"),
+        ("deepspeed", replace(DATA, codec="bf16"), "codec=bf16: DeepSpeed sends gradients uncompressed, use none"),
         ("deepspeed", replace(DATA, precision="fp8"), "use bf16"),
         ("deepspeed", replace(DATA, compiled=True), "compiled: not tried with DeepSpeed"),
         ("deepspeed", replace(DATA, offload="optimizer"), "use zero_stage=1"),
         ("deepspeed", replace(DATA, offload="activations"), "use offload=optimizer or none"),
         ("deepspeed", replace(PIPELINE, data_parallel=2, zero_stage=2), "use zero_stage=1"),
-        ("deepspeed", replace(PIPELINE, schedule="gpipe"), "DeepSpeed's pipeline has 1f1b alone"),
+        ("deepspeed", replace(PIPELINE, schedule="gpipe"), "DeepSpeed's pipeline only has 1f1b"),
         (
             "deepspeed",
             replace(PIPELINE, data_parallel=2, axis_order=("pipeline", "data", "tensor", "context")),
@@ -67,9 +67,9 @@ FACTS = facts_of_workload(load_workload(LLAMA))
         ("deepspeed", replace(DATA, replica_microbatches=(1, 2), num_microbatches=2), "leave it out"),
         ("deepspeed", replace(DATA, precision="fp16"), "losses are not scaled for DeepSpeed, use bf16"),
         ("horovod", replace(DATA, precision="fp16"), "losses are not scaled for Horovod, use bf16"),
-        ("horovod", PIPELINE, "Horovod is data parallel alone"),
+        ("horovod", PIPELINE, "Horovod is data parallel only"),
         ("horovod", replace(DATA, zero_stage=1), "use zero_stage=0"),
-        ("horovod", replace(DATA, codec="powersgd-2"), "Horovod compresses to fp16 alone"),
+        ("horovod", replace(DATA, codec="powersgd-2"), "Horovod only compresses to fp16"),
         ("horovod", replace(DATA, offload="optimizer"), "Horovod offloads nothing"),
     ],
 )
@@ -135,7 +135,7 @@ def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
     path = write_plan_file(tmp_path / "plan.json", DATA)
     done = RUNNER.invoke(app, [str(path), "--engine", "deepspeed", "--checkpoint", str(tmp_path)])
     assert isinstance(done.exception, InputError)
-    assert "--checkpoint says nothing with --engine" in str(done.exception)
+    assert "--checkpoint cannot be combined with --engine" in str(done.exception)
 
 
 def test_a_job_file_names_the_engine(tmp_path: Path) -> None:

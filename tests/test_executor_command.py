@@ -99,7 +99,7 @@ def test_a_file_that_is_no_plan_is_refused_before_torch_is_loaded(tmp_path: Path
             stages("interleaved-1f1b", 2, recompute="full", recompute_layers=(1, 1, 2, 0)),
             r"plan recompute_layers=\(1, 1, 2, 0\): stage 2 has 1 layers that can be recomputed",
         ),
-        (Plan(data_parallel=2, precision="fp4"), "plan precision=fp4: the executor knows fp32, tf32, bf16, fp16, fp8"),
+        (Plan(data_parallel=2, precision="fp4"), "plan precision=fp4: the executor has fp32, tf32, bf16, fp16, fp8"),
         (Plan(tensor_parallel=2, precision="fp8"), "plan precision=fp8 with tensor_parallel=2"),
         (stages("zbv", 2, precision="fp8"), "plan precision=fp8 with schedule=zbv"),
         (Plan(tensor_parallel=2, codec="bf16"), "plan codec=bf16 with data_parallel=1"),
@@ -171,7 +171,7 @@ def test_plans_that_the_table_hides_are_told_when_they_are_run(tmp_path: Path) -
     assert choose(file, 2, with_baseline=False)[1] == choose(hidden, 1, with_baseline=False)[1] == []
     (note,) = choose(hidden, 2, with_baseline=False)[1]
     assert second.plan.id in note
-    assert note.endswith(f"counts it as like {first.rank}")
+    assert note.endswith(f"counts it as similar to {first.rank}")
 
 
 def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_planned_only_plans_are_left_out_with_a_note(tmp_path: Path) -> None:
     )
     job = checked(path, top=1)
     assert job.order.chosen == (1,)  # type: ignore[attr-defined]
-    assert any("planned only" in note for note in job.notes)  # type: ignore[attr-defined]
+    assert any("simulate only" in note for note in job.notes)  # type: ignore[attr-defined]
 
 
 def check_kept(folder: Path, run: Path) -> None:

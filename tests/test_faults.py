@@ -109,7 +109,7 @@ def test_a_rank_without_memory_says_how_much_it_had_and_leaves_a_list(tmp_path: 
     message = str(caught.value)
     assert re.search(r"rank 1 of 2 ran out of memory in step 1 of plan .* with [\d.]+ MiB resident", message)
     assert "against the 954 MiB predicted" in message
-    snapshot = Path(re.search(r"what it held is in (\S+\.json)", message)[1])  # type: ignore[index]
+    snapshot = Path(re.search(r"its allocations are in (\S+\.json)", message)[1])  # type: ignore[index]
     rows = json.loads(snapshot.read_text())
     snapshot.unlink()
     assert rows == sorted(rows, key=lambda row: -row["bytes"])
@@ -214,7 +214,7 @@ def test_memory_that_ran_out_is_told_where_nothing_can_be_written(monkeypatch: p
 
     monkeypatch.setattr(faults, "write_text", fails)
     rank = Rank(rank=0, local_rank=0, num_ranks=2, device=torch.device("cpu"))
-    words = r"rank 0 of 2 ran out of memory in step 1 .*; what it held could not be written \(OSError\); smaller"
+    words = r"rank 0 of 2 ran out of memory in step 1 .*; its allocations could not be written \(OSError\); smaller"
     with pytest.raises(RankFailure, match=words), explained(DATA, rank, 1, 6.0, 0.0):
         raise torch.OutOfMemoryError("out of memory")
 

@@ -202,7 +202,7 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "a").exists()
     (tmp_path / "other.sh").write_text("make all\n", encoding="utf-8")
-    assert "no file of other software" in said("--from", tmp_path / "other.sh", "--device", "h100-sxm", code=2)
+    assert "not a known file of other software" in said("--from", tmp_path / "other.sh", "--device", "h100-sxm", code=2)
     file = artifacts.read(plan, "plan", PlanFile)
     split = next(each for each in file.candidates if each.plan.tensor_parallel > 1)
     with pytest.raises(PlanError, match="deepspeed has no tensor parallel"):

@@ -33,10 +33,10 @@ def test_a_plan_that_is_written_down_is_not_shown_again(tmp_path: Path) -> None:
 
 def test_adapters_are_not_promised_to_be_written_down() -> None:
     question = ("--model", "llama-3.1-8b", "--gpus", 8, "--device", "h100-sxm", "--stack", "accelerate")
-    assert "--export writes them down" in said(*question)
+    assert "--export writes one as a job" in said(*question)
     text = said(*question, "--peft", "lora:16")
-    assert "--export writes them down" not in text
-    assert "--export refuses models with adapters" in text
+    assert "--export writes one as a job" not in text
+    assert "--export does not write models with adapters" in text
 
 
 def test_a_user_of_deepspeed_reads_sentences_and_whole_blocks(tmp_path: Path) -> None:
@@ -50,6 +50,6 @@ def test_a_user_of_deepspeed_reads_sentences_and_whole_blocks(tmp_path: Path) ->
     (tmp_path / "ds.json").write_text(json.dumps(config), encoding="utf-8")
     question = ("--model", "llama-3.1-8b", "--gpus", 8, "--device", "h100-sxm", "--sequence-length", 4096)
     text = said("--from", tmp_path / "ds.json", *question)
-    assert "assumed: gradients are sent after the backward pass, where the file sends them beside it" in text
-    assert '- "offload_optimizer": {"device": "cpu"}, and all else in it' in text
+    assert "assumed: gradients are sent after the backward pass, though the file overlaps them" in text
+    assert '- "offload_optimizer": {"device": "cpu"}, and everything in it' in text
     assert '- "stage": 3 + "stage": 2' in text

@@ -58,8 +58,8 @@ def test_runtimes_that_are_missing_are_named_and_refused_where_asked_for(monkeyp
     monkeypatch.setattr("executor.compress.runtimes.has_trtexec", lambda: False)
     names, notes = chosen_runtimes(None)
     assert names == ("onnxruntime",)
-    assert [note.partition(" is not here")[0] for note in notes] == ["OpenVINO", "TensorRT"]
-    with pytest.raises(EnvironmentFailure, match="OpenVINO is not here: pip install"):
+    assert [note.partition(" is not installed")[0] for note in notes] == ["OpenVINO", "TensorRT"]
+    with pytest.raises(EnvironmentFailure, match="OpenVINO is not installed: pip install"):
         chosen_runtimes("onnxruntime,openvino")
     with pytest.raises(UnknownNameError, match="did you mean 'openvino'"):
         chosen_runtimes("openvin")

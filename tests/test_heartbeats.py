@@ -150,8 +150,8 @@ def ended_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None
 def test_who_killed_a_rank_is_said_as_far_as_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = "rank 1 of 2 was killed by SIGKILL, last seen in step 4, "
     assert ended_by(tmp_path, monkeypatch, 2, 3).startswith(f"{began}by the kernel, as memory ran out of the 2 GiB")
-    assert ended_by(tmp_path, monkeypatch, 2, 2) == f"{began}from outside: no memory ran out"
-    assert ended_by(tmp_path, monkeypatch, None, None) == f"{began}from outside, or by the kernel where memory ran out"
+    assert ended_by(tmp_path, monkeypatch, 2, 2) == f"{began}from outside: memory had not run out"
+    assert ended_by(tmp_path, monkeypatch, None, None) == f"{began}from outside, or by the kernel for lack of memory"
 
 
 def test_whom_the_launcher_killed_was_killed_by_nobody_else(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_ranks_compute_together_and_report() -> None:
     ("how", "error", "words"),
     [
         ("killed", RankFailure, r"rank 1 of 2 was killed by SIGKILL"),
-        ("left", RankFailure, r"rank 1 of 2 left in the middle with exit code 0"),
+        ("left", RankFailure, r"rank 1 of 2 exited early with code 0"),
         ("ours", PlanError, r"^plan colour=blue: not a field$"),
         ("unforeseen", RankFailure, r"rank 1 of 2 failed: ZeroDivisionError: first line \(its log is"),
     ],

@@ -213,7 +213,7 @@ def test_runs_of_another_machine_are_refused():
     here = source(runs)
     elsewhere = replace(here.file.environment, fingerprint="ba9876543210")
     other = source(runs, "other.json", machine_fingerprint="ba9876543210", environment=elsewhere)
-    with pytest.raises(InputError, match="--learn takes runs of one machine, these are of 2: 0123456789ab, ba98"):
+    with pytest.raises(InputError, match="--learn takes runs of one machine, but these are of 2: 0123456789ab, ba98"):
         learn([here, other])
     with pytest.raises(InputError, match=r"run\.json was planned for another machine \(0123456789ab\) and ran on ba98"):
         learn([source(runs, environment=elsewhere)])
@@ -345,7 +345,7 @@ def test_the_command_writes_nothing_that_does_not_help(tmp_path, monkeypatch, ca
     assert not learned.exists()
     learned.write_text("of other runs", encoding="utf-8")
     assert compare(monkeypatch, run, "--learn", learned) == 0
-    assert "has what was learned before" in " ".join(capsys.readouterr().out.split())
+    assert "keeps what was learned before" in " ".join(capsys.readouterr().out.split())
     assert learned.read_text(encoding="utf-8") == "of other runs"
 
 

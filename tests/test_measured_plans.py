@@ -62,8 +62,8 @@ def test_the_file_says_of_which_machine_it_is(ask, tmp_path):
     artifacts.write(tmp_path / "learned.json", "corrections", corrections(own, multiples))
     taught = ask(own, learned=tmp_path / "learned.json")
     assert taught.file.learned == multiples
-    assert f"corrected by what 12 plans run here taught, {tmp_path / 'learned.json'}" in taught.notes
-    assert "corrected by what 12 plans run here taught" in taught.best.prediction.assumptions
+    assert f"corrected by 12 plans that ran here, {tmp_path / 'learned.json'}" in taught.notes
+    assert "corrected by 12 plans that ran here" in taught.best.prediction.assumptions
     assert taught.best.prediction.step_seconds > plain.best.prediction.step_seconds
     with pytest.raises(InputError, match="is of the machine round"):
         ask(replace(own, fingerprint=None), learned=tmp_path / "learned.json")
@@ -96,7 +96,7 @@ def test_a_network_that_was_not_measured_is_off_its_data_sheet(ask):
     near = replace(machine(), links=tuple(link for link in machine().links if link.span == "node"))
     found = ask(near, 16, cluster="dgx-h100", global_batch=16)
     assert "nodes and network of NVIDIA DGX H100, InfiniBand NDR: data sheet, not measured" in found.notes
-    assert "measured with 2 ranks: what larger groups take is carried over from those" in found.notes
+    assert "measured with 2 ranks: times of larger groups are extrapolated from those" in found.notes
     said = [words for one in found.file.candidates for words in one.prediction.assumptions]
     assert any(f"on {evidence.SHEET}" in words for words in said)
     changes = {change.what: change.change_fraction for change in found.sensitivity()}
@@ -161,6 +161,6 @@ def test_lossy_gradients_that_gain_too_little_are_a_note():
     found = planner.plan("llama-26m", 2, machine=golden, global_batch=8, sequence_length=128, codecs="auto")
     assert found.best.plan.codec == "none"
     said = [note for note in found.notes if note.startswith("gradients in ")]
-    assert any("faster per token, too little for lossy gradients" in note for note in said)
+    assert any("faster per token, too little to justify lossy gradients" in note for note in said)
     assert any("slower per token" in note for note in said)
     assert not any("-" in note.split(" %")[0].split(": ")[1] for note in said)

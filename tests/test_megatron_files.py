@@ -229,7 +229,7 @@ def test_what_cannot_be_known_stays_as_it_is_written() -> None:
         ("run ${A", "not closed"),
         ("A=xxxxxxxxxx\n" + "A=$A$A$A$A$A$A$A$A\n" * 8, "grows beyond"),
         ("make --num-layers --hidden-size", "no seq-length"),
-        ("A=1", "no file of other software"),
+        ("A=1", "not a known file of other software"),
     ],
 )  # fmt: skip
 def test_a_script_that_is_none_is_refused(script: str, words: str) -> None:
@@ -293,13 +293,13 @@ def test_what_contradicts_is_named_with_its_lines(more: tuple[str, ...], words: 
 
 
 def test_devices_and_batches_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(InputError, match=r"line 9: --tensor-model-parallel-size 2.*6 devices are no multiple"):
+    with pytest.raises(InputError, match=r"line 9: --tensor-model-parallel-size 2.*6 devices are not a multiple"):
         read("model_config.yaml", ARGUMENTS, Given(num_devices=6))
     script = "torchrun --nproc_per_node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 --num-attention-heads 8 "
     sizes = "--seq-length 64 --max-position-embeddings 64 --vocab-size 64 --pipeline-model-parallel-size 16"
     with pytest.raises(InputError, match=r"8 devices \(as line 1 starts them, 1 x 8\) are .* --gpus 16 or a mul"):
         read("a.sh", script + sizes)
-    with pytest.raises(InputError, match=r"12 devices are no multiple"):
+    with pytest.raises(InputError, match=r"12 devices are not a multiple"):
         read("a.sh", script + sizes, Given(num_devices=12))
     with pytest.raises(InputError, match=r"line 8: --global-batch-size 32.*no whole number of micro-batches"):
         read("model_config.yaml", ARGUMENTS, Given(num_devices=12))

@@ -154,7 +154,7 @@ def test_queues_are_set_for_what_runs_beside_compute() -> None:
         ("megatron-lm", replace(PIPED, precision="fp8"), {}, "precision=fp8"),
         ("megatron-lm", Plan(context_parallel=2, precision="bf16"), {}, "context_parallel=2"),
         ("megatron-lm", PIPED, {"attention_kernel": "flash2"}, "own layers have no attention by flash2"),
-        ("megatron-core", PIPED, {"spec": VIT}, "builds language models"),
+        ("megatron-core", PIPED, {"spec": VIT}, "only language models"),
         ("megatron-core", PIPED, {"spec": replace(LLAMA, adapters=adapters(8, ("q",), "nf4"))}, "trains all weights"),
         ("megatron-core", PIPED, {"spec": replace(LLAMA, config={**LLAMA.config, "hidden_act": "relu"})}, "silu"),
     ],

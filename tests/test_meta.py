@@ -142,7 +142,7 @@ def test_weights_of_a_folder_that_do_not_fit_are_said(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="the weights cannot be read"):
         values(skeleton("llama"), tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b"}}))
-    with pytest.raises(ArtifactError, match="is no name of a file beside it"):
+    with pytest.raises(ArtifactError, match="is not the name of a file beside it"):
         values(skeleton("llama"), tmp_path)
 
 
@@ -170,7 +170,7 @@ class Resettable(Scaled):
 def test_what_no_code_gives_a_value_is_refused_by_name() -> None:
     with torch.device("meta"):
         able, unable = Resettable(), Scaled()
-    with pytest.raises(InputError, match="Scaled is on the meta device, and its own code gives scale no value"):
+    with pytest.raises(InputError, match="Scaled is on the meta device, and its own code sets no value for scale"):
         executor.apply(Plan(), unable, device="cpu")
     job = executor.apply(Plan(), able, device="cpu")
     assert able.scale.tolist() == [0, 1, 2, 3]

@@ -208,9 +208,9 @@ def test_the_command_plans_for_pools_named_in_a_file(tmp_path):
         (["--cluster", "dgx-h100:16"], "at least two"),
         (["--cluster", "dgx-h100:8,dgx-a100:4,dgx-a100:4"], "two kinds"),
         (["--cluster", "dgx-h100:8,dgx-a10:8"], "dgx-a100"),
-        (["--cluster", "dgx-h100:8,dgx-a100:8", "--sensitivity"], "--sensitivity is not answered"),
+        (["--cluster", "dgx-h100:8,dgx-a100:8", "--sensitivity"], "--sensitivity needs a cluster of one kind"),
         (["--cluster", "dgx-h100:8,dgx-a100:8", "--precision", "fp8"], "unknown precision 'fp8'"),
-        (["--cluster", "dgx-h100:8,dgx-a100:8", "--device", "h100-sxm"], "--device is not answered"),
+        (["--cluster", "dgx-h100:8,dgx-a100:8", "--device", "h100-sxm"], "--device needs a cluster of one kind"),
         (["--cluster", "nowhere.toml"], "nowhere.toml"),
     ],
 )

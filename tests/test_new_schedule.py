@@ -133,7 +133,7 @@ def test_its_plans_are_written_and_read_back(tmp_path, monkeypatch):
 def test_it_is_refused_where_it_cannot_be(monkeypatch):
     facts = ModelFacts(**FACTS)
     plan = Plan(pipeline_parallel=2, schedule=NAME, stage_bounds=(0, 4), micro_batch_size=1, num_microbatches=4)
-    planned_only = f"plan schedule={NAME}: planned only, no schedule of torch is like it, use 1f1b"
+    planned_only = f"plan schedule={NAME}: can be planned but not run, as torch has no such schedule, use 1f1b"
     assert refusal(plan, facts, 32) == planned_only
     assert NAME not in registry.torch_names()
     monkeypatch.setitem(registry.SCHEDULES, NAME, replace(EAGER, torch_class="Schedule1F1B"))

@@ -188,7 +188,7 @@ def test_long_timelines_are_cut_and_say_so(planned, monkeypatch):
     cut = content._timeline(planned.answer)
     assert len(cut.spans) <= 20 < len(whole.spans)
     assert max(span.stop_seconds for span in cut.spans) <= cut.drawn_until_seconds < cut.step_seconds
-    assert "its first part" in cut.words
+    assert "Only its first" in cut.words
     monkeypatch.setattr(content, "MOST_SIMULATED", 0)
     assert "too many passes" in content._timeline(planned.answer).words
 
@@ -218,9 +218,9 @@ def test_what_is_not_known_is_a_sentence_and_no_figure(known):
     plots = {value for tag, name, value in page.attributes if tag == "div" and name == "id"}
     assert not plots & {"links", "tornado", "refusals", "timeline"}
     text = " ".join(page.text)
-    assert "Which links the axes cross is not known" in text
+    assert "The links of its axes are not known" in text
     assert "is not worked out" in text
-    assert "No plan was turned down" in text
+    assert "No plan was rejected" in text
     assert "No timeline" in text
 
 
@@ -276,7 +276,7 @@ def test_the_command_writes_the_page_or_says_why_not(tmp_path):
     code, words = outcome("plan", *asked, "--page", tmp_path / "plain" / "page.html")
     assert (code, "nothing was started" in words) == (5, True)
     code, words = outcome("plan", "--legend", "--page", tmp_path / "page.html")
-    assert (code, "--page says nothing with --legend" in words) == (2, True)
+    assert (code, "--page cannot be combined with --legend" in words) == (2, True)
 
 
 def test_the_page_says_what_was_asked_and_answered(tmp_path):

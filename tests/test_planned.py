@@ -124,7 +124,7 @@ def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINWRIGHT_HOME", str(tmp_path))
     with pytest.raises(InputError, match="no machine is known here"):
         planner.plan("llama-3.1-8b", 16)
-    with pytest.raises(InputError, match="--learned FILE is of a measured machine"):
+    with pytest.raises(InputError, match="--learned FILE belongs to a measured machine"):
         planner.plan("llama-3.1-8b", 16, device="h100-sxm", learned=tmp_path / "learned.json")
     with pytest.raises(TypeError, match="'gpu'"):
         planner.plan("llama-3.1-8b", 16, device="h100-sxm", gpu=1)

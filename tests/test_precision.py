@@ -116,7 +116,9 @@ def test_gpus_that_are_too_old(monkeypatch: pytest.MonkeyPatch, precision, capab
 
 def test_plans_in_a_precision_that_this_machine_lacks_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, precision="tf32"))
-    with pytest.raises(EnvironmentFailure, match="precision tf32 is a mode of GPUs, and there is none here: use fp32"):
+    with pytest.raises(
+        EnvironmentFailure, match="precision tf32 is a mode of GPUs, but there is no GPU here: use fp32"
+    ):
         prepare(path, RunOptions())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     path = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2, precision="fp8"))

@@ -240,9 +240,7 @@ def test_a_measured_machine_is_compared_with_itself(tmp_path):
 
 def test_what_fits_nowhere_is_an_error_and_what_fits_somewhere_is_none():
     terms, big = usual_terms(), dataclasses.replace(REQUEST, model="llama-3.1-70b")
-    with pytest.raises(
-        NoFeasiblePlanError, match="none of the 2 has a plan that fits; of the most devices: no plan of"
-    ):
+    with pytest.raises(NoFeasiblePlanError, match="no row of 2 has a plan that fits; for the most devices: no plan of"):
         compare(Purchase(request=big, num_devices=(1, 2), places=(Place(device="h100-sxm"),), terms=terms))
     for field, value, error, words in (
         ("sequence_length", 99_999_999, InputError, "--sequence-length 99999999"),
@@ -476,21 +474,21 @@ def test_the_command_writes_all_of_it_or_the_plan_of_one_row(monkeypatch, capsys
         ("--gpus 4,8 --device h100-sxm --all x.csv", 2, "--all is not asked of several"),
         ("--gpus 4 --device h100-sxm,h100-smx", 2, "unknown device 'h100-smx': did you mean"),
         ("--gpus 4 --device h100-sxm,", 2, "--device h100-sxm,: give names with commas between"),
-        ("--gpus 4,8 --cluster dgx-h100:4,dgx-a100:4", 2, "has two kinds of devices: plan for it alone"),
-        ("--gpus 4,8 --device h100-sxm --price t4=1", 2, "--price t4: no plan is asked for on t4"),
-        ("--gpus 4 --device h100-sxm --tokens 1T --price t4=1", 2, "--price t4: no plan is asked for on t4"),
-        ("--gpus 4,8 --device h100-sxm --days 9", 2, "--days says nothing without --tokens"),
-        ("--gpus 4 --device h100-sxm --pue 1.2", 2, "--pue says nothing without --tokens"),
-        ("--gpus 4 --device h100-sxm --epochs 3", 2, "--epochs says nothing without --samples"),
+        ("--gpus 4,8 --cluster dgx-h100:4,dgx-a100:4", 2, "has two kinds of devices: plan for it by itself"),
+        ("--gpus 4,8 --device h100-sxm --price t4=1", 2, "--price t4: it is not among the devices asked about"),
+        ("--gpus 4 --device h100-sxm --tokens 1T --price t4=1", 2, "--price t4: it is not among the devices"),
+        ("--gpus 4,8 --device h100-sxm --days 9", 2, "--days has no effect without --tokens"),
+        ("--gpus 4 --device h100-sxm --pue 1.2", 2, "--pue has no effect without --tokens"),
+        ("--gpus 4 --device h100-sxm --epochs 3", 2, "--epochs has no effect without --samples"),
         ("--gpus 4 --device h100-sxm --tokens 1T --samples 1M", 2, "--tokens and --samples both say"),
         ("--gpus 4 --device h100-sxm --tokens 1T --days 9 --by 2999-01-01", 2, "--by and --days both say"),
         (
             "--gpus 4 --device h100-sxm --stack fsdp,torch",
             2,
-            "software is not compared side by side: ask for one at a time",
+            "stacks cannot be compared in one call: give one at a time",
         ),
-        ("--gpus 4 --device h100-sxm --rank 2 -o x.json", 2, "--rank says nothing without --export"),
-        ("--gpus 4 --device h100-sxm --tokens 1T --spot-hours 9", 2, "--spot-hours says nothing without --spot-price"),
+        ("--gpus 4 --device h100-sxm --rank 2 -o x.json", 2, "--rank has no effect without --export"),
+        ("--gpus 4 --device h100-sxm --tokens 1T --spot-hours 9", 2, "--spot-hours has no effect without --spot-price"),
         ("--gpus 1-1048576 --device h100-sxm,t4,a10,l4", 2, "84 questions, at most 64"),
     ],
 )
@@ -521,10 +519,10 @@ def test_the_terms_of_a_purchase_are_said(found):
     assert "by 2027-03-01, in " in text
     assert "executor" not in text, "seconds are of the stack that was named"
     often = [row.cost.interval_seconds for row in found.rows if row.cost]
-    assert f"wastes least: {format_hours(min(often))} to {format_hours(max(often))};" in text
+    assert f"wastes the least: {format_hours(min(often))} to {format_hours(max(often))};" in text
 
 
 def test_seconds_of_this_program_are_said_to_be(found):
     (words,) = _software(dataclasses.replace(found.plans[0], stack=THIS_PROGRAM))
-    assert "--stack megatron-core prices that" in words
+    assert "--stack megatron-core prices that one" in words
     assert not list(_software(found.plans[0]))

@@ -169,17 +169,17 @@ def test_what_is_not_known_is_a_sentence_and_no_figure(page, found):
     one = with_rows(found, [row for row in found.rows if row.num_devices == COUNTS[0]])
     single = Page(render(one))
     assert figure_names(single) == {"speed", "bill", "parts", "memory"}
-    assert "How speed scales is not known from one count of each kind" in words_of(single)
+    assert "One count of each kind does not show how speed scales" in words_of(single)
     amountless = Page(render(replace(found, is_budget=False, deadline_days=None)))
     assert figure_names(amountless) == {"speed", "efficiency", "parts", "memory"}
-    assert "How many days it takes is not known without an amount" in words_of(amountless)
+    assert "The number of days depends on the amount of training" in words_of(amountless)
     unpriced = [row if row.cost is None else replace(row, cost=replace(row.cost, dollars=None)) for row in found.rows]
     priceless = Page(render(with_rows(found, unpriced)))
     assert "bill" not in figure_names(priceless)
-    assert "What the days cost is not known: give --price." in words_of(priceless)
+    assert "The cost is not known: give --price." in words_of(priceless)
     lonely = Page(render(with_rows(found, [found.rows[0]])))
     assert figure_names(lonely) == {"bill", "parts", "memory"}
-    assert "One row alone has a plan" in words_of(lonely)
+    assert "Only one row has a plan" in words_of(lonely)
     blank = tuple(
         replace(file, candidates=(replace(best, prediction=replace(best.prediction, seconds={}, bytes_per_rank={})),))
         for file in found.plans

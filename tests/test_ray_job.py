@@ -168,7 +168,7 @@ def test_what_is_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     job = run(emitted(path, "--checkpoint", "saved", "--max-restarts", "3"), tmp_path, monkeypatch)
     assert job.asked["FailureConfig"] == {"max_failures": 3}
     assert "--resume" in job.started[0][0]
-    with pytest.raises(InputError, match="without --checkpoint they would begin anew"):
+    with pytest.raises(InputError, match="without --checkpoint they would start from step 0"):
         emitted(path, "--max-restarts", "3")
     with pytest.raises(InputError, match="ray starts no container"):
         emitted(path, "--image", "ours:1")

@@ -316,9 +316,9 @@ def test_one_rank_is_rehearsed_as_json(plan_file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--rank", "0"], "--rank says nothing without --rehearse"),
+        (["--rank", "0"], "--rank has no effect without --rehearse"),
         (["--rehearse", "--rank", "7"], "ranks 0 to 1"),
-        (["--rehearse", "--rank", "0", "--all-stages"], "--all-stages says nothing with --rank"),
+        (["--rehearse", "--rank", "0", "--all-stages"], "--all-stages cannot be combined with --rank"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(plan_file: Path, arguments: list[str], words: str) -> None:

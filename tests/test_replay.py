@@ -152,5 +152,5 @@ def test_steps_that_wait_for_each_other_are_named(monkeypatch):
         return Order(action=order.action[::-1], stage=order.stage, microbatch=order.microbatch, paired=order.paired)
 
     monkeypatch.setitem(schedules.SCHEDULES, "odd", schedules.Schedule("odd", backwards_first, lambda shape: 2))
-    with pytest.raises(PlanError, match="schedule odd waits for itself: rank 0 at B0 of stage 0"):
+    with pytest.raises(PlanError, match="schedule odd deadlocks: rank 0 at B0 of stage 0"):
         step_graph(Shape("odd", 2, 1, 2))

@@ -150,5 +150,5 @@ def test_a_size_is_not_asked_of_samples_that_have_one() -> None:
     own = {"trusted": ("tests.own_task_module",), "device": "h100-sxm", "global_batches": (8,), "top": 1}
     request = Request(model="tests.own_task_module:tower", num_devices=2, **own)  # type: ignore[arg-type]
     assert ask(request, Questions()).sequence_length == 1
-    with pytest.raises(InputError, match="--sequence-length 128: samples of Tower have one size"):
+    with pytest.raises(InputError, match="--sequence-length 128: samples of Tower have a fixed size"):
         ask(replace(request, sequence_length=128), Questions())

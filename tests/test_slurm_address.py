@@ -71,7 +71,7 @@ def test_nodes_that_differ_are_named(tmp_path: Path) -> None:
     same = {"python": "3.11.7", "torch": "2.13.0"}
     assert differences({"n0": same, "n1": dict(same)}) == ""
     said = differences({"n0": same, "n1": same | {"torch": "2.11.0"}, "n2": same})
-    assert said == "torch is 2.13.0 on n0, n2 and 2.11.0 on n1: make them alike"
+    assert said == "torch is 2.13.0 on n0, n2 and 2.11.0 on n1: make them the same"
     (tmp_path / "plan.json").write_text("{}")
     found = facts([str(tmp_path / "plan.json")])
     assert len(found[str(tmp_path / "plan.json")]) == 12

@@ -180,8 +180,8 @@ def test_a_job_across_hosts_says_what_is_open_and_to_whom(monkeypatch: pytest.Mo
     [
         ("127.0.0.1", "taken", "cannot listen at 127.0.0.1:.*Address already in use; give an address"),
         ("192.0.2.1", "29500", "cannot listen at 192.0.2.1:29500.*of the host that rank 0 is on"),
-        ("127.0.0.1", "http", "MASTER_PORT=http is no port"),
-        ("127.0.0.1", "70000", "MASTER_PORT=70000 is no port"),
+        ("127.0.0.1", "http", "MASTER_PORT=http is not a port"),
+        ("127.0.0.1", "70000", "MASTER_PORT=70000 is not a port"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_named(

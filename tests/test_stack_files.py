@@ -245,7 +245,7 @@ def mine():
     job = read(tmp_path, "mine.py", text, Given(num_devices=16, sequence_length=4096))
     assert job.plan.id == "dp2 tp4 cp2 sp vocab mb3x1 zero3 bf16"
     assert not trap.exists()
-    with pytest.raises(InputError, match="line 3: no Python"):
+    with pytest.raises(InputError, match="line 3: not valid Python"):
         read(tmp_path, "mine.py", "ParallelismConfig\n\nimport (\n", Given())
 
 
@@ -302,7 +302,7 @@ def test_what_the_trainer_says_is_a_job_and_its_steps(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="32 samples a step by its rates are not the 64"):
         read(tmp_path, "trainer_state.json", json.dumps(STATE))
     unfinished = {**STATE, "log_history": STATE["log_history"][:2]}
-    with pytest.raises(InputError, match="a training that ended"):
+    with pytest.raises(InputError, match="a training that has ended"):
         read(tmp_path, "trainer_state.json", json.dumps(unfinished))
 
 
@@ -318,7 +318,7 @@ def test_steps_that_our_scripts_log_are_read(tmp_path: Path) -> None:
     assert job.plan.id == "dp2 mb2x4 bf16"
     assert [(step.number, step.seconds) for step in job.steps] == [(1, 2.5), (2, 0.5)]
     assert job.workload.config == LLAMA.config
-    with pytest.raises(InputError, match="line 2 is no JSON"):
+    with pytest.raises(InputError, match="line 2 is not JSON"):
         read(tmp_path, "steps.jsonl", text.replace('{"step": 1', '{"step'), Given())
     with pytest.raises(InputError, match="no steps yet"):
         read(tmp_path, "steps.jsonl", text.splitlines()[0], Given())

@@ -158,7 +158,7 @@ def test_overlap_of_tensor_parallel_messages_only_helps_and_where_sequences_are_
 
 def test_kernels_that_a_stack_does_not_have_are_refused():
     request = Request(model="llama-3.1-8b", num_devices=8, device="h100-sxm", global_batches=(64,))
-    with pytest.raises(InputError, match="--tp-overlap: trainwright sends tensor-parallel messages by themselves"):
+    with pytest.raises(InputError, match="--tp-overlap: trainwright cannot overlap tensor-parallel messages"):
         settings_of(replace(request, tensor_overlap=True))
     with pytest.raises(UnknownNameError, match="attention kernel"):
         settings_of(replace(request, attention_kernel="flash9"))

@@ -34,7 +34,7 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("redirected", "code", "sentence"),
     [
-        (">&-", 5, "error: standard output is closed: send it to /dev/null where it is not wanted\n"),
+        (">&-", 5, "error: standard output is closed: redirect it to /dev/null if it is not wanted\n"),
         ("> /dev/full", 5, "error: cannot write to standard output: No space left on device\n"),
         ("--json > /dev/full", 5, "error: cannot write to standard output: No space left on device\n"),
         ("| true", 0, ""),

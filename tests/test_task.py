@@ -47,7 +47,7 @@ def test_batches_of_a_step_are_equal_wherever_they_are_made_and_differ_by_step()
 @pytest.mark.parametrize(
     ("config", "task", "words"),
     [
-        (BERT | {"architectures": ["BertModel"]}, "", "BertModel is for no task that is known: give --task"),
+        (BERT | {"architectures": ["BertModel"]}, "", "BertModel is for no known task: give --task"),
         (BERT, "object-detection", "no bert is for the task object-detection: there are causal-lm, masked-lm"),
         (BERT, "detectoin", "detectoin': did you mean"),
         ({"model_type": "nothing"}, "", "knows no model_type .nothing."),
@@ -141,7 +141,7 @@ def test_weights_come_from_safetensors_and_from_nothing_else(tmp_path):
     with torch.device("meta"):
         assert all(parameter.is_meta for parameter in load_task(asked).build().parameters())
     save_file({"other.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="are of another model: none fits"):
+    with pytest.raises(InputError, match="are another model's: none fits"):
         load_task(asked).build()
     (tmp_path / "model.safetensors").unlink()
     torch.save(made.state_dict(), tmp_path / "pytorch_model.bin")

@@ -110,9 +110,9 @@ def test_shares_are_proven_and_leave_the_module_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("module", "degree", "words"),
     [
-        (Routed(), 3, "experts has 4 experts, which is no multiple"),
-        (Routed(Alone), 2, "experts computes its experts in code of its own"),
-        (Listed(), 2, "experts has its experts as modules of their own"),
+        (Routed(), 3, "experts has 4 experts, not a multiple of it"),
+        (Routed(Alone), 2, "experts computes all its experts at once"),
+        (Listed(), 2, "experts has its experts as separate modules"),
         (nn.Linear(HIDDEN, HIDDEN), 2, "Linear has no mixture of experts"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_parameter_that_is_not_shared_out_with_the_others_is_seen(monkeypatch:
         return {name: one for name, one in expert_parameters(module).items() if not name.endswith("bias")}
 
     monkeypatch.setattr(expert_shares, "expert_parameters", without_biases)
-    with pytest.raises(PlanError, match=r"expert_parallel=2: experts fails in shares"):
+    with pytest.raises(PlanError, match=r"expert_parallel=2: experts fails when its experts are shared"):
         prove_shares(seeded(Routed), run, 2)
 
 
@@ -201,7 +201,7 @@ def test_experts_of_a_task_are_not_shared_beside_other_parts_of_it() -> None:
         can_tensor_parallel=True, can_pipeline=True, is_transformer=False, num_experts=None, is_task=True,
     )  # fmt: skip
     assert refusal(SHARED, facts, 32) == ""
-    assert "expert_parallel=2 with parts or stages of mixture" in refusal(replace(SHARED, tensor_parallel=2), facts, 32)
+    assert "expert_parallel=2 with tp or pp of mixture" in refusal(replace(SHARED, tensor_parallel=2), facts, 32)
     assert "use zero_stage=0" in refusal(replace(SHARED, zero_stage=2), facts, 32)
     # Where it is known, as of a profile, that there are none.
     assert "mixture has 0 experts" in refusal(SHARED, replace(facts, num_experts=0), 32)

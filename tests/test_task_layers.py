@@ -173,4 +173,4 @@ def test_a_task_of_no_model_is_refused(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "--task says nothing without --model" in capsys.readouterr().err
+    assert "--task has no effect without --model" in capsys.readouterr().err

@@ -92,14 +92,14 @@ def test_ranks_have_each_expert_once_and_send_every_row_that_was_chosen(model):
 def test_what_is_not_proven_is_not_offered_and_says_why():
     alone = _traced(lambda: Stacked(Alone))
     assert not alone.sharing.degrees
-    assert "computes its experts in code of its own" in alone.sharing.refusal
+    assert "computes all its experts at once" in alone.sharing.refusal
     space = _space(alone)
     assert set(space.layouts.expert) == {1}
     plan = Plan(data_parallel=4, expert_parallel=2, micro_batch_size=2)
-    assert "code of its own" in refusal(plan, facts_of(alone), 1)
+    assert "in its own code" in refusal(plan, facts_of(alone), 1)
     told = why_not(answer(space, 3, simulate=False, notes=()), "ep=2")
     assert not told.is_legal
-    assert "experts are not shared out: " in told.rule
+    assert "experts cannot be shared out: " in told.rule
 
 
 def test_every_plan_that_is_offered_is_one_that_the_executor_takes(model):
@@ -109,7 +109,7 @@ def test_every_plan_that_is_offered_is_one_that_the_executor_takes(model):
     assert {plan.expert_parallel for plan in shared} == {2, 4}
     assert [refusal(plan, facts_of(model), 1) for plan in shared] == [""] * len(shared)
     assert "tp=1, cp=1, pp=1, zero=0" in why_not(answer(space, 3, simulate=False, notes=()), "ep=2,zero=3").rule
-    assert "share its experts" in refusal(replace(shared[0], expert_parallel=8), facts_of(model), 1)
+    assert "was traced for" in refusal(replace(shared[0], expert_parallel=8), facts_of(model), 1)
 
 
 def test_plans_with_all_experts_cost_what_they_cost_where_nothing_is_known_of_sharing(model):

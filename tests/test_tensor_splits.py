@@ -240,7 +240,7 @@ def test_experts_are_shared_out() -> None:
     with with_numbers(made), pytest.raises(Failure, match="does not add up") as told:
         prove(made, wrong, run)
     assert told.value.path == "blocks.1.0.experts"
-    with pytest.raises(PlanError, match=r"blocks\.0\.0\.experts keeps its experts whole: 4 are no multiple of 3"):
+    with pytest.raises(PlanError, match=r"blocks\.0\.0\.experts keeps its experts whole: 4 are not a multiple of 3"):
         find_split(made, run, 3)
 
 
@@ -346,7 +346,7 @@ def test_a_bias_that_every_rank_adds_is_not_proven(monkeypatch: pytest.MonkeyPat
     split = find_split(made, run, 2)
     monkeypatch.setitem(split_ranks._WAYS, ROWS, twice)
     # Its biases are zero as it is built.
-    with with_numbers(made), pytest.raises(Failure, match="what the ranks give does not add up") as told:
+    with with_numbers(made), pytest.raises(Failure, match="the ranks' outputs do not add up") as told:
         prove(made, split, run)
     assert told.value.path == "blocks.0.0.out"
 

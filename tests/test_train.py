@@ -309,14 +309,14 @@ def test_lengths_of_rows_are_counted_by_arrow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max_steps = 3\nmax_tokens = 9", "give max_steps or max_tokens"),
-        ("", "give max_steps or max_tokens"),
+        ("max_steps = 3\nmax_tokens = 9", "give either max_steps or max_tokens"),
+        ("", "give either max_steps or max_tokens"),
         ("max_steps = 3\nsteps = 3", "steps"),
         ("max_steps = 3\n[optimizer]\nname = 'adam'", "'adamw', 'sgd', 'adafactor' or 'adamw8bit'"),
         ("max_steps = 3\n[optimizer]\nlr = 0.0", "greater than 0"),
         ("max_steps = 3\n[optimizer]\ngroups = [{lr = 0.1}]", "neither match nor dims"),
-        ("max_steps = 3\n[optimizer]\ngroups = [{match = '('}]", "no regular expression"),
-        ("max_steps = 3\nweights = 'a'\nexport = 'a'", "would overwrite them"),
+        ("max_steps = 3\n[optimizer]\ngroups = [{match = '('}]", "not a regular expression"),
+        ("max_steps = 3\nweights = 'a'\nexport = 'a'", "which it would overwrite"),
         ("max_steps = 3\n[schedule]\ndecay_steps = 1", 'name = "wsd"'),
         ("max_steps = 3\n[data]\nheld_out = 1", "nothing to train on"),
         ("max_steps = 3\n[data]\nheld_out = 0.1\nevaluation = 'a.bin'", "give one of them"),
@@ -343,7 +343,7 @@ def test_paths_of_settings_are_of_their_folder(tmp_path: Path) -> None:
     [
         (b"\0\1\2", {}, "has 3 bytes: tokens of uint16 have 2 each"),
         (b"\0\1" * 5, {}, "has 5 tokens: a sample of 32 needs 33"),
-        (b"\xff\xff" * 50, {}, "has token 65535, the model knows those from 0 to 255"),
+        (b"\xff\xff" * 50, {}, "has token 65535, the model has tokens 0 to 255"),
         (None, {}, "No such file"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_package_that_another_distribution_overwrote_is_named_with_it(site, pa
 
 def test_a_package_whose_file_went_with_another_distribution_is_named(site):
     (site / "planner" / "__init__.py").unlink()
-    assert f"`planner` of Trainwright is hidden by another of that name ({site / 'planner'})" in checked(
+    assert f"`planner` of Trainwright is hidden by another package of that name ({site / 'planner'})" in checked(
         site, "executor"
     )
     assert checked(site, "profiles") == "ours"
@@ -148,7 +148,7 @@ def test_a_package_whose_file_went_with_another_distribution_is_named(site):
 def test_a_package_of_the_same_name_before_ours_is_named(site, tmp_path):
     install_other(tmp_path / "work", "executor")
     place = tmp_path / "work" / "executor" / "__init__.py"
-    assert f"hidden by another of that name by the distribution other-tools ({place})" in checked(
+    assert f"hidden by another package of that name by the distribution other-tools ({place})" in checked(
         site, "reports", tmp_path / "work"
     )
     # What a command does not import may be anybody's.

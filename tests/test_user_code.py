@@ -179,10 +179,10 @@ def test_an_error_of_ours_stays_one_where_a_library_wraps_it() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"hidden_act": "nonsense"}, 'at hidden_act: "nonsense" is none that transformers knows'),
+        ({"hidden_act": "nonsense"}, 'at hidden_act: "nonsense" is not known to transformers'),
         (
             {"rope_scaling": {"rope_type": "rubbish", "factor": 2.0}},
-            'at rope_parameters: "rubbish" is none that transformers knows',
+            'at rope_parameters: "rubbish" is not known to transformers',
         ),
         ({"rope_scaling": 5}, "at rope_parameters: 5 should be an object"),
         ({"attention_bias": "x"}, "transformers does not accept its configuration: .* expected bool, got str"),

@@ -84,8 +84,8 @@ class LossScale:
         self.scale, self.num_good, self.num_skipped = self.scale * BACKOFF, 0, self.num_skipped + 1
         if self.scale < SMALLEST_SCALE:
             raise ToleranceError(
-                f"gradients are no numbers even of a loss that is scaled by {self.scale / BACKOFF:g}: training "
-                "diverged, or needs more than the 65504 that fp16 ends at: use bf16 or fp32"
+                f"gradients are not finite even with the loss scaled by {self.scale / BACKOFF:g}: training "
+                "diverged, or exceeded fp16's largest value, 65504: use bf16 or fp32"
             )
 
     def put_aside(self, parameters: Iterable[nn.Parameter]) -> None:

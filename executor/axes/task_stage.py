@@ -44,7 +44,7 @@ class _Run(Walk):
         call = (path, self.counts[path])
         self.counts[path] += 1
         if call not in self.cuts.stages:
-            raise PlanError(f"{path} is run more often for one micro-batch than for another: stages cannot be cut")
+            raise PlanError(f"{path} runs more often for one micro-batch than for another: stages cannot be cut")
         self.now = self.cuts.stages[call]
         if self.now > self.stage:
             raise _Left

@@ -27,7 +27,7 @@ from profiles.ranks.environment import check_room, in_job
 from profiles.workloads.int8_linears import can_quantise
 from profiles.workloads.loading import load_workload
 
-SMALL = "a small model on little data: what holds here need not hold for a large one"
+SMALL = "a small model on little data: results may not hold for a large one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +76,9 @@ def prepare_compression(path: Path, extras: Extras, options: RunOptions) -> Comp
     if not file.compression:
         raise PlanError(f"{path} has no compressed models: plan again with --compress auto, or with a list of recipes")
     if file.workload.kind != "transformers" or file.workload.task:
-        raise PlanError(f"{path}: {file.workload.title} is a module, and what is compressed is read from a config.json")
+        raise PlanError(f"{path}: {file.workload.title} is a module: only models of a config.json are compressed")
     if in_job():
-        raise InputError("--compress starts its ranks itself, on this machine: run it without torchrun and srun")
+        raise InputError("--compress starts its own ranks on this machine: run it without torchrun and srun")
     workload, device_kind = load_workload(file.workload), current_device_kind()
     check_data(file, workload)
     chosen = _chosen(file, path)
@@ -133,10 +133,10 @@ def _chosen(file: PlanFile, path: Path) -> tuple[CompressionChoice, ...]:
     """
     chosen = tuple(choice for choice in file.compression if not choice.refusal)
     if not chosen or chosen[0].recipe.method != "none":
-        raise PlanError(f"{path}: the first recipe must be none, the model as it is, which the others start from")
+        raise PlanError(f"{path}: the first recipe must be none, the unchanged model, from which the others start")
     for choice in chosen:
         if recipe(choice.recipe.name) != choice.recipe:
-            raise PlanError(f"{path}: recipe {choice.recipe.name} is not what its name says: plan again")
+            raise PlanError(f"{path}: recipe {choice.recipe.name} does not match its name: plan again")
         if reason := cannot_train(choice.recipe, choice.plan):
             raise PlanError(reason)
     return chosen

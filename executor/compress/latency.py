@@ -92,7 +92,7 @@ def _rounded(study: Study, model: nn.Module) -> list[RuntimeLatency]:
         except failures() as error:
             # What was trained is not thrown away for what they cannot do.
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            study.notes.append(f"no {scheme} ONNX file that runs here: {lines[-1][:200]}")
+            study.notes.append(f"no {scheme} ONNX file could be made that runs here: {lines[-1][:200]}")
             continue
         if "tensorrt" in order.runtimes:
             own = _in_tensorrt(study, path, is_rounded=True)

@@ -61,7 +61,7 @@ def prune_from(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state)
     except (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, *OF_ANOTHER_KIND) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path} holds no pruned weights of this model ({reason}): give what --export wrote") from None
+        raise InputError(f"{path} has no pruned weights of this model ({reason}): give a file of --export") from None
 
 
 def semi_structured(model: nn.Module) -> nn.Module | None:

@@ -83,7 +83,7 @@ class CompressionFile:
         """
         self.workload.check()
         if len(self.results) != sum(not choice.refusal for choice in self.choices) or not self.results:
-            raise ArtifactError(f"{self.model_name}: results should be as many as choices that are not refused")
+            raise ArtifactError(f"{self.model_name}: there should be one result for each choice that is not refused")
 
 
 def with_times(files: Sequence[CompressionFile], words: Sequence[str]) -> list[CompressionFile]:
@@ -103,7 +103,7 @@ def with_times(files: Sequence[CompressionFile], words: Sequence[str]) -> list[C
         if len(places) != 1:
             raise InputError(
                 f"--trt-times {word}: {len(places)} of the files have a recipe {title}: "
-                f"say which it is of with RECIPE=FILE (known are {', '.join(sorted(names))}), one compression at a time"
+                f"name the recipe as RECIPE=FILE (known are {', '.join(sorted(names))}), one compression at a time"
             )
         times = read_times(path)
         found[places[0]] = _with_runtime(found[places[0]], meant[0], times)

@@ -26,7 +26,7 @@ SCHEMES = ("int8", "fp8")
 OPSETS = {"int8": 17, "fp8": 19}
 # modelopt's own operators for 8-bit floats, and ONNX's.
 OWN_OPERATORS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
-ABSENT = "modelopt is not here, no 8-bit ONNX files were written: pip install nvidia-modelopt"
+ABSENT = "modelopt is not installed, so no 8-bit ONNX files were written: pip install nvidia-modelopt"
 
 
 def can_round() -> bool:

@@ -51,7 +51,7 @@ def chosen_runtimes(names: str | None) -> tuple[tuple[str, ...], list[str]]:
     """
     if names is None:
         missing = [own for own in RUNTIMES.values() if not own.is_here]
-        notes = [f"{own.title} is not here, nothing was timed in it: {own.advice}" for own in missing]
+        notes = [f"{own.title} is not installed, so nothing was timed in it: {own.advice}" for own in missing]
         return tuple(name for name, own in RUNTIMES.items() if own.is_here), notes
     chosen = tuple(dict.fromkeys(word.strip() for word in names.split(",")))
     for name in chosen:
@@ -59,7 +59,7 @@ def chosen_runtimes(names: str | None) -> tuple[tuple[str, ...], list[str]]:
             raise UnknownNameError("runtime", name, RUNTIMES)
         if not RUNTIMES[name].is_here:
             own = RUNTIMES[name]
-            raise EnvironmentFailure(f"--runtimes {name}: {own.title} is not here: {own.advice}, or leave it out")
+            raise EnvironmentFailure(f"--runtimes {name}: {own.title} is not installed: {own.advice}, or leave it out")
     return chosen, []
 
 

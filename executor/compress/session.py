@@ -75,7 +75,7 @@ def run_compression(payload: dict[str, Any]) -> dict[str, Any] | None:
 
 def _first(study: Study, choice: CompressionChoice) -> Path:
     """Train the model as it is; where its weights are."""
-    report(0.0, "the model as it is")
+    report(0.0, "the unchanged model")
     trainer = Trainer(choice.plan, study.workload, study.rank, study.order.seed, study.meshes.of(choice.plan))
     _train(study, trainer, study.order.first_steps, 0)
     save_weights(study.folder / "whole", trainer)
@@ -187,7 +187,7 @@ def _judge_on_the_way(study: Study, trainer: Trainer, workload: Workload, number
     save_weights(folder, trainer)
     if study.rank.rank == 0:
         loss, _ = study.judged(_load(study, folder, workload), workload)
-    wait_for_first(f"on the way {number}", JUDGE_SECONDS)
+    wait_for_first(f"intermediate {number}", JUDGE_SECONDS)
     return loss
 
 

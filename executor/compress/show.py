@@ -31,8 +31,8 @@ def show(file: CompressionFile, out: Console, output: Path | None = None) -> Non
     for choice, result in zip(file.choices, file.results, strict=True):
         table.add_row(*_row(choice, result))
     print_table(table, out)
-    out.print("loss: held-out, before and after training on; uncompressed: of the model as it is after as many seconds")
-    out.print("right: the share of held-out answers whose likeliest is")
+    out.print("loss: held-out, before and after further training; uncompressed: the unchanged model's after equal time")
+    out.print("right: the share of held-out predictions that are right")
     for result in file.results[1:]:
         out.print(worth(file, result)[1])
     is_compiled = any(result.compiled_seconds is not None for result in file.results)
@@ -64,7 +64,7 @@ def _show_runtimes(result: CompressionResult, sample: tuple[int, ...], out: Cons
     if result.onnx_file and TENSORRT not in {own.runtime for own in result.runtimes}:
         path, version = Path(result.onnx_file), installed_tensorrt()
         command = trtexec_command(path, sample, version, is_sparse=result.recipe.part == "2:4")
-        out.print(f"{name} for TensorRT (not run here; its times are read by `compare FILE --trt-times`):")
+        out.print(f"{name} for TensorRT (not run here; `compare FILE --trt-times` reads its times):")
         out.print(f"  {command} {timing_words(path, version)}")
 
 

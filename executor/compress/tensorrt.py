@@ -99,10 +99,10 @@ def run_trtexec(path: Path, command: str, tensorrt: str | None) -> RuntimeLatenc
             words, capture_output=True, text=True, errors="replace", timeout=LONGEST_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentFailure(f"{PROGRAM} did not end well on {path}: {error}"[:400]) from None
+        raise EnvironmentFailure(f"{PROGRAM} could not be run on {path}: {error}"[:400]) from None
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise EnvironmentFailure(f"{PROGRAM} failed on {path} with {done.returncode}: {last[0][:200]}")
+        raise EnvironmentFailure(f"{PROGRAM} failed on {path} with exit code {done.returncode}: {last[0][:200]}")
     found = BANNER.search(done.stdout + done.stderr)
     precision = "fp16 allowed" if "--fp16" in words else "as the file says"
     try:

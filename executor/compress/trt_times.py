@@ -48,7 +48,7 @@ def _milliseconds(entry: Any, key: str, place: int, path: Path) -> float:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, int | float) or value is True or not 0 < value <= LONGEST_MS:
         raise ArtifactError(
-            f"{path}: call {place} has {key} {foreign.shown(value)}, which is no time in milliseconds: {WANTED}"
+            f"{path}: call {place} has {key} {foreign.shown(value)}, which is not a time in milliseconds: {WANTED}"
         )
     return float(value)
 

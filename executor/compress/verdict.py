@@ -17,7 +17,7 @@ def worth(file: CompressionFile, result: CompressionResult) -> tuple[str, str]:
     whole = file.results[0]
     name = result.recipe.name
     if result is whole:
-        return "fair", f"{name}: the model as it is, which the others are held against"
+        return "fair", f"{name}: the unchanged model, which the others are compared with"
     smaller = 1 - result.stored_bytes / whole.stored_bytes
     faster = 1 - result.latency_seconds / whole.latency_seconds
     if reason := file.environment.why_not_judged(file.load):

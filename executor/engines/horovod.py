@@ -99,7 +99,7 @@ def join(rank: Rank) -> None:
     hosts = [HostInfo(name, sum(other == name for other, _ in everyone)) for name in names]
     slots = get_host_assignments(hosts, rank.num_ranks, rank.num_ranks)
     if [(slot.hostname, slot.local_rank) for slot in slots] != everyone:
-        raise EnvironmentFailure("--engine horovod: the job's ranks must be numbered host by host: start them so")
+        raise EnvironmentFailure("--engine horovod: ranks must be numbered host by host: start them in that order")
     server = RendezvousServer() if rank.rank == 0 else None
     told: list[Any] = [None]
     if server is not None:

@@ -32,9 +32,9 @@ def horovod_refusal(plan: Plan, model: ModelFacts, sequence_length: int) -> str:
 def _anyones(plan: Plan, model: ModelFacts, title: str) -> Iterator[str]:
     for name in SPLITS:
         if (degree := getattr(plan, name)) > 1:
-            yield f"{name}={degree}: {title} splits no layer of this model, use data_parallel"
+            yield f"{name}={degree}: {title} cannot split layers of this model, use data_parallel"
     if plan.replica_microbatches:
-        yield f"replica_microbatches={plan.replica_microbatches}: {title} gives all replicas alike, leave it out"
+        yield f"replica_microbatches={plan.replica_microbatches}: {title} gives all replicas as many, leave it out"
     if plan.shard_degree:
         yield f"shard_degree={plan.shard_degree}: {title} shards over all replicas, use shard_degree=0"
     if plan.compiled:
@@ -47,13 +47,13 @@ def _anyones(plan: Plan, model: ModelFacts, title: str) -> Iterator[str]:
 
 def _of_deepspeed(plan: Plan, model: ModelFacts) -> Iterator[str]:
     if plan.precision not in ("fp32", "tf32", "bf16"):
-        yield f"precision={plan.precision}: DeepSpeed is given fp32, tf32 or bf16, use bf16"
+        yield f"precision={plan.precision}: DeepSpeed is only run in fp32, tf32 or bf16, use bf16"
     if plan.codec != "none":
-        yield f"codec={plan.codec}: DeepSpeed sends gradients as they are, use none"
+        yield f"codec={plan.codec}: DeepSpeed sends gradients uncompressed, use none"
     if plan.offload == "activations":
-        yield "offload=activations: DeepSpeed offloads the optimizer, use offload=optimizer or none"
+        yield "offload=activations: DeepSpeed only offloads the optimizer, use offload=optimizer or none"
     if plan.offload == "optimizer" and not plan.zero_stage:
-        yield "offload=optimizer with zero_stage=0: DeepSpeed offloads what ZeRO shards, use zero_stage=1"
+        yield "offload=optimizer with zero_stage=0: DeepSpeed only offloads what ZeRO shards, use zero_stage=1"
     if plan.pipeline_parallel == 1:
         return
     if plan.zero_stage >= 2:
@@ -62,10 +62,10 @@ def _of_deepspeed(plan: Plan, model: ModelFacts) -> Iterator[str]:
             "gradients whole, use zero_stage=1"
         )
     if plan.schedule not in (NONE, USUAL) or plan.virtual_stages > 1:
-        yield f"schedule={plan.schedule}: DeepSpeed's pipeline has {USUAL} alone, use that"
+        yield f"schedule={plan.schedule}: DeepSpeed's pipeline only has {USUAL}, use that"
     order = [axis for axis in plan.axis_order if plan.degree(axis) > 1]
     if order.index("pipeline") != len(order) - 1:
-        yield f"axis_order={plan.axis_order}: DeepSpeed has replicas on neighbouring ranks, name the pipeline last"
+        yield f"axis_order={plan.axis_order}: DeepSpeed places replicas on neighbouring ranks, name the pipeline last"
     if model.is_task:
         yield (
             f"pipeline_parallel={plan.pipeline_parallel}: stages of {model.name} send one another more than DeepSpeed "
@@ -75,11 +75,11 @@ def _of_deepspeed(plan: Plan, model: ModelFacts) -> Iterator[str]:
 
 def _of_horovod(plan: Plan) -> Iterator[str]:
     if plan.pipeline_parallel > 1:
-        yield f"pipeline_parallel={plan.pipeline_parallel}: Horovod is data parallel alone, use data_parallel"
+        yield f"pipeline_parallel={plan.pipeline_parallel}: Horovod is data parallel only, use data_parallel"
     if plan.zero_stage:
         yield f"zero_stage={plan.zero_stage}: Horovod shards nothing, use zero_stage=0"
     if plan.codec not in ("none", "fp16"):
-        yield f"codec={plan.codec}: Horovod compresses to fp16 alone, use that or none"
+        yield f"codec={plan.codec}: Horovod only compresses to fp16, use that or none"
     if plan.offload != "none":
         yield f"offload={plan.offload}: Horovod offloads nothing, use none"
 

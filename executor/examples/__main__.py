@@ -18,9 +18,9 @@ def examples(
     names: Annotated[list[str] | None, typer.Argument(help="Which [all seven].")] = None,
     folder: Annotated[Path, typer.Option("-o", "--output", help="Where plans, runs and checkpoints go.")] = FOLDER,
     machine: Annotated[Path | None, typer.Option(help="A machine profile [this machine's stored one].")] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Train each once more by executor.apply.")] = False,
-    train: Annotated[bool, typer.Option("--train", help="Train each once more by execute --train.")] = False,
-    steps: Annotated[int, typer.Option(min=0, help="Instead of an example's own; none is then judged.")] = 0,
+    apply: Annotated[bool, typer.Option("--apply", help="Also train each by executor.apply.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Also train each by execute --train.")] = False,
+    steps: Annotated[int, typer.Option(min=0, help="Steps to train for [each example's own]; not judged then.")] = 0,
 ) -> None:
     """Plan, execute on two ranks and judge the examples named."""
     from executor.examples.run import NAMES, compare_own_loop, compare_training, run_example

@@ -21,7 +21,7 @@ def topics(held_out: bool) -> tuple[str, ...]:
     try:
         found: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
-        raise InputError("this Python has no pydoc_data.topics, the text that this example is about") from None
+        raise InputError("this Python has no pydoc_data.topics, the text of this example") from None
     texts = [found[name] for name in sorted(found)]
     unseen = texts[::HELD_OUT]
     if held_out:

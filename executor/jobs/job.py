@@ -73,7 +73,7 @@ def source_of(text: str | None) -> str:
         raise InputError(f"--install {text!r}: give a path, git+URL@COMMIT or NAME==VERSION")
     if text.startswith("git+"):
         if not GIT_WITH_COMMIT.fullmatch(text):
-            raise InputError(f"--install {text}: a branch changes with time: add its commit, git+URL@COMMIT")
+            raise InputError(f"--install {text}: a branch changes over time: add a commit, git+URL@COMMIT")
         return text
     if "/" in text or text.endswith(".whl"):
         return text
@@ -82,7 +82,7 @@ def source_of(text: str | None) -> str:
         return f"./{text}"
     if "==" not in text:
         raise InputError(
-            f"--install {text}: anybody may have that name on an index, and there is no such file: give a path with a "
+            f"--install {text}: no such file, and anybody may own that name on an index: give a path with a "
             "slash, git+URL@COMMIT, or NAME==VERSION of an index that you trust"
         )
     return text

@@ -76,7 +76,7 @@ def ray_train(job: Job) -> str:
     words, keeps = list(job.arguments), "--checkpoint" in job.arguments
     if job.max_restarts and not keeps:
         raise InputError(
-            "--max-restarts: Ray starts all workers again, and without --checkpoint they would begin anew: give both"
+            "--max-restarts: Ray restarts all workers, and without --checkpoint they would start from step 0: give both"
         )
     if keeps and "--resume" not in words:
         words.append("--resume")

@@ -65,7 +65,7 @@ def slurm_all(job: Job) -> str:
     """The script that measures the machine, plans for it and runs the best plan, in one allocation."""
     if "--checkpoint" in job.arguments:
         raise InputError(
-            "--checkpoint: a job that plans anew goes on from no checkpoint; run its plan with --emit slurm"
+            "--checkpoint: a job that plans anew cannot resume from a checkpoint: run its plan with --emit slurm"
         )
     command = shlex.join(["-m", "executor", "planned.json", *job.arguments])
     file = job.file
@@ -93,7 +93,7 @@ def slurm_all(job: Job) -> str:
 def _header(job: Job, keeps: bool) -> str:
     if job.max_restarts and not keeps:
         raise InputError(
-            "--max-restarts: a Slurm job is queued again, and without --checkpoint it would begin anew: give both"
+            "--max-restarts: a Slurm job is requeued, and without --checkpoint it would start from step 0: give both"
         )
     given = _settings(job)
     lines = [
@@ -110,7 +110,7 @@ def _header(job: Job, keeps: bool) -> str:
     named = dict(line.removeprefix("--").partition("=")[::2] for line in lines)
     wanted = [f"--{name}={value}" if value else f"--{name}" for name, value in (named | given).items()]
     missing = [name for name in ("time", "account", "partition") if name not in given]
-    usual = f"# Left to the cluster's usual: {', '.join(missing)} (--sbatch NAME=VALUE).\n" if missing else ""
+    usual = f"# Left to the cluster's defaults: {', '.join(missing)} (--sbatch NAME=VALUE).\n" if missing else ""
     directives = "".join(f"#SBATCH {line}\n" for line in wanted)
     return f"#!/usr/bin/env bash\n# {about(job)}\n# {USES_INSTALLED}\n{usual}{directives}set -euo pipefail\n"
 
@@ -124,10 +124,10 @@ def _settings(job: Job) -> dict[str, str]:
     for text in job.sbatch:
         match = SETTING.fullmatch(text)
         if match is None:
-            raise InputError(f"--sbatch {text!r}: give NAME=VALUE as sbatch has it, such as time=04:00:00")
+            raise InputError(f"--sbatch {text!r}: give NAME=VALUE with an option of sbatch, such as time=04:00:00")
         name, value = match.groups()
         if name in OURS:
-            raise InputError(f"--sbatch {name}: the plan and --gpus-per-node decide that; leave it out")
+            raise InputError(f"--sbatch {name}: the plan and --gpus-per-node decide that: leave it out")
         if found.get(name, value) != value:
             raise InputError(f"--sbatch {name}: given as {found[name]} and as {value}: give one")
         found[name] = value
@@ -182,13 +182,13 @@ def _queued_again(job: Job, command: str) -> str:
     """
     lost = f"((code == {EnvironmentFailure.exit_code} || code > 128))"
     again = f"""elif {lost} && ((${{SLURM_RESTART_COUNT:-0}} < {job.max_restarts})); then
-    echo "a rank or its node is lost: queued again, to go on from the newest checkpoint"
+    echo "a rank or its node is lost: requeued, to resume from the newest checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
 """
     return f"""code=0
 {command} || code=$?
 if ((code == {STOPPED})); then
-    echo "stopped and saved: queued again, to go on from the checkpoint"
+    echo "stopped and saved: requeued, to resume from the checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
 {again if job.max_restarts else ""}fi
 exit "$code"

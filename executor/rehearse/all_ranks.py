@@ -72,7 +72,7 @@ def rehearse_file(
     chosen, notes = choose(file, top, with_baseline=False)
     candidates = [file.candidates[index] for index in chosen]
     if file.workload.task:
-        raise PlanError(f"{path}: {file.workload.title} is trained as it is, and only layers are rehearsed yet: run it")
+        raise PlanError(f"{path}: {file.workload.title} is trained unchanged, which cannot be rehearsed yet: run it")
     workload = load_workload(file.workload, trusted, str(path))
     for candidate in candidates:
         check_plan(candidate.plan, file, facts_of_workload(workload))
@@ -107,7 +107,7 @@ def rehearse_file(
 def _beginning(plan: Plan, ranks: Sequence[int], num_ranks: int) -> str:
     """What is said before ranks are rehearsed."""
     own = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {num_ranks}"
-    return f"rehearsing {own} of {plan.id}: takes seconds, of the largest models minutes"
+    return f"rehearsing {own} of {plan.id}: takes seconds, or minutes for the largest models"
 
 
 def _ranks(plan: Plan, prediction: Prediction, file: PlanFile, rank: int | None, all_stages: bool) -> list[int]:
@@ -197,7 +197,7 @@ def _in_process(
     except EOFError:
         process.join()
         raise EnvironmentFailure(
-            f"the process that rehearsed rank {job[3]} of {job[0].id} was killed: is its memory exhausted?"
+            f"the process that rehearsed rank {job[3]} of {job[0].id} was killed: did it run out of memory?"
         ) from None
     finally:
         receiver.close()

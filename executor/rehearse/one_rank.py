@@ -85,9 +85,9 @@ def rehearse(
 
 def _check(plan: Plan) -> None:
     if codec(plan.codec).rank:
-        raise PlanError(f"codec={plan.codec}: torch's hook reads the values of its messages, which a rehearsal has not")
+        raise PlanError(f"codec={plan.codec}: torch's hook reads values of messages, which a rehearsal does not have")
     if plan.compiled:
-        raise PlanError("compiled=True: kernels are not built for tensors without values; rehearse it without")
+        raise PlanError("compiled=True: kernels are not built for tensors without values, rehearse it without")
 
 
 def _step(trainer: Trainer, ledger: Ledger, sequence_length: int, watch: Watch) -> None:

@@ -77,8 +77,8 @@ def verdict(file: RehearsalFile) -> list[str]:
         off = [(rank.rehearsed.rank, d) for rank in own.ranks for d in differences(rank) if not d.is_within]
         count = f"{len(own.ranks)} rank{'' if len(own.ranks) == 1 else 's'}"
         if not off:
-            lines.append(f"#{own.rank} runs on the {count} rehearsed, and does what was expected")
+            lines.append(f"#{own.rank} runs on the {count} rehearsed, as expected")
             continue
         words = "; ".join(f"rank {rank} {d.what} {values(d)[2].removesuffix(' !')}" for rank, d in off)
-        lines.append(f"#{own.rank} runs on the {count} rehearsed; expected otherwise: {words}")
+        lines.append(f"#{own.rank} runs on the {count} rehearsed; differs from the expectation: {words}")
     return lines

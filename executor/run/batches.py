@@ -36,7 +36,7 @@ def default_text() -> Path:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin and spec.origin.endswith(".py"):
             return Path(spec.origin)
-    raise InputError("this Python has no library text to train on: give --data FILE")
+    raise InputError("this Python has no help text to train on: give --data FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Text:
         parts = (self.data[:cut], self.data[cut:])
         if min(len(part) for part in parts) <= self.sequence_length + 1:
             raise InputError(
-                f"a text of {len(self.data)} bytes is too short to hold {share:.0%} of it out in samples of "
+                f"a text of {len(self.data)} bytes is too short to hold out {share:.0%} of it in samples of "
                 f"{self.sequence_length} tokens: give a longer one with --data"
             )
         first, last = (replace(self, data=part) for part in parts)
@@ -170,7 +170,7 @@ def load_images(data_file: str, workload: Workload, seed: int) -> Images:
     if not len(labels):
         raise InputError(f"{data_file}: it has no images: there is nothing to train on")
     if labels.is_floating_point() or not bool(torch.isfinite(images).all()):
-        raise InputError(f"{data_file}: images must be finite numbers, and labels whole ones")
+        raise InputError(f"{data_file}: images must be finite numbers, and labels whole numbers")
     if int(labels.min()) < 0 or int(labels.max()) >= workload.vocab_size:
         raise InputError(
             f"{data_file or 'the digits'}: labels from {int(labels.min())} to {int(labels.max())}, but "

@@ -77,7 +77,7 @@ class Checks:
             size = self.num_parameters if is_whole else num_parameters(subject.workload)
             if _needed_bytes(plan, size, self.rank) <= room[0]:
                 return TrainingCheck(subject, self.rank, self.meshes, key, self.folder).run()
-        reason = "there is no room for the plain loop that training is checked against"
+        reason = "there is no memory for the plain loop that training is checked against"
         return LossCheck(status="skipped", reason=reason, tolerance_fraction=0.0)
 
 

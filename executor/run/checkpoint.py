@@ -138,7 +138,7 @@ def latest(folder: Path) -> Path | None:
 def read_progress(path: Path) -> Progress:
     """What a checkpoint is of.
 
-    Raises: ArtifactError where the folder is no checkpoint of ours.
+    Raises: ArtifactError where the folder is not a checkpoint of ours.
     """
     fields = read_json(path / "progress.json", FOREIGN)
     if not isinstance(fields, dict):
@@ -154,7 +154,7 @@ def check_progress(path: Path, found: Progress, wanted: Progress) -> None:
     for name in ("model", "seed", "global_batch_size", "fused_parts_split"):
         if getattr(found, name) != getattr(wanted, name):
             raise InputError(
-                f"{path} has {name}={getattr(found, name)}, the run {getattr(wanted, name)}: its losses would be others"
+                f"{path} has {name}={getattr(found, name)}, the run {getattr(wanted, name)}: its losses would differ"
             )
 
 

@@ -44,7 +44,7 @@ def newest_whole(folder: Path, *, is_read: bool = True, before_step: int | None 
             return Choice(path=path, notices=tuple(_notice(other, said, path) for other, said in damaged))
     if damaged:
         told = "; ".join(f"{path.name}: {words}" for path, words in damaged)
-        raise ArtifactError(f"no checkpoint in {folder} is whole ({told}): start anew in another folder")
+        raise ArtifactError(f"no checkpoint in {folder} is complete ({told}): start from scratch in another folder")
     return Choice(path=None)
 
 

@@ -40,7 +40,7 @@ from profiles.inputs.foreign import read_json
 INDEX = "index.json"
 # What the archive of a tensor takes besides, with its lines in both indices.
 ITEM_BYTES = 3 * 2**10
-FOREIGN = "the folder is no checkpoint of this program"
+FOREIGN = "the folder is not a checkpoint of this program"
 # As DCP names the files of a rank; nothing outside the folder has such a name.
 FILE = re.compile(r"__\d+_\d+\.distcp")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -176,10 +176,10 @@ def check_names(folder: Path, index: Index, state: dict[str, Any]) -> None:
     """
     for name, value in state.items():
         if name not in index.tensors:
-            raise ArtifactError(f"{folder} has no {name}: it was saved of another model, or is damaged")
+            raise ArtifactError(f"{folder} has no {name}: it was saved from another model, or is damaged")
         shape = index.tensors[name].shape
         if shape != tuple(value.shape):
-            raise ArtifactError(f"{folder} has {name} of shape {shape}, the model one of {tuple(value.shape)}")
+            raise ArtifactError(f"{folder} has {name} of shape {shape}, the model has shape {tuple(value.shape)}")
 
 
 def _fault(tensor: SavedTensor, sizes: dict[str, int]) -> str:

@@ -76,7 +76,7 @@ def refused(
 
 
 def _sentence(error: BaseException, folder: Path, num_bytes: int, newest: Path | None) -> str:
-    still = "no checkpoint was saved before" if newest is None else f"{newest.name} is whole, to go on from"
+    still = "no checkpoint was saved before" if newest is None else f"{newest.name} is complete, to resume from"
     causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [failure for failure, _ in error.failures.values()]

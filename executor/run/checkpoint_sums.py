@@ -125,7 +125,7 @@ def damage(folder: Path, place: int = 0, num_places: int = 1) -> str:
     fields = read_json(folder / SUMS, "the checkpoint is damaged")
     sums = fields.get(KIND) if isinstance(fields, dict) else None
     if not isinstance(sums, dict):
-        return f"its {SUMS} is none"
+        return f"its {SUMS} is not a checksum file"
     for name, wanted in sorted(sums.items())[place::num_places]:
         # Nothing outside of the folder is read, whatever stands there.
         path = folder / Path(name).name
@@ -134,7 +134,7 @@ def damage(folder: Path, place: int = 0, num_places: int = 1) -> str:
         except OSError as error:
             return f"its {path.name} cannot be read: {error.strerror or error}"
         if found != wanted:
-            return f"its {path.name} has not the bytes that were saved"
+            return f"its {path.name} differs from what was saved"
     return ""
 
 

@@ -88,7 +88,7 @@ def check_data(file: PlanFile, workload: Workload, data: str = "") -> None:
         example = workload.example_input(1, 8)
     if not isinstance(example, Tensor) or example.dtype not in (torch.int64, torch.int32) or example.dim() != 2:
         raise InputError(
-            f"{workload.spec.name} does not take token ids (batch, sequence), which text is fed as: {WAYS}"
+            f"{workload.spec.name} does not take token ids (batch, sequence), as which text is read: {WAYS}"
         )
     check_text(file, workload.spec.name, workload.vocab_size, workload.max_sequence_length, WAYS if is_module else "")
 
@@ -121,6 +121,6 @@ def check_devices(num_ranks: int, device_kind: str, oversubscribe: bool, made_fo
     if num_ranks > cores and not oversubscribe:
         raise EnvironmentFailure(
             f"{first}the plan needs {num_ranks} ranks, this machine has {cores} cores: plan for {cores}, or pass "
-            "--oversubscribe to run it all the same (its times are then not judged)"
+            "--oversubscribe to run it anyway (its times are then not judged)"
         )
     return num_ranks > cores

@@ -78,14 +78,14 @@ def stopped(plan: Plan, step: int, folder: Path) -> Stopped:
 def restarted(number: int, checkpoint: Path | None) -> str:
     """What a run says whose ranks were all started again, and where it goes on."""
     where = f"going on from {checkpoint}" if checkpoint else "from the first step, as no checkpoint had been saved"
-    return f"a rank died and all were started again (restart {number}), {where}"
+    return f"a rank died and all were restarted (restart {number}), {where}"
 
 
 def diverged(plan: Plan, step: int, loss: float | None, checkpoint: Path | None = None) -> ToleranceError:
     """What a run says whose loss is no number (on this rank, where it is given); `checkpoint` is the last one saved."""
     value = "not finite" if loss is None else str(loss)
     saved = f"; {checkpoint} was saved before it" if checkpoint else ""
-    ends = ", or needs more than the 65504 that fp16 ends at" if plan.precision == SCALED else ""
+    ends = ", or exceeded fp16's largest value, 65504" if plan.precision == SCALED else ""
     return ToleranceError(f"plan {plan.id}: the loss of step {step} is {value}: training diverged{ends}{saved}")
 
 
@@ -231,9 +231,9 @@ def _exhausted(plan: Plan, rank: Rank, step: int, predicted_bytes: float) -> str
 def _snapshot_words(rank: Rank) -> str:
     """Where what this rank holds is written, or why it is not: whatever stops that, memory ran out."""
     try:
-        return f"what it held is in {_write_snapshot(rank)}"
+        return f"its allocations are in {_write_snapshot(rank)}"
     except (OSError, RuntimeError, MemoryError, ValueError, TypeError) as error:
-        return f"what it held could not be written ({type(error).__name__})"
+        return f"its allocations could not be written ({type(error).__name__})"
 
 
 def _write_snapshot(rank: Rank) -> Path:

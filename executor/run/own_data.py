@@ -103,7 +103,7 @@ def given_pairs(data: str, spec: WorkloadSpec, seed: int) -> GivenPairs:
 
 def _imported(data: str) -> tuple[Batches, Callable[[list[Any]], Any] | None]:
     if not is_factory(data):
-        raise InputError(f"--data {data}: a task's samples are no file: give package.module:batches")
+        raise InputError(f"--data {data}: a task's samples cannot come from a file: give package.module:batches")
     spec = WorkloadSpec(kind="module", name="data", factory=data)
     check_trusted(spec, (spec.module,), "--data")
     with foreign_code(spec, f"cannot import {data}"):

@@ -121,6 +121,6 @@ def _read(descriptor: int) -> Owner | None:
 def _refusal(folder: Path, owner: Owner | None) -> EnvironmentFailure:
     who = "" if owner is None else f" (process {owner.process} on {owner.host}, since {owner.since})"
     return EnvironmentFailure(
-        f"{folder} belongs to another run that goes on{who}: wait for its end, or give another folder; where that "
-        f"run is known to be gone, delete {folder / OWNER}"
+        f"{folder} belongs to another run that is still going{who}: wait for its end, or give another folder; if "
+        f"that run is known to be gone, delete {folder / OWNER}"
     )

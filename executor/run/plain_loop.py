@@ -157,7 +157,7 @@ class PlainLoop:
         title = self.workload.spec.title
         if self.on_meta:
             return f"{title} leaves {self.on_meta} on the meta device, and a plain loop has no value for it"
-        return f"{title} draws random numbers that cannot be turned off" if self.draws() else ""
+        return f"{title} draws random numbers, which cannot be turned off" if self.draws() else ""
 
     def draws(self) -> bool:
         """Whether the loss of the same samples differs from one time to the next."""

@@ -117,7 +117,7 @@ def prepare(plan_path: Path, options: RunOptions) -> Job:
     chosen, notes = choose(file, options.top, options.with_baseline, options.engines)
     device_kind, keeps = current_device_kind(), options.checkpoints is not None
     if keeps and len(chosen) > 1:
-        raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, checkpoints are kept of one: give --top 1")
+        raise InputError(f"--checkpoint: {len(chosen)} plans are asked for, but checkpoints are for one: give --top 1")
     path = _data_path(options.data) if training is None else data_for_check(training.data)
     workload = load_subject(file, options.trusted, path, str(plan_path))
     for index in chosen:
@@ -213,8 +213,8 @@ def _resumed(checkpoints: Checkpoints, plan: Plan, workload: Workload, seed: int
     found = read_progress(path)
     check_progress(path, found, progress_of(plan, workload, seed, found.step))
     if found.step >= end:
-        raise InputError(f"{path} is of step {found.step}, and the run ends with step {end}: ask for more steps")
-    return [f"going on from step {found.step}, {path}"]
+        raise InputError(f"{path} is from step {found.step}, but the run ends with step {end}: ask for more steps")
+    return [f"resuming from step {found.step}, {path}"]
 
 
 def _machine_notes(file: PlanFile, device_kind: str, oversubscribed: bool) -> list[str]:

@@ -163,17 +163,17 @@ def check_losses(
     if codec(plan.codec).lossy:
         status, reason = "exempt", f"codec {plan.codec} is lossy"
     elif _largest_difference(losses[:1], reference.losses[:1]) > first:
-        status, reason = "failed", f"the first loss differs from one device by more than {first:g}{without}"
+        status, reason = "failed", f"the first loss differs from one device's by more than {first:g}{without}"
     elif difference > tolerance:
         status = "failed"
-        reason = f"{which} differ{'s' * (count == 1)} from one device by more than {tolerance:g}{without}"
+        reason = f"{which} differ{'s' * (count == 1)} from one device's by more than {tolerance:g}{without}"
     elif of_norms > allowed:
         status = "failed"
-        reason = f"gradient norms of the first {when} differ from one device by more than {allowed:g}{without}"
+        reason = f"gradient norms of the first {when} differ from one device's by more than {allowed:g}{without}"
     else:
         status = "passed"
         of_which = "" if len(norms) == count else f"of the first {when} "
-        beside = f"gradient norms {of_which}within {allowed:g}" if pairs else "its step skipped for the scale of fp16"
+        beside = f"gradient norms {of_which}within {allowed:g}" if pairs else "its step skipped by the fp16 loss scale"
         reason = f"{which} within {tolerance:g} of one device, {beside}{without}"
     return LossCheck(
         status=status,

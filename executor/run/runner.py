@@ -212,7 +212,7 @@ class Runner:
 
     def _go_on(self, path: Path) -> None:
         """Restore a checkpoint."""
-        assert isinstance(self.trainer, Trainer), "checkpoints are of this program's own trainer"
+        assert isinstance(self.trainer, Trainer), "checkpoints need this program's own trainer"
         found = read_progress(path)
         check_progress(path, found, self._progress(found.step))
         restore(path, self.trainer)
@@ -267,7 +267,7 @@ class Runner:
         if has_diverged:
             raise diverged(self.plan, done, self.latest_loss(), latest(folder))
         if is_stopping or checkpoints.is_due(done):
-            assert isinstance(self.trainer, Trainer), "checkpoints are of this program's own trainer"
+            assert isinstance(self.trainer, Trainer), "checkpoints need this program's own trainer"
             kept = self.known.with_those_of(self.losses, self.trainer.place)
             path = save(folder, self._progress(done), self.trainer, kept)
             if is_stopping:

@@ -45,8 +45,8 @@ from profiles.workloads.workload import Workload
 
 # One device works off the reference while the others wait for it.
 REFERENCE_SECONDS = 3600.0
-OF_LOSSES = LossCheck(status="skipped", reason="losses alone are compared", tolerance_fraction=0.0)
-NOT_CHECKED = LossCheck(status="skipped", reason="training was not checked before it began", tolerance_fraction=0.0)
+OF_LOSSES = LossCheck(status="skipped", reason="only losses are compared", tolerance_fraction=0.0)
+NOT_CHECKED = LossCheck(status="skipped", reason="training was not checked before it started", tolerance_fraction=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def checks_of(session: Session) -> list[LossCheck]:
 
 
 def _checks_of_runs(session: Session) -> list[LossCheck]:
-    """The check of each run; of another engine losses alone are compared, once it has run."""
+    """The check of each run; of another engine only losses are compared, once it has run."""
     if not any(used.is_own for _, used in session.runs):
         return [OF_LOSSES] * len(session.runs)
     found = checks_of(session)

@@ -103,5 +103,5 @@ def _told(name: str) -> Iterator[None]:
     except Exception as error:  # whatever a foreign library raises where it is not set up, or its server is away
         words = str(error).strip().splitlines()
         raise EnvironmentFailure(
-            f"{name} does not take the training's numbers: {words[0] if words else error!r}"
+            f"{name} does not accept the training's numbers: {words[0] if words else error!r}"
         ) from error

@@ -47,11 +47,11 @@ def workload_of_task(spec: WorkloadSpec, task: Task, num_layers: int) -> Workloa
 
 
 def _no_layer() -> nn.Module:
-    raise NotImplementedError("a task's module is built whole")
+    raise NotImplementedError("a task's module is built as a whole")
 
 
 def _no_example(*_: Any) -> Tensor:
-    raise NotImplementedError("a task has examples of its own")
+    raise NotImplementedError("a task has its own examples")
 
 
 def _the_loss_itself(output: Tensor, _: Any) -> Tensor:

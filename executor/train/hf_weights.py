@@ -39,10 +39,10 @@ def known_names(workload: Workload) -> ModelNames:
     spec = workload.spec
     names = names_of(str(spec.config.get("model_type"))) if spec.kind == "transformers" else None
     if names is None:
-        raise InputError(f"{spec.title} is no model of transformers: leave out weights = and export =")
+        raise InputError(f"{spec.title} is not a model of transformers: leave out weights = and export =")
     if spec.adapters.freezes:
         raise InputError(
-            f"{spec.title} has adapters, which a folder of whole weights has not: leave out weights = and export ="
+            f"{spec.title} has adapters, which a folder of whole weights cannot hold: leave out weights = and export ="
         )
     return names
 

@@ -28,12 +28,12 @@ def optimizer_class(settings: OptimizerSettings, plan: Plan, *, keeps_checkpoint
     splits = max(plan.tensor_parallel, plan.expert_parallel) > 1 or plan.zero_stage > 1
     if settings.name in FACTORED and splits:
         raise InputError(
-            f"[optimizer] {settings.name} keeps sums over rows and columns of whole weights, and plan {plan.id} splits "
+            f"[optimizer] {settings.name} keeps sums over rows and columns of whole weights, but plan {plan.id} splits "
             "them: use adamw, or a plan of data_parallel and pipelines with ZeRO 0 or 1"
         )
     if settings.name in (*FACTORED, EIGHT_BIT) and keeps_checkpoints:
         raise InputError(
-            f"[optimizer] {settings.name} keeps what a checkpoint of any layout could not place: leave --checkpoint "
+            f"[optimizer] {settings.name} keeps state that cannot move to another layout: leave --checkpoint "
             "out, or use adamw or sgd"
         )
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay, **settings.options}

@@ -63,7 +63,7 @@ def check_training(
         check_data(file, workload, settings.data.train)
     elif settings.check and workload.task is None and workload.vocab_size < BYTE_VALUES:
         raise InputError(
-            f"the check before a training feeds bytes, and {workload.spec.title} knows {workload.vocab_size} tokens: "
+            f"the check before training uses bytes, but {workload.spec.title} has {workload.vocab_size} tokens: "
             "give check = false"
         )
     num_steps, schedule = settings.num_steps(file), settings.schedule
@@ -71,10 +71,10 @@ def check_training(
         raise InputError(f"[schedule] warms up and decays for more than the {num_steps} steps of the training")
     _, evaluated = sources_of(settings.data, workload, file.sequence_length, seed, num_steps)
     if settings.evaluation.every and evaluated is None:
-        raise InputError("[evaluation] every is given, but nothing to evaluate on: give [data] evaluation or held_out")
+        raise InputError("[evaluation] every is given, but no data to evaluate on: give [data] evaluation or held_out")
     if evaluated is not None and 0 < evaluated.num_samples < plan.global_batch_size:
         raise InputError(
-            f"[data] leaves {evaluated.num_samples} samples to evaluate on, and a global batch has "
+            f"[data] leaves {evaluated.num_samples} samples to evaluate on, but a global batch has "
             f"{plan.global_batch_size}: give more"
         )
 

@@ -200,7 +200,7 @@ def sources_of(
     given = _found(settings.train, settings, workload, length, seed)
     if isinstance(given, Source):
         if settings.held_out:
-            raise InputError("[data] held_out is of samples that are counted: give evaluation = package.module:batches")
+            raise InputError("[data] held_out needs countable samples: give evaluation = package.module:batches")
         other = _found(settings.evaluation, settings, workload, length, seed) if settings.evaluation else given
         return given, _in_order(other) if not isinstance(other, Source) else _after(other, num_steps)
     held: Any = None
@@ -209,7 +209,7 @@ def sources_of(
     elif settings.held_out:
         given, held = given.split(settings.held_out)
         if not len(given) or not len(held):
-            raise InputError(f"[data] held_out = {settings.held_out:g} leaves no sample to train on, or to evaluate on")
+            raise InputError(f"[data] held_out = {settings.held_out:g} leaves no sample to train on or to evaluate on")
     shuffled = _shuffled(given, seed, settings.shuffle)
     if held is None:
         return shuffled, None

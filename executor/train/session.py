@@ -130,7 +130,7 @@ def begun(session: Session, settings: TrainSettings, peak: Peak) -> Loop:
     if extra is None and settings.weights and workload.task is None:
         lacking = load_weights(Path(settings.weights), job)
         if lacking:
-            report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: they begin at random")
+            report(0.0, "weights", notice=f"{lacking} weights are not in {settings.weights}: initialised at random")
     count = job.samples_per_step
     share = Share(size=plan.global_batch_size, first=job.replica * count, count=count)
     shown = Shown(session, num_steps, peak)

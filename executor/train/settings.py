@@ -190,14 +190,14 @@ def _absolute(folder: Path, name: str) -> str:
 
 def _check(path: Path, settings: TrainSettings) -> None:
     if bool(settings.max_steps) == bool(settings.max_tokens):
-        raise InputError(f"{path}: give max_steps or max_tokens, one of them")
+        raise InputError(f"{path}: give either max_steps or max_tokens")
     schedule, data = settings.schedule, settings.data
     if schedule.decay_steps and schedule.name != "wsd":
-        raise InputError(f'{path}: [schedule] decay_steps is of name = "wsd", not of "{schedule.name}"')
+        raise InputError(f'{path}: [schedule] decay_steps belongs to name = "wsd", not to "{schedule.name}"')
     if settings.export and settings.export == settings.weights:
-        raise InputError(f"{path}: export is the folder of weights, and would overwrite them: give another")
+        raise InputError(f"{path}: export is also the folder of weights, which it would overwrite: give another")
     if data.evaluation and data.held_out:
-        raise InputError(f"{path}: [data] has evaluation and held_out: give one of them")
+        raise InputError(f"{path}: [data] has both evaluation and held_out: give one of them")
     if data.held_out == 1:
         raise InputError(f"{path}: [data] held_out = 1 leaves nothing to train on")
     if twice := sorted({"lr", "weight_decay"} & settings.optimizer.options.keys()):
@@ -208,4 +208,4 @@ def _check(path: Path, settings: TrainSettings) -> None:
         try:
             re.compile(group.match)
         except re.error as error:
-            raise InputError(f"{path}: match = {group.match!r} is no regular expression: {error}") from None
+            raise InputError(f"{path}: match = {group.match!r} is not a regular expression: {error}") from None

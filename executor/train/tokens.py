@@ -114,7 +114,7 @@ def token_windows(name: str, settings: DataSettings, length: int, vocab_size: in
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise InputError(
-            f"{name} has token {wrong}, the model knows those from 0 to {vocab_size - 1}: is it of another tokenizer, "
+            f"{name} has token {wrong}, the model has tokens 0 to {vocab_size - 1}: is it from another tokenizer, "
             f"or not of token_type = {settings.token_type!r}?"
         )
     return windows
@@ -178,7 +178,7 @@ def load_rows(path: Path) -> Any:
     try:
         found = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no dataset that save_to_disk wrote: {str(error).splitlines()[0]:.100}") from error
+        raise InputError(f"{path} is not a dataset of save_to_disk: {str(error).splitlines()[0]:.100}") from error
     if not hasattr(found, "column_names") or isinstance(found.column_names, dict):
         if "train" not in found:
             raise InputError(f"{path} has the splits {', '.join(found)}, none called train: give the folder of one")

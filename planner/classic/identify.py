@@ -146,7 +146,7 @@ def _hugging_face(row: Row) -> tuple[str, Sizes] | None:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise Refused("model_config is no JSON object")
+        raise Refused("model_config is not a JSON object")
     kernel = cell(row, "attention_kernel")
     attention = {"attention": "sdpa"} if kernel not in ("", "unfused", "eager", "math") else {}
     description = {"type": kind, "config": config, "head": head, **attention}

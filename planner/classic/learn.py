@@ -60,7 +60,7 @@ def family_weights(families: np.ndarray, most: float = FAMILY_RUNS) -> Array:
 def learn(features: Features, seconds: Array, groups: np.ndarray, like: Learned) -> Learned:
     """The values of least robust error, held near what is expected where runs do not tell.
 
-    `groups` are runs of one network of one family, which weigh alike.
+    `groups` are runs of one network of one family, each of the same weight.
     """
     from scipy.optimize import least_squares
 

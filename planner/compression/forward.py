@@ -118,8 +118,8 @@ def quantised_seconds(at: Setting, weights: Weights, scheme: str, seconds: float
 def why_unknown(at: Setting, scheme: str) -> str:
     """Why nothing is known of a latency in 8 bits."""
     if at.measured is None:
-        return "its latency is on no data sheet: profile a machine to know it"
-    return f"its latency is not known: the machine was not profiled for linears in {scheme}"
+        return "no data sheet gives its latency: profile a machine to learn it"
+    return f"its latency is unknown: the machine was not profiled for linears in {scheme}"
 
 
 def rounding_seconds(at: Setting, weights: Weights, plan: Plan) -> float:

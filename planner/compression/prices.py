@@ -131,7 +131,7 @@ def _priced(whole: Whole, own: Recipe) -> CompressionChoice:
 
 def _check_rows(whole: Whole, own: Recipe) -> None:
     if own.part == "2:4" and any(inputs % 4 for _, inputs, _ in whole.weights.linears):
-        raise PlanError(f"{own.name}: {whole.weights.name} has rows that are no multiple of four")
+        raise PlanError(f"{own.name}: {whole.weights.name} has rows whose length is not a multiple of four")
 
 
 def _refused(whole: Whole, own: Recipe, reason: str) -> CompressionChoice:

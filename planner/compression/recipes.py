@@ -142,14 +142,14 @@ def smaller(config: dict[str, Any], own: Recipe) -> dict[str, Any]:
         whole = config.get(key) or 4 * config["n_embd"]
         changed[key] = max(CHANNEL_MULTIPLE, round(whole * keep / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE)
     elif is_gpt2:
-        raise PlanError(f"{own.name}: gpt2's attention is as wide as its hidden states; remove ffn channels or layers")
+        raise PlanError(f"{own.name}: GPT-2's attention is as wide as its hidden states; remove ffn channels or layers")
     else:
         heads = config["num_attention_heads"]
         groups = config.get("num_key_value_heads") or heads
         # transformers takes no number of heads that the hidden size is not a multiple of.
         allowed = [count for count in range(1, groups) if config["hidden_size"] % (heads // groups * count) == 0]
         if not allowed:
-            raise PlanError(f"{own.name}: of {groups} groups of heads none can be removed")
+            raise PlanError(f"{own.name}: none of the {groups} groups of heads can be removed")
         kept = min(allowed, key=lambda count: abs(count - groups * keep))
         changed |= {
             "num_attention_heads": heads // groups * kept,
@@ -189,7 +189,7 @@ _RISKS = {
     "int8-weights": "small: weights rounded row by row cost large models little (Dettmers et al. 2022, LLM.int8)",
     "int8-dynamic": "unknown where activations have outliers, which large models have (Dettmers et al. 2022)",
     "fp8-weights": "small: e4m3 weights lost large models little (Micikevicius et al. 2022, FP8 formats)",
-    "qat": "small where it trains on: rounding is learned (Jacob et al. 2018)",
+    "qat": "small if training goes on: rounding is learned (Jacob et al. 2018)",
     "weights": "unknown: half of a large model's weights went with little loss (Frantar and Alistarh 2023), but there "
     "the others were corrected",
     "2:4": "unknown: more than unstructured zeros at the same share (Frantar and Alistarh 2023)",
@@ -211,9 +211,9 @@ def risk(own: Recipe) -> str:
 def cannot_train(own: Recipe, plan: Plan) -> str:
     """Why a recipe cannot be trained in a layout, naming what can; "" where it can."""
     if plan.pipeline_parallel > 1 or plan.context_parallel > 1 or plan.expert_parallel > 1:
-        return f"{own.name} with {plan.id}: compressed models are trained in data and tensor parallel alone"
+        return f"{own.name} with {plan.id}: compressed models are trained with data and tensor parallelism only"
     if plan.tensor_parallel > 1 and own.method in ("sparse", "qat"):
-        return f"{own.name} with {plan.id}: rows are judged whole, which tensor parallel cuts; use data parallel"
+        return f"{own.name} with {plan.id}: tensor parallelism would cut the rows that are judged; use data parallelism"
     if plan.vocab_parallel and own.method == "distil":
         return f"{own.name} with {plan.id}: a teacher's answers are compared whole; leave vocab_parallel out"
     return ""
@@ -224,7 +224,7 @@ def speed_note(own: Recipe, device_kind: str) -> str:
     if own.part == "weights":
         return "zeros are multiplied like any number: dense kernels gain nothing"
     if own.part == "2:4" and device_kind == "cpu":
-        return "2:4 kernels exist on GPUs (Ampere and later) alone"
+        return "2:4 kernels exist on GPUs only (Ampere and later)"
     if own.scheme in ("int8-weights", "fp8-weights"):
         return "weights are turned back to fp32 for every product: memory only"
     return ""

@@ -6,7 +6,7 @@ from planner.compression.recipes import CompressionChoice
 from profiles.units import format_bytes, format_count, format_seconds
 
 NUMBERS = ("parameters", "stored", "step", "latency")
-QUALITY = "quality risk, and what it does not give"
+QUALITY = "quality risk, and limits"
 FRONT = "no other is at least as good in training step, stored bytes and latency of one sample"
 MISSES = "misses a target"
 JUDGED_BY = "quality is measured by: execute PLAN --compress"

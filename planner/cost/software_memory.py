@@ -15,7 +15,7 @@ from planner.cost.job import Jobs
 from profiles.models.transformer import Array, Flags
 from profiles.units import GIB
 
-CHUNKS_RULE = "whole logits alone exceed the device"
+CHUNKS_RULE = "the unsplit logits alone exceed the device's memory"
 MIB = 2.0**20
 # cuBLAS workspace of one stream. Source: PyTorch's CUBLAS_WORKSPACE_CONFIG, 32 MiB from Hopper on, 8 MiB before.
 LARGE_WORKSPACE_BYTES, SMALL_WORKSPACE_BYTES = 32 * MIB, 8.125 * MIB

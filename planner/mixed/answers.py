@@ -53,7 +53,7 @@ def mixed_answer(
         counts = "; ".join(f"{count} x {reason}" for reason, count in rejected.items() if count)
         raise NoFeasiblePlanError(
             f"no plan of {asked.first.at.model.name} across {_names(asked)}: {counts or 'none is legal'}"
-            + ("; all that fit are simulate only: pass --simulate to see them" if priced else "")
+            + ("; all that fit can only be simulated: pass --simulate to see them" if priced else "")
         )
     return _file(asked, chosen, num_legal, rejected, notes)
 

@@ -141,7 +141,7 @@ def _prediction(
     at = asked.first.at
     peak = sum(part.num_devices * peak_flops_per_second(part.at) for part in asked.parts)
     peak_words = f"{peak / 1e15:.4g} PFLOP/s {at.precision} of all devices (data sheets, dense)"
-    taught = f"kernels, links and {at.stack.name} as published runs of each kind alone taught: none mixes devices"
+    taught = f"kernels, links and {at.stack.name} learned from published runs of each kind alone: none mixes devices"
     return prediction_of(
         replace(work_of(at), peak_flops_per_second=peak, peak_words=peak_words),
         step,

@@ -70,7 +70,7 @@ def answered(content: Content) -> list[tuple[str, list[str]]]:
     if answers.why_not is not None:
         found.append((f"Why not {answers.why_not.asked}", list(why_not_lines(answers.why_not, file))))
     if answers.simulated:
-        found.append(("Played event by event", list(simulated_lines(answers))))
+        found.append(("Simulated event by event", list(simulated_lines(answers))))
     if answers.read is not None:
         found.append(("The job that was read", list(read_lines(answers.read, file.stack))))
     return found

@@ -198,7 +198,7 @@ def tornado(changes: Sequence[Change]) -> go.Figure:
             figure.add_annotation(x=0, y=2 * place + 1, text=" no change", xanchor="left", showarrow=False)
     most = max(100 * max((swing.reach for swing in rows), default=0.0), 1.0)
     figure.update_layout(
-        base_layout("What the best plan's step would take if an unknown were off", 120 + 46 * len(rows)),
+        base_layout("The best plan's step time if an unknown is off", 120 + 46 * len(rows)),
         barmode="overlay",
     )
     figure.update_xaxes(axis("change of the step time (%)", range=[-1.35 * most, 1.35 * most], ticksuffix=" %"))
@@ -241,7 +241,7 @@ def refusals(counts: Mapping[str, int], stack: str) -> go.Figure:
         short = f"need {need}" if need else reason
         figure.add_annotation(x=0, xref="paper", y=2 * index + 0.2, text=html.escape(short), xanchor="left",
                               showarrow=False)  # fmt: skip
-    figure.update_layout(base_layout("Plans that were turned down, by reason", 76 + 44 * len(rows)), margin_t=34)
+    figure.update_layout(base_layout("Rejected plans, by reason", 76 + 44 * len(rows)), margin_t=34)
     figure.update_xaxes(axis("plans", type="log", range=[-0.3, _log(rows[0][1]) * 1.2 + 0.5], dtick=1))
     figure.update_yaxes(axis("", range=[2 * len(rows) - 0.2, -0.4], visible=False))
     return figure

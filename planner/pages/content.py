@@ -49,7 +49,7 @@ class Timeline:
         if self.drawn_until_seconds >= self.step_seconds:
             return whole
         share = format_percent(self.drawn_until_seconds / self.step_seconds)
-        return f"{whole} Drawn is its first part, {share} of it; --trace FILE has all for Perfetto."
+        return f"{whole} Only its first {share} is drawn; --trace FILE writes all of it for Perfetto."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def content_of_file(file: PlanFile, command: str = "") -> Content:
     best = file.candidates[0].prediction
     spans = best.spans
     stop = max((span.stop_seconds for span in spans), default=0.0)
-    refusal = "" if spans else "No timeline: the plan has no pipeline, or too long a one to be looked at."
+    refusal = "" if spans else "No timeline: the plan has no pipeline, or one that is too long to draw."
     return Content(
         file=file,
         command=command,
@@ -112,7 +112,7 @@ def content_of(
     space, place, file = answer.space, answer.places[0], file or answer.file
     best = file.candidates[0]
     looking, playing, changing = pieces(on_progress, (2.0, 1.0, 3.0))
-    looking(0.0, "looking at other plans")
+    looking(0.0, "pricing other plans")
     others = other_plans(answer, offers_all, MOST_OTHERS)
     playing(0.0, "simulating the best plan")
     timeline = _timeline(answer)
@@ -136,7 +136,7 @@ def _timeline(answer: Answer) -> Timeline:
     """The best plan's step by event simulation, as spans of its pipeline ranks."""
     plan = answer.file.candidates[0].plan
     if plan.num_stages * plan.num_microbatches > MOST_SIMULATED:
-        return Timeline(refusal="No timeline: a step has too many passes to be played here; --trace FILE plays it.")
+        return Timeline(refusal="No timeline: a step has too many passes to simulate here; --trace FILE simulates it.")
     played = simulate(step_work(answer.space, answer.places[0]))
     spans = sorted(
         (

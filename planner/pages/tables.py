@@ -109,10 +109,10 @@ def changes_table(changes: Sequence[Change]) -> Table:
 
 
 def refusals_table(counts: Mapping[str, int]) -> Table:
-    """Plans that were turned down by reason."""
+    """Rejected plans by reason."""
     rows = sorted(counts.items(), key=lambda pair: -pair[1])
     return Table(
-        caption="Plans that were turned down",
+        caption="Rejected plans",
         header=("reason", "plans"),
         rows=tuple((reason, f"{count:,}") for reason, count in rows),
     )

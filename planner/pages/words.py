@@ -55,7 +55,7 @@ def _verdict(content: Content) -> Iterator[tuple[str, str]]:
     batch = format_batch(file.global_batch_size, file.sequence_length, file.size_unit)
     parameters = format_count(file.num_parameters)
     where = "the software it is for" if file.stack != THIS_PROGRAM else "execute"
-    runs = f"{where} can run it" if best.executable else f"{where} does not run such a plan: simulate only"
+    runs = f"{where} can run it" if best.executable else f"{where} cannot run it: simulate only"
     yield "", f"{file.model_name} has {parameters} parameters; a step trains on {batch}; {runs}."
     far = next((text for text in prediction.assumptions if text.startswith("outside of what was measured")), "")
     if far:
@@ -68,7 +68,7 @@ def tiles(content: Content) -> list[tuple[str, str, str]]:
     counted, rate = rate_of(own.tokens_per_second, file.sequence_length, file.size_unit)
     low, high = format_seconds(own.low_seconds), format_seconds(own.high_seconds)
     found = [
-        ("step", format_seconds(own.step_seconds), f"{low} to {high}, a band of 90 %"),
+        ("step", format_seconds(own.step_seconds), f"{low} to {high}, the 90 % band"),
         (counted, format_count(rate), f"of all {file.num_devices} devices"),
         ("MFU", format_percent(own.mfu), f"of {own.mfu_denominator.split(' (')[0]}"),
         ("memory", format_bytes(own.peak_bytes), "peak of the fullest device"),
@@ -76,7 +76,7 @@ def tiles(content: Content) -> list[tuple[str, str, str]]:
     if content.memory_bytes is not None:
         left = content.memory_bytes - own.peak_bytes
         share = format_percent(left / content.memory_bytes)
-        asked = f", {format_percent(content.headroom_fraction)} must be" if content.headroom_fraction else ""
+        asked = f", {format_percent(content.headroom_fraction)} required" if content.headroom_fraction else ""
         found.append(("left free", format_bytes(left), f"{share} of the device's memory{asked}"))
     cost = file.answers.cost
     if cost is not None:
@@ -102,20 +102,20 @@ def notes(content: Content) -> list[str]:
 def scatter_words(content: Content, is_drawn: bool) -> str:
     """What a device has, and whether that `is_drawn` beside the marks of the scatter."""
     if content.memory_bytes is None:
-        return "How much memory a device has depends on its kind; see the notes."
+        return "The two kinds of devices have different amounts of memory; see the notes."
     if not is_drawn:
-        return f"A device has {format_bytes(content.memory_bytes)}, beyond what is drawn."
-    return f"The dashed line is what a device has, {format_bytes(content.memory_bytes)}."
+        return f"A device has {format_bytes(content.memory_bytes)} of memory, beyond the range drawn."
+    return f"The dashed line is a device's memory, {format_bytes(content.memory_bytes)}."
 
 
 def memory_words(content: Content) -> str:
     """What the areas of the memory's figure mean."""
     if not content.memory:
-        return "What fills the memory is not known for this plan."
+        return "The use of memory is not known for this plan."
     if any(one.layers for one in content.memory):
         return (
-            "Areas add up to the predicted peak of the fullest rank. Buffers are what is whole for a moment only. "
-            "Outside torch are the device's context and its communicators."
+            "Areas add up to the predicted peak of the fullest rank. Buffers are tensors that exist only briefly. "
+            '"Outside torch" is the device\'s context and its communicators.'
         )
     return "Areas add up to the predicted peak of the fullest rank; which layers hold them is not known for this plan."
 
@@ -125,41 +125,41 @@ def links_words(content: Content) -> str:
     drawing = content.drawing
     if drawing is None:
         if content.file.num_devices == 1 or content.best.plan.num_devices == 1:
-            return "One device does all: nothing crosses a link."
+            return "There is one device, so nothing crosses a link."
         known = "; ".join(map(show_answers.axis_words, content.file.answers.links))
-        return f"{known[:1].upper()}{known[1:]}." if known else "Which links the axes cross is not known for this plan."
+        return f"{known[:1].upper()}{known[1:]}." if known else "The links of its axes are not known."
     fast, network = (
         f"{three_digits(rate / GB)} GB/s" for rate in (drawing.fast_bytes_per_second, drawing.network_bytes_per_second)
     )
-    words = "A square is a device, by its rank; lines go through the groups of rank 0."
+    words = "Each square is a device, numbered by its rank; lines join the groups of rank 0."
     if any(own.num_domains == 1 for own in drawing.axes):
-        words = f"{words} Whole lines stay on fast links ({fast})."
+        words = f"{words} Solid lines stay on fast links ({fast})."
     if any(own.num_domains > 1 for own in drawing.axes):
         words = f"{words} Dotted lines cross the network ({network} per device)."
     count = len(drawing.rows)
-    return words if count == drawing.num_domains else f"{words} Drawn are {count} of {drawing.num_domains:,}."
+    return words if count == drawing.num_domains else f"{words} Drawn: {count} of {drawing.num_domains:,}."
 
 
 def tornado_words(content: Content) -> str:
     """What the tornado says beside its bars."""
     if not content.changes:
-        return "What would change the winner is not worked out for this plan."
+        return "Sensitivity was not computed for this plan."
     others = [change for change in content.changes if not change.is_same]
     if not others:
-        return "Whatever of these is off, the best plan stays the best."
-    return "* another plan would be best then: see the numbers."
+        return "The best plan stays the best whichever of these is off."
+    return "* another plan would then be best: see the numbers."
 
 
 def refusal_words(content: Content) -> str:
     """Which plan missed by the least."""
     miss = content.file.answers.nearest_miss
     needs = any(lacked(reason, content.file.stack) for reason in content.file.rejected)
-    lacks = f"What plans need here, {content.file.stack} lacks. " if needs else ""
+    lacks = f"Some plans need what {content.file.stack} lacks. " if needs else ""
     if miss is not None:
         return f"{lacks}Nearest miss for memory: {miss.plan}, {format_bytes(miss.over_bytes)} over."
     if not content.file.rejected:
-        return "No plan was turned down."
-    return f"{lacks}No plan missed the memory of a device by a known number of bytes."
+        return "No plan was rejected."
+    return f"{lacks}No nearest miss for memory is known."
 
 
 def rests_words(content: Content) -> str:
@@ -170,8 +170,8 @@ def rests_words(content: Content) -> str:
     if found is None:
         return words
     alike = "none" if not found.num_alike else f"{found.num_alike:,}"
-    where = f", {found.num_in_software or 'none'} of them in the same software" if found.num_alike else ""
+    where = f", {found.num_in_software or 'none'} of them with the same software" if found.num_alike else ""
     return (
-        f"{words} Of {found.num_runs:,} published steps {alike} had this generation of devices, this precision and "
-        f"these axes{where}."
+        f"{words} Of {found.num_runs:,} published steps {alike} had the same generation of devices, precision and "
+        f"parallel axes{where}."
     ).strip()

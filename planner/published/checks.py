@@ -172,7 +172,7 @@ def check(row: Row, model: Job, job: Job) -> None:
         )
     pipeline, fewer = float(job["pipeline"]), max(float(job["first_fewer"]), float(job["last_fewer"]))
     if fewer and pipeline > 1 and fewer > float(model["num_layers"]) / pipeline:
-        raise Refused(f"a stage has {fewer:g} layers fewer than others, but there are only {model['num_layers']:g}")
+        raise Refused(f"a stage has {fewer:g} layers fewer than the others, but there are only {model['num_layers']:g}")
     if UNKNOWN_BATCH not in job:
         _note_batch(row, job)
     for column in ("optimizer_offload", "activation_offload"):

@@ -90,7 +90,7 @@ def _shares(cells: Cells, named: tuple[str, ...], pieces: dict[str, tuple[float,
         elif word in GROUPS or word in pieces:
             chosen |= dict.fromkeys(GROUPS.get(word, (word,)), 1.0)
         else:
-            cells.guess("recompute_modules", f"'{word}' is not known, nothing assumed of it")
+            cells.guess("recompute_modules", f"'{word}' is unknown and was ignored")
     repeated = {name: 1 - share for name, share in chosen.items()} if keeps else chosen
     work, held = (sum(piece[place] for piece in pieces.values()) for place in (0, 1))
     products = sum(pieces[name][0] * share for name, share in repeated.items()) / work

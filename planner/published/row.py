@@ -88,7 +88,7 @@ def _name(row: Row, column: Words) -> None:
         row.set(column.name, known[word])
     elif word in column.near:
         near = column.near[word]
-        row.guess(column.name, near, f"{near} assumed for '{text}', which has no price of its own")
+        row.guess(column.name, near, f"{near} assumed for '{text}', which cannot be priced itself")
     elif column.lenient:
         row.guess(column.name, "", f"{column.usual or 'as usual'} assumed, '{text}' is not known")
 

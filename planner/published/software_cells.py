@@ -85,7 +85,7 @@ def read_hardware(cells: Cells, stack: Stack) -> tuple[Device, dict[str, float |
     card = cells.size("nic_gbit_per_s_per_gpu", network, noted=crosses)
     precision = _precision(cells, device)
     if not cells.flag("packed"):
-        cells.guess("packed", "samples as long as seq_len assumed; where they are shorter, a step takes less")
+        cells.guess("packed", "samples assumed as long as seq_len; with shorter ones a step takes less")
     if precision == "fp8" and cells.text("fp8_recipe") is None:
         cells.assume("fp8_recipe", stack.time.fp8_recipe)
     return device, {
@@ -117,20 +117,20 @@ def read_adapters(cells: Cells, *, has_experts: bool) -> Adapters:
     named = tuple(TARGET_WORDS.get(word, word) for word in cells.items("lora_targets"))
     known = [word for word in named if word in (*TARGETS, *GROUPS)]
     for word in sorted(set(named) - set(known)):
-        cells.guess("lora_targets", f"'{word}' is not known, nothing assumed of it")
+        cells.guess("lora_targets", f"'{word}' is unknown and was ignored")
     if not known:
         cells.guess("lora_targets", f"{','.join(USUAL_TARGETS)} assumed")
         known = list(USUAL_TARGETS)
     targets = parse_targets(known)
     if has_experts and set(targets) & set(NETWORK_TARGETS):
-        cells.guess("lora_targets", "adapters of routed experts have no price, and are left out")
+        cells.guess("lora_targets", "adapters of routed experts cannot be priced and are left out")
     return adapters(int(rank), targets, base)
 
 
 def _low_parts(cells: Cells) -> str:
     named = cells.items("low_precision_parts")
     for word in sorted(set(named) - set(LOW_PARTS)):
-        cells.guess("low_precision_parts", f"'{word}' is not known, nothing assumed of it")
+        cells.guess("low_precision_parts", f"'{word}' is unknown and was ignored")
     return ";".join(part for part in LOW_PARTS if part in named)
 
 

@@ -20,7 +20,7 @@ BATCH_RULE = (
 )
 # A run ran: only what is predicted to take more than this of its device cannot have been without recomputation.
 SURELY_FULL = 1.25
-RECOMPUTE_RULE = "without, it takes far more than the device has"
+RECOMPUTE_RULE = "without it, memory far exceeds the device's"
 
 
 def needs_recomputation(jobs: Jobs, unknown: Flags) -> NDArray[np.int64]:

@@ -104,7 +104,7 @@ def _why_none(asked: Sequence[_Asked]) -> TrainwrightError:
     if not misfits or len(errors) == 1:
         return errors[0]
     most = max(misfits, key=lambda one: one.request.num_devices)
-    return NoFeasiblePlanError(f"none of the {len(errors)} has a plan that fits; of the most devices: {most.error}")
+    return NoFeasiblePlanError(f"no row of {len(errors)} has a plan that fits; for the most devices: {most.error}")
 
 
 def _tokens(purchase: Purchase, at: Setting) -> float:
@@ -193,7 +193,7 @@ def _common(plans: Sequence[PlanFile]) -> list[str]:
     """Notes that all plan files share, in the first one's order; that all rest on data sheets, whichever these are."""
     shared = [note for note in plans[0].notes if all(note in file.notes for file in plans)]
     if len({file.machine_name for file in plans}) > 1 and all(file.machine_origin == "datasheet" for file in plans):
-        shared.insert(0, "planned for data sheets and with what published runs taught: nothing of it is measured")
+        shared.insert(0, "planned from data sheets and factors learned from published runs: nothing was measured")
     return shared
 
 
@@ -207,8 +207,8 @@ def _software(file: PlanFile) -> Iterator[str]:
     """That seconds are of this program's executor, which other software may beat on the same devices."""
     if file.stack == THIS_PROGRAM and file.machine_origin == "datasheet":
         yield (
-            "seconds are of plans that this program's executor runs; other software may be faster or slower: "
-            "--stack megatron-core prices that, --list stacks names all"
+            "times are those of plans that Trainwright's executor runs; other software may be faster or slower: "
+            "--stack megatron-core prices that one, --list stacks names all"
         )
 
 
@@ -229,5 +229,5 @@ def _assumptions(terms: Terms) -> Iterator[Assumption]:
     if terms.spot_prices is not None and often.spot_node_hours == SPOT_NODE_HOURS:
         words = f"after {SPOT_NODE_HOURS:g} hours"
         yield Assumption(
-            what="a node of spot devices is taken back", value=words, source="assumed: as preemptible machines last"
+            what="a spot node is reclaimed", value=words, source="assumed: a usual lifetime of preemptible machines"
         )

@@ -56,7 +56,7 @@ def places_among(devices: Sequence[str], clusters: Sequence[str]) -> tuple[Place
     clusters = list(dict.fromkeys(clusters))
     for name in clusters:
         if isinstance(find_cluster(name), MixedCluster):
-            raise InputError(f"--cluster {name} has two kinds of devices: plan for it alone")
+            raise InputError(f"--cluster {name} has two kinds of devices: plan for it by itself")
     if len(devices) <= 1 and len(clusters) <= 1:
         return (Place(device=next(iter(devices), None), cluster=next(iter(clusters), None)),)
     return (*(Place(device=name) for name in devices), *(Place(cluster=name) for name in clusters))
@@ -113,7 +113,7 @@ def batches_of(request: Request, counts: Sequence[int]) -> tuple[tuple[int, ...]
     limits.check("--global-batch", batch, 1, limits.SAMPLES)
     if len(counts) == 1:
         return (batch,), [f"global batch assumed: {batch} samples"]
-    return (batch,), [f"global batch assumed: {batch} samples for every count, as {max(counts)} devices would have"]
+    return (batch,), [f"global batch assumed: {batch} samples for every count, the default for {max(counts)} devices"]
 
 
 def check_prices(terms: Terms, places: Sequence[Place]) -> None:
@@ -132,4 +132,4 @@ def check_prices(terms: Terms, places: Sequence[Place]) -> None:
     for option, prices in (("--price", terms.prices), ("--spot-price", terms.spot_prices)):
         for name in prices.by_name if prices else ():
             if name not in known:
-                raise InputError(f"{option} {name}: no plan is asked for on {name}: leave it out, or add it")
+                raise InputError(f"{option} {name}: it is not among the devices asked about: leave it out, or add it")

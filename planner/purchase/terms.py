@@ -17,7 +17,7 @@ from profiles.machines.power import load_power
 # (arXiv 2407.21783), section 3.3.4. How long a checkpoint and a restart hold a job up is assumed.
 DEVICE_FAILURE_HOURS = 54 * 24 * 16384 / 419
 CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 600.0
-# Until a node of spot devices is taken back. Assumed: the longest that Google's preemptible machines last.
+# Until a spot node is reclaimed. Assumed: the longest that Google's preemptible machines last.
 SPOT_NODE_HOURS = 24.0
 # As the executor keeps them, unless it is told otherwise.
 CHECKPOINTS_KEPT = 2
@@ -39,7 +39,7 @@ class Prices:
 class Reliability:
     """How often one device fails, in hours of it, and how long a checkpoint and a restart hold the job up.
 
-    `spot_node_hours` is until a node of spot devices is taken back, which counts as a failure.
+    `spot_node_hours` is until a spot node is reclaimed, which counts as a failure.
     """
 
     failure_hours: float = DEVICE_FAILURE_HOURS
@@ -143,7 +143,7 @@ def parse_prices(option: str, text: str) -> Prices:
         elif has_name and (key := _known(name.strip())) not in by_name:
             by_name[key] = value
         else:
-            raise InputError(f"{option} {shown(text)}: {word} is there twice: give each price once")
+            raise InputError(f"{option} {shown(text)}: {word} is given twice: give each price once")
     return Prices(every=every, by_name=by_name)
 
 

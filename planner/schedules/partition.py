@@ -19,7 +19,7 @@ def partition(layer_seconds: Array, num_stages: int) -> tuple[int, ...]:
     """
     num_layers = len(layer_seconds)
     if num_stages > num_layers:
-        raise PlanError(f"{num_stages} pipeline stages need at least as many layers, the model has {num_layers}")
+        raise PlanError(f"{num_stages} pipeline stages need at least as many layers, the model has only {num_layers}")
     sums = np.concatenate([[0.0], np.cumsum(layer_seconds)])
     low, high = float(max(layer_seconds.max(), sums[-1] / num_stages)), float(sums[-1])
     best = _fill(sums, num_stages, high)

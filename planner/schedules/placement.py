@@ -61,7 +61,7 @@ def place(layers: Layers, shape: Shape, memory_bytes: float) -> Placement:
     """
     num_layers = len(layers.seconds)
     if shape.num_stages > num_layers:
-        raise PlanError(f"{shape.num_stages} pipeline stages need at least as many layers, the model has {num_layers}")
+        raise PlanError(f"{shape.num_stages} stages need at least as many layers, the model has only {num_layers}")
     solve = _dynamic_programme if shape.virtual_stages == 1 else _mixed_integer_programme
     bounds, is_proven = solve(layers, shape, memory_bytes)
     if not is_proven:

@@ -175,7 +175,7 @@ def in_flight(shape: Shape) -> tuple[int, ...]:
 
 
 def _no_order(shape: Shape, rank: int) -> Order:
-    raise PlanError(f"schedule {shape.schedule} is known from published runs only: its steps are in no list")
+    raise PlanError(f"schedule {shape.schedule} is known from published runs only, so its steps cannot be listed")
 
 
 # Those that are planned, in the order in which the search takes them.

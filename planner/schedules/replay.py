@@ -243,7 +243,7 @@ def step_levels(shape: Shape, offsets: Indices, source: Indices) -> Indices:
             names = ", ".join(
                 f"rank {rank} at {s.action}{s.microbatch} of stage {s.stage}" for rank, s in waiting.items()
             )
-            raise PlanError(f"schedule {shape.schedule} waits for itself: {names}")
+            raise PlanError(f"schedule {shape.schedule} deadlocks: {names}")
         level[position[ready]] = tick
         position[ready] += 1
         left -= len(ready)

@@ -70,7 +70,7 @@ ONE_PER_STAGE = Counts(
 )
 WHOLE_ROUNDS = Counts(
     allow=_whole_rounds,
-    others="micro-batches that make no whole rounds of an interleaved schedule",
+    others="micro-batches that do not fill whole rounds of an interleaved schedule",
     rule=lambda shape: f"goes in {num_rounds(shape)} rounds of equal length, use a multiple",
     in_rounds=True,
 )

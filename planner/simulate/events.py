@@ -90,7 +90,7 @@ class Engine:
             self._finish(task)
             left -= 1
         if left:
-            raise PlanError(f"the simulation of this plan waits for itself: {left} tasks never start")
+            raise PlanError(f"the simulation of this plan deadlocks: {left} tasks never start")
         return self.now
 
     def _ready(self, task: Task) -> None:

@@ -211,7 +211,7 @@ def no_plan(space: Space) -> str:
     counts = "; ".join(f"{count:,} x {reason}" for reason, count in (space.rejected + space.broken).most_common())
     words = f"no plan of {at.model.name} on {at.num_devices} x {at.device.name}: {counts}"
     if len(space.best):
-        return f"{words}; all that fit are simulate only: pass --simulate to see them"
+        return f"{words}; all that fit can only be simulated: pass --simulate to see them"
     missed = nearest_miss(space)
     if missed is None:
         least, room = float(space.tables.shared.least_state_bytes.min()), at.memory_bytes

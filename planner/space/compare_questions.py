@@ -64,14 +64,14 @@ def try_settings(
         _try(at, options, simulate, tried, failed, next(following))
     if declined:
         most = format_percent(max(0.0, *declined.values()))
-        notes.append(f"gradient codecs are not worth it: gradients sent for nothing would gain {most}")
+        notes.append(f"gradient codecs are not worth it: even sending gradients at no cost would gain only {most}")
     if not tried:
         raise failed[0]
     best = max(tried, key=_worth)
     notes += [_beside(own, best) for own in tried if own is not best]
     notes += [str(error) for error in failed]
     if best.space.at.compresses:
-        notes.append(f"the best plan's gradients are lossy ({best.space.at.codec}): check that training bears it")
+        notes.append(f"the best plan's gradients are lossy ({best.space.at.codec}): check that training tolerates this")
     return best.space, notes
 
 
@@ -85,7 +85,7 @@ def _beside(own: Tried, best: Tried) -> str:
     behind = best.tokens_per_second / own.tokens_per_second - 1
     words = f"{format_percent(behind)} slower per token"
     if behind < 0:
-        words = f"{format_percent(-behind)} faster per token, too little for lossy gradients"
+        words = f"{format_percent(-behind)} faster per token, too little to justify lossy gradients"
     return f"{_difference(own.space.at, best.space.at)}: {words} ({plan_of(own.space, own.place).id})"
 
 
@@ -141,7 +141,7 @@ def _difference(own: Setting, best: Setting) -> str:
     if own.precision != best.precision:
         words.append(own.precision)
     if own.codec != best.codec:
-        words.append(f"gradients in {own.codec}" if own.compresses else "gradients as they are")
+        words.append(f"gradients in {own.codec}" if own.compresses else "uncompressed gradients")
     if own.global_batch_size != best.global_batch_size:
         words.append(f"global batch {own.global_batch_size}")
     return ", ".join(words)

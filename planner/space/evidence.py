@@ -155,4 +155,4 @@ def compute_words(traced: OnMachine) -> str:
 
 def taught_words(corrections: Corrections) -> str:
     """What is said of plans whose predictions are corrected."""
-    return f"corrected by what {corrections.num_plans} plans run here taught"
+    return f"corrected by {corrections.num_plans} plans that ran here"

@@ -59,9 +59,7 @@ def _headroom(at: Setting) -> Iterator[Ground]:
     """What of a device's memory plans may not take."""
     if at.headroom_fraction:
         left = f"{format_percent(at.headroom_fraction)}: plans have {three_digits(at.memory_bytes / GIB)} GiB"
-        yield Ground(
-            what="memory that is left free at least", value=left, origin=ASSUMED, source="as asked: --headroom"
-        )
+        yield Ground(what="memory left free at least", value=left, origin=ASSUMED, source="as asked: --headroom")
 
 
 def _of_machine(space: Space, place: Place, prediction: Prediction) -> Iterator[Ground]:
@@ -85,7 +83,7 @@ def _of_machine(space: Space, place: Place, prediction: Prediction) -> Iterator[
             source=rests_on if rests_on != MEASURED else f"profile of {machine.name}",
         )
     peak = f"{three_digits(at.device.peak_tflops[at.precision])} TFLOP/s {at.precision}"
-    yield Ground(what="peak that MFU is of", value=peak, origin=HERE, source=machine.peak_source)
+    yield Ground(what="peak that MFU refers to", value=peak, origin=HERE, source=machine.peak_source)
     memory = f"{three_digits(at.whole_memory_bytes / GIB)} GiB"
     yield Ground(what="memory of a rank", value=memory, origin=HERE, source=f"profile of {machine.name}")
     if at.corrections:
@@ -105,7 +103,7 @@ def _of_sheet(at: Setting, cluster: str) -> Iterator[Ground]:
                 f"{three_digits(device.peak_tflops[at.precision])} TFLOP/s")  # fmt: skip
     reached = device.achievable_tflops.get(at.precision)
     if reached:
-        yield _from(device, "achievable", "best that a product was seen to reach", f"{three_digits(reached)} TFLOP/s")
+        yield _from(device, "achievable", "highest measured rate of a product", f"{three_digits(reached)} TFLOP/s")
     yield _from(device, "memory", "memory that a process may use", f"{three_digits(at.whole_memory_bytes / GIB)} GiB")
     yield _from(device, "memory", "memory bandwidth", f"{three_digits(device.memory_gb_per_second)} GB/s")
     if at.fast_domain > 1:
@@ -119,7 +117,7 @@ def _of_sheet(at: Setting, cluster: str) -> Iterator[Ground]:
         else:
             yield _from(device, "network", "network between fast domains", network)
         usual = at.network_latency_seconds == infiniband_seconds()
-        source = "of InfiniBand, as published messages taught" if usual else "the cluster's"
+        source = "of InfiniBand, learned from published messages" if usual else "the cluster's"
         latency = format_seconds(at.network_latency_seconds)
         yield Ground(what="latency of a hop over the network", value=latency, origin=PUBLISHED, source=source)
 
@@ -140,13 +138,13 @@ def _of_runs(space: Space, place: Place, prediction: Prediction) -> Iterator[Gro
             yield Ground(what=title, value=f"x {factor:.2f}", origin=PUBLISHED, source=LEARNED_FROM)
     attention = space.at.attention_kernel
     if attention:
-        source = "as asked, or the usual one of the software"
+        source = "as asked, or the software's usual one"
         yield Ground(what="attention kernel", value=attention, origin=ASSUMED, source=source)
     for name, flags in unseen(jobs_at(space, [place]), space.learned).items():
         if flags[0]:
             yield Ground(
                 what=FEATURES[name],
-                value="as in no published run",
+                value="in no published run",
                 origin=UNKNOWN,
-                source="the band is wider for it",
+                source="the band is wider because of it",
             )

@@ -150,7 +150,7 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
         why = traced.cutting.refusal
         return f"no stages: {why}" if why else "the model is not a sequence of layers that can be cut into stages"
     if context > 1 and not at.model.workload.reads_text:
-        return "where the model has its attention is not known, which context parallel splits"
+        return "the model's attention, which context parallel splits, cannot be located"
     if traced is not None and traced.workload.task:
         why = _illegal_of_task(at, traced.splitting, tensor, pipeline)
         return why or _illegal_anyhow(at, tensor, context, pipeline, data)
@@ -159,7 +159,7 @@ def illegal_degrees(at: Setting, tensor: int, context: int, pipeline: int, data:
     if heads % tensor:
         return "heads not divisible by tensor parallel"
     if kv_heads % tensor and tensor % kv_heads:
-        return "kv-heads and tensor parallel do not divide each other"
+        return "kv heads not divisible by tensor parallel, nor the reverse"
     for what, width in widths.items():
         if width % tensor:
             return f"{what} not divisible by tensor parallel"
@@ -172,7 +172,7 @@ def _illegal_of_task(at: Setting, splitting: Splitting, tensor: int, pipeline: i
     """What is asked of the tensor degree of a task's module."""
     if tensor > 1 and tensor not in splitting.degrees:
         return "tensor parallel over more ranks than the model is known to split over"
-    return "stages of a task are not tensor parallel" if tensor > 1 and pipeline > 1 else ""
+    return "pipeline stages of a task cannot be tensor parallel" if tensor > 1 and pipeline > 1 else ""
 
 
 def _illegal_anyhow(at: Setting, tensor: int, context: int, pipeline: int, data: int) -> str:
@@ -181,11 +181,11 @@ def _illegal_anyhow(at: Setting, tensor: int, context: int, pipeline: int, data:
     if pipeline > at.model.num_layers:
         return "fewer layers than pipeline stages"
     if traced is not None and traced.cutting.positions and pipeline > len(traced.cutting.positions) + 1:
-        return "fewer places at which the model can be cut than pipeline stages"
+        return "fewer places to cut the model than pipeline stages"
     if at.global_batch_size % data:
         return "global batch not divisible by data parallel"
     if at.compresses and data * context == 1:
-        return "no replicas whose gradients a codec could compress"
+        return "no gradients between replicas that a codec could compress"
     if tensor > 1 and not at.free_exchange and codec(at.codec).gathered:
         return "tensor parallel with a codec whose messages mix whole gradients with parts"
     return ""

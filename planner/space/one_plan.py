@@ -42,7 +42,7 @@ def place_of(at: Setting, plan: Plan) -> tuple[Space, Place, list[str]]:
     """
     if plan.num_devices != at.num_devices or plan.global_batch_size != at.global_batch_size:
         raise PlanError(
-            f"plan {plan.id}: {plan.num_devices} devices and {plan.global_batch_size} samples a step, where "
+            f"plan {plan.id}: {plan.num_devices} devices and {plan.global_batch_size} samples a step, but "
             f"{at.num_devices} and {at.global_batch_size} are asked about"
         )
     degrees = plan.tensor_parallel, plan.context_parallel, plan.pipeline_parallel, plan.data_parallel

@@ -82,7 +82,7 @@ def _grounds(space: Space, jobs: Jobs, seconds: Mapping[str, Array]) -> list[tup
         return [_measured(space.at, space.at.measured, jobs, seconds, row) for row in range(len(jobs))]
     total = total_seconds(seconds)
     low, high = band(total, half_width(jobs, seconds, space.learned))
-    words = f"kernels, links and software ({space.at.stack.name}) as published runs taught"
+    words = f"kernels, links and software ({space.at.stack.name}) learned from published runs"
     said = remarks(jobs, space.learned)
     ends = zip(low / total, high / total, said, strict=True)
     return [(float(least), float(most), (words, *more)) for least, most, more in ends]
@@ -110,7 +110,7 @@ def _parts(parts: dict[str, float], step: float, timed: Retimed | None, straggli
 def work_of(at: Setting) -> Work:
     """The work of a setting's step, against the rate that was measured, or the data sheet's."""
     peak = peak_flops_per_second(at)
-    source = at.measured.machine.peak_source if at.measured else f"{at.device.title} data sheet, dense"
+    source = at.measured.machine.peak_source if at.measured else f"data sheet of {at.device.title}, dense"
     return Work(
         tokens=at.global_batch_size * at.sequence_length,
         flops=model_flops(at),

@@ -120,7 +120,7 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     tensor, context, pipeline = (wanted.get(name, 1) for name in ("tp", "cp", "pp"))
     rest, left = divmod(at.num_devices, tensor * context * pipeline)
     if left or ("dp" in wanted and rest != wanted["dp"] and set(wanted) >= {"tp", "cp", "pp"}):
-        return f"{at.num_devices} devices are not divisible that way"
+        return f"{at.num_devices} devices cannot be divided that way"
     for needed, layouts in space.unoffered.items():
         if _matching(layouts, wanted).any():
             return f"such plans {needed}; --simulate offers such plans too"
@@ -128,18 +128,18 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     if wanted.get("ep", 1) > 1 and traced is not None and traced.workload.task:
         return _rule_of_experts(at, traced.sharing)
     reason = illegal_degrees(at, tensor, context, pipeline, wanted.get("dp", rest))
-    return reason or "no layout has these degrees together"
+    return reason or "no layout combines these degrees"
 
 
 def _rule_of_experts(at: Setting, sharing: Sharing) -> str:
     """The rule that degrees over which a task's experts are shared out break."""
     if sharing.refusal:
-        return f"experts are not shared out: {sharing.refusal}"
+        return f"experts cannot be shared out: {sharing.refusal}"
     if not (degrees := sharing.at(at.precision)):
-        return "the model has no experts that ranks could share out"
+        return "the model has no experts to share out over ranks"
     known = ", ".join(map(str, degrees))
     return (
-        f"experts of a task are shared out over {known} ranks, which divide dp, beside plain data parallelism alone: "
+        f"experts of a task can be shared over {known} ranks, which must divide dp, with plain data parallelism only: "
         "tp=1, cp=1, pp=1, zero=0, no codec"
     )
 

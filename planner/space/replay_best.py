@@ -196,11 +196,11 @@ def in_order(space: Space, count: int = MOST_PLANS, on_progress: OnProgress = si
     """
     places = best_places(space, min(count, len(space.best)))
     seconds, held = space.best.step_seconds.copy(), space.best.device_bytes.copy()
-    on_progress(0.0, f"replaying the {len(places)} best")
+    on_progress(0.0, f"replaying the best {len(places)}")
     seconds[: len(places)] += replay_offsets(space, places)
     fastest = np.argsort(seconds[: len(places)], kind="stable")
     first = list(itertools.islice((int(row) for row in fastest if placeable(space, places[row])), MOST_PLACED))
-    on_progress(0.3, f"placing the layers of the {len(first)} best")
+    on_progress(0.3, f"placing the layers of the best {len(first)}")
     placed = _gaining(space, [places[row] for row in first], seconds[first])
     for row in first:
         if places[row] in placed:

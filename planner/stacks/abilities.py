@@ -140,7 +140,7 @@ def refusal(stack: Stack, plan: Plan, num_layers: int, known: Known = UNKNOWN) -
         (plan.codec not in runs.codecs, f"codec {plan.codec}"),
         (plan.offload not in runs.offload, f"offload of {plan.offload}"),
         (plan.compiled and not runs.compiles, "compiled layers"),
-        (plan.replica_microbatches, "replicas with micro-batches of their own"),
+        (plan.replica_microbatches, "replicas with different numbers of micro-batches"),
     ):
         if is_lacking:
             return f"{stack.name} has no {what}"

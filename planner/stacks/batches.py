@@ -49,14 +49,14 @@ def batch_of(
     samples, micro, count = (facts.get(name) for name in ("samples", "micro_batch_size", "num_microbatches"))
     asked = given.global_batch_size
     if samples and asked and samples != asked:
-        raise settings.contradiction(keys[:1], f"--global-batch {asked} contradicts it, leave one of the two out")
+        raise settings.contradiction(keys[:1], f"--global-batch {asked} contradicts it: leave one of the two out")
     samples = samples or asked
     if not samples and not micro:
-        raise InputError(f"{settings.path}: it does not say how many samples a step has: {MISSING}")
+        raise InputError(f"{settings.path}: it does not say how many samples a step takes: {MISSING}")
     if not count:
         count = _whole(samples, (micro or 0) * replicas) if samples and micro else 1
         if not (samples and micro):
-            assumed.append("one micro-batch a step: the file does not say how many")
+            assumed.append("one micro-batch a step, as the file does not say how many")
     if not micro:
         micro = _whole(samples, count * replicas)
     if not samples:
@@ -78,10 +78,10 @@ def devices_of(path: Path, given: Given, stated: int, of_replica: int, replicas:
     """
     asked = asked_of(given).num_devices
     if asked and stated and asked != stated:
-        raise InputError(f"{path}: it is for {stated} devices, not --gpus {asked}: leave one of the two out")
+        raise InputError(f"{path}: it is for {stated} devices, not for --gpus {asked}: leave one of the two out")
     if stated or given.num_devices:
         return stated or given.num_devices
     if replicas:
-        assumed.append(f"{replicas * of_replica} devices: as many as its batch is for")
+        assumed.append(f"{replicas * of_replica} devices, as its batch sizes imply")
         return replicas * of_replica
     raise InputError(f"{path}: it does not say how many devices it is for: give --gpus")

@@ -49,8 +49,8 @@ ATTENTION = {
 PORT = 29500
 # Of a job that is only tried.
 USUAL_STEPS = 20
-ADD_DATA = "batches are made up: put your data where job.py says so"
-ADD_OPTIMIZER = "learning rate and weight decay are placeholders, and a plan clips no gradients: set your own"
+ADD_DATA = "batches are random: put your data where job.py says so"
+ADD_OPTIMIZER = "learning rate and weight decay are placeholders, and gradients are not clipped: set your own"
 
 
 def written_by(stack: Stack) -> str:
@@ -70,11 +70,11 @@ def stack_of(name: str, file: PlanFile, candidate: Candidate) -> Stack:
     """
     stack, plan = load_stack(name), candidate.plan
     if why := refusal_of(stack, plan, file):
-        raise PlanError(f"plan {plan.id} cannot be written for {name}: {why}: choose another plan, or another software")
+        raise PlanError(f"plan {plan.id} cannot be written for {name}: {why}: choose another plan or other software")
     task_of(file.workload)
     if file.workload.adapters.freezes:
         raise PlanError(
-            f"model {file.model_name} has frozen weights: adapters are not written for {name}, leave them out"
+            f"model {file.model_name} has frozen weights: jobs with adapters are not written for {name}, leave them out"
         )
     return stack
 
@@ -86,12 +86,12 @@ def task_of(workload: WorkloadSpec) -> str:
     """
     if workload.kind == "module":
         raise PlanError(
-            f"model {workload.factory}: a module of yours is not written for other software: copy it by hand"
+            f"model {workload.factory}: a module of your own is not written for other software: copy it by hand"
         )
     is_vision = workload.config.get("model_type") in VISION_FAMILIES
     task = workload.task or ("image-classification" if is_vision else "causal-lm")
     if task not in TASKS:
-        raise PlanError(f"task {task}: scripts have no batches for it, they have {', '.join(TASKS)}")
+        raise PlanError(f"task {task}: scripts have no batches for it, only for {', '.join(TASKS)}")
     return task
 
 
@@ -162,7 +162,7 @@ def node_notes(file: PlanFile) -> tuple[str, ...]:
     """What has to be known where there are several nodes."""
     nodes, _ = nodes_of(file)
     return (
-        (f"run the line on each of {nodes} nodes, with MASTER_ADDR set to the first one's name",) if nodes > 1 else ()
+        (f"run the line on each of {nodes} nodes, with MASTER_ADDR set to the first node's name",) if nodes > 1 else ()
     )
 
 
@@ -200,7 +200,7 @@ def even_bounds(blocks: int, stages: int) -> tuple[int, ...]:
     Raises: InputError where they cannot.
     """
     if stages < 1 or blocks % stages:
-        raise InputError(f"{blocks} blocks cannot be cut into {stages} stages that are alike: say where stages begin")
+        raise InputError(f"{blocks} blocks cannot be cut into {stages} equal stages: say where stages begin")
     return (0, *(1 + blocks // stages * stage for stage in range(1, stages)))
 
 
@@ -258,7 +258,7 @@ def known_model(path: Path, given: Given) -> WorkloadSpec:
     Raises: InputError where nobody says which it is.
     """
     if given.workload is None:
-        raise InputError(f"{path}: it does not say which model is trained: give --model, or its config.json beside it")
+        raise InputError(f"{path}: it does not name the model to train: give --model, or its config.json beside it")
     return given.workload
 
 

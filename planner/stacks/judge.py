@@ -51,7 +51,7 @@ def request_of(job: StackJob, asked: Request) -> Request:
     """
     device = asked.device or job.device or None
     if device is None and asked.cluster is None and asked.machine is None:
-        raise InputError("--from: the file does not say what the job runs on: give --device or --cluster")
+        raise InputError("--from: the file does not say which devices the job runs on: give --device or --cluster")
     kernel = asked.attention_kernel or job.attention_kernel
     overlaps = asked.tensor_overlap if asked.tensor_overlap is not None else job.overlaps_tensor
     has_tensor_overlap = load_stack(job.stack).habits.can_overlap_tensor
@@ -169,7 +169,7 @@ def _limit(took: Prediction, at: Setting) -> str:
     if not took.fits:
         over, band = took.peak_bytes - at.memory_bytes, at.stack.memory.band
         if over < band * took.peak_bytes:
-            within = f"no more than memory is mispredicted by, {format_percent(band)}"
+            within = f"within the error of predicted memory, {format_percent(band)}"
             return f"it may not fit: {format_bytes(over)} over on its fullest rank, {within}"
         return f"it does not fit: {format_bytes(over)} over on its fullest rank"
     others = {part: seconds for part, seconds in took.seconds.items() if part != "compute"}
@@ -187,7 +187,7 @@ def _changes(job: StackJob, found: PlanFile, mine: Candidate, best: Candidate) -
     try:
         before, after = write(found, mine), write(found, best)
     except InputError as error:
-        yield f"not written down: {error}"
+        yield f"not written: {error}"
         return
     if job.words:
         yield from _changed(before.environment, after.environment, "export {}={}")
@@ -230,7 +230,7 @@ def _different_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
         for sign, settings in (("-", old), ("+", new)):
             if name in settings:
                 is_whole = sign == "-" and isinstance(settings[name], dict)
-                yield f'{sign} "{name}": {json.dumps(settings[name])}{", and all else in it" if is_whole else ""}'
+                yield f'{sign} "{name}": {json.dumps(settings[name])}{", and everything in it" if is_whole else ""}'
 
 
 def _different(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:

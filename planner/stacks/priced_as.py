@@ -24,13 +24,13 @@ USUAL = {
 }  # fmt: skip
 # What is said, and what its price has in place of it, in a sentence.
 SENTENCES = {
-    ("overlap_grad", "yes"): "gradients are sent after the backward pass, where the file sends them beside it "
-    "(overlap_grad): the stack was not seen to hide them there, so the step may be shorter than predicted",
-    ("overlap_grad", "no"): "gradients are sent beside the backward pass, where the file sends them after it "
+    ("overlap_grad", "yes"): "gradients are sent after the backward pass, though the file overlaps them "
+    "(overlap_grad): no published run shows that they do, so the step may be shorter than predicted",
+    ("overlap_grad", "no"): "gradients are sent during the backward pass, though the file sends them after it "
     "(overlap_grad): the step may be longer than predicted",
-    ("overlap_param", "yes"): "weights are gathered before the forward pass, where the file gathers them beside it "
+    ("overlap_param", "yes"): "weights are gathered before the forward pass, though the file overlaps this "
     "(overlap_param): the step may be shorter than predicted",
-    ("overlap_param", "no"): "weights are gathered beside the forward pass, where the file gathers them before it "
+    ("overlap_param", "no"): "weights are gathered during the forward pass, though the file does so before it "
     "(overlap_param): the step may be longer than predicted",
 }
 

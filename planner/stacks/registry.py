@@ -101,4 +101,4 @@ def read(path: Path, text: str, given: Given) -> StackJob:
         if reader.recognises(path, text):
             return reader.read(path, text, given)
     titles = "; ".join(reader.title for reader in readers())
-    raise InputError(f"{path}: no file of other software that is known here: these are read: {titles}")
+    raise InputError(f"{path}: not a known file of other software; these are read: {titles}")

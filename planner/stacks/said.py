@@ -118,7 +118,7 @@ def from_yaml(path: Path, text: str) -> Settings:
         problem = getattr(error, "problem", None) or "nested too deep"
         raise InputError(f"{path}: {where}{problem}: give a file that its own software reads") from None
     if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}: no settings are in it: give a file of keys and values")
+        raise InputError(f"{path}: it has no settings: give a file of keys and values")
     return Settings(path, _below(path, node, "", 0))
 
 

@@ -81,9 +81,7 @@ def from_python(path: Path, text: str, rename: Rename = as_it_is) -> Settings:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
-        raise InputError(
-            f"{path}: {line}no Python that can be parsed: give a file that its own software reads"
-        ) from None
+        raise InputError(f"{path}: {line}not valid Python: give a file that its own software reads") from None
     return Settings(path, rename(_stated(tree)))
 
 

@@ -108,7 +108,7 @@ def export_tensorflow(file: PlanFile, candidate: Candidate) -> Handover:
         notes=(
             f"run the line on each of {nodes} nodes, NODE_RANK counted from 0; a worker has its node's {per_node} GPUs",
             "write the nodes' names where tf_config.N.json says worker-N",
-            "batches are made up: put your data where train.py says so",
+            "batches are random: put your data where train.py says so",
             job_files.ADD_OPTIMIZER,
             *job_files.steps_notes(file),
             *unsaid_notes(file.workload),
@@ -135,7 +135,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     """
     path, name = settings.path, str(settings.take("stack"))
     if name not in WORDS:
-        raise InputError(f"{path}: it is for {name}, whose own file carries the plan: give that")
+        raise InputError(f"{path}: it is for {name}, whose configuration holds the plan: give that file")
     facts = read_facts(WORDS[name], settings, assumed)
     length, stated = settings.take("sequence_length", 0), settings.take("num_devices", 0)
     devices = devices_of(path, given, stated, 1, replicas_from(facts), assumed)

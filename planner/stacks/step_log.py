@@ -50,9 +50,9 @@ def _lines(path: Path, text: str) -> Iterable[dict[str, Any]]:
         except (ValueError, RecursionError):
             if number == len(rows) and number > 1:
                 return
-            raise InputError(f"{path}: line {number} is no JSON: {WANTED}") from None
+            raise InputError(f"{path}: line {number} is not JSON: {WANTED}") from None
         if not isinstance(line, dict):
-            raise InputError(f"{path}: line {number} is no object: {WANTED}")
+            raise InputError(f"{path}: line {number} is not an object: {WANTED}")
         yield line
 
 
@@ -60,14 +60,14 @@ def _step(path: Path, line: dict[str, Any]) -> Step:
     try:
         return Step(number=int(line["step"]), seconds=float(line["seconds"]), loss=float(line["loss"]))
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: {json.dumps(line)[:80]} is no step with seconds and loss: {WANTED}") from None
+        raise InputError(f"{path}: {json.dumps(line)[:80]} is not a step with seconds and loss: {WANTED}") from None
 
 
 def _job(path: Path, head: dict[str, Any], given: Given) -> StackJob:
     """The job that the first line tells of, by the words of its stack."""
     job, config, settings = (head.get(name) for name in ("job", "config", "settings"))
     if not (isinstance(job, dict) and isinstance(config, dict) and isinstance(settings, dict)):
-        raise InputError(f"{path}: its first line does not tell of a job: {WANTED}")
+        raise InputError(f"{path}: its first line does not describe a job: {WANTED}")
     # Of devices those count that ran.
     job = {**job, "num_devices": head.get("num_devices")}
     given = job_files.filled(given, job, config, path.stem)

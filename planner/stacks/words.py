@@ -73,7 +73,7 @@ def read_facts(table: Sequence[Word], settings: Settings, assumed: list[str]) ->
         if value is None:
             continue
         if facts.get(word.fact, value) != value:
-            raise settings.contradiction((stated[word.fact], word.key), "they contradict, leave one of them out")
+            raise settings.contradiction((stated[word.fact], word.key), "they contradict each other: leave one out")
         facts[word.fact] = value
         stated[word.fact] = word.key
     return facts

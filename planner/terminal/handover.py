@@ -63,7 +63,7 @@ def write_export(stack: str, file: PlanFile, rank: int, folder: Path, out: Conso
 def _priced_for(stack: str, file: PlanFile) -> Iterator[str]:
     """By whose prices the plan was chosen, where those are not of the software that it is written down for."""
     if file.stack != stack:
-        yield f"it was priced for {file.stack}: `plan --stack {stack}` searches and prices for {stack}"
+        yield f"it was priced for {file.stack}; `plan --stack {stack}` searches and prices for {stack}"
 
 
 def is_shown(export: str | None, source: Path | None) -> bool:
@@ -95,16 +95,16 @@ def lines(read: ReadJob, stack: str) -> Iterator[str]:
         off = format_percent(read.step_seconds / read.measured_seconds - 1, signed=True)
         yield f"  measured {format_seconds(read.measured_seconds)} a step (median of the log): predicted is {off}"
     if read.refusal:
-        yield f"  {stack} is not known to run it: {read.refusal}"
+        yield f"  {stack} is not known to run this: {read.refusal}"
     if read.better and read.gain_fraction > 0:
         new = format_seconds(read.step_seconds * (1 - read.gain_fraction))
         yield f"  better in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
     elif read.better:
-        yield f"  what would fit in {stack}: {read.better}:"
+        yield f"  a plan that fits in {stack}: {read.better}:"
     else:
         yield f"  no plan of {stack} is predicted to be faster"
     yield from (f"    {change}" for change in read.changes)
     for title, words in (("assumed", read.assumed), ("not understood", read.unread)):
         yield from (f"  {title}: {word}" for word in words)
     if read.unpriced:
-        yield f"  known, and of no price here: {', '.join(read.unpriced)}"
+        yield f"  understood, with no effect on the prediction: {', '.join(read.unpriced)}"

@@ -18,17 +18,17 @@ DEGREES = (
     ("cpN", r"cp\d+", "N context-parallel ranks share every sequence"),
     ("ppN", r"pp\d+", "N pipeline ranks, each with some of the layers"),
     ("epN", r"ep\d+", "N ranks of the data axis share the experts"),
-    ("sp", "sp", "sequence parallel: what lies between tensor-parallel layers is split by tokens"),
+    ("sp", "sp", "sequence parallel: activations between tensor-parallel layers are split by tokens"),
     ("vocab", "vocab", "embedding and head are split by the vocabulary over the tensor axis"),
     ("mbNxM", r"mb\d+x\d+", "M micro-batches of N samples in a step of each replica"),
     (
         "mbNxMxR-...",
         rf"mb\d+x(?=.*-){COUNTS}",
-        "where replicas differ: M micro-batches on each of R replicas, and so on",
+        "if replicas differ: M micro-batches on each of R replicas, and so on",
     ),
 )
 STAGES = (
-    ("vN", r"v\d+", "N stages of the pipeline on each of its ranks"),
+    ("vN", r"v\d+", "N pipeline stages on each pipeline rank"),
     ("zero1", "zero1", "optimizer states are sharded over the data axis"),
     ("zero2", "zero2", "gradients as well"),
     ("zero3", "zero3", "parameters as well (FSDP)"),
@@ -44,22 +44,22 @@ OF_LAYERS = (
     "only N layers of each stage are recomputed; of-NxS-M: N on each of S stages, then M",
 )
 OFFLOADED = {
-    "optimizer": "optimizer states stand in the host's memory",
+    "optimizer": "optimizer states are kept in the host's memory",
     "activations": "activations wait in the host's memory for the backward pass",
 }
 # Codecs whose names end in a number.
 NUMBERED_CODECS = {
-    "topk": "the largest N % of the entries; what is left out is added to the next step's",
-    "powersgd": "matrices as products of rank N; what is lost is added to the next step's (PowerSGD)",
+    "topk": "the largest N % of the entries; the rest is added to the next step's",
+    "powersgd": "matrices as products of rank N; the error is added to the next step's (PowerSGD)",
 }
 PRECISIONS = {
-    "fp32": "all in 32 bits",
-    "tf32": "products in TF32, all else in 32 bits",
-    "fp16": "products and activations in fp16",
-    "bf16": "products and activations in bf16",
-    "fp8": "products in 8 bits, activations in bf16",
-    "mxfp8": "products in 8 bits with a scale for each small block, activations in bf16",
-    "nvfp4": "products in 4 bits with a scale for each small block, activations in bf16",
+    "fp32": "everything in 32 bits",
+    "tf32": "matrix products in TF32, everything else in 32 bits",
+    "fp16": "matrix products and activations in fp16",
+    "bf16": "matrix products and activations in bf16",
+    "fp8": "matrix products in 8 bits, activations in bf16",
+    "mxfp8": "matrix products in 8 bits with a scale for each small block, activations in bf16",
+    "nvfp4": "matrix products in 4 bits with a scale for each small block, activations in bf16",
 }
 REST = (
     ("compiled", "compiled", "layers are compiled by torch.compile"),

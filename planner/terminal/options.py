@@ -36,6 +36,4 @@ def check_pools(given: Mapping[str, str], cluster: str | None) -> None:
     if cluster is not None and isinstance(find_cluster(cluster), MixedCluster):
         for name in OF_ONE_KIND:
             if name in given:
-                raise InputError(
-                    f"{given[name]} is not answered for a cluster of two kinds of devices: ask about each pool alone"
-                )
+                raise InputError(f"{given[name]} needs a cluster of one kind of device: ask about each pool by itself")

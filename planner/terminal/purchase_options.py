@@ -24,50 +24,57 @@ OF_BILL = ("price", "spot_price", "pue", "host_watts", "kwh_price", "grid_grams"
 OF_ONE_PLAN = ("why_not", "sensitivity", "trace", "all_file", "compress")
 
 SamplesOption = Annotated[
-    str | None, typer.Option(metavar="COUNT", help="Days and money for so many samples: 1.28M; of text, --tokens.")
+    str | None,
+    typer.Option(metavar="COUNT", help="Samples to train on, for days and cost: 1.28M; for text, use --tokens."),
 ]
 EpochsOption = Annotated[
-    int | None, typer.Option(callback=bounds.between(1, 1e6), help="How often the --samples are gone through [once].")
+    int | None, typer.Option(callback=bounds.between(1, 1e6), help="Passes over the --samples [1].")
 ]
-TokensOption = Annotated[str | None, typer.Option(help="Days and money for so many tokens: 300B, 1T.")]
+TokensOption = Annotated[str | None, typer.Option(help="Tokens to train on, for days and cost: 300B, 1T.")]
 DaysOption = Annotated[
     float | None,
-    typer.Option(callback=bounds.between(1e-3, limits.DEADLINE_DAYS), help="What is enough to train in so many days."),
+    typer.Option(
+        callback=bounds.between(1e-3, limits.DEADLINE_DAYS), help="Say what is enough to finish within this many days."
+    ),
 ]
-ByOption = Annotated[str | None, typer.Option(metavar="DATE", help="What is enough to have trained by 2027-03-01.")]
+ByOption = Annotated[
+    str | None, typer.Option(metavar="DATE", help="Say what is enough to finish by this date: 2027-03-01.")
+]
 PriceOption = Annotated[
-    str | None, typer.Option(metavar="DOLLARS", help="Per device and hour: 2.5, or h100-sxm=2.5,b200-sxm=4.9.")
+    str | None, typer.Option(metavar="DOLLARS", help="Price per device-hour: 2.5, or h100-sxm=2.5,b200-sxm=4.9.")
 ]
 SpotPriceOption = Annotated[
-    str | None, typer.Option(metavar="DOLLARS", help="The same of devices that may be taken back: h100-sxm=1.4.")
+    str | None, typer.Option(metavar="DOLLARS", help="Price of spot devices, which may be reclaimed: h100-sxm=1.4.")
 ]
 SpotHoursOption = Annotated[
     float | None,
-    typer.Option(callback=bounds.FAILURE_HOURS, help="Hours until a node of spot devices is taken back [24]."),
+    typer.Option(callback=bounds.FAILURE_HOURS, help="Hours until a spot node is reclaimed [24]."),
 ]
 MtbfOption = Annotated[
     float | None,
-    typer.Option(callback=bounds.FAILURE_HOURS, help="Hours of one device between failures [50,700]."),
+    typer.Option(callback=bounds.FAILURE_HOURS, help="Mean hours between failures of one device [50,700]."),
 ]
 CheckpointSecondsOption = Annotated[
     float | None,
-    typer.Option(callback=bounds.CHECKPOINT_SECONDS, help="How long a checkpoint holds training up [30]."),
+    typer.Option(callback=bounds.CHECKPOINT_SECONDS, help="Seconds that a checkpoint interrupts training [30]."),
 ]
 KeepCheckpointsOption = Annotated[
-    int | None, typer.Option(callback=bounds.between(1, 1e6), help="Checkpoints that are stored at once [2].")
+    int | None, typer.Option(callback=bounds.between(1, 1e6), help="Number of checkpoints kept in storage [2].")
 ]
 PueOption = Annotated[
-    float | None, typer.Option(callback=bounds.between(1, 10), help="Power of the building over its computers' [1.15].")
+    float | None, typer.Option(callback=bounds.between(1, 10), help="Building power relative to its computers' [1.15].")
 ]
 HostWattsOption = Annotated[
     float | None,
-    typer.Option(callback=bounds.between(0, 1e5), help="Watts of the node beside each device [half of the device's]."),
+    typer.Option(
+        callback=bounds.between(0, 1e5), help="Watts per device for the rest of its node [half of the device's]."
+    ),
 ]
 KwhPriceOption = Annotated[
-    float | None, typer.Option(callback=bounds.between(0, 1e3), help="Dollars per kWh, where you pay for it.")
+    float | None, typer.Option(callback=bounds.between(0, 1e3), help="Dollars per kWh, if you pay for energy.")
 ]
 GridGramsOption = Annotated[
-    float | None, typer.Option(callback=bounds.between(0, 1e5), help="Grams of CO2 per kWh where the devices stand.")
+    float | None, typer.Option(callback=bounds.between(0, 1e5), help="Grams of CO2 per kWh of the local grid.")
 ]
 HeadroomOption = Annotated[
     str | None, typer.Option(metavar="SHARE", help="Memory that plans must leave free: 5% [0%].")
@@ -85,10 +92,10 @@ def check_bill(given: Mapping[str, str], is_several: bool) -> None:
         raise InputError("--by and --days both say how long it may take: give one of the two")
     for name, needed in (("epochs", "samples"), ("spot_hours", "spot_price")):
         if name in given and needed not in given:
-            raise InputError(f"{given[name]} says nothing without --{needed.replace('_', '-')}: give both or neither")
+            raise InputError(f"{given[name]} has no effect without --{needed.replace('_', '-')}: give both or neither")
     for name in (*OF_BUDGET, *(() if is_several else OF_BILL)):
         if name in given and not any(one in given for one in BUDGET):
-            raise InputError(f"{given[name]} says nothing without --tokens: give both or neither")
+            raise InputError(f"{given[name]} has no effect without --tokens: give both or neither")
     for name in OF_ONE_PLAN if is_several else ():
         if name in given:
             raise InputError(f"{given[name]} is not asked of several --gpus, --device or --cluster: ask about one")

@@ -38,11 +38,7 @@ def memory_words(prediction: Prediction) -> str:
     words = ", ".join(f"{kind} {format_bytes(value)}" for kind, value in held.items())
     # The parts of traced layers come from another law than the whole, and may be more.
     over = -prediction.bytes_per_rank.get("slack", 0.0)
-    return (
-        f"{words}; less {format_bytes(over)}, by which these parts are more than the predicted peak"
-        if over > 0
-        else words
-    )
+    return f"{words}; minus {format_bytes(over)}, by which these parts exceed the predicted peak" if over > 0 else words
 
 
 def lines(file: PlanFile) -> Iterator[str]:
@@ -63,7 +59,7 @@ def lines(file: PlanFile) -> Iterator[str]:
     if answers.simulated:
         yield from simulated_lines(answers)
     if answers.sensitivity:
-        yield "what the best plan would take, and what would change the winner:"
+        yield "what the best plan would take if an unknown were off, and what would change the winner:"
         yield from map(_change, answers.sensitivity)
         yield f"  the price of a device-hour: the same plan, as every plan takes all {file.num_devices} devices"
     if answers.read is not None:
@@ -72,7 +68,7 @@ def lines(file: PlanFile) -> Iterator[str]:
 
 def simulated_lines(answers: Answers) -> Iterator[str]:
     """The plans of the table by event simulation."""
-    yield "by event simulation, with links shared and overlaps played out:"
+    yield "by event simulation, with shared links and actual overlaps:"
     for played in answers.simulated:
         off = format_percent(played.off_fraction, signed=True)
         yield f"  {format_seconds(played.step_seconds)}, {off}: {played.plan}"
@@ -84,7 +80,7 @@ def _pool(alone: PoolAlone) -> str:
     if alone.share_fraction is None:
         return f"{words}: {alone.refusal}"
     if alone.share_fraction >= 1:
-        return f"{words} would be as fast or faster, {alone.share_fraction:.2f} times: do not mix ({alone.plan})"
+        return f"{words} would reach {alone.share_fraction:.2f} times the throughput: do not mix ({alone.plan})"
     return f"{words} would reach {format_percent(alone.share_fraction)} of the throughput ({alone.plan})"
 
 
@@ -126,8 +122,8 @@ def _does_not_fit(found: WhyNot) -> str:
     if not found.plan:
         least, room = format_bytes(found.peak_bytes or 0.0), format_bytes(found.memory_bytes or 0.0)
         if (found.over_bytes or 0.0) <= 0:
-            return "what would have to be offloaded does not fit in the host's memory"
-        return f"states alone do not fit in memory: {least} at the least of {room}"
+            return "the offloaded bytes do not fit in the host's memory"
+        return f"states alone do not fit in memory: they take at least {least} of {room}"
     most = max(found.bytes_per_rank, key=lambda kind: found.bytes_per_rank[kind])
     over, largest = format_bytes(found.over_bytes or 0.0), format_bytes(found.bytes_per_rank[most])
     return f"does not fit: even {found.plan} is {over} over; most of it is {most}, {largest}"

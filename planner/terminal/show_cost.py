@@ -79,7 +79,7 @@ def dollars_words(low: float, high: float) -> str:
 def failure_words(cost: Cost, what: str = "failures") -> str:
     """How much of the time trains, with how many failures, and how often a checkpoint is written."""
     return (
-        f"of the time {format_percent(cost.goodput_fraction)} trains, with {format_count(cost.num_failures)} {what} "
+        f"{format_percent(cost.goodput_fraction)} of the time trains, with {format_count(cost.num_failures)} {what} "
         f"expected and a checkpoint every {format_hours(cost.interval_seconds)}"
     )
 
@@ -87,8 +87,8 @@ def failure_words(cost: Cost, what: str = "failures") -> str:
 def kwh_words(cost: Cost) -> str:
     """What is drawn by the devices, and by all of it with hosts and building, and what that costs and emits."""
     more = f", {words}" if (words := energy_words(cost)) else ""
-    host = f"{three_digits(cost.host_watts)} W of its node beside each device, PUE {cost.pue:g}"
-    devices = f"{format_energy(cost.kwh)} of the devices at their rated power"
+    host = f"{three_digits(cost.host_watts)} W per device for the rest of its node, PUE {cost.pue:g}"
+    devices = f"{format_energy(cost.kwh)} for the devices at their rated power"
     return f"{devices}, {format_energy(cost.facility_kwh)} with hosts and building ({host}){more}"
 
 

@@ -151,14 +151,14 @@ def _marks(answer: PurchaseAnswer) -> Iterator[str]:
         yield f"fastest: {answer.fastest} ({answer.row(answer.fastest).title})"
     dates = dict.fromkeys(row.cost.price_date for row in answer.rows if row.cost and row.cost.price_date)
     if dates:
-        yield f"ranges of money: {', '.join(dates)} off the catalogue, compared by their middles; --price gives yours"
+        yield f"ranges of money: catalogue prices ({', '.join(dates)}), compared by their middles; --price gives yours"
     given = {row.place + (" spot" if row.is_spot else ""): row.cost for row in answer.rows if row.cost}
     prices = [f"{place} ${_price(cost)}" for place, cost in given.items() if cost.price_per_hour]
     if prices:
         yield f"prices per device-hour: {', '.join(prices)}"
     unknown = [str(row.rank) for row in answer.rows if row.cost and row.cost.dollars is None]
     if unknown:
-        yield f"no price is known of {', '.join(unknown)}: give --price"
+        yield f"no price is known for {', '.join(unknown)}: give --price"
 
 
 def _price(cost: Cost) -> str:
@@ -197,8 +197,8 @@ def _storage(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     often = [format_hours(cost.interval_seconds) for cost in sorted(costs, key=lambda cost: cost.interval_seconds)]
     trains = [format_percent(share) for share in sorted(cost.goodput_fraction for cost in costs)]
     each = "; --json has each row's" if len(costs) > 1 else ""
-    yield f"time between checkpoints that wastes least: {_span(often)}{each}"
-    yield f"share of the time that trains, between failures and checkpoints: {_span(trains)}{each}"
+    yield f"time between checkpoints that wastes the least: {_span(often)}{each}"
+    yield f"share of the time spent training, net of failures and checkpoints: {_span(trains)}{each}"
 
 
 def _span(values: Sequence[str]) -> str:
@@ -210,10 +210,10 @@ def _energy(answer: PurchaseAnswer, cost: Cost) -> Iterator[str]:
     """What is drawn, and what that costs and emits where it was asked."""
     if cost.kwh <= 0:
         return
-    yield f"energy is of devices at rated power, of the rest of their nodes, and of the building (PUE {cost.pue:g})"
+    yield f"energy is that of devices at rated power, the rest of their nodes and the building (PUE {cost.pue:g})"
     words = ((row.rank, energy_words(row.cost)) for row in answer.rows if row.cost is not None)
     if said := "; ".join(f"{rank}: {each}" for rank, each in words if each):
-        yield f"of the energy: {said}"
+        yield f"energy cost and CO2: {said}"
 
 
 def energy_words(cost: Cost) -> str:

@@ -116,7 +116,7 @@ def codec(name: str) -> Codec:
         # Decoding reads a byte, and reads and writes the sum.
         return Codec(
             name=name,
-            title=f"rounded to 8 bits, a scale for each {BLOCK}; what is lost is added to the next step's",
+            title=f"rounded to 8 bits, a scale for each {BLOCK}; the error is added to the next step's",
             lossy=True,
             wire_bytes_per_parameter=1 + SCALE_BYTES / BLOCK,
             gathered=True,
@@ -127,7 +127,7 @@ def codec(name: str) -> Codec:
     if head == "powersgd" and number.isascii() and number.isdigit() and 0 < int(number[:6]) <= MOST_RANK:
         return Codec(
             name=name,
-            title=f"matrices as products of rank {number}; what is lost is added to the next step's (PowerSGD)",
+            title=f"matrices as products of rank {number}; the error is added to the next step's (PowerSGD)",
             lossy=True,
             wire_bytes_per_parameter=GRADIENT_BYTES,
             rank=int(number),
@@ -137,7 +137,7 @@ def codec(name: str) -> Codec:
         share = percent / 100
         return Codec(
             name=name,
-            title=f"the largest {number} % of the entries; what is left out is added to the next step's",
+            title=f"the largest {number} % of the entries; the rest is added to the next step's",
             lossy=True,
             wire_bytes_per_parameter=share * ENTRY_BYTES,
             gathered=True,

@@ -24,7 +24,7 @@ class Abilities:
     `sequence_parallel`, `vocab_parallel`: whether tensor parallelism comes without (False) or with (True) each;
     `routes_whole_sequences`: whether a mixture of experts does without the former; `copies_heads`: whether over more
     ranks than a model has heads of keys. `context_pieces`: how many pieces of a sample a context-parallel rank has, all
-    as long. `ties_stages`: pipelines of models whose embedding is their head.
+    as long. `ties_stages`: pipelines of models with tied embeddings.
     `orders`: of the axes, innermost first, by initial: t, c, d, p; `narrow_orders`: those among them that go with
     neither context-parallel ranks nor a mixture of experts. `uneven_stages`: how layers are cut into stages, the
     schedules of which stand beside this; `short_pipelines`: 1F1B of fewer micro-batches than stages. `recompute`: its

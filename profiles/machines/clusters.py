@@ -110,7 +110,7 @@ def load_pools(cluster: MixedCluster) -> tuple[Pool, ...]:
     Raises: InputError where there are fewer than two, or one has no devices; UnknownNameError with the nearest name.
     """
     if len(cluster.pools) < 2:
-        raise InputError(f"cluster {cluster.name}: a cluster of pools has at least two of them")
+        raise InputError(f"cluster {cluster.name}: a cluster of pools needs at least two pools")
     return tuple(_pool(cluster, entry) for entry in cluster.pools)
 
 

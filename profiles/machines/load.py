@@ -155,7 +155,7 @@ def causes(load: MachineLoad) -> str:
 def _warnings_before(load: MachineLoad) -> list[str]:
     said = []
     if load.is_busy:
-        said.append(f"busy before the start ({causes(load)}): times will be off, better wait until all is quiet")
+        said.append(f"busy before the start ({causes(load)}): times will be off, better wait until it is quiet")
     available = load.available_memory_fraction
     if available is not None and available < LEAST_AVAILABLE_FRACTION:
         said.append(f"only {format_percent(available)} of this machine's memory is free: ranks may swap or be killed")

@@ -114,7 +114,7 @@ def parse_adapters(peft: str | None, base: str | None) -> Adapters:
         raise UnknownNameError("format of a frozen base", base, FORMATS)
     if peft is None:
         if base not in (None, AS_IT_IS):
-            raise InputError(f"--quantised-base {base}: weights in few bits are not trained: give --peft lora:16 too")
+            raise InputError(f"--quantised-base {base}: weights in few bits cannot be trained: give --peft lora:16 too")
         return EVERYTHING
     method, _, rest = peft.partition(":")
     rank, _, targets = rest.partition(":")

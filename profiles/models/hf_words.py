@@ -33,10 +33,10 @@ def check_words(name: str, config: Mapping[str, Any]) -> None:
         *(("rope_parameters", rope[field], kinds) for field in ("rope_type", "type") if field in rope),
     ):
         if not isinstance(value, str) or value not in known:
-            raise ArtifactError(f"model {name}: at {field}: {shown(value)} is none that transformers knows")
+            raise ArtifactError(f"model {name}: at {field}: {shown(value)} is not known to transformers")
     for field, value in (("rope_theta", config.get("rope_theta")), ("rope_parameters", rope.get("rope_theta"))):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise ArtifactError(f"model {name}: at {field}: {shown(value)} should be a number above 0")
     dtype = config.get("dtype", config.get("torch_dtype"))
     if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        raise ArtifactError(f"model {name}: at dtype: {shown(dtype)} is no dtype of torch")
+        raise ArtifactError(f"model {name}: at dtype: {shown(dtype)} is not a dtype of torch")

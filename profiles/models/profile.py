@@ -134,7 +134,7 @@ class ModelProfile:
         known = {len(layers) for layers in self.layers.values()}
         if len(known) != 1 or not self.structure or max(self.structure) >= min(known):
             raise ArtifactError(
-                f"model profile {self.name}: at structure: it should name layers that every precision has: trace again"
+                f"model profile {self.name}: at structure: it should name only layers of all precisions: trace again"
             )
         self._check_cutting()
         if not set(self.splitting.degrees) <= set(DEGREES):
@@ -183,7 +183,7 @@ class ModelProfile:
             or received.keys() != self.layers.keys()
             or any(len(own) != len(cuts.positions) for own in received.values())
         ):
-            raise ArtifactError(f"{where} received_bytes should say what comes to each position: trace again")
+            raise ArtifactError(f"{where} received_bytes should say what each position receives: trace again")
 
     def _check_sizes(self) -> None:
         if self.workload.kind != "transformers" or self.workload.task:

@@ -63,7 +63,7 @@ def sizes_of(name: str, config: Config) -> ModelSizes:
     """
     record = checked(name, config)
     if isinstance(record, VitConfig):
-        raise InputError(f"model {name}: a model of images is not known by its sizes; it has to be traced")
+        raise InputError(f"model {name}: a vision model is not known by its sizes; it has to be traced")
     sizes = record.sizes
     columns = {field.name: sizes.get(field.name, 0.0) for field in fields(Transformer)}
     return ModelSizes(
@@ -96,7 +96,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: ArtifactError where it is none.
     """
     if path.suffix == ".py":
-        raise InputError(f"{path} is code: give its module and what makes the model there, as {path.stem}:factory")
+        raise InputError(f"{path} is code: give its module and the model's factory, as {path.stem}:factory")
     path = _config_file(path)
     config = read_json(path, WANTED)
     if not isinstance(config, dict) or "model_type" not in config:

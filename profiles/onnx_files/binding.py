@@ -37,14 +37,14 @@ def bind(graph: Any, where: str, sequence_length: int, given: Mapping[str, int])
     inputs = [value for value in graph.input if value.name not in weights]
     for value in inputs:
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
-            raise InputError(f"{where}: input {shown(value.name)} is no tensor with a shape: export it with its shapes")
+            raise InputError(f"{where}: input {shown(value.name)} is not a tensor with a shape: export it with shapes")
         seen |= _bind_input(value, bound, sequence_length)
     for value in inputs:
         bound.shapes[value.name] = tuple(_size(value, place, bound, where) for place in range(_rank(value)))
     for name in given:
         if name not in seen:
             names = ", ".join(map(shown, sorted(seen)))
-            words = f"its dimensions are {names}" if seen else "all of its sizes are fixed"
+            words = f"its dimensions are {names}" if seen else "all its sizes are fixed"
             raise InputError(f"{where}: --dimension {shown(name)}: no input has it; {words}")
     return bound
 
@@ -92,7 +92,7 @@ def _size(value: Any, place: int, bound: Bound, where: str) -> int:
         return size
     if name not in bound.sizes:
         raise InputError(
-            f"{where}: nothing says how large dimension {shown(name)} of input {shown(value.name)} is: "
+            f"{where}: the size of dimension {shown(name)} of input {shown(value.name)} is unknown: "
             f"give it with --dimension '{name}=NUMBER'"
         )
     return bound.sizes[name]

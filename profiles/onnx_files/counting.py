@@ -23,7 +23,7 @@ VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Siz
 GRAPHS = ("If", "Loop", "Scan", "SequenceMap")
 # Running means and variances, which are no parameters.
 STATISTICS = {"BatchNormalization": (3, 4)}
-INFERENCE = "a table of inference: training is planned from a config.json or a module (`plan --model`), not from ONNX"
+INFERENCE = "for inference: training is planned from a config.json or a module (`plan --model`), not from ONNX"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -215,12 +215,12 @@ def _flops(node: Any, kind: str, inputs: list[Any], outputs: list[Any], count: C
 def _notes(count: Count, bound: Bound, graph: Any) -> tuple[str, ...]:
     notes = [INFERENCE]
     for kind, number in sorted(count.uncounted.items()):
-        notes.append(f"what {number} {kind} compute is not counted: the FLOPs are a lower bound")
+        notes.append(f"not counted: {number} {kind}, so the FLOPs are a lower bound")
     if count.unknown:
         kinds = ", ".join(sorted(count.unknown))[:200]
         notes.append(
             f"sizes of {sum(count.unknown.values())} operators depend on the data, and are not counted: {kinds}"
         )
     if any(tensor.data_location == tensor.EXTERNAL for tensor in graph.initializer):
-        notes.append("weights lie in a file beside it, which was not opened")
+        notes.append("weights are in a separate file, which was not opened")
     return tuple(notes)

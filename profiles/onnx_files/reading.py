@@ -45,7 +45,7 @@ def read_onnx(path: Path) -> Any:
     if not model.graph.node or not model.opset_import:
         raise InputError(f"{path} is not an ONNX file: it has no graph of operators; {WANTED}")
     if not all(isinstance(name, str) for name in _names(model)):
-        raise InputError(f"{path} is not an ONNX file, or is damaged: it has a name that is no text; {WANTED}")
+        raise InputError(f"{path} is not an ONNX file, or is damaged: it has a name that is not text; {WANTED}")
     if model.functions:
         model = _inlined(model, path)
     _check(model.graph, path)
@@ -62,7 +62,7 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {shown(str(path))}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{shown(str(path))} is no file: {WANTED}")
+        raise InputError(f"{shown(str(path))} is not a file: {WANTED}")
     if not is_fit:
         raise InputError(f"{path} has more than 2 GiB, which no ONNX file has: keep its weights in external data")
     return content
@@ -77,7 +77,7 @@ def _inlined(model: Any, path: Path) -> Any:
     while bodies:
         ends = [name for name, nodes in bodies.items() if not any(_called(node) in bodies for node in nodes)]
         if not ends:
-            raise InputError(f"{path}: its functions call each other in a circle, first {shown(next(iter(bodies))[1])}")
+            raise InputError(f"{path}: its functions call each other in a cycle, first {shown(next(iter(bodies))[1])}")
         for name in ends:
             sizes[name] = sum(sizes.get(_called(node), 1) for node in bodies.pop(name))
     # Functions of functions can have more operators than memory holds.
@@ -161,7 +161,7 @@ def _check_order(graph: Any, path: Path, outer: set[str]) -> None:
             if name not in known:
                 raise InputError(
                     f"{path}: operator {_title(node)} takes {shown(name)}, which no operator before it gives: "
-                    "its graph has a circle, or a part is missing"
+                    "its graph has a cycle, or a part is missing"
                 )
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
@@ -186,17 +186,17 @@ def _check_tensor(tensor: Any, path: Path) -> None:
     if tensor.data_type == tensor.STRING:
         return
     if expected is None:
-        raise InputError(f"{path}: weight {name} has a type that is not known, number {tensor.data_type}")
+        raise InputError(f"{path}: weight {name} has an unknown type, number {tensor.data_type}")
     if tensor.data_location == tensor.EXTERNAL:
         _check_external(tensor, path)
         return
     if tensor.raw_data and len(tensor.raw_data) != expected:
-        raise InputError(f"{path}: weight {name} should have {expected} bytes, and has {len(tensor.raw_data)}")
+        raise InputError(f"{path}: weight {name} should have {expected} bytes, but has {len(tensor.raw_data)}")
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
     held, numbers = sum(map(len, fields)), math.prod(tensor.dims)
     # Numbers of few bits are packed, complex ones have two parts.
     if not tensor.raw_data and not (numbers + 3) // 4 <= held <= 2 * numbers:
-        raise InputError(f"{path}: weight {name} has {held} numbers, and sizes for {numbers}")
+        raise InputError(f"{path}: weight {name} has {held} numbers, but sizes for {numbers}")
 
 
 def _check_external(tensor: Any, path: Path) -> None:

@@ -56,7 +56,7 @@ def profile_of(model: str, sequence_length: int | None, dimensions: Sequence[str
     given = _dimensions(dimensions)
     profile, uses_length = profile_onnx(Path(model), sequence_length or USUAL_LENGTH, given)
     if sequence_length is not None and not uses_length:
-        raise InputError(f"{model}: --sequence-length says nothing of it: no dimension of its inputs is a sequence")
+        raise InputError(f"{model}: --sequence-length does not apply: no dimension of its inputs is a sequence")
     return profile
 
 
@@ -88,7 +88,7 @@ def show_onnx(profile: OnnxProfile, out: Console) -> None:
     )
     if profile.num_used_parameters != profile.num_parameters:
         more = profile.num_used_parameters
-        out.print(f"{more} parameters where each use of a weight counts: tied weights, or equal ones stored once")
+        out.print(f"{more} parameters if each use of a weight counts: tied weights, or equal ones stored once")
     sizes = ", ".join(f"{name} {size}" for name, size in profile.dimensions.items()) or "all sizes fixed in the file"
     table = plain_table(f"one forward pass of one sample: {sizes}")
     table.add_column("operator")
@@ -105,7 +105,7 @@ def show_onnx(profile: OnnxProfile, out: Console) -> None:
             format_bytes(sum(known)) if len(known) == len(own) else "?",
         )
     print_table(table, out)
-    out.print("activations: bytes read and written, each operand once; operators other than products only move those")
+    out.print("activations: bytes read and written, each operand once; only matrix products do more than move them")
     for note in profile.notes:
         out.print(f"note: {note}")
 

@@ -69,7 +69,7 @@ def _without_a_cause(ended: Ended, words: list[Failure]) -> TrainwrightError:
         code = ended.codes.get(rank, 0)
         is_ended = rank in said or rank in ended.killed or code == -signal.SIGTERM
         if not is_ended and not result_path(ended.folder, rank).exists():
-            return RankFailure(f"rank {rank} of {num_ranks} left in the middle with exit code {code}; run it again")
+            return RankFailure(f"rank {rank} of {num_ranks} exited early with code {code}; run it again")
     for rank in sorted(ended.killed):
         return RankFailure(
             f"rank {rank} of {num_ranks} hung{_where(ended, rank).rstrip(',')}: the others had ended, it had not in "

@@ -82,7 +82,7 @@ def device_kind(driver: str, build: str) -> str:
     if build not in (BUILDS[driver], ""):
         raise EnvironmentFailure(
             f"NVIDIA's driver is loaded, but torch is a build for {'CPUs' if build == 'cpu' else 'ROCm'}: install its "
-            f"build for CUDA, or set {VISIBLE[driver][0]}= to leave the GPUs alone"
+            f"build for CUDA, or set {VISIBLE[driver][0]}= to ignore the GPUs"
         )
     return "cuda"
 

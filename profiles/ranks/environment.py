@@ -92,7 +92,7 @@ def check_job() -> None:
         if (number := numbers.get(count)) is not None and number < 1:
             raise EnvironmentFailure(f"{count} is {number}: a job has at least one process")
         if len(numbers) == 2 and not 0 <= numbers[rank] < numbers[count]:
-            raise EnvironmentFailure(f"{rank} is {numbers[rank]}: of {count} {numbers[count]} ranks it is none")
+            raise EnvironmentFailure(f"{rank} is {numbers[rank]}: it is not one of {count} {numbers[count]} ranks")
     for name, most in OTHERS.items():
         if os.environ.get(name) and not 0 <= _number(name) <= most:
             raise EnvironmentFailure(f"{name} is {os.environ[name][:20]}: it should be from 0 to {most}")

@@ -38,13 +38,13 @@ def counted(root: Path = ROOT, own: Path = OWN) -> Counted:
 def words_for_a_kill(before: Counted, after: Counted) -> str:
     """Who sent a SIGKILL that nobody of ours sent, as far as is counted."""
     if before.kills is None or after.kills is None:
-        return " from outside, or by the kernel where memory ran out"
+        return " from outside, or by the kernel for lack of memory"
     if after.kills > before.kills:
         limit = (
             "" if after.limit_bytes is None else f" of the {format_bytes(after.limit_bytes)} that its cgroup may hold"
         )
         return f" by the kernel, as memory ran out{limit}: smaller micro-batches, recomputation or sharding need less"
-    return " from outside: no memory ran out"
+    return " from outside: memory had not run out"
 
 
 def _folders(root: Path, own: Path) -> list[Path]:

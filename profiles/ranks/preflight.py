@@ -40,7 +40,7 @@ def facts(paths: list[str]) -> dict[str, str]:
             found[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
         except OSError as error:
             raise EnvironmentFailure(
-                f"{node()} cannot read {path}: {error.strerror}; put it where all nodes see it"
+                f"{node()} cannot read {path}: {error.strerror}; put it where all nodes can read it"
             ) from error
     return found
 
@@ -53,7 +53,7 @@ def differences(everyone: dict[str, dict[str, str]]) -> str:
             holders.setdefault(own.get(what, "missing"), []).append(name)
         if len(holders) > 1:
             words = " and ".join(f"{value} on {_few(names)}" for value, names in holders.items())
-            return f"{what} is {words}: make them alike"
+            return f"{what} is {words}: make them the same"
     return ""
 
 
@@ -103,7 +103,7 @@ class _naming:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, EnvironmentFailure) and "form a process group" in str(error):
             raise EnvironmentFailure(
-                f"{node()} does not meet the others at {self.where} in {TIMEOUT_SECONDS:.0f} s: let nodes reach that "
+                f"{node()} cannot reach the others at {self.where} in {TIMEOUT_SECONDS:.0f} s: let nodes reach that "
                 "port, or set MASTER_ADDR and GLOO_SOCKET_IFNAME to a network that they share"
             ) from error
 

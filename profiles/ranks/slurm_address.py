@@ -32,7 +32,7 @@ def master_address(nodes: str, environ: Mapping[str, str]) -> str:
     found = [address for address in tried.values() if address]
     if not found:
         raise EnvironmentFailure(
-            f"no address of the job's first node is known here: {', '.join(tried) or 'Slurm names none'} does not "
+            f"the address of the job's first node is unknown here: {', '.join(tried) or 'Slurm names none'} does not "
             "resolve; set MASTER_ADDR to one"
         )
     return found[0]

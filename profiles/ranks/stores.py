@@ -138,5 +138,5 @@ def _tcp_store(address: str, timeout_seconds: float, **host: Any) -> Any:
 def _port() -> int:
     wanted = os.environ.get("MASTER_PORT", "")
     if not wanted.isdigit() or not 0 < int(wanted) <= 65535:
-        raise EnvironmentFailure(f"MASTER_PORT={wanted} is no port: give a number from 1 to 65535")
+        raise EnvironmentFailure(f"MASTER_PORT={wanted} is not a port: give a number from 1 to 65535")
     return int(wanted)

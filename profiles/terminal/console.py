@@ -139,7 +139,7 @@ def run(app: typer.Typer) -> NoReturn:
     with standard_streams(), _ended_by_sigterm():
         try:
             if is_closed:
-                raise EnvironmentFailure("standard output is closed: send it to /dev/null where it is not wanted")
+                raise EnvironmentFailure("standard output is closed: redirect it to /dev/null if it is not wanted")
             code = _exit_code(app, asked)
             sys.stdout.flush()
         except TrainwrightError as error:

@@ -55,11 +55,11 @@ def check_options(
     for name, (needed, value) in needs.items():
         if name in given and (needed not in given or (value and context.params[needed] != value)):
             words = f"--{needed.replace('_', '-')} {value}".strip()
-            raise InputError(f"{given[name]} says nothing without {words}: give both or neither")
+            raise InputError(f"{given[name]} has no effect without {words}: give both or neither")
     for name, others in takes.items():
         ignored = [given[other] for other in given if name in given and other != name and other not in others]
         if ignored:
-            raise InputError(f"{ignored[0]} says nothing with {given[name]}: leave one of them out")
+            raise InputError(f"{ignored[0]} cannot be combined with {given[name]}: leave one of them out")
 
 
 def refuse_ignored(context: typer.Context, ignored: Collection[str], what: str) -> None:
@@ -70,4 +70,4 @@ def refuse_ignored(context: typer.Context, ignored: Collection[str], what: str) 
     given = given_options(context)
     for name in ignored:
         if name in given:
-            raise InputError(f"{given[name]} says nothing of {what}: leave it out")
+            raise InputError(f"{given[name]} does not apply to {what}: leave it out")

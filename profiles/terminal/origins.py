@@ -25,7 +25,7 @@ def foreign_package(package: str, root: Path | None = None) -> str:
     needed = PACKAGES[: PACKAGES.index(package) + 1]
     for name in needed:
         if not _is_beside(name, root):
-            return _sentence(name, "is hidden by another of that name", _place_of(name))
+            return _sentence(name, "is hidden by another package of that name", _place_of(name))
     sizes = _installed_sizes(root)
     for name in needed:
         for file in HELD:

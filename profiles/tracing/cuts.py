@@ -148,7 +148,7 @@ class Recording(Walk):
         leaves, spec = tree_flatten(output)
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, *PLAIN)):
-                words = f"{path} gives a {type(leaf).__name__}: what is in it cannot be sent"
+                words = f"{path} returns a {type(leaf).__name__}, whose content cannot be sent"
                 self.unknown.setdefault(self.now, words)
         looks = tuple(_example(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         self.found.given[call] = Given(leaves=looks, spec=spec)
@@ -213,9 +213,9 @@ class Recording(Walk):
             if unknown:
                 found.refused[stage] = unknown
             elif self.changed.intersection(crossing):
-                found.refused[stage] = f"what comes to {path} is changed in place, and cannot be sent"
+                found.refused[stage] = f"the input of {path} is changed in place, so it cannot be sent"
             elif not crossing:
-                found.refused[stage] = f"nothing comes to {path} from what is before it"
+                found.refused[stage] = f"{path} takes nothing from the modules before it"
         for used in found.used.values():
             used |= self.direct
         return found

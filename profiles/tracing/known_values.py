@@ -52,7 +52,7 @@ class KnownValues:
         """What `func` gives: on values where all are known and its result depends on them, else on fakes."""
         name = func.overloadpacket.__name__
         if name in UNTOLD:
-            raise NotImplementedError(f"fake tensors do not tell what {name} keeps")
+            raise NotImplementedError(f"fake tensors do not show what {name} keeps")
         tensors = tensors_in((args, kwargs))
         known = all(tensor in self._values or not isinstance(tensor, FakeTensor) for tensor in tensors)
         if name in READS and tensors and tensors[0] in self._checks:

@@ -61,7 +61,7 @@ def cutting_of(
     every = [one for runs in seen.values() for one in runs]
     blocks = [path for path in paths if path]
     if not blocks:
-        return Cutting(refusal=f"{title} has no blocks that are repeated")
+        return Cutting(refusal=f"{title} has no repeated blocks")
     if any(list(one.order) != blocks for one in every):
         return Cutting(refusal=f"which blocks of {title} run depends on the batch")
     for one in every:
@@ -90,7 +90,7 @@ def check_equal(title: str, blocks: Sequence[str], taken: Mapping[str, Sequence[
         return
     for number, path in enumerate(blocks):
         if path in taken and seen.num_bytes[number] != seen.num_bytes[number - 1]:
-            raise InputError(f"{title}: more and more comes to the blocks behind {path}")
+            raise InputError(f"{title}: the blocks after {path} take more and more inputs")
 
 
 def _fitted(runs: Sequence[SeenCuts], grid: Grid) -> list[Polynomial]:

@@ -188,7 +188,7 @@ def _real(
     held = sum(parameter.numel() for parameter in module.parameters())
     if held > MOST_REAL:
         raise TooLarge(
-            f"{spec.title}: it cannot be traced without values, and with them "
+            f"{spec.title}: it cannot be traced without values, and with values "
             f"{held / 1e9:.1f} billion parameters of a few blocks are too many: give a configuration of smaller blocks"
         )
     module = with_weights(module) if is_remade(spec) else module

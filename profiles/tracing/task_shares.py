@@ -52,7 +52,7 @@ def share_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], precisi
             raise PlanError(f"{title}: {min(counts)} experts cannot be shared out over {SHARES[0]} ranks")
         if subject.is_real:
             raise PlanError(
-                f"{title}: it is traced with numbers, and with them some experts are chosen more than others"
+                f"{title}: it is traced with random numbers, for which some experts are chosen more often than others"
             )
         _prove(subject, degrees)
         layers = {
@@ -72,8 +72,8 @@ def prove_on_copy(spec: WorkloadSpec, task: Task, degrees: Sequence[int], left: 
     module = narrow_of(spec, task, left).module
     if (count := _size_of(module)) > MOST_PROVEN:
         raise PlanError(
-            f"{spec.title}: shares of its experts are tried with weights, of at most {format_count(MOST_PROVEN)} "
-            f"parameters beside them, and it has {format_count(count)}: give data parallelism, with ZeRO 3"
+            f"{spec.title}: sharing its experts is tried with real weights, at most {format_count(MOST_PROVEN)} "
+            f"parameters beside them, but it has {format_count(count)}: give data parallelism, with ZeRO 3"
         )
     for own in module.parameters():
         # Gradients of vocabularies take long, and say nothing of experts that those of blocks do not.
@@ -93,8 +93,8 @@ def _prove(subject: Subject, degrees: Sequence[int]) -> None:
         return
     if subject.num_parameters > MOST_TRIED and not is_remade(spec):
         raise PlanError(
-            f"{spec.title}: shares of its experts are tried with weights, of at most {format_count(MOST_TRIED)} "
-            f"parameters, and it has {format_count(subject.num_parameters)}: give data parallelism, with ZeRO 3"
+            f"{spec.title}: sharing its experts is tried with real weights, at most {format_count(MOST_TRIED)} "
+            f"parameters, but it has {format_count(subject.num_parameters)}: give data parallelism, with ZeRO 3"
         )
     _prove_with(real_of(subject).module, spec, subject.task, degrees)
 

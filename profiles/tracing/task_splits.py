@@ -79,8 +79,8 @@ def _with_values(subject: Subject) -> nn.Module:
     count = held if subject.left != ENDS and (is_remade(spec) or subject.is_real) else subject.num_parameters
     if count > MOST_TRIED:
         raise PlanError(
-            f"{spec.title}: how it is split over ranks is tried with weights, of at most {format_count(MOST_TRIED)} "
-            f"parameters, and it has {format_count(count)}: give data parallelism, with ZeRO 3 to share it out"
+            f"{spec.title}: its split over ranks is tried with real weights, at most {format_count(MOST_TRIED)} "
+            f"parameters, but it has {format_count(count)}: give data parallelism, with ZeRO 3 to share it out"
         )
     return subject.module if subject.is_real else real_of(subject).module
 
@@ -97,7 +97,7 @@ def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
         with torch.random.fork_rng(devices=[]):
             split = find_split(module, run, degree)
     if EXPERTS in split.styles.values():
-        raise PlanError(f"tensor_parallel={degree}: what its experts on a rank are given differs, use data_parallel")
+        raise PlanError(f"tensor_parallel={degree}: the input of its experts differs between ranks, use data_parallel")
     return split
 
 
@@ -110,14 +110,14 @@ def places_of(subject: Subject, kinds: Sequence[int], runs: Sequence[Run]) -> li
     for run in runs:
         keys = [segment.key for segment in run.segments]
         if len(keys) != len(kinds) or any(key != keys[first[kind]] for key, kind in zip(keys, kinds, strict=True)):
-            raise PlanError(f"{subject.spec.title}: blocks that are alike are split in several ways; use data_parallel")
+            raise PlanError(f"{subject.spec.title}: equal blocks can be split in different ways; use data_parallel")
     return first
 
 
 def _over_degrees(subject: Subject, one: LayerProfile, two: LayerProfile) -> LayerProfile:
     operators = operators_over_degrees(one.operators, two.operators)
     if operators is None:
-        raise PlanError(f"{subject.spec.title}: {one.name} runs other products on a rank of several; use data_parallel")
+        raise PlanError(f"{subject.spec.title}: {one.name} runs other products once it is split; use data_parallel")
     sizes: dict[str, Any] = {name: over_degrees(getattr(one, name), getattr(two, name)) for name in SIZES}
     return replace(
         one, **sizes, operators=operators, messages=two.messages, num_parallel_linears=two.num_parallel_linears

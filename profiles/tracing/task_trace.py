@@ -130,7 +130,7 @@ def _check_shortened(subject: Subject, precisions: Sequence[str]) -> None:
         or len(ends) < len(subject.taken)
         or not all(end.gives_what_it_takes for end in ends)
     ):
-        raise InputError(f"{subject.spec.title}: its blocks are not run one after the other: it cannot be traced")
+        raise InputError(f"{subject.spec.title}: its blocks do not run one after the other: it cannot be traced")
     # All runs are held to these later on: a module that fails here need not be run at all sizes.
     for precision in precisions if subject.taken else ():
         run = subject.run(precision, *point)
@@ -169,8 +169,8 @@ def _choose(subject: Subject, precision: str) -> Probes:
     best = min(attempts, key=lambda attempt: attempt.difference)
     if best.difference > MOST:
         raise InputError(
-            f"{subject.spec.title}: what it does differs by {best.difference:.0%} from one batch to another of the "
-            "same size: it cannot be traced"
+            f"{subject.spec.title}: its work differs by {best.difference:.0%} between batches of the same size: "
+            "it cannot be traced"
         )
     return best.probes
 
@@ -253,7 +253,7 @@ def _difference(subject: Subject, precision: str, chosen: Probes) -> float:
         polynomial = chosen.grid.fit([total(run) for run in runs])
         expected, *more = (float(evaluate(polynomial, many, each, 1)) for many in (samples, MANY) for each in sizes)
         if min(more, default=expected) < expected * (1 - TOLERANCE):
-            raise InputError(f"{subject.spec.title}: small batches do not tell what it does in large ones")
+            raise InputError(f"{subject.spec.title}: its work in large batches cannot be derived from small ones")
         shares.append(abs(expected - total(wanted)) / max(total(wanted), 1))
     return max(shares)
 

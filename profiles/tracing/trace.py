@@ -100,7 +100,7 @@ def _merge_layers(
 ) -> tuple[LayerProfile, ...]:
     """The distinct layers of `structure`, from what each size recorded at one precision."""
     if any(other != runs[0][1] for _, other in runs):
-        raise InputError(f"model {workload.spec.name}: which layers are alike depends on the input's size")
+        raise InputError(f"model {workload.spec.name}: which layers are equal depends on the input's size")
     first = [structure.index(index) for index in range(max(structure) + 1)]
     names = unique_names([workload.layers[position].name for position in first])
     return tuple(

@@ -26,7 +26,7 @@ def check_against_whole(subject: Subject, precision: str, point: tuple[int, int]
     finally:
         forget_cached(whole.module)
     if _expanded(found, subject.taken) != _expanded(wanted, {}):
-        raise InputError(f"{subject.spec.title}: its blocks are alike, and what is done between them is not")
+        raise InputError(f"{subject.spec.title}: its blocks are equal, but the operations between them are not")
 
 
 def check_between(subject: Subject, marks: Sequence[object], run: Run) -> None:
@@ -44,9 +44,9 @@ def check_between(subject: Subject, marks: Sequence[object], run: Run) -> None:
             period = len(set(subject.taken[path]))
             before, own, behind = (paths[place + period * way] for way in (-1, 0, 1))
             if marks[place - 2 * period + 1 : place - period + 1] != marks[place - period + 1 : place + 1]:
-                raise InputError(f"{subject.spec.title}: no two of the blocks around {path} are alike")
+                raise InputError(f"{subject.spec.title}: no two of the blocks around {path} are equal")
             if not came.get(before) == came.get(own) == came.get(behind):
-                raise InputError(f"{subject.spec.title}: more and more comes to the blocks around {path}")
+                raise InputError(f"{subject.spec.title}: the blocks around {path} take more and more inputs")
 
 
 def _expanded(run: Run, taken: dict[str, list[str]]) -> list[object]:

@@ -42,7 +42,7 @@ def prove_shares(module: nn.Module, run: Callable[[nn.Module], Tensor], *degrees
             raise PlanError(f"expert_parallel={degree}: {_why_none(module)}; use data_parallel")
         for path, count in found.items():
             if count % degree:
-                raise PlanError(f"expert_parallel={degree}: {path} has {count} experts, which is no multiple")
+                raise PlanError(f"expert_parallel={degree}: {path} has {count} experts, not a multiple of it")
     named = {name: own for name, own in module.named_parameters() if own.requires_grad}
     with with_numbers(module):
         whole = loss_and_gradients(module, named, run)
@@ -66,13 +66,13 @@ def _what_is_wrong(
         try:
             loss, gradients = loss_and_gradients(module, named, run)
         except Exception as error:  # the whole did not fail
-            return f"{_last(called, found)} fails in shares: {error}"
+            return f"{_last(called, found)} fails when its experts are shared: {error}"
     for path in found:
         if path not in called:
-            return f"{path} computes its experts in code of its own, as a whole; use data_parallel"
+            return f"{path} computes all its experts at once in its own code; use data_parallel"
     wrong = _first_apart(whole[1], gradients)
     if wrong or not close(loss, whole[0]):
-        return f"shares of experts give another {wrong or 'loss'}; use data_parallel"
+        return f"shared experts give a different {wrong or 'loss'}; use data_parallel"
     return ""
 
 
@@ -80,7 +80,7 @@ def _why_none(module: nn.Module) -> str:
     """Why nothing of a module can be shared out."""
     for path, part in module.named_modules():
         if path.rpartition(".")[2] == "experts" and isinstance(part, LISTS):
-            return f"{path} has its experts as modules of their own, which ranks cannot share out"
+            return f"{path} has its experts as separate modules, which ranks cannot share out"
     return f"{type(module).__name__} has no mixture of experts that ranks could share out"
 
 

@@ -122,7 +122,7 @@ def _failure(spec: WorkloadSpec, failing: str, error: BaseException) -> InputErr
         cause = PYTHON_WORDS.sub("", cause)
     cause = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]}..."
     sentence = f"{failing}: {cause}{f' ({place})' if place else ''}"
-    found = InputError(f"{sentence}; {OPTION} shows how it came to that" if details else sentence)
+    found = InputError(f"{sentence}; {OPTION} shows the full traceback" if details else sentence)
     found.details = details
     return found
 

@@ -212,7 +212,7 @@ def _with_weights(spec: WorkloadSpec, kind: Any, config: Any) -> nn.Module:
         output_loading_info=True,
     )
     if {name for name, _ in module.named_parameters()} <= set(told["missing_keys"]):
-        raise InputError(f"{spec.title}: the weights in {shown(spec.weights)} are of another model: none fits")
+        raise InputError(f"{spec.title}: the weights in {shown(spec.weights)} are another model's: none fits")
     return module
 
 
@@ -222,7 +222,7 @@ def check_weights(spec: WorkloadSpec) -> None:
     Raises: InputError.
     """
     if spec.weights and not any((Path(spec.weights) / name).is_file() for name in WEIGHTS):
-        raise InputError(f"{spec.title}: {shown(spec.weights)} has no {WEIGHTS[0]}, which weights are read from")
+        raise InputError(f"{spec.title}: {shown(spec.weights)} has no {WEIGHTS[0]} to read weights from")
 
 
 def _example(kind: Kind, config: Any, name: str, samples: int, size: int) -> Batch:

@@ -130,8 +130,8 @@ class MetaValues:
         for name in names:
             if _is_left(found[name]) or (name in again and not torch.equal(found[name], again[name])):
                 raise InputError(
-                    f"{self.name} is on the meta device, and its own code gives {name} no value when it is asked for "
-                    "initial weights: give it in weights=, or build the module with its weights"
+                    f"{self.name} is on the meta device, and its own code sets no value for {name} when it initialises "
+                    "weights: give it in weights=, or build the module with its weights"
                 )
         return found
 

@@ -20,7 +20,7 @@ def _ask_for_traceback(context: typer.Context, value: bool) -> bool:
 TrustOption = Annotated[
     list[str] | None,
     typer.Option(
-        trust.OPTION, metavar="NAME", help="Let a file import this module of yours for its model; may be repeated."
+        trust.OPTION, metavar="NAME", help="Allow a file to import this module of yours for its model; may be repeated."
     ),
 ]
 TracebackOption = Annotated[
@@ -29,7 +29,7 @@ TracebackOption = Annotated[
         foreign_code.OPTION,
         callback=_ask_for_traceback,
         expose_value=False,
-        help="Where your own module fails, show how it came to that.",
+        help="If your own module fails, show the full traceback.",
     ),
 ]
 TaskOption = Annotated[
@@ -37,7 +37,7 @@ TaskOption = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help="What MODEL is trained for, such as question-answering, where its configuration does not say it.",
+        help="Task to train MODEL for, such as question-answering, if its configuration does not say.",
     ),
 ]
 WeightsOption = Annotated[

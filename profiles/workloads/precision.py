@@ -88,7 +88,7 @@ def unavailable(precision: str, device_kind: str) -> str:
     if precision not in FIRST_CAPABILITY or (precision == "fp8" and device_kind == "cpu"):
         return ""
     if device_kind == "cpu":
-        return f"precision {precision} is a mode of GPUs, and there is none here: use fp32"
+        return f"precision {precision} is a mode of GPUs, but there is no GPU here: use fp32"
     first, own = FIRST_CAPABILITY[precision], torch.cuda.get_device_capability()
     if own >= first:
         return ""

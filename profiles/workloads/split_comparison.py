@@ -95,7 +95,7 @@ def summed_over(split: Split, ranks: Compared) -> frozenset[str]:
         is_same = not is_apart and ranks.apart[name] <= total
         most = ROUNDING * max(_size(wanted), owners[owner]) + least[owner]
         if not (ranks.apart[name] if is_same else total) <= most:
-            raise Failure(path=name, why="its gradient is neither the same on all ranks nor a sum over them")
+            raise Failure(path=name, why="its gradient is neither the same on all ranks nor their sum")
         if not is_same and not is_apart:
             found.add(name)
     return frozenset(found)

@@ -176,7 +176,7 @@ def experts_of(module: nn.Module, degree: int) -> tuple[list[Group], list[str]]:
             left.append(f"{path} keeps its experts whole: it is not called with {', '.join(GIVEN)}")
             continue
         if count % degree:
-            left.append(f"{path} keeps its experts whole: {count} are no multiple of {degree}")
+            left.append(f"{path} keeps its experts whole: {count} are not a multiple of {degree}")
             continue
         split = Split(degree=degree, styles={path: EXPERTS}, pieces={path: _equal(count, degree)})
         found.append(Group(rows=path, unit=path, split=split))

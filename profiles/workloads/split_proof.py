@@ -86,7 +86,7 @@ class _One(Ranks):
         calls.append(value.detach())
         wanted = self.whole.entered[path][number]
         if value.shape != wanted.shape or not close(value.detach(), wanted):
-            raise Failure(path=path, why="what it is given, or gives, is not the same on every rank")
+            raise Failure(path=path, why="its input or output is not the same on every rank")
 
         def note(gradient: Tensor) -> Tensor:
             self.seen.gradients.setdefault(path, {})[number] = gradient
@@ -101,7 +101,7 @@ class _One(Ranks):
         calls.append(value.detach())
         self.seen.order.append(path)
         if value.shape != wanted.shape:
-            raise Failure(path=path, why="a rank's part has another shape")
+            raise Failure(path=path, why="a rank's part has a different shape")
         return _replaced(value if bias is None else value + bias, wanted)
 
 
@@ -174,9 +174,9 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
         except Exception as error:
             reached = len(one.seen.order)
             path = whole.order[reached] if reached < len(whole.order) else ""
-            raise Failure(path=path, why=f"one rank of it fails: {error}") from error
+            raise Failure(path=path, why=f"one of its ranks fails: {error}") from error
         if not close(own, loss):
-            raise Failure(path="", why="its loss is another")
+            raise Failure(path="", why="its loss differs")
         compared.add(parts)
     _compare_calls(whole, ones, biases)
     return summed_over(split, compared)
@@ -203,7 +203,7 @@ def _compare_calls(whole: _Seen, ones: list[_One], biases: Mapping[str, Tensor |
             bias = biases[path]
             total = sum(parts[1:], parts[0]) if bias is None else sum(parts[1:], parts[0]) + bias.detach()
             if not close(total, wanted, largest(parts)):
-                raise Failure(path=path, why="what the ranks give does not add up to what it gives")
+                raise Failure(path=path, why="the ranks' outputs do not add up to the whole output")
     sizes = {path: largest(list(calls.values())) for path, calls in whole.gradients.items()}
     least = around({path: max(size, whole.given_back.get(path, 0.0)) for path, size in sizes.items()})
     for path, gradients in whole.gradients.items():

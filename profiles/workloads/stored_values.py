@@ -96,7 +96,7 @@ class StoredValues:
         except Exception as error:
             # Of a library's code on a foreign file, which fails in any way where pieces are missing or of other shapes.
             raise InputError(
-                f"{self.folder}: {name} cannot be made of {shown(source.keys[0][0])} and what belongs to it "
+                f"{self.folder}: {name} cannot be made from {shown(source.keys[0][0])} and its parts "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]:.100}): give weights of the same "
                 "configuration"
             ) from error
@@ -135,12 +135,12 @@ def _files(folder: Path) -> dict[str, Path]:
                 return dict.fromkeys(file.keys(), whole)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{folder}: the weights cannot be read: {type(error).__name__}: {error}") from error
-    raise InputError(f"{folder} has no {WHOLE_FILE}, which weights are read from: give a folder of safetensors")
+    raise InputError(f"{folder} has no {WHOLE_FILE} to read weights from: give a folder of safetensors")
 
 
 def _beside(folder: Path, name: str) -> Path:
     if Path(name).name != name:
-        raise ArtifactError(f"{folder / INDEX_FILE}: {name[:60]!r} is no name of a file beside it")
+        raise ArtifactError(f"{folder / INDEX_FILE}: {name[:60]!r} is not the name of a file beside it")
     return folder / name
 
 
@@ -169,5 +169,7 @@ def _sources(module: nn.Module, keys: Iterable[str], known: Mapping[str, Any]) -
             source.converter = by_pattern[pattern]
             if len(source.converter.target_patterns) > 1:
                 kind = type(module).__name__
-                raise InputError(f"{shown(key)} is cut in several when {kind} is loaded: build it with from_pretrained")
+                raise InputError(
+                    f"{shown(key)} is split into several when {kind} is loaded: build it with from_pretrained"
+                )
     return found

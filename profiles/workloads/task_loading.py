@@ -34,7 +34,7 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     if spec.kind == "transformers":
         return task_of_config(spec, size)
     if spec.weights:
-        raise InputError(f"{spec.factory} gives its module the weights that it has: leave out --weights")
+        raise InputError(f"{spec.factory} sets the weights of its module itself: leave out --weights")
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory: Callable[[], Any] = import_factory(spec)
     given = _given(spec)
@@ -68,7 +68,7 @@ def _given(spec: WorkloadSpec) -> object:
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory: Callable[[], Any] = import_factory(spec)
     with (
-        foreign_code(spec, f"{spec.factory} fails on the meta device, where it is built without weights"),
+        foreign_code(spec, f"{spec.factory} fails on the meta device, on which it is built without weights"),
         torch.device("meta"),
     ):
         return factory()
@@ -108,7 +108,7 @@ def _tokens(spec: WorkloadSpec, module: nn.Module, samples: int, size: int) -> T
     vocabulary = int(getattr(module, "vocab_size", 0) or (sizes[0] if sizes else 0))
     if not vocabulary:
         raise InputError(
-            f"{spec.factory}: the module has no nn.Embedding, so that what it takes is not known: "
+            f"{spec.factory}: the module has no nn.Embedding, so its input is unknown: "
             "give it example_input(samples, size), or return a Task"
         )
     return torch.randint(0, vocabulary, (samples, size))

@@ -121,7 +121,7 @@ def _named(title: str, config: Mapping[str, Any], family: str) -> tuple[str, str
         for ending, name in ENDINGS.items():
             if named.endswith(ending):
                 return named, name
-    words = f"{named} is for no task that is known" if named else "its configuration names no architectures"
+    words = f"{named} is for no known task" if named else "its configuration names no architectures"
     usual = "image-classification" if family in VISION_FAMILIES else "causal-lm"
     if not named and family in BUILT_FAMILIES:
         return able[usual], usual

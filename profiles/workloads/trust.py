@@ -34,7 +34,7 @@ def check_trusted(spec: WorkloadSpec, trusted: Sequence[str], where: str) -> Non
         return
     parts = spec.factory.split(":")
     if len(parts) != 2 or not all(word.isidentifier() for word in (*parts[0].split("."), parts[1])):
-        raise InputError(f"{where}: no module has a factory of the name {spec.factory!r}: give package.module:factory")
+        raise InputError(f"{where}: {spec.factory!r} cannot name a factory: give package.module:factory")
     if spec.module not in trusted:
         raise InputError(
             f"{where} names the module {spec.module} to build its model, and a file runs no code unasked: if you trust "

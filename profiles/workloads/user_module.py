@@ -36,7 +36,7 @@ def from_factory(spec: WorkloadSpec) -> Workload:
     """
     with foreign_code(spec, f"cannot import {spec.factory}"):
         factory = import_factory(spec)
-    with foreign_code(spec, f"{spec.factory} fails on the meta device, where it is built without weights"):
+    with foreign_code(spec, f"{spec.factory} fails on the meta device, on which it is built without weights"):
         with torch.device("meta"):
             model = factory()
         return _workload(spec, factory, model)

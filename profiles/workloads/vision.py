@@ -58,7 +58,7 @@ def patch_sizes(config: Any) -> tuple[int, int]:
     """
     image, patch = int(config.image_size), int(config.patch_size)
     if image % patch:
-        raise InputError(f"image_size={image} is no multiple of patch_size={patch}: patches must cover the image")
+        raise InputError(f"image_size={image} is not a multiple of patch_size={patch}: patches must cover the image")
     return int(config.num_channels) * patch**2, (image // patch) ** 2
 
 

@@ -73,8 +73,8 @@ def _runtimes(file: CompressionFile) -> Table:
     ]
     return Table(
         caption=(
-            "The exported model, one sample: on one thread of the CPU, in turns with PyTorch on its device; of "
-            "TensorRT the median of the device's own times, and with what is copied there and back. Loss is on "
+            "One sample of the exported model, on one CPU thread, in turns with PyTorch on its device. For TensorRT: "
+            "the median of the device's own times, and the times with copies to the device and back. Loss is on "
             "held-out samples."
         ),
         header=RUNTIMES,
@@ -88,10 +88,10 @@ def _worth(file: CompressionFile) -> Table:
         caption=(
             f"{file.model_name} on {file.environment.num_devices} x {file.environment.device}, {file.plan}: "
             f"{file.first_steps} steps of {file.global_batch_size} x {file.sequence_length} tokens of "
-            f"{file.environment.data} first, then compressed and, where a recipe does, trained on. Latency is of one "
-            "sample on every device at once. Loss is on text held out; uncompressed, of the model as it is after as "
-            "many seconds of training on; right is the share of held-out answers that are. Training memory is "
-            "predicted, of the fullest rank."
+            f"{file.environment.data} first, then compressed and, if the recipe does so, trained further. Latency is "
+            'that of one sample on every device at once. Loss is on held-out text; "uncompressed" is that of the '
+            'unchanged model after further training of equal time. "Right" is the share of held-out '
+            "predictions that are right. Training memory is predicted, for the fullest rank."
         ),
         header=WORTH,
         rows=tuple(_worth_row(whole, own, choice) for choice, own in zip(file.choices, file.results, strict=True)),

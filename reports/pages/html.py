@@ -69,9 +69,9 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
         return format_percent(value, signed=signed) if form == "percent" else f"{value:.2f}{form}"
 
     return [
-        ("median error", text(summary.median_error_fraction), "of step time, without sign"),
+        ("median error", text(summary.median_error_fraction), "of step time, absolute"),
         ("90th percentile", text(summary.p90_error_fraction), "of the error"),
-        ("bias", text(summary.bias_fraction, signed=True), "mean error; above 0: predicted too slow"),
+        ("bias", text(summary.bias_fraction, signed=True), "signed mean; above 0: predicted too slow"),
         ("inside the band", text(summary.inside_band_fraction), "measured in the predicted band"),
         ("noise", text(summary.median_spread_fraction), "middle half of one plan's steps / median"),
         ("rank correlation", text(summary.rank_correlation, ""), "Spearman, 1 is the right order"),
@@ -81,7 +81,7 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
             text(summary.measured_speedup, "x"),
             f"speed; predicted {text(summary.predicted_speedup, 'x')}",
         ),
-        ("memory error", text(summary.median_memory_error_fraction), "median of peaks, without sign"),
+        ("memory error", text(summary.median_memory_error_fraction), "median of peaks, absolute"),
     ]
 
 

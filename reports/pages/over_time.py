@@ -74,7 +74,7 @@ def history_table(history: History) -> Table:
     marks = {mark.started: mark.words for mark in history.marks}
     return Table(
         caption="Runs in the order of time",
-        header=("started", "file", "model", "plans", "median error, without sign", "versions that changed"),
+        header=("started", "file", "model", "plans", "median absolute error", "versions that changed"),
         rows=tuple(
             (
                 moment.started.strftime("%Y-%m-%d %H:%M"),
@@ -109,7 +109,7 @@ def history_figure(history: History) -> go.Figure:
             y=[100 * (moment.error_fraction or 0.0) for moment in judged],
             mode="lines",
             line={"color": TEXT, "width": 2, "dash": "dash"},
-            name="median of a run, without sign",
+            name="median of a run, absolute",
             hoverinfo="skip",
         )
     )

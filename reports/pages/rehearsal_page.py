@@ -34,9 +34,10 @@ def _table(file: RehearsalFile, own: PlanRehearsal) -> Table:
     seconds = sum(rank.rehearsed.seconds for rank in own.ranks)
     return Table(
         caption=(
-            f"One of {file.num_devices} ranks a line, of a step of {file.global_batch_size} x {file.sequence_length} "
-            f"tokens, with torch {file.torch}: nothing computed, nothing sent; rehearsed in {format_seconds(seconds)}. "
-            "Bytes are of the whole tensors that a collective works on; memory is of live tensors."
+            f"Each line is one of {file.num_devices} ranks in a step of {file.global_batch_size} x "
+            f"{file.sequence_length} tokens, with torch {file.torch}: nothing computed, nothing sent; rehearsed in "
+            f"{format_seconds(seconds)}. Bytes are those of the whole tensors that a collective works on; memory is "
+            "that of live tensors."
         ),
         header=HEADER,
         rows=tuple(rows(own)),

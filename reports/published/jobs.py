@@ -33,11 +33,11 @@ def read_jobs(paths: Sequence[Path], fill: Mapping[str, str]) -> tuple[list[Row]
     for path in paths:
         job = read(path, read_text(path, WANTED), Given())
         if not job.steps:
-            raise InputError(f"{path} has no steps that were timed: `plan --from {path}` judges what has not run")
+            raise InputError(f"{path} has no timed steps: `plan --from {path}` judges jobs that have not run")
         cells = cells_of(job, path)
         cells |= {name: value for name, value in fill.items() if not cells.get(name)}
         if not cells.get("gpu_type"):
-            raise InputError(f"{path}: the log does not say what it ran on: give --device or --cluster")
+            raise InputError(f"{path}: the log does not say which devices it ran on: give --device or --cluster")
         rows.append(Row(cells=cells, family=cells["family"]))
         notes += [f"{path.name}: {word}" for word in job.assumed]
         notes += [f"{path.name}: not understood: {word}" for word in job.unread]

@@ -80,8 +80,8 @@ def tiles(summary: PublishedSummary) -> list[tuple[str, str, str]]:
     total = summary.total
     return [
         ("runs", str(total.num_rows), f"{total.num_predicted} predicted, {total.num_refused} refused"),
-        ("judged", str(total.num_compared), "with a step time fit to compare"),
-        ("median error", _percent(total.median_error_fraction), "of step time, without sign"),
+        ("judged", str(total.num_compared), "with a comparable step time"),
+        ("median error", _percent(total.median_error_fraction), "of step time, absolute"),
         ("90th percentile", _percent(total.p90_error_fraction), "of the error"),
         ("bias", _percent(total.bias_fraction, signed=True), "above 0: predicted too slow"),
         ("in the band", _percent(total.inside_band_fraction), "meant to be 90 %"),
@@ -99,7 +99,7 @@ def families_table(summary: PublishedSummary) -> Table:
     if len(rows) > 1:
         rows.append(_family_row("all, families alike", summary.total))
     return Table(
-        caption="Error is predicted / measured - 1, median and 90th percentile without sign; bias is the mean of the "
+        caption="Error is predicted / measured - 1, median and 90th percentile absolute; bias is the mean of the "
         "logarithms. Over all, every family has the same weight.",
         header=FAMILY_HEADER,
         rows=tuple(rows),

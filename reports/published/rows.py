@@ -154,7 +154,7 @@ def _filled(row: Row, fill: Mapping[str, str]) -> Row:
 def _read_table(path: Path, family: str) -> list[Row]:
     text = read_text(path, "give a table of runs, as CSV in UTF-8")
     if "\0" in text:
-        raise InputError(f"{path} is no table of comma-separated values: it has zero bytes")
+        raise InputError(f"{path} is not a table of comma-separated values: it has zero bytes")
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise InputError(f"{path} is empty; it needs a line that names the columns, and a line per run")
@@ -162,7 +162,7 @@ def _read_table(path: Path, family: str) -> list[Row]:
         delimiter = max(DELIMITERS, key=lambda mark: len(_known(next(csv.reader([first], delimiter=mark), []))))
         lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(line)]
     except csv.Error as error:
-        raise InputError(f"{path} is no table of comma-separated values: {error}") from None
+        raise InputError(f"{path} is not a table of comma-separated values: {error}") from None
     header = [name.strip().lower() for name in lines[0]]
     if not _known(header):
         raise InputError(

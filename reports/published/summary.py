@@ -174,7 +174,7 @@ def verdict(summary: PublishedSummary) -> tuple[Finding, ...]:
             Finding(tone="bad", text=f"Read, but without a prediction: {missing} of {total.num_rows} rows.")
         )
     if summary.num_unfit:
-        text = f"Predicted, but not judged, as their measurement is of quality C: {summary.num_unfit}."
+        text = f"Predicted, but not judged because their measurement has quality C: {summary.num_unfit}."
         findings.append(Finding(tone="plain", text=text))
     return tuple(findings)
 
@@ -186,7 +186,7 @@ def _accuracy(summary: PublishedSummary) -> Finding:
         text = f"{total.num_predicted} of {total.num_rows} runs are predicted; none has a step time to compare with."
         return Finding(tone="plain", text=text)
     count = sum(errors.num_compared > 0 for errors in summary.families.values())
-    alike = f" of {count} families, which weigh alike" if count > 1 else ""
+    alike = f" of {count} families, which have equal weight" if count > 1 else ""
     tone: Tone = "good" if median <= GOOD_ERROR else "fair" if median <= FAIR_ERROR else "bad"
     return Finding(
         tone=tone,

@@ -20,8 +20,8 @@ def show(runs: Sequence[PublishedRun], summary: PublishedSummary, console: Conso
     """Print the summary."""
     print_table(families_table(summary), console)
     console.print(
-        "error = predicted / measured - 1, without sign; bias: mean with sign; in band: share of measured times in the "
-        "90 % band; memory: median error. All: every family weighs alike.",
+        "error = predicted / measured - 1, absolute; bias: signed mean; in band: share of measured times in the "
+        "90 % band; memory: median error. All: every family has the same weight.",
         style="dim",
     )
     for finding in verdict(summary):

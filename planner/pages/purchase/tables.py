@@ -111,7 +111,7 @@ def speed_table(answer: PurchaseAnswer) -> Table:
 def efficiency_table(answer: PurchaseAnswer) -> Table:
     """The numbers of the efficiency."""
     return Table(
-        caption="What one device does per second, and that over what it does with the fewest of its kind",
+        caption="Throughput of one device, and relative to the fewest devices of its kind",
         header=("devices", f"{counted(answer)} of a device", "over the fewest's", "MFU"),
         rows=tuple(
             (
@@ -165,7 +165,7 @@ def failures_table(answer: PurchaseAnswer) -> Table | None:
         return None
     names = ("devices", "time that trains", "failures", "a checkpoint every", "room for checkpoints")
     return Table(
-        caption="What failures and checkpoints take",
+        caption="Time lost to failures and checkpoints",
         header=(*names, *(("energy",) if asked else ())),
         rows=rows,
     )
@@ -187,7 +187,7 @@ def _prices(answer: PurchaseAnswer) -> Iterator[tuple[str, str, str]]:
             continue
         name = place_words(row)
         if cost.price_per_hour is None:
-            yield name, "not known", "none was given, and the catalogue has none"
+            yield name, "not known", "none given, and none in the catalogue"
         else:
             low, high = map(three_digits, cost.price_per_hour)
             source = f"catalogue, {cost.price_date}" if cost.price_date else "given"
@@ -199,7 +199,7 @@ def assumptions_table(answer: PurchaseAnswer) -> Table | None:
     rows = tuple((one.what, one.value, one.source) for one in answer.assumptions)
     if not rows:
         return None
-    return Table(caption="Assumed, as nobody gave it", header=("what", "value", "source"), rows=rows)
+    return Table(caption="Assumed, as not given", header=("what", "value", "source"), rows=rows)
 
 
 def facts(answer: PurchaseAnswer) -> list[tuple[str, str]]:

@@ -41,12 +41,12 @@ def _verdict(answer: PurchaseAnswer) -> Iterator[tuple[str, str]]:
         yield _deadline(answer)
     unknown = dict.fromkeys(place_words(row) for row in answer.rows if row.cost and row.cost.dollars is None)
     if unknown:
-        yield "fair", f"No price is known of {_some(list(unknown))}: --price gives it."
+        yield "fair", f"No price is known for {_some(list(unknown))}: give --price."
     refused = [row.title for row in answer.rows if row.refusal]
     if refused:
-        yield "fair", f"No answer for {_some(refused)}: the reasons stand in the table."
-    basis = "" if answer.is_budget else ", an amount to compare by, as none was given"
-    yield "", f"Bills are of {amount(answer)}{basis}; failures are included."
+        yield "fair", f"No answer for {_some(refused)}: the table gives the reasons."
+    basis = "" if answer.is_budget else ", chosen for comparison, as no amount was given"
+    yield "", f"Costs are for {amount(answer)}{basis}, including failures."
 
 
 def _marked(answer: PurchaseAnswer) -> list[tuple[str, int]]:
@@ -86,10 +86,10 @@ def _deadline(answer: PurchaseAnswer) -> tuple[str, str]:
     """What is done by the deadline, and how sure that is."""
     by = days_words(answer.deadline_days or 0.0)
     if not answer.enough:
-        return "bad", f"No row is done in {by}."
+        return "bad", f"No row finishes within {by}."
     row = answer.row(answer.enough)
     cost = row.cost
-    why = "the cheapest row" if row.dollars is not None else "the row of the fewest devices"
+    why = "the cheapest row" if row.dollars is not None else "the row with the fewest devices"
     words = f"Enough for {by}: row {row.rank}, {row.title}, {why} that is done in time"
     if cost is None:
         return "good", f"{words}."
@@ -132,35 +132,35 @@ def speed_words(answer: PurchaseAnswer) -> str:
     """What the curve shows, or why there is none."""
     if is_curve(answer):
         return (
-            "Shaded is the band of about 90 % of each step. Dotted is perfect scaling from the fewest devices of a "
-            "kind that a plan fits."
+            "The shaded area is the band of about 90 % of each step. The dotted line is perfect scaling from the "
+            "fewest devices of a kind that a plan fits."
         )
     if len(planned(answer)) > 1:
-        return "Thin bars are the band of about 90 %. Several counts, such as --gpus 64-1024, draw a curve."
-    return "One row alone has a plan, so that there is nothing to compare its speed with."
+        return "Thin bars are the band of about 90 %. Give several counts, such as --gpus 64-1024, for a curve."
+    return "Only one row has a plan, so there is nothing to compare its speed with."
 
 
 def efficiency_words(answer: PurchaseAnswer) -> str:
     """What the efficiency shows, or why it is not drawn."""
     if not is_curve(answer):
-        return "How speed scales is not known from one count of each kind: --gpus 64-1024 asks about several."
+        return "One count of each kind does not show how speed scales: give several, such as --gpus 64-1024."
     worst = min(planned(answer), key=lambda row: row.efficiency_fraction or 0.0)
     share = format_percent(worst.efficiency_fraction or 0.0)
-    words = f"What a device does, against the fewest of its kind. The least is {share}, of {worst.title}."
+    words = f"Throughput per device, against the fewest devices of its kind. The lowest is {share} ({worst.title})."
     if any((row.efficiency_fraction or 0.0) > MORE_THAN_ALL for row in planned(answer)):
-        return f"{words} More than 100 % can be: more devices leave each more memory, which allows faster plans."
+        return f"{words} It can exceed 100 %: with more devices each has more free memory, which allows faster plans."
     return words
 
 
 def bill_words(answer: PurchaseAnswer) -> str:
     """What money against time shows, or why it is not drawn."""
     if not answer.is_budget:
-        return "How many days it takes is not known without an amount: give --tokens or --samples."
+        return "The number of days depends on the amount of training: give --tokens or --samples."
     if not list(priced(answer)):
-        return "What the days cost is not known: give --price."
-    words = "Numbers are devices. Thin bars are the band of days; money grows with the days."
+        return "The cost is not known: give --price."
+    words = "Numbers are counts of devices. Thin bars are the band of days, with which the money grows."
     if any(low < high for low, high in (cost.dollars or (0.0, 0.0) for _, cost, _ in priced(answer))):
-        words = f"{words} Upright ones are the range of prices; rows are compared by their middles."
+        words = f"{words} Upright bars are the range of prices; rows are compared by the middle."
     if any(row.is_spot for row, _, _ in priced(answer)):
         words = f"{words} Open marks are spot devices."
     if answer.deadline_days is not None:

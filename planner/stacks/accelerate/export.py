@@ -106,7 +106,7 @@ def _node_notes(file: PlanFile) -> tuple[str, ...]:
     nodes, per_node = job_files.nodes_of(file)
     if nodes * per_node != file.num_devices:
         raise PlanError(
-            f"{file.num_devices} devices are no whole nodes of {per_node}: Accelerate starts as many on each"
+            f"{file.num_devices} devices do not fill nodes of {per_node}: Accelerate starts as many on each"
         )
     more = "NODE_RANK counts the nodes from 0"
     return (*job_files.node_notes(file), more) if nodes > 1 else ()

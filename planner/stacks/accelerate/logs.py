@@ -48,7 +48,7 @@ def read_state(path: Path, text: str, given: Given) -> StackJob:
         raise InputError(f"{path}: not JSON ({error}): {WANTED}") from None
     history = content.get("log_history") if isinstance(content, dict) else None
     if not isinstance(history, list):
-        raise InputError(f"{path}: log_history is no list: {WANTED}")
+        raise InputError(f"{path}: log_history is not a list: {WANTED}")
     micro = content.get("train_batch_size")
     entries = [entry for entry in history if isinstance(entry, dict)]
     return _job(path, entries, given, micro if isinstance(micro, int) else 0, _whole(content.get("global_step")))
@@ -89,7 +89,7 @@ def _job(path: Path, entries: list[dict[str, Any]], given: Given, micro: int, la
     rate, samples_rate = (end.get(f"train_{what}_per_second") for what in ("steps", "samples"))
     if not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise InputError(
-            f"{path}: it does not say how many steps a second it made: give the log of a training that ended"
+            f"{path}: it does not say how many steps it made per second: give the log of a training that has ended"
         )
     given, assumed = job_files.beside(path, given)
     by_rates = samples_rate / rate if isinstance(samples_rate, int | float) and samples_rate < math.inf else 0.0
@@ -103,7 +103,7 @@ def _job(path: Path, entries: list[dict[str, Any]], given: Given, micro: int, la
     job = job_of(config, arguments, given, assumed)
     if by_rates and abs(by_rates / job.global_batch_size - 1) > OFF:
         raise InputError(
-            f"{path}: {by_rates:.4g} samples a step by its rates are not the {job.global_batch_size} of its settings: "
+            f"{path}: {by_rates:.4g} samples a step by its rates, not the {job.global_batch_size} of its settings: "
             "give the settings of this training"
         )
     note = f"every step took {1 / rate:.4g} s: the log has one rate for all"

@@ -93,7 +93,7 @@ def job_of(config: Settings | None, arguments: Settings | None, given: Given, as
     axes = _axes(facts, settings, given, assumed)
     batch = batch_of(facts, arguments or settings, BATCH, axes.data_parallel, given, assumed)
     if "precision" not in facts:
-        assumed.append("computes in fp32: nothing says that it does not")
+        assumed.append("computes in fp32: no setting says otherwise")
     assumed.append(f"the file names no version: read as {job_files.version_of(load_stack(STACK))}")
     unpriced = (*(config.take_known(YAML_UNPRICED) if config else ()),
                 *(arguments.take_known(ARGUMENTS_UNPRICED) if arguments else ()))  # fmt: skip
@@ -124,7 +124,7 @@ def _config_facts(config: Settings, assumed: list[str]) -> Facts:
         facts.setdefault("fsdp_version", 1)
     elif config.has("fsdp_config.fsdp_version") or config.has(STRATEGY):
         raise config.contradiction(
-            (KIND, "fsdp_config.fsdp_version", STRATEGY), "only FSDP shards: leave one of them out"
+            (KIND, "fsdp_config.fsdp_version", STRATEGY), "only FSDP shards parameters: leave one of them out"
         )
     if facts.get("context_parallel", 1) > 1 and facts.get("ulysses", 1) > 1:
         keys = [key for key in config.names if key.endswith(("cp_size", "sp_size"))]
@@ -137,7 +137,7 @@ def _config_facts(config: Settings, assumed: list[str]) -> Facts:
 def _joined(facts: Facts, config: Settings | None, arguments: Settings, assumed: list[str]) -> Facts:
     own = read_facts(ARGUMENT_WORDS, arguments, assumed)
     if own.get("bf16") and own.get("fp16"):
-        raise arguments.contradiction(("bf16", "fp16"), "only one precision can be on")
+        raise arguments.contradiction(("bf16", "fp16"), "only one precision can be enabled")
     precision = own.pop("bf16", None) or own.pop("fp16", None)
     if config and precision and facts.get("precision", "fp32") not in ("fp32", precision):
         named = f"{arguments.path}: {arguments.find(precision)}"
@@ -169,7 +169,7 @@ def _axes(facts: Facts, settings: Settings, given: Given, assumed: list[str]) ->
         shards = data // replicas
     if facts.get("kind") == "fsdp" and facts.get("is_hybrid"):
         shards = max(1, data // facts.get("nodes", 1))
-        assumed.append(f"HYBRID shards within a node: over {shards} ranks")
+        assumed.append(f"HYBRID shards within a node, over {shards} ranks")
     if facts.get("kind") == "fsdp" and data % shards:
         raise InputError(f"{settings.path}: {shards} shards do not divide {data} replicas: correct the sizes")
     if facts.get("shards") and shards * replicas != data:
@@ -207,7 +207,7 @@ def _with_deepspeed(config: Settings, facts: Facts, given: Given, assumed: list[
     named = config.take(DEEPSPEED_FILE)
     if named is not None:
         other = config.path.parent / Path(str(named)).name
-        text = read_text(other, f"{config.path} names it: put it beside")
+        text = read_text(other, f"{config.path} names it: put it beside that file")
         found = deepspeed.job_of(from_yaml(other, text), given, [])
         return replace(
             found,

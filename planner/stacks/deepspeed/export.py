@@ -81,23 +81,21 @@ def _refuse(file: PlanFile, plan: Plan) -> None:
     Raises: PlanError.
     """
     if plan.offload == "optimizer" and plan.zero_stage == 0 and plan.data_parallel > 1:
-        raise PlanError(f"plan {plan.id}: DeepSpeed offloads what ZeRO shards, use zero_stage 1 to 3 or offload=none")
+        raise PlanError(f"plan {plan.id}: DeepSpeed only offloads what ZeRO shards, use ZeRO 1 to 3 or offload=none")
     if plan.recompute == "full" and not job_files.blocks_of(file.workload):
         raise PlanError(f"plan {plan.id}: {file.model_name} does not say how many blocks it has, use recompute=none")
     if plan.pipeline_parallel > 1 and job_files.task_of(file.workload) != "causal-lm":
-        raise PlanError(f"plan {plan.id}: stages are written for language models alone, use pipeline_parallel=1")
+        raise PlanError(f"plan {plan.id}: stages are written for language models only, use pipeline_parallel=1")
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
-    notes = ["the first start compiles operators: set TORCH_EXTENSIONS_DIR to a folder that stays"]
+    notes = ["the first start compiles operators: set TORCH_EXTENSIONS_DIR to a permanent folder"]
     if plan.offload == "optimizer":
-        notes.append("offloaded states need the host memory that the plan says, pinned (ulimit -l)")
+        notes.append("offloaded states need the host memory that the plan names, pinned (ulimit -l)")
     if plan.data_parallel > 1 and (not plan.zero_stage or plan.pipeline_parallel > 1):
-        notes.append(
-            "priced with gradients sent beside the backward pass: without ZeRO, and in pipelines, they are not"
-        )
+        notes.append("priced with gradients sent during the backward pass; without ZeRO, or in pipelines, they are not")
     if plan.zero_stage == max(FSDP_STAGES):
-        notes.append("overlap_comm is off, as it was priced: try true")
+        notes.append("overlap_comm is off, as priced: also try true")
     if shards_anyway(plan):
         notes.append(SHARDED)
     return tuple(notes)

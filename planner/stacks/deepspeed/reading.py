@@ -58,7 +58,7 @@ def job_of(settings: Settings, given: Given, assumed: list[str]) -> StackJob:
     check_offload(settings)
     if facts.get("bf16") and facts.get("fp16"):
         raise settings.contradiction(
-            ("bf16.enabled", "bfloat16.enabled", "fp16.enabled"), "only one precision can be on"
+            ("bf16.enabled", "bfloat16.enabled", "fp16.enabled"), "only one precision can be enabled"
         )
     workload = job_files.known_model(path, given)
     axes = Plan(
@@ -96,16 +96,16 @@ def _plan(axes: Plan, facts: Facts, settings: Settings, blocks: int, assumed: li
     """
     stages, zero = axes.pipeline_parallel, facts.get("zero_stage", 0)
     if zero > 3:
-        raise settings.contradiction((STAGE,), "there are stages 0 to 3")
+        raise settings.contradiction((STAGE,), "ZeRO has stages 0 to 3")
     if stages > 1 and zero > 1:
-        raise settings.contradiction((STAGES, STAGE), "pipelines go with ZeRO stages 0 and 1 alone")
+        raise settings.contradiction((STAGES, STAGE), "pipelines work with ZeRO stages 0 and 1 only")
     if settings.take(OFFLOAD) == "nvme":
-        assumed.append("states on NVMe are priced as in the host's memory")
+        assumed.append("states on NVMe are priced as if in the host's memory")
     recomputed = facts.get("recomputed", 0)
     if recomputed and recomputed != blocks:
-        assumed.append(f"{settings.find(CHECKPOINTS)}: all {blocks} blocks are taken to be recomputed")
+        assumed.append(f"{settings.find(CHECKPOINTS)}: all {blocks} blocks are assumed to be recomputed")
     if not recomputed and settings.has("activation_checkpointing"):
-        assumed.append("nothing is recomputed: activation_checkpointing says how, and not whether")
+        assumed.append("nothing is recomputed: activation_checkpointing says how, not whether")
     return replace(
         axes,
         stage_bounds=job_files.even_bounds(blocks, stages) if stages > 1 else (0,),

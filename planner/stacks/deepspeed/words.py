@@ -79,7 +79,7 @@ REMOVED = (
     "zero_optimization.zeropp_loco_param",
 )  # fmt: skip
 
-SHARDED = "stage 0 in bf16: its pipelines shard the states over replicas all the same (BF16_Optimizer)"
+SHARDED = "stage 0 in bf16: its pipelines shard the states over replicas anyway (BF16_Optimizer)"
 
 
 def facts_of(plan: Plan) -> Facts:
@@ -109,9 +109,9 @@ def check(settings: Settings) -> None:
     """
     for key in REMOVED:
         if settings.has(key):
-            raise InputError(f"{settings.path}: {key}: DeepSpeed 0.19.8 has removed it: leave it out")
+            raise InputError(f"{settings.path}: {key}: DeepSpeed 0.19.8 no longer has it: leave it out")
     for key in unknown_keys(settings):
-        raise settings.contradiction((key,), "DeepSpeed reads no such key, and does not say so: leave it out")
+        raise settings.contradiction((key,), "DeepSpeed silently ignores this key: leave it out")
     check_offload(settings)
 
 
@@ -128,6 +128,6 @@ def check_offload(settings: Settings) -> None:
     stage = settings.take(STAGE, 0)
     offloaded, weights = settings.take(OFFLOAD, "none"), settings.take(OFFLOAD_WEIGHTS, "none")
     if offloaded not in ("none", "auto") and stage == 0:
-        raise settings.contradiction((OFFLOAD, STAGE), "states are offloaded at ZeRO stages 1 to 3 alone")
+        raise settings.contradiction((OFFLOAD, STAGE), "states are offloaded at ZeRO stages 1 to 3 only")
     if weights not in ("none", "auto") and stage not in (3, "auto"):
-        raise settings.contradiction((OFFLOAD_WEIGHTS, STAGE), "weights are offloaded at ZeRO stage 3 alone")
+        raise settings.contradiction((OFFLOAD_WEIGHTS, STAGE), "weights are offloaded at ZeRO stage 3 only")

@@ -170,8 +170,8 @@ def _notes(file: PlanFile, plan: Plan, layers: str, nodes: int) -> list[str]:
     steps = steps_notes(file)
     usual = "learning rate and warm-up" if steps else "learning rate, warm-up and number of steps"
     notes = [
-        "data: mock data and no tokenizer unless the variable DATA says otherwise",
-        f"{usual} are usual ones: set them",
+        "data is mock data without a tokenizer unless the variable DATA says otherwise",
+        f"{usual} are placeholders: set them",
         *steps,
     ]
     if nodes > 1:
@@ -179,7 +179,7 @@ def _notes(file: PlanFile, plan: Plan, layers: str, nodes: int) -> list[str]:
     if plan.zero_stage in FSDP_STAGES:
         notes.append(f"zero_stage={plan.zero_stage} is Megatron-FSDP, whose checkpoints have a format of their own")
     if layers == LOCAL:
-        notes.append("its own layers instead of TransformerEngine's, as they were planned for, need NVIDIA's apex")
+        notes.append("Megatron's own layers, which were planned for instead of TransformerEngine's, need NVIDIA's apex")
     return [*notes, *_unsized_notes(file.workload.config, unsaid(file.workload))]
 
 
@@ -190,7 +190,7 @@ def _unsized_notes(config: Mapping[str, Any], missing: Sequence[str]) -> Iterato
         yield f"the model's configuration lacks {' and '.join(missing)}: set {words} as it was published"
     kind, rope = scaling_of(config), rope_of(config)
     if kind not in ("default", "llama3"):
-        yield f"rotary positions scaled by {kind} are left out: they take no time, but matter for quality"
+        yield f"rotary positions scaled by {kind} are left out: they take no time, but affect quality"
     others = [
         f"{name} {rope[name]:g}"
         for name, usual in LLAMA3.items()

@@ -45,7 +45,7 @@ def read_job(
             name="global-batch-size", values=(str(given.global_batch_size),), place="--global-batch"
         )
     if not told.is_on("micro-batch-size"):
-        assumed.append("micro-batch-size: 1, the file does not say")
+        assumed.append("micro-batch-size: 1, as the file does not say")
     started = "" if given.num_devices or told.size("world-size") else whence
     layout = read_layout(told, model.num_layers, num_devices, has_experts=model.has_experts, whence=started)
     _read_precision(told, layout)
@@ -62,7 +62,7 @@ def read_job(
         cells=model.cells | layout.cells | _cells(told, layout, has_experts=model.has_experts),
         unread=(*unread, *told.unread),
         unpriced=tuple(told.unpriced),
-        assumed=(*assumed, *model.assumed, "version: the file does not say; its arguments are read as those of 0.20.0"),
+        assumed=(*assumed, *model.assumed, "version: not given; its arguments are read as those of 0.20.0"),
         words=told.chosen,
         steps=steps,
         peak_bytes=peak_bytes,
@@ -84,17 +84,17 @@ def _sequence(told: Told, given: Given, assumed: list[str]) -> int:
 def _devices(told: Told, given: Given, devices: int, whence: str, assumed: list[str], *, has_experts: bool) -> int:
     own = told.size("world-size") or devices
     if given.num_devices and told.size("world-size") and given.num_devices != told.size("world-size"):
-        raise told.refuse(f"--gpus {given.num_devices} contradicts it: leave one out", "world-size")
+        raise told.refuse(f"--gpus {given.num_devices} contradicts it: leave one of them out", "world-size")
     if given.num_devices:
         if devices not in (0, given.num_devices):
-            assumed.append(f"{given.num_devices} devices: --gpus, and not {devices} {whence}")
+            assumed.append(f"{given.num_devices} devices by --gpus, not {devices} {whence}")
         return given.num_devices
     if own:
         if whence and not told.size("world-size"):
             assumed.append(f"{own} devices: {whence}")
         return own
     least = least_devices(told, has_experts=has_experts)
-    assumed.append(f"{least} devices: the file does not say how many, give --gpus")
+    assumed.append(f"{least} devices, as the file does not say how many; give --gpus")
     return least
 
 

@@ -67,7 +67,7 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool,
     started = f"{devices} devices ({whence})" if whence else f"{devices} devices"
     if devices % (tensor * pipeline * context):
         raise told.refuse(
-            f"{started} are no multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
+            f"{started} are not a multiple of tensor x pipeline x context, {tensor} x {pipeline} x {context}: "
             f"correct them, or give --gpus {tensor * pipeline * context} or a multiple of it",
             *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size", "world-size"),
         )
@@ -76,7 +76,7 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool,
     split = _expert_tensor(told, tensor) if has_experts else 1
     if has_experts and devices % (expert * split * pipeline):
         raise told.refuse(
-            f"{started} are no multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
+            f"{started} are not a multiple of expert x expert-tensor x pipeline, {expert} x {split} x {pipeline}: "
             f"correct them, or give --gpus {expert * split * pipeline} or a multiple of it",
             *("expert-model-parallel-size", "expert-tensor-parallel-size", "pipeline-model-parallel-size"),
         )
@@ -84,7 +84,7 @@ def read_layout(told: Told, num_layers: int, devices: int, *, has_experts: bool,
     samples = told.size("global-batch-size") or micro * data
     if samples % (micro * data):
         raise told.refuse(
-            f"{samples} samples are no whole number of micro-batches of {micro} on {data} replicas",
+            f"{samples} samples are not a whole number of micro-batches of {micro} on {data} replicas",
             *("global-batch-size", "micro-batch-size"),
         )
     counts, virtual = _stages(told, num_layers, pipeline)
@@ -145,7 +145,7 @@ def _stages(told: Told, num_layers: int, pipeline: int) -> tuple[list[int], int]
     share, rest = divmod(num_layers + sum(ends), stages)
     if rest or share < 1:
         raise told.refuse(
-            f"{num_layers} layers cannot be cut into {stages} stages alike",
+            f"{num_layers} layers cannot be cut into {stages} equal stages",
             *("num-layers", "pipeline-model-parallel-size", "num-layers-per-virtual-pipeline-stage"),
         )
     counts = [share] * stages
@@ -244,7 +244,7 @@ def _recomputed(told: Told, plan: Plan, num_layers: int) -> Plan:
     if granularity != "full":
         raise told.refuse("it should be full or selective", "recompute-granularity")
     if method is None and not told.is_on("checkpoint-activations"):
-        raise told.refuse("say too by --recompute-method which layers, uniform or block", "recompute-granularity")
+        raise told.refuse("also say which layers by --recompute-method, uniform or block", "recompute-granularity")
     if method == "uniform" and (count or 1) > 1:
         told.unpriced.append(f"{told.said['recompute-num-layers'].text} (layers together, priced one by one)")
     if method != "block" or count is None:

@@ -64,7 +64,7 @@ def read_model(told: Told, given: Given, sequence_length: int) -> ReadModel:
     try:
         checked(name, config)
     except ArtifactError as error:
-        raise told.refuse(f"these sizes are no model: {error}", "hidden-size", "num-attention-heads") from None
+        raise told.refuse(f"no model can have these sizes: {error}", "hidden-size", "num-attention-heads") from None
     found.workload = WorkloadSpec(kind="transformers", name=name, config=config)
     return found
 
@@ -85,7 +85,7 @@ def _config(told: Told, found: ReadModel, layers: int, hidden: int, heads: int, 
     ffn = told.size("ffn-hidden-size") or narrow
     groups = told.size("num-query-groups") if told.is_on("group-query-attention") else heads
     if not told.is_on("group-query-attention") and told.size("num-query-groups") not in (1, heads):
-        found.assumed.append(f"{told.said['num-query-groups'].text} counts with --group-query-attention alone")
+        found.assumed.append(f"{told.said['num-query-groups'].text} only counts with --group-query-attention")
     positions = told.size("max-position-embeddings") or sequence_length
     vocabulary = _vocabulary(told, found)
     tied = not told.is_on("untie-embeddings-and-output-weights")
@@ -156,7 +156,7 @@ def _tell_of_plain(told: Told, found: ReadModel, heads: int, groups: int, head: 
         if told.is_on("untie-embeddings-and-output-weights"):
             found.cells["tied_embeddings"] = "no"
     if told.is_on("disable-bias-linear"):
-        found.assumed.append("biases of linears: as GPT-2 has them, which takes next to no time")
+        found.assumed.append("biases of linear layers: as in GPT-2, which takes almost no time")
 
 
 def _tell_of_gated(told: Told, found: ReadModel, gated: bool) -> None:
@@ -166,7 +166,7 @@ def _tell_of_gated(told: Told, found: ReadModel, gated: bool) -> None:
     if told.word("normalization") == "LayerNorm":
         found.assumed.append("normalization: RMSNorm in place of LayerNorm, which takes as long")
     if not told.is_on("disable-bias-linear"):
-        found.assumed.append("biases of linears: none, which takes next to no time")
+        found.assumed.append("biases of linear layers: none, which takes almost no time")
 
 
 def _experts(told: Told, found: ReadModel, layers: int, ffn: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def read_scripts(path: Path, text: str, given: Given) -> StackJob:
     """
     where = str(path)
     if len(text) > LONGEST:
-        raise InputError(f"{where}: no launch script is {len(text)} characters long")
+        raise InputError(f"{where}: {len(text)} characters are too long for a launch script")
     header = _header(text)
     script = read_script(where, text, _set_by_slurm(header))
     command = _launch(where, script)
@@ -82,9 +82,7 @@ def _launch(where: str, script: Script) -> list[Text]:
         if sum(_is_known(word.text) for word in best) > 1:
             return best
     skipped = f"; skipped: {script.skipped[0]}" if script.skipped else ""
-    raise InputError(
-        f"{where}: nothing in it has Megatron's arguments, as far as it can be read without being executed{skipped}"
-    )
+    raise InputError(f"{where}: no Megatron arguments found by reading it without executing it{skipped}")
 
 
 def _is_known(text: str) -> bool:
@@ -168,5 +166,5 @@ def _devices(script: Script, launcher: Sequence[Text], header: dict[str, str]) -
         return gpus * (nodes or 1), f"as its #SBATCH lines ask for, {nodes or 1} x {gpus}"
     world = script.values.known.get("WORLD_SIZE")
     if isinstance(world, Text) and WHOLE.fullmatch(world.text):
-        return int(world.text), f"as line {world.line} has it, WORLD_SIZE"
+        return int(world.text), f"WORLD_SIZE in line {world.line}"
     return 0, ""

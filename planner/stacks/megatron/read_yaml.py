@@ -38,13 +38,13 @@ def read_yaml(path: Path, text: str, given: Given) -> StackJob:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ArtifactError(f"{path}: no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise ArtifactError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(root, yaml.MappingNode):
         raise ArtifactError(f"{path}: it should be a mapping of settings")
     said = list(_settings(path, root))
     nodes = NODES.search(path.parent.name)
     devices = int(nodes.group(1)) * int(nodes.group(2)) if nodes else 0
-    whence = f"as the folder's name has it, {nodes.group(0).strip('_')}" if nodes else ""
+    whence = f"from the folder's name, {nodes.group(0).strip('_')}" if nodes else ""
     return read_job(str(path), said, given, devices=devices, whence=whence)
 
 

@@ -42,7 +42,7 @@ def _refuse(plan: Plan) -> None:
         (bool(plan.replica_microbatches), f"replica_microbatches={plan.replica_microbatches}: leave them out"),
         (plan.offload != "none", f"offload={plan.offload}: use none"),
         (plan.codec != "none", f"codec={plan.codec}: use none"),
-        (plan.compiled, "compiled layers: Megatron's are fused by hand, leave compiled out"),
+        (plan.compiled, "compiled layers: Megatron's layers are fused by hand, leave compiled out"),
         (
             plan.tensor_parallel > 1 and not plan.vocab_parallel,
             f"tensor_parallel={plan.tensor_parallel} with a whole vocabulary: use vocab_parallel",

@@ -33,7 +33,7 @@ def say_model(workload: WorkloadSpec, sequence_length: int) -> Settings:
     Raises: InputError for a model that Megatron's arguments do not describe.
     """
     if not workload.reads_text:
-        raise InputError(f"{workload.title}: Megatron builds language models from sizes; only such can be handed over")
+        raise InputError(f"{workload.title}: only language models of known sizes can be exported to Megatron")
     if workload.adapters.freezes:
         raise InputError(
             f"{workload.title}: Megatron-LM trains all weights; adapters are for Megatron-Bridge: leave --peft out"
@@ -112,7 +112,7 @@ def _gated(workload: WorkloadSpec, sequence_length: int) -> Settings:
 def _check_activation(config: Mapping[str, Any], field: str, usual: str, known: Sequence[str]) -> None:
     word = config.get(field, usual)
     if word not in known:
-        raise InputError(f"{field} is {word}: Megatron's arguments for this family have {' or '.join(known)} alone")
+        raise InputError(f"{field} is {word}: Megatron's arguments for this family only have {' or '.join(known)}")
 
 
 def _experts(config: Mapping[str, Any], sizes: Sizes) -> Settings:

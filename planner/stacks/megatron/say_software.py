@@ -35,7 +35,7 @@ def say_software(planned: PlannedFor, plan: Plan, stack: Stack, layers: str) -> 
     settings |= _precision(plan, stack, local=local)
     if planned.gradient_dtype:
         if plan.precision == "fp32":
-            raise PlanError(f"Megatron sends no gradients in {planned.gradient_dtype} where weights are in fp32")
+            raise PlanError(f"Megatron does not send gradients in {planned.gradient_dtype} when weights are in fp32")
         settings["grad-reduce-in-bf16"] = True
     settings |= _attention(planned, stack, local=local)
     if stack.habits.overlaps_gradients and plan.data_parallel * plan.context_parallel > 1:
@@ -44,7 +44,7 @@ def say_software(planned: PlannedFor, plan: Plan, stack: Stack, layers: str) -> 
             settings["overlap-param-gather"] = True
     if planned.overlaps_tensor and plan.sequence_parallel:
         if local:
-            raise PlanError("Megatron's own layers have no tensor-parallel messages beside products: --no-tp-overlap")
+            raise PlanError("Megatron's own layers cannot overlap tensor-parallel messages: give --no-tp-overlap")
         settings["tp-comm-overlap"] = True
     return settings
 

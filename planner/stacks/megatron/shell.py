@@ -53,7 +53,7 @@ def read_script(where: str, text: str, usual: dict[str, str] | None = None) -> S
     try:
         reader.run(list(Cutter(where, text).tokens()))
     except RecursionError:
-        raise InputError(f"{where}: brackets within brackets, more than can be read") from None
+        raise InputError(f"{where}: brackets are nested too deep to be read") from None
     return reader.script
 
 

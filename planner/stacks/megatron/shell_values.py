@@ -262,7 +262,7 @@ def _computed(node: ast.expr) -> int:
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in TESTS:
         result = int(TESTS[type(node.ops[0])](_computed(node.left), _computed(node.comparators[0])))
     else:
-        raise ValueError("no arithmetic of whole numbers")
+        raise ValueError("not integer arithmetic")
     if abs(result) > LARGEST:
         raise ValueError("too large")
     return result

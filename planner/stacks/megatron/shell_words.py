@@ -138,7 +138,7 @@ class Cutter:
         raise self._broken()
 
     def _broken(self) -> InputError:
-        return InputError(f"{self.where}: line {self.line}: a quote or bracket that is opened here is not closed")
+        return InputError(f"{self.where}: line {self.line}: a quote or bracket opened here is not closed")
 
 
 def closing(text: str, start: int, broken: object = None) -> int:

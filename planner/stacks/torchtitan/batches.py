@@ -25,22 +25,22 @@ def batch_of(
     local = facts.get("local_batch")
     if local is None:
         local = USUAL_LOCAL
-        assumed.append(f"local batches of {local}: torchtitan's own, unless a function that is called says another")
+        assumed.append(f"local batches of {local}: torchtitan's default, unless a called function sets another")
     samples = facts.get("samples", -1)
     asked = given.global_batch_size
     if samples > 0 and asked not in (0, samples):
-        why = f"--global-batch {asked} contradicts it, leave one of the two out"
+        why = f"--global-batch {asked} contradicts it: leave one of the two out"
         raise settings.contradiction((GLOBAL, STEP_TOKENS), why)
     samples = samples if samples > 0 else asked or local * axes.data_parallel
     passes, left = divmod(samples, local * axes.data_parallel)
     if left or not passes:
-        text = f"{samples} samples are no multiple of {local} on {axes.data_parallel} replicas"
+        text = f"{samples} samples are not a multiple of {local} on {axes.data_parallel} replicas"
         raise settings.contradiction((LOCAL, GLOBAL, *IN_TOKENS), f"{text}: correct one of them, or --gpus")
     if axes.pipeline_parallel == 1:
         return local, passes, 1
     piece = facts.get("piece", 1)
     if not piece or local % piece:
-        raise settings.contradiction((LOCAL, PIECE), "the first is no multiple of the second")
+        raise settings.contradiction((LOCAL, PIECE), "the first is not a multiple of the second")
     return piece, local // piece * passes, passes
 
 
@@ -63,6 +63,6 @@ def _samples(tokens: int, length: int, settings: Settings, key: str) -> int:
     samples, left = divmod(tokens, length)
     if left or not samples:
         raise settings.contradiction(
-            (key, MAX_LENGTH, LENGTH), f"{tokens} tokens are no whole samples of {length}: correct one of them"
+            (key, MAX_LENGTH, LENGTH), f"{tokens} tokens are not whole samples of {length}: correct one of them"
         )
     return samples

@@ -136,19 +136,19 @@ def _refuse(file: PlanFile, plan: Plan) -> None:
     if kernel not in known:
         raise PlanError(f"attention by {kernel}: torchtitan has {', '.join(known)}: plan with --attention-kernel")
     if plan.context_parallel > 1 and kernel != "flex":
-        raise PlanError(f"plan {plan.id}: context parallelism goes with flex attention alone, not {kernel}")
+        raise PlanError(f"plan {plan.id}: context parallelism works with flex attention only, not {kernel}")
     config = file.workload.config
     heads = config.get("num_attention_heads", 1)
     if config.get("head_dim") and config["head_dim"] * heads != config.get("hidden_size"):
         raise PlanError(
-            f"model {file.model_name}: heads of {config['head_dim']} are not hidden_size / {heads}: not written"
+            f"model {file.model_name}: heads of {config['head_dim']} are not hidden_size / {heads}: not supported"
         )
 
 
 def _notes(file: PlanFile) -> tuple[str, ...]:
     return (
-        "put a tokenizer of Hugging Face into ./tokenizer, and name your data set where it says c4",
-        "the loss is plain, as it was priced: ChunkedLossWrapper takes less memory; CUDA graphs are off, likewise",
+        "put a Hugging Face tokenizer into ./tokenizer, and name your data set in place of c4",
+        "the loss is plain, as priced; ChunkedLossWrapper would take less memory. CUDA graphs are off, as priced",
         job_files.ADD_OPTIMIZER,
         *job_files.steps_notes(file),
         *unsaid_notes(file.workload),

@@ -84,7 +84,7 @@ def read(path: Path, text: str, given: Given) -> StackJob:
     if version and version != known:
         assumed.append(f"torchtitan {version} was not tried: read as {known}")
     if not any(settings.has(key) for key in (RECOMPUTE, "activation_checkpoint")):
-        assumed.append("no line says that anything is recomputed")
+        assumed.append("nothing is recomputed: no line says otherwise")
         settings.add(Setting(RECOMPUTE, "none", 1))
     job = job_of(settings, given, assumed, version)
     tokens = job.global_batch_size * job.sequence_length / job.num_devices

@@ -129,7 +129,7 @@ def _model(settings: Settings, given: Given) -> WorkloadSpec:
 def _length(facts: Facts, given: Given, assumed: list[str]) -> int:
     stated = int(facts.get("sequence_length", 0))
     if not stated and not given.sequence_length:
-        assumed.append(f"samples of {USUAL_LENGTH} tokens: torchtitan's own")
+        assumed.append(f"samples of {USUAL_LENGTH} tokens: torchtitan's default")
         return USUAL_LENGTH
     return stated
 
@@ -206,7 +206,7 @@ def _bounds(facts: Facts, settings: Settings, blocks: int, axes: Plan) -> tuple[
     is_single = facts.get("schedule", "1f1b") in ("1f1b", "gpipe")
     count = -(-(blocks + sum(fewer)) // per_stage) if per_stage else stages * (1 if is_single else 2)
     if count % stages or count > blocks:
-        raise settings.contradiction((STAGES, LAYERS_PER_STAGE), f"{blocks} blocks cannot be {count} stages")
+        raise settings.contradiction((STAGES, LAYERS_PER_STAGE), f"{blocks} blocks cannot be cut into {count} stages")
     whole = blocks + sum(fewer)
     counts = [whole // count + (stage < whole % count) for stage in range(count)]
     counts[0] -= fewer[0]
@@ -223,7 +223,7 @@ def _listed(modules: list[list[str]], settings: Settings, stages: int) -> tuple[
             raise settings.contradiction((MODULES,), "stages without a block are not priced")
         firsts.append(min(found))
     if firsts != sorted(set(firsts)) or firsts[0] != 0 or len(firsts) % stages:
-        raise settings.contradiction((MODULES, STAGES), "its blocks are not in order, or no whole number on each rank")
+        raise settings.contradiction((MODULES, STAGES), "its blocks are out of order, or no whole number on each rank")
     return (0, *(first + 1 for first in firsts[1:]))
 
 
@@ -236,9 +236,9 @@ def _schedule(facts: Facts, chunks: int) -> str:
 def _recompute(facts: Facts, settings: Settings, assumed: list[str]) -> str:
     option = settings.take(RECOMPUTE_OPTION)
     if facts.get("recompute") == "selective" and option not in (None, "op"):
-        assumed.append(f"{settings.find(RECOMPUTE_OPTION)}: recomputation of some blocks, taken to be of operators")
+        assumed.append(f"{settings.find(RECOMPUTE_OPTION)}: recomputation of some blocks, read as of operators")
     if "recompute" not in facts:
-        assumed.append("recomputation is selective where nothing is said")
+        assumed.append("recomputation is selective by default")
     return str(facts.get("recompute", "selective"))
 
 
