@@ -56,7 +56,7 @@ def forked(setting: Setting) -> Outcome:
         is_true = re.search(r"rank [01] of 2 was killed by SIGKILL", errors) is not None
         return Outcome(said=is_true, sentence=errors.strip().splitlines()[-1])
     found, first_step = _losses(place / "run.json")
-    restart = re.search(r"note: (a rank died and all were restarted \(restart 1\), going on from (\S+))", said)
+    restart = re.search(r"note: (a rank died and all were restarted \(restart 1\), resuming from (\S+))", said)
     is_true = restart is not None and restart[2].endswith(f"step-{first_step:08d}")
     wrong = "a sentence that is not true" if restart is not None and not is_true else ""
     sentence = "" if restart is None else restart[1]

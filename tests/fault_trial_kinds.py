@@ -254,7 +254,7 @@ def damaged(setting: Setting) -> Outcome:
     asked = {**payload, "checkpoints": {**payload["checkpoints"], "resume": True}}
     result = launch(ENTRY, asked, 2, "cpu", on_report=lambda report: notices.append(report.notice))
     sentence = next(filter(None, notices), "")
-    is_true = sentence.startswith(f"{saved[1]} is damaged (") and f"going on from {saved[0].name}" in sentence
+    is_true = sentence.startswith(f"{saved[1]} is damaged (") and f"resuming from {saved[0].name}" in sentence
     assert result["first_step"] == 3
     return setting.judged(plan, result, sentence, is_true)
 

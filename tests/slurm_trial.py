@@ -116,7 +116,7 @@ def killed(trial: Trial) -> str:
     trial.slurm.wait(lambda: trial.restarts(job) > 0, 120, "a job that is queued again")
     trial.slurm.start_node("n1")
     assert trial.finished(job, "killed") == "COMPLETED", trial.log("killed")[-1500:]
-    (step,) = re.findall(r"going on from step (\d+)", trial.log("killed"))[-1:]
+    (step,) = re.findall(r"resuming from step (\d+)", trial.log("killed"))[-1:]
     assert int(step) >= 2 * EVERY
     return f"went on from step {step}; {trial.same('killed')}"
 
@@ -128,7 +128,7 @@ def stopped(trial: Trial) -> str:
     trial.slurm.called("scancel", "--signal=TERM", job)
     trial.slurm.wait(lambda: trial.restarts(job) > 0, 60, "a job that has queued itself again")
     assert trial.finished(job, "stopped") == "COMPLETED", trial.log("stopped")[-1500:]
-    (step,) = re.findall(r"going on from step (\d+)", trial.log("stopped"))[-1:]
+    (step,) = re.findall(r"resuming from step (\d+)", trial.log("stopped"))[-1:]
     assert int(step) % EVERY, "it went on from a checkpoint that was due anyway"
     return f"saved step {step} and went on; {trial.same('stopped')}"
 

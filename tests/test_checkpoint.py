@@ -140,7 +140,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
     assert process.returncode == 0, errors
     first, before, losses = losses_of(broken)
     # Told when it happens and with the result, and kept.
-    notice = f"a rank died and all were restarted (restart 1), going on from {saved / f'step-{first:08d}'}"
+    notice = f"a rank died and all were restarted (restart 1), resuming from {saved / f'step-{first:08d}'}"
     assert " ".join(said.split()).count(f"note: {notice}") == 2
     assert artifacts.read(broken, "run", RunFile).notes[-1] == notice
     assert first > 0
@@ -153,7 +153,7 @@ def test_a_killed_rank_starts_again_from_the_last_checkpoint(tmp_path: Path) -> 
     again = Checkpoints(folder=str(saved), every=10, resume=True)
     last = first + len(losses) - (first + len(losses)) % 10
     assert (
-        f"going on from step {last}, {latest(saved)}" in prepare(plan, RunOptions(steps=100, checkpoints=again)).notes
+        f"resuming from step {last}, {latest(saved)}" in prepare(plan, RunOptions(steps=100, checkpoints=again)).notes
     )
 
 
@@ -162,7 +162,7 @@ def test_only_whole_checkpoints_are_found(tmp_path: Path) -> None:
     for name in ("step-00000005", "step-00000010", ".step-00000015.part", "step-12"):
         (tmp_path / name).mkdir()
     assert latest(tmp_path) == tmp_path / "step-00000010"
-    with pytest.raises(ArtifactError, match="no checkpoint of this program"):
+    with pytest.raises(ArtifactError, match="not a checkpoint of this program"):
         read_progress(tmp_path / "step-00000010")
     (tmp_path / "step-00000010" / "progress.json").write_text(json.dumps({"step": 1, "colour": "blue"}))
     with pytest.raises(ArtifactError):

@@ -84,7 +84,7 @@ def test_every_byte_counts(saved: Path, name: str) -> None:
         assert found.path == saved / "step-00000001", place
         (notice,) = found.notices
         assert notice.startswith(f"{path.parent} is damaged (")
-        assert notice.endswith(": going on from step-00000001 instead")
+        assert notice.endswith(": resuming from step-00000001 instead")
         # It was put aside, so that it does not count as one of those that are kept.
         (saved / "damaged-step-00000002").rename(path.parent)
 
@@ -109,7 +109,7 @@ def test_ranks_share_the_reading(saved: Path) -> None:
 def test_a_loop_goes_on_from_the_one_before(saved: Path) -> None:
     (saved / "step-00000002" / "__0_0.distcp").write_bytes(b"short")
     job = trained()
-    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*\): going on from step-00000001 instead"):
+    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*\): resuming from step-00000001 instead"):
         assert job.load(saved) == {"at": 1}
     assert job.num_steps == 1
 

@@ -288,7 +288,7 @@ def test_what_is_not_checked_is_said(tmp_path: Path) -> None:
     path = write_plan_file(tmp_path / "plan.json", Plan(data_parallel=2), spec=VIT, sequence=17)
     done = RUNNER.invoke(app, [str(path), "--emit", "slurm"])
     assert done.exit_code == 0
-    said = "is not known by its sizes, so what depends on its layers is checked where the job starts"
+    said = "are not known, so what depends on its layers is checked where the job starts"
     assert said in " ".join(done.stderr.split())
 
 

@@ -48,7 +48,7 @@ FACTS = facts_of_workload(load_workload(LLAMA))
         (
             "deepspeed",
             replace(DATA, data_parallel=1, tensor_parallel=2),
-            "tensor_parallel=2: DeepSpeed splits",
+            "tensor_parallel=2: DeepSpeed cannot split",
         ),
         ("deepspeed", replace(DATA, data_parallel=1, context_parallel=2), "context_parallel=2"),
         ("deepspeed", replace(DATA, data_parallel=4, zero_stage=3, shard_degree=2), "use shard_degree=0"),

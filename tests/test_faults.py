@@ -177,7 +177,7 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(tmp_path: Path) -> N
     assert read_progress(newest).step == int(said[1])
     again = Checkpoints(folder=str(saved), every=10, resume=True)
     assert (
-        f"going on from step {said[1]}, {newest}" in prepare(plan, RunOptions(steps=100_000, checkpoints=again)).notes
+        f"resuming from step {said[1]}, {newest}" in prepare(plan, RunOptions(steps=100_000, checkpoints=again)).notes
     )
 
 

@@ -24,7 +24,7 @@ def test_a_plan_that_is_written_down_is_not_shown_again(tmp_path: Path) -> None:
         why = refusal_of(stack, each.plan, told)
         text = said(*export, "--rank", each.rank, code=2 if why else 0)
         refused += bool(why)
-        assert (why or "priced for trainwright: `plan --stack megatron-core`") in text
+        assert (why or "priced for trainwright; `plan --stack megatron-core`") in text
         assert "MFU" not in text
     assert 0 < refused < len(told.candidates)
     said(*question, "--stack", "megatron-core", "-o", plan)

@@ -114,7 +114,7 @@ def test_trtexec_is_run_and_its_times_are_read(
     words = Path(f"{path}.words").read_text(encoding="utf-8")
     assert ("--fp16" in words) == ("--separateProfileRun" in words) == (number < 110000)
     stand_in(tmp_path, number, monkeypatch, code=1)
-    with pytest.raises(EnvironmentFailure, match=r"failed on .* with 1: \[E\] Error\[4\]: no device"):
+    with pytest.raises(EnvironmentFailure, match=r"failed on .* with exit code 1: \[E\] Error\[4\]: no device"):
         run_trtexec(path, trtexec_command(path, (16,), version), version)
 
 

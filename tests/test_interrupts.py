@@ -116,7 +116,7 @@ def test_what_is_kept_of_a_run_is_said(end: BaseException, error: type, how: str
     newest.mkdir()
     kept.append({"step": 1})
     assert ended(str(tmp_path), kept) == (
-        f"{how}: nothing was written but the checkpoints up to {newest} (go on with --resume) and the log {kept.log}"
+        f"{how}: nothing was written but the checkpoints up to {newest} (continue with --resume) and the log {kept.log}"
     )
     with pytest.raises(SystemExit), saying_what_is_kept(None, None):
         raise SystemExit(3)

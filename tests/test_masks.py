@@ -80,5 +80,5 @@ def test_a_file_of_another_model_ends_in_a_sentence(tmp_path: Path) -> None:
     for name, content in contents.items():
         torch.save(content, tmp_path / f"{name}.pt")
     for name in ("m.pt", "text.pt", "none.pt", "cut.pt", "empty.pt", *(f"{name}.pt" for name in contents)):
-        with pytest.raises(InputError, match="holds no pruned weights of this model"):
+        with pytest.raises(InputError, match="has no pruned weights of this model"):
             prune_from(model, tmp_path / name)

@@ -253,7 +253,7 @@ def test_arguments_in_yaml_are_read_and_devices_assumed() -> None:
     job = read("model_config.yaml", ARGUMENTS)
     assert job.num_devices == 8
     assert (job.plan.data_parallel, job.plan.tensor_parallel, job.plan.pipeline_parallel) == (2, 2, 2)
-    assert any("8 devices: the file does not say" in text for text in job.assumed)
+    assert any("8 devices, as the file does not say" in text for text in job.assumed)
     assert (job.unread, job.plan.precision, job.cells["gradient_dtype"]) == ((), "bf16", "fp32")
     told = read("gpt_tp2_pp2_2N8G/model_config.yaml", ARGUMENTS)
     assert told.num_devices == 16
@@ -301,7 +301,7 @@ def test_devices_and_batches_that_do_not_divide_are_refused() -> None:
         read("a.sh", script + sizes)
     with pytest.raises(InputError, match=r"12 devices are not a multiple"):
         read("a.sh", script + sizes, Given(num_devices=12))
-    with pytest.raises(InputError, match=r"line 8: --global-batch-size 32.*no whole number of micro-batches"):
+    with pytest.raises(InputError, match=r"line 8: --global-batch-size 32.*not a whole number of micro-batches"):
         read("model_config.yaml", ARGUMENTS, Given(num_devices=12))
     cut = ARGUMENTS.replace("--num-layers", "--num-workers").replace("--num-attention-heads", "--seed")
     with pytest.raises(InputError, match="no num-layers and no num-attention-heads: name the model"):

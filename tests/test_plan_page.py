@@ -219,7 +219,7 @@ def test_what_is_not_known_is_a_sentence_and_no_figure(known):
     assert not plots & {"links", "tornado", "refusals", "timeline"}
     text = " ".join(page.text)
     assert "The links of its axes are not known" in text
-    assert "is not worked out" in text
+    assert "Sensitivity was not computed" in text
     assert "No plan was rejected" in text
     assert "No timeline" in text
 

@@ -41,7 +41,7 @@ def test_on_a_slow_link_a_codec_is_chosen_and_named_as_lossy() -> None:
     space, notes = try_settings(with_codecs(**slow), PLAIN, simulate=True)
     assert space.at.codec == "powersgd-1"
     assert any("lossy (powersgd-1)" in note for note in notes)
-    assert any(note.startswith("gradients as they are: ") for note in notes)
+    assert any(note.startswith("uncompressed gradients: ") for note in notes)
 
 
 def test_a_codec_is_found_where_plans_without_it_avoid_the_exchange() -> None:

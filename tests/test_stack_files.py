@@ -175,7 +175,7 @@ def test_older_settings_of_accelerate_are_read(tmp_path: Path) -> None:
     job = read(tmp_path, "default_config.yaml", WITH_DEEPSPEED, given)
     assert job.stack == "deepspeed"
     assert job.plan.id == "dp8 mb2x2 zero2 offload-optimizer fp16"
-    with pytest.raises(InputError, match="8 devices, not --gpus 4"):
+    with pytest.raises(InputError, match="8 devices, not for --gpus 4"):
         read(tmp_path, "default_config.yaml", FSDP1, replace(given, num_devices=4))
     with pytest.raises(InputError, match="only FSDP shards"):
         read(tmp_path, "default_config.yaml", FSDP1.replace(": FSDP", ": MULTI_GPU"), given)
@@ -299,7 +299,7 @@ def test_what_the_trainer_says_is_a_job_and_its_steps(tmp_path: Path) -> None:
     assert (job.global_batch_size, job.steps[0].loss) == (32, 5.53)
     arguments = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     (tmp_path / "training_arguments.json").write_text(json.dumps(arguments))
-    with pytest.raises(InputError, match="32 samples a step by its rates are not the 64"):
+    with pytest.raises(InputError, match="32 samples a step by its rates, not the 64"):
         read(tmp_path, "trainer_state.json", json.dumps(STATE))
     unfinished = {**STATE, "log_history": STATE["log_history"][:2]}
     with pytest.raises(InputError, match="a training that has ended"):

@@ -79,7 +79,7 @@ def test_the_answer_says_whom_its_plans_are_for(megatron):
     # By Megatron itself; `execute` says whose they are.
     assert all(candidate.executable for candidate in megatron.file.candidates)
     text = shown(megatron.file)
-    assert text.count("these plans are for megatron-core, as ") == 1
+    assert text.count("these plans are for megatron-core 0.20.0; ") == 1
     assert "simulate only" not in text
     assert "can be run" not in text
     with pytest.raises(PlanError, match="--export megatron-core -o DIR, or plan again with --stack trainwright"):

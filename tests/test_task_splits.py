@@ -193,7 +193,7 @@ def test_a_module_that_is_too_large_to_be_tried_is_planned_without(monkeypatch: 
     spec, task, _ = case("gpt2")
     profile = trace_task(spec, task, ("fp32",))
     assert not profile.can_tensor_parallel
-    assert "tried with weights, of at most 1 k parameters" in profile.splitting.refusal
+    assert "tried with real weights, at most 1 k parameters" in profile.splitting.refusal
 
 
 def test_sizes_over_degrees_are_those_that_were_traced() -> None:

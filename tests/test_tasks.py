@@ -203,7 +203,7 @@ def test_a_task_goes_on_in_another_layout_with_other_data_and_is_reported(tmp_pa
     assert [(end.first_step, len(end.losses)) for end in ends] == [(0, 9), (0, 4), (4, 2), (6, 1)]
     assert last.losses_before == pytest.approx(whole.losses[:6], rel=1e-5)
     code, said = outcome("execute", path, "--warmup", 0, *trust, *on, "--steps", 3)
-    assert (code, "is of step 6, and the run ends with step 6: ask for more steps" in said) == (2, True), said
+    assert (code, "is from step 6, but the run ends with step 6: ask for more steps" in said) == (2, True), said
     assert first.losses == pytest.approx(whole.losses[: len(first.losses)], rel=1e-6)
     # Dropout depends on the step and the samples, so that a run that goes on draws what one without a break draws.
     assert [*rest.losses, *last.losses] == pytest.approx(whole.losses[4:7], rel=1e-5)

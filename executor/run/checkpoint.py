@@ -114,7 +114,7 @@ def checkpoints_of(folder: Path | None, every: int, resume: bool, max_restarts: 
     """
     if folder is None:
         if resume or max_restarts:
-            raise InputError("--resume and --max-restarts go on from checkpoints: give --checkpoint DIR")
+            raise InputError("--resume and --max-restarts need checkpoints: give --checkpoint DIR")
         return None
     return Checkpoints(folder=str(folder.absolute()), every=every, resume=resume)
 

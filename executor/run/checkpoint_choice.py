@@ -81,7 +81,7 @@ def _agreed(words: str) -> str:
 
 
 def _notice(path: Path, words: str, other: Path) -> str:
-    return f"{path} is damaged ({words}): going on from {other.name} instead"
+    return f"{path} is damaged ({words}): resuming from {other.name} instead"
 
 
 def _put_aside(folder: Path, paths: list[Path]) -> None:

@@ -72,12 +72,12 @@ def agree(device: torch.device, *flags: bool) -> tuple[bool, ...]:
 
 def stopped(plan: Plan, step: int, folder: Path) -> Stopped:
     """What a run says that was asked to stop and has saved where it is."""
-    return Stopped(f"stopped by SIGTERM after step {step} of plan {plan.id}, saved in {folder}: go on with --resume")
+    return Stopped(f"stopped by SIGTERM after step {step} of plan {plan.id}, saved in {folder}: continue with --resume")
 
 
 def restarted(number: int, checkpoint: Path | None) -> str:
     """What a run says whose ranks were all started again, and where it goes on."""
-    where = f"going on from {checkpoint}" if checkpoint else "from the first step, as no checkpoint had been saved"
+    where = f"resuming from {checkpoint}" if checkpoint else "from the first step, as no checkpoint had been saved"
     return f"a rank died and all were restarted (restart {number}), {where}"
 
 
@@ -176,7 +176,9 @@ def _lost(plan: Plan, rank: Rank, step: int) -> str:
         else _in_time(lambda: own.silent(3 * own.interval), [], 5 * own.interval)
     )
     who = f"rank {gone[0]} of {rank.num_ranks} is gone" if gone else f"a rank that rank {rank.rank} talked to is gone"
-    return f"{who}: the connection to it broke in step {step} of plan {plan.id}; go on with --resume where it was saved"
+    return (
+        f"{who}: the connection to it broke in step {step} of plan {plan.id}; continue with --resume where it was saved"
+    )
 
 
 def axes_between(plan: Plan, first: int, second: int) -> tuple[int, tuple[str, ...]]:

@@ -77,7 +77,7 @@ def _kept(checkpoints: str | None, kept: KeptRun | None) -> str:
     from executor.run.checkpoint import latest
 
     newest = latest(Path(checkpoints)) if checkpoints is not None else None
-    there = [f"the checkpoints up to {newest} (go on with --resume)"] if newest is not None else []
+    there = [f"the checkpoints up to {newest} (continue with --resume)"] if newest is not None else []
     if kept is not None and kept.log is not None:
         there.append(f"the log {kept.log}")
     return "nothing was written" + (f" but {' and '.join(there)}" if there else "")

@@ -149,7 +149,7 @@ def check_losses(
     tolerance, allowed = TOLERANCE_FRACTIONS[plan.precision], NORM_TOLERANCE_FRACTIONS[plan.precision]
     first = first_tolerance(plan, reference.micro_batch_size)
     if first_step or not reference.losses:
-        reason = f"goes on from step {first_step}" if first_step else "the model does not fit on one device"
+        reason = f"resumes from step {first_step}" if first_step else "the model does not fit on one device"
         return LossCheck(status="skipped", reason=reason, tolerance_fraction=tolerance)
     count = len(reference.losses)
     which = "first loss" if count == 1 else f"first {count} losses"

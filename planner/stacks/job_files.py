@@ -86,7 +86,7 @@ def task_of(workload: WorkloadSpec) -> str:
     """
     if workload.kind == "module":
         raise PlanError(
-            f"model {workload.factory}: a module of your own is not written for other software: copy it by hand"
+            f"model {workload.factory}: a module of yours is not written for other software: copy it by hand"
         )
     is_vision = workload.config.get("model_type") in VISION_FAMILIES
     task = workload.task or ("image-classification" if is_vision else "causal-lm")
