@@ -153,7 +153,7 @@ def planned_for(where: str, stack: str, *, adapts: bool = False) -> list[str]:
     Raises: UnknownNameError for a stack that is not shipped.
     """
     runs = load_stack(stack).runs
-    words = [f"planned for {where} with {stack}, from its data sheet and published runs, not measured"]
+    words = [f"planned for {where} with {stack}, from data sheets and published runs, not measured"]
     if stack == THIS_PROGRAM:
         return words
     if runs is None:

@@ -59,7 +59,7 @@ def _predict_stages(asked: Mixture, timed: Timed, plan: Plan, step: float, learn
     )
     edge = dealt.second * asked.num_devices // plan.pipeline_parallel
     words = (
-        f"stages 0 to {dealt.second - 1} stand on {asked.first.at.device.title} (ranks 0 to {edge - 1}), "
+        f"stages 0 to {dealt.second - 1} run on {asked.first.at.device.title} (ranks 0 to {edge - 1}), "
         f"the others on {asked.second.at.device.title}: start the nodes in this order"
     )
     return _prediction(asked, jobs, learned, step, _parts_of_stages(timed, step), memory, words, spans)
