@@ -37,31 +37,31 @@ def plan(
     weights: str | Path | None = None,
     trust_module: str | Sequence[str] | None = None,
 ) -> Planned:
-    """Plan from a notebook or a program, as the command `plan` does: options have its names, and its defaults.
+    """Plan from a notebook or a program, as the command `plan` does: options have its names and defaults.
 
-    The machine is the one measured here, unless a `machine`, a `device` or a `cluster` is named. What the command asks
-    besides (`--why-not`, `--sensitivity`, `--tokens`) are methods of the answer, and so is writing the plan file.
+    The machine is the one measured here, unless a `machine`, a `device` or a `cluster` is named. Further
+    answers of the command (`--why-not`, `--sensitivity`, `--tokens`) are methods, and so is writing the plan file.
 
     * `model`: a shipped alias such as "llama-3.1-8b", a config.json or its folder, or "package.module:factory".
     * `gpus`: the number of devices; CPU ranks where the machine has no GPU.
     * `global_batch`: samples per optimizer step, by default 8 per device; the best of (256, 512) or "256-512".
     * `sequence_length`: tokens per sample; by default the model's longest, at most 4096.
     * `machine`: the profile of a measured machine, as `profile machine -o` writes it.
-    * `learned`: what `compare --learn` wrote of that machine.
+    * `learned`: corrections for that machine, from `compare --learn`.
     * `device`: a shipped device to plan for, such as "h100-sxm".
     * `cluster`: a shipped cluster, such as "dgx-h100"; with `machine`, its nodes and network.
     * `stack`: the software that will train on a shipped device, such as "megatron-core".
     * `attention_kernel`: "unfused", "flash2", "flash3" or "cudnn"; by default the stack's.
-    * `tp_overlap`: whether tensor-parallel messages run beside compute; by default as the stack does.
+    * `tp_overlap`: whether tensor-parallel messages overlap with compute; by default as the stack does.
     * `precision`: "bf16", or several of which the best is taken; by default bf16, or fp32 on CPUs.
-    * `codecs`: lossy gradients to consider, such as "none,bf16"; "auto" for the usual ones.
-    * `peft`: train adapters alone: "lora:16", "lora:16:q,v" or "lora:8:all".
+    * `codecs`: gradient codecs to consider, such as "none,bf16"; "auto" for the usual ones.
+    * `peft`: train adapters only: "lora:16", "lora:16:q,v" or "lora:8:all".
     * `quantised_base`: the format of frozen weights beside adapters: "nf4", "nf4-dq", "int4" or "int8".
     * `headroom`: the share of memory that plans must leave free, such as "5%".
-    * `top`: how many ideas of a layout are kept.
-    * `simulate`: whether to offer what the executor cannot run as well.
+    * `top`: how many different layouts are kept.
+    * `simulate`: whether to include plans that the executor cannot run.
     * `all_file`: a file for every plan, .csv or .parquet.
-    * `task`: what the model is trained for, such as "question-answering", where its configuration does not say it.
+    * `task`: the task to train the model for, such as "question-answering", if its configuration does not say.
     * `weights`: a local folder of safetensors that training starts from.
     * `trust_module`: modules of yours that a model's file may import.
 
@@ -123,30 +123,30 @@ def buy(
     * `model`: a shipped alias such as "llama-3.1-8b", a config.json or its folder, or "package.module:factory".
     * `gpus`: counts of devices, such as (64, 256), or "64-1024", which doubles.
     * `device`: shipped devices, in a list or with commas between: "h100-sxm,b200-sxm".
-    * `cluster`: shipped clusters, alike; with neither, the measured machine.
+    * `cluster`: shipped clusters, in the same way; with neither, the measured machine.
     * `machine`: the profile of a measured machine, as `profile machine -o` writes it.
-    * `global_batch`: samples per optimizer step, the same for all; by default 8 for each of the most devices.
+    * `global_batch`: samples per optimizer step, the same for all; by default 8 per device of the largest count.
     * `sequence_length`: tokens per sample; by default the model's longest, at most 4096.
     * `stack`: the software that will train on shipped devices, such as "megatron-core".
     * `precision`: "bf16", or several of which the best is taken; by default bf16, or fp32 on CPUs.
-    * `peft`: train adapters alone: "lora:16", "lora:16:q,v" or "lora:8:all".
+    * `peft`: train adapters only: "lora:16", "lora:16:q,v" or "lora:8:all".
     * `quantised_base`: the format of frozen weights beside adapters: "nf4", "nf4-dq", "int4" or "int8".
     * `headroom`: the share of memory that plans must leave free, such as "5%".
-    * `simulate`: whether to offer what the executor cannot run as well.
+    * `simulate`: whether to include plans that the executor cannot run.
     * `trust_module`: modules of yours that a model's file may import.
-    * `tokens`: what a training goes through, such as "1T"; without it, money is of a billion, to compare by.
-    * `samples`: the same in samples, of models that count no tokens.
-    * `days`: what the training may take.
+    * `tokens`: tokens to train on, such as "1T"; without it, money is for a billion tokens, for comparison.
+    * `samples`: samples to train on, for models that do not count tokens.
+    * `days`: the most days that training may take.
     * `price`: dollars per device and hour, for all or by name: {"h100-sxm": 2.5}; by default the catalogue's range.
-    * `spot_price`: the same of devices that may be taken back, of which the catalogue knows nothing.
+    * `spot_price`: the same for spot devices, for which the catalogue has no prices.
     * `spot_hours`: hours until a spot node is reclaimed; by default 24.
-    * `mtbf`: hours of one device between failures; by default 50,700.
-    * `checkpoint_seconds`: how long a checkpoint holds training up; by default 30.
-    * `keep_checkpoints`: how many are stored at once; by default 2.
-    * `pue`: power of the building over its computers'; by default the catalogue's.
-    * `host_watts`: watts of a node beside each device; by default the catalogue's share of the device's.
-    * `kwh_price`: dollars per kWh, where you pay for it.
-    * `grid_grams`: grams of CO2 per kWh where the devices stand.
+    * `mtbf`: mean hours between failures of one device; by default 50,700.
+    * `checkpoint_seconds`: seconds that a checkpoint interrupts training; by default 30.
+    * `keep_checkpoints`: number of checkpoints kept in storage; by default 2.
+    * `pue`: building power relative to its computers'; by default the catalogue's.
+    * `host_watts`: watts per device for the rest of its node; by default the catalogue's share of the device's.
+    * `kwh_price`: dollars per kWh, if you pay for energy.
+    * `grid_grams`: grams of CO2 per kWh of the local grid.
 
     Raises: InputError for what cannot be; NoFeasiblePlanError where nothing fits anywhere.
     """

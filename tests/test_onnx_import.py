@@ -196,7 +196,7 @@ DATA = [
     node("NonZero", "x", "n"), node("Cast", "n", "f", to=1), node("Transpose", "f", "t"), node("MatMul", "f t", "y"),
 ]  # fmt: skip
 HOSTILE = {
-    "circle": ([node("Add", "x z", "y"), node("Relu", "y", "z")], [], {}, "circle"),
+    "circle": ([node("Add", "x z", "y"), node("Relu", "y", "z")], [], {}, "cycle"),
     "negative": (PRODUCT, [stored(dims=[-4, 4])], {}, "impossible sizes"),
     "large": (PRODUCT, [stored(dims=[2**40, 2**40])], {}, "impossible sizes"),
     "short": (PRODUCT, [stored(dims=[2**20, 4])], {}, "should have"),
@@ -207,7 +207,7 @@ HOSTILE = {
     "twice": ([*PRODUCT, node("Relu", "x", "y")], [stored()], {}, "written by two"),
     "shape": (PRODUCT, [stored()], {"shape": [-1, 4]}, "impossible size"),
     "unlike": (PRODUCT, [tensor("w", np.zeros((5, 4), np.float32))], {}, "Incompatible"),
-    "recursive": (CALL, [], {"functions": [own_function("F0", "F0")]}, "circle"),
+    "recursive": (CALL, [], {"functions": [own_function("F0", "F0")]}, "cycle"),
     "bomb": (CALL, [], {"functions": BOMB}, "more than"),
     "range": ([node("Range", "a b c", "y")], HUGE, {}, "impossible shape"),
     "data": (DATA, [], {}, "depends on"),

@@ -135,7 +135,7 @@ def test_shares_in_another_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
         return {name: one.flip(0) if "down" in name else one for name, one in expert_parameters(module).items()}
 
     monkeypatch.setattr(expert_shares, "expert_parameters", turned)
-    with pytest.raises(PlanError, match=r"expert_parallel=2: shares of experts give another gradient of "):
+    with pytest.raises(PlanError, match=r"expert_parallel=2: shared experts give a different gradient of "):
         prove_shares(seeded(Routed), run, 2)
 
 

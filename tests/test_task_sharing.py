@@ -162,7 +162,7 @@ def test_a_large_module_is_proven_on_a_copy_with_narrow_experts(monkeypatch):
     monkeypatch.undo()
     prove_on_copy(spec, task, (2, 4))
     monkeypatch.setattr(task_shares, "MOST_PROVEN", 1000)
-    with pytest.raises(Exception, match="of at most 1 k parameters"):
+    with pytest.raises(Exception, match="at most 1 k parameters"):
         prove_on_copy(spec, task, (2,))
 
 

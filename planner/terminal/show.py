@@ -104,7 +104,7 @@ def next_step(result: PlanFile, output: Path) -> str:
         return "no plan in it can be run (simulate only): plan again without --simulate for plans that can"
     if best is result.candidates[0]:
         return f"run it with: execute {output}"
-    return f"the best is simulate only; run plan {best.rank}, the best that can run, with: execute {output}"
+    return f"the best is simulate only; run plan {best.rank}, the best that can be run, with: execute {output}"
 
 
 def _show_compression(result: PlanFile, out: Console) -> None:
