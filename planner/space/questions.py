@@ -120,7 +120,7 @@ def _rule(space: Space, wanted: dict[str, int]) -> str:
     tensor, context, pipeline = (wanted.get(name, 1) for name in ("tp", "cp", "pp"))
     rest, left = divmod(at.num_devices, tensor * context * pipeline)
     if left or ("dp" in wanted and rest != wanted["dp"] and set(wanted) >= {"tp", "cp", "pp"}):
-        return f"{at.num_devices} devices cannot be divided that way"
+        return f"{at.num_devices} devices are not divisible that way"
     for needed, layouts in space.unoffered.items():
         if _matching(layouts, wanted).any():
             return f"such plans {needed}; --simulate offers such plans too"
