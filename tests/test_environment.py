@@ -42,7 +42,7 @@ def test_what_is_whole_is_taken(monkeypatch, variables, is_rank):
         ({"RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "set without WORLD_SIZE"),
         (WHOLE | {"RANK": ""}, "set without RANK"),
         (WHOLE | {"RANK": "x"}, "RANK is 'x'"),
-        (WHOLE | {"RANK": "2"}, "RANK is 2: of WORLD_SIZE 2"),
+        (WHOLE | {"RANK": "2"}, "RANK is 2: it is not one of WORLD_SIZE 2 ranks"),
         (WHOLE | {"RANK": "-1"}, "RANK is -1"),
         (WHOLE | {"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
         (WHOLE | {"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is '11111111111111111111'"),

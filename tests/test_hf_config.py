@@ -190,7 +190,7 @@ def test_families_that_are_not_known_and_names_that_are_none(tmp_path):
     for family in ("lama", None, ["llama"], 7):
         with pytest.raises(UnknownNameError, match="model_type"):
             sizes_of("own", COMMON | {"model_type": family})
-    with pytest.raises(InputError, match="images"):
+    with pytest.raises(InputError, match="a vision model is not known by its sizes"):
         sizes_of("own", VIT.config)
     assert set(TEXT) <= set(FAMILIES)
     for command in (("plan", "--gpus", 2, "--device", "h100-sxm", "--model"), ("profile", "model")):

@@ -287,7 +287,7 @@ def test_the_page_of_many_rows_stays_light(tmp_path, monkeypatch):
     page = Page(output.read_text())
     assert sum(len(text) for name, text in page.scripts.items() if name != "plotly") < 1_000_000
     assert sum(tag == "th" and value == "row" for tag, _, value in page.attributes) < 400
-    assert "1700 more are left out here" in " ".join(page.text)
+    assert "1700 more are only in the" in " ".join(page.text)
 
 
 def test_the_page_of_a_table_without_measurements(tmp_path, monkeypatch):
@@ -321,7 +321,7 @@ def test_refused_rows_are_no_failure_but_tolerance_is_held(runs_csv, tmp_path, m
         (b"num_layers,num_layers\n1,2\n", "twice"),
         (b"num_layers,notes\n1,\xff\xfe\n", "not UTF-8"),
         (b"num_layers\n1\0\n", "zero bytes"),
-        (b'num_layers\n"' + b"x" * 200_000 + b'"\n', "no table"),
+        (b'num_layers\n"' + b"x" * 200_000 + b'"\n', "not a table"),
     ],
 )
 def test_what_is_no_table_is_one_sentence(content, words, tmp_path, monkeypatch, capsys):
@@ -387,7 +387,7 @@ def test_a_first_line_without_end_is_no_table(tmp_path, monkeypatch, capsys):
     path = tmp_path / "t.csv"
     path.write_text("num_layers," + "x" * 200_000 + "\n1,2\n")
     assert compare(monkeypatch, path) == 2
-    assert "no table" in " ".join(capsys.readouterr().err.split())
+    assert "is not a table" in " ".join(capsys.readouterr().err.split())
 
 
 def test_device_and_cluster_fill_empty_columns_only(tmp_path, monkeypatch, capsys):

@@ -80,7 +80,7 @@ def test_gated_networks_cost_alike():
         ({"micro_batch_size": "", "global_batch_size": "64"}, "micro_batch_size", "the largest that fits"),
         ({"pp": "4", "schedule": "interleaved"}, "vp", "4 assumed"),
         ({"parameter_offload": "yes"}, "parameter_offload", "priced as optimizer_offload"),
-        ({"recompute_class": "partial", "recompute_modules": "nothing"}, "recompute_modules", "not known"),
+        ({"recompute_class": "partial", "recompute_modules": "nothing"}, "recompute_modules", "is unknown"),
     ],
 )
 def test_what_was_taken_for_another_is_told(given, column, words):

@@ -83,7 +83,7 @@ class CompressionFile:
         """
         self.workload.check()
         if len(self.results) != sum(not choice.refusal for choice in self.choices) or not self.results:
-            raise ArtifactError(f"{self.model_name}: there should be one result for each choice that is not refused")
+            raise ArtifactError(f"{self.model_name}: results should have one entry for each choice that is not refused")
 
 
 def with_times(files: Sequence[CompressionFile], words: Sequence[str]) -> list[CompressionFile]:
