@@ -89,7 +89,7 @@ class RehearsalFile:
         """
         self.workload.check()
         if not self.plans or not all(plan.ranks for plan in self.plans):
-            raise ArtifactError(f"{self.model_name}: there should be at least one plan and one rank: rehearse again")
+            raise ArtifactError(f"{self.model_name}: plans should hold at least one plan, with ranks: rehearse again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -230,7 +230,7 @@ def _purchases() -> Iterator[Case]:
         "of a purchase that fits nowhere",
         (*SHIPPED, "--gpus", "1,2", "--model", "llama-3.1-70b"),
         NO_PLAN,
-        "none of the 2",
+        "no row of 2",
     )
     damaged = {"file.json": '{"artifact": "purchase", "schema": 1, "rows": 3}'}
     yield _plan("a purchase that is none", ("--from", "file.json"), words="file.json", files=damaged)
