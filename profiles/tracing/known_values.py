@@ -26,7 +26,7 @@ READS = ("_local_scalar_dense", "equal")
 
 # What makes a tensor of numbers, which may be tensors of one element each.
 MADE_OF_NUMBERS = (torch.tensor, torch.as_tensor)
-# Kernels without a rule for shapes, which are those of what they give for zeros where lengths are known.
+# Kernels without a rule for shapes: those of what they give where whole numbers, as lengths, are known and others zero.
 UNRULED = ("_ctc_loss", "_ctc_loss_backward")
 # Kernels that keep more for backward than fake tensors know of.
 UNTOLD = ("mkldnn_rnn_layer",)
@@ -64,8 +64,8 @@ class KnownValues:
         if known and (torch.Tag.dynamic_output_shape in func.tags):
             values = self._on_values(func, args, kwargs)
             return tree_map(self._as_fake, values)
-        if name in UNRULED:
-            return tree_map(self._without_value, self._on_values(func, args, kwargs))
+        if name in UNRULED and all(tensor in self._values or tensor.is_floating_point() for tensor in tensors):
+            return self._on_zeros(func, args, kwargs)
         result = func(*args, **kwargs) if self._results is None else self._results.call(func, args, kwargs)
         if name == "all":
             self._checks[result] = True
@@ -104,14 +104,19 @@ class KnownValues:
             return func(*tree_map(self._value, args), **tree_map(self._value, kwargs))
 
     def _value(self, leaf: Any) -> Any:
-        if not isinstance(leaf, FakeTensor):
-            return leaf
-        if leaf in self._values:
-            return self._values[leaf]
-        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype).zero_()
+        return self._values.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
 
-    def _without_value(self, value: Any) -> Any:
-        return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
+    def _on_zeros(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Fakes of what `func` gives for known values, and zeros for others: of its result only the look is kept."""
+
+        def given(leaf: Any) -> Any:
+            if isinstance(leaf, FakeTensor) and leaf not in self._values:
+                return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype).zero_()
+            return self._value(leaf)
+
+        with unset_fake_temporarily():
+            result = func(*tree_map(given, args), **tree_map(given, kwargs))
+        return tree_map(lambda leaf: self._fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
 
     def _as_fake(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
