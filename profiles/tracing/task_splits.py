@@ -1,7 +1,7 @@
 """Over how many tensor-parallel ranks a traced task is split, and its layers as functions of how many those are.
 
 The split is found and proven on a copy of the module with weights, as many blocks of it as the trace runs; the module
-is then traced as the first rank of two, and one pass as that of the most is held to what follows from it.
+is then traced as the first rank of two, and one pass as that of more is held to what follows from it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers:
     except (InputError, PlanError) as error:
         return layers, Splitting(refusal=str(error))
     whole = [made[precision][kind] for kind in kinds]
-    able = list(itertools.takewhile(lambda degree: _divides(split, degree), DEGREES[1:]))
-    # What ranks of eight have, those of four have two by two: where the most are as said, nothing else need be run.
-    while able and not _follows(subject, module, chosen, precision, whole, able[-1]):
-        able.pop()
-    return made, Splitting(degrees=(DEGREES[0], *able))
+    more = itertools.takewhile(
+        lambda degree: _divides(split, degree) and _follows(subject, module, chosen, precision, whole, degree),
+        DEGREES[1:],
+    )
+    return made, Splitting(degrees=(DEGREES[0], *more))
 
 
 def _divides(split: Split, degree: int) -> bool:
