@@ -94,15 +94,11 @@ def allowed(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def two_ranks(complete: bool) -> list[Case]:
-    """Every option of every axis, alone and with every free choice or one of them; other models where they differ.
-
-    Not alone as well where that one choice is recomputation, which is held to the same digits.
-    """
+    """Every option of every axis, alone and with every free choice or one of them; other models where they differ."""
     options = [option for axis in LAYOUTS.values() for option in axis]
-    cases = []
+    cases = [("llama", make_plan(option)) for option in options]
     for index, option in enumerate(options):
-        chosen = [{}, *FREE] if complete else [{}, FREE[index % len(FREE)]]
-        chosen = chosen[1:] if not complete and set(chosen[1]) == {"recompute"} else chosen
+        chosen = FREE if complete else FREE[index % len(FREE) :][:1]
         cases += [("llama", make_plan(option, free)) for free in chosen]
     others = options if complete else LAYOUTS["tensor"][1:] + LAYOUTS["context"]
     cases += [("gpt2", make_plan(option)) for option in others]
