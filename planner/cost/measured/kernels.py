@@ -269,6 +269,7 @@ class TracedKernels:
 
     def _at_distinct(self, layer: LayerProfile, phase: Phase) -> tuple[PhaseSeconds, Array]:
         """The kernels of one direction at the distinct sizes, and what corrects them: asked for again and again."""
+        # By identity, as `traced.layers` keeps every layer that is asked about.
         key = id(layer), phase
         if key not in self._known:
             sizes, _ = self._distinct
