@@ -88,7 +88,7 @@ def warnings(machine: MachineProfile, num_devices: int, ranks: int) -> list[str]
     """What the reader must know before trusting a table of plans for `num_devices`, `ranks` of them on a host."""
     found = []
     if machine.device_kind == "cpu":
-        found.append(f"no GPU: {num_devices} devices means {num_devices} CPU ranks of one thread each")
+        found.append(f"no GPU: {num_devices} devices mean {num_devices} CPU ranks of one thread each")
     if machine.load is not None and machine.load.is_busy:
         words = f"the machine was busy while it was profiled ({causes(machine.load)})"
         found.append(f"{words}, so predictions are off: run `profile machine` again when it is quiet")

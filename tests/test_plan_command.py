@@ -121,7 +121,7 @@ def test_the_stored_machine_is_used_and_another_fingerprint_is_flagged(tmp_path)
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine(fingerprint=here))
     done = plan("--model", "llama-26m", "--gpus", "2", home=tmp_path)
     assert "planned for this machine" in done.stdout
-    assert "no GPU: 2 devices means 2 CPU ranks" in done.stdout
+    assert "no GPU: 2 devices mean 2 CPU ranks" in done.stdout
     assert "profiled elsewhere" not in done.stdout
     artifacts.write(tmp_path / "machine.json", "machine-profile", machine(fingerprint=changed))
     done = plan("--model", "llama-26m", "--gpus", "2", home=tmp_path)
