@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ def _wrong(path: Path, is_read: bool) -> str:
             return ""
         return damage(path, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()))
     except ArtifactError as error:
-        return str(error).removeprefix(f"{path} is damaged: ").removesuffix("; resume from another checkpoint")
+        words = str(error).removeprefix(f"{path} is damaged: ").removesuffix("; resume from another checkpoint")
+        # Whoever tells it names the checkpoint.
+        return words.replace(f"{path}{os.sep}", "")
 
 
 def _agreed(words: str) -> str:
