@@ -67,4 +67,8 @@ def _run(module: str, package: str) -> NoReturn:
             f"error: the library `{missing}` is not installed: install it, or {DISTRIBUTION} with all it needs\n"
         )
         raise SystemExit(5) from None
+    except KeyboardInterrupt:
+        # While it was loaded; once it runs, `main` answers.
+        sys.stderr.write("error: interrupted: nothing was written\n")
+        raise SystemExit(130) from None
     raise SystemExit  # which `main` has done before
