@@ -14,6 +14,8 @@ LISTS = re.compile(r"known|it has|such as|counts|Possible options|nearest", re.I
 SENTENCE = re.compile(r"^error: (?P<sentence>.*)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 TRACEBACK = re.compile(r"Traceback|^\s+File \"", re.MULTILINE)
 PYTHON = re.compile(r"\b[A-Z][A-Za-z]*(Error|Exception|Warning|Interrupt)\b|\[Errno|<class '|object has no attribute")
+# What a trace took is kept for the next command, whatever comes of this one.
+KEPT = re.compile(r"home/traces/\w+\.json")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -87,5 +89,5 @@ def _of_files(case: Case, outcome: Outcome, before: Set[str], after: Set[str]) -
     new = sorted(after - before)
     if outcome.code != GOOD:
         allowed = case.leaves
-        return wrong + [f"{name} is left behind" for name in new if name not in allowed]
+        return wrong + [f"{name} is left behind" for name in new if name not in allowed and not KEPT.fullmatch(name)]
     return wrong + [f"{name} is left behind" for name in new if name.rpartition("/")[2].startswith(".")]

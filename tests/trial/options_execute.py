@@ -73,7 +73,8 @@ CHECKPOINTS: dict[str, tuple[dict[str, Content], str]] = {
     "with a list as progress": ({"c/step-00000005/progress.json": "[]"}, "step-00000005"),
     "with deep progress": ({"c/step-00000005/progress.json": "[" * 100_000}, "step-00000005"),
     "with binary progress": ({"c/step-00000005/progress.json": bytes(range(256))}, "step-00000005"),
-    "of another model": ({"c/step-00000005/progress.json": json.dumps(
+    "of another model": ({"c/step-00000005/index.json": '{"tensors": {}}',
+        "c/step-00000005/progress.json": json.dumps(
         {"step": 5, "model": "x", "seed": 0, "global_batch_size": 8})}, "model"),
     "of a step that is a text": ({"c/step-00000005/progress.json": json.dumps(
         {"step": "5", "model": "x", "seed": 0, "global_batch_size": 8})}, "step"),
