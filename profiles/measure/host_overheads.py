@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from profiles.laws.curves import link_seconds
-from profiles.machines.profile import LinkCurve
+from profiles.machines.profile import LinkCurve, Overlap
+from profiles.measure.links import measure_overlap
 from profiles.measure.timing import Action, Bench, HostTimer, Peers, host_timer, summarise
 from profiles.ranks.rank import join_group, unpinned
 
@@ -26,6 +27,29 @@ TINY_WIDTH = 16
 TINY_BATCH = 4
 PIPELINE_MICROBATCHES = 16
 OVERSUBSCRIBED_SIZE, OVERSUBSCRIBED_CALLS, OVERSUBSCRIBED_REPEATS = 512, 50, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What the software adds on the host, and how compute and communication slow each other."""
+
+    launch_seconds: float
+    parallel_linear_seconds: float
+    parallel_message_seconds_per_byte: float
+    pipeline_action_seconds: float
+    overlap: Overlap
+
+
+def measure_overheads(bench: Bench, links_bench: Bench, links: Sequence[LinkCurve], overlap_bytes: int) -> Overheads:
+    """All of them; what waits for other ranks with the effort of `links_bench`, as `links` were measured."""
+    per_linear, per_byte = measure_parallel_linears(replace(links_bench, repeats=15, sample_seconds=2e-2), links)
+    return Overheads(
+        launch_seconds=measure_launch_seconds(bench),
+        parallel_linear_seconds=per_linear,
+        parallel_message_seconds_per_byte=per_byte,
+        pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
+        overlap=measure_overlap(bench, links, overlap_bytes),
+    )
 
 
 def measure_launch_seconds(bench: Bench) -> float:

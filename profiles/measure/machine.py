@@ -22,16 +22,12 @@ from profiles.laws.curves import best_product_rate, copy_rate
 from profiles.machines.counters import Watch
 from profiles.machines.fingerprint import current_fingerprint
 from profiles.machines.load import load_of_job
-from profiles.machines.profile import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile, Overlap
+from profiles.machines.profile import Fingerprint, KernelCurve, LayerTiming, LinkCurve, MachineProfile
 from profiles.measure.convolutions import CONVOLUTIONS, RECURRENT, Convolution, Recurrent, measure_convolutions
 from profiles.measure.gradient_exchange import NUM_LINEARS, WIDTH, measure_exchange
-from profiles.measure.host_overheads import (
-    measure_launch_seconds,
-    measure_parallel_linears,
-    measure_pipeline_action_seconds,
-)
+from profiles.measure.host_overheads import Overheads, measure_overheads
 from profiles.measure.int8_linears import LINEARS, measure_linears
-from profiles.measure.links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links, measure_overlap
+from profiles.measure.links import MESSAGE_BYTES, OVERLAP_BYTES, measure_links
 from profiles.measure.matrix_kernels import Grid, measure_attention, measure_matmuls
 from profiles.measure.memory_kernels import SIZES, measure_memory_operators
 from profiles.measure.models import measure_models
@@ -84,17 +80,6 @@ class Settings:
     fingerprint: Fingerprint
     effort: Effort
     trusted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overheads:
-    """What the software adds on the host, and how compute and communication slow each other."""
-
-    launch_seconds: float
-    parallel_linear_seconds: float
-    parallel_message_seconds_per_byte: float
-    pipeline_action_seconds: float
-    overlap: Overlap
 
 
 def measure_machine(
@@ -191,14 +176,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
     links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.15 * done, "collectives"))
     report(0.15, "host overheads")
-    per_linear, per_byte = measure_parallel_linears(replace(links_bench, repeats=15, sample_seconds=2e-2), links)
-    overheads = Overheads(
-        launch_seconds=measure_launch_seconds(bench),
-        parallel_linear_seconds=per_linear,
-        parallel_message_seconds_per_byte=per_byte,
-        pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
-        overlap=measure_overlap(bench, links, effort.overlap_bytes),
-    )
+    overheads = measure_overheads(bench, links_bench, links, effort.overlap_bytes)
     kernels = [*_kernels(bench, settings, models), measure_optimizer(bench, effort.parameter_counts)]
     kernels += [*measure_codecs(bench, effort.gradient_elements), *measure_linears(bench, effort.linears)]
     exchanges = measure_exchange(bench, links, *effort.exchange)
