@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from executor.axes.loss_scale import scale_of
-from executor.axes.optimizer import grouped, is_updated, make_states, states_by_parameter
+from executor.axes.optimizer import grouped, is_updated, make_states, sharded, states_by_parameter
 from executor.measured_steps import MeasuredSteps, PredictedBesideMeasured
 from executor.mesh import Coordinates
 from executor.micro_batches import mean_over_replicas, on_device, split_batch
@@ -95,12 +95,7 @@ class AppliedPlan:
         named = {name: own for name, own in self.model.named_parameters.items() if own.requires_grad}
         own_groups = grouped(named, groups)
         if self.plan.zero_stage == 1 and self.model.replicas is not None:
-            # Not at the top: its package compiles scripts when loaded, and warns of it.
-            from torch.distributed.optim import ZeroRedundancyOptimizer
-
-            self._optimizer = ZeroRedundancyOptimizer(
-                own_groups, optimizer_class=kind, process_group=self.model.replicas, **options
-            )
+            self._optimizer = sharded(kind, own_groups, self.model.replicas, **options)
         else:
             self._optimizer = kind(own_groups, **options)
         return self._optimizer

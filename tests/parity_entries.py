@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.axes.experts import MARK
-from executor.axes.optimizer import LEARNING_RATE
+from executor.axes.optimizer import LEARNING_RATE, grouped, sharded
 from executor.mesh import Meshes
 from executor.observe.live_tensors import LiveTensors
 from executor.observe.recorder import Recorder
@@ -179,3 +179,37 @@ def _count_bytes(codec: str, rank: Rank) -> dict[str, float]:
     time.sleep(0.5)
     num_parameters = sum(parameter.numel() for parameter in trainer.parameters())
     return {"parameters": num_parameters, "built": built, "held": live.live_bytes, "peak": live.peak_bytes}
+
+
+def step_in_shares(num_weights: int) -> dict[str, Any]:
+    """Messages of a step of AdamW in shares, and how far its weights are from plain AdamW's."""
+    with join_group("cpu"):
+        return _step_in_shares(num_weights)
+
+
+def _step_in_shares(num_weights: int) -> dict[str, Any]:
+    def weights() -> list[nn.Parameter]:
+        draw = torch.Generator().manual_seed(SEED)
+        made = [nn.Parameter(torch.randn(4, 4, generator=draw)) for _ in range(num_weights)]
+        for weight in made:
+            weight.grad = torch.ones_like(weight)
+        return made
+
+    shared, plain = weights(), weights()
+    group, sent, broadcast = dist.group.WORLD, 0, dist.broadcast
+    assert group is not None
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        return broadcast(*args, **options)
+
+    optimizer = sharded(torch.optim.AdamW, grouped({str(i): own for i, own in enumerate(shared)}), group, lr=0.1)
+    dist.broadcast = counted
+    try:
+        optimizer.step()
+    finally:
+        dist.broadcast = broadcast
+    torch.optim.AdamW(plain, lr=0.1).step()
+    off = max(float((one - other).abs().max()) for one, other in zip(shared, plain, strict=True))
+    return {"sent": sent, "off": off}

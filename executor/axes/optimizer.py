@@ -25,14 +25,24 @@ def build_optimizer(parameters: Iterable[nn.Parameter], sharded_over: dist.Proce
 
     One kernel takes one kind. With `sharded_over`, each of its ranks updates some and sends them to the others.
     """
-    options = grouped({str(index): own for index, own in enumerate(parameters) if own.requires_grad})
+    groups = grouped({str(index): own for index, own in enumerate(parameters) if own.requires_grad})
     if sharded_over is None:
-        return AdamW(options, lr=LEARNING_RATE, fused=True)
+        return AdamW(groups, lr=LEARNING_RATE, fused=True)
+    return sharded(AdamW, groups, sharded_over, lr=LEARNING_RATE, fused=True)
+
+
+def sharded(
+    kind: type[Optimizer], groups: list[dict[str, Any]], sharded_over: dist.ProcessGroup, **options: Any
+) -> Optimizer:
+    """An optimizer of class `kind` of which each rank updates some of the parameters and sends them to the others.
+
+    What a rank sends is one message: the data of its parameters become parts of one tensor.
+    """
     # Not at the top: its package compiles scripts when loaded, and warns of it.
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(
-        options, optimizer_class=AdamW, process_group=sharded_over, lr=LEARNING_RATE, fused=True
+        groups, optimizer_class=kind, process_group=sharded_over, parameters_as_bucket_view=True, **options
     )
 
 

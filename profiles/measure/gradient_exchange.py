@@ -167,14 +167,14 @@ def _exchanging(
     if zero_stage != OWNERS_SEND:
         return train
 
+    sizes = [weight.numel() for weight in module.parameters()]
+    num_ranks = bench.peers.num_ranks
+    shares = [torch.zeros(sum(sizes[owner::num_ranks]), device=bench.device) for owner in range(num_ranks)]
+
     def train_and_send() -> None:
         train()
-        # As torch.distributed.optim.ZeroRedundancyOptimizer does it: all at once, weight by weight.
-        owners = (index % bench.peers.num_ranks for index in range(len(module)))
-        sent = [
-            dist.broadcast(weight.data, src=owner, async_op=True)
-            for weight, owner in zip(module.parameters(), owners, strict=True)
-        ]
+        # As torch.distributed.optim.ZeroRedundancyOptimizer does it: all at once, what a rank owns in one message.
+        sent = [dist.broadcast(share, src=owner, async_op=True) for owner, share in enumerate(shares) if len(share)]
         for work in sent:
             assert work is not None
             work.wait()
