@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.cost.factors import load_learned
-from planner.cost.measured.kernels import TracedLayers
 from planner.cost.measured.machine import MeasuredMachine, stack_on
 from planner.cost.measured.on_sheet import OnSheet, TracedDevice
+from planner.cost.measured.traced import TracedLayers
 from planner.space.question import Setting, setting
 from profiles.machines.clusters import Cluster
 from profiles.machines.devices import Device

@@ -7,9 +7,8 @@ sizes measured and corrects it in proportion at others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from planner.cost.measured.codecs import codec_seconds
 from planner.cost.measured.kernel_law import scaled_law
 from planner.cost.measured.operators import Law, PhaseSeconds, Sizes, curves_of, find_curve, phase_seconds
 from planner.cost.measured.timed_layers import timed_over_summed
+from planner.cost.measured.traced import Host, Traced, TracedLayers
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import LayerKernels
 from profiles.codecs.codec import FSDP_STAGES, codec
@@ -29,7 +29,6 @@ from profiles.machines.devices import Device
 from profiles.machines.profile import LayerTiming, MachineProfile
 from profiles.models.layer_profile import LayerProfile
 from profiles.models.operators import PHASES, Phase, evaluate
-from profiles.models.profile import ModelProfile
 from profiles.models.transformer import Array
 
 # Adding a parameter's gradient to what earlier micro-batches left, or to DDP's bucket: two reads and a write of fp32.
@@ -38,61 +37,6 @@ ACCUMULATE_BYTES = 12.0
 VOCABULARY_BYTES = 2.0
 # Of what DTensor adds to a linear forward is a third: it has two products backward.
 FORWARD_DISPATCH = 1 / 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What the host adds to kernels: seconds to launch one, of a linear that DTensor splits, of a byte that it sends.
-
-    On a CPU the launch is part of every kernel: 0.
-    """
-
-    launch_seconds: float
-    linear_seconds: float
-    seconds_per_byte: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedLayers:
-    """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names.
-
-    `shared` are the former as ranks have them that share experts, by how many those are.
-    """
-
-    model: ModelProfile
-    precision: str
-    kinds: dict[str, LayerProfile]
-    ends: dict[str, LayerProfile]
-    shared: dict[int, dict[str, LayerProfile]] = field(default_factory=dict)
-
-
-class Traced(Protocol):
-    """Layers of a traced model on some hardware."""
-
-    @property
-    def layers(self) -> TracedLayers:
-        """The layers."""
-
-    @property
-    def law(self) -> Law:
-        """What takes their kernels so long."""
-
-    @property
-    def host(self) -> Host:
-        """What the host adds."""
-
-    @property
-    def memory_bytes_per_second(self) -> float:
-        """Of adding gradients up."""
-
-    def timings(self, layer: LayerProfile) -> list[LayerTiming]:
-        """What was timed of a layer."""
-
-    def codec(self, jobs: Jobs, factors: Factors, num_parameters: Array) -> Array:
-        """Seconds of encoding and decoding the gradients of so many parameters."""
-
-    def optimizer(self, jobs: Jobs, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
-        """Seconds of updating so many parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

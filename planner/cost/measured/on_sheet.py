@@ -14,8 +14,9 @@ from planner.cost.hardware import ELEMENT_BYTES
 from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.measured.kernel_law import published_law
-from planner.cost.measured.kernels import Host, TracedKernels, TracedLayers
+from planner.cost.measured.kernels import TracedKernels
 from planner.cost.measured.operators import Law
+from planner.cost.measured.traced import Host, TracedLayers
 from planner.cost.sheet_kernels import SheetKernels
 from planner.cost.software_time import TimeRules
 from planner.cost.unit_costs import Kernels, Links
