@@ -17,7 +17,7 @@ from planner.plans import Plan
 from profiles.models.profile import WorkloadSpec
 from profiles.ranks.rank import Rank
 from profiles.workloads.loading import load_workload
-from profiles.workloads.randomness import holds_dropout, silence
+from profiles.workloads.randomness import begin_random, holds_dropout, silence
 from profiles.workloads.task import user_task
 from tests.plan_builders import GPT2, NUM_LAYERS, SEED, SEQUENCE, VIT
 
@@ -131,3 +131,16 @@ def test_weights_of_a_users_layers_may_begin_with_others_random_numbers() -> Non
     workload = replace(load_workload(GPT2), whole=lambda: nn.Sequential(DropsByOthers.Block()))
     first, again = (workload.build(0, 1, SEED)[0].state_dict() for _ in range(2))
     assert torch.equal(first["linear.bias"], again["linear.bias"])
+
+
+def test_random_numbers_begin_as_torch_begins_them_without_asking_devices_that_are_not_there(monkeypatch) -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+
+    def queued(*_: object, **__: object) -> None:
+        raise AssertionError("a call was queued for a device that is not there, with a traceback")
+
+    for library in ("cuda", "xpu", "mtia"):
+        monkeypatch.setattr(f"torch.{library}._lazy_call", queued)
+    begin_random(7)
+    assert torch.equal(torch.rand(3), wanted)

@@ -16,7 +16,10 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 def begin_random(seed: int) -> None:
     """Let random numbers begin with `seed`: torch's, and NumPy's and Python's, by which some modules mask and drop."""
-    torch.manual_seed(seed)
+    # torch.manual_seed formats a traceback for each kind of device that is not there, 1 ms, and keeps one of them.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
