@@ -49,9 +49,12 @@ def average_gradients(
         return stage, None
     # torch keeps it private (it is FSDP's and torchrec's way too); there is no public way to leave parameters out.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, expert_names(stage))
+    # Told of a mesh, DDP looks in each forward pass through all modules for what it has to turn back into DTensors.
+    is_split = any(isinstance(own.data, DTensor) for own in stage.parameters())
+    among: dict[str, Any] = {"device_mesh": replicas} if is_split else {"process_group": replicas.get_group()}
     wrapped = DistributedDataParallel(
         stage,
-        device_mesh=replicas,
+        **among,
         gradient_as_bucket_view=True,
         # Ranks start equal by construction, see build_stage, and buffers are sent once a step, whoever averages.
         init_sync=False,
