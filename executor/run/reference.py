@@ -59,13 +59,37 @@ class Checked:
 class Reference:
     """One device's first losses and gradient norms; none where it does not hold the model.
 
-    `is_silent` tells that no random numbers were drawn, where training would.
+    `is_silent` tells that no random numbers were drawn, where training would; `keeps_statistics` that the model has
+    norms over a micro-batch, whose size its loss depends on.
     """
 
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
     micro_batch_size: int = 0
     is_silent: bool = False
+    keeps_statistics: bool = False
+
+
+def references_of(
+    workload: Workload,
+    plans: Sequence[Plan],
+    samples: Data,
+    rank: Rank,
+    num_parameters: int,
+    num_steps: int = NUM_STEPS,
+) -> dict[int, Reference]:
+    """The first steps on this one device, of plans of one precision, for each size of their micro-batches.
+
+    They are the same for all sizes, but for a model with norms over a micro-batch.
+    """
+    smallest = reference_of(workload, plans, samples, rank, num_parameters, num_steps)
+    sizes = {plan.micro_batch_size: [plan] for plan in plans}
+    return {
+        size: reference_of(workload, alike, samples, rank, num_parameters, num_steps)
+        if smallest.keeps_statistics and size != smallest.micro_batch_size
+        else smallest
+        for size, alike in sizes.items()
+    }
 
 
 def reference_of(
@@ -94,6 +118,7 @@ def reference_of(
         if drawn is not None:
             trainer = Trainer(plan, workload, rank, samples.seed, None, is_silent=True)
         found = first_steps(trainer, samples, num_steps)
+        keeps_statistics = any(name.rpartition(".")[2].startswith("running_") for name in trainer.buffers)
         del trainer
     except torch.OutOfMemoryError:
         return Reference()
@@ -104,6 +129,7 @@ def reference_of(
         losses=tuple(loss for loss in found.losses if loss is not None),
         norms=found.norms,
         micro_batch_size=size,
+        keeps_statistics=keeps_statistics,
         is_silent=drawn is not None and (drawn.losses[0], drawn.norms[0]) != (found.losses[0], found.norms[0]),
     )
 

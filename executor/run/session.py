@@ -29,7 +29,7 @@ from executor.run.reference import (
     Reference,
     alike,
     check_losses,
-    reference_of,
+    references_of,
 )
 from executor.run.runner import PEAK_KINDS, Runner
 from executor.run.subject import load_subject
@@ -43,6 +43,8 @@ from profiles.ranks.rank import TIMEOUT_SECONDS, Rank, join_group, report, wait_
 from profiles.workloads.foreign_code import calling_foreign_code
 from profiles.workloads.workload import Workload
 
+# What one device says of each precision and size of micro-batches.
+References = dict[str, dict[int, Reference]]
 # One device works off the reference while the others wait for it.
 REFERENCE_SECONDS = 3600.0
 OF_LOSSES = LossCheck(status="skipped", reason="only losses are compared", tolerance_fraction=0.0)
@@ -163,9 +165,9 @@ def _checks_of_runs(session: Session) -> list[LossCheck]:
     ]
 
 
-def _references(session: Session) -> dict[str, Reference]:
-    """What one device says of the first steps, by precision; rank 0 works it out while the others wait."""
-    references: dict[str, Reference] = {}
+def _references(session: Session) -> References:
+    """What one device says of the first steps; rank 0 works it out while the others wait."""
+    references: References = {}
     order = session.order
     plans = [candidate.plan for candidate in session.candidates]
     num_steps = NUM_STEPS_OF_A_RUN
@@ -177,7 +179,7 @@ def _references(session: Session) -> dict[str, Reference]:
         if session.rank.rank == 0:
             which = "first loss" if num_steps == 1 else f"first {num_steps} losses"
             report(0.0, f"the {which} in {precision} on one device")
-            references[precision] = reference_of(
+            references[precision] = references_of(
                 session.workload,
                 same,
                 session.samples,
@@ -186,12 +188,12 @@ def _references(session: Session) -> dict[str, Reference]:
                 num_steps,
             )
     wait_for_first("references", REFERENCE_SECONDS)
-    everyone: list[dict[str, Reference]] = [references]
+    everyone: list[References] = [references]
     dist.broadcast_object_list(everyone)
     return everyone[0]
 
 
-def _run_all(session: Session, references: dict[str, Reference], checks: Sequence[LossCheck]) -> list[Measurement]:
+def _run_all(session: Session, references: References, checks: Sequence[LossCheck]) -> list[Measurement]:
     """Run every plan; the measurements, which rank 0 alone has."""
     measurements: list[Measurement | None] = []
     for group in groups_in_turns(session.runs, session.order.device_kind):
@@ -206,7 +208,7 @@ def _run_all(session: Session, references: dict[str, Reference], checks: Sequenc
                 session.order.timeout_seconds,
                 candidate.prediction.peak_bytes,
                 Path(session.order.trace_folder) if session.order.trace_folder else None,
-                references[candidate.plan.precision].is_silent,
+                references[candidate.plan.precision][candidate.plan.micro_batch_size].is_silent,
                 used,
             )
             for candidate, used in group
@@ -244,14 +246,12 @@ def _run_in_turns(session: Session, runners: Sequence[Runner], num_done: int) ->
             report(min(fraction, 1.0), runner.plan.id, log_line(values), values)
 
 
-def _measurement(
-    session: Session, runner: Runner, references: dict[str, Reference], check: LossCheck
-) -> Measurement | None:
+def _measurement(session: Session, runner: Runner, references: References, check: LossCheck) -> Measurement | None:
     """The plan's measurement from all ranks' outcomes, on rank 0."""
     found = runner.account()
     if found is None:
         return None
-    reference = references[runner.plan.precision]
+    reference = references[runner.plan.precision][runner.plan.micro_batch_size]
     # Of another engine all losses that there are references of, unless it drew random numbers in these steps.
     losses = found.checked_losses if runner.engine.is_own or runner.is_silent else found.losses
     reference, losses = alike(reference, losses, runner.checked.norms)
