@@ -7,6 +7,8 @@ an entry here falls to the general curve "", which is a plain copy.
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +27,8 @@ from profiles.tracing.operator_recorder import Recorder
 aten = torch.ops.aten
 # Dense where operands leave the caches: between there the rate falls several times.
 SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
+# As many tensors of its size as a layer has, other tensors pass through the caches before one is used again.
+TENSORS_BETWEEN, MOST_BYTES_BETWEEN = 16, 2**25
 ALL_TRUE = [True, True, True]
 
 
@@ -154,13 +158,23 @@ def measure_memory_operators(
     for start in range(0, len(points), TURNS):
         turn = points[start : start + TURNS]
         with torch.no_grad():
-            actions = [
-                OPERATORS[name](Operands(elements, TORCH_DTYPES[precision], bench.device)) for name, elements in turn
-            ]
+            actions = [in_turns(OPERATORS[name], elements, precision, bench.device) for name, elements in turn]
             timings = bench.time(actions)
             for (name, _), action, timing in zip(turn, actions, timings, strict=True):
                 samples[name].append(sample((moved_bytes(action, name),), timing))
     return [fit_kernel("memory", name, precision, points) for name, points in samples.items()]
+
+
+def in_turns(make: Callable[[Operands], Action], elements: int, precision: str, device: torch.device) -> Action:
+    """An operator on other operands in each call, whose results are kept, as those of a layer are.
+
+    On the same ones over and over all of it would be in the nearest cache, where in training other tensors were since.
+    """
+    dtype = TORCH_DTYPES[precision]
+    count = max(1, min(TENSORS_BETWEEN, MOST_BYTES_BETWEEN // (elements * dtype.itemsize)))
+    turns = itertools.cycle([make(Operands(elements, dtype, device)) for _ in range(count)])
+    kept: deque[object] = deque(maxlen=count)
+    return lambda: kept.append(next(turns)())
 
 
 def wanted_names(models: Sequence[ModelProfile], precision: str) -> tuple[str, ...]:
