@@ -63,7 +63,7 @@ class Recurrent:
         return float(products), float(self.count * self.steps), 4.0 * self.width, 2.0 * self.width
 
 
-# A stem, blocks of residual networks at their stages, patches, depthwise ones of two kinds.
+# A stem, blocks of residual networks at their stages, many small images, patches, depthwise ones of two kinds.
 CONVOLUTIONS = (
     Convolution(count=2, inputs=3, outputs=64, side=112, window=7, step=2),
     Convolution(count=2, inputs=3, outputs=96, side=112, window=4, step=4),
@@ -71,6 +71,9 @@ CONVOLUTIONS = (
     Convolution(count=2, inputs=16, outputs=16, side=64, window=3),
     Convolution(count=2, inputs=64, outputs=64, side=28, window=3),
     Convolution(count=8, inputs=64, outputs=64, side=14, window=3),
+    Convolution(count=16, inputs=1, outputs=32, side=32, window=3, step=2),
+    Convolution(count=16, inputs=32, outputs=64, side=16, window=3, step=2),
+    Convolution(count=16, inputs=32, outputs=32, side=16, window=3),
     Convolution(count=2, inputs=128, outputs=128, side=14, window=3),
     Convolution(count=2, inputs=256, outputs=256, side=7, window=3),
     Convolution(count=2, inputs=64, outputs=256, side=28, window=1),
