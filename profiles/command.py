@@ -274,6 +274,8 @@ def _show_machine(measured: MachineProfile, out: Console, path: Path) -> None:
         table.add_row(f"best matmul {precision}", f"{peak / 1e9:.4g} GFLOP/s", "")
     table.add_row("memory bandwidth", f"{measured.memory_bytes_per_second / GB:.3g} GB/s", "")
     table.add_row("host launch", format_seconds(measured.launch_seconds), "")
+    if measured.operator_seconds:
+        table.add_row("operator in training, besides its kernel", format_seconds(measured.operator_seconds), "")
     for link in measured.links:
         words = f"{link.collective.replace('_', '-')} over {link.group_size} ({link.span})"
         value = f"{format_seconds(link.latency_seconds)} + {link.bytes_per_second / GB:.3g} GB/s"

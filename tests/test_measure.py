@@ -3,11 +3,13 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiles.artifacts import dump, parse
 from profiles.codecs.codec import KNOWN
@@ -19,9 +21,10 @@ from profiles.measure.layers import Case, measure_layers
 from profiles.measure.links import group_sizes
 from profiles.measure.machine import Effort, measure_machine
 from profiles.measure.matrix_kernels import Grid, model_shapes, within_seconds
-from profiles.measure.memory_kernels import OPERATORS, moved_bytes, wanted_names
+from profiles.measure.memory_kernels import OPERATORS, in_turns, moved_bytes, wanted_names
 from profiles.measure.operands import Operands
-from profiles.measure.timing import Bench, HostTimer, Peers
+from profiles.measure.operators_in_training import measure_operator_seconds
+from profiles.measure.timing import Bench, HostTimer, Peers, Reading
 from profiles.models.profile import WorkloadSpec
 from profiles.tracing.operator_recorder import Recorder
 from profiles.tracing.task_trace import trace_task
@@ -129,6 +132,8 @@ def test_two_ranks_measure_everything_and_the_file_reads_back(tiny, task):
     assert machine.fingerprint is not None
     assert machine.memory_bytes == machine.fingerprint.memory_bytes / 2
     assert 0 < machine.launch_seconds < 1e-2
+    assert 0 < machine.operator_seconds < 1e-3
+    assert 0 <= machine.optimizer_tensor_seconds < 1e-3
     assert min(machine.parallel_linear_seconds, machine.pipeline_action_seconds) >= 0
     assert 0 <= machine.parallel_message_seconds_per_byte < 1e-7  # slower than 10 MB/s would be a mistake
     assert (machine.num_devices, machine.devices_per_node, machine.oversubscription_factor) == (2, 2, 0.0)
@@ -179,6 +184,55 @@ def test_every_memory_operator_runs_as_the_one_kernel_it_is_named_for():
                 action()
         assert [op.name for op in recorder.recording.operators] == [name or "clone"]
         assert recorder.recording.operators[0].dtype == "fp32"
+
+
+def test_an_operator_is_timed_on_other_operands_in_each_call(monkeypatch):
+    called: list[int] = []
+
+    def make(operands: Operands) -> Callable[[], None]:
+        number = len(made)
+        made.append(operands)
+        return lambda: called.append(number)
+
+    for elements, count in ((2**12, 16), (2**20, 8), (2**24, 1)):
+        made: list[Operands] = []
+        called.clear()
+        action = in_turns(make, elements, "fp32", torch.device("cpu"))
+        for _ in range(2 * count):
+            action()
+        assert called == [*range(count)] * 2
+
+
+def test_all_kernels_of_the_blocks_are_taken_from_what_training_adds():
+    """By a clock for which a step takes 1000 s, and a kernel by itself 1 s."""
+
+    class Clock:
+        def read(self, action: Callable[[], object], calls: int = 1) -> Reading:
+            with Calls() as seen:
+                action()
+            if seen.kernels == 1:
+                return Reading(seconds=1.0)
+            numbers.append(seen.kernels)
+            return Reading(seconds=1000.0)
+
+    numbers: list[int] = []
+    bench = Bench(timer=Clock(), peers=Peers(device=torch.device("cpu")), repeats=1, has_own_core=True)
+    added = measure_operator_seconds(bench)
+    (kernels,) = set(numbers)
+    assert added == pytest.approx((1000.0 - kernels) / kernels)
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls that are no views and compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.kernels += not (func.is_view or name in ("_unsafe_view", "empty_like", "detach"))
+        return func(*args, **(kwargs or {}))
 
 
 def test_bytes_of_an_addition_are_two_reads_and_a_write():

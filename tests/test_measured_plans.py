@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import planner
 from planner.notebook import Planned
@@ -90,6 +91,31 @@ def test_a_step_rests_on_what_was_measured_at_its_size(ask):
     assert f"on {evidence.SCALED}" in of_others[plan][1]
     assert at_size[plan] < elsewhere[plan]
     assert at_size[plan] < alone[plan]
+
+
+def test_a_cpu_adds_to_each_operator_what_training_takes_besides_its_kernel(ask):
+    plain, slower = (ask(machine(operator_seconds=seconds), 1, global_batch=1) for seconds in (0.0, 1e-3))
+    layers = MODEL.precision_layers("fp32")
+    kernels = sum(len(layers[index].operators) for index in MODEL.structure)
+    added = slower.best.prediction.step_seconds - plain.best.prediction.step_seconds
+    assert added == pytest.approx(1e-3 * kernels)
+
+
+def test_a_tensor_costs_the_optimizer_of_each_rank_that_has_a_part_of_it(ask):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**MODEL.workload.config)
+    with torch.device("meta"):
+        num_tensors = len(list(AutoModelForCausalLM.from_config(config).parameters()))
+    plain, slower = (
+        {one.plan.id: one.prediction for one in ask(machine(optimizer_tensor_seconds=seconds)).file.candidates}
+        for seconds in (0.0, 1e-3)
+    )
+    # Of ZeRO 1 each rank updates whole tensors, of ZeRO 2 and 3 a part of each.
+    for name, share in (("", 1), (" zero1", 1 / 2), (" zero2", 1), (" zero3", 1)):
+        plan = f"dp2 mb4x1{name} fp32"
+        added = slower[plan].seconds["optimizer"] - plain[plan].seconds["optimizer"]
+        assert added == pytest.approx(1e-3 * num_tensors * share)
 
 
 def test_a_network_that_was_not_measured_is_off_its_data_sheet(ask):

@@ -180,7 +180,9 @@ class MachineProfile:
     `memory_bytes` is what one rank may use. `parallel_linear_seconds` is the host time DTensor adds to one
     tensor-parallel linear, forward and backward, and `parallel_message_seconds_per_byte` what its messages take longer
     in the midst of training than `links` say; `pipeline_action_seconds` what the pipeline runtime adds to one
-    forward or backward of one micro-batch. `oversubscription_factor` is the measured slow-down with twice as many
+    forward or backward of one micro-batch. On a CPU, which does one after the other, `operator_seconds` is what an
+    operator takes in training besides its kernel, `optimizer_tensor_seconds` what AdamW takes for a tensor besides its
+    elements; 0 elsewhere. `oversubscription_factor` is the measured slow-down with twice as many
     ranks as cores, 0 where it was not measured. `load` is what else the machine did meanwhile, `load_before` just
     before; None where nobody looked. Prices are US dollars per device and hour, lowest and highest seen.
     """
@@ -208,6 +210,8 @@ class MachineProfile:
     exchange_timings: tuple[ExchangeTiming, ...] = ()
     fingerprint: Fingerprint | None = None
     parallel_message_seconds_per_byte: Seconds = 0.0
+    operator_seconds: Seconds = 0.0
+    optimizer_tensor_seconds: Seconds = 0.0
     price_per_hour: tuple[Amount, Amount] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     load_before: MachineLoad | None = None

@@ -18,6 +18,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from profiles.laws.curves import link_seconds
 from profiles.machines.profile import LinkCurve, Overlap
 from profiles.measure.links import measure_overlap
+from profiles.measure.operators_in_training import measure_operator_seconds
+from profiles.measure.optimizer_and_codecs import measure_optimizer_tensor_seconds
 from profiles.measure.timing import Action, Bench, HostTimer, Peers, host_timer, summarise
 from profiles.ranks.rank import join_group, unpinned
 
@@ -37,6 +39,8 @@ class Overheads:
     parallel_linear_seconds: float
     parallel_message_seconds_per_byte: float
     pipeline_action_seconds: float
+    operator_seconds: float
+    optimizer_tensor_seconds: float
     overlap: Overlap
 
 
@@ -48,6 +52,8 @@ def measure_overheads(bench: Bench, links_bench: Bench, links: Sequence[LinkCurv
         parallel_linear_seconds=per_linear,
         parallel_message_seconds_per_byte=per_byte,
         pipeline_action_seconds=measure_pipeline_action_seconds(links_bench),
+        operator_seconds=measure_operator_seconds(bench),
+        optimizer_tensor_seconds=measure_optimizer_tensor_seconds(bench),
         overlap=measure_overlap(bench, links, overlap_bytes),
     )
 

@@ -262,6 +262,8 @@ def _assemble(
         parallel_linear_seconds=overheads.parallel_linear_seconds,
         parallel_message_seconds_per_byte=overheads.parallel_message_seconds_per_byte,
         pipeline_action_seconds=overheads.pipeline_action_seconds,
+        operator_seconds=overheads.operator_seconds,
+        optimizer_tensor_seconds=overheads.optimizer_tensor_seconds,
         oversubscription_factor=0.0,
         kernels=tuple(kernels),
         links=tuple(links),

@@ -28,13 +28,23 @@ GRADIENT_ELEMENTS = (2**18, 2**20, 2**22, 3 * 2**21)  # the last is DDP's bucket
 # Parameters come in tensors of this many elements: a model's own are of this order.
 TENSOR_ELEMENTS = 2**20
 MATRIX_WIDTH = 1024
+# Of tensors that are no work.
+TINY_ELEMENTS, TENSOR_COUNTS = 16, (8, 72)
 
 
 def measure_optimizer(bench: Bench, counts: Sequence[int] = PARAMETER_COUNTS) -> KernelCurve:
     """Fused AdamW over several parameter counts; bytes are 4 per parameter for 4 reads and 3 writes."""
-    timings = bench.time([_adamw_step(count, bench.device) for count in counts])
+    timings = bench.time([_stepping(_tensor_sizes(count), bench.device) for count in counts])
     samples = [sample((float(count),), timing) for count, timing in zip(counts, timings, strict=True)]
     return fit_kernel("optimizer", "", "fp32", samples)
+
+
+def measure_optimizer_tensor_seconds(bench: Bench) -> float:
+    """Seconds of a tensor in AdamW's step besides its elements; 0 on a GPU, whose host runs ahead."""
+    if bench.device.type != "cpu":
+        return 0.0
+    few, many = bench.time([_stepping([TINY_ELEMENTS] * count, bench.device) for count in TENSOR_COUNTS])
+    return max(0.0, (many.seconds - few.seconds) / (TENSOR_COUNTS[1] - TENSOR_COUNTS[0]))
 
 
 def measure_codecs(bench: Bench, elements: Sequence[int] = GRADIENT_ELEMENTS) -> list[KernelCurve]:
@@ -58,8 +68,9 @@ def measure_codecs(bench: Bench, elements: Sequence[int] = GRADIENT_ELEMENTS) ->
     return curves
 
 
-def _adamw_step(count: int, device: torch.device) -> Action:
-    parameters = [torch.zeros(size, device=device) for size in _tensor_sizes(count)]
+def _stepping(sizes: Sequence[int], device: torch.device) -> Action:
+    """A step of AdamW over tensors of so many elements each."""
+    parameters = [torch.zeros(size, device=device) for size in sizes]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
     return torch.optim.AdamW(parameters, lr=1e-4, fused=True).step

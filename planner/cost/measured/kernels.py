@@ -84,10 +84,13 @@ class OnMachine:
         return np.where((replicas > 1) & (jobs.zero_stage < min(FSDP_STAGES)), taken * factors.codec, 0.0)
 
     def optimizer(self, jobs: Jobs, rules: TimeRules, factors: Factors, num_parameters: Array) -> Array:
-        """One AdamW step over so many parameters."""
+        """One AdamW step over parameters in so many tensors; of those that ranks split each has a part."""
         curve = find_curve(self.machine, "optimizer", "", "fp32")
         moved = num_parameters * ADAMW_BYTES_PER_PARAMETER
-        return kernel_seconds(curve, 0.0, moved, [num_parameters]) / factors.optimizer_fraction
+        elements = kernel_seconds(curve, 0.0, moved, [num_parameters])
+        parts = jobs.tensor * np.where(jobs.zero_stage < min(FSDP_STAGES), 1.0, jobs.sharing)
+        tensors = num_parameters * parts * self.layers.tensors_per_parameter
+        return (elements + tensors * self.machine.optimizer_tensor_seconds) / factors.optimizer_fraction
 
 
 @dataclass(frozen=True, kw_only=True)

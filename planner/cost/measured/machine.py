@@ -57,15 +57,14 @@ class MeasuredMachine:
 
     def _exchanges(self, jobs: Jobs) -> TimedExchanges:
         traced = self.traced
-        model, kinds = traced.layers.model, traced.layers.kinds
-        every = sum(layer.num_parameter_tensors for layer in model.each_layer(traced.layers.precision))
+        kinds = traced.layers.kinds
         return TimedExchanges(
             machine=traced.machine,
             links=self.links(jobs),
             codec=traced.codec_name,
             factors=self.factors,
             tensors={kind: layer.num_parameter_tensors for kind, layer in kinds.items()},
-            tensors_per_parameter=every / max(1, model.num_parameters),
+            tensors_per_parameter=traced.layers.tensors_per_parameter,
         )
 
 

@@ -52,10 +52,11 @@ Law = Callable[[str, str, str, Array, Array, list[Array]], Array]
 
 
 def curves_of(machine: MachineProfile) -> Law:
-    """The law that a machine's own curves are."""
+    """The law that a machine's own curves are, and on a CPU what training adds to each operator."""
 
     def seconds(kind: str, name: str, precision: str, flops: Array, moved: Array, dims: list[Array]) -> Array:
-        return kernel_seconds(find_curve(machine, kind, name, precision), flops, moved, dims)
+        kernels = kernel_seconds(find_curve(machine, kind, name, precision), flops, moved, dims)
+        return kernels + machine.operator_seconds
 
     return seconds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from planner.cost.factors import Factors
@@ -27,7 +28,7 @@ class Host:
     seconds_per_byte: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TracedLayers:
     """A model's layers at one precision: the layer that stands for each kind, and those at the ends, by their names.
 
@@ -39,6 +40,12 @@ class TracedLayers:
     kinds: dict[str, LayerProfile]
     ends: dict[str, LayerProfile]
     shared: dict[int, dict[str, LayerProfile]] = field(default_factory=dict)
+
+    @cached_property
+    def tensors_per_parameter(self) -> float:
+        """How many tensors the model's parameters are in, over how many parameters."""
+        every = sum(layer.num_parameter_tensors for layer in self.model.each_layer(self.precision))
+        return every / max(1, self.model.num_parameters)
 
 
 class Traced(Protocol):
