@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from planner.stacks.judge import judged, priced
 from planner.stacks.registry import exporters, read
 from planner.stacks.rows import cells_of
 from planner.stacks.write import hand_over
+from planner.terminal.handover import lines
 from profiles import artifacts
 from profiles.errors import PlanError, TrainwrightError
 from reports.command import app as compare
@@ -104,6 +106,10 @@ def test_a_user_of_megatron_learns_what_to_change(tmp_path: Path) -> None:
     assert [word.split(": ", 1)[1] for word in read_job.unread] == ["--frobnicate 3"]
     assert f"your job (megatron-core): {read_job.plan}" in words
     assert "not understood" in words
+    assert " better in megatron-core: " in words
+    # A gain that no two runs of one plan would show is none to change a job for.
+    close = list(lines(replace(read_job, gain_fraction=0.003), "megatron-core"))
+    assert [line for line in close if "as fast within 1% in megatron-core: " in line and "0.3 % less" in line]
     # What is better is no longer better than itself.
     again = said("--from", written / "launch.sh", "--device", "h100-sxm")
     assert "no plan of megatron-core is predicted to be faster" in again

@@ -83,6 +83,7 @@ def _of_rank(file: PlanFile, rank: int) -> Candidate:
 
 def lines(read: ReadJob, stack: str) -> Iterator[str]:
     """What is said of a job that was read."""
+    from planner.verdict import CLOSE_FRACTION
     from profiles.units import format_bytes, format_percent, format_seconds
 
     half = (read.high_seconds - read.low_seconds) / 2 / read.step_seconds
@@ -98,7 +99,8 @@ def lines(read: ReadJob, stack: str) -> Iterator[str]:
         yield f"  {stack} is not known to run this: {read.refusal}"
     if read.better and read.gain_fraction > 0:
         new = format_seconds(read.step_seconds * (1 - read.gain_fraction))
-        yield f"  better in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
+        words = "better" if read.gain_fraction > CLOSE_FRACTION else f"as fast within {CLOSE_FRACTION:.0%}"
+        yield f"  {words} in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
     elif read.better:
         yield f"  a plan that fits in {stack}: {read.better}:"
     else:
