@@ -50,7 +50,10 @@ PORT = 29500
 # Of a job that is only tried.
 USUAL_STEPS = 20
 ADD_DATA = "batches are random: put your data where job.py says so"
-ADD_OPTIMIZER = "learning rate and weight decay are placeholders, and gradients are not clipped: set your own"
+PLACEHOLDERS = "learning rate and weight decay are placeholders"
+ADD_OPTIMIZER = f"{PLACEHOLDERS}, and gradients are not clipped: set your own"
+# Of software that clips unless it is told otherwise; a plan's price knows of no clipping.
+ADD_OPTIMIZER_OF_CLIPPING = f"{PLACEHOLDERS}, and gradients are clipped to a norm of 1, as is usual there: set your own"
 
 
 def written_by(stack: Stack) -> str:

@@ -40,7 +40,7 @@ def export(file: PlanFile, candidate: Candidate) -> Handover:
         command=_launch(file),
         notes=(
             job_files.ADD_DATA,
-            job_files.ADD_OPTIMIZER,
+            job_files.ADD_OPTIMIZER_OF_CLIPPING,
             *job_files.steps_notes(file),
             *unsaid_notes(file.workload),
             *_node_notes(file),

@@ -171,7 +171,7 @@ def _notes(file: PlanFile, plan: Plan, layers: str, nodes: int) -> list[str]:
     usual = "learning rate and warm-up" if steps else "learning rate, warm-up and number of steps"
     notes = [
         "data is mock data without a tokenizer unless the variable DATA says otherwise",
-        f"{usual} are placeholders: set them",
+        f"{usual} are placeholders, and gradients are clipped to a norm of {TRAINING['clip-grad']:g}: set your own",
         *steps,
     ]
     if nodes > 1:

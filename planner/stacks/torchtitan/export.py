@@ -149,7 +149,7 @@ def _notes(file: PlanFile) -> tuple[str, ...]:
     return (
         "put a Hugging Face tokenizer into ./tokenizer, and name your data set in place of c4",
         "the loss is plain, as priced; ChunkedLossWrapper would take less memory. CUDA graphs are off, as priced",
-        job_files.ADD_OPTIMIZER,
+        job_files.ADD_OPTIMIZER_OF_CLIPPING,
         *job_files.steps_notes(file),
         *unsaid_notes(file.workload),
         *job_files.node_notes(file),
