@@ -57,7 +57,7 @@ def split_layers(subject: Subject, chosen: Probes, kinds: Sequence[int], layers:
         return layers, Splitting(refusal=str(error))
     whole = [made[precision][kind] for kind in kinds]
     more = itertools.takewhile(
-        lambda degree: _divides(split, degree) and _follows(subject, module, chosen, precision, whole, degree),
+        lambda degree: _divides(split, degree) and _follows(subject, module, chosen, precision, whole, split, degree),
         DEGREES[1:],
     )
     return made, Splitting(degrees=(DEGREES[0], *more))
@@ -85,7 +85,7 @@ def _with_values(subject: Subject) -> nn.Module:
     return subject.module if subject.is_real else real_of(subject).module
 
 
-def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
+def _split(subject: Subject, module: nn.Module, degree: int, within: Split | None = None) -> Split:
     task, sizes = subject.task, looks(subject.task)
     with foreign_code(subject.spec, f"{subject.spec.title}: its split cannot be tried"):
         batch = task.example(SAMPLES, min(sizes) if sizes else task.size)
@@ -95,7 +95,7 @@ def _split(subject: Subject, module: nn.Module, degree: int) -> Split:
                 return task.loss(module, batch)
 
         with torch.random.fork_rng(devices=[]):
-            split = find_split(module, run, degree)
+            split = find_split(module, run, degree, within)
     if EXPERTS in split.styles.values():
         raise PlanError(f"tensor_parallel={degree}: the input of its experts differs between ranks, use data_parallel")
     return split
@@ -125,12 +125,13 @@ def _over_degrees(subject: Subject, one: LayerProfile, two: LayerProfile) -> Lay
 
 
 def _follows(
-    subject: Subject, module: nn.Module, chosen: Probes, precision: str, layers: Sequence[LayerProfile], degree: int
-) -> bool:
+    subject: Subject, module: nn.Module, chosen: Probes, precision: str, layers: Sequence[LayerProfile], split: Split,
+    degree: int,
+) -> bool:  # fmt: skip
     """Whether one of more ranks runs what its layers say of that degree."""
     point = chosen.grid.points[0]
     try:
-        run = subject.run(precision, *point, _split(subject, module, degree))
+        run = subject.run(precision, *point, _split(subject, module, degree, split))
     except (InputError, PlanError):
         return False
     return _is_as_said(run, layers, (*point, degree))

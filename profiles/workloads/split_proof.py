@@ -6,7 +6,7 @@ of what the ranks give, or of the gradients of what they are given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ NOISE = 0.02
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seen:
+class Seen:
     """What was seen at linears of a split in one pass, call by call."""
 
     entered: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -34,6 +34,29 @@ class _Seen:
     given_back: dict[str, float] = field(default_factory=dict)
     added: dict[str, list[Tensor]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+
+    def at(self, paths: Collection[str]) -> Seen:
+        """The same at some of them."""
+
+        def some(values: dict[str, Any]) -> dict[str, Any]:
+            return {path: own for path, own in values.items() if path in paths}
+
+        return Seen(
+            entered=some(self.entered),
+            gradients=some(self.gradients),
+            given_back=some(self.given_back),
+            added=some(self.added),
+            order=[path for path in self.order if path in paths],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A pass of the whole module: its loss, the gradients of its parameters by name, and what was seen at linears."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    seen: Seen
 
 
 class _Watched(torch.autograd.Function):
@@ -75,9 +98,9 @@ def _watched(value: Tensor, note: Callable[[Tensor], Tensor]) -> Tensor:
 class _One(Ranks):
     """One rank of several, one after the other; `whole` is what the whole module showed."""
 
-    def __init__(self, rank: int, whole: _Seen) -> None:
+    def __init__(self, rank: int, whole: Seen) -> None:
         super().__init__(rank)
-        self.whole, self.seen = whole, _Seen()
+        self.whole, self.seen = whole, Seen()
 
     def entered(self, path: str, value: Tensor) -> Tensor:
         """The value, which all ranks must have alike."""
@@ -106,7 +129,7 @@ class _One(Ranks):
 
 
 @contextmanager
-def _whole_run(module: nn.Module, split: Split, seen: _Seen) -> Iterator[None]:
+def _whole_run(module: nn.Module, split: Split, seen: Seen) -> Iterator[None]:
     """While entered, the module runs as it is, and what matters of it is noted."""
     with ExitStack() as undo:
         for path, style in split.styles.items():
@@ -115,7 +138,7 @@ def _whole_run(module: nn.Module, split: Split, seen: _Seen) -> Iterator[None]:
         yield
 
 
-def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _noted(seen: Seen, path: str, style: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     seen.gradients[path] = {}
 
     def enter(value: Tensor) -> Tensor:
@@ -150,16 +173,26 @@ def _noted(seen: _Seen, path: str, style: str, forward: Callable[..., Tensor]) -
     return call
 
 
-def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -> frozenset[str]:
+def run_whole(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -> Whole:
+    """The whole module on the batch of `run`, watched where a split, or any part of it, is to be held against it."""
+    seen = Seen()
+    with _whole_run(module, split, seen):
+        loss, gradients = loss_and_gradients(module, _trained(module), run)
+    return Whole(loss=loss, gradients=gradients, seen=seen)
+
+
+def prove(
+    module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor], known: Whole | None = None
+) -> frozenset[str]:
     """Names of parameters whose gradients add up over the ranks, where the split gives what the whole module gives.
 
-    `run` gives the loss of the module on a batch, the same one each time.
+    `run` gives the loss of the module on a batch, the same one each time; what is `known` of the whole module there,
+    watched at all places of the split, is not run again.
     Raises: Failure that names where it does not.
     """
-    named = {name: own for name, own in module.named_parameters() if own.requires_grad}
-    whole = _Seen()
-    with _whole_run(module, split, whole):
-        loss, gradients = loss_and_gradients(module, named, run)
+    named = _trained(module)
+    found = run_whole(module, split, run) if known is None else known
+    whole, loss, gradients = found.seen.at(split.styles.keys()), found.loss, found.gradients
     biases: dict[str, Any] = {
         path: module.get_submodule(path).bias if style == ROWS else None for path, style in split.styles.items()
     }
@@ -182,6 +215,10 @@ def prove(module: nn.Module, split: Split, run: Callable[[nn.Module], Tensor]) -
     return summed_over(split, compared)
 
 
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: own for name, own in module.named_parameters() if own.requires_grad}
+
+
 def loss_and_gradients(
     module: nn.Module, named: Mapping[str, Tensor], run: Callable[[nn.Module], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -196,7 +233,7 @@ def loss_and_gradients(
     }
 
 
-def _compare_calls(whole: _Seen, ones: list[_One], biases: Mapping[str, Tensor | None]) -> None:
+def _compare_calls(whole: Seen, ones: list[_One], biases: Mapping[str, Tensor | None]) -> None:
     for path, calls in whole.added.items():
         for number, wanted in enumerate(calls):
             parts = [one.seen.added[path][number] for one in ones]

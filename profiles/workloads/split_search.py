@@ -13,22 +13,28 @@ from profiles.workloads.split_comparison import Failure
 from profiles.workloads.split_finder import Block, Group, called_blocks, experts_of
 from profiles.workloads.split_flow import Arguments
 from profiles.workloads.split_numbers import Numbers, divided_numbers
-from profiles.workloads.split_proof import prove, with_numbers
+from profiles.workloads.split_proof import prove, run_whole, with_numbers
 from profiles.workloads.tensor_splits import Split, joined
 
 
-def find_split(module: nn.Module, run: Callable[[nn.Module], Tensor], degree: int) -> Split:
+def find_split(
+    module: nn.Module, run: Callable[[nn.Module], Tensor], degree: int, within: Split | None = None
+) -> Split:
     """The split of a module with weights over `degree` ranks, which gives what the module gives, up to rounding.
 
-    `run` gives the loss of the module on a batch, the same one each time. The module is as before afterwards.
+    `run` gives the loss of the module on a batch, the same one each time. The module is as before afterwards. Of what
+    is not split `within` another, over fewer ranks, nothing is tried: what two ranks cannot share, four cannot.
     Raises: PlanError that says why nothing of it can be split.
     """
     with with_numbers(module):
         groups, left = _groups(module, run, degree)
+        if within is not None:
+            groups = [group for group in groups if group.split.styles.keys() <= within.styles.keys()]
+        whole = run_whole(module, joined([group.split for group in groups], degree), run) if groups else None
         while groups:
             try:
                 split = joined([group.split for group in groups], degree)
-                summed = prove(module, split, run)
+                summed = prove(module, split, run, whole)
                 return replace(split, summed=summed, left_whole=tuple(left))
             except Failure as failure:
                 left.append(f"{failure.path or type(module).__name__}: {failure.why}")
