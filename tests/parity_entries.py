@@ -1,5 +1,6 @@
 """What the ranks of the parity tests run: plans through the executor's own trainer, and gradients through its hooks."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from executor.axes.data import broadcast_buffers
 from executor.axes.experts import MARK
 from executor.axes.optimizer import LEARNING_RATE, grouped, sharded
 from executor.mesh import Meshes
@@ -187,6 +189,23 @@ def step_in_shares(num_weights: int) -> dict[str, Any]:
         return _step_in_shares(num_weights)
 
 
+@contextlib.contextmanager
+def _broadcasts() -> Iterator[list[int]]:
+    """The sizes of the messages that are broadcast while entered."""
+    sizes: list[int] = []
+    broadcast = dist.broadcast
+
+    def counted(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(tensor.numel())
+        return broadcast(tensor, *args, **options)
+
+    dist.broadcast = counted
+    try:
+        yield sizes
+    finally:
+        dist.broadcast = broadcast
+
+
 def _step_in_shares(num_weights: int) -> dict[str, Any]:
     def weights() -> list[nn.Parameter]:
         draw = torch.Generator().manual_seed(SEED)
@@ -196,20 +215,31 @@ def _step_in_shares(num_weights: int) -> dict[str, Any]:
         return made
 
     shared, plain = weights(), weights()
-    group, sent, broadcast = dist.group.WORLD, 0, dist.broadcast
+    group = dist.group.WORLD
     assert group is not None
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal sent
-        sent += 1
-        return broadcast(*args, **options)
-
     optimizer = sharded(torch.optim.AdamW, grouped({str(i): own for i, own in enumerate(shared)}), group, lr=0.1)
-    dist.broadcast = counted
-    try:
+    with _broadcasts() as sent:
         optimizer.step()
-    finally:
-        dist.broadcast = broadcast
     torch.optim.AdamW(plain, lr=0.1).step()
     off = max(float((one - other).abs().max()) for one, other in zip(shared, plain, strict=True))
-    return {"sent": sent, "off": off}
+    return {"sent": len(sent), "off": off}
+
+
+def share_buffers(_: None) -> dict[str, Any]:
+    """Buffers of several types and shapes as the first rank has them, and as the last has them before and after."""
+    with join_group("cpu") as rank:
+        number = rank.rank
+        buffers = [
+            torch.tensor([number == 0, True]),
+            torch.tensor(3 + number),
+            torch.full((2, 3), 0.5 + number),
+            torch.full((3,), 1.5 + number, dtype=torch.bfloat16),
+        ]
+        before = [buffer.tolist() for buffer in buffers]
+        group = dist.group.WORLD
+        assert group is not None
+        with _broadcasts() as sent:
+            broadcast_buffers(buffers, group)
+        every: list[Any] = [None] * rank.num_ranks
+        dist.all_gather_object(every, (before, [buffer.tolist() for buffer in buffers]))
+        return {"before": every[-1][0], "first": every[0][0], "last": every[-1][1], "sent": len(sent)}

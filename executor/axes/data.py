@@ -168,12 +168,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) 
 
 def broadcast_buffers(buffers: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     """Give every rank of `group` the buffers of its first, as DDP does: statistics are of what that rank saw."""
-    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
-        same = [buffer for buffer in buffers if buffer.dtype == dtype]
-        message = torch.cat([buffer.flatten() for buffer in same])
-        dist.broadcast(message, group=group, group_src=0)
-        for buffer, value in zip(same, message.split([b.numel() for b in same]), strict=True):
-            buffer.copy_(value.view_as(buffer))
+    # In one message of bytes; the widest first, so that each part begins where a number of its type may.
+    ordered = sorted(buffers, key=lambda buffer: -buffer.itemsize)
+    message = torch.cat([buffer.flatten().view(torch.uint8) for buffer in ordered])
+    dist.broadcast(message, group=group, group_src=0)
+    for buffer, value in zip(ordered, message.split([buffer.nbytes for buffer in ordered]), strict=True):
+        buffer.copy_(value.view(buffer.dtype).view_as(buffer))
 
 
 def _whole_gradient(parameter: nn.Parameter) -> Tensor:
