@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
+import typing
 import warnings
 from pathlib import Path
 
@@ -23,12 +25,25 @@ def load_lazy_names() -> None:
             vars(module)[name] = getattr(module, name)
 
 
+def resolve_inherited_fields() -> None:
+    """Give constructors of dataclasses the types that their fields have where these were written.
+
+    pdoc looks in the module of the class, which need not know names that only a base's module imports.
+    """
+    for module in map(importlib.import_module, PUBLIC):
+        for own in vars(module).values():
+            bases = own.__mro__[1:-1] if isinstance(own, type) and dataclasses.is_dataclass(own) else ()
+            if any(base.__module__ != own.__module__ for base in bases):
+                own.__init__.__annotations__ |= typing.get_type_hints(own)
+
+
 def write(folder: Path) -> None:
     """Write the pages into a folder."""
     # Not at the top: it is no part of what tests need.
     import pdoc
 
     load_lazy_names()
+    resolve_inherited_fields()
     pdoc.render.configure(docformat="google", footer_text="Trainwright", show_source=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

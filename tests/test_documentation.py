@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import math
 import re
 import tomllib
+import typing
 from typing import Any
 
 import pytest
@@ -36,7 +38,7 @@ from tests.documented.commands import (
 from tests.documented.formulae import HELD, check_schedule, schedules
 from tests.documented.pages import LANGUAGES, PACKAGES, ROOT, Block, blocks, indented, pages, read
 from tests.documented.python_blocks import GIVEN, run_block
-from tests.reference import PUBLIC
+from tests.reference import PUBLIC, load_lazy_names, resolve_inherited_fields
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -259,3 +261,13 @@ def test_the_tests_of_pages_see_them():
     assert len(RUN) > 5
     assert of("python")
     assert of("toml")
+
+
+def test_the_reference_knows_the_types_of_all_constructors():
+    """pdoc ends with a warning, here an error, where a class has fields of a base whose types it does not import."""
+    load_lazy_names()
+    resolve_inherited_fields()
+    for name in PUBLIC:
+        for own in vars(importlib.import_module(name)).values():
+            if isinstance(own, type) and dataclasses.is_dataclass(own) and own.__module__ == name:
+                assert typing.get_type_hints(own.__init__)["return"] is type(None), own
