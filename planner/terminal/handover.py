@@ -99,8 +99,8 @@ def lines(read: ReadJob, stack: str) -> Iterator[str]:
         yield f"  {stack} is not known to run this: {read.refusal}"
     if read.better and read.gain_fraction > 0:
         new = format_seconds(read.step_seconds * (1 - read.gain_fraction))
-        words = "better" if read.gain_fraction > CLOSE_FRACTION else f"as fast within {CLOSE_FRACTION:.0%}"
-        yield f"  {words} in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
+        better = "better" if read.gain_fraction > CLOSE_FRACTION else f"as fast within {CLOSE_FRACTION:.0%}"
+        yield f"  {better} in {stack}: {read.better}, {new} a step, {format_percent(read.gain_fraction)} less:"
     elif read.better:
         yield f"  a plan that fits in {stack}: {read.better}:"
     else:
