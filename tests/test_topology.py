@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from planner.cost.axes.groups import members_inside, pipeline_stride, replicas_inside
+from planner.cost.axes.groups import experts_inside, members_inside, pipeline_stride, replicas_inside
 from planner.plans import AXES, Plan
 from planner.space.explore import Place, explore
 from planner.space.layouts import Options
@@ -72,6 +72,38 @@ def test_groups_span_the_fast_domains_that_steps_are_priced_for(cluster, gpus):
                 )  # fmt: skip
                 seen += 1
     assert seen > 20
+
+
+def expert_group(plan):
+    """The ranks that share experts with rank 0, neighbours on the data axis, of an array of all ranks."""
+    sizes = {axis: plan.degree(axis) for axis in plan.axis_order}
+    ranks = np.arange(plan.num_devices).reshape([sizes[axis] for axis in reversed(plan.axis_order)])
+    along = np.moveaxis(ranks, [*reversed(plan.axis_order)].index("data"), -1)
+    return along.reshape(-1, plan.data_parallel)[0, : plan.expert_parallel].tolist()
+
+
+def test_ranks_that_share_experts_are_drawn_where_their_messages_are_priced():
+    own = load_cluster("dgx-h100")
+    at = setting(load_sizes("mixtral-8x7b"), load_device(own.device), 64, 128, 4096, cluster=own)
+    space = explore(at, Options(offload=("none",), schedules=("1f1b",)))
+    places = [Place(layout, 0, 0, 0) for layout in range(len(space.layouts))]
+    jobs = jobs_at(space, places)
+    inside = experts_inside(jobs, jobs.expert)
+    strides = set()
+    for row, place in enumerate(places):
+        plan = plan_of(space, place)
+        found = [links for links in axis_links(plan, at) if links.axis == "expert"]
+        assert len(found) == (plan.expert_parallel > 1)
+        for links in found:
+            ranks = first_group(plan, "expert", at)
+            if plan.data_parallel % plan.expert_parallel == 0:
+                assert [*ranks] == expert_group(plan), plan.id
+                strides.add(ranks.step)
+            assert (links.degree, links.num_domains) == (plan.expert_parallel, by_graph(at, ranks)[0])
+            # Where a stride and a domain do not divide each other, the price is of the fewest that are together.
+            if at.fast_domain % ranks.step == 0:
+                assert float(inside[row]) == sum(rank < at.fast_domain for rank in ranks), plan.id
+    assert {1, 2, 8} <= strides
 
 
 @pytest.mark.parametrize("order", [AXES, ("pipeline", "data", "context", "tensor")])

@@ -20,7 +20,7 @@ MOST_DOMAINS, MOST_PER_DOMAIN = 6, 16
 # Devices of a row where there are no fast domains.
 PLAIN_ROW: Final = 8
 # Beside a device's mark, so that lines of several axes can be told apart.
-OFFSETS: Final = (0.0, 0.12, -0.12, 0.24)
+OFFSETS: Final = (0.0, 0.12, -0.12, 0.24, -0.24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def drawing_of(plan: Plan, at: Setting) -> Drawing | None:
     if not links:
         return None
     size = at.fast_domain if at.fast_domain > 1 else PLAIN_ROW
-    groups = {own.axis: first_group(plan, own.axis) for own in links}
+    groups = {own.axis: first_group(plan, own.axis, at) for own in links}
     chosen = sorted(_domains(list(groups.values()), size, -(-at.num_devices // size)))
     rows = {number: _devices(number, size, at.num_devices, list(groups.values())) for number in chosen}
     drawn = {rank for ranks in rows.values() for rank in ranks}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.axes.groups import members_inside, pipeline_stride, replicas_inside
+from planner.cost.axes.groups import experts_inside, members_inside, pipeline_stride, replicas_inside
 from planner.cost.job import Jobs
 from planner.cost.links import SheetLinks, fabric_of
 from planner.cost.measured.corrections import Corrections
@@ -97,7 +97,7 @@ def _groups(job: Jobs) -> Iterator[tuple[str, Collective, Array, Array]]:
     pair = np.minimum(job.pipeline, 2.0)
     yield "tensor_comm", "all_gather" if is_spread else "all_reduce", job.tensor, members_inside(job, job.tensor, one)
     yield "context_comm", "all_gather", job.context, members_inside(job, job.context, job.tensor)
-    yield "expert_comm", "all_to_all", job.expert, members_inside(job, job.expert, job.expert_tensor)
+    yield "expert_comm", "all_to_all", job.expert, experts_inside(job, job.expert)
     yield "pipeline_comm", "send_receive", pair, members_inside(job, pair, pipeline_stride(job))
     shares = zero in FSDP_STAGES
     yield (

@@ -11,27 +11,36 @@ if TYPE_CHECKING:
     from planner.space.question import Setting
 
 
-def first_group(plan: Plan, axis: str) -> range:
-    """The ranks of the axis's group that rank 0 is in: neighbours on inner axes lie between them."""
+def first_group(plan: Plan, axis: str, at: Setting | None = None) -> range:
+    """The ranks of the axis's group that rank 0 is in: neighbours on inner axes lie between them.
+
+    Ranks that share experts are neighbours on the data axis where the software `at` the setting has them there, and
+    they are no more than it has; else neighbours.
+    """
     if plan.degree(axis) == 1:
         return range(1)
+    first = axis
+    if axis == "expert":
+        is_on_data = at is not None and at.stack.habits.experts_on_data and plan.data_parallel % plan.degree(axis) == 0
+        first = "data" if is_on_data else plan.axis_order[0]
     stride = 1
-    for inner in plan.axis_order[: plan.axis_order.index(axis)]:
+    for inner in plan.axis_order[: plan.axis_order.index(first)]:
         stride *= plan.degree(inner)
     return range(0, stride * plan.degree(axis), stride)
 
 
 def axis_links(plan: Plan, at: Setting) -> list[AxisLinks]:
-    """What joins the ranks of every axis that has several, innermost axis first.
+    """What joins the ranks of every axis that has several, innermost axis first; those that share experts before data.
 
     Model: devices of one fast domain reach each other at its rate. All others go through the network, which blocks
     nothing: each at its share of the node's network cards.
     """
     result = []
-    for axis in plan.axis_order:
+    axes = [each for axis in plan.axis_order for each in (("expert", axis) if axis == "data" else (axis,))]
+    for axis in axes:
         if plan.degree(axis) == 1:
             continue
-        ranks = first_group(plan, axis)
+        ranks = first_group(plan, axis, at)
         domains = len({rank // max(at.fast_domain, 1) for rank in ranks})
         slowest = at.fast_bytes_per_second if domains == 1 else at.network_bytes_per_second
         result.append(AxisLinks(axis=axis, degree=len(ranks), num_domains=domains, bytes_per_second=slowest))

@@ -215,6 +215,7 @@ class StackHabits:
     `splits_sequence`: sequence parallelism goes with tensor parallelism. `zero_stage`: of plain data parallelism.
     `dispatcher`: what sends routed tokens: alltoall (a copy per expert), deepep or hybrid (one per rank), allgather.
     `follows_stage_bounds`: whether its pipeline stages may have any number of layers each.
+    `experts_on_data`: ranks that share experts are neighbours on the data axis, with tensor and context ranks between.
     """
 
     __pydantic_config__ = STRICT
@@ -230,6 +231,7 @@ class StackHabits:
     zero_stage: int = 0
     dispatcher: str = "alltoall"
     follows_stage_bounds: bool = False
+    experts_on_data: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

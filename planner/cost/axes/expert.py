@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.axes.groups import members_inside, message_element_bytes, seconds
+from planner.cost.axes.groups import expert_seconds, experts_inside, message_element_bytes, seconds
 from planner.cost.job import Jobs, Names
 from planner.cost.unit_costs import Links
 from profiles.models.operators import PHASES, Phase
@@ -33,7 +33,7 @@ def _traced_seconds(jobs: Jobs, links: Links, model: TracedSizes, kind: str, pha
         for message in layer.messages if own.any() else ():
             if message.phase == phase:
                 sent = np.where(own, model.at(message.num_bytes, jobs.micro_batch, one), 0.0)
-                total = total + np.where(own, seconds(jobs, links, "all_to_all", sent, jobs.expert, one), 0.0)
+                total = total + np.where(own, expert_seconds(jobs, links, "all_to_all", sent, jobs.expert), 0.0)
     return total
 
 
@@ -46,15 +46,15 @@ def layer_seconds(jobs: Jobs, links: Links) -> Array:
     """
     own = jobs.tokens / jobs.tensor * jobs.model.hidden_size * message_element_bytes(jobs)
     chosen, used = np.maximum(jobs.model.experts_per_token, 0.0), dispatchers(jobs)
-    travelled, received = 2 * seconds(jobs, links, "all_to_all", own * chosen, jobs.expert, jobs.expert_tensor), chosen
+    travelled, received = 2 * expert_seconds(jobs, links, "all_to_all", own * chosen, jobs.expert), chosen
     if np.isin(used, ONE_COPY).any():
         is_one = np.isin(used, ONE_COPY)
         travelled = np.where(is_one, 2 * _one_copy_seconds(jobs, links, own), travelled)
         received = np.where(is_one, expected_copies(jobs.expert, chosen), received)
     if (used == GATHERS).any():
         whole = own * jobs.expert
-        gathered = seconds(jobs, links, "all_gather", whole, jobs.expert, jobs.expert_tensor)
-        gathered = gathered + seconds(jobs, links, "reduce_scatter", whole, jobs.expert, jobs.expert_tensor)
+        gathered = expert_seconds(jobs, links, "all_gather", whole, jobs.expert)
+        gathered = gathered + expert_seconds(jobs, links, "reduce_scatter", whole, jobs.expert)
         travelled = np.where(used == GATHERS, gathered, travelled)
         received = np.where(used == GATHERS, jobs.expert, received)
     one, whole = np.ones(len(jobs)), own * received * jobs.expert_tensor
@@ -85,12 +85,12 @@ def _one_copy_seconds(jobs: Jobs, links: Links, own: Array) -> Array:
     Source: DeepSeek's DeepEP, whose kernels pass tokens from cards on to fast links.
     """
     chosen, ranks = np.maximum(jobs.model.experts_per_token, 0.0), jobs.expert
-    near = np.minimum(members_inside(jobs, ranks, jobs.expert_tensor), ranks)
+    near = np.minimum(experts_inside(jobs, ranks), ranks)
     domains = np.ceil(ranks / near)
     of_ranks, of_domains = expected_copies(ranks, chosen), expected_copies(domains, chosen)
-    through_cards = seconds(jobs, links, "all_to_all", own * of_domains, ranks, jobs.expert_tensor)
+    through_cards = expert_seconds(jobs, links, "all_to_all", own * of_domains, ranks)
     passed_on = of_ranks * (near - 1) / ranks + (of_ranks - of_domains) * (domains - 1) / domains
     # An all-to-all within a domain leaves a share of what it is given where it is.
     given = own * passed_on * near / np.maximum(near - 1, 1.0)
-    within = seconds(jobs, links, "all_to_all", given, near, jobs.expert_tensor)
+    within = expert_seconds(jobs, links, "all_to_all", given, near)
     return np.asarray(np.maximum(through_cards, within))

@@ -10,7 +10,7 @@ import numpy as np
 from planner.cost.job import Jobs
 from planner.cost.unit_costs import Links
 from profiles.machines.profile import Collective
-from profiles.models.transformer import Array
+from profiles.models.transformer import Array, Flags
 
 # Activations travel in 16 bits, whatever products are computed in, but where nothing is.
 MESSAGE_ELEMENT_BYTES, FULL_ELEMENT_BYTES = 2.0, 4.0
@@ -55,3 +55,24 @@ def replica_seconds(
 ) -> Array:
     """The same over data- and context-parallel ranks."""
     return links.seconds(collective, num_bytes, size, replicas_inside(jobs, size, stride), stride)
+
+
+def experts_inside(jobs: Jobs, size: Array) -> Array:
+    """Ranks within the fast domain of the first of `size` that share experts: neighbours, or so on the data axis.
+
+    Those have tensor and context ranks between them, and the pipeline where data parallelism is outside. Where they are
+    more than the data axis has, they are on the others too.
+    """
+    on_data = replicas_inside(jobs, size, jobs.tensor * jobs.context)
+    return np.where(_is_on_data(jobs), on_data, members_inside(jobs, size, jobs.expert_tensor))
+
+
+def expert_seconds(jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array) -> Array:
+    """Seconds of `collective` over `size` ranks that share experts. Shapes: one entry per job."""
+    stride = np.where(_is_on_data(jobs), jobs.tensor * jobs.context, jobs.expert_tensor)
+    return links.seconds(collective, num_bytes, size, experts_inside(jobs, size), stride)
+
+
+def _is_on_data(jobs: Jobs) -> Flags:
+    is_own = np.asarray(jobs.stack.read(lambda stack: stack.habits.experts_on_data), dtype=bool)
+    return np.asarray(is_own & (np.mod(jobs.data, np.maximum(jobs.expert, 1.0)) == 0))
