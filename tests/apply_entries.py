@@ -1,6 +1,7 @@
 """Loops that users would write around `executor.apply`, as the ranks of its tests run them."""
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,20 @@ def loops(payload: dict[str, Any]) -> list[dict[str, Any]]:
     dist.barrier()
     dist.destroy_process_group()
     return found
+
+
+def apply_apart(name: str) -> list[str]:
+    """What applying a plan says where each rank builds its module from a seed of its own, and where from the same."""
+    said = []
+    for apart in (1, 0):
+        task = task_of(name)
+        torch.manual_seed(SEED + apart * int(os.environ["RANK"]))
+        module = task.build()
+        try:
+            executor.apply(Plan(data_parallel=2, micro_batch_size=2), module, device="cpu")
+            said.append("")
+        except TrainwrightError as error:
+            said.append(str(error))
+    dist.barrier()
+    dist.destroy_process_group()
+    return said

@@ -268,3 +268,12 @@ def test_an_example_may_have_any_number_of_samples(samples: int, taken: int) -> 
     first = first_micro_batch(example, 4, 2)
     assert torch.equal(first["x"], example["x"][:taken])
     assert (first["y"], first["scale"]) == (list(range(taken)), 2.0)
+
+
+@pytest.mark.gloo
+@pytest.mark.usefixtures("warm_ranks")
+def test_ranks_that_give_other_weights_are_told_so() -> None:
+    """Nothing sends the first rank's, as DDP does: replicas that begin apart would stay apart."""
+    apart, alike = launch("tests.apply_entries:apply_apart", "llama", 2, "cpu")
+    assert "on rank 1 are not those on rank 0: call torch.manual_seed(0) before it is built" in apart
+    assert alike == ""

@@ -43,9 +43,8 @@ def said(entry: str, restarts: int = 0) -> Any:
 def test_ranks_are_the_program_that_was_and_draw_their_own() -> None:
     ranks = said("about")
     assert all(rank["was_the_program"] for rank in ranks)
-    assert len({rank["random"] for rank in ranks}) == len({rank["numpy"] for rank in ranks}) == 2
-    # As in a process that has drawn nothing.
-    assert {rank["torch_seed"] for rank in ranks} == {67280421310721}
+    # As processes that have just started do.
+    assert all(len({rank[name] for rank in ranks}) == 2 for name in ("random", "numpy", "torch_seed"))
     assert {rank["parent"] for rank in ranks} == {ranks[0]["parent"]}
 
 

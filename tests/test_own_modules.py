@@ -1,6 +1,8 @@
 """A user's own module trains as plain torch trains it: its weights, dropout, ties, single numbers, statistics."""
 
 import re
+import sys
+import textwrap
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,10 +20,12 @@ from executor.trainer import Trainer
 from planner.legality import refusal
 from planner.plans import Plan
 from profiles.errors import InputError
+from profiles.models.profile import WorkloadSpec
 from profiles.ranks.launcher import launch
 from profiles.ranks.rank import Rank
 from profiles.tracing.trace import trace
 from profiles.workloads.loading import load_workload
+from profiles.workloads.task_loading import load_task
 from profiles.workloads.workload import Workload
 from tests import own_module_entries
 from tests.check_entries import material
@@ -171,3 +175,26 @@ def test_a_task_that_its_factory_leaves_on_meta_is_not_checked_and_said() -> Non
     plain = PlainLoop(bare, Plan(micro_batch_size=2), data, torch.device("cpu"))
     assert re.search(r"leaves \S+weight on the meta device, and a plain loop has no value for it$", plain.why_not())
     assert PlainLoop(own, Plan(micro_batch_size=2), data, torch.device("cpu")).why_not() == ""
+
+
+def test_a_module_that_a_factory_holds_has_the_same_weights_in_every_process(tmp_path, monkeypatch) -> None:
+    """torch begins with another seed in each: ranks that nobody forks would train different models."""
+    code = """
+        import torch
+        from torch import nn
+        from executor import Task
+        MADE = nn.Linear(3, 2)
+        def held():
+            return Task(nn.Sequential(MADE, nn.Linear(2, 1)), lambda step, count: [{"x": torch.ones(3)}] * count)
+    """
+    (tmp_path / "held_module.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    spec = WorkloadSpec(kind="module", name="held", factory="held_module:held", task="module")
+    weights = []
+    for _ in range(2):
+        sys.modules.pop("held_module", None)
+        torch.seed()
+        before = torch.get_rng_state()
+        weights.append(load_task(spec, ("held_module",)).build().state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())

@@ -236,5 +236,4 @@ def _draw_anew() -> None:
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        torch.default_generator.manual_seed(torch.Generator().initial_seed())
+        sys.modules["torch"].default_generator.seed()

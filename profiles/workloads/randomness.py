@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+# What random numbers of a user's code begin with that is run without a seed of its own.
+SEED_OF_CODE = 0
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -47,6 +49,17 @@ def random_kept() -> Iterator[None]:
     """While entered, random numbers may be drawn; afterwards all are where they were, on GPUs that are in use too."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices), host_random_at(host_random()):
+        yield
+
+
+@contextlib.contextmanager
+def random_alike() -> Iterator[None]:
+    """While entered, random numbers are the same in every process, for a user's code that all ranks run.
+
+    A process that has just started draws others than the next: torch seeds itself anew in each.
+    """
+    with random_kept():
+        begin_random(SEED_OF_CODE)
         yield
 
 

@@ -14,6 +14,7 @@ from profiles.models.families import BUILT_FAMILIES, is_own_module
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.foreign_code import foreign_code
 from profiles.workloads.hf_task import task_of_class, task_of_config
+from profiles.workloads.randomness import random_alike
 from profiles.workloads.task import Batch, Sample, Task, samples_of, seeded, stack
 from profiles.workloads.task_names import class_of
 from profiles.workloads.trust import check_trusted
@@ -40,8 +41,9 @@ def load_task(spec: WorkloadSpec, trusted: Sequence[str] = (), where: str = "the
     given = _given(spec)
     with foreign_code(spec, f"{spec.factory} fails"):
         if isinstance(given, Task):
-            # Anew, because a module that it holds was built without weights.
-            again: Task = factory()
+            # Anew, because a module that it holds was built without weights; with the same ones on every rank.
+            with random_alike():
+                again: Task = factory()
             return again
         return _task_of_module(spec, factory, given, size)
 

@@ -19,6 +19,7 @@ from profiles.inputs import limits
 from profiles.models.families import Style
 from profiles.models.profile import WorkloadSpec
 from profiles.workloads.foreign_code import foreign_code
+from profiles.workloads.randomness import random_alike
 from profiles.workloads.workload import LayerSpec, Workload, next_token_loss, token_ids
 
 # Larger than any size there is.
@@ -124,6 +125,15 @@ class _Attributes:
 
 def import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
     """The factory itself, from the current folder where that has such a module, else as it is installed."""
+    # A module that holds a model has made its weights as it is imported, on every rank.
+    with random_alike():
+        factory = _imported(spec)
+    if not callable(factory):
+        raise InputError(f"cannot import {spec.factory}: it is a {type(factory).__name__}, which is not callable")
+    return factory
+
+
+def _imported(spec: WorkloadSpec) -> Callable[[], nn.Module]:
     here = os.getcwd()
     package = spec.module.partition(".")[0]
     found = PathFinder.find_spec(package, [here])
@@ -135,8 +145,6 @@ def import_factory(spec: WorkloadSpec) -> Callable[[], nn.Module]:
         if package not in sys.modules and found.origin is not None:
             _load(package, found)
     factory: Callable[[], nn.Module] = getattr(importlib.import_module(spec.module), spec.factory.partition(":")[2])
-    if not callable(factory):
-        raise InputError(f"cannot import {spec.factory}: it is a {type(factory).__name__}, which is not callable")
     return factory
 
 
