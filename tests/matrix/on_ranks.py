@@ -6,10 +6,11 @@ vain: both end, and whoever started them starts two more behind that case.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -54,10 +55,10 @@ LAYOUTS: Mapping[str, tuple[Plan, ...]] = {
 SILENT = ("tensor", "pipeline")
 # By the kind of number and its step, from 1 on.
 Differences: TypeAlias = dict[tuple[str, int], float]
-# Relative. The first step is of equal weights: sums differ by their order alone. AdamW divides a gradient by its size,
-# so that one which is nothing but such a difference moves a weight as far as any other: later steps have other weights,
-# and may differ by more, if they do not in double precision.
-FRACTION, LATER_FRACTION = 1e-6, 1e-4
+# Relative. Sums differ by their order, and AdamW divides a gradient by its size, so that one which is nothing but such
+# a difference moves a weight as far as any other. What differs by more than the first must not do so in double
+# precision; by more than the second it may not differ at all.
+FRACTION, MOST_FRACTION = 1e-6, 1e-4
 
 
 def train(payload: dict[str, Any]) -> None:
@@ -133,9 +134,10 @@ class Model:
         if column in ("recompute", "pipeline") and not self.num_blocks:
             raise PlanError("it has no repeated blocks")
         found = self._differences(column, meshes)
-        cell = words(found, LATER_FRACTION)
+        cell = words(found, MOST_FRACTION)
         if cell.startswith("equal") and max(found.values()) > FRACTION:
-            precise = words(self.precise._differences(column, meshes), FRACTION)
+            with doubles():
+                precise = words(self.precise._differences(column, meshes), FRACTION)
             cell = f"{cell}, in double {precise.removeprefix('equal ')}" if precise.startswith("equal") else precise
         return f"{cell}, dropout off" if column in SILENT and self.silent != self.usual else cell
 
@@ -171,12 +173,23 @@ def differences(found: Steps, wanted: Steps) -> Differences:
     }
 
 
-def words(found: Differences, later: float) -> str:
-    """Whether steps are equal, the first and later ones, with the largest difference."""
+def words(found: Differences, most: float) -> str:
+    """Whether steps are equal, with the largest difference."""
     for (kind, step), difference in found.items():
-        if difference > (FRACTION if step == 1 else later):
+        if difference > most:
             return f"differs {difference:.0e} in the {kind} of step {step}"
     return f"equal {max(found.values()):.0e}"
+
+
+@contextlib.contextmanager
+def doubles() -> Iterator[None]:
+    """While entered, numbers that a module's own code makes are in double precision too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def in_double(task: Task) -> Task:
