@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from executor.compress.export_onnx import onnxruntime_session
 from profiles.models.profile import WorkloadSpec
 
 LLAMA = WorkloadSpec(
@@ -81,7 +82,5 @@ class Picture(nn.Module):
 
 def onnxruntime_logits(path: Path, inputs: Tensor) -> Tensor:
     """What ONNX Runtime answers. Shapes: (batch, sequence) to (batch, sequence, vocabulary)."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(path)
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0])

@@ -59,4 +59,6 @@ def onnxruntime_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Without it products of 8 bits overflow on processors without VNNI: logits of tiny models were 30 % off, not 2 %.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
