@@ -55,10 +55,10 @@ LAYOUTS: Mapping[str, tuple[Plan, ...]] = {
 SILENT = ("tensor", "pipeline")
 # By the kind of number and its step, from 1 on.
 Differences: TypeAlias = dict[tuple[str, int], float]
-# Relative. Sums differ by their order, and AdamW divides a gradient by its size, so that one which is nothing but such
-# a difference moves a weight as far as any other. What differs by more than the first must not do so in double
-# precision; by more than the second it may not differ at all.
-FRACTION, MOST_FRACTION = 1e-6, 1e-4
+# Relative. What differs by more than the first must not do so in double precision, where more than the order of sums
+# would show. By more than the others it may not differ at all: in the first step, which is of equal weights, and in
+# later ones, since AdamW moves a weight by a gradient that is only such a difference as far as by any other.
+FRACTION, FIRST_FRACTION, LATER_FRACTION = 1e-6, 1e-5, 1e-4
 
 
 def train(payload: dict[str, Any]) -> None:
@@ -134,10 +134,10 @@ class Model:
         if column in ("recompute", "pipeline") and not self.num_blocks:
             raise PlanError("it has no repeated blocks")
         found = self._differences(column, meshes)
-        cell = words(found, MOST_FRACTION)
+        cell = words(found, FIRST_FRACTION, LATER_FRACTION)
         if cell.startswith("equal") and max(found.values()) > FRACTION:
             with doubles():
-                precise = words(self.precise._differences(column, meshes), FRACTION)
+                precise = words(self.precise._differences(column, meshes), FRACTION, FRACTION)
             cell = f"{cell}, in double {precise.removeprefix('equal ')}" if precise.startswith("equal") else precise
         return f"{cell}, dropout off" if column in SILENT and self.silent != self.usual else cell
 
@@ -173,10 +173,10 @@ def differences(found: Steps, wanted: Steps) -> Differences:
     }
 
 
-def words(found: Differences, most: float) -> str:
-    """Whether steps are equal, with the largest difference."""
+def words(found: Differences, first: float, later: float) -> str:
+    """Whether steps are equal, the first and later ones, with the largest difference."""
     for (kind, step), difference in found.items():
-        if difference > most:
+        if difference > (first if step == 1 else later):
             return f"differs {difference:.0e} in the {kind} of step {step}"
     return f"equal {max(found.values()):.0e}"
 
