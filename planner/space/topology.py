@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from planner.space.question import Setting
 
 
-def first_group(plan: Plan, axis: str, at: Setting | None = None) -> range:
+def first_group(plan: Plan, axis: str, at: Setting) -> range:
     """The ranks of the axis's group that rank 0 is in: neighbours on inner axes lie between them.
 
     Ranks that share experts are neighbours on the data axis where the software `at` the setting has them there, and
@@ -21,7 +21,7 @@ def first_group(plan: Plan, axis: str, at: Setting | None = None) -> range:
         return range(1)
     first = axis
     if axis == "expert":
-        is_on_data = at is not None and at.stack.habits.experts_on_data and plan.data_parallel % plan.degree(axis) == 0
+        is_on_data = at.stack.habits.experts_on_data and plan.data_parallel % plan.degree(axis) == 0
         first = "data" if is_on_data else plan.axis_order[0]
     stride = 1
     for inner in plan.axis_order[: plan.axis_order.index(first)]:
