@@ -12,7 +12,7 @@ from planner.space.explore import Place, explore
 from planner.space.layouts import Options
 from planner.space.question import setting
 from planner.space.to_plans import jobs_at, plan_of
-from planner.space.topology import axis_links, first_group
+from planner.space.topology import axis_links, joined_group
 from profiles.library import load_sizes
 from profiles.machines.clusters import load_cluster
 from profiles.machines.devices import load_device
@@ -58,7 +58,7 @@ def test_groups_span_the_fast_domains_that_steps_are_priced_for(cluster, gpus):
     for row, place in enumerate(places):
         plan = plan_of(space, place)
         for links in axis_links(plan, at):
-            ranks = first_group(plan, links.axis, at)
+            ranks = joined_group(plan, links.axis, at)
             assert (links.num_domains, links.bytes_per_second) == by_graph(at, ranks), (plan.id, links)
             stride, domain = ranks.step, at.fast_domain
             # Where strides and domains do not divide each other, groups differ and the rules speak of the worst.
@@ -95,7 +95,7 @@ def test_ranks_that_share_experts_are_drawn_where_their_messages_are_priced():
         found = [links for links in axis_links(plan, at) if links.axis == "expert"]
         assert len(found) == (plan.expert_parallel > 1)
         for links in found:
-            ranks = first_group(plan, "expert", at)
+            ranks = joined_group(plan, "expert", at)
             if plan.data_parallel % plan.expert_parallel == 0:
                 assert [*ranks] == expert_group(plan), plan.id
                 strides.add(ranks.step)
@@ -111,7 +111,7 @@ def test_groups_of_an_axis_share_out_all_ranks(order):
     at = setting(load_sizes("llama-26m"), load_device("h100-sxm"), 48, 48, 64)
     plan = Plan(data_parallel=3, tensor_parallel=2, context_parallel=2, pipeline_parallel=4, axis_order=order)
     for axis in AXES:
-        own = first_group(plan, axis, at)
+        own = joined_group(plan, axis, at)
         assert len(own) == plan.degree(axis)
         assert own[0] == 0
         assert own[-1] < plan.num_devices
@@ -119,4 +119,4 @@ def test_groups_of_an_axis_share_out_all_ranks(order):
     for one in AXES:
         for other in AXES:
             if one != other:
-                assert set(first_group(plan, one, at)) & set(first_group(plan, other, at)) == {0}
+                assert set(joined_group(plan, one, at)) & set(joined_group(plan, other, at)) == {0}

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from planner.pages.styles import PART_STYLES
 from planner.plans import Plan
 from planner.space.question import Setting
-from planner.space.topology import axis_links, first_group
+from planner.space.topology import axis_links, joined_group
 from profiles.pages.figures import axis, base_layout
 from profiles.units import GB, three_digits
 
@@ -62,7 +62,7 @@ def drawing_of(plan: Plan, at: Setting) -> Drawing | None:
     if not links:
         return None
     size = at.fast_domain if at.fast_domain > 1 else PLAIN_ROW
-    groups = {own.axis: first_group(plan, own.axis, at) for own in links}
+    groups = {own.axis: joined_group(plan, own.axis, at) for own in links}
     chosen = sorted(_domains(list(groups.values()), size, -(-at.num_devices // size)))
     rows = {number: _devices(number, size, at.num_devices, list(groups.values())) for number in chosen}
     drawn = {rank for ranks in rows.values() for rank in ranks}
