@@ -104,6 +104,20 @@ def test_noise_is_answered_with_more_samples_up_to_three_times_as_many():
     assert len(calls) == 2 + 3 * 4
 
 
+@pytest.mark.parametrize(("share", "rounds"), [(0.0, 3), (0.01, 1)])
+def test_noise_of_what_is_a_small_share_of_the_time_is_not_waited_for(share, rounds):
+    clock, calls = FakeClock(), []
+    tick = clock.work(1e-3, 1e-3, *([1e-3, 3e-3] * 20))
+
+    def action():
+        calls.append(1)
+        tick()
+
+    setting = {"repeats": 4, "max_calls": 1, "patience_seconds": 60.0, "small_share": share}
+    bench(clock, **setting).time([clock.work(1.0), action])
+    assert len(calls) == 2 + rounds * 4
+
+
 def test_samples_in_which_another_process_had_the_core_are_left_out():
     clock, own = FakeClock(), FakeClock()
     durations, index = [1.0, 1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 5.0], iter(range(99))

@@ -26,7 +26,7 @@ from profiles.measure.timing import Action, Bench, host_timer
 from profiles.ranks.rank import unpinned
 
 # As wide as common models' layers are cut to, and enough of them for two of DDP's buckets.
-WIDTH, NUM_LINEARS = 1024, 8
+WIDTH, NUM_LINEARS = 1024, 5
 # So many tokens that a backward pass takes about as long as the exchange that it has to hide.
 NUM_TOKENS = {"cpu": 256, "cuda": 4096}
 # On a slow link fewer linears do: there the message is all that counts.

@@ -28,6 +28,8 @@ from profiles.workloads.workload import Workload
 LONGEST_CHAIN = 4
 # A layer's time is used as it is, so it is worth waiting for a calm moment.
 PATIENCE_SECONDS = 1.0
+# But not for one that is no part of a step to speak of, as an embedding.
+SMALL_SHARE = 0.01
 # What a rank's memory may be filled to by a chain, or a task's module, and its activations.
 MEMORY_FRACTION = 0.6
 
@@ -92,7 +94,7 @@ def measure_layers(
 
     `on_case` hears the fraction done; modules of users are imported where they are `trusted`.
     """
-    bench = replace(bench, max_calls=1, patience_seconds=PATIENCE_SECONDS)
+    bench = replace(bench, max_calls=1, patience_seconds=PATIENCE_SECONDS, small_share=SMALL_SHARE)
     timings: list[LayerTiming] = []
     left_out = 0
     spent = 0.0

@@ -26,6 +26,8 @@ MESSAGE_BYTES = tuple(4096 * 4**step for step in range(8))  # 4 KiB to 64 MiB
 OVERLAP_BYTES = 32 * 2**20
 # Beyond a message that takes this long a curve is a line, and measuring it would take minutes.
 LONG_SECONDS = 0.25
+# After a size that took this long the next ones are repeated less: most of all the time goes there.
+DEAR_SECONDS, DEAR_REPEATS = 0.01, 4
 # Products beside an all-reduce are this short against it, so that its end is seen in time.
 PRODUCT_SHARE = 1 / 32
 PRODUCT_SIZES = (128, 256, 512, 1024, 2048)
@@ -45,15 +47,19 @@ def measure_links(
     for position, size in enumerate(sizes):
         group = _group_of_size(size, bench.peers)
         samples: dict[Collective, list[Sample]] = {collective: [] for collective in COLLECTIVES}
+        memory = _Memory(max(message_bytes), bench.device)
+        longest = 0.0
         for num_bytes in message_bytes:
             # A rank left over by this size only keeps the others company.
-            actions = [_action(name, num_bytes, size, group, bench) if group else _idle for name in COLLECTIVES]
-            timings = bench.time(actions)
+            actions = [_action(name, num_bytes, size, group, memory) if group else _idle for name in COLLECTIVES]
+            own = replace(bench, repeats=min(bench.repeats, DEAR_REPEATS)) if longest > DEAR_SECONDS else bench
+            timings = own.time(actions)
             for collective, timing in zip(COLLECTIVES, timings, strict=True):
                 messages = 2 if collective == "send_receive" else 1
                 one = replace(timing, seconds=timing.seconds / messages)
                 samples[collective].append(sample((_whole_bytes(num_bytes, size),), one))
-            if max(timing.seconds for timing in timings) > LONG_SECONDS:
+            longest = max(timing.seconds for timing in timings)
+            if longest > LONG_SECONDS:
                 break
         curves += [fit_link(collective, size, _span(size), points) for collective, points in samples.items()]
         on_size((position + 1) / len(sizes))
@@ -147,9 +153,20 @@ def _whole_bytes(num_bytes: int, size: int) -> float:
     return 4.0 * size * (num_bytes // (4 * size))
 
 
-def _action(collective: Collective, num_bytes: int, size: int, group: dist.ProcessGroup, bench: Bench) -> Action:
-    part = torch.zeros(num_bytes // (4 * size), device=bench.device)
-    whole = torch.zeros(part.numel() * size, device=bench.device)
+class _Memory:
+    """What messages are sent from and received into, the same for all: fresh memory takes a CPU longer than sending."""
+
+    def __init__(self, most_bytes: int, device: torch.device) -> None:
+        self._sent, self._received = (torch.zeros(most_bytes // 4, device=device) for _ in range(2))
+
+    def of(self, num_bytes: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A rank's part of a message of at most `num_bytes`, the whole of `size` parts, and another such whole."""
+        part = num_bytes // (4 * size)
+        return self._received[:part], self._sent[: part * size], self._received[: part * size]
+
+
+def _action(collective: Collective, num_bytes: int, size: int, group: dist.ProcessGroup, memory: _Memory) -> Action:
+    part, whole, received = memory.of(num_bytes, size)
     if collective == "all_reduce":
         return lambda: dist.all_reduce(whole, group=group)
     if collective == "all_gather":
@@ -157,7 +174,6 @@ def _action(collective: Collective, num_bytes: int, size: int, group: dist.Proce
     if collective == "reduce_scatter":
         return lambda: reduce_scatter(part, whole, group)
     if collective == "all_to_all":
-        received = torch.empty_like(whole)
         return lambda: dist.all_to_all_single(received, whole, group=group)
     return _there_and_back(whole, group)
 

@@ -26,7 +26,7 @@ from profiles.tracing.operator_recorder import Recorder
 
 aten = torch.ops.aten
 # Dense where operands leave the caches: between there the rate falls several times.
-SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**22, 2**23)
+SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**23)
 # As many tensors of its size as a layer has, other tensors pass through the caches before one is used again. Of 1 to 16
 # this was nearest to the same kernels replayed in the order of nine training steps (8 to 39 % less, one 30 to 57).
 TENSORS_BETWEEN, MOST_BYTES_BETWEEN = 16, 2**25

@@ -148,6 +148,7 @@ class Bench:
     """How things are timed: `repeats` samples of at least `sample_seconds` each, `max_calls` calls at most.
 
     While the spread exceeds `calm_fraction`, up to twice as many samples again are taken within `patience_seconds`.
+    Of what takes less than `small_share` of all the actions' time no spread is waited for.
     Where a rank `has_own_core`, samples during which another process took it are left out if enough others remain.
     """
 
@@ -158,6 +159,7 @@ class Bench:
     max_calls: int = 100
     calm_fraction: float = 0.1
     patience_seconds: float = 0.1
+    small_share: float = 0.0
     has_own_core: bool = False
 
     @property
@@ -192,7 +194,9 @@ class Bench:
 
     def _is_noisy(self, readings: Sequence[Sequence[Reading]], waited_seconds: float) -> bool:
         """Whether any rank's median deserves more samples and there is time for them, as all ranks see it."""
-        spread = max(summarise(self._usable(kept)).spread_fraction for kept in readings)
+        timings = [summarise(self._usable(kept)) for kept in readings]
+        least = self.small_share * sum(timing.seconds for timing in timings)
+        spread = max(timing.spread_fraction for timing in timings if timing.seconds >= least)
         worst_spread, longest_wait = self.peers.largest([spread, waited_seconds])
         return worst_spread > self.calm_fraction and longest_wait < self.patience_seconds
 
