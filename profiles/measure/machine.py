@@ -40,6 +40,10 @@ from profiles.ranks.rank import join_group, own_cores, report
 from profiles.units import format_percent
 from profiles.workloads.precision import BESIDE_PRODUCTS, unavailable
 
+# What a rank on a CPU touches before anything is timed, or a fraction of its memory: the first touch takes the system
+# longer than most kernels and messages take, and what was touched the allocator keeps, as it does in training.
+TOUCHED_BYTES, TOUCHED_FRACTION = 2**29, 1 / 8
+
 OnProgress = Callable[[float, str], None]
 
 
@@ -172,6 +176,9 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
         repeats=effort.repeats,
         has_own_core=ranks_per_host(settings.num_ranks) <= settings.fingerprint.num_cores,
     )
+    memory_bytes = _memory_bytes(settings, peers)
+    report(0.0, "memory")
+    _touch(memory_bytes, peers)
     report(0.0, "collectives")
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
     links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.15 * done, "collectives"))
@@ -181,7 +188,6 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     kernels += [*measure_codecs(bench, effort.gradient_elements), *measure_linears(bench, effort.linears)]
     exchanges = measure_exchange(bench, links, *effort.exchange)
     report(0.6, "layers of the models")
-    memory_bytes = _memory_bytes(settings, peers)
     timings, left_out = measure_models(
         bench,
         models,
@@ -194,6 +200,11 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     )
     profile = _assemble(settings, memory_bytes, overheads, links, kernels, timings, left_out)
     return replace(profile, exchange_timings=tuple(exchanges))
+
+
+def _touch(memory_bytes: float, peers: Peers) -> None:
+    if peers.device.type == "cpu":
+        torch.ones(int(min(TOUCHED_BYTES, TOUCHED_FRACTION * memory_bytes)), dtype=torch.uint8)
 
 
 def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -> list[KernelCurve]:

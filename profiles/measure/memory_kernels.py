@@ -30,6 +30,8 @@ SIZES = (2**12, 2**15, 2**18, 2**20, 2**21, 2**23)
 # As many tensors of its size as a layer has, other tensors pass through the caches before one is used again. Of 1 to 16
 # this was nearest to the same kernels replayed in the order of nine training steps (8 to 39 % less, one 30 to 57).
 TENSORS_BETWEEN, MOST_BYTES_BETWEEN = 16, 2**25
+# Operators that are timed in turns: two operands and a result each, all of which a rank has to have memory for.
+MOST_BYTES_TOGETHER = 2**28
 ALL_TRUE = [True, True, True]
 
 
@@ -155,14 +157,16 @@ def measure_memory_operators(
 ) -> list[KernelCurve]:
     """The curve of every operator that `models` have (all known ones where there are none) and of the plain copy."""
     samples: dict[str, list[Sample]] = {name: [] for name in wanted_names(models, precision)}
-    points = [(name, elements) for elements in sizes for name in samples]
-    for start in range(0, len(points), TURNS):
-        turn = points[start : start + TURNS]
-        with torch.no_grad():
-            actions = [in_turns(OPERATORS[name], elements, precision, bench.device) for name, elements in turn]
-            timings = bench.time(actions)
-            for (name, _), action, timing in zip(turn, actions, timings, strict=True):
-                samples[name].append(sample((moved_bytes(action, name),), timing))
+    for elements in sizes:
+        tensor_bytes = elements * TORCH_DTYPES[precision].itemsize
+        together = max(1, min(TURNS, MOST_BYTES_TOGETHER // (3 * num_between(tensor_bytes) * tensor_bytes)))
+        for start in range(0, len(samples), together):
+            names = tuple(samples)[start : start + together]
+            with torch.no_grad():
+                actions = [in_turns(OPERATORS[name], elements, precision, bench.device) for name in names]
+                timings = bench.time(actions)
+                for name, action, timing in zip(names, actions, timings, strict=True):
+                    samples[name].append(sample((moved_bytes(action, name),), timing))
     return [fit_kernel("memory", name, precision, points) for name, points in samples.items()]
 
 
@@ -172,10 +176,15 @@ def in_turns(make: Callable[[Operands], Action], elements: int, precision: str, 
     On the same ones over and over all of it would be in the nearest cache, where in training other tensors were since.
     """
     dtype = TORCH_DTYPES[precision]
-    count = max(1, min(TENSORS_BETWEEN, MOST_BYTES_BETWEEN // (elements * dtype.itemsize)))
+    count = num_between(elements * dtype.itemsize)
     turns = itertools.cycle([make(Operands(elements, dtype, device)) for _ in range(count)])
     kept: deque[object] = deque(maxlen=count)
     return lambda: kept.append(next(turns)())
+
+
+def num_between(tensor_bytes: int) -> int:
+    """How many tensors of so many bytes pass through the caches before one is used again."""
+    return max(1, min(TENSORS_BETWEEN, MOST_BYTES_BETWEEN // tensor_bytes))
 
 
 def wanted_names(models: Sequence[ModelProfile], precision: str) -> tuple[str, ...]:
