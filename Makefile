@@ -48,7 +48,7 @@ demo: install  ## Profile this machine, plan, execute the best plans and the bas
 		--micro-batches 1,2,4 -o $(OUT)/machine.json
 	$(BIN)/plan --model $(MODEL) --gpus $(RANKS) --global-batch $(BATCH) --sequence-length $(SEQUENCE) \
 		--codecs auto --machine $(OUT)/machine.json -o $(OUT)/plan.json
-	$(BIN)/execute $(OUT)/plan.json --top 5 --with-baseline --steps 8 -o $(OUT)/run.json
+	$(BIN)/execute $(OUT)/plan.json --top 5 --with-baseline --steps 6 -o $(OUT)/run.json
 	$(BIN)/compare $(OUT)/run.json -o $(OUT)/report.html
 
 examples: install  ## Plan, execute and judge seven tasks on two ranks, from translation to segmentation.
