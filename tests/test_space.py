@@ -64,7 +64,13 @@ def job_of(space: Space, layout: int, micro: int, schedule: int, recompute: int)
 
 @pytest.mark.parametrize(
     ("config", "stack"),
-    [("dense", "trainwright"), ("uneven", "megatron-core"), ("experts", "megatron-core"), ("latent", "fsdp2")],
+    [
+        ("dense", "trainwright"),
+        ("uneven", "megatron-core"),
+        ("experts", "megatron-core"),
+        ("experts", "trainwright"),
+        ("latent", "fsdp2"),
+    ],
 )
 def test_a_plan_of_a_block_costs_what_the_job_costs_alone(config: str, stack: str) -> None:
     space = explore(make(config, stack=stack), Options())

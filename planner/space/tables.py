@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.axes import pipeline as pipeline_axis
+from planner.cost.axes.groups import experts_apart, experts_inside
 from planner.cost.axes.pipeline import StageCounts
 from planner.cost.factors import Learned
 from planner.cost.ingredients import Ingredients, ingredients_of
@@ -39,7 +40,8 @@ from profiles.models.transformer import Array, Flags
 class LayerTable:
     """One layer by (combination, micro-batch, method).
 
-    A combination is tensor, sequence, context and expert degree, and whether the vocabulary is split.
+    A combination is tensor, sequence, context and expert degree, whether the vocabulary is split, and how ranks lie
+    that share experts.
     Shapes: seconds by phase and kind of layer, and bytes by kind, (combination, micro-batch, method); of weights'
     gradients, of the ends of the model and of the residual stream (combination, micro-batch).
     """
@@ -68,18 +70,28 @@ def _distinct(*columns: Ints) -> tuple[list[Ints], Ints]:
 
 def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Learned) -> LayerTable:
     """Every layer that any layout has, at every micro-batch of `sizes` and every method of recomputation."""
-    keys, combination = _distinct(
-        layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.expert, layouts.vocab_parallel
+    groups = _expert_groups(at, layouts)
+    _, combination = _distinct(
+        layouts.tensor, layouts.sequence_parallel, layouts.context, layouts.expert, layouts.vocab_parallel, *groups
     )
-    shape = (len(keys[0]), len(sizes), len(METHODS))
-    tensor, sequence, context, expert, vocabulary = (np.repeat(key, shape[1] * shape[2]) for key in keys)
+    # Of those that are alike in these, the first stands for all; what it has of other axes says where experts lie.
+    one = layouts.take(np.unique(combination, return_index=True)[1])
+    shape = (len(one), len(sizes), len(METHODS))
+    sharing = one.expert > 1
+
+    def each(column: Ints) -> Ints:
+        return np.repeat(column, shape[1] * shape[2])
+
     jobs = jobs_of(
         at,
-        tensor=tensor.astype(float),
-        sequence_parallel=sequence.astype(bool),
-        vocabulary_split=np.where(vocabulary > 0, tensor, 1.0),
-        context=context.astype(float),
-        expert=expert.astype(float),
+        tensor=each(one.tensor).astype(float),
+        sequence_parallel=each(one.sequence_parallel).astype(bool),
+        vocabulary_split=each(np.where(one.vocab_parallel > 0, one.tensor, 1)).astype(float),
+        context=each(one.context).astype(float),
+        expert=each(one.expert).astype(float),
+        data=each(np.where(sharing, one.data, 1)).astype(float),
+        pipeline=each(np.where(sharing, one.pipeline, 1)).astype(float),
+        data_outside=each(one.data_outside * sharing).astype(bool),
         micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
         recompute=np.tile(np.array(METHODS), shape[0] * shape[1]),
     )
@@ -110,6 +122,16 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         tokens=jobs.tokens.reshape(shape)[:, :, 0],
         combination=combination,
     )
+
+
+def _expert_groups(at: Setting, layouts: Layouts) -> tuple[Ints, Ints]:
+    """How many ranks that share experts are in one fast domain, and how far apart; 1 where none do."""
+    alone = layouts.expert == 1
+    if alone.all():
+        return layouts.expert, layouts.expert
+    jobs = layout_jobs(at, layouts)
+    inside, apart = experts_inside(jobs, jobs.expert), experts_apart(jobs)
+    return np.where(alone, 1, inside).astype(np.int64), np.where(alone, 1, apart).astype(np.int64)
 
 
 def taught(ingredients: Ingredients, learned: Learned) -> Ingredients:

@@ -67,10 +67,14 @@ def experts_inside(jobs: Jobs, size: Array) -> Array:
     return np.where(_is_on_data(jobs), on_data, members_inside(jobs, size, jobs.expert_tensor))
 
 
+def experts_apart(jobs: Jobs) -> Array:
+    """How far apart neighbours lie among the ranks that share experts. Shapes: one entry per job."""
+    return np.asarray(np.where(_is_on_data(jobs), jobs.tensor * jobs.context, jobs.expert_tensor))
+
+
 def expert_seconds(jobs: Jobs, links: Links, collective: Collective, num_bytes: Array, size: Array) -> Array:
     """Seconds of `collective` over `size` ranks that share experts. Shapes: one entry per job."""
-    stride = np.where(_is_on_data(jobs), jobs.tensor * jobs.context, jobs.expert_tensor)
-    return links.seconds(collective, num_bytes, size, experts_inside(jobs, size), stride)
+    return links.seconds(collective, num_bytes, size, experts_inside(jobs, size), experts_apart(jobs))
 
 
 def _is_on_data(jobs: Jobs) -> Flags:
