@@ -77,24 +77,7 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
     # Of those that are alike in these, the first stands for all; what it has of other axes says where experts lie.
     one = layouts.take(np.unique(combination, return_index=True)[1])
     shape = (len(one), len(sizes), len(METHODS))
-    sharing = one.expert > 1
-
-    def each(column: Ints) -> Ints:
-        return np.repeat(column, shape[1] * shape[2])
-
-    jobs = jobs_of(
-        at,
-        tensor=each(one.tensor).astype(float),
-        sequence_parallel=each(one.sequence_parallel).astype(bool),
-        vocabulary_split=each(np.where(one.vocab_parallel > 0, one.tensor, 1)).astype(float),
-        context=each(one.context).astype(float),
-        expert=each(one.expert).astype(float),
-        data=each(np.where(sharing, one.data, 1)).astype(float),
-        pipeline=each(np.where(sharing, one.pipeline, 1)).astype(float),
-        data_outside=each(one.data_outside * sharing).astype(bool),
-        micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), shape[2]), shape[0]),
-        recompute=np.tile(np.array(METHODS), shape[0] * shape[1]),
-    )
+    jobs = _layer_jobs(at, one, sizes)
     ingredients = taught(ingredients_of(jobs), learned)
     rules = memory_rules(jobs)
     device, launch, weight = {}, {}, {}
@@ -121,6 +104,28 @@ def layer_table(at: Setting, layouts: Layouts, sizes: Sequence[int], learned: Le
         head=end("head"),
         tokens=jobs.tokens.reshape(shape)[:, :, 0],
         combination=combination,
+    )
+
+
+def _layer_jobs(at: Setting, one: Layouts, sizes: Sequence[int]) -> Jobs:
+    """Each layout's layer at every micro-batch and method, one after the other in this order."""
+    count, sharing = len(sizes) * len(METHODS), one.expert > 1
+
+    def each(column: Ints) -> Ints:
+        return np.repeat(column, count)
+
+    return jobs_of(
+        at,
+        tensor=each(one.tensor).astype(float),
+        sequence_parallel=each(one.sequence_parallel).astype(bool),
+        vocabulary_split=each(np.where(one.vocab_parallel > 0, one.tensor, 1)).astype(float),
+        context=each(one.context).astype(float),
+        expert=each(one.expert).astype(float),
+        data=each(np.where(sharing, one.data, 1)).astype(float),
+        pipeline=each(np.where(sharing, one.pipeline, 1)).astype(float),
+        data_outside=each(one.data_outside * sharing).astype(bool),
+        micro_batch=np.tile(np.repeat(np.array(sizes, dtype=float), len(METHODS)), len(one)),
+        recompute=np.tile(np.array(METHODS), len(one) * len(sizes)),
     )
 
 
