@@ -84,7 +84,8 @@ def test_the_answer_stands_in_the_first_sentences(page, found):
     assert f"Cheapest: row {cheapest.rank}, {cheapest.title}: ${format_count(cheapest.dollars)}" in text
     assert f"Fastest: row {fastest.rank}, {fastest.title}: " in text
     assert f"Enough for 3 days: row {found.enough}" in text
-    # What is cheap and too late says so.
+    # The date first; what is cheap and too late says so.
+    assert text.index("Enough for 3 days") < text.index("Cheapest: row")
     assert cheapest.cost.days > found.deadline_days
     assert text[text.index("Cheapest") :].partition(" Fastest")[0].count("(too late)") == 1
     for one in found.assumptions:

@@ -33,12 +33,13 @@ def verdict(answer: PurchaseAnswer) -> list[tuple[str, str]]:
 
 
 def _verdict(answer: PurchaseAnswer) -> Iterator[tuple[str, str]]:
+    # Who gave a date asks what meets it, whatever is cheaper or faster.
+    if answer.deadline_days is not None:
+        yield _deadline(answer)
     for names, rank in _marked(answer):
         row = answer.row(rank)
         tone = "fair" if row.cost is not None and row.cost.in_time is False else "good"
         yield tone, f"{names}: row {rank}, {row.title}: {_bill_words(answer, row)}."
-    if answer.deadline_days is not None:
-        yield _deadline(answer)
     unknown = dict.fromkeys(place_words(row) for row in answer.rows if row.cost and row.cost.dollars is None)
     if unknown:
         yield "fair", f"No price is known for {_some(list(unknown))}: give --price."
