@@ -27,7 +27,7 @@ from profiles.inputs.bounds import whole_numbers
 from profiles.machines.clusters import MixedCluster, load_pools
 from profiles.units import format_percent
 
-COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
+COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)([kmbt]?)", re.IGNORECASE)
 RANGE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|(?:,\d+)*)")
 # Of the time of a search with questions that take long.
 SEARCH_SHARE = 0.8
@@ -207,13 +207,13 @@ def options_of(request: Request, at: Setting) -> Options:
 
 
 def parse_count(text: str, option: str = "--tokens") -> float:
-    """A number such as 300B or 1.5T.
+    """A number such as 300B, 1.5T or 2e12.
 
     Raises: InputError where it is none.
     """
     match = COUNT.fullmatch(text.strip())
     if match is None or not float(match.group(1)):
-        raise InputError(f"{option} {text}: give a number such as 300B or 1T")
+        raise InputError(f"{option} {text}: give a number such as 300B or 2e12")
     count = float(match.group(1)) * SCALES[match.group(2).lower()]
     limits.check(option, count, 1, limits.TOKENS)
     return count

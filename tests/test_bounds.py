@@ -99,7 +99,7 @@ def test_texts_that_hold_numbers_are_held_to_the_same(option, text, words):
 def test_what_is_asked_for_in_good_order_is_given():
     assert parse_batches("512,256,512") == (256, 512)
     assert parse_batches("256-1024") == (256, 512, 1024)
-    assert parse_count("1.5T") == 1.5e12
+    assert parse_count("1.5T") == parse_count("1.5e12") == parse_count("15E+11") == 1.5e12
     assert parse_wanted("tp=8, zero=0,sp=1") == {"tp": 8, "zero": 0, "sp": 1}
 
 
