@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shlex
@@ -22,7 +23,7 @@ from planner.pages.asked import words_of_plans
 from planner.pages.content import Content, content_of, content_of_file
 from planner.pages.page import render
 from planner.pages.plan_rows import on_front, records
-from planner.pages.plans_figures import scatter
+from planner.pages.plans_figures import MOST_LABELS, scatter
 from planner.plans import Plan
 from planner.purchase.terms import usual_terms
 from planner.request import Request
@@ -155,6 +156,20 @@ def test_the_tornado_is_the_sensitivity(planned, known):
     named = " ".join(note.text for note in figure.layout.annotations)
     assert "half / twice the bandwidth inside nodes" in named
     assert [len(swing.changes) for swing in best_figures.swings(changes)].count(2) == 3
+
+
+def test_ranks_are_written_beside_marks_that_are_apart(known):
+    marks = [
+        (text.strip(), x, y)
+        for trace in scatter(records(known)).data[1:]
+        for text, x, y in zip(trace.text or (), trace.x, trace.y, strict=False)
+    ]
+    written = [mark for mark in marks if mark[0]]
+    assert "1" in {rank for rank, _, _ in written}
+    assert 1 < len(written) <= MOST_LABELS
+    wide, high = (max(column) - min(column) for column in list(zip(*marks, strict=True))[1:])
+    for (_, x, y), (_, other_x, other_y) in itertools.combinations(written, 2):
+        assert abs(x - other_x) > 0.05 * wide or abs(y - other_y) > 0.05 * high
 
 
 def test_bars_add_up_to_the_step(known):

@@ -14,9 +14,11 @@ from profiles.units import format_bytes, format_percent, format_seconds
 
 FRONT: Final = "no plan beats these"
 BEST, FRONT_LINE, OTHERS = "#D55E00", "#0072B2", "rgba(128,128,128,0.45)"
-# Ranks that are written beside their marks.
+# Ranks that are written beside their marks; of marks nearer to each other than this share of both axes the best alone.
 MOST_LABELS: Final = 10
-PLACES: Final = ("top right", "bottom left", "top left", "bottom right")
+NEAR: Final = 0.05
+# Below and left of plans that none beats there are none.
+PLACE: Final = "bottom left"
 
 
 class Column(NamedTuple):
@@ -39,7 +41,7 @@ def scatter(rows: Sequence[dict[str, Any]], memory_bytes: float | None = None) -
     figure = go.Figure()
     over, bytes_unit = memory_scale(rows)
     figure.add_trace(_front(rows, scale))
-    labelled = [index for index, row in enumerate(rows) if row["in_table"] and not row["folded_into"]][:MOST_LABELS]
+    labelled = _labelled(rows)
     kinds = list(dict.fromkeys(kind_of(row) for row in rows))
     for number, kind in enumerate(kinds):
         own = [index for index, row in enumerate(rows) if kind_of(row) == kind]
@@ -53,6 +55,20 @@ def scatter(rows: Sequence[dict[str, Any]], memory_bytes: float | None = None) -
         figure.add_annotation(x=memory_bytes / over, y=1, yref="paper", text="device ", showarrow=False,
                               xanchor="right", yanchor="top", font={"size": 11})  # fmt: skip
     return figure
+
+
+def _labelled(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Places of the plans whose ranks are written: the best ones, none so near to a better one that they mix."""
+    spans = {
+        key: (max(row[key] for row in rows) - min(row[key] for row in rows)) or 1.0
+        for key in ("peak_bytes", "step_seconds")
+    }
+    chosen: list[int] = []
+    for index, row in enumerate(rows):
+        apart = (any(abs(row[key] - rows[other][key]) > NEAR * span for key, span in spans.items()) for other in chosen)
+        if row["in_table"] and not row["folded_into"] and all(apart):
+            chosen.append(index)
+    return chosen[:MOST_LABELS]
 
 
 def memory_scale(rows: Sequence[dict[str, Any]]) -> tuple[float, str]:
@@ -92,7 +108,7 @@ def _cloud(
         y=[rows[index]["step_seconds"] / scale for index in own],
         mode="markers+text",
         text=[f" {rows[index]['rank']} " if index in labelled else "" for index in own],
-        textposition=[PLACES[labelled.index(index) % len(PLACES)] if index in labelled else PLACES[0] for index in own],
+        textposition=PLACE,
         textfont={"size": 11},
         marker={
             "color": colour,
