@@ -50,6 +50,7 @@ SPEC = WorkloadSpec(
     },
 )
 LITTLE = Effort(
+    touched_bytes=2**20,
     grid=Grid(tokens=(16, 64), features=((32, 32), (64, 32)), attention=((1, 2, 16, 16, 8),), model_seconds=1.0),
     convolutions=(
         (Convolution(count=1, inputs=4, outputs=4, side=8, window=3),),

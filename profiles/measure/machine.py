@@ -62,6 +62,7 @@ class Effort:
     linears: tuple[tuple[int, int, int], ...] = LINEARS
     message_bytes: tuple[int, ...] = MESSAGE_BYTES
     overlap_bytes: int = OVERLAP_BYTES
+    touched_bytes: int = TOUCHED_BYTES
     repeats: int = 5
     # Collectives of small messages wait for threads to wake, which takes 0.1 or 4 ms: samples of many calls tell.
     link_repeats: int = 7
@@ -178,7 +179,7 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     )
     memory_bytes = _memory_bytes(settings, peers)
     report(0.0, "memory")
-    _touch(memory_bytes, peers)
+    _touch(min(effort.touched_bytes, TOUCHED_FRACTION * memory_bytes), peers)
     report(0.0, "collectives")
     links_bench = replace(bench, repeats=effort.link_repeats, sample_seconds=effort.link_sample_seconds)
     links = measure_links(links_bench, effort.message_bytes, lambda done: report(0.15 * done, "collectives"))
@@ -202,9 +203,9 @@ def _measure(settings: Settings, models: Sequence[ModelProfile], peers: Peers) -
     return replace(profile, exchange_timings=tuple(exchanges))
 
 
-def _touch(memory_bytes: float, peers: Peers) -> None:
+def _touch(num_bytes: float, peers: Peers) -> None:
     if peers.device.type == "cpu":
-        torch.ones(int(min(TOUCHED_BYTES, TOUCHED_FRACTION * memory_bytes)), dtype=torch.uint8)
+        torch.ones(int(num_bytes), dtype=torch.uint8)
 
 
 def _kernels(bench: Bench, settings: Settings, models: Sequence[ModelProfile]) -> list[KernelCurve]:
